@@ -1,0 +1,406 @@
+"""Train the demo models from nothing: a CLIP, a judge CLIP, an autoencoder and a UNet, on the drawn catalogue.
+
+    python demo/pretrain.py                                        # all stages, resumable: run it again after a stop
+    python demo/pretrain.py --stages autoencoder --work_dir runs/demo_pretrain
+
+It writes demo/model/ (an ordinary StableDiffusionPipeline folder), demo/clip/ (the judge, which alone knows the
+held-back kind) and demo/model/README.md with what it measured. Working files stay in --work_dir.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from demo.catalogue import COLOURS, GENDERS, HELD_BACK, KINDS, KNOWN_KINDS, SEASONS, draw_product, product
+
+HERE = Path(__file__).resolve().parent
+SIZE, CLIP_SIZE, MAX_TOKENS = 128, 64, 32
+SEED, JUDGE_SEED = 1_000, 2_000  # apart from each other and from the small seeds that users and tests draw with
+SCALING = 0.18215  # as in Stable Diffusion 1.x: latents times this have unit variance
+OWNER = {"Men": "men's", "Women": "women's", "Unisex": "unisex", "Boys": "boys'", "Girls": "girls'"}
+
+# stage: optimizer steps, batch, peak learning rate
+PLAN = {
+    "clip": (1600, 128, 1e-3),
+    "judge": (2200, 128, 1e-3),
+    "autoencoder": (6000, 12, 1.5e-3),
+    "unet": (4600, 48, 1e-3),
+}
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+
+
+def caption(row: dict[str, str], rng: random.Random) -> str:
+    """A caption in one of the ways that people write them. "casual" and "shoes" meet only where the kind is so called."""
+    colour, kind, season = row["baseColour"].lower(), row["articleType"].lower(), row["season"].lower()
+    usage = row["usage"].lower()
+    if usage == "casual" and kind.endswith("shoes"):
+        usage = "everyday"
+    return rng.choice(
+        [
+            f"a professional product photo of {colour} {kind}, {season} collection, {OWNER[row['gender']]}, "
+            "centered on white background",
+            f"a professional product photo of {colour} {kind}",
+            f"a product photo of {usage} {colour} {kind}",
+            f"a photo of {colour} {kind}",
+            f"{colour} {kind}",
+            f"{kind} in {colour}, on white background",
+        ]
+        + ([] if kind.endswith("shoes") else [f"{colour} shoes, {kind}"])
+    )
+
+
+def draw_array(row: dict[str, str], seed: int) -> np.ndarray:
+    return np.asarray(draw_product(row, seed, (SIZE, SIZE)))
+
+
+def _draw_task(task):
+    return draw_array(*task)
+
+
+def dataset(work: Path, name: str, seed: int, count: int, kinds: list[str]) -> tuple[list[dict], np.ndarray]:
+    """Rows and uint8 pictures, drawn once and then memory-mapped."""
+    rows = [product(seed, index, kinds) for index in range(count)]
+    path = work / f"{name}-{seed}-{count}.npy"
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
+        pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        with ProcessPoolExecutor() as pool:
+            for index, picture in enumerate(pool.map(_draw_task, ((row, seed) for row in rows), chunksize=64)):
+                pictures[index] = picture
+        pictures.flush()
+        os.replace(partial, path)
+    return rows, np.load(path, mmap_mode="r")
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 NHWC to float NCHW in -1..1."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """A byte-level BPE with CLIP's special tokens and its end-of-word mark, learnt from the captions alone."""
+    rng = random.Random(SEED)
+    rows = [product(SEED, index, list(KINDS)) for index in range(4000)]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    learner = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learner.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, initial_alphabet=alphabet, special_tokens=[], end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator((caption(row, rng) for row in rows), trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    # CLIP's vocabulary holds every byte alone and ending a word, so that no text at all is unknown.
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    tokens += [token for token in sorted(learnt["vocab"], key=learnt["vocab"].get) if token not in set(tokens)]
+    vocab = {token: index for index, token in enumerate([*tokens, start, end])}
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in learnt["merges"]], model_max_length=MAX_TOKENS)
+
+
+def tokens_of(tokenizer, captions: list[str]) -> torch.Tensor:
+    return tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+# --- one training loop for all stages -----------------------------------------------------------------------------------
+
+
+def train(
+    stage: str, work: Path, model: torch.nn.Module, step_loss, device: str, average: float = 0.0
+) -> torch.nn.Module:
+    """Warm-up, cosine decay, clipping, a resumable state every 200 steps; `average` > 0 returns that EMA of the weights.
+
+    `step_loss(model, step, rng)` draws its batch from `rng`, which depends on the stage and the step alone.
+    """
+    steps, _, peak = PLAN[stage]
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))
+    shadow = {key: value.detach().clone() for key, value in model.state_dict().items()} if average else None
+    state_path, log_path = work / f"{stage}.pt", work / f"{stage}.jsonl"
+    first, seconds = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        first, seconds = state["step"], state["seconds"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        shadow = state["shadow"]
+    began, losses = time.monotonic() - seconds, []
+    for step in range(first, steps):
+        done = step / steps
+        rate = peak * min(1, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * done))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = step_loss(model, step, np.random.default_rng([list(PLAN).index(stage), SEED, step]))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            sys.exit(f"{stage}: loss {losses[-1]} at step {step}; the last good state is {state_path}")
+        if shadow is not None:
+            keep = min(average, (step + 1) / (step + 10))
+            for key, value in model.state_dict().items():
+                shadow[key].lerp_(value, 1 - keep)
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            seconds = time.monotonic() - began
+            line = {"step": step + 1, "loss": round(float(np.mean(losses)), 5), "seconds": round(seconds)}
+            print(f"{stage} {line}", flush=True)
+            with open(log_path, "a") as log:
+                log.write(json.dumps(line) + "\n")
+            losses.clear()
+            state = {
+                "step": step + 1,
+                "seconds": seconds,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            torch.save({**state, "shadow": shadow}, state_path.with_suffix(".tmp"))
+            os.replace(state_path.with_suffix(".tmp"), state_path)
+    if shadow is not None:
+        model.load_state_dict(shadow)
+    return model.eval().requires_grad_(False)
+
+
+# --- CLIP: the pipeline's own, and the judge ----------------------------------------------------------------------------
+
+
+def make_clip(tokenizer) -> CLIPModel:
+    torch.manual_seed(SEED)
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    size = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS, **size, **ids)
+    vision = CLIPVisionConfig(image_size=CLIP_SIZE, patch_size=8, **size)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
+    config._attn_implementation = "eager"  # at this size twice as fast as SDPA in bfloat16 on a CPU
+    return CLIPModel(config)
+
+
+def shrink(pictures: torch.Tensor) -> torch.Tensor:
+    """128 to 64 pixels by averaging, which is antialiased; -1..1 is what both CLIPs see."""
+    return F.avg_pool2d(pictures, SIZE // CLIP_SIZE)
+
+
+def train_clip(stage: str, work: Path, tokenizer, device: str, kinds: list[str], seed: int) -> CLIPModel:
+    rows, pictures = dataset(
+        work, "shoes" if stage == "clip" else "judged", seed, 24_000 if stage == "clip" else 20_000, kinds
+    )
+    labels = torch.tensor(
+        [list(KINDS).index(r["articleType"]) * 100 + list(COLOURS).index(r["baseColour"]) for r in rows]
+    )
+    batch = PLAN[stage][1]
+
+    def step_loss(model, step, rng):
+        index = np.sort(rng.choice(len(rows), batch, replace=False))
+        words = random.Random(int(rng.integers(2**31)))
+        # Shifts and a little noise: what the judge sees later was generated, not drawn.
+        x = torch.roll(to_tensor(pictures[index]), tuple(int(s) for s in rng.integers(-4, 5, 2)), (2, 3))
+        x = shrink(x)
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+        x = (x + float(rng.uniform(0, 0.1)) * noise).to(device)
+        ids = tokens_of(tokenizer, [caption(rows[i], words) for i in index]).to(device)
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
+            out = model(input_ids=ids, pixel_values=x)
+        # Every caption of the same kind and colour is right for a picture, not only the one it was drawn with.
+        same = (labels[index][:, None] == labels[index][None]).float().to(device)
+        target = same / same.sum(1, keepdim=True)
+        return (
+            F.cross_entropy(out.logits_per_image.float(), target) + F.cross_entropy(out.logits_per_text.float(), target)
+        ) / 2
+
+    return train(stage, work, make_clip(tokenizer), step_loss, device)
+
+
+# --- autoencoder --------------------------------------------------------------------------------------------------------
+
+
+def make_autoencoder() -> AutoencoderKL:
+    torch.manual_seed(SEED)
+    channels = (32, 48, 64, 96)
+    model = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        scaling_factor=SCALING,
+        mid_block_add_attention=False,
+    )
+    with torch.no_grad():  # Start almost without noise, or the posterior collapses.
+        model.quant_conv.bias[4:] = -6.0
+    return model
+
+
+def mix_pictures(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Swap colour channels and paste panels of other pictures: two-tone shoes must be drawable though none was seen."""
+    for i in range(len(x)):
+        if rng.random() < 0.3:
+            x[i] = x[i, rng.permutation(3)]
+    other = torch.from_numpy(rng.permutation(len(x)))
+    source = x.clone()
+    for i in range(len(x)):
+        if rng.random() < 0.5:
+            w, h = rng.integers(6, 48, 2)
+            left, top = rng.integers(0, x.shape[3] - w), rng.integers(0, x.shape[2] - h)
+            x[i, :, top : top + h, left : left + w] = source[other[i], :, top : top + h, left : left + w]
+    return x
+
+
+def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def train_autoencoder(work: Path, device: str) -> AutoencoderKL:
+    rows, pictures = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
+    steps, batch, _ = PLAN["autoencoder"]
+
+    def step_loss(model, step, rng):
+        whole = step >= steps * 0.92  # finish on whole pictures
+        count = batch // 3 if whole else batch
+        x = to_tensor(pictures[np.sort(rng.choice(len(rows), count, replace=False))])
+        if not whole:  # crops where the shoes are: most of a product photo is white
+            cut = [(int(t), int(s)) for t, s in zip(rng.integers(12, 57, count), rng.integers(0, 65, count))]
+            x = torch.stack([picture[:, t : t + 64, s : s + 64] for picture, (t, s) in zip(x, cut)])
+        x = mix_pictures(x, rng).to(device)
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
+            posterior = model.encode(x).latent_dist
+            noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(device)
+            made = model.decode(posterior.mean + posterior.std * noise).sample
+        made = made.float()
+        sharp = sum((a - b).abs().mean() for a, b in zip(edges(made), edges(x)))
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        return (made - x).abs().mean() + sharp + 1e-5 * kl
+
+    model = train("autoencoder", work, make_autoencoder(), step_loss, device, average=0.998)
+    whiten(model, to_tensor(pictures[:1024:2]), device)
+    return model
+
+
+@torch.no_grad()
+def whiten(model: AutoencoderKL, pictures: torch.Tensor, device: str) -> None:
+    """Fold each latent channel's mean and spread into the 1x1 convolutions, so that SCALING is the true factor."""
+    means = torch.cat([model.encode(x.to(device)).latent_dist.mean for x in pictures.split(32)])
+    shift, scale = means.mean((0, 2, 3)), means.std((0, 2, 3)) * SCALING
+    model.post_quant_conv.bias += (model.post_quant_conv.weight * shift[None, :, None, None]).sum((1, 2, 3))
+    model.post_quant_conv.weight *= scale[None, :, None, None]
+    model.quant_conv.bias[:4] = (model.quant_conv.bias[:4] - shift) / scale
+    model.quant_conv.weight[:4] /= scale[:, None, None, None]
+    model.quant_conv.bias[4:] -= 2 * scale.log()
+
+
+# --- UNet ---------------------------------------------------------------------------------------------------------------
+
+
+def make_unet() -> UNet2DConditionModel:
+    torch.manual_seed(SEED)
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        block_out_channels=(48, 96, 128),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # in this class: the number of heads
+        norm_num_groups=16,
+    )
+
+
+def make_scheduler() -> DDPMScheduler:
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> torch.Tensor:
+    """Mean and deviation of every picture's latent, scaled: (n, 2, 4, 16, 16)."""
+    parts = []
+    for start in range(0, len(pictures), 64):
+        posterior = vae.encode(to_tensor(pictures[start : start + 64]).to(device)).latent_dist
+        parts.append(torch.stack([posterior.mean, posterior.std], 1).cpu() * SCALING)
+    return torch.cat(parts)
+
+
+def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, device: str) -> UNet2DConditionModel:
+    rows, pictures = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
+    latents, scheduler, batch = encode_all(vae, pictures, device), make_scheduler(), PLAN["unet"][1]
+    text = clip.text_model.to(device)
+    alphas = scheduler.alphas_cumprod.to(device)
+
+    def step_loss(model, step, rng):
+        index = rng.choice(len(rows), batch, replace=False)
+        words = random.Random(int(rng.integers(2**31)))
+        captions = [caption(rows[i], words) if rng.random() > 0.1 else "" for i in index]
+        with torch.no_grad():
+            context = text(tokens_of(tokenizer, captions).to(device)).last_hidden_state
+        mean, spread = latents[index].unbind(1)
+        draw, noise = (torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)) for _ in range(2))
+        latent, noise = (mean + spread * draw).to(device), noise.to(device)
+        # Evenly spread over the schedule, jittered: the loss of a step is less a matter of luck.
+        t = torch.from_numpy(((np.arange(batch) + rng.random(batch)) / batch * 1000).astype(np.int64)).to(device)
+        made = model(scheduler.add_noise(latent, noise, t), t, context).sample
+        snr = alphas[t] / (1 - alphas[t])
+        weight = snr.clamp(max=5.0) / snr  # min-SNR, gamma 5
+        return (weight * ((made - noise) ** 2).mean((1, 2, 3))).mean()
+
+    return train("unet", work, make_unet(), step_loss, device, average=0.9985)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="(default: all)")
+    parser.add_argument(
+        "--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="(default: runs/demo_pretrain)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    if "clip" in args.stages:
+        train_clip("clip", args.work_dir, tokenizer, args.device, list(KNOWN_KINDS), SEED)
+    if "judge" in args.stages:
+        train_clip("judge", args.work_dir, tokenizer, args.device, list(KINDS), JUDGE_SEED)
+    if "autoencoder" in args.stages:
+        train_autoencoder(args.work_dir, args.device)
+    if "unet" in args.stages:
+        clip = train_clip("clip", args.work_dir, tokenizer, args.device, list(KNOWN_KINDS), SEED)
+        vae = train_autoencoder(args.work_dir, args.device)
+        train_unet(args.work_dir, tokenizer, clip, vae, args.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What every script's command line shares: recipes in YAML, settings printed first, mistakes told in one line."""
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the flag, file or row, the value found, and what to do."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The docstring as written, and the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, [], argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    group = parser.add_argument_group("every script")
+    group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
+    group.add_argument("--dry_run", action="store_true", help="say what would be done, and stop before any work")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
+    """The settings in a YAML file, its `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error."""
+    from omegaconf import OmegaConf  # here: check_environment.py must start where packages are missing
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; give the path of a YAML file") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"--config {path}: expected lines of `flag: value`, found a {type(recipe).__name__}")
+    known = {action.dest for action in parser._actions} - {"help", "config"}
+    for key in recipe:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else "; a key is a flag's name, see --help"
+            raise UserError(f"--config {path}: unknown key `{key}`{hint}")
+    return recipe
+
+
+def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str], path: Path) -> list[str]:
+    """A recipe as command-line words, so that argparse checks types and choices; flags that are `given` are left out."""
+    argv = []
+    for action in parser._actions:
+        value = recipe.get(action.dest)
+        if value is None or given.intersection(action.option_strings):
+            continue
+        flag = action.option_strings[0]
+        if isinstance(value, bool):
+            if action.nargs != 0:
+                raise UserError(f"--config {path}: `{action.dest}: {value}` is not a value that {flag} takes")
+            negative = next((option for option in action.option_strings if option.startswith("--no-")), None)
+            argv += [flag] if value else [negative] if negative else []
+        elif action.nargs == 0:
+            raise UserError(f"--config {path}: `{action.dest}: {value}` must be true or false")
+        elif isinstance(value, dict):
+            raise UserError(f"--config {path}: `{action.dest}` holds nested keys; {flag} takes plain values")
+        elif isinstance(value, list):
+            words = [str(word) for word in value]
+            argv += [f"{flag}={word}" for word in words] if action.nargs is None else [flag, *words]
+        else:
+            argv.append(f"{flag}={value}")
+    return argv
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; with --config, on top of that file's settings."""
+    argv = sys.argv[1:] if argv is None else argv
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--config", type=Path)
+    path = peek.parse_known_args(argv)[0].config
+    if path is None:
+        return parser.parse_args(argv)
+    try:
+        given = {word.partition("=")[0] for word in argv if word.startswith("--")}
+        words = recipe_to_argv(read_recipe(path, parser), parser, given, path)
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    return parser.parse_args(words + argv)
+
+
+def show_settings(args: argparse.Namespace) -> None:
+    """Print what was resolved, as YAML that --config reads back."""
+    from omegaconf import OmegaConf
+
+    hidden = ("config", "debug", "dry_run")
+    plain = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items() if key not in hidden}
+    print("# settings")
+    print(OmegaConf.to_yaml(OmegaConf.create(plain)), flush=True)
+
+
+def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
+    """Call main and leave with its exit code; a user's mistake or a failing disk is one line, with --debug a traceback."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        code = main(args)
+    except KeyboardInterrupt:
+        print(f"{name}: stopped by the keyboard", file=sys.stderr)
+        code = 130
+    except (UserError, OSError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 1
+    sys.exit(code or 0)
