@@ -7,7 +7,6 @@ It writes demo/model/ (an ordinary StableDiffusionPipeline folder), demo/clip/ (
 held-back kind) and demo/model/README.md with what it measured. Working files stay in --work_dir.
 """
 
-import argparse
 import json
 import os
 import random
@@ -21,11 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
-from demo.catalogue import COLOURS, GENDERS, HELD_BACK, KINDS, KNOWN_KINDS, SEASONS, draw_product, product
+from demo.catalogue import draw_product, product
+from demo.shoes import COLOURS, KINDS, KNOWN_KINDS
+from utils import cli, devices, runs
 
 HERE = Path(__file__).resolve().parent
 SIZE, CLIP_SIZE, MAX_TOKENS = 128, 64, 32
@@ -42,11 +52,11 @@ PLAN = {
 }
 
 
-# --- data ---------------------------------------------------------------------------------------------------------------
+# --- data
 
 
 def caption(row: dict[str, str], rng: random.Random) -> str:
-    """A caption in one of the ways that people write them. "casual" and "shoes" meet only where the kind is so called."""
+    """A caption in one of the ways people write them; "casual" and "shoes" meet only where the kind is so called."""
     colour, kind, season = row["baseColour"].lower(), row["articleType"].lower(), row["season"].lower()
     usage = row["usage"].lower()
     if usage == "casual" and kind.endswith("shoes"):
@@ -126,13 +136,13 @@ def tokens_of(tokenizer, captions: list[str]) -> torch.Tensor:
     ).input_ids
 
 
-# --- one training loop for all stages -----------------------------------------------------------------------------------
+# --- one training loop for all stages
 
 
 def train(
     stage: str, work: Path, model: torch.nn.Module, step_loss, device: str, average: float = 0.0
 ) -> torch.nn.Module:
-    """Warm-up, cosine decay, clipping, a resumable state every 200 steps; `average` > 0 returns that EMA of the weights.
+    """Warm-up, cosine decay, clipping, a state to resume from every 200 steps; `average` > 0 returns the weights' EMA.
 
     `step_loss(model, step, rng)` draws its batch from `rng`, which depends on the stage and the step alone.
     """
@@ -186,7 +196,7 @@ def train(
     return model.eval().requires_grad_(False)
 
 
-# --- CLIP: the pipeline's own, and the judge ----------------------------------------------------------------------------
+# --- CLIP: the pipeline's own, and the judge
 
 
 def make_clip(tokenizer) -> CLIPModel:
@@ -245,7 +255,7 @@ def train_clip(stage: str, work: Path, tokenizer, device: str, kinds: list[str],
     return train(stage, work, make_clip(tokenizer), step_loss, device)
 
 
-# --- autoencoder --------------------------------------------------------------------------------------------------------
+# --- autoencoder
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -324,7 +334,7 @@ def whiten(model: AutoencoderKL, pictures: torch.Tensor, device: str) -> None:
     model.quant_conv.bias[4:] -= 2 * scale.log()
 
 
-# --- UNet ---------------------------------------------------------------------------------------------------------------
+# --- UNet
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -380,27 +390,65 @@ def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, devic
     return train("unet", work, make_unet(), step_loss, device, average=0.9985)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="(default: all)")
-    parser.add_argument(
-        "--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="(default: runs/demo_pretrain)"
+def save_models(work: Path, tokenizer, clip: CLIPModel, judge: CLIPModel, vae, unet) -> None:
+    """demo/model, demo/clip and, for demo/measure.py, what the training took and came to."""
+    text = CLIPTextModel(clip.config.text_config)
+    text.load_state_dict(clip.text_model.state_dict())
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    pipeline.to("cpu", torch.float16).save_pretrained(HERE / "model", safe_serialization=True)
+    judge.to("cpu", torch.float16).save_pretrained(HERE / "clip", safe_serialization=True)
+    tokenizer.save_pretrained(HERE / "clip")
+    half = [0.5] * 3
+    CLIPImageProcessorPil(
+        size={"shortest_edge": CLIP_SIZE},
+        crop_size=CLIP_SIZE,
+        resample=Image.Resampling.BOX,
+        image_mean=half,
+        image_std=half,
+    ).save_pretrained(HERE / "clip")
+    stages = {}
+    for stage, (steps, batch, _) in PLAN.items():
+        last = json.loads((work / f"{stage}.jsonl").read_text().splitlines()[-1])
+        stages[stage] = {"steps": steps, "batch": batch, "last loss": last["loss"], "minutes": last["seconds"] // 60}
+    runs.write_json(HERE / "model" / "training.json", {"git_commit": runs.git_commit(), "stages": stages})
+
+
+def main(args) -> None:
+    cli.show_settings(args)
+    if args.dry_run:
+        return
     args.work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    if "clip" in args.stages:
-        train_clip("clip", args.work_dir, tokenizer, args.device, list(KNOWN_KINDS), SEED)
-    if "judge" in args.stages:
-        train_clip("judge", args.work_dir, tokenizer, args.device, list(KINDS), JUDGE_SEED)
-    if "autoencoder" in args.stages:
-        train_autoencoder(args.work_dir, args.device)
-    if "unet" in args.stages:
-        clip = train_clip("clip", args.work_dir, tokenizer, args.device, list(KNOWN_KINDS), SEED)
-        vae = train_autoencoder(args.work_dir, args.device)
-        train_unet(args.work_dir, tokenizer, clip, vae, args.device)
+    trained = {}
+    for stage in args.stages:
+        if stage == "clip":
+            trained[stage] = train_clip(stage, args.work_dir, tokenizer, args.device, list(KNOWN_KINDS), SEED)
+        elif stage == "judge":
+            trained[stage] = train_clip(stage, args.work_dir, tokenizer, args.device, list(KINDS), JUDGE_SEED)
+        elif stage == "autoencoder":
+            trained[stage] = train_autoencoder(args.work_dir, args.device)
+        else:
+            trained[stage] = train_unet(args.work_dir, tokenizer, trained["clip"], trained["autoencoder"], args.device)
+    if set(trained) == set(PLAN):
+        save_models(
+            args.work_dir, tokenizer, trained["clip"], trained["judge"], trained["autoencoder"], trained["unet"]
+        )
 
 
 if __name__ == "__main__":
-    main()
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="the UNet needs all others")
+    parser.add_argument(
+        "--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="states, logs, drawn pictures"
+    )
+    parser.add_argument("--device", default=str(devices.pick_device()))
+    cli.run(main, cli.parse_args(parser))

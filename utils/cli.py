@@ -56,7 +56,7 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
 
 
 def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str], path: Path) -> list[str]:
-    """A recipe as command-line words, so that argparse checks types and choices; flags that are `given` are left out."""
+    """A recipe as command-line words, so that argparse checks types and choices; `given` flags are left out."""
     argv = []
     for action in parser._actions:
         value = recipe.get(action.dest)
@@ -107,7 +107,7 @@ def show_settings(args: argparse.Namespace) -> None:
 
 
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
-    """Call main and leave with its exit code; a user's mistake or a failing disk is one line, with --debug a traceback."""
+    """Call main and exit with its code; a user's mistake or a failing disk is one line, with --debug a traceback."""
     name = os.path.basename(sys.argv[0])
     try:
         code = main(args)

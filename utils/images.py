@@ -41,7 +41,7 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int]]) -> str | None:
-    """The palette's name for most of the object, its lowest 30 % left out (soles, shadow); None where nothing is seen."""
+    """The palette's name for most of the object, its lowest 30 % (soles, shadow) left out; None if nothing is seen."""
     mask = ndimage.binary_opening(differs_from_border(image))
     rows = np.flatnonzero(mask.any(1))
     if not len(rows):

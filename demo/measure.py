@@ -1,0 +1,135 @@
+"""Measure the demo pipeline: right kind and colour of generated pictures, the autoencoder's loss, seconds an image.
+
+python demo/measure.py                       # 500 pictures; prints a table and writes demo/model/README.md
+python demo/measure.py --num_images 60 --no-write
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from demo.catalogue import draw_product, product
+from demo.sample_grid import generate, load_demo_pipeline
+from demo.shoes import COLOURS, HELD_BACK, KINDS, KNOWN_KINDS
+from utils import cli, devices, images, runs
+
+DEMO = Path(__file__).resolve().parent
+TEST_SEED = 3_000  # apart from every seed that anything was trained on
+
+
+@torch.no_grad()
+def judge_pictures(pictures: list[Image.Image]) -> list[tuple[str, str]]:
+    """(kind, colour) of each picture: the caption, of one for every kind in every colour, that demo/clip likes best."""
+    clip = CLIPModel.from_pretrained(DEMO / "clip", dtype=torch.float32).eval()
+    tokenizer, processor = (
+        CLIPTokenizer.from_pretrained(DEMO / "clip"),
+        CLIPImageProcessorPil.from_pretrained(DEMO / "clip"),
+    )
+    names = [(kind, colour) for kind in KINDS for colour in COLOURS]
+    captions = [f"a photo of {colour.lower()} {kind.lower()}" for kind, colour in names]
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    best = []
+    for start in range(0, len(pictures), 64):
+        pixels = processor(pictures[start : start + 64], return_tensors="pt").pixel_values
+        best += clip(input_ids=ids, pixel_values=pixels).logits_per_image.argmax(1).tolist()
+    return [names[index] for index in best]
+
+
+@torch.no_grad()
+def autoencoder_psnr(vae, pictures: list[Image.Image]) -> float:
+    """Mean peak signal-to-noise ratio of pictures through the autoencoder and back, in dB."""
+    x = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    made = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(16)]).clamp(-1, 1)
+    errors = ((made - x) / 2).square().mean((1, 2, 3))
+    return (-10 * errors.log10()).mean().item()
+
+
+def accuracy(found, wanted) -> str:
+    """A share with its 95 % Wilson interval, in per cent."""
+    n, p, z = len(wanted), np.mean([f == w for f, w in zip(found, wanted, strict=True)]), 1.96
+    centre, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2),
+    )
+    return f"{p:.1%} ({centre - half:.1%} to {centre + half:.1%}, n={n})"
+
+
+def measure(pipeline, count: int) -> dict[str, str]:
+    pairs = [(kind, colour) for colour in COLOURS for kind in KNOWN_KINDS]
+    wanted = [pairs[i % len(pairs)] for i in range(count)]
+    prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in wanted]
+    generate(pipeline, prompts[:8], list(range(8)))  # warm-up
+    began = time.monotonic()
+    pictures = generate(pipeline, prompts, [TEST_SEED + i for i in range(count)])
+    seconds = (time.monotonic() - began) / count
+    rows = [product(TEST_SEED, i, list(KINDS)) for i in range(count)]
+    drawn = [draw_product(row, TEST_SEED, pictures[0].size) for row in rows]
+    truth = [(row["articleType"], row["baseColour"]) for row in rows]
+
+    def psnr(held_back: bool) -> float:
+        chosen = [p for p, (kind, _) in zip(drawn, truth) if (kind == HELD_BACK) == held_back]
+        return autoencoder_psnr(pipeline.vae, chosen)
+
+    judged, judged_drawn = judge_pictures(pictures), judge_pictures(drawn)
+    return {
+        "generated: kind, judged by demo/clip": accuracy([j[0] for j in judged], [w[0] for w in wanted]),
+        "generated: colour, judged by demo/clip": accuracy([j[1] for j in judged], [w[1] for w in wanted]),
+        "generated: colour, measured on the foreground": accuracy(
+            [images.foreground_colour(p, COLOURS) for p in pictures], [w[1] for w in wanted]
+        ),
+        "drawn, all six kinds: kind, judged by demo/clip": accuracy(
+            [j[0] for j in judged_drawn], [t[0] for t in truth]
+        ),
+        "drawn: colour, judged by demo/clip": accuracy([j[1] for j in judged_drawn], [t[1] for t in truth]),
+        "drawn: colour, measured on the foreground": accuracy(
+            [images.foreground_colour(p, COLOURS) for p in drawn], [t[1] for t in truth]
+        ),
+        "autoencoder, PSNR on drawn pictures of the known kinds": f"{psnr(False):.1f} dB",
+        "autoencoder, PSNR on the held-back kind": f"{psnr(True):.1f} dB",
+        "seconds an image (20 steps, guidance 3, batch 8)": f"{seconds:.2f}",
+    }
+
+
+def main(args) -> None:
+    cli.show_settings(args)
+    if args.dry_run:
+        return
+    device = devices.pick_device()
+    pipeline = load_demo_pipeline("demo", device, torch.float32)
+    table = measure(pipeline, args.num_images)
+    width = max(map(len, table))
+    for name, value in table.items():
+        print(f"{name:<{width}}  {value}")
+    if not args.write:
+        return
+    training = json.loads((DEMO / "model" / "training.json").read_text())
+    hardware = f"{devices.describe_device(device)}, {platform.machine()}"
+    text = (DEMO / "model_card.md").read_text()
+    stages = "\n".join(
+        f"| {stage} | {s['steps']} | {s['batch']} | {s['last loss']} | {s['minutes']} |"
+        for stage, s in training["stages"].items()
+    )
+    figures = "\n".join(f"| {name} | {value} |" for name, value in table.items())
+    text = text.format(
+        commit=training["git_commit"], hardware=hardware, measured=runs.git_commit(), stages=stages, figures=figures
+    )
+    (DEMO / "model" / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--num_images", type=int, default=500, help="pictures to generate, and to draw")
+    parser.add_argument(
+        "--write", action=argparse.BooleanOptionalAction, default=True, help="write demo/model/README.md"
+    )
+    cli.run(main, cli.parse_args(parser))

@@ -1,0 +1,71 @@
+"""The whole pipeline on the embedded default, as `make demo` runs it: every step is a command that a user could type.
+
+python demo/run.py
+python demo/run.py --output_dir runs/demo --seed 1
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils import cli
+
+
+def steps(output_dir: Path, seed: int) -> list[tuple[str, list[str], Path]]:
+    """(what it does, its command, what to look at)."""
+    catalogue, grid = output_dir / "catalogue", output_dir / "base_model.png"
+    return [
+        (
+            "draw a catalogue",
+            [
+                "demo/catalogue.py",
+                "--output_dir",
+                str(catalogue),
+                "--num_images",
+                "600",
+                "--size",
+                "256",
+                "--seed",
+                str(seed),
+            ],
+            catalogue / "preview.png",
+        ),
+        ("generate with the demo pipeline", ["demo/sample_grid.py", "--output", str(grid), "--seed", str(seed)], grid),
+    ]
+
+
+def main(args) -> None:
+    if args.dry_run:
+        for what, command, _ in steps(args.output_dir, args.seed):
+            print(f"{what}: python {shlex.join(command)}")
+        return
+    if args.output_dir.exists():  # the demo's own earlier result, made again from nothing
+        if not (args.output_dir / "demo.txt").is_file():
+            raise cli.UserError(f"--output_dir {args.output_dir} exists and is no earlier demo; name another folder")
+        shutil.rmtree(args.output_dir)
+    args.output_dir.mkdir(parents=True)
+    (args.output_dir / "demo.txt").write_text("Made by demo/run.py, which removes this folder when it runs again.\n")
+    table = []
+    for what, command, look_at in steps(args.output_dir, args.seed):
+        print(f"\n$ python {shlex.join(command)}", flush=True)
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, *command], cwd=ROOT)
+        if done.returncode:
+            raise cli.UserError(f"the step `{what}` failed with exit code {done.returncode}; its message is above")
+        table.append((what, time.monotonic() - began, look_at))
+    print(f"\n{'step':<34}{'seconds':>8}  look at")
+    for what, seconds, look_at in table:
+        print(f"{what:<34}{seconds:>8.1f}  {look_at}")
+
+
+if __name__ == "__main__":
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs/demo", help="made anew each time")
+    parser.add_argument("--seed", type=int, default=0)
+    cli.run(main, cli.parse_args(parser))

@@ -1,0 +1,69 @@
+"""Draw every kind in several colours with the demo pipeline and lay the pictures out in one labelled grid.
+
+python demo/sample_grid.py --output runs/demo/base_model.png
+python demo/sample_grid.py --output grid.png --kinds Boots Heels --seed 3
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+
+from demo.shoes import COLOURS, KINDS
+from utils import cli, devices, images, models, runs
+
+
+def generate(pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], steps=20, guidance=3.0, batch=8):
+    """One picture a prompt, each from a generator of its own, so that the batch size changes nothing."""
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        # Drawn on the CPU: the same noise on every device.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
+        out = pipeline(
+            prompts[start : start + batch], generator=generators, num_inference_steps=steps, guidance_scale=guidance
+        )
+        pictures += out.images
+    return pictures
+
+
+def load_demo_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    pipeline = models.load_pipeline(name, device, dtype)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def main(args) -> None:
+    cli.show_settings(args)
+    if args.dry_run:
+        return
+    device = devices.pick_device()
+    precision = devices.choose_precision(device)
+    print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
+    pipeline = load_demo_pipeline(args.pretrained_model_name_or_path, device, precision.dtype)
+    pairs = [(kind, colour) for kind in args.kinds for colour in list(COLOURS)[: args.columns]]
+    prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in pairs]
+    began = time.monotonic()
+    pictures = generate(pipeline, prompts, [args.seed + i for i in range(len(prompts))])
+    seconds = (time.monotonic() - began) / len(pictures)
+    size = tuple(2 * side for side in pictures[0].size)
+    shown = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    labels = [f"{colour} {kind}" for kind, colour in pairs]
+    images.make_grid(shown, args.columns, labels).save(args.output)
+    runs.write_environment(args.output.parent, devices.describe_device(device), precision.reason)
+    print(f"{len(pictures)} pictures, {seconds:.2f} s each, in {args.output}")
+
+
+if __name__ == "__main__":
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--pretrained_model_name_or_path", default="demo", help="a diffusers folder, hub id, or demo")
+    parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="one row each")
+    parser.add_argument("--columns", type=int, default=8, choices=range(1, 13), metavar="1-12", help="colours a row")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
+    cli.run(main, cli.parse_args(parser))

@@ -1,0 +1,146 @@
+"""Which device, which precision and why; numeric probes that try rather than believe; memory; seeds."""
+
+import random
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Relative error of the half-precision result, over which training would suffer: about 8 times what rounding explains.
+TOLERANCE = {torch.float16: 0.01, torch.bfloat16: 0.06}
+
+
+class Precision(NamedTuple):
+    """What to train in: accelerate's name for it, the dtype of frozen weights, and the reason for the log."""
+
+    mixed_precision: str
+    dtype: torch.dtype
+    reason: str
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, else the best that this torch build offers: CUDA, then MPS, then CPU."""
+    if name:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
+    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU with {torch.get_num_threads()} threads"
+
+
+def kernel_error(device: torch.device) -> str | None:
+    """What a real computation on the device fails with; None where it runs.
+
+    A GPU older than the wheel's kernels (a P100 or V100 under CUDA 13) counts as available until the first one runs.
+    """
+    try:
+        x = torch.arange(64, dtype=torch.float32).reshape(8, 8)
+        same = torch.allclose((x.to(device) @ x.to(device)).cpu(), x @ x)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None if same else "a matrix product on this device is wrong"
+
+
+def has_real_bf16(device: torch.device) -> bool:
+    """False where bfloat16 is only emulated, as on a T4: correct, but slower than float32."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _probe_inputs(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    # The magnitudes of a real UNet: logits in the tens, activations in the hundreds.
+    return {
+        "attention": torch.randn(3, 2, 4, 256, 64, generator=generator) * 3,
+        "group_norm": torch.randn(2, 64, 32, 32, generator=generator) * 200 + 300,
+        "vae_decode": torch.randn(1, 4, 8, 8, generator=generator),
+    }
+
+
+def _small_decoder() -> torch.nn.Module:
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+    ).decoder.eval()
+
+
+@torch.no_grad()
+def probe_dtype(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Relative error against float32 on the CPU of attention, GroupNorm and a VAE decode; NaN or inf where it broke."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = _small_decoder()
+    inputs = _probe_inputs(torch.Generator().manual_seed(0))
+    compute = {
+        "attention": lambda x: F.scaled_dot_product_attention(*x),
+        "group_norm": lambda x: F.group_norm(x, 8),
+        "vae_decode": decoder,
+    }
+    errors = {}
+    for name, x in inputs.items():
+        decoder.to("cpu", torch.float32)
+        expected = compute[name](x)
+        decoder.to(device, dtype)
+        got = compute[name](x.to(device, dtype)).float().cpu()
+        errors[name] = ((got - expected).norm() / expected.norm()).item()
+    return errors
+
+
+def probe_failure(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this dtype must not be used on this device; None where the probe passed."""
+    try:
+        errors = probe_dtype(device, dtype)
+    except RuntimeError as error:
+        return f"it fails with: {str(error).splitlines()[0]}"
+    for name, error in errors.items():
+        if not error <= TOLERANCE[dtype]:  # `not <=` catches NaN too
+            what = f"is off by {error:.1%}" if np.isfinite(error) else "gives NaN or infinity"
+            return f"{name} {what}"
+    return None
+
+
+def choose_precision(device: torch.device, wanted: str | None = None) -> Precision:
+    """The precision to train in; `wanted` ("no", "bf16", "fp16") is followed where a probe on this device passes."""
+    if wanted == "no":
+        return Precision("no", torch.float32, "float32, as asked")
+    if wanted is not None:
+        if failure := probe_failure(device, DTYPES[wanted]):
+            return Precision("no", torch.float32, f"float32 will be used, because in {wanted} {failure}")
+        return Precision(wanted, DTYPES[wanted], f"{wanted}, as asked; the probe on this device passed")
+    if device.type == "mps":
+        return Precision("no", torch.float32, "float32, always on MPS: float16 there gives NaN and black images")
+    if device.type == "cpu":
+        return Precision("no", torch.float32, "float32 on a CPU")
+    choice = "bf16" if has_real_bf16(device) else "fp16"
+    if failure := probe_failure(device, DTYPES[choice]):
+        return Precision("no", torch.float32, f"float32 will be used, because in {choice} {failure}")
+    reason = "bf16: this GPU has it in hardware" if choice == "bf16" else "fp16: this GPU only emulates bf16"
+    return Precision(choice, DTYPES[choice], reason)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Total and free bytes of the memory that the device computes in."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    memory = psutil.virtual_memory()
+    if device.type == "mps":  # shared with the CPU; Metal lets a process have about three quarters of it
+        total = torch.mps.recommended_max_memory()
+        return total, min(memory.available, total - torch.mps.driver_allocated_memory())
+    return memory.total, memory.available

@@ -1,0 +1,69 @@
+"""Names of models, where they lie, and which family they belong to."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+
+from utils.cli import UserError
+
+DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": DEFAULT_MODEL,
+    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+}
+FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_model(name: str) -> str:
+    """The folder, file or hub id that a user's --pretrained_model_name_or_path means."""
+    if name == "demo":
+        return str(DEMO_MODEL)
+    if name in MOVED:
+        logger.warning("%s no longer exists on the hub; using %s, the same weights", name, MOVED[name])
+        return MOVED[name]
+    path = Path(name)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise UserError(f"--pretrained_model_name_or_path {name}: no model_index.json there; give a diffusers folder")
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix):
+        raise UserError(
+            f"--pretrained_model_name_or_path {name}: no such folder or file, and not a hub id (owner/name); "
+            "`demo` means the small model that comes with this repository"
+        )
+    return name
+
+
+def read_config(model: str, filename: str) -> dict:
+    """One JSON file of a diffusers folder or hub repository; no weights are read."""
+    local = Path(model) / filename
+    return json.loads((local if local.is_file() else Path(hf_hub_download(model, filename))).read_text("utf-8"))
+
+
+def model_family(model: str) -> str:
+    """`sd1`, `sd2` or `sdxl`, read from the model's own configs."""
+    parts = read_config(model, "model_index.json")
+    if "unet" not in parts:
+        raise UserError(
+            f"{model}: a {parts.get('_class_name')} has no UNet; supported are {', '.join(FAMILIES.values())}"
+        )
+    if "text_encoder_2" in parts:
+        return "sdxl"
+    return "sd2" if read_config(model, "unet/config.json")["cross_attention_dim"] == 1024 else "sd1"
+
+
+def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """The whole pipeline on the device, its VAE in float32 where the rest is float16."""
+    pipeline = DiffusionPipeline.from_pretrained(
+        resolve_model(name), dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.to(device)
+    if dtype == torch.float16:
+        pipeline.vae.to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
