@@ -4,10 +4,8 @@ import random
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Relative error of the half-precision result, over which training would suffer: about 8 times what rounding explains.
@@ -66,6 +64,8 @@ def _probe_inputs(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def _small_decoder() -> torch.nn.Module:
+    from diffusers import AutoencoderKL  # here: check_environment.py looks at the device even where this is missing
+
     return AutoencoderKL(
         block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -139,8 +139,33 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
+    import psutil  # here, for the same reason
+
     memory = psutil.virtual_memory()
     if device.type == "mps":  # shared with the CPU; Metal lets a process have about three quarters of it
         total = torch.mps.recommended_max_memory()
         return total, min(memory.available, total - torch.mps.driver_allocated_memory())
     return memory.total, memory.available
+
+
+def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
+    """A micro-batch that divides the effective one: the recipe's 2 on MPS and CPU, on CUDA what the memory should bear.
+
+    SD 1.5 at 512, LoRA, gradient checkpointing: some 5 GiB, and half a GiB a sample. A rule of thumb, not measured.
+    """
+    fits = 2 if device_type != "cuda" else max(1, int((memory_gib * 0.9 - 5) / 0.5))
+    return max(size for size in range(1, effective + 1) if effective % size == 0 and size <= fits)
+
+
+def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
+    """The file of accelerate_configs/ for this hardware."""
+    if device_type != "cuda":
+        name = device_type
+    elif count > 1:
+        name = "multi_gpu"
+    else:
+        known = {"T4": "t4", "P100": "p100", "V100": "v100", "A100": "a100", "H100": "h100", "H200": "h100"}
+        # Any other GPU: the settings of the A100 where bf16 is real, else those of the T4.
+        other = "a100" if has_real_bf16(torch.device("cuda")) else "t4"
+        name = next((config for part, config in known.items() if part in gpu_name), other)
+    return f"accelerate_configs/{name}.yaml"
