@@ -389,14 +389,11 @@ SECTIONS = [
 ]
 
 
-def recommend() -> dict | None:
-    """Precision, batch and launch command for the default recipe on this machine; None where packages are missing."""
-    try:
-        import torch
+def recommend() -> dict:
+    """Precision, batch and launch command for the default recipe on this machine."""
+    import torch
 
-        from utils import devices
-    except ImportError:
-        return None
+    from utils import devices
 
     device = devices.pick_device()
     if devices.kernel_error(device):
@@ -454,7 +451,10 @@ def main(args) -> int:
                 print_check(item)
         checks += found
     ready = not any(check.critical and check.status == "error" for check in checks)
-    recommendation = recommend()
+    try:
+        recommendation = recommend()
+    except ImportError:  # a package is missing, as the checks have said
+        recommendation = None
     if args.json:
         print(
             json.dumps(

@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import check_environment
+from utils import devices
+
+ROOT = Path(__file__).resolve().parent.parent
+TITLES = [title for title, *_ in check_environment.SECTIONS]
+
+
+def run(*words, hide=()):
+    """The script as a user runs it, on a machine where the packages in `hide` are missing."""
+    blocked = f"import sys, runpy; sys.modules.update(dict.fromkeys({list(hide)!r})); "
+    code = blocked + "sys.argv[0] = 'check_environment.py'; runpy.run_path('check_environment.py', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_this_machine_is_ready_and_every_section_is_shown(tmp_path):
+    (tmp_path / "shoes/train/images").mkdir(parents=True)
+    (tmp_path / "shoes/train/images/1.png").touch()
+    (tmp_path / "empty/train/images").mkdir(parents=True)
+    result = run("--data_dir", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    for number, title in enumerate(TITLES, 1):
+        assert f"\n{number}. {title}\n" in result.stdout
+    assert "[OK] data/shoes" in result.stdout and "train 1" in result.stdout
+    assert "[ERROR] data/empty" in result.stdout and "prepare_dataset.py" in result.stdout
+    assert "[OK] components" in result.stdout and "accelerate launch --config_file" in result.stdout
+    assert result.stdout.rstrip().endswith("Ready to train.")
+
+
+def test_json_is_one_object_and_nothing_else():
+    result = run("--json")
+    found = json.loads(result.stdout)
+    assert result.returncode == 0 and found["ready"] is True
+    assert {"name", "status", "critical", "detail", "fix"} == set(found["checks"][0])
+    assert {check["status"] for check in found["checks"]} <= {"ok", "info", "error"}
+    recommended = found["recommendation"]
+    assert recommended["train_batch_size"] * recommended["gradient_accumulation_steps"] == 16
+    assert (ROOT / recommended["accelerate_config"]).is_file()
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [["peft"], ["diffusers", "psutil"], ["torch", "transformers", "diffusers", "accelerate", "omegaconf", "numpy"]],
+)
+def test_missing_packages_are_named_with_the_command_that_mends_it(hide):
+    result = run("--json", hide=hide)
+    found = json.loads(result.stdout)
+    failed = {check["name"]: check for check in found["checks"] if check["status"] == "error"}
+    assert result.returncode == 1 and not found["ready"]
+    for name in set(hide) & {"peft", "diffusers", "torch", "transformers", "accelerate"}:
+        assert failed[name]["critical"] and "pip install -r requirements-training.txt" in failed[name]["fix"]
+    assert any(check["name"] == "python" and check["status"] == "ok" for check in found["checks"])
+
+
+def test_a_gpu_without_kernels_is_an_error_with_a_way_out(monkeypatch):
+    fault = "CUDA error: no kernel image is available for execution on the device"
+    monkeypatch.setattr(devices, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "kernel_error", lambda device: fault)
+    monkeypatch.setattr(devices, "describe_device", lambda device: "Tesla P100 (sm_60)")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    last = check_environment.check_torch(None)[-1]
+    assert last.status == "error" and last.critical and "CUDA 12.6" in last.fix
+    assert "Tesla P100" in last.detail and "sm_75" in last.detail and fault in last.detail
+
+
+def test_half_precision_that_breaks_is_told_with_the_consequence(monkeypatch):
+    monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: "vae_decode gives NaN or infinity")
+    found = check_environment.check_precision(None)
+    assert {check.status for check in found} == {"info"}
+    assert "float32 will be used, because in float16 vae_decode gives NaN" in found[0].detail
+
+
+def test_tokens_are_never_printed(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
+    monkeypatch.setenv("WANDB_API_KEY", "wandb_secret_value")
+    result = run()
+    assert "present: Hugging Face, Weights & Biases" in result.stdout
+    assert "secret_value" not in result.stdout + result.stderr

@@ -1,0 +1,104 @@
+import subprocess
+import sys
+
+import pytest
+
+from utils import cli
+
+SCRIPT = """
+from utils import cli
+
+def main(args):
+    if args.rank == 13:
+        raise cli.UserError("--rank 13: unlucky")
+    if args.rank == 14:
+        open("/nonexistent/file")
+    cli.show_settings(args)
+
+parser = cli.make_parser("doc")
+parser.add_argument("--rank", type=int, default=8)
+cli.run(main, cli.parse_args(parser))
+"""
+
+
+@pytest.fixture
+def parser():
+    parser = cli.make_parser("A script.")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--prompt", action="append")
+    parser.add_argument("--kinds", nargs="+", default=["a"])
+    parser.add_argument("--output_dir", default="runs/x")
+    parser.add_argument("--flip", action="store_true")
+    return parser
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return f"--config={path}"
+
+
+def run_script(*words):
+    return subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True)
+
+
+def test_recipe_sets_values_and_command_line_wins(parser, tmp_path):
+    config = write(tmp_path, "learning_rate: -1e-3\nkinds: [b, c]\nflip: true\nprompt: [one, two]\n")
+    args = cli.parse_args(parser, [config, "--prompt", "three"])
+    assert args.learning_rate == -1e-3 and args.kinds == ["b", "c"] and args.flip and args.prompt == ["three"]
+
+
+def test_recipe_interpolates_keys_and_environment(parser, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", "/mnt/big")
+    config = write(tmp_path, "prompt: [shoes]\noutput_dir: ${oc.env:WHERE}/${prompt[0]}\n")
+    assert cli.parse_args(parser, [config]).output_dir == "/mnt/big/shoes"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", "unknown key `lerning_rate`; did you mean `learning_rate`?"),
+        ("learning_rate: fast", "argument --learning_rate: invalid float value: 'fast'"),
+        ("flip: 3", "`flip: 3` must be true or false"),
+        ("learning_rate: true", "`learning_rate: True` is not a value"),
+        ("output_dir: {a: 1}", "`output_dir` holds nested keys"),
+        ("output_dir: ${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
+        ("- a\n- b", "expected lines of `flag: value`, found a list"),
+        ("a: [", "recipe.yaml"),
+    ],
+)
+def test_wrong_recipe_is_one_line_that_names_the_fault(parser, tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_args(parser, [write(tmp_path, text)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and message in error
+
+
+def test_missing_recipe_names_the_path(parser, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, ["--config", str(tmp_path / "none.yaml")])
+    assert "none.yaml: No such file or directory" in capsys.readouterr().err
+
+
+def test_abbreviated_flags_are_refused(parser):
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, ["--learn", "1"])
+
+
+def test_printed_settings_read_back_as_a_recipe(parser, tmp_path, capsys):
+    args = cli.parse_args(parser, ["--learning_rate", "3e-4", "--kinds", "x", "y", "--prompt", "a: b", "--flip"])
+    cli.show_settings(args)
+    again = cli.parse_args(parser, [write(tmp_path, capsys.readouterr().out)])
+    assert {**vars(again), "config": None} == vars(args)
+
+
+def test_user_error_is_one_line_and_debug_shows_the_traceback():
+    plain, debug = run_script("--rank", "13"), run_script("--rank", "13", "--debug")
+    assert plain.returncode == debug.returncode == 1
+    assert plain.stderr.strip().endswith("error: --rank 13: unlucky") and len(plain.stderr.strip().splitlines()) == 1
+    assert "Traceback" in debug.stderr
+
+
+def test_disk_errors_are_one_line_too():
+    result = run_script("--rank", "14")
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "/nonexistent/file" in result.stderr

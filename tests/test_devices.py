@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from utils import devices
+
+CPU, MPS, CUDA = (torch.device(name) for name in ("cpu", "mps", "cuda"))
+
+
+def test_half_precision_on_this_cpu_agrees_with_float32():
+    for dtype in (torch.float16, torch.bfloat16):
+        errors = devices.probe_dtype(CPU, dtype)
+        assert set(errors) == {"attention", "group_norm", "vae_decode"}
+        assert all(0 < error < devices.TOLERANCE[dtype] for error in errors.values())  # 0 would be float32 after all
+        assert devices.probe_failure(CPU, dtype) is None
+
+
+@pytest.mark.parametrize(("broken", "message"), [(float("nan"), "NaN or infinity"), (1.3, "is off by 30")])
+def test_probe_names_the_operation_that_is_wrong(monkeypatch, broken, message):
+    attention = F.scaled_dot_product_attention
+
+    def wrong(q, k, v, **options):
+        return attention(q, k, v, **options) * (broken if q.dtype == torch.float16 else 1)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", wrong)
+    failure = devices.probe_failure(CPU, torch.float16)
+    assert failure.startswith("attention") and message in failure
+
+
+def test_probes_leave_the_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    devices.probe_dtype(CPU, torch.float16)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_mps_trains_in_float32_and_so_does_a_cpu():
+    for device in (MPS, CPU):
+        assert devices.choose_precision(device)[:2] == ("no", torch.float32)
+    assert "black images" in devices.choose_precision(MPS).reason
+
+
+@pytest.mark.parametrize(("real", "choice"), [(True, "bf16"), (False, "fp16")])
+def test_cuda_takes_bf16_where_the_chip_has_it_and_else_fp16(monkeypatch, real, choice):
+    monkeypatch.setattr(devices, "has_real_bf16", lambda device: real)
+    monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: None)
+    assert devices.choose_precision(CUDA).mixed_precision == choice
+
+
+def test_a_failed_probe_means_float32_with_the_reason(monkeypatch):
+    monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: "group_norm gives NaN or infinity")
+    for device, wanted in ((MPS, "fp16"), (CPU, "bf16")):
+        precision = devices.choose_precision(device, wanted)
+        assert precision.mixed_precision == "no" and "group_norm gives NaN" in precision.reason
+
+
+def test_what_was_asked_for_is_followed_where_the_probe_passes():
+    assert devices.choose_precision(CPU, "bf16")[:2] == ("bf16", torch.bfloat16)
+    assert devices.choose_precision(CPU, "no")[:2] == ("no", torch.float32)
+
+
+def test_a_device_without_kernels_is_found_out(monkeypatch):
+    assert devices.kernel_error(CPU) is None
+
+    def no_kernels(self, other):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", no_kernels)
+    assert devices.kernel_error(CPU) == "CUDA error: no kernel image is available for execution on the device"
+
+
+def test_seed_repeats_every_generator():
+    draws = []
+    for _ in range(2):
+        devices.seed_everything(2**40 + 1)
+        draws.append((torch.rand(1).item(), np.random.rand()))
+    assert draws[0] == draws[1]
+
+
+def test_memory_of_this_machine_is_plausible():
+    total, free = devices.device_memory(CPU)
+    assert total > 2**30 and 0 < free <= total
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "effective", "batch"),
+    [
+        ("mps", 24, 16, 2),
+        ("cpu", 8, 16, 2),
+        ("cuda", 16, 16, 16),
+        ("cuda", 8, 16, 4),
+        ("cuda", 4, 16, 1),
+        ("cuda", 80, 6, 6),
+    ],
+)
+def test_suggested_batch_divides_the_effective_one(kind, memory, effective, batch):
+    assert devices.suggest_batch(kind, memory, effective) == batch
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "real_bf16", "config"),
+    [("Tesla T4", 1, False, "t4"), ("NVIDIA A100-SXM4-80GB", 1, True, "a100"), ("NVIDIA H200", 1, True, "h100")]
+    + [("Tesla V100-SXM2-16GB", 1, False, "v100"), ("Tesla P100-PCIE-16GB", 1, False, "p100")]
+    + [
+        ("NVIDIA RTX 4090", 1, True, "a100"),
+        ("NVIDIA GTX 1080", 1, False, "t4"),
+        ("NVIDIA H100", 8, True, "multi_gpu"),
+    ],
+)
+def test_suggested_config_fits_the_gpu(monkeypatch, gpu, count, real_bf16, config):
+    monkeypatch.setattr(devices, "has_real_bf16", lambda device: real_bf16)
+    assert devices.suggest_config("cuda", gpu, count) == f"accelerate_configs/{config}.yaml"
