@@ -1,0 +1,81 @@
+"""The demo pipeline, loaded and used as users do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demo.measure import judge_pictures
+from demo.sample_grid import generate, load_demo_pipeline
+from demo.shoes import COLOURS, KINDS, KNOWN_KINDS, draw_shoe
+from utils import models
+from utils.images import foreground_colour
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_demo_pipeline("demo", torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.slow
+def test_it_draws_the_kind_and_the_colour_that_it_is_asked_for(pipeline):
+    wanted = [(kind, colour) for kind in KNOWN_KINDS for colour in list(COLOURS)[::2]]
+    pictures = generate(pipeline, [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted], list(range(len(wanted))))
+    judged = judge_pictures(pictures)
+    assert np.mean([j[0] == w[0] for j, w in zip(judged, wanted)]) >= 0.9
+    assert np.mean([j[1] == w[1] for j, w in zip(judged, wanted)]) >= 0.8
+    assert np.mean([foreground_colour(p, COLOURS) == w[1] for p, w in zip(pictures, wanted)]) >= 0.8
+
+
+def test_one_seed_one_picture_whatever_the_batch(pipeline):
+    prompts, seeds = ["red boots", "blue heels", "white sandals"], [5, 6, 7]
+    one, three = (generate(pipeline, prompts, seeds, steps=6, batch=batch) for batch in (1, 3))
+    for a, b in zip(one, three):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+    assert one[0] != generate(pipeline, prompts[:1], [8], steps=6)[0]
+
+
+def test_the_judge_tells_all_six_kinds_apart():
+    wanted = [(kind, colour) for kind in KINDS for colour in COLOURS]
+    judged = judge_pictures([draw_shoe(kind, colour, "unseen", (128, 128)) for kind, colour in wanted])
+    assert np.mean([j[0] == w[0] for j, w in zip(judged, wanted)]) >= 0.97
+    assert np.mean([j[1] == w[1] for j, w in zip(judged, wanted)]) >= 0.9
+
+
+def test_the_tokenizer_knows_its_limit_and_every_character(pipeline):
+    tokenizer = pipeline.tokenizer
+    assert tokenizer.model_max_length == 32 == pipeline.text_encoder.config.max_position_embeddings
+    assert tokenizer.decode(tokenizer("zebra → 3").input_ids, skip_special_tokens=True).strip() == "zebra → 3"
+
+
+def test_weights_are_float16_safetensors_and_small():
+    for folder in (models.DEMO_MODEL, ROOT / "demo/clip"):
+        weights = [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+        assert not weights and list(folder.rglob("*.safetensors"))
+    tracked = subprocess.run(["git", "ls-files", "-z", "demo"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert sum((ROOT / name).stat().st_size for name in tracked.split("\0") if name) < 20e6
+
+
+@pytest.mark.slow
+def test_the_demo_command_runs_and_makes_its_folder_anew(tmp_path):
+    out = tmp_path / "demo"
+    for _ in range(2):
+        command = [sys.executable, "demo/run.py", "--output_dir", str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines()[-2:]:
+            assert Path(line.split()[-1]).is_file()
+    assert json.loads((out / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+def test_the_demo_command_never_removes_a_folder_that_is_not_its_own(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    command = [sys.executable, "demo/run.py", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no earlier demo" in done.stderr and (tmp_path / "thesis.txt").is_file()
