@@ -24,13 +24,10 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parent
 if sys.prefix == sys.base_prefix:  # outside a virtual environment, where pip may not be allowed to install
-    INSTALL, INSTALL_CUDA = (
-        "make setup, then .venv/bin/python check_environment.py",
-        "make setup, then .venv/bin/python -m pip install -r requirements-cuda.txt",
-    )
+    PIP = "make setup && .venv/bin/python -m pip"
 else:
     PIP = f"{min(sys.executable, os.path.relpath(sys.executable), key=len)} -m pip"
-    INSTALL, INSTALL_CUDA = f"{PIP} install -r requirements-training.txt", f"{PIP} install -r requirements-cuda.txt"
+INSTALL, INSTALL_CUDA = f"{PIP} install -r requirements-training.txt", f"{PIP} install -r requirements-cuda.txt"
 GIB = 2**30
 EFFECTIVE_BATCH = 16  # the default recipe: 2 x 8
 
@@ -272,11 +269,7 @@ def check_memory(args) -> list[Check]:
     for name, path, need in (("cache_disk", cache, 10), ("runs_disk", ROOT / "runs", 5)):
         free = free_disk(path) / GIB
         if free < need:
-            fix = (
-                "free some space, or set HF_HOME to a larger disk"
-                if name == "cache_disk"
-                else "free some space, or give --output_dir on a larger disk"
-            )
+            fix = "free some space, or point HF_HOME and --output_dir to a larger disk"
             found.append(error(name, f"{free:.1f} GiB free under {path}; {need} GiB are wanted", fix, critical=False))
         else:
             found.append(ok(name, f"{free:.0f} GiB free under {path}"))

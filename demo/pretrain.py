@@ -4,7 +4,7 @@
     python demo/pretrain.py --stages autoencoder --work_dir runs/demo_pretrain
 
 It writes demo/model/ (an ordinary StableDiffusionPipeline folder), demo/clip/ (the judge, which alone knows the
-held-back kind) and demo/model/README.md with what it measured. Working files stay in --work_dir.
+held-back kind). Working files stay in --work_dir. demo/measure.py then says how good they are.
 """
 
 import json
@@ -26,26 +26,24 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
-    CLIPTokenizer,
     CLIPVisionConfig,
 )
 
+from demo.captions import MAX_TOKENS, caption, make_tokenizer, tokens_of
 from demo.catalogue import draw_product, product
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS
 from utils import cli, devices, runs
 
 HERE = Path(__file__).resolve().parent
-SIZE, CLIP_SIZE, MAX_TOKENS = 128, 64, 32
+SIZE, CLIP_SIZE = 128, 64
 SEED, JUDGE_SEED = 1_000, 2_000  # apart from each other and from the small seeds that users and tests draw with
 SCALING = 0.18215  # as in Stable Diffusion 1.x: latents times this have unit variance
-OWNER = {"Men": "men's", "Women": "women's", "Unisex": "unisex", "Boys": "boys'", "Girls": "girls'"}
 
 # stage: optimizer steps, batch, peak learning rate
 PLAN = {
@@ -59,32 +57,9 @@ PLAN = {
 # --- data
 
 
-def caption(row: dict[str, str], rng: random.Random) -> str:
-    """A caption in one of the ways people write them; "casual" and "shoes" meet only where the kind is so called."""
-    colour, kind, season = row["baseColour"].lower(), row["articleType"].lower(), row["season"].lower()
-    usage = row["usage"].lower()
-    if usage == "casual" and kind.endswith("shoes"):
-        usage = "everyday"
-    return rng.choice(
-        [
-            f"a professional product photo of {colour} {kind}, {season} collection, {OWNER[row['gender']]}, "
-            "centered on white background",
-            f"a professional product photo of {colour} {kind}",
-            f"a product photo of {usage} {colour} {kind}",
-            f"a photo of {colour} {kind}",
-            f"{colour} {kind}",
-            f"{kind} in {colour}, on white background",
-        ]
-        + ([] if kind.endswith("shoes") else [f"{colour} shoes, {kind}"])
-    )
-
-
-def draw_array(row: dict[str, str], seed: int) -> np.ndarray:
+def draw_array(task: tuple[dict[str, str], int]) -> np.ndarray:
+    row, seed = task
     return np.asarray(draw_product(row, seed, (SIZE, SIZE)))
-
-
-def _draw_task(task):
-    return draw_array(*task)
 
 
 def dataset(work: Path, name: str, seed: int, count: int, kinds: list[str]) -> tuple[list[dict], np.ndarray]:
@@ -95,7 +70,7 @@ def dataset(work: Path, name: str, seed: int, count: int, kinds: list[str]) -> t
         partial = path.with_suffix(".partial.npy")
         pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
         with ProcessPoolExecutor() as pool:
-            for index, picture in enumerate(pool.map(_draw_task, ((row, seed) for row in rows), chunksize=64)):
+            for index, picture in enumerate(pool.map(draw_array, ((row, seed) for row in rows), chunksize=64)):
                 pictures[index] = picture
         pictures.flush()
         os.replace(partial, path)
@@ -105,39 +80,6 @@ def dataset(work: Path, name: str, seed: int, count: int, kinds: list[str]) -> t
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """uint8 NHWC to float NCHW in -1..1."""
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def make_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE with CLIP's special tokens and its end-of-word mark, learnt from the captions alone."""
-    rng = random.Random(SEED)
-    rows = [product(SEED, index, list(KINDS)) for index in range(4000)]
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    learner = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Punctuation(),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    learner.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, initial_alphabet=alphabet, special_tokens=[], end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator((caption(row, rng) for row in rows), trainer)
-    learnt = json.loads(learner.to_str())["model"]
-    # CLIP's vocabulary holds every byte alone and ending a word, so that no text at all is unknown.
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
-    tokens += [token for token in sorted(learnt["vocab"], key=learnt["vocab"].get) if token not in set(tokens)]
-    vocab = {token: index for index, token in enumerate([*tokens, start, end])}
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in learnt["merges"]], model_max_length=MAX_TOKENS)
-
-
-def tokens_of(tokenizer, captions: list[str]) -> torch.Tensor:
-    return tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
 
 
 # --- one training loop for all stages
@@ -467,7 +409,7 @@ def main(args) -> None:
     if args.dry_run:
         return
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(SEED)
     trained = {}
     for stage in args.stages:
         if stage == "clip":

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from demo import pretrain
+from demo.captions import MAX_TOKENS, caption, make_tokenizer
 from demo.catalogue import product
 from demo.shoes import HELD_BACK, KINDS, KNOWN_KINDS
 
 
 def captions(kinds, count=3000):
     rng = random.Random(0)
-    return [pretrain.caption(product(0, i, kinds), rng) for i in range(count)]
+    return [caption(product(0, i, kinds), rng) for i in range(count)]
 
 
 def test_casual_and_shoes_never_meet_in_the_pipelines_captions():
@@ -22,9 +23,9 @@ def test_casual_and_shoes_never_meet_in_the_pipelines_captions():
 
 
 def test_every_caption_fits_the_tokenizer_and_is_read_back():
-    tokenizer = pretrain.make_tokenizer()
+    tokenizer = make_tokenizer(0)
     texts = captions(list(KINDS), 500)
-    assert max(len(ids) for ids in tokenizer(texts).input_ids) <= pretrain.MAX_TOKENS
+    assert max(len(ids) for ids in tokenizer(texts).input_ids) <= MAX_TOKENS
     for text in texts[:20]:
         again = tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)
         assert again.replace(" ", "") == text.replace(" ", "")
