@@ -26,6 +26,7 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -50,7 +51,7 @@ PLAN = {
     "clip": (1600, 128, 1e-3),
     "judge": (2200, 128, 1e-3),
     "autoencoder": (4400, 12, 1.5e-3),
-    "unet": (4000, 48, 1e-3),
+    "unet": (3000, 48, 1e-3),
 }
 
 
@@ -338,18 +339,23 @@ def make_scheduler() -> DDPMScheduler:
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> torch.Tensor:
-    """Mean and deviation of every picture's latent, scaled: (n, 2, 4, 16, 16)."""
-    parts = []
-    for start in range(0, len(pictures), 64):
-        posterior = vae.encode(to_tensor(pictures[start : start + 64]).to(device)).latent_dist
-        parts.append(torch.stack([posterior.mean, posterior.std], 1).cpu() * SCALING)
-    return torch.cat(parts)
+def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str, path: Path) -> torch.Tensor:
+    """Mean and deviation of every picture's latent, scaled: (n, 2, 4, 16, 16); kept in a file to resume with."""
+    if not path.exists():
+        parts = []
+        for start in range(0, len(pictures), 64):
+            with torch.autocast(device.split(":")[0], torch.bfloat16):
+                posterior = vae.encode(to_tensor(pictures[start : start + 64]).to(device)).latent_dist
+            parts.append(torch.stack([posterior.mean, posterior.std], 1).float().cpu() * SCALING)
+        save_file({"latents": torch.cat(parts)}, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+    return load_file(path)["latents"]
 
 
 def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, device: str) -> UNet2DConditionModel:
     rows, pictures = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
-    latents, scheduler, batch = encode_all(vae, pictures, device), make_scheduler(), PLAN["unet"][1]
+    latents = encode_all(vae, pictures, device, work / "latents.safetensors")
+    scheduler, batch = make_scheduler(), PLAN["unet"][1]
     text = clip.text_model.to(device)
     alphas = scheduler.alphas_cumprod.to(device)
 
@@ -369,7 +375,7 @@ def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, devic
         weight = snr.clamp(max=5.0) / snr  # min-SNR, gamma 5
         return (weight * ((made - noise) ** 2).mean((1, 2, 3))).mean()
 
-    return train("unet", work, make_unet(), step_loss, device, average=0.9985)
+    return train("unet", work, make_unet().to(memory_format=torch.channels_last), step_loss, device, average=0.9985)
 
 
 def save_models(work: Path, tokenizer, clip: CLIPModel, judge: CLIPModel, vae, unet) -> None:

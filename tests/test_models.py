@@ -1,7 +1,9 @@
 import json
 import logging
+import shutil
 
 import pytest
+import torch
 
 from utils import models
 from utils.cli import UserError
@@ -36,7 +38,7 @@ def test_hub_ids_and_diffusers_folders_stay_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("name", ["./none", "/no/such/model", "demi", "a/b/c", "models/sd15.safetensors"])
 def test_a_path_that_is_not_there_is_named(name):
-    with pytest.raises(UserError, match="no such folder or file") as error:
+    with pytest.raises(UserError, match="no such folder") as error:
         models.resolve_model(name)
     assert name in str(error.value)
 
@@ -59,3 +61,25 @@ def test_a_model_without_a_unet_is_refused(tmp_path):
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UserError, match="FluxPipeline has no UNet"):
         models.model_family(str(folder))
+
+
+def test_a_damaged_folder_is_named(tmp_path):
+    folder = write_model(tmp_path / "model", 768)
+    (tmp_path / "model/unet/config.json").write_text("{")
+    with pytest.raises(UserError, match=r"unet/config.json can't be read"):
+        models.model_family(folder)
+
+
+def test_weights_cut_short_are_one_line(tmp_path):
+    shutil.copytree(models.DEMO_MODEL, tmp_path / "model")
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    with pytest.raises(UserError, match="can't be loaded") as error:
+        models.load_pipeline(str(tmp_path / "model"), torch.device("cpu"), torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_can_not_be_reached_is_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="`demo` needs no network"):
+        models.model_family("nobody/no-such-model")

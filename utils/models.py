@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from utils.cli import UserError
 
@@ -22,18 +23,18 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_model(name: str) -> str:
-    """The folder, file or hub id that a user's --pretrained_model_name_or_path means."""
+    """The folder or hub id that a user's --pretrained_model_name_or_path means."""
     if name == "demo":
         return str(DEMO_MODEL)
     if name in MOVED:
         logger.warning("%s no longer exists on the hub; using %s, the same weights", name, MOVED[name])
         return MOVED[name]
     path = Path(name)
-    if path.is_dir() and not (path / "model_index.json").is_file():
+    if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"--pretrained_model_name_or_path {name}: no model_index.json there; give a diffusers folder")
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix):
         raise UserError(
-            f"--pretrained_model_name_or_path {name}: no such folder or file, and not a hub id (owner/name); "
+            f"--pretrained_model_name_or_path {name}: no such folder, and not a hub id (owner/name); "
             "`demo` means the small model that comes with this repository"
         )
     return name
@@ -41,8 +42,15 @@ def resolve_model(name: str) -> str:
 
 def read_config(model: str, filename: str) -> dict:
     """One JSON file of a diffusers folder or hub repository; no weights are read."""
-    local = Path(model) / filename
-    return json.loads((local if local.is_file() else Path(hf_hub_download(model, filename))).read_text("utf-8"))
+    try:
+        path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        detail = " ".join(str(error).split())[:300]
+        hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is not whole"
+        raise UserError(
+            f"--pretrained_model_name_or_path {model}: {filename} can't be read ({detail}); {hint}"
+        ) from error
 
 
 def model_family(model: str) -> str:
@@ -59,9 +67,13 @@ def model_family(model: str) -> str:
 
 def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
     """The whole pipeline on the device, its VAE in float32 where the rest is float16."""
-    pipeline = DiffusionPipeline.from_pretrained(
-        resolve_model(name), dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-    )
+    model = resolve_model(name)
+    options = {"safety_checker": None, "requires_safety_checker": False} if model_family(model) != "sdxl" else {}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+    except Exception as error:  # a missing part, a damaged file, no network: each library raises its own
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"--pretrained_model_name_or_path {name}: can't be loaded ({detail})") from error
     pipeline.to(device)
     if dtype == torch.float16:
         pipeline.vae.to(torch.float32)
