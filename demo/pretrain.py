@@ -416,8 +416,9 @@ def main(args) -> None:
         return
     args.work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(SEED)
+    wanted = {*args.stages, *(("clip", "autoencoder") if "unet" in args.stages else ())}
     trained = {}
-    for stage in args.stages:
+    for stage in (stage for stage in PLAN if stage in wanted):
         if stage == "clip":
             trained[stage] = train_clip(stage, args.work_dir, tokenizer, args.device, list(KNOWN_KINDS), SEED)
         elif stage == "judge":
@@ -434,7 +435,9 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="the UNet needs all others")
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="the UNet brings clip and autoencoder"
+    )
     parser.add_argument(
         "--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="states, logs, drawn pictures"
     )
