@@ -1,10 +1,149 @@
-"""Pictures: grids for people to look at, the object on a plain background, and its colour by name."""
+"""Pictures: read from disk the right way, checked, fitted, compared; grids for people to look at; the object and its colour."""
 
+import io
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from scipy import fft, ndimage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
+
+
+class BadImage(Exception):
+    """A picture that can't be used: `reason` in a few words that one can count by, `detail` for this one."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+def read_image(
+    source: Path | bytes, max_pixels: int = 100_000_000, longest: int | None = None, shortest: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture as RGB, upright, decoded to its last byte, and the size it has on disk (upright). Raises BadImage.
+
+    A JPEG may come back at 1/2, 1/4 or 1/8, where its longest (or shortest) side stays at least twice the one given:
+    enough for a Lanczos reduction to that side, and decoded in half the time.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise BadImage("cannot be read", error.strerror) from None
+    if not data:
+        raise BadImage("empty file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bombs (refused below) and of damaged EXIF (of no consequence)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            size = image.size
+            if size[0] * size[1] > max_pixels:
+                raise BadImage("decompression bomb", f"{size[0]}x{size[1]} pixels, more than {max_pixels:,}")
+            if longest or shortest:
+                scale = min(1, 2 * longest / max(size) if longest else 2 * shortest / min(size))
+                image.draft(None, (math.ceil(size[0] * scale), math.ceil(size[1] * scale)))
+            image.load()
+            turned = image.getexif().get(0x0112, 1) >= 5
+            return to_rgb(_upright(image)), (size[::-1] if turned else size)
+        except BadImage:
+            raise
+        except Image.DecompressionBombError:
+            raise BadImage("decompression bomb", f"more than {max_pixels:,} pixels") from None
+        except UnidentifiedImageError:
+            raise BadImage("not an image", f"begins with {data[:12]!r}") from None
+        except Exception as error:  # a decoder can raise anything on foreign data
+            truncated = any(word in str(error).lower() for word in ("truncat", "not enough", "premature"))
+            reason = "truncated" if truncated else "cannot be decoded"
+            raise BadImage(reason, str(error) or type(error).__name__) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF that can't be read tells nothing about the rotation
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB: transparency on white, 16-bit scaled and not clipped."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 255
+        return Image.fromarray(np.clip(values * (255 / top) + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def is_blank(image: Image.Image, deviation: float = 3.0) -> bool:
+    """Whether a picture is of one colour but for noise; a white shoe on white is not."""
+    pixels = np.asarray(image.resize((48, 48), Image.Resampling.BOX), dtype=np.float64)
+    return bool(pixels.reshape(-1, 3).std(0).max() < deviation)
+
+
+def foreground_box(image: Image.Image, margin: float = 0.05) -> tuple[int, int, int, int]:
+    """The box around what differs from the border, with a margin of its longer side; everything where nothing does."""
+    scale = min(1, 256 / max(image.size))
+    mask = differs_from_border(image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX))
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys):
+        return (0, 0, *image.size)
+    box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
+    room = margin * max(box[2] - box[0], box[3] - box[1])
+    box = (box + [-room, -room, room, room]) / scale
+    return (*(math.floor(max(0, v)) for v in box[:2]), *(math.ceil(min(v, s)) for v, s in zip(box[2:], image.size)))
+
+
+def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
+    """The whole picture in a square, aspect kept (Lanczos), the rest in `pad`: a colour, or `edge`, that side's median."""
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (side, side), "white" if pad == "edge" else pad)
+    left, top = (side - width) // 2, (side - height) // 2
+    if pad == "edge" and width < side:
+        square.paste(_median(image.crop((0, 0, 1, height))), (0, 0, left, side))
+        square.paste(_median(image.crop((width - 1, 0, width, height))), (left + width, 0, side, side))
+    elif pad == "edge" and height < side:
+        square.paste(_median(image.crop((0, 0, width, 1))), (0, 0, side, top))
+        square.paste(_median(image.crop((0, height - 1, width, height))), (0, top + height, side, side))
+    square.paste(image, (left, top))
+    return square
+
+
+def _median(image: Image.Image) -> tuple[int, int, int]:
+    return tuple(int(v) for v in np.median(np.asarray(image).reshape(-1, 3), axis=0))
+
+
+def perceptual_hash(image: Image.Image) -> np.ndarray:
+    """256 bits (4 uint64): the signs, about their median, of the 16x16 lowest frequencies of the brightness."""
+    grey = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX), dtype=np.float64)
+    waves = fft.dctn(grey)[:16, :16].ravel()
+    waves[0] = 0  # overall brightness says nothing about the picture
+    return np.packbits(waves > np.median(waves)).view(np.uint64)
+
+
+def colour_thumb(image: Image.Image) -> np.ndarray:
+    """16x16x3 values: what tells the same shoe in another colour from the same photo, which the hash can't."""
+    return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).ravel()
+
+
+def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float) -> list[tuple[int, int, int, float]]:
+    """(i, j, bits that differ, mean difference in colour) of every pair within both limits, the nearest first."""
+    pairs = []
+    for start in range(0, len(hashes), 64):  # in blocks: all pairs at once would need gigabytes
+        block = hashes[start : start + 64, None] ^ hashes[None, start:]
+        distance = np.bitwise_count(block).sum(2, dtype=np.uint16)
+        for row, column in zip(*np.nonzero(distance <= bits)):
+            if row < column:
+                i, j = start + int(row), start + int(column)
+                apart = float(np.abs(thumbs[i].astype(np.int16) - thumbs[j]).mean())
+                if apart <= colour:
+                    pairs.append((i, j, int(distance[row, column]), round(apart, 2)))
+    return sorted(pairs, key=lambda pair: (pair[2], pair[3], pair[:2]))
 
 
 def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:

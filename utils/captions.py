@@ -1,0 +1,149 @@
+"""Captions from attributes, in readable English; their length in tokens; and a plan of prompts in given shares."""
+
+import re
+from collections import Counter
+
+DEFAULT_TEMPLATE = (
+    "A professional product photo of {colour} {article}, {season} collection, {gender}, centered on white background"
+)
+GENDERS = {"men": "men's", "women": "women's", "boys": "boys'", "girls": "girls'", "male": "men's", "female": "women's"}
+COLOURS = {"multi": "multicoloured", "skin": "skin-coloured", "off white": "off-white"}
+ARTICLES = {"tshirts": "T-shirts", "shoes": "shoes"}
+# Worn or sold as a pair, or plural in themselves: "black trousers", never "a black trouser".
+PLURAL = set(
+    "shoes sandals heels flats flops boots sneakers loafers slippers clogs mules socks trousers jeans shorts pants "
+    "leggings jeggings tights stockings sunglasses glasses earrings gloves mittens cufflinks briefs boxers trunks capris "
+    "laces pyjamas suspenders overalls dungarees joggers chinos headphones booties goggles".split()
+)
+MASS = set("polish mist deodorant gloss care makeup jewellery perfume footwear swimwear innerwear lingerie".split())
+SINGULAR = {"ties": "tie", "scarves": "scarf", "dresses": "dress", "watches": "watch", "sarees": "saree"}
+
+
+def singular(noun: str) -> str:
+    """`handbags` -> `handbag`: the last word's plural taken off."""
+    head, space, last = noun.rpartition(" ")
+    if last.lower() in SINGULAR:
+        last = SINGULAR[last.lower()]
+    elif re.search(r"[^aeiou]ies$", last):
+        last = last[:-3] + "y"
+    elif re.search(r"(ss|x|ch|sh)es$", last):
+        last = last[:-2]
+    elif re.search(r"[^su]s$", last):
+        last = last[:-1]
+    return head + space + last
+
+
+def name_article(article: str | None) -> tuple[str, bool]:
+    """The words for an article type, and whether they take `a` or `an`."""
+    if not article:
+        return "product", True
+    noun = ARTICLES.get(article.lower(), article.lower())
+    last = noun.rpartition(" ")[2].lower()
+    if last in PLURAL or last in MASS:
+        return noun, False
+    return singular(noun), True
+
+
+def word_value(key: str, value: str | None) -> str | None:
+    """An attribute's value as it reads in a sentence; names and what one doesn't know are left as they are."""
+    if value is None:
+        return None
+    low = value.lower()
+    if key == "gender":
+        return GENDERS.get(low, low)
+    if key == "colour":
+        return COLOURS.get(low, low)
+    return low if key in ("season", "usage") else value
+
+
+def fill_template(template: str, attributes: dict[str, str | None]) -> str:
+    """The template with its {placeholders} filled; a clause (between commas) all of whose values are missing is dropped.
+
+    `a`/`an` stands before a singular {article} and its adjectives, whether the template has it or not.
+    """
+    noun, countable = name_article(attributes.get("article"))
+    words = {key: word_value(key, value) for key, value in attributes.items()} | {"article": noun}
+    clauses = []
+    for index, clause in enumerate(template.split(",")):
+        keys = re.findall(r"\{(\w+)\}", clause)
+        if index and keys and not any(words.get(key) for key in keys):
+            continue
+        clause = re.sub(
+            r"(?:\b([Aa])n? )?((?:\{\w+\} )*\{article\})",
+            lambda found: _with_article(found[2], words, countable, bool(found[1]) and found[1].isupper()),
+            clause,
+        )
+        clause = re.sub(r"\{(\w+)\}", lambda found: words.get(found[1]) or "", clause)
+        clauses.append(re.sub(r" +([.;:!?])", r"\1", " ".join(clause.split())))
+    text = ", ".join(clause for clause in clauses if clause)
+    return re.sub(r"\s*,[\s,]*", ", ", text).strip(", ")  # a product's name may bring commas of its own
+
+
+def _with_article(phrase: str, words: dict, countable: bool, capital: bool) -> str:
+    filled = " ".join(re.sub(r"\{(\w+)\}", lambda found: words.get(found[1]) or "", phrase).split())
+    determiner = ("an " if filled[0].lower() in "aeiou" and not filled.startswith("uni") else "a ") if countable else ""
+    return (determiner.capitalize() if capital else determiner) + filled
+
+
+def add_trigger(caption: str, trigger: str | None) -> str:
+    """`sks, a professional …`: the trigger word first, where no truncation reaches it."""
+    if not trigger:
+        return caption
+    rest = caption[:1].lower() + caption[1:] if caption[1:2] in (" ", "n") or caption[1:2].islower() else caption
+    return f"{trigger}, {rest}"
+
+
+def estimate_tokens(text: str) -> int:
+    """CLIP tokens, counted high: a token for 4 letters begun, for a digit, for a mark, and the two that frame the text."""
+    pieces = re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)
+    return 2 + sum((len(piece.encode()) + 3) // 4 for piece in pieces)
+
+
+def plan_prompts(records: list[dict], count: int, columns: list[str], level: list[str]) -> list[dict]:
+    """`count` pictures over the distinct captions of `records`: [{"text", "attributes", "weight"}], the weights whole.
+
+    Shares follow the records: every column's shares are kept as near as whole numbers allow, not the joint ones alone.
+    With `level`, the records together with the planned pictures are to hold as many of each value of those columns.
+    """
+    keys = [(record["text"], tuple(record.get(column) for column in columns)) for record in records]
+    held = Counter(keys)
+    options = list(held)
+    share = {option: held[option] / len(keys) for option in options}
+    if level:
+        at = [columns.index(column) for column in level]
+        cell = {option: tuple(option[1][i] for i in at) for option in options}
+        size = Counter()
+        for option in options:
+            size[cell[option]] += held[option]
+        lacking = fill_level(size, count)
+        share = {option: lacking[cell[option]] * held[option] / size[cell[option]] / count for option in options}
+    # The marginal and the joint shares, each picture going where most is lacking; so any beginning is in balance too.
+    features = {
+        option: [("", option), *((column, value) for column, value in zip(columns, option[1]))] for option in options
+    }
+    due = Counter()
+    for option in options:
+        for feature in features[option]:
+            due[feature] += share[option]
+    options = [option for option in options if share[option] > 0]
+    taken, weight = Counter(), Counter()
+    for step in range(1, count + 1):
+        best = max(options, key=lambda option: sum(step * due[f] - taken[f] for f in features[option]))
+        weight[best] += 1
+        taken.update(features[best])
+    plan = [(option, weight[option]) for option in options if weight[option]]
+    return [{"text": text, "attributes": dict(zip(columns, values)), "weight": n} for (text, values), n in plan]
+
+
+def fill_level(sizes: dict, count: int) -> dict[object, float]:
+    """How many each class is to get of `count`, so that all come up to one level as far as `count` reaches."""
+    level, rest = 0.0, float(count)
+    ordered = sorted(sizes.values())
+    for index, size in enumerate(ordered):
+        upto = ordered[index + 1] if index + 1 < len(ordered) else float("inf")
+        need = (upto - size) * (index + 1)
+        if rest <= need:
+            level = size + rest / (index + 1)
+            break
+        rest -= need
+    return {key: max(0.0, level - size) for key, size in sizes.items()}

@@ -1,0 +1,258 @@
+"""Read a product catalogue whatever its layout: which products there are, where their pictures lie, what went wrong.
+
+Nothing is dropped in silence: a row is a product or it is in `rejected` with a reason.
+"""
+
+import csv
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.cli import UserError
+from utils.files import list_files
+
+IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".webp")
+# The names that captions and flags use for the columns of the Fashion Product Images dataset and its kin.
+NAMES = {"basecolour": "colour", "basecolor": "colour", "color": "colour", "articletype": "article"}
+NAMES |= {"productdisplayname": "name"}
+MISSING = ("", "na", "n/a", "nan", "none", "null")
+
+
+@dataclass
+class Catalogue:
+    kind: str
+    columns: list[str] = field(default_factory=list)
+    products: list[dict] = field(default_factory=list)  # {"id", "row", "image": Path or index, "text", "attributes"}
+    rejected: list[dict] = field(default_factory=list)  # {"id", "row", "reason", "detail", "attributes"}
+    notes: list[str] = field(default_factory=list)  # what a person should know
+    rows: int = 0
+    recovered: list[int] = field(default_factory=list)  # line numbers
+    dataset: object = None  # of the hub: where `image` is an index
+
+    def reject(self, product_id: str, row: int | str, reason: str, detail: str = "", attributes: dict | None = None):
+        entry = {"id": product_id, "row": row, "reason": reason, "detail": detail, "attributes": attributes or {}}
+        self.rejected.append(entry)
+
+
+def canonical(column: str) -> str:
+    """`baseColour` -> `colour`; a column that has no short name keeps its own."""
+    return NAMES.get(column.strip().lower(), column.strip())
+
+
+def clean_cell(text) -> str | None:
+    """A cell without stray blanks; None where it says nothing; 2012.0, which pandas writes, is 2012."""
+    text = " ".join(str(text if text is not None else "").split())
+    return None if text.lower() in MISSING else re.sub(r"^(\d+)\.0$", r"\1", text)
+
+
+def decode_lines(data: bytes) -> tuple[list[str], int]:
+    """The lines of a text file without BOM, and how many were not UTF-8 and have been read as Windows' Latin-1."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace").splitlines(), 0
+    lines, odd = [], 0
+    for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
+        try:
+            lines.append(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            odd += 1
+            lines.append(line.decode("cp1252", errors="replace"))
+    return lines, odd
+
+
+def split_records(lines: list[str], columns: int) -> list[tuple[int, list[str]]]:
+    """(line number, cells) per record. A quote that is never closed is a plain character: it can't swallow what follows."""
+    records, at = [], 0
+    while at < len(lines):
+        taken = 1
+        while True:  # a quoted cell may hold line ends, but not something that looks like a record of its own
+            chunk = lines[at : at + taken]
+            try:
+                parsed = list(csv.reader([line + "\n" for line in chunk], strict=True))
+                break
+            except csv.Error:
+                after = lines[at + taken : at + taken + 1]
+                if taken == 20 or not after or after[0].count(",") >= columns - 1:
+                    parsed, taken = [lines[at].split(",")], 1
+                    break
+                taken += 1
+        if parsed and parsed[0]:
+            records.append((at + 1, parsed[0]))
+        at += taken
+    return records
+
+
+def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[list[str] | None, bool]:
+    """Cells that match the columns, and whether that took a repair; None where they can't be matched.
+
+    Column `free` is free text: unquoted commas in it have torn the row, so it takes what is over; cut off, it is empty.
+    """
+    while len(cells) > len(columns) and not cells[-1].strip():
+        cells = cells[:-1]
+    over = len(cells) - len(columns)
+    if over == 0:
+        return cells, False
+    if free is None or len(cells) < free:
+        return None, False
+    if over > 0:
+        cells = [*cells[:free], ",".join(cells[free : free + over + 1]), *cells[free + over + 1 :]]
+    else:
+        cells = [*cells, *[""] * -over]
+    year = clean_cell(cells[columns.index("year")]) if "year" in columns else None
+    return (None, False) if year and not year.isdigit() else (cells, True)
+
+
+def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue) -> list[tuple[int, dict]]:
+    """(line number, row) of a CSV file, every damage mended or told in `catalogue`; `key` is the column each row must have."""
+    lines, odd = decode_lines(path.read_bytes())
+    header = split_records(lines[:1], 1)
+    columns = [canonical(cell) for cell in header[0][1]] if header else []
+    while columns and not columns[-1]:
+        columns.pop()
+    if key not in columns:
+        found = ",".join(columns)[:80] or "an empty file"
+        raise UserError(
+            f"--catalogue: {path}: line 1: found `{found}`; expected names of columns with `{key}` among them"
+        )
+    if odd:
+        catalogue.notes.append(f"{path.name}: {odd} lines were not UTF-8 and were read as Latin-1")
+    free = columns.index(free_text) if free_text in columns else None
+    records = split_records(lines, len(columns))[1:]
+    catalogue.columns, catalogue.rows = columns, catalogue.rows + len(records)
+    rows = []
+    for line, cells in records:
+        fitted, repaired = fit_cells(cells, columns, free)
+        if fitted is None:
+            detail = f"{len(cells)} cells, expected {len(columns)}"
+            catalogue.reject(cells[0].strip(), line, "row can't be read", detail)
+            continue
+        if repaired:
+            catalogue.recovered.append(line)
+        row = dict(zip(columns, map(clean_cell, fitted)))
+        row.pop("", None)
+        if row[key] is None:
+            catalogue.reject("", line, f"no {key}", "", row)
+        else:
+            rows.append((line, row))
+    return rows
+
+
+def read_styles(folder: Path) -> Catalogue:
+    """styles.csv and images/<id>.jpg, the layout of the Fashion Product Images dataset."""
+    catalogue = Catalogue("styles.csv")
+    rows = read_table(folder / "styles.csv", "id", "name", catalogue)
+    images = folder / "images"
+    if not images.is_dir():
+        raise UserError(
+            f"--catalogue {folder}: there is a styles.csv but no folder images/ beside it; put the pictures there"
+        )
+    by_name, by_stem = {}, {}
+    for name in list_files(images):
+        stem, dot, ending = name.rpartition(".")
+        if dot + ending.lower() in IMAGE_TYPES:
+            by_name[name] = images / name
+            by_stem.setdefault(stem, images / name)
+    seen, used = {}, set()
+    for line, row in rows:
+        product_id = row.pop("id")
+        attributes = {key: value for key, value in row.items() if key != "image"}
+        if product_id in seen:
+            first, values = seen[product_id]
+            reason = "row given twice" if values == row else "id used twice"
+            catalogue.reject(product_id, line, reason, f"kept line {first}", attributes)
+            continue
+        seen[product_id] = line, row
+        if not re.fullmatch(r"\w[\w.-]*", product_id):
+            catalogue.reject(product_id, line, "id is no file name", "expected letters, digits, - and _", attributes)
+            continue
+        image = by_name.get(row.get("image")) or by_stem.get(product_id)
+        if image is None:
+            catalogue.reject(product_id, line, "no image", f"no images/{product_id}.jpg, .png or .webp", attributes)
+            continue
+        used.add(image)
+        catalogue.products.append(
+            {"id": product_id, "row": line, "image": image, "text": None, "attributes": attributes}
+        )
+    if unused := len(by_name) - len(used):
+        catalogue.notes.append(f"{unused} pictures in images/ belong to no product")
+    return catalogue
+
+
+def _add_picture(catalogue: Catalogue, taken: set[str], name: str, row, image, text, attributes: dict) -> None:
+    """A product named after its file; `a.png` beside `a.jpg` becomes `a-png`."""
+    stem, _, ending = name.rpartition(".")
+    stem = re.sub(r"[^\w.-]+", "_", stem).lstrip("._-") or "picture"
+    product_id = stem if stem.lower() not in taken else f"{stem}-{ending}"
+    while product_id.lower() in taken:  # not by chance: a name given twice, or one that differs in case only
+        product_id += "-2"
+    taken.add(product_id.lower())
+    catalogue.products.append({"id": product_id, "row": row, "image": image, "text": text, "attributes": attributes})
+
+
+def read_imagefolder(tables: list[Path], image_column: str, caption_column: str) -> Catalogue:
+    """Folders with metadata.jsonl or metadata.csv, whose `file_name` is relative to the table's own folder."""
+    catalogue = Catalogue("imagefolder")
+    taken, listed = set(), {}
+    for table in tables:
+        prefix = f"{table.parent.name}/" if len(tables) > 1 else ""
+        files = list_files(table.parent)
+        if table.suffix == ".csv":
+            rows = read_table(table, image_column, caption_column, catalogue)
+        else:
+            rows = _read_jsonl(table, image_column, catalogue)
+        for line, row in rows:
+            name, row_id = row.pop(image_column), f"{prefix}{table.name}:{line}" if prefix else line
+            text = row.pop(caption_column, None)
+            attributes = {canonical(key): value for key, value in row.items() if key != "id"}
+            if name not in files:
+                catalogue.reject(name, row_id, "no image", f"{table.parent.name}/{name} is not there", attributes)
+            elif (table, name) in listed:
+                catalogue.reject(name, row_id, "row given twice", f"kept line {listed[table, name]}", attributes)
+            else:
+                listed[table, name] = line
+                base = name.removeprefix("images/") if not prefix else name.rpartition("/")[2]
+                _add_picture(catalogue, taken, base, row_id, table.parent / name, text, attributes)
+    return catalogue
+
+
+def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, dict]]:
+    rows = []
+    for line, text in enumerate(decode_lines(table.read_bytes())[0], 1):
+        if not text.strip():
+            continue
+        catalogue.rows += 1
+        try:
+            row = json.loads(text)
+            rows.append((line, {str(name): clean_cell(value) for name, value in row.items()} | {key: str(row[key])}))
+        except (ValueError, KeyError, AttributeError):
+            catalogue.reject("", line, "row can't be read", f"expected a JSON object with `{key}`: {text[:60]}")
+    if not catalogue.columns and rows:
+        catalogue.columns = list(rows[0][1])
+    return rows
+
+
+def read_folder(folder: Path) -> Catalogue:
+    """Pictures with their captions in <name>.txt beside them."""
+    catalogue = Catalogue("picture folder")
+    taken, files = set(), list_files(folder)
+    other = {}
+    for name in files:
+        stem, dot, ending = name.rpartition(".")
+        if (dot + ending).lower() in IMAGE_TYPES:
+            caption = folder / f"{stem}.txt"
+            text = clean_cell(" ".join(decode_lines(caption.read_bytes())[0])) if f"{stem}.txt" in files else None
+            _add_picture(catalogue, taken, name, name, folder / name, text, {})
+        elif ending != "txt":
+            other[dot + ending] = other.get(dot + ending, 0) + 1
+    if other:
+        counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(other.items()))
+        catalogue.notes.append(f"other files left alone: {counts}")
+    if not catalogue.products:
+        tables = ", ".join(name for name in files if name.endswith(".csv"))
+        hint = f"found {tables}" if tables else f"found {len(files)} other files" if files else "it is empty"
+        raise UserError(
+            f"--catalogue {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or pictures "
+            f"({', '.join(IMAGE_TYPES)})"
+        )
+    catalogue.rows = len(catalogue.products)
+    return catalogue

@@ -1,0 +1,110 @@
+"""Files that are whole or not there: checksums, and a folder replaced in one step."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.cli import UserError
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def list_files(folder: Path) -> dict[str, os.stat_result]:
+    """Every file beneath a folder by its relative name (with `/`), sorted; hidden ones left out."""
+    found = {}
+    for base, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                path = os.path.join(base, name)
+                with contextlib.suppress(OSError):  # a dangling link counts as missing
+                    found[os.path.relpath(path, folder).replace(os.sep, "/")] = os.stat(path)
+    return found
+
+
+def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
+    """MANIFEST.json: size and sha256 of every other file; `known` spares reading those whose sum one has."""
+    entries = {}
+    for name, stat in list_files(folder).items():
+        entries[name] = {"bytes": stat.st_size, "sha256": (known or {}).get(name) or file_sha256(folder / name)}
+    write_json(folder / "MANIFEST.json", entries)
+
+
+def swap_folders(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; False where the system can't (then neither has moved)."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    a, b = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        at_cwd, exchange = -100, 2
+        return libc.renameat2(at_cwd, a, at_cwd, b, exchange) == 0
+    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
+        return libc.renamex_np(a, b, 2) == 0
+    return False
+
+
+def _replace(new: Path, target: Path, old: Path) -> None:
+    if not target.exists():
+        os.rename(new, target)
+    elif swap_folders(new, target):
+        shutil.rmtree(new)
+    else:
+        # Two renames: a kill between them leaves `old`, which recover_folder puts back.
+        os.rename(target, old)
+        os.rename(new, target)
+        shutil.rmtree(old)
+
+
+def recover_folder(target: Path) -> None:
+    """Finish what a kill between the two renames of `replaced_folder` left undone."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    elif old.exists():
+        shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A hidden sibling to write into, which becomes `target` when the block ends well and is removed when it doesn't.
+
+    Killed at any moment, `target` is what it was or what it was to be. What a kill left behind is cleared by the next run.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = target.with_name(f".{target.name}.partial")
+    new.mkdir(exist_ok=True)
+    lock = os.open(new, os.O_RDONLY)
+    try:
+        _lock_or_complain(lock, target)
+        try:
+            for entry in new.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            yield new
+            os.sync()  # the name must not reach the disk before the data does
+            _replace(new, target, target.with_name(f".{target.name}.old"))
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _lock_or_complain(lock: int, target: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"--output_dir {target}: another process is writing it; wait for it, or name another") from None
