@@ -2,7 +2,12 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+from utils.cli import UserError
+
+BASE_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULT_TEMPLATE = (
     "A professional product photo of {colour} {article}, {season} collection, {gender}, centered on white background"
 )
@@ -11,11 +16,9 @@ COLOURS = {"multi": "multicoloured", "skin": "skin-coloured", "off white": "off-
 ARTICLES = {"tshirts": "T-shirts", "shoes": "shoes"}
 # Worn or sold as a pair, or plural in themselves: "black trousers", never "a black trouser".
 PLURAL = set(
-    "shoes sandals heels flats flops boots sneakers loafers slippers clogs mules socks trousers jeans shorts pants "
-    "leggings jeggings tights stockings sunglasses glasses earrings gloves mittens cufflinks briefs boxers trunks capris "
-    "laces pyjamas suspenders overalls dungarees joggers chinos headphones booties goggles".split()
+    ["shoes", "sandals", "heels", "flats", "flops", "boots", "sneakers", "loafers", "slippers", "clogs", "mules", "socks", "trousers", "jeans", "shorts", "pants", "leggings", "jeggings", "tights", "stockings", "sunglasses", "glasses", "earrings", "gloves", "mittens", "cufflinks", "briefs", "boxers", "trunks", "capris", "laces", "pyjamas", "suspenders", "overalls", "dungarees", "joggers", "chinos", "headphones", "booties", "goggles"]
 )
-MASS = set("polish mist deodorant gloss care makeup jewellery perfume footwear swimwear innerwear lingerie".split())
+MASS = set(["polish", "mist", "deodorant", "gloss", "care", "makeup", "jewellery", "perfume", "footwear", "swimwear", "innerwear", "lingerie"])
 SINGULAR = {"ties": "tie", "scarves": "scarf", "dresses": "dress", "watches": "watch", "sarees": "saree"}
 
 
@@ -147,3 +150,30 @@ def fill_level(sizes: dict, count: int) -> dict[object, float]:
             break
         rest -= need
     return {key: max(0.0, level - size) for key, size in sizes.items()}
+
+
+def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], str]:
+    """A function from texts to their numbers of tokens, and what counts. Without a name: the base model's, if it is cached."""
+    if name is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(BASE_MODEL, "tokenizer/vocab.json"), str):
+            return lambda texts: [estimate_tokens(text) for text in texts], "an estimate on the high side"
+    from transformers import CLIPTokenizer
+
+    try:
+        source = name or BASE_MODEL
+        nested = name is None or (Path(source) / "tokenizer").is_dir() or not Path(source).exists()
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer" if nested else "")
+        except OSError:
+            if not nested:
+                raise
+            tokenizer = CLIPTokenizer.from_pretrained(source)  # a repository that is only a tokenizer
+    except Exception as error:  # of the network, the hub, the file format
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"--tokenizer {name}: {detail}; give the folder or hub id of a CLIP tokenizer") from None
+    return (
+        lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else [],
+        f"the tokenizer of {source}",
+    )

@@ -1,0 +1,127 @@
+"""What a prepared dataset says about itself: counts and shares, a report for people, the dataset card."""
+
+from collections import Counter
+
+
+def count_values(products: list[dict], columns: list[str]) -> dict[str, dict[str, int]]:
+    """{column: {value: how many}}, the most frequent first, columns without any value left out; a missing one is "(none)"."""
+    counts = {}
+    for column in columns:
+        found = Counter(one["attributes"].get(column) or "(none)" for one in products)
+        if set(found) - {"(none)"}:
+            counts[column] = dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    return counts
+
+
+def with_shares(counts: dict[str, int]) -> dict[str, dict]:
+    total = sum(counts.values())
+    return {name: {"count": count, "share": round(count / total, 4)} for name, count in counts.items()}
+
+
+def _some(values: list, most: int = 12) -> str:
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
+
+
+def _table(counts: dict[str, int], most: int = 15) -> list[str]:
+    total = sum(counts.values())
+    lines = [f"  {name:24} {count:7,}  {count / total:6.1%}" for name, count in list(counts.items())[:most]]
+    return lines + ([f"  … and {len(counts) - most} more"] if len(counts) > most else [])
+
+
+def catalogue_lines(facts: dict) -> list[str]:
+    """The table alone: what was read, recovered, not recovered."""
+    lines = [f"catalogue: {facts['kind']}, {facts['rows']:,} rows, columns: {', '.join(facts['columns']) or 'none'}"]
+    if facts["recovered_rows"]:
+        lines.append(f"torn rows recovered: {len(facts['recovered_rows'])} (lines {_some(facts['recovered_rows'])})")
+    lost = facts["unreadable_rows"]
+    lines.append(f"rows not recovered: {len(lost)}" + (f" (lines {_some(lost)})" if lost else ""))
+    return lines + [f"note: {note}" for note in facts["notes"]]
+
+
+def report_text(analysis: dict) -> str:
+    """report.txt, from what analysis.json holds."""
+    chosen = " + ".join(analysis["selection"]["categories"] or ["all categories"])
+    lines = [*catalogue_lines(analysis["catalogue"]), ""]
+    if analysis["categories"]:
+        lines += ["categories", *_table(analysis["categories"]), ""]
+    lines += [f"{chosen}: {analysis['selection']['rows']:,} rows, {analysis['selection']['usable']:,} usable products"]
+    problems = analysis["problems"]
+    lines += ["", f"left out: {sum(problems.values())}", *(f"  {reason:40} {n:6,}" for reason, n in problems.items())]
+    for entry in analysis["rejected"][:40]:
+        where = f"{entry['id'] or '?'} (row {entry['row']})"
+        lines.append(f"    {where}: {entry['reason']}" + (f" – {entry['detail']}" if entry["detail"] else ""))
+    if len(analysis["rejected"]) > 40:
+        lines.append(f"    … and {len(analysis['rejected']) - 40} more, in analysis.json")
+    for column, counts in analysis["shares"].items():
+        lines += ["", column, *_table({name: value["count"] for name, value in counts.items()})]
+    sizes = analysis["sizes"]
+    lines += ["", "image sizes (width x height, upright)", *_table(sizes["counts"], 8)]
+    if sizes["enlarged"]:
+        lines.append(f"  smaller than {sizes['side']} pixels on both sides, so enlarged: {sizes['enlarged']:,}")
+    found = analysis["duplicates"]
+    lines += [
+        "",
+        f"look-alikes: {len(found['pairs'])} pairs within {found['bits']} of 256 bits and {found['colour']:g} levels of "
+        f"colour, in {len(found['groups'])} groups"
+        + (f", the largest of {max(map(len, found['groups']))}" if found["groups"] else ""),
+    ]
+    lines += [f"  {a} and {b}: {bits} bits, colour {colour:g}" for a, b, bits, colour in found["pairs"][:20]]
+    if len(found["pairs"]) > 20:
+        lines.append(f"  … and {len(found['pairs']) - 20} more, in analysis.json")
+    if found["pairs"] or found["beyond"]:
+        lines.append("  see figures/pairs.png: is each pair one photo? Then judge --duplicate_threshold by it")
+    return "\n".join(lines) + "\n"
+
+
+def dataset_card(metadata: dict, captions: list[str], figures: list[str]) -> str:
+    """README.md of a prepared dataset."""
+    counts, source = metadata["counts"], metadata["source"]
+    chosen = " + ".join(metadata["options"]["category"] or ["all categories"])
+    side = metadata["options"]["resolution"]
+    total = counts["written"]
+    size = next(
+        name
+        for limit, name in ((1000, "n<1K"), (10000, "1K<n<10K"), (1e5, "10K<n<100K"), (1e99, "n>100K"))
+        if total < limit
+    )
+    lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---", f"# {chosen}", ""]
+    lines += [f"{total:,} pictures of {side}×{side} pixels with captions, made by `prepare_dataset.py`", ""]
+    lines[-2] += f" from {source['kind']} ({source['rows']:,} rows)."
+    lines += [
+        "| split | pictures |",
+        "|---|---:|",
+        *(f"| {split} | {counts[split]:,} |" for split in ("train", "val", "test")),
+        "",
+    ]
+    if "figures/samples.png" in figures:
+        lines += ["![samples](figures/samples.png)", ""]
+    lines += ["## Captions", "", *(f"- {text}" for text in captions), ""]
+    tokens = metadata["captions"]
+    lines += [
+        f"{tokens['over_limit']:,} captions are over {tokens['limit']} tokens (the longest: {tokens['longest']}), counted by "
+        f"{tokens['counted_by']}.",
+        "",
+    ]
+    for column, values in metadata["shares"].items():
+        lines += [f"## {column.capitalize()}", "", "| | count | share |", "|---|---:|---:|"]
+        lines += [
+            f"| {name} | {value['count']:,} | {value['share']:.1%} |" for name, value in list(values.items())[:20]
+        ]
+        lines.append("")
+    lines += ["## Left out", ""]
+    reasons = Counter(entry["reason"] for entry in metadata["excluded"])
+    lines += [f"- {reason}: {n:,}" for reason, n in reasons.most_common()] or ["Nothing."]
+    lines += ["", "Each one, with its row and the reason, is in `metadata.json`.", ""]
+    lines += [
+        "## Splits",
+        "",
+        f"Stratified by {', '.join(metadata['options']['stratify_by']) or 'nothing'}; look-alikes are",
+    ]
+    lines[-1] += " always in one split. `splits.json` holds the place of every product that ever had one: keep it."
+    lines += ["", "## Use", "", "```python", "import datasets", ""]
+    lines += ['train = datasets.load_dataset("imagefolder", data_dir=".../train", split="train")', "```", ""]
+    lines += [
+        "`python prepare_dataset.py --verify <this folder>` checks every file. The pictures keep their source's licence."
+    ]
+    return "\n".join(lines) + "\n"
