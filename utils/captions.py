@@ -16,9 +16,11 @@ COLOURS = {"multi": "multicoloured", "skin": "skin-coloured", "off white": "off-
 ARTICLES = {"tshirts": "T-shirts", "shoes": "shoes"}
 # Worn or sold as a pair, or plural in themselves: "black trousers", never "a black trouser".
 PLURAL = set(
-    ["shoes", "sandals", "heels", "flats", "flops", "boots", "sneakers", "loafers", "slippers", "clogs", "mules", "socks", "trousers", "jeans", "shorts", "pants", "leggings", "jeggings", "tights", "stockings", "sunglasses", "glasses", "earrings", "gloves", "mittens", "cufflinks", "briefs", "boxers", "trunks", "capris", "laces", "pyjamas", "suspenders", "overalls", "dungarees", "joggers", "chinos", "headphones", "booties", "goggles"]
+    "shoes sandals heels flats flops boots sneakers loafers slippers clogs mules socks trousers jeans shorts pants "
+    "leggings jeggings tights stockings sunglasses glasses earrings gloves mittens cufflinks briefs boxers trunks "
+    "capris laces pyjamas suspenders overalls dungarees joggers chinos headphones booties goggles".split()
 )
-MASS = set(["polish", "mist", "deodorant", "gloss", "care", "makeup", "jewellery", "perfume", "footwear", "swimwear", "innerwear", "lingerie"])
+MASS = set("polish mist deodorant gloss care makeup jewellery perfume footwear swimwear innerwear lingerie".split())
 SINGULAR = {"ties": "tie", "scarves": "scarf", "dresses": "dress", "watches": "watch", "sarees": "saree"}
 
 
@@ -60,7 +62,7 @@ def word_value(key: str, value: str | None) -> str | None:
 
 
 def fill_template(template: str, attributes: dict[str, str | None]) -> str:
-    """The template with its {placeholders} filled; a clause (between commas) all of whose values are missing is dropped.
+    """The template with its {placeholders} filled; a clause (between commas) that has only missing values is dropped.
 
     `a`/`an` stands before a singular {article} and its adjectives, whether the template has it or not.
     """
@@ -97,7 +99,7 @@ def add_trigger(caption: str, trigger: str | None) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """CLIP tokens, counted high: a token for 4 letters begun, for a digit, for a mark, and the two that frame the text."""
+    """CLIP tokens, counted high: one for 4 letters begun, every digit, every mark, and the two around the text."""
     pieces = re.findall(r"[^\W\d_]+|\d|[^\w\s]|_", text)
     return 2 + sum((len(piece.encode()) + 3) // 4 for piece in pieces)
 
@@ -153,7 +155,7 @@ def fill_level(sizes: dict, count: int) -> dict[object, float]:
 
 
 def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], str]:
-    """A function from texts to their numbers of tokens, and what counts. Without a name: the base model's, if it is cached."""
+    """A function from texts to numbers of tokens, and what it counts with. No name: the base model's, if cached."""
     if name is None:
         from huggingface_hub import try_to_load_from_cache
 
@@ -162,18 +164,20 @@ def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], 
     from transformers import CLIPTokenizer
 
     try:
-        source = name or BASE_MODEL
-        nested = name is None or (Path(source) / "tokenizer").is_dir() or not Path(source).exists()
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer" if nested else "")
-        except OSError:
-            if not nested:
-                raise
-            tokenizer = CLIPTokenizer.from_pretrained(source)  # a repository that is only a tokenizer
+        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(name or BASE_MODEL))
     except Exception as error:  # of the network, the hub, the file format
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"--tokenizer {name}: {detail}; give the folder or hub id of a CLIP tokenizer") from None
-    return (
-        lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else [],
-        f"the tokenizer of {source}",
-    )
+    return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]], f"the tokenizer of {name or BASE_MODEL}"
+
+
+def _tokenizer_place(name: str) -> Path:
+    """Its folder: from_pretrained makes an empty tokenizer, without a word, of a folder that holds none."""
+    from huggingface_hub import snapshot_download
+
+    files = ["tokenizer/*", "vocab.json", "merges.txt", "tokenizer*.json"]
+    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=files))
+    for place in (folder / "tokenizer", folder):
+        if (place / "vocab.json").exists() or (place / "tokenizer.json").exists():
+            return place
+    raise FileNotFoundError("there is no vocab.json or tokenizer.json")

@@ -35,6 +35,11 @@ class Catalogue:
         self.rejected.append(entry)
 
 
+def left_out(product: dict, reason: str, detail: str = "") -> dict:
+    """The entry in `rejected` for a product."""
+    return {key: product[key] for key in ("id", "row", "attributes")} | {"reason": reason, "detail": detail}
+
+
 def canonical(column: str) -> str:
     """`baseColour` -> `colour`; a column that has no short name keeps its own."""
     return NAMES.get(column.strip().lower(), column.strip())
@@ -61,7 +66,7 @@ def decode_lines(data: bytes) -> tuple[list[str], int]:
 
 
 def split_records(lines: list[str], columns: int) -> list[tuple[int, list[str]]]:
-    """(line number, cells) per record. A quote that is never closed is a plain character: it can't swallow what follows."""
+    """(line number, cells) per record. A quote that is never closed is a plain character and swallows no rows."""
     records, at = [], 0
     while at < len(lines):
         taken = 1
@@ -92,7 +97,7 @@ def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[l
     over = len(cells) - len(columns)
     if over == 0:
         return cells, False
-    if free is None or len(cells) < free:
+    if free is None or len(cells) < free or (over < 0 and free < len(columns) - 1):
         return None, False
     if over > 0:
         cells = [*cells[:free], ",".join(cells[free : free + over + 1]), *cells[free + over + 1 :]]
@@ -103,7 +108,7 @@ def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[l
 
 
 def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue) -> list[tuple[int, dict]]:
-    """(line number, row) of a CSV file, every damage mended or told in `catalogue`; `key` is the column each row must have."""
+    """(line number, row) of a CSV file, each damage mended or told in `catalogue`; every row must have a `key`."""
     lines, odd = decode_lines(path.read_bytes())
     header = split_records(lines[:1], 1)
     columns = [canonical(cell) for cell in header[0][1]] if header else []

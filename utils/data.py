@@ -3,20 +3,19 @@
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from utils.catalogue import Catalogue, canonical, clean_cell
 from utils.cli import UserError
-from utils.files import file_sha256, list_files
+from utils.files import file_sha256, list_files, write_json
 from utils.images import colour_thumb, near_pairs, perceptual_hash
 from utils.splits import SPLITS
 
 FORMAT = "prepared dataset 1"
+TABLES = ("metadata.jsonl", "ids.txt", "captions.json")
 
 
 def read_metadata(folder: Path) -> dict:
@@ -66,28 +65,28 @@ def read_saved_splits(path: Path) -> dict[str, str]:
     return splits
 
 
-def check_picture(job: tuple[Path, dict, int]) -> tuple[list[str], np.ndarray | None, np.ndarray | None]:
+def check_picture(job: tuple[Path, dict, int]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
     """What is wrong with one picture of a prepared dataset, and its hash and colours; (path, manifest entry, side)."""
     path, entry, side = job
     try:
         data = path.read_bytes()
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            return ["the file has changed (its size or sha256 is not the manifest's)"], None, None
+            return "the file has changed (its size or sha256 is not the manifest's)", None, None
         image = Image.open(io.BytesIO(data))
         if image.mode != "RGB" or image.size != (side, side):
-            return [f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {side}x{side}"], None, None
-        return [], perceptual_hash(image), colour_thumb(image)
+            return f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {side}x{side}", None, None
+        return "", perceptual_hash(image), colour_thumb(image)
     except Exception as error:  # whatever a damaged file makes a decoder raise
-        return [f"cannot be read: {error}"], None, None
+        return f"cannot be read: {error}", None, None
 
 
-def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict, dict[str, list[str]]]:
-    """All promises but those about the pixels: (what is broken, the manifest, {split: ids})."""
+def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
+    """All promises but those about the pixels: (what is broken, the manifest)."""
     try:
         manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
         sums = {name: entry["sha256"] for name, entry in manifest.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return [f"MANIFEST.json: {error}"], {}, {}
+        return [f"MANIFEST.json: {error}"], {}
     files = list_files(folder)
     broken = [f"{name}: missing" for name in manifest if name not in files]
     broken += [f"{name}: not in the manifest" for name in files if name not in manifest and name != "MANIFEST.json"]
@@ -115,7 +114,7 @@ def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict, dict[s
             broken.append(f"{split}: {len(ids[split])} ids, metadata.json says {metadata['counts'].get(split)}")
         broken += [f"{one}: in {owner[one]} and in {split}" for one in ids[split] if one in owner]
         owner |= dict.fromkeys(ids[split], split)
-    return broken, manifest, ids
+    return broken, manifest
 
 
 def verify_disjoint(
@@ -129,48 +128,35 @@ def verify_disjoint(
     return [f"{names[i]} and {names[j]}: look-alikes in two splits ({n} of 256 bits differ)" for i, j, n, _ in apart]
 
 
-def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
-    """A dataset of the hub, or a folder that `datasets` has saved or can load; pictures are read when they are needed."""
-    import datasets
+def write_split(folder: Path, split: str, products: list[dict], columns: list[str], pictures: Path) -> dict[str, str]:
+    """images/ (moved from `pictures`), ids.txt, captions.json and metadata.jsonl of one split; {file: sha256}."""
+    (folder / split / "images").mkdir(parents=True)
+    sums, lines = {}, []
+    for one in products:
+        name = f"images/{one['id']}.png"
+        (pictures / f"{one['id']}.png").rename(folder / split / name)
+        sums[f"{split}/{name}"] = one["sha256"]
+        facts = {key: one["attributes"].get(key) for key in columns if key not in ("file_name", "text", "id")}
+        lines.append({"file_name": name, "text": one["caption"], "id": one["id"], **facts})
+    jsonl = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / split / "metadata.jsonl").write_text(jsonl, encoding="utf-8")
+    (folder / split / "ids.txt").write_text("".join(f"{one['id']}\n" for one in products), encoding="utf-8")
+    write_json(folder / split / "captions.json", {one["id"]: one["caption"] for one in products})
+    return sums | {f"{split}/{name}": file_sha256(folder / split / name) for name in TABLES}
 
+
+def changes_since(folder: Path, request: dict) -> list[str]:
+    """What has changed since the folder was written for another request; nothing where it holds what is asked for."""
+    path = folder / "metadata.json" if (folder / "metadata.json").exists() else folder / "analysis.json"
     try:
-        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
-            dataset = datasets.load_from_disk(name)
-            dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
-        else:
-            dataset = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # of the network, the hub, the loader: a dozen types
-        detail = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--catalogue {name}: no folder of that name, and no hub dataset could be loaded with --dataset_split {split} ({detail})"
-        ) from None
-    if image_column not in dataset.column_names:
-        raise UserError(f"--image_column {image_column}: {name} has the columns {', '.join(dataset.column_names)}")
-    catalogue = Catalogue("datasets", columns=list(dataset.column_names), rows=len(dataset))
-    catalogue.dataset = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
-    table = dataset.remove_columns(image_column)
-    classes = {key: value for key, value in table.features.items() if isinstance(value, datasets.ClassLabel)}
-    seen = {}
-    for index, row in enumerate(table if table.column_names else ({} for _ in range(len(dataset)))):
-        row = {key: classes[key].int2str(v) if key in classes and v is not None else v for key, v in row.items()}
-        row = {canonical(key): value if key == caption_column else clean_cell(value) for key, value in row.items()}
-        product_id = row.pop("id", None) or f"{index:06d}"
-        text = row.pop(caption_column, None)
-        text = clean_cell(text[0] if isinstance(text, list) and text else text)
-        if product_id in seen:
-            catalogue.reject(product_id, index, "id used twice", f"kept row {seen[product_id]}", row)
-        elif not re.fullmatch(r"\w[\w.-]*", product_id):
-            catalogue.reject(product_id, index, "id is no file name", "expected letters, digits, - and _", row)
-        else:
-            seen[product_id] = index
-            catalogue.products.append({"id": product_id, "row": index, "image": index, "text": text, "attributes": row})
-    return catalogue
-
-
-def hub_bytes(dataset, index: int) -> bytes:
-    """The encoded picture in one row of `Catalogue.dataset`."""
-    cell = next(iter(dataset[index].values())) or {}
-    if cell.get("bytes"):
-        return cell["bytes"]
-    path = Path(cell["path"]) if cell.get("path") else None
-    return path.read_bytes() if path and path.exists() else b""
+        was = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        sizes = {name: entry["bytes"] for name, entry in manifest.items()}
+        there = {name: stat.st_size for name, stat in list_files(folder).items() if name != "MANIFEST.json"}
+        old, new = was["options"], request["options"]
+        changes = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
+        changes += ["files in it are missing or changed"] if there != sizes else []
+        changes += ["the catalogue has changed"] if was["source_fingerprint"] != request["source_fingerprint"] else []
+        return changes + (["the splits to keep have changed"] if was["kept_splits"] != request["kept_splits"] else [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["it is damaged"]

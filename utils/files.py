@@ -14,8 +14,11 @@ from utils.cli import UserError
 
 
 def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value) -> None:
@@ -80,7 +83,7 @@ def recover_folder(target: Path) -> None:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A hidden sibling to write into, which becomes `target` when the block ends well and is removed when it doesn't.
 
-    Killed at any moment, `target` is what it was or what it was to be. What a kill left behind is cleared by the next run.
+    Killed at any moment, `target` is what it was or what it was to be; the next run clears what a kill left behind.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.partial")

@@ -1,4 +1,4 @@
-"""Pictures: read from disk the right way, checked, fitted, compared; grids for people to look at; the object and its colour."""
+"""Pictures: read from disk the right way, checked, fitted, compared; grids to look at; the object and its colour."""
 
 import io
 import math
@@ -93,29 +93,42 @@ def foreground_box(image: Image.Image, margin: float = 0.05) -> tuple[int, int, 
         return (0, 0, *image.size)
     box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
     room = margin * max(box[2] - box[0], box[3] - box[1])
-    box = (box + [-room, -room, room, room]) / scale
+    box = (box + np.array([-room, -room, room, room])) / scale
     return (*(math.floor(max(0, v)) for v in box[:2]), *(math.ceil(min(v, s)) for v, s in zip(box[2:], image.size)))
 
 
+def crop_centre(image: Image.Image) -> Image.Image:
+    """The largest square in the middle."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
 def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
-    """The whole picture in a square, aspect kept (Lanczos), the rest in `pad`: a colour, or `edge`, that side's median."""
+    """The whole picture in a square, aspect kept (Lanczos); the rest in a colour, or as the `edge` beside it."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (side, side), "white" if pad == "edge" else pad)
     left, top = (side - width) // 2, (side - height) // 2
-    if pad == "edge" and width < side:
-        square.paste(_median(image.crop((0, 0, 1, height))), (0, 0, left, side))
-        square.paste(_median(image.crop((width - 1, 0, width, height))), (left + width, 0, side, side))
-    elif pad == "edge" and height < side:
-        square.paste(_median(image.crop((0, 0, width, 1))), (0, 0, side, top))
-        square.paste(_median(image.crop((0, height - 1, width, height))), (0, top + height, side, side))
+    if pad == "edge":
+        rows = _extend(np.asarray(image), top, side - height - top)
+        return Image.fromarray(_extend(rows.swapaxes(0, 1), left, side - width - left).swapaxes(0, 1).copy())
+    square = Image.new("RGB", (side, side), pad)
     square.paste(image, (left, top))
     return square
 
 
-def _median(image: Image.Image) -> tuple[int, int, int]:
-    return tuple(int(v) for v in np.median(np.asarray(image).reshape(-1, 3), axis=0))
+def _extend(lines: np.ndarray, before: int, after: int) -> np.ndarray:
+    first, last = _background(lines[0]), _background(lines[-1])
+    return np.concatenate([np.repeat(first[None], before, 0), lines, np.repeat(last[None], after, 0)])
+
+
+def _background(line: np.ndarray) -> np.ndarray:
+    """A border line as the background it shows: a smooth gradient as it runs, its median where an object touches it."""
+    smooth = ndimage.uniform_filter1d(line.astype(np.float64), max(3, len(line) // 16), axis=0, mode="nearest")
+    plain = np.abs(line - smooth).max() < 16
+    return (smooth if plain else np.broadcast_to(np.median(line, axis=0), line.shape)).round().astype(np.uint8)
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
@@ -149,7 +162,10 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float)
 def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:
     """Equal-sized pictures side by side on white, each with its label beneath."""
     width, height = images[0].size
-    font = ImageFont.load_default(max(10, width // 12))
+    size = max(10, width // 12)
+    while labels and size > 8 and max(map(ImageFont.load_default(size).getlength, labels)) > width:
+        size -= 1
+    font = ImageFont.load_default(size)
     text = font.size + 6 if labels else 0
     rows = math.ceil(len(images) / columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + text + gap) - gap), "white")

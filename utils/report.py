@@ -2,9 +2,11 @@
 
 from collections import Counter
 
+UNREADABLE = ("row can't be read", "no id", "no file_name")  # the reasons that are the table's fault
+
 
 def count_values(products: list[dict], columns: list[str]) -> dict[str, dict[str, int]]:
-    """{column: {value: how many}}, the most frequent first, columns without any value left out; a missing one is "(none)"."""
+    """{column: {value: how many}}, the most frequent first; a missing one is "(none)", an empty column left out."""
     counts = {}
     for column in columns:
         found = Counter(one["attributes"].get(column) or "(none)" for one in products)
@@ -16,6 +18,36 @@ def count_values(products: list[dict], columns: list[str]) -> dict[str, dict[str
 def with_shares(counts: dict[str, int]) -> dict[str, dict]:
     total = sum(counts.values())
     return {name: {"count": count, "share": round(count / total, 4)} for name, count in counts.items()}
+
+
+def catalogue_facts(found) -> dict:
+    """What there is to say of a Catalogue's table."""
+    unreadable = [one["row"] for one in found.rejected if one["reason"] in UNREADABLE]
+    return {
+        "kind": found.kind,
+        "rows": found.rows,
+        "columns": found.columns,
+        "recovered_rows": found.recovered,
+        "unreadable_rows": unreadable,
+        "notes": found.notes,
+    }
+
+
+def analyse(products: list[dict], rejected: list[dict], columns: list[str], side: int) -> dict:
+    """Counts, shares and sizes of the usable products, and what was left out."""
+    sizes = Counter("{}x{}".format(*one["size"]) for one in products)
+    shares = count_values(products, columns)
+    return {
+        "selection": {"rows": len(products) + len(rejected), "usable": len(products)},
+        "problems": dict(Counter(one["reason"] for one in rejected).most_common()),
+        "rejected": [{key: one[key] for key in ("id", "row", "reason", "detail")} for one in rejected],
+        "shares": {column: with_shares(counts) for column, counts in shares.items()},
+        "sizes": {
+            "counts": dict(sizes.most_common()),
+            "side": side,
+            "enlarged": sum(max(one["size"]) < side for one in products),
+        },
+    }
 
 
 def _some(values: list, most: int = 12) -> str:
@@ -41,7 +73,7 @@ def catalogue_lines(facts: dict) -> list[str]:
 
 def report_text(analysis: dict) -> str:
     """report.txt, from what analysis.json holds."""
-    chosen = " + ".join(analysis["selection"]["categories"] or ["all categories"])
+    chosen = " + ".join(analysis["options"]["category"] or ["all categories"])
     lines = [*catalogue_lines(analysis["catalogue"]), ""]
     if analysis["categories"]:
         lines += ["categories", *_table(analysis["categories"]), ""]
@@ -62,8 +94,8 @@ def report_text(analysis: dict) -> str:
     found = analysis["duplicates"]
     lines += [
         "",
-        f"look-alikes: {len(found['pairs'])} pairs within {found['bits']} of 256 bits and {found['colour']:g} levels of "
-        f"colour, in {len(found['groups'])} groups"
+        f"look-alikes: {len(found['pairs'])} pairs within {found['bits']} of 256 bits and {found['colour']:g} levels "
+        f"of colour, in {len(found['groups'])} groups"
         + (f", the largest of {max(map(len, found['groups']))}" if found["groups"] else ""),
     ]
     lines += [f"  {a} and {b}: {bits} bits, colour {colour:g}" for a, b, bits, colour in found["pairs"][:20]]
@@ -74,7 +106,7 @@ def report_text(analysis: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def dataset_card(metadata: dict, captions: list[str], figures: list[str]) -> str:
+def dataset_card(metadata: dict, captions: list[str]) -> str:
     """README.md of a prepared dataset."""
     counts, source = metadata["counts"], metadata["source"]
     chosen = " + ".join(metadata["options"]["category"] or ["all categories"])
@@ -94,13 +126,12 @@ def dataset_card(metadata: dict, captions: list[str], figures: list[str]) -> str
         *(f"| {split} | {counts[split]:,} |" for split in ("train", "val", "test")),
         "",
     ]
-    if "figures/samples.png" in figures:
-        lines += ["![samples](figures/samples.png)", ""]
+    lines += ["![samples](figures/samples.png)", ""]
     lines += ["## Captions", "", *(f"- {text}" for text in captions), ""]
     tokens = metadata["captions"]
     lines += [
-        f"{tokens['over_limit']:,} captions are over {tokens['limit']} tokens (the longest: {tokens['longest']}), counted by "
-        f"{tokens['counted_by']}.",
+        f"{tokens['over_limit']:,} captions are over {tokens['limit']} tokens; the longest has {tokens['longest']}, "
+        f"by {tokens['counted_by']}.",
         "",
     ]
     for column, values in metadata["shares"].items():
@@ -122,6 +153,7 @@ def dataset_card(metadata: dict, captions: list[str], figures: list[str]) -> str
     lines += ["", "## Use", "", "```python", "import datasets", ""]
     lines += ['train = datasets.load_dataset("imagefolder", data_dir=".../train", split="train")', "```", ""]
     lines += [
-        "`python prepare_dataset.py --verify <this folder>` checks every file. The pictures keep their source's licence."
+        "`python prepare_dataset.py --verify <this folder>` checks every file. The pictures keep the licence of "
+        "their source."
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Which product goes to which split: exact counts, no group of look-alikes in two of them, none moved that had its place."""
+"""Which product goes to which split: exact counts, look-alikes together, none moved that had its place."""
 
 import hashlib
 import math
@@ -44,6 +44,11 @@ def group_linked(ids: list[str], pairs: list[tuple[str, str]]) -> list[list[str]
     return list(groups.values())
 
 
+def groups_of_pairs(pairs: list[tuple[str, str]]) -> list[list[str]]:
+    """The groups that pairs make, without anything that is in no pair."""
+    return group_linked(sorted({one for pair in pairs for one in pair}), pairs)
+
+
 def settle_conflicts(ids: list[str], pairs: list[tuple[str, str]], kept: dict[str, str]) -> dict[str, str]:
     """{id to leave out: why}, so that no look-alikes are in two splits though none that has its place moves.
 
@@ -72,7 +77,7 @@ def assign_splits(
     """{id: split}. Old ids keep theirs; new ones fill up to the exact counts, in every stratum as near as can be.
 
     A group goes to the split of its old member, if any. The others come largest first, then in the order of a hash of
-    (seed, their first id), each to where its stratum lacks most; the totals are never overdrawn while that can be helped.
+    (seed, their first id), each to where its stratum lacks most; the totals are not overdrawn while that can be helped.
     """
     result = {one: kept[one] for group in groups for one in group if one in kept}
     for group in groups:
@@ -91,10 +96,8 @@ def assign_splits(
 
     for group in sorted((group for group in groups if group[0] not in result), key=order):
         fits = [split for split in shares if room[split] >= len(group)]
-        if fits:
-            best = max(fits, key=lambda split: lack[strata[group[0]], split])
-        else:
-            best = max(shares, key=room.get)
+        stratum = strata[group[0]]
+        best = max(fits, key=lambda split: lack[stratum, split]) if fits else max(shares, key=room.get)
         for one in group:
             result[one] = best
             room[best] -= 1

@@ -1,0 +1,182 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from utils.images import (
+    BadImage,
+    colour_thumb,
+    fit_square,
+    foreground_box,
+    is_blank,
+    make_grid,
+    near_pairs,
+    perceptual_hash,
+    read_image,
+)
+
+
+def picture(size=(120, 80), seed=0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y = rng.integers(0, size[0] // 2), rng.integers(0, size[1] // 2)
+        draw.ellipse([x, y, x + size[0] // 3, y + size[1] // 3], fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
+    return image
+
+
+def encode(image: Image.Image, kind: str, **how) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+def reason(data: bytes, **how) -> str:
+    with pytest.raises(BadImage) as caught:
+        read_image(data, **how)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation):
+    stored = Image.new("RGB", (40, 20), "white")
+    stored.paste("red", (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image, size = read_image(encode(stored, "PNG", exif=exif))
+    assert image.size == size == ((40, 20) if orientation < 5 else (20, 40))
+    red_at = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
+    corner = tuple(at * (side - 1) for at, side in zip(red_at, size))
+    assert image.getpixel(corner) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_on_white(mode):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((200, 0, 0, 255), (0, 0, 4, 8))
+    read, _ = read_image(encode(image.convert(mode), "PNG"))
+    assert read.mode == "RGB" and read.getpixel((6, 4)) == (255, 255, 255)
+    assert read.getpixel((1, 4)) != (255, 255, 255)
+
+
+def test_half_transparency_is_mixed_with_white():
+    read, _ = read_image(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG"))
+    assert abs(read.getpixel((0, 0))[0] - 127) <= 1
+
+
+def test_16_bit_is_scaled_and_not_clipped():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    read, _ = read_image(encode(Image.fromarray(ramp), "PNG"))
+    assert np.abs(np.asarray(read)[..., 0].astype(float) - ramp / 257).max() <= 1
+
+
+def test_cmyk_grey_and_palette_become_rgb():
+    red = Image.new("RGB", (16, 16), (200, 30, 30))
+    for data in (encode(red.convert("CMYK"), "JPEG"), encode(red.quantize(4), "PNG"), encode(red.convert("L"), "JPEG")):
+        assert read_image(data)[0].mode == "RGB"
+    assert (
+        np.abs(np.subtract(read_image(encode(red.convert("CMYK"), "JPEG"))[0].getpixel((8, 8)), (200, 30, 30))).max()
+        < 12
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_file_cut_short_is_told_from_a_whole_one(kind):
+    data = encode(picture((300, 300)), kind)
+    read_image(data)
+    assert reason(data[: len(data) // 2]) in ("truncated", "cannot be decoded")
+
+
+def test_each_kind_of_bad_file_has_its_reason(tmp_path):
+    assert reason(b"") == "empty file"
+    assert reason(b"<html>404</html>") == "not an image"
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n") == "not an image"
+    assert reason(encode(picture((100, 100)), "PNG"), max_pixels=9999) == "decompression bomb"
+    with pytest.raises(BadImage, match="cannot be read"):
+        read_image(tmp_path / "nothing.jpg")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    huge = Image.new("1", (30000, 20000))
+    data = encode(huge, "PNG")
+    assert len(data) < 200_000 and reason(data) == "decompression bomb"
+
+
+def test_blank_is_blank_and_a_white_shoe_is_not():
+    noise = np.random.default_rng(0).integers(244, 256, (200, 200, 3), dtype=np.uint8)
+    assert is_blank(Image.new("RGB", (50, 50), "grey")) and is_blank(Image.fromarray(noise))
+    shoe = Image.new("RGB", (200, 200), "white")
+    ImageDraw.Draw(shoe).ellipse([30, 80, 170, 130], fill=(232, 232, 232))
+    assert not is_blank(shoe)
+
+
+def test_draft_decoding_changes_nothing_one_can_see():
+    large = picture((1200, 1600)).resize((1200, 1600))
+    data = encode(large, "JPEG", quality=92)
+    whole, size = read_image(data)
+    reduced, told = read_image(data, longest=256)
+    assert told == size == (1200, 1600) and reduced.size < whole.size and max(reduced.size) >= 512
+    a, b = (np.asarray(fit_square(image, 256), dtype=float) for image in (whole, reduced))
+    assert 10 * np.log10(255**2 / ((a - b) ** 2).mean()) > 38
+
+
+def test_fitting_keeps_the_aspect_and_pads_as_asked():
+    image = Image.new("RGB", (60, 120), (10, 200, 30))
+    assert (np.asarray(fit_square(image, 64, "edge")) == (10, 200, 30)).all()
+    white = np.asarray(fit_square(image, 64, "white"))
+    assert (white[:, :16] == 255).all() and (white[:, 48:] == 255).all() and (white[:, 16:48] == (10, 200, 30)).all()
+    assert fit_square(Image.new("RGB", (1, 500)), 64, "#0000ff").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_edge_padding_continues_a_gradient_and_ignores_an_object_at_the_border():
+    ramp = np.repeat(np.linspace(60, 220, 100, dtype=np.uint8)[:, None, None], 50, 1).repeat(3, 2)
+    padded = np.asarray(fit_square(Image.fromarray(ramp), 100, "edge"), dtype=int)
+    assert np.abs(padded[:, 0] - padded[:, 50]).max() < 12
+    ramp[:] = 240
+    ramp[40:60, :30] = 20
+    assert (np.asarray(fit_square(Image.fromarray(ramp), 100, "edge"))[:, 0] == 240).all()
+
+
+def test_the_foreground_box_holds_the_object():
+    image = Image.new("RGB", (1000, 600), "white")
+    image.paste("red", (200, 300, 700, 500))
+    left, top, right, bottom = foreground_box(image, margin=0)
+    assert left <= 200 and top <= 300 and right >= 700 and bottom >= 500
+    assert right - left < 520 and bottom - top < 220
+    assert foreground_box(Image.new("RGB", (30, 20), "white")) == (0, 0, 30, 20)
+
+
+def signatures(pictures):
+    return np.stack([perceptual_hash(one) for one in pictures]), np.stack([colour_thumb(one) for one in pictures])
+
+
+def test_copies_are_near_and_others_are_not():
+    originals = [fit_square(picture((300, 300), seed), 256) for seed in range(30)]
+    copies = [
+        Image.open(io.BytesIO(encode(one.resize((200, 200)), "JPEG", quality=60))).resize((256, 256))
+        for one in originals
+    ]
+    pairs = near_pairs(*signatures(originals + copies), bits=16, colour=3.0)
+    assert {(i, j) for i, j, _, _ in pairs} == {(i, i + 30) for i in range(30)}
+
+
+def test_the_same_shape_in_another_colour_is_no_copy():
+    red, blue = Image.new("RGB", (256, 256), "white"), Image.new("RGB", (256, 256), "white")
+    for image, colour in ((red, (150, 60, 60)), (blue, (60, 60, 205))):
+        ImageDraw.Draw(image).ellipse([40, 90, 220, 170], fill=colour)
+    assert not near_pairs(*signatures([red, blue]), bits=16, colour=3.0)
+    assert near_pairs(*signatures([red, blue]), bits=64, colour=99)
+
+
+def test_pairs_are_found_across_blocks():
+    pictures = [fit_square(picture((90, 90), seed), 64) for seed in range(150)]
+    pictures[149] = pictures[3]
+    assert [(i, j) for i, j, *_ in near_pairs(*signatures(pictures), bits=0, colour=0)] == [(3, 149)]
+
+
+def test_labels_of_a_grid_stay_in_their_place():
+    grid = make_grid([Image.new("RGB", (50, 40), "white")] * 2, 2, ["101, 102: 16", "b"], gap=4)
+    ink = np.asarray(grid.convert("L"))[40:] < 128
+    assert ink[:, :50].any() and not ink[:, 50:70].any()
