@@ -251,16 +251,13 @@ def caption_products(products: list[dict], args, columns: list[str]) -> tuple[li
 
 def write_prompt_plan(path: Path, train: list[dict], count: int, level: list[str]) -> None:
     """One line per distinct prompt; `weight` is how many pictures of it the plan asks for."""
-    for column in level:
-        if not any(one["attributes"].get(column) for one in train):
-            raise UserError(f"--balance {column}: no product of the training split has this column")
     records = [{**one["attributes"], "text": one["caption"]} for one in train]
     columns = [*level, *(column for column in ("article", "colour", "gender", "season") if column not in level)]
     plan = captions.plan_prompts(records, count, columns, level)
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in plan), encoding="utf-8")
 
 
-def write_dataset(folder: Path, args, analysis: dict, products: list[dict], places: dict, columns: list[str]) -> dict:
+def write_dataset(folder: Path, args, analysis: dict, products: list[dict], places: dict, columns, tokenizer) -> dict:
     """The splits and all that describes them; the content of metadata.json."""
     members = {split: [one for one in products if one["split"] == split] for split in splits.SPLITS}
     sums = {}
@@ -270,7 +267,7 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     if args.write_prompt_plan:
         write_prompt_plan(folder / "prompt_plan.jsonl", members["train"], args.write_prompt_plan, args.balance)
     files.write_json(folder / "splits.json", places)
-    count_tokens, counter = captions.load_tokenizer(args.tokenizer)
+    count_tokens, counter = tokenizer
     lengths = count_tokens([one["caption"] for one in products])
     train_counts = report.count_values(members["train"], ["colour", "gender", "season"])
     metadata = {
@@ -369,9 +366,10 @@ def main(args: argparse.Namespace) -> int:
     columns = [name for name in found.columns if any(one["attributes"].get(name) for one in products)]
     if args.stratify_by is None:
         args.stratify_by = ["colour"] if "colour" in columns else []
-    for name in args.stratify_by:
-        if name not in columns:
-            raise UserError(f"--stratify_by {name}: there is no such column; there are {', '.join(columns) or 'none'}")
+    for flag, names in (("--stratify_by", args.stratify_by), ("--balance", args.balance)):
+        for name in names:
+            if name not in columns:
+                raise UserError(f"{flag} {name}: there is no such column; there are {', '.join(columns) or 'none'}")
     if not args.analyse_only:
         products, silent = caption_products(products, args, columns)
         rejected = rejected + silent
@@ -398,8 +396,10 @@ def main(args: argparse.Namespace) -> int:
         print(f"{args.output_dir} will be replaced: {'; '.join(changes)}")
     print(f"{len(products):,} pictures to read, {len(rejected):,} rows left out already, {len(kept):,} splits to keep")
     if args.dry_run:
-        return describe_plan(args, products)
+        describe_plan(args, products)
+        return 0
 
+    tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
     how = {"side": args.resolution, "pad": args.pad, "crop": args.crop, "max_pixels": int(args.max_megapixels * 1e6)}
     with files.replaced_folder(args.output_dir) as folder:
         pictures = None if args.analyse_only else folder / "pictures"
@@ -425,7 +425,7 @@ def main(args: argparse.Namespace) -> int:
         if args.analyse_only:
             files.write_manifest(folder)
         else:
-            metadata = write_dataset(folder, args, analysis, placed, places, columns)
+            metadata = write_dataset(folder, args, analysis, placed, places, columns, tokenizer)
     print(report.report_text(analysis))
     if not args.analyse_only:
         print(", ".join(f"{split} {metadata['counts'][split]:,}" for split in splits.SPLITS))

@@ -1,0 +1,426 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare_dataset
+from demo.catalogue import write_catalogue
+from demo.shoes import KINDS
+from utils.cli import UserError
+from utils.data import read_metadata, read_split
+from utils.splits import SPLITS, apportion
+
+ROOT = Path(__file__).resolve().parent.parent
+RATIO = dict(zip(SPLITS, (70, 15, 15)))
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """A drawn catalogue with every damage in it, and {id: damage}."""
+    folder = tmp_path_factory.mktemp("catalogue") / "raw"
+    return folder, write_catalogue(folder, 120, (128, 128), 0, list(KINDS), damage=True)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("catalogue") / "raw"
+    write_catalogue(folder, 60, (96, 128), 1, ["Casual Shoes", "Boots"], damage=False)
+    return folder
+
+
+def prepare(catalogue, output, *flags, workers=1) -> int:
+    common = ["--resolution", "64", "--num_workers", str(workers)]
+    words = ["--catalogue", str(catalogue), "--output_dir", str(output), *common, *flags]
+    return prepare_dataset.main(prepare_dataset.parse_args(words))
+
+
+def command(*words) -> list[str]:
+    return [sys.executable, str(ROOT / "prepare_dataset.py"), *map(str, words)]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def places(folder: Path) -> dict[str, str]:
+    return {record["id"]: split for split in SPLITS for record in read_split(folder, split)}
+
+
+@pytest.fixture(scope="module")
+def prepared(damaged, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shoes"
+    assert prepare(damaged[0], folder, workers=2) == 0
+    return folder
+
+
+def test_nothing_is_lost_and_nothing_invented(damaged, prepared):
+    damage, metadata = damaged[1], read_metadata(prepared)
+    written, excluded = places(prepared), {(one["id"], one["row"]): one["reason"] for one in metadata["excluded"]}
+    rows = (damaged[0] / "styles.csv").read_text().splitlines()[1:]
+    lines = {(line.split(",")[0], number) for number, line in enumerate(rows, 2)}
+    assert len(written) + len(excluded) == len(rows) == metadata["source"]["rows"]
+    assert set(written) == {one for one, _ in lines} - {one for one, row in excluded if one not in written}
+    bad = {"missing": "no image", "truncated": "truncated", "not an image": "not an image"}
+    bad |= {"empty file": "empty file", "blank": "blank or near uniform"}
+    expected = {(one, int(one) - 9998): bad[what] for one, what in damage.items() if what in bad}
+    twice = next(one for one, what in damage.items() if "row given twice" in what)
+    expected |= {(twice, len(rows)): "row given twice", (twice, len(rows) + 1): "id used twice"}
+    assert excluded == expected
+
+
+def test_the_torn_row_is_recovered_and_reported(prepared):
+    record = next(one for split in SPLITS for one in read_split(prepared, split) if one["id"] == "90000")
+    assert record["name"] == "Rook Shoes, red, wide, new"
+    assert read_metadata(prepared)["source"]["recovered_rows"] == [122]
+    assert "torn rows recovered: 1 (lines 122)" in (prepared / "report.txt").read_text()
+
+
+def test_a_turned_picture_is_upright_and_other_modes_are_rgb(damaged, prepared):
+    kinds = {what: one for one, what in damaged[1].items()}
+    images = {path.stem: Image.open(path) for path in prepared.rglob("images/*.png")}
+    assert all(image.mode == "RGB" and image.size == (64, 64) for image in images.values())
+    for what in ("EXIF rotation", "CMYK", "grey"):
+        shoe = np.asarray(images[kinds[what]].convert("L")) < 225
+        rows, columns = shoe.any(1).sum(), shoe.any(0).sum()
+        assert columns > 1.2 * rows, what  # a shoe lies, and one that stands was not turned
+
+
+def test_the_planted_duplicates_and_only_they_are_found_in_one_split(prepared):
+    groups = read_metadata(prepared)["duplicates"]["groups"]
+    assert groups == [["10008", "10009", "10010"]]
+    assert len({places(prepared)[one] for one in groups[0]}) == 1
+    assert (prepared / "figures/pairs.png").exists()
+
+
+def test_counts_are_exact(prepared):
+    counts = Counter(places(prepared).values())
+    assert counts == apportion(sum(counts.values()), RATIO)
+
+
+def test_captions_are_readable_and_agree(prepared):
+    for split in SPLITS:
+        records = read_split(prepared, split)
+        assert json.loads((prepared / split / "captions.json").read_text()) == {
+            one["id"]: one["text"] for one in records
+        }
+        assert (prepared / split / "ids.txt").read_text().split() == [one["id"] for one in records]
+        for record in records:
+            assert f" {record['colour'].lower()} {record['article'].lower()}, " in record["text"]
+            assert not re.search(r"nan|None|,,|  |[{}]", record["text"])
+
+
+def test_datasets_reads_the_result_with_its_captions(prepared, tmp_path):
+    import datasets
+
+    for split in SPLITS:
+        loaded = datasets.load_dataset(
+            "imagefolder", data_dir=str(prepared / split), split="train", cache_dir=str(tmp_path)
+        )
+        captions = {record["id"]: record["text"] for record in read_split(prepared, split)}
+        assert {row["id"]: row["text"] for row in loaded} == captions
+        assert loaded[0]["image"].size == (64, 64)
+
+
+def test_same_seed_same_bytes_whatever_the_number_of_workers(damaged, prepared, tmp_path):
+    prepare(damaged[0], tmp_path / "again", workers=1)
+    assert tree(tmp_path / "again") == tree(prepared)
+    prepare(damaged[0], tmp_path / "other", "--seed", "1")
+    assert places(tmp_path / "other") != places(prepared)
+
+
+def test_the_same_command_again_does_no_work(damaged, tmp_path, capsys):
+    prepare(damaged[0], tmp_path / "d", "--category", "Heels")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*")}
+    assert prepare(damaged[0], tmp_path / "d", "--category", "Heels") == 0
+    assert "up to date" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*")}
+
+
+def test_nothing_is_overwritten_unasked(clean, tmp_path):
+    prepare(clean, tmp_path / "d")
+    before = tree(tmp_path / "d")
+    with pytest.raises(UserError, match=r"resolution was 64, now 32.*--overwrite"):
+        prepare(clean, tmp_path / "d", "--resolution", "32")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="not written by this script"):
+        prepare(clean, tmp_path / "mine", "--overwrite")
+    with pytest.raises(UserError, match="catalogue"):
+        prepare(clean, clean / "inside")
+    assert tree(tmp_path / "d") == before and tree(tmp_path / "mine") == {"thesis.txt": b"x"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "mine"]
+
+
+def test_growth_moves_no_product_to_another_split(clean, tmp_path):
+    small = tmp_path / "raw"
+    shutil.copytree(clean, small)
+    rows = (small / "styles.csv").read_text().splitlines()
+    (small / "styles.csv").write_text("\n".join(rows[:31]))
+    prepare(small, tmp_path / "d")
+    first = places(tmp_path / "d")
+    (small / "styles.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]))
+    prepare(small, tmp_path / "d", "--overwrite", "--seed", "5")
+    grown = places(tmp_path / "d")
+    assert len(first) == 30 and len(grown) == 60
+    assert {one: grown[one] for one in first} == first
+    assert Counter(grown.values()) == apportion(60, RATIO)
+    prepare(small, tmp_path / "elsewhere", "--keep_splits", str(tmp_path / "d"), "--seed", "9")
+    assert places(tmp_path / "elsewhere") == grown
+    prepare(small, tmp_path / "d", "--overwrite", "--new_splits", "--seed", "5")
+    assert places(tmp_path / "d") != grown
+
+
+def test_a_product_that_was_away_comes_back_to_its_split(clean, tmp_path):
+    raw = tmp_path / "raw"
+    shutil.copytree(clean, raw)
+    prepare(raw, tmp_path / "d")
+    first = places(tmp_path / "d")
+    away = next(one for one, split in first.items() if split == "test")
+    (raw / f"images/{away}.jpg").rename(tmp_path / "away.jpg")
+    prepare(raw, tmp_path / "d", "--overwrite")
+    assert away not in places(tmp_path / "d")
+    (tmp_path / "away.jpg").rename(raw / f"images/{away}.jpg")
+    prepare(raw, tmp_path / "d", "--overwrite")
+    assert places(tmp_path / "d") == first
+
+
+def test_a_new_copy_joins_its_twins_split_and_one_between_two_splits_is_left_out(clean, tmp_path):
+    raw = tmp_path / "raw"
+    shutil.copytree(clean, raw)
+    prepare(raw, tmp_path / "d")
+    first = places(tmp_path / "d")
+    one = next(key for key, split in first.items() if split == "test")
+    row = next(line for line in (raw / "styles.csv").read_text().splitlines() if line.startswith(one))
+    with open(raw / "styles.csv", "a") as file:
+        file.write(row.replace(one, "77777", 1) + "\n")
+    Image.open(raw / f"images/{one}.jpg").save(raw / "images/77777.jpg", quality=70)
+    prepare(raw, tmp_path / "d", "--overwrite")
+    assert places(tmp_path / "d") == first | {"77777": "test"}
+    saved = json.loads((tmp_path / "d/splits.json").read_text())
+    (tmp_path / "splits.json").write_text(json.dumps(saved | {one: "train"}))
+    prepare(raw, tmp_path / "e", "--keep_splits", str(tmp_path / "splits.json"))
+    reasons = {gone["id"]: gone["reason"] for gone in read_metadata(tmp_path / "e")["excluded"]}
+    assert reasons == {one: "near duplicate across splits"}  # the test split keeps its own
+
+
+def test_drop_duplicates_keeps_one_and_strict_does_not_mind(clean, damaged, tmp_path):
+    prepare(damaged[0], tmp_path / "d", "--drop_duplicates")
+    assert [one for one in ("10008", "10009", "10010") if one in places(tmp_path / "d")] == ["10008"]
+    reasons = Counter(one["reason"] for one in read_metadata(tmp_path / "d")["excluded"])
+    assert reasons["near duplicate"] == 2
+    assert prepare(clean, tmp_path / "e", "--strict", "--drop_duplicates") == 0
+
+
+def test_strict_makes_any_exclusion_an_error_and_writes_nothing(damaged, tmp_path, capsys):
+    with pytest.raises(UserError, match="--strict: 7 rows"):
+        prepare(damaged[0], tmp_path / "d", "--strict")
+    assert "10002 (row 4): not an image" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_analyse_only_writes_a_report_and_figures_and_no_dataset(damaged, tmp_path):
+    prepare(damaged[0], tmp_path / "a", "--analyse_only")
+    names = {"report.txt", "analysis.json", "MANIFEST.json", "figures/shares.png", "figures/samples.png"}
+    assert set(tree(tmp_path / "a")) == names | {"figures/pairs.png"}
+    analysis = json.loads((tmp_path / "a/analysis.json").read_text())
+    assert analysis["catalogue"]["rows"] == 123 and analysis["problems"]["no image"] == 1
+    assert abs(sum(value["share"] for value in analysis["shares"]["colour"].values()) - 1) < 0.01
+    report = (tmp_path / "a/report.txt").read_text()
+    assert "123 rows" in report and re.search(r"Black +\d+ +\d+\.\d%", report)
+
+
+def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
+    assert prepare(clean, tmp_path / "d", "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "train 42, val 9, test 9" in out and "first caption: A professional" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_holds_and_finds_each_broken_promise(prepared, tmp_path, capsys):
+    assert prepare_dataset.verify(prepared, 1) == 0
+
+    def broken(change) -> str:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(prepared, copy)
+        change(copy)
+        capsys.readouterr()
+        assert prepare_dataset.verify(copy, 1) == 1
+        return capsys.readouterr().out
+
+    train, test = read_split(prepared, "train")[0]["id"], read_split(prepared, "test")[0]["id"]
+
+    def flip_a_bit(copy):
+        data = bytearray((copy / f"train/images/{train}.png").read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / f"train/images/{train}.png").write_bytes(data)
+
+    def leak(copy):
+        (copy / f"test/images/{test}.png").write_bytes((copy / f"train/images/{train}.png").read_bytes())
+        refresh(copy)
+
+    def refresh(copy):
+        (copy / "MANIFEST.json").unlink()
+        prepare_dataset.files.write_manifest(copy)
+
+    def wrong_size(copy):
+        Image.new("RGB", (32, 32)).save(copy / f"train/images/{train}.png")
+        refresh(copy)
+
+    def edit(name, old, new):
+        return lambda copy: (copy / name).write_text((copy / name).read_text().replace(old, new, 1))
+
+    assert f"train/images/{train}.png: the file has changed" in broken(flip_a_bit)
+    assert f"{train}.png: missing" in broken(lambda copy: (copy / f"train/images/{train}.png").unlink())
+    assert "not in the manifest" in broken(lambda copy: (copy / "train/images/x.png").write_bytes(b"x"))
+    assert "look-alikes in two splits" in broken(leak)
+    assert "expected RGB of 64x64" in broken(wrong_size)
+    assert "captions.json" in broken(edit("train/captions.json", "professional", "shaky"))
+    assert f"{train}: in train and in test" in broken(edit("test/ids.txt", test, train))
+    assert "fingerprint" in broken(edit("metadata.json", read_metadata(prepared)["fingerprint"], "0" * 64))
+    assert "MANIFEST.json" in broken(lambda copy: (copy / "MANIFEST.json").unlink())
+
+
+def test_a_prompt_plan_has_n_pictures_in_the_training_shares(damaged, tmp_path):
+    prepare(damaged[0], tmp_path / "d", "--write_prompt_plan", "200")
+    plan = [json.loads(line) for line in (tmp_path / "d/prompt_plan.jsonl").read_text().splitlines()]
+    train = read_split(tmp_path / "d", "train")
+    assert sum(line["weight"] for line in plan) == 200 and {line["text"] for line in plan} <= {
+        one["text"] for one in train
+    }
+    for column in ("colour", "gender", "season"):
+        due, got = Counter(one[column] for one in train), Counter()
+        for line in plan:
+            got[line["attributes"][column]] += line["weight"]
+        assert all(abs(got[value] - 200 * count / len(train)) < 1.5 for value, count in due.items())
+
+
+def test_a_balanced_plan_and_the_training_split_together_are_level(damaged, tmp_path):
+    prepare(damaged[0], tmp_path / "d", "--write_prompt_plan", "300", "--balance", "colour")
+    together = Counter(one["colour"] for one in read_split(tmp_path / "d", "train"))
+    for line in map(json.loads, (tmp_path / "d/prompt_plan.jsonl").read_text().splitlines()):
+        together[line["attributes"]["colour"]] += line["weight"]
+    assert max(together.values()) - min(together.values()) <= 2
+
+
+def test_a_folder_with_captions_keeps_them_and_invents_none(tmp_path):
+    source = tmp_path / "photos"
+    source.mkdir()
+    for index in range(12):
+        rng = np.random.default_rng(index)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((90, 60)).save(source / f"{index}.png")
+        if index:
+            (source / f"{index}.txt").write_text(f"photo number {index}")
+    prepare(source, tmp_path / "d", "--trigger_word", "sks")
+    texts = {one["id"]: one["text"] for split in SPLITS for one in read_split(tmp_path / "d", split)}
+    assert texts == {str(index): f"sks, photo number {index}" for index in range(1, 12)}
+    assert [(one["id"], one["reason"]) for one in read_metadata(tmp_path / "d")["excluded"]] == [("0", "no caption")]
+    prepare(source, tmp_path / "e", "--caption_template", "a photo of sks dog")
+    assert {one["text"] for one in read_split(tmp_path / "e", "train")} == {"a photo of sks dog"}
+
+
+def test_a_prepared_dataset_can_be_prepared_again(prepared, tmp_path):
+    """Its splits are imagefolders, so another resolution or another framing can be made from it."""
+    prepare(prepared, tmp_path / "d", "--resolution", "32", "--keep_splits", str(prepared))
+    assert places(tmp_path / "d") == places(prepared)
+
+
+def test_captions_over_the_limit_are_counted(clean, tmp_path):
+    template = "{colour} {article}" + ", extraordinarily comfortable" * 20
+    prepare(clean, tmp_path / "d", "--caption_template", template)
+    told = read_metadata(tmp_path / "d")["captions"]
+    assert told["over_limit"] == 60 and told["longest"] > 77
+
+
+def test_caption_columns_leave_the_others_out(clean, tmp_path):
+    prepare(clean, tmp_path / "d", "--caption_columns", "colour", "article")
+    assert all("collection" not in one["text"] for one in read_split(tmp_path / "d", "train"))
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--category", "Casual Sandals"], r"no product has this article; there are"),
+        (["--stratify_by", "size"], "--stratify_by size: there is no such column"),
+        (["--caption_template", "a {shape}"], "no column `shape`"),
+        (["--caption_columns", "usage"], "the template has no {usage}"),
+        (["--keep_splits", "nowhere"], "nowhere"),
+        (["--write_prompt_plan", "5", "--balance", "size"], "--balance size"),
+        (["--tokenizer", "tests"], "--tokenizer tests"),
+    ],
+)
+def test_a_mistake_is_named_and_leaves_nothing_behind(clean, tmp_path, flags, expected):
+    with pytest.raises(UserError, match=re.escape(expected) if "{" in expected else expected):
+        prepare(clean, tmp_path / "d", *flags)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--split_ratio", "0", "1", "1"],
+        ["--duplicate_threshold", "99"],
+        ["--pad", "nocolour"],
+        ["--balance", "colour"],
+        ["--resolution", "5"],
+        ["--num_workers", "0"],
+    ],
+)
+def test_impossible_flags_are_one_line(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        prepare_dataset.parse_args((["--catalogue", "a", "--output_dir", "b"] if words else []) + words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and (not words or words[0] in error)
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
+    result = subprocess.run(
+        command("--catalogue", tmp_path / "nowhere", "--output_dir", tmp_path / "d"),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.strip().count("\n") == 0 and "nowhere" in result.stderr
+
+
+def kill_while_writing(words, partial: Path, images: int) -> bool:
+    """Whether kill -9 hit the command while it had written at least so many pictures."""
+    process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if len(list(partial.glob("**/*.png"))) >= images:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.slow
+def test_killed_it_leaves_the_old_dataset_or_the_new_one_and_no_processes(clean, tmp_path):
+    target, partial = tmp_path / "d", tmp_path / ".d.partial"
+    words = ["--catalogue", clean, "--output_dir", target, "--resolution", "64", "--num_workers", "2"]
+    assert kill_while_writing(words, partial, 20)
+    assert not target.exists() and partial.exists()
+    prepare(clean, target)
+    before = tree(target)
+    assert not partial.exists()
+    assert kill_while_writing([*words, "--seed", "3", "--pad", "white", "--overwrite"], partial, 20)
+    assert tree(target) == before
+    assert prepare(clean, target, "--pad", "white", "--overwrite") == 0
+    assert prepare_dataset.verify(target, 1) == 0 and tree(target) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    time.sleep(1)
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
+    assert not left
