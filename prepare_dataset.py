@@ -51,7 +51,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("cleaning and duplicates")
     group.add_argument("--strict", action="store_true", help="anything left out is an error; nothing is written")
     group.add_argument("--max_megapixels", type=float, default=100, help="above this it is a decompression bomb")
-    group.add_argument("--duplicate_threshold", type=int, default=16, metavar="BITS", help="of 256 bits, 0 to 64")
+    group.add_argument(
+        "--duplicate_threshold",
+        type=int,
+        default=16,
+        metavar="BITS",
+        help="look-alikes: pictures whose hashes differ in no more of 256 bits",
+    )
     group.add_argument("--drop_duplicates", action="store_true", help="keep one product of each group of look-alikes")
 
     group = parser.add_argument_group("split")
@@ -407,7 +413,8 @@ def main(args: argparse.Namespace) -> int:
             pictures.mkdir()
         work = partial(process_picture, folder=pictures, **how)
         good, bad = process_all(products, found.dataset, work, args.num_workers)
-        within, beyond = find_look_alikes(good, args.duplicate_threshold)
+        old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
+        within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
         placed, out, places = place_products(good, [pair[:2] for pair in within], kept, args)
         rejected = rejected + bad + out
         faults = [one for one in rejected if one["reason"] != "near duplicate"]  # those --drop_duplicates asked for

@@ -170,6 +170,13 @@ def test_the_same_shape_in_another_colour_is_no_copy():
     assert near_pairs(*signatures([red, blue]), bits=64, colour=99)
 
 
+def test_a_placeholder_that_is_there_a_thousand_times_makes_no_million_pairs():
+    pictures = [fit_square(picture((90, 90), seed), 64) for seed in range(3)]
+    hashes, thumbs = signatures(pictures)
+    pairs = near_pairs(np.repeat(hashes, 1000, 0), np.repeat(thumbs, 1000, 0), bits=8, colour=3.0)
+    assert len(pairs) == 3 * 999
+
+
 def test_pairs_are_found_across_blocks():
     pictures = [fit_square(picture((90, 90), seed), 64) for seed in range(150)]
     pictures[149] = pictures[3]

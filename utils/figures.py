@@ -17,14 +17,15 @@ def bar_panels(path: Path, panels: dict[str, dict[str, int]], most: int = 12) ->
     ]
     figure = Figure(figsize=(5.6 * columns, 0.27 * sum(heights) + 0.85 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=[height + 2 for height in heights]).ravel()
-    for axis, (title, counts) in zip(axes, panels.items()):
+    for index, (axis, (title, counts)) in enumerate(zip(axes, panels.items())):
         total = sum(counts.values())
         bars = axis.barh(list(counts), list(counts.values()), color="#4a6fa5", height=0.72)
         labels = [f" {count:,}  {count / total:.1%}" for count in counts.values()]
         axis.bar_label(bars, labels, fontsize=8, color="#333333")
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_xlim(0, max(counts.values()) * 1.28)
-        axis.set_ylim(len(counts) - 0.4, -0.6)
+        axis.set_ylim(heights[index // columns] - 0.4, -0.6)  # bars equally thick, whatever their number
+        axis.spines["left"].set_bounds(-0.6, len(counts) - 0.4)
         axis.tick_params(axis="y", length=0, labelsize=9)
         axis.xaxis.set_visible(False)
         axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -85,16 +85,28 @@ def is_blank(image: Image.Image, deviation: float = 3.0) -> bool:
 
 
 def foreground_box(image: Image.Image, margin: float = 0.05) -> tuple[int, int, int, int]:
-    """The box around what differs from the border, with a margin of its longer side; everything where nothing does."""
+    """The box around all that has edges, with a margin of its longer side; the whole picture where nothing has.
+
+    Edges and not colours: the backgrounds of product photos are often gradients, as bright as a part of the object.
+    """
     scale = min(1, 256 / max(image.size))
-    mask = differs_from_border(image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX))
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys):
+    small = image.resize([max(2, round(side * scale)) for side in image.size], Image.Resampling.BOX)
+    pixels = np.asarray(small, dtype=np.int16)
+    down, across = np.abs(np.diff(pixels, axis=0))[:, :-1], np.abs(np.diff(pixels, axis=1))[:-1]
+    edges = np.maximum(down, across).max(2) > 8
+    ys, xs = np.flatnonzero(edges.sum(1) >= 2), np.flatnonzero(edges.sum(0) >= 2)
+    if not (len(ys) and len(xs)):
         return (0, 0, *image.size)
-    box = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-    room = margin * max(box[2] - box[0], box[3] - box[1])
-    box = (box + np.array([-room, -room, room, room])) / scale
-    return (*(math.floor(max(0, v)) for v in box[:2]), *(math.ceil(min(v, s)) for v, s in zip(box[2:], image.size)))
+    room = margin * max(xs[-1] - xs[0], ys[-1] - ys[0])
+    left, top = ((first - room) / scale for first in (xs[0], ys[0]))
+    right, bottom = ((last + 2 + room) / scale for last in (xs[-1], ys[-1]))
+    width, height = image.size
+    return (
+        max(0, math.floor(left)),
+        max(0, math.floor(top)),
+        min(width, math.ceil(right)),
+        min(height, math.ceil(bottom)),
+    )
 
 
 def crop_centre(image: Image.Image) -> Image.Image:
@@ -145,14 +157,23 @@ def colour_thumb(image: Image.Image) -> np.ndarray:
 
 
 def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float) -> list[tuple[int, int, int, float]]:
-    """(i, j, bits that differ, mean difference in colour) of every pair within both limits, the nearest first."""
-    pairs = []
-    for start in range(0, len(hashes), 64):  # in blocks: all pairs at once would need gigabytes
-        block = hashes[start : start + 64, None] ^ hashes[None, start:]
+    """(i, j, bits that differ, mean difference in colour) of the pairs within both limits, the nearest first.
+
+    Of identical ones only the first is compared with others, and the rest are paired with it: a placeholder that stands
+    in for thousands of missing photos would make millions of pairs.
+    """
+    first, pairs = {}, []
+    for index, key in enumerate(zip(map(bytes, hashes), map(bytes, thumbs))):
+        if first.setdefault(key, index) != index:
+            pairs.append((first[key], index, 0, 0.0))
+    unlike = np.array(list(first.values()), dtype=np.intp)
+    codes = hashes[unlike]
+    for start in range(0, len(codes), 64):  # in blocks: all pairs at once would need gigabytes
+        block = codes[start : start + 64, None] ^ codes[None, start:]
         distance = np.bitwise_count(block).sum(2, dtype=np.uint16)
         for row, column in zip(*np.nonzero(distance <= bits)):
             if row < column:
-                i, j = start + int(row), start + int(column)
+                i, j = int(unlike[start + row]), int(unlike[start + column])
                 apart = float(np.abs(thumbs[i].astype(np.int16) - thumbs[j]).mean())
                 if apart <= colour:
                     pairs.append((i, j, int(distance[row, column]), round(apart, 2)))

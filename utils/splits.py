@@ -52,17 +52,17 @@ def groups_of_pairs(pairs: list[tuple[str, str]]) -> list[list[str]]:
 def settle_conflicts(ids: list[str], pairs: list[tuple[str, str]], kept: dict[str, str]) -> dict[str, str]:
     """{id to leave out: why}, so that no look-alikes are in two splits though none that has its place moves.
 
-    Two old ones in different splits (the threshold was changed): the one in the more precious split stays, test before
-    val before train. New ones whose look-alikes have places in different splits are left out, all of their group.
+    Old ones in different splits (the threshold was changed): those in the most precious split stay, test before val
+    before train. New ones whose look-alikes have places in different splits are left out, all of their group.
     """
     out = {}
-    for a, b in pairs:
-        if a in kept and b in kept and kept[a] != kept[b]:
-            lesser, other = sorted((a, b), key=lambda one: SPLITS.index(kept[one]))
-            out[lesser] = f"near duplicate of {other}, which is in {kept[other]}"
+    old = [one for one in ids if one in kept]
+    for group in group_linked(old, [pair for pair in pairs if kept.keys() >= set(pair)]):
+        best = max(group, key=lambda one: SPLITS.index(kept[one]))
+        why = f"near duplicate of {best}, which is in {kept[best]}"
+        out |= {one: why for one in group if kept[one] != kept[best]}
     fresh = [one for one in ids if one not in kept]
-    fresh_set = set(fresh)
-    for group in group_linked(fresh, [pair for pair in pairs if fresh_set.issuperset(pair)]):
+    for group in group_linked(fresh, [pair for pair in pairs if kept.keys().isdisjoint(pair)]):
         members = set(group)
         near = {x if y in members else y for x, y in pairs if (x in members) != (y in members)} - out.keys()
         if len({kept[one] for one in near}) > 1:
