@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     return placed, out, dict(sorted((kept | places).items()))
 
 
-def write_analysis(folder: Path, analysis: dict, products: list[dict], dataset, how: dict) -> None:
+def write_analysis(folder: Path, analysis: dict, products: list[dict], load: Callable[[dict], Image.Image]) -> None:
     """report.txt, analysis.json and figures/."""
     (folder / "report.txt").write_text(report.report_text(analysis), encoding="utf-8")
     files.write_json(folder / "analysis.json", analysis)
@@ -213,8 +214,7 @@ def write_analysis(folder: Path, analysis: dict, products: list[dict], dataset, 
     by_id = {one["id"]: one for one in products}
 
     def tile(product_id: str) -> Image.Image:
-        picture = square_picture(sources.picture_source(dataset, by_id[product_id]["image"]), **how)[0]
-        return picture.resize((160, 160), Image.Resampling.LANCZOS)
+        return load(by_id[product_id]).resize((160, 160), Image.Resampling.LANCZOS)
 
     some = sorted(by_id, key=lambda one: hashlib.sha256(one.encode()).digest())[:24]
     labels = [captions.word_value("colour", by_id[one]["attributes"].get("colour")) or one for one in some]
@@ -428,7 +428,13 @@ def main(args: argparse.Namespace) -> int:
         analysis = request | {"catalogue": facts} | report.analyse(placed, rejected, SHARES, args.resolution)
         analysis["categories"] = dict(categories.most_common())
         analysis["duplicates"] = duplicates | {"groups": splits.groups_of_pairs([pair[:2] for pair in within])}
-        write_analysis(folder, analysis, good, found.dataset, how)
+
+        def load(product: dict) -> Image.Image:
+            if pictures:
+                return Image.open(pictures / f"{product['id']}.png")
+            return square_picture(sources.picture_source(found.dataset, product["image"]), **how)[0]
+
+        write_analysis(folder, analysis, good, load)
         if args.analyse_only:
             files.write_manifest(folder)
         else:

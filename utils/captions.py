@@ -164,19 +164,22 @@ def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], 
     from transformers import CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(name or BASE_MODEL))
+        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(name or BASE_MODEL, cached=name is None))
     except Exception as error:  # of the network, the hub, the file format
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"--tokenizer {name}: {detail}; give the folder or hub id of a CLIP tokenizer") from None
     return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]], f"the tokenizer of {name or BASE_MODEL}"
 
 
-def _tokenizer_place(name: str) -> Path:
+def _tokenizer_place(name: str, cached: bool) -> Path:
     """Its folder: from_pretrained makes an empty tokenizer, without a word, of a folder that holds none."""
     from huggingface_hub import snapshot_download
 
     files = ["tokenizer/*", "vocab.json", "merges.txt", "tokenizer*.json"]
-    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=files))
+    if Path(name).is_dir():
+        folder = Path(name)
+    else:
+        folder = Path(snapshot_download(name, allow_patterns=files, local_files_only=cached))
     for place in (folder / "tokenizer", folder):
         if (place / "vocab.json").exists() or (place / "tokenizer.json").exists():
             return place

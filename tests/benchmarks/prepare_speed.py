@@ -109,7 +109,7 @@ def measure_table(folder: Path) -> None:
 
 
 def measure_memory(folder: Path, output: Path, workers: int) -> None:
-    """The main process's peak on the whole table, every picture read and written (small ones: their size is no matter)."""
+    """The main process's peak when every picture of the table is read and written (small ones, which is no matter)."""
     words = [
         "--catalogue",
         str(folder),
@@ -140,7 +140,7 @@ def measure_memory(folder: Path, output: Path, workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", type=int, default=120, help="of 1800x2400 pixels to draw (default: 120)")
+    parser.add_argument("--num_images", type=int, default=200, help="of 1800x2400 pixels to draw (default: 200)")
     parser.add_argument("--num_workers", type=int, default=available_cores(), help="default: all cores")
     parser.add_argument("--only", choices=["pictures", "table", "memory"], help="default: all three")
     args = parser.parse_args()

@@ -1,0 +1,87 @@
+"""What the duplicate threshold finds and what it takes by mistake, on the pictures of a catalogue.
+
+Copies are made of every picture in ways that shops make them, and looked for; the other pairs that are taken are listed,
+for an eye to judge (a catalogue may hold real duplicates).
+
+    python tests/benchmarks/duplicates.py --catalogue data/demo_catalogue
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from prepare_dataset import COLOUR_LIMIT
+from utils import images
+
+BITS = (0, 8, 12, 16, 24, 32, 40)
+
+
+def recompress(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=40)
+    return Image.open(file).convert("RGB")
+
+
+def crop(image: Image.Image, share: float) -> Image.Image:
+    x, y = round(image.width * share), round(image.height * share)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+def watermark(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    ImageDraw.Draw(image).text((5, 5), "shop.example", fill="grey", font_size=image.height // 25)
+    return image
+
+
+CHANGES = {
+    "JPEG quality 40": recompress,
+    "a third of the size": lambda image: image.reduce(3),
+    "a small watermark": watermark,
+    "6 % brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.06),
+    "1 % cut off each side": lambda image: crop(image, 0.01),
+    "2 % cut off each side": lambda image: crop(image, 0.02),
+    "5 % white border": lambda image: ImageOps.expand(image, round(image.width * 0.025), "white"),
+    "mirrored": ImageOps.mirror,
+}
+
+
+def sign(pictures: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    squares = [images.fit_square(image, 512) for image in pictures]
+    return np.stack([images.perceptual_hash(one) for one in squares]), np.stack(
+        [images.colour_thumb(one) for one in squares]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalogue", type=Path, required=True, help="a folder with images/")
+    args = parser.parse_args()
+    names, pictures = [], []
+    for path in sorted((args.catalogue / "images").iterdir()):
+        try:
+            pictures.append(images.read_image(path)[0])
+            names.append(path.stem)
+        except images.BadImage as error:
+            print(f"{path.name}: {error}")
+    hashes, thumbs = sign(pictures)
+    print(f"{len(pictures)} pictures, {len(pictures) * (len(pictures) - 1) // 2:,} pairs; taken within so many bits:")
+    print(f"{'':24}" + "".join(f"{bits:>8}" for bits in BITS))
+    pairs = images.near_pairs(hashes, thumbs, max(BITS), COLOUR_LIMIT)
+    print(f"{'pairs of the catalogue':24}" + "".join(f"{sum(p[2] <= bits for p in pairs):8}" for bits in BITS))
+    for what, change in CHANGES.items():
+        changed, coloured = sign([change(image) for image in pictures])
+        distance = np.bitwise_count(hashes ^ changed).sum(1, dtype=int)
+        same = np.abs(thumbs.astype(int) - coloured).mean(1) <= COLOUR_LIMIT
+        print(f"{what:24}" + "".join(f"{((distance <= bits) & same).mean():8.0%}" for bits in BITS))
+    for i, j, bits, colour in pairs[:20]:
+        print(f"{names[i]} and {names[j]}: {bits} bits, {colour} levels of colour")
+
+
+if __name__ == "__main__":
+    main()
