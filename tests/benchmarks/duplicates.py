@@ -1,7 +1,7 @@
 """What the duplicate threshold finds and what it takes by mistake, on the pictures of a catalogue.
 
-Copies are made of every picture in ways that shops make them, and looked for; the other pairs that are taken are listed,
-for an eye to judge (a catalogue may hold real duplicates).
+Copies are made of every picture in ways that shops make them, and looked for; the catalogue's own pairs that are taken
+are listed, for an eye to judge (it may hold real duplicates).
 
     python tests/benchmarks/duplicates.py --catalogue data/demo_catalogue
 """
