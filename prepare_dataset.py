@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageColor
 from tqdm import tqdm
 
-from utils import captions, catalogue, cli, data, figures, files, images, parallel, report, sources, splits
+from utils import captions, catalogue, cli, data, figures, files, images, parallel, report, sources, splits, tables
 from utils.cli import UserError
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour is further off
@@ -121,10 +121,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
         args.pad == "edge" or ImageColor.getrgb(args.pad)
     except ValueError:
         need(False, f"--pad {args.pad}: expected edge, white, or a colour such as #f0f0f0")
-    args.category_column = catalogue.canonical(args.category_column)
+    args.category_column = tables.canonical(args.category_column)
     for flag in ("stratify_by", "balance", "caption_columns"):
         if names := getattr(args, flag):
-            setattr(args, flag, [catalogue.canonical(name) for name in names])
+            setattr(args, flag, [tables.canonical(name) for name in names])
     return args
 
 
@@ -162,7 +162,7 @@ def process_all(products: list[dict], dataset, work, workers: int) -> tuple[list
     jobs = ((one["id"], sources.picture_source(dataset, one["image"])) for one in products)
     results = parallel.parallel_map(work, jobs, workers)
     good, rejected = [], []
-    for one, result in tqdm(zip(products, results), total=len(products), unit=" images", smoothing=0.05):
+    for result, one in tqdm(zip(results, products), total=len(products), unit=" images", smoothing=0.05):
         if "bad" in result:
             rejected.append(catalogue.left_out(one, *result["bad"]))
         else:
@@ -178,7 +178,7 @@ def find_look_alikes(products: list[dict], bits: int) -> tuple[list[tuple], list
     pairs = images.near_pairs(hashes, thumbs, bits + 12, COLOUR_LIMIT + 2)
     named = [(products[i]["id"], products[j]["id"], distance, colour) for i, j, distance, colour in pairs]
     within = [pair for pair in named if pair[2] <= bits and pair[3] <= COLOUR_LIMIT]
-    return within, [pair for pair in named if pair not in set(within)]
+    return within, [pair for pair in named if pair[2] > bits or pair[3] > COLOUR_LIMIT]
 
 
 def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str], args) -> tuple[list, list, dict]:
@@ -305,27 +305,6 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     return metadata
 
 
-def verify(folder: Path, workers: int) -> int:
-    """Re-read a dataset and list every promise that it breaks."""
-    metadata = data.read_metadata(folder)
-    broken, manifest = data.verify_layout(folder, metadata)
-    names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
-    jobs = ((folder / name, manifest[name], metadata["options"]["resolution"]) for name in names)
-    checks = parallel.parallel_map(data.check_picture, jobs, workers)
-    seen = []
-    for name, (wrong, bits, thumb) in zip(names, tqdm(checks, total=len(names), unit=" images")):
-        if wrong:
-            broken.append(f"{name}: {wrong}")
-        else:
-            seen.append((name, bits, thumb))
-    limits = metadata["duplicates"]
-    broken += data.verify_disjoint(*zip(*seen), limits["bits"], limits["colour"]) if seen else []
-    for line in broken:
-        print(line)
-    print(f"{folder}: {len(names):,} pictures, {f'{len(broken)} promises broken' if broken else 'every promise holds'}")
-    return 1 if broken else 0
-
-
 def check_output(args: argparse.Namespace) -> None:
     """What may not be replaced is named before any work."""
     folder, source = args.output_dir.resolve(), Path(args.catalogue).resolve()
@@ -359,7 +338,10 @@ def describe_plan(args, products: list[dict]) -> None:
 
 def main(args: argparse.Namespace) -> int:
     if args.verify:
-        return verify(args.verify, args.num_workers)
+        pictures, broken = data.verify_dataset(args.verify, args.num_workers)
+        verdict = f"{len(broken)} promises broken" if broken else "every promise holds"
+        print("\n".join([*broken, f"{args.verify}: {pictures:,} pictures, {verdict}"]))
+        return 1 if broken else 0
     cli.show_settings(args)
     check_output(args)
     files.recover_folder(args.output_dir)

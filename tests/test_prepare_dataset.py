@@ -52,6 +52,10 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def verify(folder: Path) -> int:
+    return prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(folder), "--num_workers", "1"]))
+
+
 def places(folder: Path) -> dict[str, str]:
     return {record["id"]: split for split in SPLITS for record in read_split(folder, split)}
 
@@ -247,7 +251,7 @@ def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
 
 
 def test_verify_holds_and_finds_each_broken_promise(prepared, tmp_path, capsys):
-    assert prepare_dataset.verify(prepared, 1) == 0
+    assert verify(prepared) == 0
 
     def broken(change) -> str:
         copy = tmp_path / "copy"
@@ -255,7 +259,7 @@ def test_verify_holds_and_finds_each_broken_promise(prepared, tmp_path, capsys):
         shutil.copytree(prepared, copy)
         change(copy)
         capsys.readouterr()
-        assert prepare_dataset.verify(copy, 1) == 1
+        assert verify(copy) == 1
         return capsys.readouterr().out
 
     train, test = read_split(prepared, "train")[0]["id"], read_split(prepared, "test")[0]["id"]
@@ -419,7 +423,7 @@ def test_killed_it_leaves_the_old_dataset_or_the_new_one_and_no_processes(clean,
     assert kill_while_writing([*words, "--seed", "3", "--pad", "white", "--overwrite"], partial, 20)
     assert tree(target) == before
     assert prepare(clean, target, "--pad", "white", "--overwrite") == 0
-    assert prepare_dataset.verify(target, 1) == 0 and tree(target) != before
+    assert verify(target) == 0 and tree(target) != before
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
     time.sleep(1)
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout

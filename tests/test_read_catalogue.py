@@ -4,9 +4,10 @@ import random
 import pytest
 from PIL import Image
 
-from utils.catalogue import read_folder, read_imagefolder, read_styles, split_records
+from utils.catalogue import read_folder, read_imagefolder, read_styles
 from utils.cli import UserError
 from utils.sources import picture_source, read_catalogue, read_hub, select_products
+from utils.tables import split_records
 
 HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
 

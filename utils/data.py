@@ -1,4 +1,4 @@
-"""Read and verify a prepared dataset; read a dataset of the hub or one that `datasets` has saved."""
+"""Read, write and verify a prepared dataset."""
 
 import hashlib
 import io
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from utils.cli import UserError
 from utils.files import file_sha256, list_files, write_json
 from utils.images import colour_thumb, near_pairs, perceptual_hash
+from utils.parallel import parallel_map
 from utils.splits import SPLITS
 
 FORMAT = "prepared dataset 1"
@@ -29,7 +31,8 @@ def read_metadata(folder: Path) -> dict:
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    needed = {"options", "counts", "duplicates", "fingerprint"}
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or not needed <= metadata.keys():
         raise UserError(f"{path}: expected a prepared dataset (`format: {FORMAT}`); make one with prepare_dataset.py")
     return metadata
 
@@ -38,8 +41,8 @@ def read_split(folder: Path, split: str) -> list[dict]:
     """The records of one split, in the order of its ids: {"id", "path", "text", …attributes}."""
     path = folder / split / "metadata.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        with open(path, encoding="utf-8") as file:
+            records = [json.loads(line) for line in file]
         return [{**record, "path": folder / split / record["file_name"]} for record in records]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a prepared dataset with a split `{split}`") from None
@@ -59,7 +62,9 @@ def read_saved_splits(path: Path) -> dict[str, str]:
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; expected the splits.json of a prepared dataset") from None
+        raise UserError(
+            f"{path}: {error}; expected the splits.json of a prepared dataset, or add --new_splits"
+        ) from None
     if not isinstance(splits, dict) or not set(splits.values()) <= set(SPLITS):
         raise UserError(f"{path}: expected {{id: train, val or test}}")
     return splits
@@ -110,7 +115,7 @@ def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
         if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids[split]:
             broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
         broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
-        if len(ids[split]) != metadata.get("counts", {}).get(split):
+        if len(ids[split]) != metadata["counts"].get(split):
             broken.append(f"{split}: {len(ids[split])} ids, metadata.json says {metadata['counts'].get(split)}")
         broken += [f"{one}: in {owner[one]} and in {split}" for one in ids[split] if one in owner]
         owner |= dict.fromkeys(ids[split], split)
@@ -121,11 +126,26 @@ def verify_disjoint(
     names: list[str], hashes: Iterable[np.ndarray], thumbs: Iterable[np.ndarray], bits: int, colour: float
 ) -> list[str]:
     """Pairs of look-alikes in two splits; `names` are `split/images/<id>.png`."""
-    if not names:
-        return []
     pairs = near_pairs(np.stack(list(hashes)), np.stack(list(thumbs)), bits, colour)
     apart = [pair for pair in pairs if names[pair[0]].partition("/")[0] != names[pair[1]].partition("/")[0]]
     return [f"{names[i]} and {names[j]}: look-alikes in two splits ({n} of 256 bits differ)" for i, j, n, _ in apart]
+
+
+def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
+    """Re-read a dataset: how many pictures it has, and every promise that it breaks."""
+    metadata = read_metadata(folder)
+    broken, manifest = verify_layout(folder, metadata)
+    names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
+    jobs = ((folder / name, manifest[name], metadata["options"]["resolution"]) for name in names)
+    checks = parallel_map(check_picture, jobs, workers)
+    seen = []
+    for (wrong, bits, thumb), name in tqdm(zip(checks, names), total=len(names), unit=" images"):
+        if wrong:
+            broken.append(f"{name}: {wrong}")
+        else:
+            seen.append((name, bits, thumb))
+    limits = metadata["duplicates"]
+    return len(names), broken + (verify_disjoint(*zip(*seen), limits["bits"], limits["colour"]) if seen else [])
 
 
 def write_split(folder: Path, split: str, products: list[dict], columns: list[str], pictures: Path) -> dict[str, str]:

@@ -8,8 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 from utils import catalogue
-from utils.catalogue import Catalogue, canonical, clean_cell
+from utils.catalogue import Catalogue
 from utils.cli import UserError
+from utils.tables import canonical, clean_cell
 
 
 def read_catalogue(name: str, image_column, caption_column, config, split) -> Catalogue:
@@ -44,9 +45,8 @@ def select_products(found: Catalogue, wanted: list[str] | None, column: str) -> 
         raise UserError(f"--category: the catalogue has no column `{column}` (found: {', '.join(found.columns)})")
     for name in wanted:
         if name.lower() not in names:
-            near = difflib.get_close_matches(name.lower(), names, n=3) or [
-                key.lower() for key, _ in counts.most_common(5)
-            ]
+            near = difflib.get_close_matches(name.lower(), names, n=3)
+            near = near or [key.lower() for key, _ in counts.most_common(5)]
             choice = ", ".join(f'"{names[key]}" ({counts[names[key]]})' for key in near)
             raise UserError(f'--category "{name}": no product has this {column}; there are {choice}')
     lower = {name.lower() for name in wanted}
@@ -80,15 +80,15 @@ def read_hub(name: str, config: str | None, split: str, image_column: str, capti
             dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of the network, the hub, the loader: a dozen types
         detail = " ".join(str(error).split())[:300]
-        what = (
-            "cannot be loaded" if Path(name).exists() else "no such folder, and no hub dataset of that name can be read"
-        )
+        what = "cannot be loaded" if Path(name).exists() else "no such folder, and as a hub dataset it can't be read"
         raise UserError(f"--catalogue {name}: {what} with --dataset_split {split} ({detail})") from None
     if image_column not in dataset.column_names:
         raise UserError(f"--image_column {image_column}: {name} has the columns {', '.join(dataset.column_names)}")
     catalogue = Catalogue("datasets", columns=list(dataset.column_names), rows=len(dataset))
     catalogue.dataset = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
-    table = dataset.remove_columns(image_column)
+    plain = (datasets.Value, datasets.ClassLabel)  # an embedding or a box is no attribute
+    columns = [key for key, kind in dataset.features.items() if isinstance(kind, plain) or key == caption_column]
+    table = dataset.select_columns([key for key in columns if key != image_column])
     classes = {key: value for key, value in table.features.items() if isinstance(value, datasets.ClassLabel)}
     seen = {}
     for index, row in enumerate(table if table.column_names else ({} for _ in range(len(dataset)))):
