@@ -106,54 +106,39 @@ def report_text(analysis: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _markdown(head: str, counts: dict[str, str]) -> list[str]:
+    return [
+        head,
+        "|---|---:" + "|---:" * (head.count("|") - 3) + "|",
+        *(f"| {k} | {v} |" for k, v in counts.items()),
+        "",
+    ]
+
+
 def dataset_card(metadata: dict, captions: list[str]) -> str:
     """README.md of a prepared dataset."""
-    counts, source = metadata["counts"], metadata["source"]
-    chosen = " + ".join(metadata["options"]["category"] or ["all categories"])
-    side = metadata["options"]["resolution"]
-    total = counts["written"]
-    size = next(
-        name
-        for limit, name in ((1000, "n<1K"), (10000, "1K<n<10K"), (1e5, "10K<n<100K"), (1e99, "n>100K"))
-        if total < limit
-    )
-    lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---", f"# {chosen}", ""]
-    lines += [f"{total:,} pictures of {side}×{side} pixels with captions, made by `prepare_dataset.py`", ""]
-    lines[-2] += f" from {source['kind']} ({source['rows']:,} rows)."
-    lines += [
-        "| split | pictures |",
-        "|---|---:|",
-        *(f"| {split} | {counts[split]:,} |" for split in ("train", "val", "test")),
-        "",
-    ]
-    lines += ["![samples](figures/samples.png)", ""]
-    lines += ["## Captions", "", *(f"- {text}" for text in captions), ""]
-    tokens = metadata["captions"]
-    lines += [
-        f"{tokens['over_limit']:,} captions are over {tokens['limit']} tokens; the longest has {tokens['longest']}, "
-        f"by {tokens['counted_by']}.",
-        "",
-    ]
-    for column, values in metadata["shares"].items():
-        lines += [f"## {column.capitalize()}", "", "| | count | share |", "|---|---:|---:|"]
-        lines += [
-            f"| {name} | {value['count']:,} | {value['share']:.1%} |" for name, value in list(values.items())[:20]
-        ]
-        lines.append("")
-    lines += ["## Left out", ""]
+    counts, source, options = metadata["counts"], metadata["source"], metadata["options"]
+    total, side, tokens = counts["written"], options["resolution"], metadata["captions"]
+    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (float("inf"), "n>100K"))
+    size = next(name for limit, name in sizes if total < limit)
     reasons = Counter(entry["reason"] for entry in metadata["excluded"])
-    lines += [f"- {reason}: {n:,}" for reason, n in reasons.most_common()] or ["Nothing."]
-    lines += ["", "Each one, with its row and the reason, is in `metadata.json`.", ""]
-    lines += [
-        "## Splits",
-        "",
-        f"Stratified by {', '.join(metadata['options']['stratify_by']) or 'nothing'}; look-alikes are",
-    ]
-    lines[-1] += " always in one split. `splits.json` holds the place of every product that ever had one: keep it."
-    lines += ["", "## Use", "", "```python", "import datasets", ""]
+    lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---"]
+    lines += [f"# {' + '.join(options['category'] or ['All categories'])}", ""]
+    lines += [f"{total:,} pictures of {side}×{side} pixels with captions, made by `prepare_dataset.py`"]
+    lines += [f"from {source['kind']} ({source['rows']:,} rows).", ""]
+    lines += _markdown("| split | pictures |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
+    lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]
+    lines += [f"{tokens['over_limit']:,} captions are over {tokens['limit']} tokens; the longest has"]
+    lines += [f"{tokens['longest']}, by {tokens['counted_by']}.", ""]
+    for column, values in metadata["shares"].items():
+        cells = {name: f"{value['count']:,} | {value['share']:.1%}" for name, value in list(values.items())[:20]}
+        lines += [f"## {column.capitalize()}", "", *_markdown("| | count | share |", cells)]
+    lines += ["## Left out", "", *([f"- {reason}: {n:,}" for reason, n in reasons.most_common()] or ["Nothing."]), ""]
+    lines += ["Each one, with its row and the reason, is in `metadata.json`.", "", "## Splits", ""]
+    lines += [f"Stratified by {', '.join(options['stratify_by']) or 'nothing'}; look-alikes are always in one split."]
+    lines += ["`splits.json` holds the place of every product that ever had one: keep it.", "", "## Use", ""]
+    lines += ["```python", "import datasets", ""]
     lines += ['train = datasets.load_dataset("imagefolder", data_dir=".../train", split="train")', "```", ""]
-    lines += [
-        "`python prepare_dataset.py --verify <this folder>` checks every file. The pictures keep the licence of "
-        "their source."
-    ]
+    lines += ["`python prepare_dataset.py --verify <this folder>` checks every file."]
+    lines += ["The pictures keep the licence of their source."]
     return "\n".join(lines) + "\n"
