@@ -62,10 +62,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--drop_duplicates", action="store_true", help="keep one product of each group of look-alikes")
 
     group = parser.add_argument_group("split")
-    group.add_argument("--split_ratio", type=float, nargs=3, default=[70, 15, 15], metavar=("TRAIN", "VAL", "TEST"))
+    names = ("TRAIN", "VAL", "TEST")
+    group.add_argument(
+        "--split_ratio", type=float, nargs=3, default=[70, 15, 15], metavar=names, help="shares, any unit"
+    )
     group.add_argument("--stratify_by", nargs="*", metavar="COLUMN", help="default: colour, if there is such a column")
     group.add_argument("--min_stratum", type=int, default=10, help="values with fewer products are pooled as Other")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="another seed splits otherwise; splits that are kept stay")
     group.add_argument(
         "--keep_splits", type=Path, metavar="DIR|splits.json", help="default: --output_dir's own, if any"
     )
