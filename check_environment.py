@@ -349,9 +349,11 @@ def check_hub(args) -> list[Check]:
     from huggingface_hub import HfApi, get_token, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
+    from utils.models import DEFAULT_MODEL
+
     found = []
     try:
-        HfApi().model_info("stable-diffusion-v1-5/stable-diffusion-v1-5", timeout=3)
+        HfApi().model_info(DEFAULT_MODEL, timeout=3)
         found.append(ok("hub", "the Hugging Face hub answers, and has the default model"))
     except Exception as fault:
         fix = "train from a local folder or with --pretrained_model_name_or_path demo, or mend the connection"

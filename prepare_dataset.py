@@ -28,7 +28,6 @@ from utils import captions, catalogue, cli, data, figures, files, images, parall
 from utils.cli import UserError
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour is further off
-TOKEN_LIMIT = 77
 SHARES = ("colour", "gender", "season", "usage", "year")
 # Neither where the result goes nor how it is made changes what it is.
 NOT_IN_RESULT = "config dry_run debug verify strict output_dir overwrite num_workers catalogue keep_splits".split()
@@ -83,7 +82,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--caption_template", help=f"with {{column}} placeholders; default: {captions.DEFAULT_TEMPLATE}")
     group.add_argument("--trigger_word", help="put before every caption")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
-    group.add_argument("--tokenizer", metavar="DIR|HUB_ID", help="counts tokens; default: the base model's, if cached")
+    group.add_argument(
+        "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
+    )
 
     group = parser.add_argument_group("prompt plan for generate.py")
     group.add_argument("--write_prompt_plan", type=int, metavar="N", help="prompt_plan.jsonl for N pictures")
@@ -276,7 +277,7 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     if args.write_prompt_plan:
         write_prompt_plan(folder / "prompt_plan.jsonl", members["train"], args.write_prompt_plan, args.balance)
     files.write_json(folder / "splits.json", places)
-    count_tokens, counter = tokenizer
+    count_tokens, limit, counter = tokenizer
     lengths = count_tokens([one["caption"] for one in products])
     train_counts = report.count_values(members["train"], ["colour", "gender", "season"])
     metadata = {
@@ -292,8 +293,8 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
         "shares": {key: analysis["shares"][key] for key in ("colour", "gender") if key in analysis["shares"]},
         "train_shares": {column: report.with_shares(counts) for column, counts in train_counts.items()},
         "captions": {
-            "limit": TOKEN_LIMIT,
-            "over_limit": sum(length > TOKEN_LIMIT for length in lengths),
+            "limit": limit,
+            "over_limit": sum(length > limit for length in lengths),
             "longest": max(lengths),
             "counted_by": counter,
         },
@@ -429,7 +430,7 @@ def main(args: argparse.Namespace) -> int:
         print(", ".join(f"{split} {metadata['counts'][split]:,}" for split in splits.SPLITS))
         told = metadata["captions"]
         longest = f"longest {told['longest']}, by {told['counted_by']}"
-        print(f"captions over {TOKEN_LIMIT} tokens: {told['over_limit']} ({longest})")
+        print(f"captions over {told['limit']} tokens: {told['over_limit']} ({longest})")
     print(f"written: {args.output_dir}")
     return 0
 

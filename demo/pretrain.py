@@ -39,7 +39,7 @@ from transformers import (
 from demo.captions import MAX_TOKENS, caption, make_tokenizer, tokens_of
 from demo.catalogue import draw_product, product
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS
-from utils import cli, devices, runs
+from utils import cli, devices, files, runs
 
 HERE = Path(__file__).resolve().parent
 SIZE, CLIP_SIZE = 128, 64
@@ -409,7 +409,7 @@ def save_models(work: Path, tokenizer, clip: CLIPModel, judge: CLIPModel, vae, u
     for stage, (steps, batch, _) in PLAN.items():
         last = json.loads((work / f"{stage}.jsonl").read_text().splitlines()[-1])
         stages[stage] = {"steps": steps, "batch": batch, "last loss": last["loss"], "minutes": last["seconds"] // 60}
-    runs.write_json(HERE / "model" / "training.json", {"git_commit": runs.git_commit(), "stages": stages})
+    files.write_json(HERE / "model" / "training.json", {"git_commit": runs.git_commit(), "stages": stages})
 
 
 def main(args) -> None:

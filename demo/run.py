@@ -4,6 +4,7 @@ python demo/run.py
 python demo/run.py --output_dir runs/demo --seed 1
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -17,33 +18,30 @@ sys.path.insert(0, str(ROOT))
 from utils import cli
 
 
-def steps(output_dir: Path, seed: int) -> list[tuple[str, list[str], Path]]:
+def steps(output_dir: Path, seed: int) -> list[tuple[str, str, Path]]:
     """(what it does, its command, what to look at)."""
-    catalogue, grid = output_dir / "catalogue", output_dir / "base_model.png"
+    catalogue, dataset, grid = output_dir / "catalogue", output_dir / "dataset", output_dir / "base_model.png"
+    at = {path: shlex.quote(os.path.relpath(path, ROOT)) for path in (catalogue, dataset, grid)}  # they run in ROOT
     return [
         (
             "draw a catalogue",
-            [
-                "demo/catalogue.py",
-                "--output_dir",
-                str(catalogue),
-                "--num_images",
-                "600",
-                "--size",
-                "256",
-                "--seed",
-                str(seed),
-            ],
+            f"demo/catalogue.py --output_dir {at[catalogue]} --num_images 600 --size 256 --seed {seed}",
             catalogue / "preview.png",
         ),
-        ("generate with the demo pipeline", ["demo/sample_grid.py", "--output", str(grid), "--seed", str(seed)], grid),
+        (
+            "prepare the casual shoes",
+            f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --resolution 128 --tokenizer demo '
+            f"--output_dir {at[dataset]}",
+            dataset / "figures/samples.png",
+        ),
+        ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
     ]
 
 
 def main(args) -> None:
     if args.dry_run:
         for what, command, _ in steps(args.output_dir, args.seed):
-            print(f"{what}: python {shlex.join(command)}")
+            print(f"{what}: python {command}")
         return
     if args.output_dir.exists():  # the demo's own earlier result, made again from nothing
         if not (args.output_dir / "demo.txt").is_file():
@@ -53,9 +51,9 @@ def main(args) -> None:
     (args.output_dir / "demo.txt").write_text("Made by demo/run.py, which removes this folder when it runs again.\n")
     table = []
     for what, command, look_at in steps(args.output_dir, args.seed):
-        print(f"\n$ python {shlex.join(command)}", flush=True)
+        print(f"\n$ python {command}", flush=True)
         began = time.monotonic()
-        done = subprocess.run([sys.executable, *command], cwd=ROOT)
+        done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT)
         if done.returncode:
             raise cli.UserError(f"the step `{what}` failed with exit code {done.returncode}; its message is above")
         table.append((what, time.monotonic() - began, look_at))
@@ -66,6 +64,6 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs/demo", help="made anew each time")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made anew each time")
     parser.add_argument("--seed", type=int, default=0)
     cli.run(main, cli.parse_args(parser))

@@ -92,7 +92,7 @@ def test_a_tokenizer_that_is_given_is_the_one_that_counts(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(words))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
-    count, counter = load_tokenizer(str(tmp_path))
+    count, limit, counter = load_tokenizer(str(tmp_path))
     assert str(tmp_path) in counter
     short, long = count(["red", "red red red"])
     assert short < long

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from utils.cli import UserError
 
-BASE_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULT_TEMPLATE = (
     "A professional product photo of {colour} {article}, {season} collection, {gender}, centered on white background"
 )
@@ -154,21 +153,24 @@ def fill_level(sizes: dict, count: int) -> dict[object, float]:
     return {key: max(0.0, level - size) for key, size in sizes.items()}
 
 
-def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], str]:
-    """A function from texts to numbers of tokens, and what it counts with. No name: the base model's, if cached."""
-    if name is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(BASE_MODEL, "tokenizer/vocab.json"), str):
-            return lambda texts: [estimate_tokens(text) for text in texts], "an estimate on the high side"
+def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], int, str]:
+    """What counts the tokens of texts, their limit, and its name; without a name the base model's, if cached."""
+    from huggingface_hub import try_to_load_from_cache
     from transformers import CLIPTokenizer
 
+    from utils.models import DEFAULT_MODEL, DEMO_MODEL  # here: it brings torch, which the workers can do without
+
+    if name is None and not isinstance(try_to_load_from_cache(DEFAULT_MODEL, "tokenizer/vocab.json"), str):
+        return lambda texts: [estimate_tokens(text) for text in texts], 77, "an estimate on the high side"
+    model = str(DEMO_MODEL) if name == "demo" else name or DEFAULT_MODEL
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(name or BASE_MODEL, cached=name is None))
+        tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(model, cached=name is None))
     except Exception as error:  # of the network, the hub, the file format
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"--tokenizer {name}: {detail}; give the folder or hub id of a CLIP tokenizer") from None
-    return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]], f"the tokenizer of {name or BASE_MODEL}"
+    return lambda texts: [
+        len(ids) for ids in tokenizer(texts)["input_ids"]
+    ], f"the tokenizer of {name or DEFAULT_MODEL}"
 
 
 def _tokenizer_place(name: str, cached: bool) -> Path:

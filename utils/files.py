@@ -22,7 +22,10 @@ def file_sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Written beside its place and renamed into it, so that a reader never sees half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def list_files(folder: Path) -> dict[str, os.stat_result]:

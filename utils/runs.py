@@ -1,13 +1,13 @@
 """What a run leaves behind: the record of where and how it was made."""
 
 import importlib.metadata
-import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from utils.files import write_json
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 
@@ -28,13 +28,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
-
-
-def write_json(path: Path, value) -> None:
-    """Written beside its place and renamed into it, so that a reader never sees half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def write_environment(folder: Path, device: str, precision: str) -> None:
