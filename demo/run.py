@@ -30,8 +30,8 @@ def steps(output_dir: Path, seed: int) -> list[tuple[str, str, Path]]:
         ),
         (
             "prepare the casual shoes",
-            f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --resolution 128 --tokenizer demo '
-            f"--output_dir {at[dataset]}",
+            f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --output_dir {at[dataset]} '
+            "--resolution 128 --tokenizer demo",
             dataset / "figures/samples.png",
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),

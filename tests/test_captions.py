@@ -93,7 +93,8 @@ def test_a_tokenizer_that_is_given_is_the_one_that_counts(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
     count, limit, counter = load_tokenizer(str(tmp_path))
-    assert str(tmp_path) in counter
+    assert str(tmp_path) in counter and limit == 77
+    assert load_tokenizer("demo")[1] == 32
     short, long = count(["red", "red red red"])
     assert short < long
 

@@ -168,9 +168,9 @@ def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], 
     except Exception as error:  # of the network, the hub, the file format
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"--tokenizer {name}: {detail}; give the folder or hub id of a CLIP tokenizer") from None
-    return lambda texts: [
-        len(ids) for ids in tokenizer(texts)["input_ids"]
-    ], f"the tokenizer of {name or DEFAULT_MODEL}"
+    limit = min(77, tokenizer.model_max_length)  # a tokenizer that doesn't know its own says 10^30
+    counter = f"the tokenizer of {name or DEFAULT_MODEL}"
+    return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]], limit, counter
 
 
 def _tokenizer_place(name: str, cached: bool) -> Path:
