@@ -113,17 +113,16 @@ def main(args) -> None:
     if not args.write:
         return
     training = json.loads((DEMO / "model" / "training.json").read_text())
-    hardware = f"{devices.describe_device(device)}, {platform.machine()}"
-    text = (DEMO / "model_card.md").read_text()
-    stages = "\n".join(
-        f"| {stage} | {s['steps']} | {s['batch']} | {s['last loss']} | {s['minutes']} |"
-        for stage, s in training["stages"].items()
+    rows = [(name, *stage.values()) for name, stage in training["stages"].items()]
+    card = (DEMO / "model_card.md").read_text()
+    card = card.format(
+        commit=training["git_commit"],
+        measured=runs.git_commit(),
+        hardware=f"{devices.describe_device(device)}, {platform.machine()}",
+        stages="\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows),
+        figures="\n".join(f"| {name} | {value} |" for name, value in table.items()),
     )
-    figures = "\n".join(f"| {name} | {value} |" for name, value in table.items())
-    text = text.format(
-        commit=training["git_commit"], hardware=hardware, measured=runs.git_commit(), stages=stages, figures=figures
-    )
-    (DEMO / "model" / "README.md").write_text(text)
+    (DEMO / "model" / "README.md").write_text(card)
 
 
 if __name__ == "__main__":
