@@ -7,6 +7,8 @@ Exit code 0 when every critical check passes, else 1. Packages are imported insi
 half of them are missing is told which, and what to type.
 """
 
+from __future__ import annotations  # so that it starts on an older Python, to say that it is too old
+
 import contextlib
 import importlib
 import importlib.metadata
@@ -17,6 +19,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,16 +61,20 @@ def module_version(name: str, package: str | None = None) -> str:
     return getattr(module, "__version__", None) or importlib.metadata.version(package or name)
 
 
+def describe(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {' '.join(str(fault).split())}".removesuffix(": ")
+
+
 def package_check(name: str, package: str | None = None) -> Check:
     try:
         return ok(name, f"{package or name} {module_version(name, package)}")
     except (
         Exception
     ) as fault:  # a broken binary raises OSError, RuntimeError and others: all of them mean "does not load"
-        return error(name, f"{package or name} can't be imported: {fault}", INSTALL)
-
-
-# 1
+        repair = (
+            INSTALL if isinstance(fault, ModuleNotFoundError) else f"{PIP} install --force-reinstall {package or name}"
+        )
+        return error(name, f"{package or name} can't be imported: {describe(fault)}", repair)
 
 
 def check_python(args) -> list[Check]:
@@ -76,9 +83,6 @@ def check_python(args) -> list[Check]:
         return [error("python", f"Python {version} is too old", "install Python 3.10 or newer, then: make setup")]
     where = "a virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
     return [ok("python", f"Python {version} on {platform.system()} {platform.machine()}, in {where}")]
-
-
-# 2
 
 
 def check_torch(args) -> list[Check]:
@@ -102,14 +106,19 @@ def check_torch(args) -> list[Check]:
     device = devices.pick_device()
     if fault := devices.kernel_error(device):
         detail = f"{devices.describe_device(device)} computes nothing: {fault}"
+        fix = "close other programs that use the GPU, or restart; `--debug` shows the whole error"
         if device.type == "cuda":
             detail += f" (this wheel has kernels for {', '.join(torch.cuda.get_arch_list())})"
-        fix = "install torch's CUDA 12.6 build, which has kernels from sm_50 on (docs/setup.md, `Older NVIDIA GPUs`)"
+        if "no kernel image" in fault:
+            fix = (
+                "install torch's CUDA 12.6 build, which has kernels from sm_50 on (docs/setup.md, `Older NVIDIA GPUs`)"
+            )
         return [*found, error("device", detail, fix)]
     return [*found, ok("device", f"{devices.describe_device(device)}: a matrix product computed there is right")]
 
 
 def check_precision(args) -> list[Check]:
+    """What half precision does on this device, and which precision follows from it."""
     import torch
 
     from utils import devices
@@ -120,16 +129,13 @@ def check_precision(args) -> list[Check]:
     found = []
     for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         if failure := devices.probe_failure(device, dtype):
-            found.append(info(name, f"float32 will be used, because in {name} {failure}"))
+            found.append(info(name, failure))
         elif name == "bfloat16" and not devices.has_real_bf16(device):
-            found.append(info(name, "right, but only emulated on this GPU and so slow: float16 will be used"))
+            found.append(info(name, "agrees with float32, but is only emulated on this GPU and so slow"))
         else:
             errors = ", ".join(f"{k} {v:.2%}" for k, v in devices.probe_dtype(device, dtype).items())
             found.append(ok(name, f"agrees with float32 (error: {errors})"))
-    return found
-
-
-# 3, 5
+    return [*found, info("precision", devices.choose_precision(device).reason)]
 
 
 def check_diffusers(args) -> list[Check]:
@@ -138,9 +144,6 @@ def check_diffusers(args) -> list[Check]:
 
 def check_peft(args) -> list[Check]:
     return [package_check("peft")]
-
-
-# 4
 
 
 def check_accelerate(args) -> list[Check]:
@@ -155,9 +158,6 @@ def check_accelerate(args) -> list[Check]:
     else:
         found.append(info("accelerate_config", "no default config: give one of accelerate_configs/ by --config_file"))
     return found
-
-
-# 6
 
 
 def try_tensorboard() -> None:
@@ -211,22 +211,23 @@ def check_optional(args) -> list[Check]:
     }
     found = []
     for name, (attempt, use, fix) in purpose.items():
+        wanted = fix == INSTALL or shutil.which("nvidia-smi")  # a Mac or a CPU has no use for the CUDA packages
         if importlib.util.find_spec(name) is None:
-            found.append(info(name, f"not installed; only for {use}", fix))
+            found.append(info(name, f"not installed; only for {use}", fix if wanted else ""))
             continue
         try:
             attempt()
             found.append(ok(name, f"{importlib.metadata.version(name)}, works ({use})"))
         except Exception as fault:
-            found.append(info(name, f"installed, but does not work here: {str(fault).splitlines()[0]}", fix))
+            found.append(info(name, f"installed, but does not work here: {describe(fault)}", fix if wanted else ""))
     return found
 
 
-# 7
-
-
 def check_data_packages(args) -> list[Check]:
-    found = [package_check("datasets"), package_check("PIL", "pillow")]
+    found = [
+        package_check(*names)
+        for names in (("datasets",), ("PIL", "pillow"), ("omegaconf",), ("safetensors",), ("scipy",))
+    ]
     if found[1].status == "ok":
         from PIL import features
 
@@ -234,9 +235,6 @@ def check_data_packages(args) -> list[Check]:
         if missing:
             found.append(error("codecs", f"Pillow was built without {', '.join(missing)}", INSTALL))
     return found
-
-
-# 8
 
 
 def free_disk(path: Path) -> int:
@@ -276,9 +274,6 @@ def check_memory(args) -> list[Check]:
     return found
 
 
-# 9
-
-
 def check_datasets(args) -> list[Check]:
     prepare = 'python3 prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes'
     if not args.data_dir.is_dir():
@@ -298,9 +293,6 @@ def check_datasets(args) -> list[Check]:
     return found or [info("data", f"--data_dir {args.data_dir}: holds no prepared dataset", prepare)]
 
 
-# 10
-
-
 def check_components(args) -> list[Check]:
     """Every part of Stable Diffusion, small: one noised latent through the UNet with LoRA, and back."""
     import torch
@@ -310,7 +302,7 @@ def check_components(args) -> list[Check]:
 
     from utils import devices
 
-    device = devices.pick_device()
+    device = devices.working_device()
     devices.seed_everything(0)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = CLIPTextModel(CLIPTextConfig(vocab_size=100, bos_token_id=98, eos_token_id=99, **size)).to(device)
@@ -353,7 +345,7 @@ def check_hub(args) -> list[Check]:
 
     found = []
     try:
-        HfApi().model_info(DEFAULT_MODEL, timeout=3)
+        HfApi(token=False).model_info(DEFAULT_MODEL, timeout=3)
         found.append(ok("hub", "the Hugging Face hub answers, and has the default model"))
     except Exception as fault:
         fix = "train from a local folder or with --pretrained_model_name_or_path demo, or mend the connection"
@@ -382,6 +374,15 @@ SECTIONS = [
     ("Stable Diffusion components", check_components),
     ("Hub and tokens", check_hub),
 ]
+CRITICAL = (
+    check_python,
+    check_torch,
+    check_diffusers,
+    check_accelerate,
+    check_peft,
+    check_data_packages,
+    check_components,
+)
 
 
 def recommend() -> dict:
@@ -390,39 +391,40 @@ def recommend() -> dict:
 
     from utils import devices
 
-    device = devices.pick_device()
-    if devices.kernel_error(device):
-        device = torch.device("cpu")
+    device = devices.working_device()
     precision = devices.choose_precision(device)
     total, _ = devices.device_memory(device)
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     share = max(1, EFFECTIVE_BATCH // count)
     batch = devices.suggest_batch(device.type, total / GIB, share)
-    config = devices.suggest_config(device.type, torch.cuda.get_device_name() if device.type == "cuda" else "", count)
     accumulation = share // batch
-    flags = f"--train_batch_size {batch} --gradient_accumulation_steps {accumulation}"
+    config = devices.suggest_config(device.type, torch.cuda.get_device_name() if device.type == "cuda" else "", count)
+    launch = f"accelerate launch --config_file {config} --mixed_precision {precision.mixed_precision}"
+    if count > 1:
+        launch += f" --num_processes {count}"
     return {
         "device": devices.describe_device(device),
         "mixed_precision": precision.mixed_precision,
         "reason": precision.reason,
         "train_batch_size": batch,
         "gradient_accumulation_steps": accumulation,
+        "effective_batch_size": batch * accumulation * count,
         "accelerate_config": config,
-        "command": f"accelerate launch --config_file {config} train_lora.py {flags}",
+        "command": f"{launch} train_lora.py --train_batch_size {batch} --gradient_accumulation_steps {accumulation}",
     }
 
 
 def run_check(check, args) -> list[Check]:
-    """A check that raises has failed; the others still run."""
+    """A check that raises has failed; the others still run. Only what training needs is critical."""
+    name, critical = check.__name__.removeprefix("check_"), check in CRITICAL
     try:
         return check(args)
     except ImportError as fault:
-        return [error(check.__name__.removeprefix("check_"), f"needs a missing package: {fault}", INSTALL)]
+        return [error(name, f"needs a missing package: {fault}", INSTALL, critical)]
     except Exception as fault:
         if args.debug:
-            raise
-        name = check.__name__.removeprefix("check_")
-        return [error(name, f"failed: {type(fault).__name__}: {str(fault).splitlines()[0]}", "run again with --debug")]
+            traceback.print_exc()
+        return [error(name, f"failed: {describe(fault)}", "run again with --debug to see where", critical)]
 
 
 def print_check(check: Check) -> None:
@@ -432,6 +434,8 @@ def print_check(check: Check) -> None:
 
 
 def main(args) -> int:
+    if args.dry_run and args.json:
+        raise cli.UserError("--dry_run lists the sections for people to read; leave out --json")
     if args.dry_run:
         for number, (title, *_) in enumerate(SECTIONS, 1):
             print(f"{number}. {title}")
@@ -445,17 +449,16 @@ def main(args) -> int:
             for item in found:
                 print_check(item)
         checks += found
+    recommendation = None
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            recommendation = recommend()
+        except Exception as fault:
+            checks.append(info("recommendation", f"none: {describe(fault)}"))
     ready = not any(check.critical and check.status == "error" for check in checks)
-    try:
-        recommendation = recommend()
-    except ImportError:  # a package is missing, as the checks have said
-        recommendation = None
     if args.json:
-        print(
-            json.dumps(
-                {"ready": ready, "checks": [c._asdict() for c in checks], "recommendation": recommendation}, indent=2
-            )
-        )
+        result = {"ready": ready, "checks": [c._asdict() for c in checks], "recommendation": recommendation}
+        print(json.dumps(result, indent=2))
         return 0 if ready else 1
     print("\nStatus")
     for check in checks:

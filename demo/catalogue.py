@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from PIL import Image
 
 from demo.shoes import COLOURS, KINDS, draw_shoe
-from utils import cli, images
+from utils import cli, files, images
 
 GENDERS, GENDER_SHARES = ("Men", "Women", "Unisex", "Boys", "Girls"), (46, 36, 10, 4, 4)
 SEASONS, SEASON_SHARES = ("Summer", "Fall", "Winter", "Spring"), (46, 28, 18, 8)
@@ -95,12 +95,12 @@ def write_catalogue(
     output_dir: Path, count: int, size: tuple[int, int], seed: int, kinds: list[str], damage: bool
 ) -> dict:
     """Write images/ and styles.csv; returns {id: damage}, empty where none was asked for."""
-    images = output_dir / "images"
-    images.mkdir(parents=True)
+    folder = output_dir / "images"
+    folder.mkdir(parents=True)
     rows = [product(seed, index, kinds) for index in range(count)]
     with ProcessPoolExecutor() as pool:
-        list(pool.map(partial(save_product, folder=images, seed=seed, size=size), rows, chunksize=16))
-    done = damage_images(rows, images) if damage else {}
+        list(pool.map(partial(save_product, folder=folder, seed=seed, size=size), rows, chunksize=16))
+    done = damage_images(rows, folder) if damage else {}
     with open(output_dir / "styles.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -110,26 +110,30 @@ def write_catalogue(
             line = ",".join(
                 [*(str(90000) if c == "id" else torn[c] for c in COLUMNS[:-1]), "Rook Shoes, red, wide, new"]
             )
-            save_product({**torn, "id": "90000"}, images, seed, size)
+            save_product({**torn, "id": "90000"}, folder, seed, size)
             file.write(line + "\n" + ",".join(twice.values()) + "\n")
             file.write(",".join({**twice, "productDisplayName": "Another name"}.values()) + "\n")
             done |= {"90000": "unquoted commas", twice["id"]: "row given twice, then once more with another name"}
     return done
 
 
+def check_size(text: str) -> str:
+    width, height = parse_size(text)
+    if not (64 <= width <= 2400 and 0.9 * width <= height <= 2400):
+        raise argparse.ArgumentTypeError(f"{text!r} can't be drawn: 64 to 2400 pixels a side, not wider than high")
+    return text
+
+
 def parse_size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     try:
-        size = int(width), int(height or width)
+        return int(width), int(height or width)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 512 or 1800x2400") from None
-    if not 64 <= min(size) <= max(size) <= 2400:
-        raise argparse.ArgumentTypeError(f"{text!r} is out of range: each side is 64 to 2400 pixels")
-    return size
 
 
 def preview(rows: list[dict[str, str]], seed: int) -> Image.Image:
-    """One row a kind, drawn large: the first thing to look at."""
+    """Some of each kind, drawn large: the first thing to look at."""
     chosen = []
     for kind in KINDS:
         by_colour = {row["baseColour"]: row for row in rows if row["articleType"] == kind}
@@ -147,9 +151,10 @@ def main(args) -> None:
         raise cli.UserError(f"--num_images {args.num_images} is too few; give at least {least}")
     if args.dry_run:
         return
-    damage = write_catalogue(args.output_dir, args.num_images, args.size, args.seed, args.kinds, args.damage)
     rows = [product(args.seed, index, args.kinds) for index in range(args.num_images)]
-    preview(rows, args.seed).save(args.output_dir / "preview.png")
+    with files.replaced_folder(args.output_dir) as folder:
+        damage = write_catalogue(folder, args.num_images, parse_size(args.size), args.seed, args.kinds, args.damage)
+        preview(rows, args.seed).save(folder / "preview.png")
     for key, what in damage.items():
         print(f"{key}: {what}")
     print(f"{args.num_images} products in {args.output_dir}")
@@ -159,9 +164,9 @@ if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="a new folder for styles.csv and images/")
     parser.add_argument("--num_images", type=int, default=600, help="products to draw")
-    parser.add_argument("--size", type=parse_size, default="512", help="pixels: 512, or 1800x2400 (default: 512)")
+    parser.add_argument("--size", type=check_size, default="512", help="pixels: 512, or 1800x2400 (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other products")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="which to draw")
     parser.add_argument(
         "--damage", action="store_true", help="spoil some files and rows, as real catalogues are spoilt"
     )

@@ -1,7 +1,9 @@
 """Measure the demo pipeline: right kind and colour of generated pictures, the autoencoder's loss, seconds an image.
 
-python demo/measure.py                       # 500 pictures; prints a table and writes demo/model/README.md
-python demo/measure.py --num_images 60 --no-write
+    python demo/measure.py                       # 500 pictures; prints a table and writes demo/model/README.md
+    python demo/measure.py --num_images 60 --no-write
+
+Kind and colour are judged by demo/clip, and the colour is measured on the foreground as well.
 """
 
 import argparse
@@ -49,7 +51,11 @@ def judge_pictures(pictures: list[Image.Image]) -> list[tuple[str, str]]:
 def autoencoder_psnr(vae, pictures: list[Image.Image]) -> float:
     """Mean peak signal-to-noise ratio of pictures through the autoencoder and back, in dB."""
     x = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    made = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.split(16)]).clamp(-1, 1)
+    made = (
+        torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.to(vae.device).split(16)])
+        .cpu()
+        .clamp(-1, 1)
+    )
     errors = ((made - x) / 2).square().mean((1, 2, 3))
     return (-10 * errors.log10()).mean().item()
 
@@ -102,9 +108,11 @@ def measure(pipeline, count: int) -> dict[str, str]:
 
 def main(args) -> None:
     cli.show_settings(args)
+    if args.num_images < 12:
+        raise cli.UserError(f"--num_images {args.num_images}: at least 12 are needed to measure anything")
     if args.dry_run:
         return
-    device = devices.pick_device()
+    device = devices.working_device()
     pipeline = load_demo_pipeline("demo", device, torch.float32)
     table = measure(pipeline, args.num_images)
     width = max(map(len, table))

@@ -7,6 +7,7 @@ It writes demo/model/ (an ordinary StableDiffusionPipeline folder), demo/clip/ (
 held-back kind). Working files stay in --work_dir. demo/measure.py then says how good they are.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -101,6 +102,10 @@ def train(
     first, seconds = 0, 0.0
     if state_path.exists():
         state = torch.load(state_path, map_location=device, weights_only=True)
+        if state["plan"] != list(PLAN[stage]):
+            raise cli.UserError(
+                f"{state_path} is of {state['plan']}, the plan is now {PLAN[stage]}; remove it to start anew"
+            )
         first, seconds = state["step"], state["seconds"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -118,7 +123,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
-            sys.exit(f"{stage}: loss {losses[-1]} at step {step}; the last good state is {state_path}")
+            raise cli.UserError(f"{stage}: loss {losses[-1]} at step {step}; the last good state is {state_path}")
         if shadow is not None:
             keep = min(average, (step + 1) / (step + 10))
             for key, value in model.state_dict().items():
@@ -133,6 +138,7 @@ def train(
             state = {
                 "step": step + 1,
                 "seconds": seconds,
+                "plan": list(PLAN[stage]),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
@@ -356,7 +362,8 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str, path: Path
 
 def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, device: str) -> UNet2DConditionModel:
     rows, pictures = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
-    latents = encode_all(vae, pictures, device, work / "latents.safetensors")
+    weights = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())).hexdigest()
+    latents = encode_all(vae, pictures, device, work / f"latents-{weights[:12]}.safetensors")
     scheduler, batch = make_scheduler(), PLAN["unet"][1]
     text = clip.text_model.to(device)
     alphas = scheduler.alphas_cumprod.to(device)
@@ -443,5 +450,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="states, logs, drawn pictures"
     )
-    parser.add_argument("--device", default=str(devices.pick_device()))
+    parser.add_argument("--device", default=str(devices.pick_device()), help="where to train")
     cli.run(main, cli.parse_args(parser))

@@ -1,7 +1,9 @@
 """The whole pipeline on the embedded default, as `make demo` runs it: every step is a command that a user could type.
 
-python demo/run.py
-python demo/run.py --output_dir runs/demo --seed 1
+    python demo/run.py
+    python demo/run.py --output_dir runs/demo --seed 1
+
+The folder of an earlier demo is removed and made anew.
 """
 
 import os
@@ -65,5 +67,5 @@ def main(args) -> None:
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made anew each time")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the catalogue and of the generated pictures")
     cli.run(main, cli.parse_args(parser))

@@ -1,7 +1,9 @@
 """Draw every kind in several colours with the demo pipeline and lay the pictures out in one labelled grid.
 
-python demo/sample_grid.py --output runs/demo/base_model.png
-python demo/sample_grid.py --output grid.png --kinds Boots Heels --seed 3
+    python demo/sample_grid.py --output runs/demo/base_model.png
+    python demo/sample_grid.py --output grid.png --kinds Boots Heels --seed 3
+
+One seed, one picture: the batch size changes nothing.
 """
 
 import sys
@@ -18,16 +20,23 @@ from demo.shoes import COLOURS, KINDS
 from utils import cli, devices, images, models, runs
 
 
+@torch.no_grad()
 def generate(pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], steps=20, guidance=3.0, batch=8):
     """One picture a prompt, each from a generator of its own, so that the batch size changes nothing."""
     pictures = []
     for start in range(0, len(prompts), batch):
         # Drawn on the CPU: the same noise on every device.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
-        out = pipeline(
-            prompts[start : start + batch], generator=generators, num_inference_steps=steps, guidance_scale=guidance
-        )
-        pictures += out.images
+        latents = pipeline(
+            prompts[start : start + batch],
+            generator=generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="latent",
+        ).images
+        # Decoded here, since the VAE may be in float32 where the UNet is not.
+        latents = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
+        pictures += pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample, "pil")
     return pictures
 
 
@@ -39,9 +48,13 @@ def load_demo_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> D
 
 def main(args) -> None:
     cli.show_settings(args)
+    if args.output.suffix != ".png":
+        raise cli.UserError(f"--output {args.output}: expected a name that ends in .png")
+    if args.output.exists():
+        raise cli.UserError(f"--output {args.output} exists already; name another file, or remove it first")
     if args.dry_run:
         return
-    device = devices.pick_device()
+    device = devices.working_device()
     precision = devices.choose_precision(device)
     print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
     pipeline = load_demo_pipeline(args.pretrained_model_name_or_path, device, precision.dtype)
@@ -55,7 +68,7 @@ def main(args) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     labels = [f"{colour} {kind}" for kind, colour in pairs]
     images.make_grid(shown, args.columns, labels).save(args.output)
-    runs.write_environment(args.output.parent, devices.describe_device(device), precision.reason)
+    runs.write_environment(args.output.with_suffix(".json"), devices.describe_device(device), precision.reason)
     print(f"{len(pictures)} pictures, {seconds:.2f} s each, in {args.output}")
 
 

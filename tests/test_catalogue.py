@@ -109,7 +109,8 @@ def test_command_writes_a_catalogue_and_never_over_one(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--size", "9999"], "out of range"),
+        (["--size", "9999"], "can't be drawn"),
+        (["--size", "512x200"], "not wider than high"),
         (["--size", "big"], "is not a size"),
         (["--num_images", "0"], "--num_images 0 is too few"),
         (["--num_images", "5", "--damage"], "at least 20"),

@@ -1,3 +1,4 @@
+import argparse
 import json
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def test_json_is_one_object_and_nothing_else():
     assert {"name", "status", "critical", "detail", "fix"} == set(found["checks"][0])
     assert {check["status"] for check in found["checks"]} <= {"ok", "info", "error"}
     recommended = found["recommendation"]
-    assert recommended["train_batch_size"] * recommended["gradient_accumulation_steps"] == 16
+    assert recommended["effective_batch_size"] == 16 and "--mixed_precision no" in recommended["command"]
     assert (ROOT / recommended["accelerate_config"]).is_file()
 
 
@@ -73,8 +74,7 @@ def test_a_gpu_without_kernels_is_an_error_with_a_way_out(monkeypatch):
 def test_half_precision_that_breaks_is_told_with_the_consequence(monkeypatch):
     monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: "vae_decode gives NaN or infinity")
     found = check_environment.check_precision(None)
-    assert {check.status for check in found} == {"info"}
-    assert "float32 will be used, because in float16 vae_decode gives NaN" in found[0].detail
+    assert [check.status for check in found] == ["info"] * 3 and found[0].detail == "vae_decode gives NaN or infinity"
 
 
 def test_tokens_are_never_printed(monkeypatch):
@@ -83,3 +83,25 @@ def test_tokens_are_never_printed(monkeypatch):
     result = run()
     assert "present: Hugging Face, Weights & Biases" in result.stdout
     assert "secret_value" not in result.stdout + result.stderr
+
+
+def test_what_is_for_information_only_never_stops_training(monkeypatch):
+    def broken(args):
+        raise PermissionError("no access")
+
+    broken.__name__ = "check_hub"
+    (found,) = check_environment.run_check(broken, argparse.Namespace(debug=False))
+    assert found.status == "error" and not found.critical and "PermissionError: no access" in found.detail
+
+
+def test_several_gpus_are_all_used_at_the_precision_they_have(monkeypatch):
+    for name, value in {"device_count": 4, "get_device_name": "Tesla T4"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(devices, "working_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(devices, "describe_device", lambda device: "Tesla T4 (sm_75)")
+    monkeypatch.setattr(devices, "device_memory", lambda device: (16 * 2**30, 15 * 2**30))
+    monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    found = check_environment.recommend()
+    assert found["effective_batch_size"] == 16 and found["mixed_precision"] == "fp16"
+    assert "multi_gpu.yaml --mixed_precision fp16 --num_processes 4 " in found["command"]

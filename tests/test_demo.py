@@ -71,7 +71,7 @@ def test_the_demo_command_runs_and_makes_its_folder_anew(tmp_path):
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines()[-2:]:
             assert Path(line.split()[-1]).is_file()
-    assert json.loads((out / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    assert json.loads((out / "base_model.json").read_text())["packages"]["torch"] == torch.__version__
 
 
 def test_the_demo_command_never_removes_a_folder_that_is_not_its_own(tmp_path):

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def test_mps_trains_in_float32_and_so_does_a_cpu():
 
 @pytest.mark.parametrize(("real", "choice"), [(True, "bf16"), (False, "fp16")])
 def test_cuda_takes_bf16_where_the_chip_has_it_and_else_fp16(monkeypatch, real, choice):
-    monkeypatch.setattr(devices, "has_real_bf16", lambda device: real)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: real or including_emulation)
     monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: None)
     assert devices.choose_precision(CUDA).mixed_precision == choice
 
@@ -64,7 +66,7 @@ def test_a_device_without_kernels_is_found_out(monkeypatch):
     assert devices.kernel_error(CPU) is None
 
     def no_kernels(self, other):
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", no_kernels)
     assert devices.kernel_error(CPU) == "CUDA error: no kernel image is available for execution on the device"
@@ -74,7 +76,7 @@ def test_seed_repeats_every_generator():
     draws = []
     for _ in range(2):
         devices.seed_everything(2**40 + 1)
-        draws.append((torch.rand(1).item(), np.random.rand()))
+        draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
     assert draws[0] == draws[1]
 
 

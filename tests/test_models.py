@@ -32,7 +32,7 @@ def test_a_hub_id_that_moved_is_mapped_with_a_warning(caplog):
 
 def test_hub_ids_and_diffusers_folders_stay_as_they_are(tmp_path):
     folder = write_model(tmp_path / "model", 768)
-    for name in ("stabilityai/stable-diffusion-2-1", models.DEFAULT_MODEL, folder):
+    for name in ("stabilityai/stable-diffusion-xl-base-1.0", models.DEFAULT_MODEL, folder):
         assert models.resolve_model(name) == name
 
 

@@ -21,6 +21,8 @@ def test_help_shows_two_runnable_examples_and_every_flag_has_a_text(path):
     name = path.relative_to(ROOT)
     assert len(re.findall(rf"^    python3? {name}", path.read_text(), re.M)) >= 2
     assert f"{name}" in done.stdout and "--config" in done.stdout and "--dry_run" in done.stdout
+    for flag in re.findall(r"^  (?:-\w, )?(--\w+)", done.stdout, re.M):  # its text beside it, or indented below
+        assert re.search(rf"^  (-\w, )?{flag}\b[^\n]*(  \S|\n {{20,}}\S)", done.stdout, re.M), flag
 
 
 def test_nothing_needs_torchvision_or_unpickles():

@@ -1,5 +1,7 @@
 """What every script's command line shares: recipes in YAML, settings printed first, mistakes told in one line."""
 
+from __future__ import annotations  # check_environment.py must start on an older Python to say that it is too old
+
 import argparse
 import difflib
 import os
@@ -17,7 +19,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """The docstring as written, and the default of every flag that has one."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False, [], argparse.SUPPRESS) or "default" in (action.help or ""):
+        if (
+            any(action.default is none for none in (None, False, argparse.SUPPRESS))
+            or action.default == []
+            or "default" in (action.help or "")
+        ):
             return action.help
         return super()._get_help_string(action)
 
@@ -41,7 +47,9 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
     try:
         recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}; give the path of a YAML file") from None
+        raise UserError(
+            f"--config {path}: {error.strerror or 'holds no settings'}; give the path of a YAML file"
+        ) from None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
@@ -59,10 +67,13 @@ def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str
     """A recipe as command-line words, so that argparse checks types and choices; `given` flags are left out."""
     argv = []
     for action in parser._actions:
-        value = recipe.get(action.dest)
-        if value is None or given.intersection(action.option_strings):
+        if action.dest not in recipe or given.intersection(action.option_strings):
             continue
-        flag = action.option_strings[0]
+        value, flag = recipe[action.dest], action.option_strings[0]
+        if value is None:
+            if action.default is not None:
+                raise UserError(f"--config {path}: `{action.dest}` has no value; give one or remove the line")
+            continue
         if isinstance(value, bool):
             if action.nargs != 0:
                 raise UserError(f"--config {path}: `{action.dest}: {value}` is not a value that {flag} takes")
@@ -73,8 +84,11 @@ def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str
         elif isinstance(value, dict):
             raise UserError(f"--config {path}: `{action.dest}` holds nested keys; {flag} takes plain values")
         elif isinstance(value, list):
+            repeated = isinstance(action, argparse._AppendAction)
+            if action.nargs is None and not repeated:
+                raise UserError(f"--config {path}: `{action.dest}` is a list; {flag} takes one value")
             words = [str(word) for word in value]
-            argv += [f"{flag}={word}" for word in words] if action.nargs is None else [flag, *words]
+            argv += [f"{flag}={word}" for word in words] if repeated else [flag, *words]
         else:
             argv.append(f"{flag}={value}")
     return argv
@@ -98,12 +112,18 @@ def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -
 
 def show_settings(args: argparse.Namespace) -> None:
     """Print what was resolved, as YAML that --config reads back."""
-    from omegaconf import OmegaConf
+    import yaml
+
+    def plain(value):
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        # A literal ${ would be resolved on reading back.
+        return str(value).replace("${", "\\${") if isinstance(value, (Path, str)) else value
 
     hidden = ("config", "debug", "dry_run")
-    plain = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items() if key not in hidden}
+    settings = {key: plain(value) for key, value in vars(args).items() if key not in hidden}
     print("# settings")
-    print(OmegaConf.to_yaml(OmegaConf.create(plain)), flush=True)
+    print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000), flush=True)
 
 
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:

@@ -45,8 +45,14 @@ def kernel_error(device: torch.device) -> str | None:
         x = torch.arange(64, dtype=torch.float32).reshape(8, 8)
         same = torch.allclose((x.to(device) @ x.to(device)).cpu(), x @ x)
     except RuntimeError as error:
-        return str(error).splitlines()[0]
+        return " ".join(str(error).split()) or type(error).__name__
     return None if same else "a matrix product on this device is wrong"
+
+
+def working_device() -> torch.device:
+    """The best device, or the CPU where that one computes nothing; check_environment.py says why."""
+    device = pick_device()
+    return torch.device("cpu") if kernel_error(device) else device
 
 
 def has_real_bf16(device: torch.device) -> bool:
@@ -101,7 +107,7 @@ def probe_failure(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         errors = probe_dtype(device, dtype)
     except RuntimeError as error:
-        return f"it fails with: {str(error).splitlines()[0]}"
+        return f"it fails with: {' '.join(str(error).split())}"
     for name, error in errors.items():
         if not error <= TOLERANCE[dtype]:  # `not <=` catches NaN too
             what = f"is off by {error:.1%}" if np.isfinite(error) else "gives NaN or infinity"

@@ -17,6 +17,7 @@ MOVED = {
     "runwayml/stable-diffusion-v1-5": DEFAULT_MODEL,
     "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
 }
+WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")  # a single file, which is not a hub id
 FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 
 logger = logging.getLogger(__name__)
@@ -26,13 +27,13 @@ def resolve_model(name: str) -> str:
     """The folder or hub id that a user's --pretrained_model_name_or_path means."""
     if name == "demo":
         return str(DEMO_MODEL)
-    if name in MOVED:
+    path = Path(name)
+    if name in MOVED and not path.exists():
         logger.warning("%s no longer exists on the hub; using %s, the same weights", name, MOVED[name])
         return MOVED[name]
-    path = Path(name)
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"--pretrained_model_name_or_path {name}: no model_index.json there; give a diffusers folder")
-    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix):
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in WEIGHTS):
         raise UserError(
             f"--pretrained_model_name_or_path {name}: no such folder, and not a hub id (owner/name); "
             "`demo` means the small model that comes with this repository"

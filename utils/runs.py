@@ -30,8 +30,8 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
-def write_environment(folder: Path, device: str, precision: str) -> None:
-    """environment.json: versions, device, precision and why, git commit, the exact command."""
+def write_environment(path: Path, device: str, precision: str) -> None:
+    """environment.json of a run: versions, device, precision and why, git commit, the exact command."""
     versions = {name: package_version(name) for name in RECORDED}
     environment = {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -42,4 +42,4 @@ def write_environment(folder: Path, device: str, precision: str) -> None:
         "precision": precision,
         "packages": versions,
     }
-    write_json(folder / "environment.json", environment)
+    write_json(path, environment)
