@@ -75,7 +75,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 
     group = parser.add_argument_group("pictures")
     group.add_argument("--resolution", type=int, default=512, help="side of the square PNG, pixels")
-    group.add_argument("--pad", default="edge", metavar="edge|white|#rrggbb", help="edge: the picture's border colour")
+    group.add_argument(
+        "--pad", default="edge", metavar="edge|COLOUR", help="edge: the picture's border; or white, #f0f0f0 …"
+    )
     group.add_argument("--crop", choices=["none", "centre", "foreground"], default="none", help="before it is fitted")
 
     group = parser.add_argument_group("captions")
@@ -109,6 +111,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
     args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
     need(args.num_workers >= 1, f"--num_workers {args.num_workers}: expected 1 or more")
     if args.verify:
+        need(not (args.catalogue or args.output_dir), "--verify goes alone, without --catalogue and --output_dir")
         return args
     need(args.catalogue and args.output_dir, "--catalogue and --output_dir are both needed (or --verify alone)")
     ratio = args.split_ratio
@@ -322,6 +325,11 @@ def check_output(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--output_dir {args.output_dir}: exists and was not written by this script; name a new one"
             )
+        if args.overwrite and (extra := data.foreign_files(folder)):
+            raise UserError(
+                f"--output_dir {args.output_dir}: --overwrite would remove files that this script did not write "
+                f"({', '.join(extra[:3])}{' …' if extra[3:] else ''}); move them away, or name another folder"
+            )
         if dataset and args.analyse_only:
             raise UserError(f"--output_dir {args.output_dir}: holds a dataset; name another folder for the analysis")
 
@@ -343,7 +351,7 @@ def describe_plan(args, products: list[dict]) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.verify:
         pictures, broken = data.verify_dataset(args.verify, args.num_workers)
-        verdict = f"{len(broken)} promises broken" if broken else "every promise holds"
+        verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
         print("\n".join([*broken, f"{args.verify}: {pictures:,} pictures, {verdict}"]))
         return 1 if broken else 0
     cli.show_settings(args)
@@ -380,7 +388,9 @@ def main(args: argparse.Namespace) -> int:
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
         changes = data.changes_since(args.output_dir, request) + (["--new_splits"] if args.new_splits else [])
         if not changes:
-            print(f"{args.output_dir} is up to date: same catalogue, same options. Nothing to do.")
+            print(
+                f"{args.output_dir} is up to date: same catalogue, same options. Nothing to do. (--verify reads the files, too)"
+            )
             return 0
         if not args.overwrite:
             what = f"--output_dir {args.output_dir} exists, and {'; '.join(changes)}"

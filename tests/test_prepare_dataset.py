@@ -428,3 +428,15 @@ def test_killed_it_leaves_the_old_dataset_or_the_new_one_and_no_processes(clean,
     time.sleep(1)
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
     assert not left
+
+
+def test_overwrite_never_removes_somebody_elses_file(tmp_path):
+    write_catalogue(tmp_path / "raw", 12, (64, 64), 0, ["Boots"], damage=False)
+    words = ["--catalogue", tmp_path / "raw", "--output_dir", tmp_path / "out", "--resolution", "32"]
+    command = [sys.executable, "prepare_dataset.py", *map(str, words)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (tmp_path / "out/train/notes.txt").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and "train/notes.txt" in done.stderr
+        assert (tmp_path / "out/train/notes.txt").read_text() == "mine"

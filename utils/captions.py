@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.cli import UserError
+from utils.models import DEFAULT_MODEL, DEMO_MODEL
 
 DEFAULT_TEMPLATE = (
     "A professional product photo of {colour} {article}, {season} collection, {gender}, centered on white background"
@@ -156,12 +157,11 @@ def fill_level(sizes: dict, count: int) -> dict[object, float]:
 def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], int, str]:
     """What counts the tokens of texts, their limit, and its name; without a name the base model's, if cached."""
     from huggingface_hub import try_to_load_from_cache
-    from transformers import CLIPTokenizer
-
-    from utils.models import DEFAULT_MODEL, DEMO_MODEL  # here: it brings torch, which the workers can do without
 
     if name is None and not isinstance(try_to_load_from_cache(DEFAULT_MODEL, "tokenizer/vocab.json"), str):
         return lambda texts: [estimate_tokens(text) for text in texts], 77, "an estimate on the high side"
+    from transformers import CLIPTokenizer
+
     model = str(DEMO_MODEL) if name == "demo" else name or DEFAULT_MODEL
     try:
         tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(model, cached=name is None))

@@ -165,6 +165,15 @@ def write_split(folder: Path, split: str, products: list[dict], columns: list[st
     return sums | {f"{split}/{name}": file_sha256(folder / split / name) for name in TABLES}
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """Files in a dataset's folder that its manifest does not list: somebody else's."""
+    try:
+        own = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8")).keys() | {"MANIFEST.json"}
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name for name in list_files(folder) if name not in own]
+
+
 def changes_since(folder: Path, request: dict) -> list[str]:
     """What has changed since the folder was written for another request; nothing where it holds what is asked for."""
     path = folder / "metadata.json" if (folder / "metadata.json").exists() else folder / "analysis.json"
@@ -175,7 +184,10 @@ def changes_since(folder: Path, request: dict) -> list[str]:
         there = {name: stat.st_size for name, stat in list_files(folder).items() if name != "MANIFEST.json"}
         old, new = was["options"], request["options"]
         changes = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
-        changes += ["files in it are missing or changed"] if there != sizes else []
+        changes += [f"there are other files in it ({extra[0]})"] if (extra := foreign_files(folder)) else []
+        changes += (
+            ["files in it are missing or changed"] if any(there.get(n) != size for n, size in sizes.items()) else []
+        )
         changes += ["the catalogue has changed"] if was["source_fingerprint"] != request["source_fingerprint"] else []
         return changes + (["the splits to keep have changed"] if was["kept_splits"] != request["kept_splits"] else [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

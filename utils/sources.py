@@ -70,6 +70,9 @@ def source_fingerprint(found: Catalogue, products: list[dict], rejected: list[di
 
 def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
     """A dataset of the hub, or a folder that `datasets` has saved or can load; pictures are read when needed."""
+    path = Path(name)
+    if not path.exists() and (name.count("/") != 1 or name[0] in "./~" or path.parent.is_dir()):
+        raise UserError(f"--catalogue {name}: no such folder (a hub dataset is named owner/name)")
     import datasets
 
     try:

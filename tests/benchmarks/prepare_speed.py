@@ -1,7 +1,9 @@
 """How fast prepare_dataset.py is, against a plain single-process Pillow loop that does the same work; and its memory.
 
-python tests/benchmarks/prepare_speed.py                       # all three; about 5 minutes on 2 cores
-python tests/benchmarks/prepare_speed.py --only pictures --num_images 96
+    python tests/benchmarks/prepare_speed.py                       # all three; about 5 minutes on 2 cores
+    python tests/benchmarks/prepare_speed.py --only pictures --num_images 96
+
+Run it on a machine that does nothing else.
 """
 
 import argparse
