@@ -388,9 +388,7 @@ def main(args: argparse.Namespace) -> int:
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
         changes = data.changes_since(args.output_dir, request) + (["--new_splits"] if args.new_splits else [])
         if not changes:
-            print(
-                f"{args.output_dir} is up to date: same catalogue, same options. Nothing to do. (--verify reads the files, too)"
-            )
+            print(f"{args.output_dir} is up to date: same catalogue, same options. Nothing to do. (Contents: --verify)")
             return 0
         if not args.overwrite:
             what = f"--output_dir {args.output_dir} exists, and {'; '.join(changes)}"
