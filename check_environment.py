@@ -286,7 +286,16 @@ def check_datasets(args) -> list[Check]:
             continue
         counts = {split: len(os.listdir(folder / split / "images")) for split in splits}
         detail = f"{folder}: " + ", ".join(f"{split} {count}" for split, count in counts.items())
-        if not counts.get("train"):
+        try:
+            promised = json.loads((folder / "metadata.json").read_text("utf-8"))["counts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            promised = {}
+        if any(promised.get(split) != count for split, count in counts.items()):
+            verify = f"python3 prepare_dataset.py --verify {folder}"
+            found.append(
+                error(f"data/{folder.name}", f"{detail}: not what its metadata.json says", verify, critical=False)
+            )
+        elif not counts.get("train"):
             found.append(error(f"data/{folder.name}", f"{detail}: nothing to train on", prepare, critical=False))
         else:
             found.append(ok(f"data/{folder.name}", detail))

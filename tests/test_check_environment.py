@@ -24,12 +24,17 @@ def run(*words, hide=()):
 def test_this_machine_is_ready_and_every_section_is_shown(tmp_path):
     (tmp_path / "shoes/train/images").mkdir(parents=True)
     (tmp_path / "shoes/train/images/1.png").touch()
+    (tmp_path / "shoes/metadata.json").write_text('{"counts": {"train": 1}}')
     (tmp_path / "empty/train/images").mkdir(parents=True)
+    (tmp_path / "empty/metadata.json").write_text('{"counts": {"train": 0}}')
+    (tmp_path / "broken/train/images").mkdir(parents=True)
+    (tmp_path / "broken/metadata.json").write_text("junk")
     result = run("--data_dir", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     for number, title in enumerate(TITLES, 1):
         assert f"\n{number}. {title}\n" in result.stdout
     assert "[OK] data/shoes" in result.stdout and "train 1" in result.stdout
+    assert "[ERROR] data/broken" in result.stdout and "--verify" in result.stdout
     assert "[ERROR] data/empty" in result.stdout and "prepare_dataset.py" in result.stdout
     assert "[OK] components" in result.stdout and "accelerate launch --config_file" in result.stdout
     assert result.stdout.rstrip().endswith("Ready to train.")
