@@ -20,10 +20,8 @@ class Precision(NamedTuple):
     reason: str
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """The named device, else the best that this torch build offers: CUDA, then MPS, then CPU."""
-    if name:
-        return torch.device(name)
+def pick_device() -> torch.device:
+    """The best device that this torch build offers: CUDA, then MPS, then CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
