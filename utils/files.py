@@ -28,6 +28,21 @@ def write_json(path: Path, value) -> None:
     os.replace(partial, path)
 
 
+def write_safetensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """Whole or not there, and on the disk when this returns; a full disk is an OSError that leaves nothing behind."""
+    from safetensors.torch import save  # here: most of what needs files needs no torch
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            file.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def list_files(folder: Path) -> dict[str, os.stat_result]:
     """Every file beneath a folder by its relative name (with `/`), sorted; hidden ones left out."""
     found = {}

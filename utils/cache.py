@@ -1,0 +1,75 @@
+"""Tensors that are computed once and kept on disk by key, in safetensors shards that runs share.
+
+Every shard is written beside its place and renamed into it, and none is ever changed: two runs may fill one cache at
+the same time, and a kill loses only what was not yet written. A key names all that a tensor depends on.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from utils.files import write_safetensors
+
+SHARD_BYTES, SHARD_SECONDS = 256 << 20, 30
+
+logger = logging.getLogger(__name__)
+
+
+def read_index(folder: Path) -> dict[str, safe_open]:
+    """The open shard that holds each key; a damaged shard is named and passed over, so that it is made again."""
+    index = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            shard = safe_open(path, framework="pt")
+            index |= dict.fromkeys(shard.keys(), shard)
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s): what it held is computed again", path, error)
+    return index
+
+
+def write_shard(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    name = hashlib.sha256("\n".join(sorted(tensors)).encode()).hexdigest()[:32]
+    write_safetensors(folder / f"{name}.safetensors", tensors)
+
+
+def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: int, unit: str) -> None:
+    """Write computed items in shards, each at most half a minute's work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shard, size, began = {}, 0, time.monotonic()
+    for item in tqdm(items, total=total, unit=f" {unit}", desc=f"encoding {unit}"):
+        shard |= item
+        size += sum(tensor.nbytes for tensor in item.values())
+        if size > SHARD_BYTES or time.monotonic() - began > SHARD_SECONDS:
+            write_shard(folder, shard)
+            shard, size, began = {}, 0, time.monotonic()
+    if shard:
+        write_shard(folder, shard)
+
+
+def ensure_cached(
+    folder: Path,
+    keys: Iterable[str],
+    compute: Callable[[str], dict[str, torch.Tensor]],
+    unit: str,
+    accelerator: Accelerator,
+) -> dict[str, safe_open]:
+    """The index of a cache that holds every key: what is missing is computed, the processes taking turns.
+
+    One item at a time: so its bytes never depend on what else was missing. `compute` gives {key: tensor}, and may add
+    tensors of other names.
+    """
+    keys = set(keys)
+    missing = sorted(keys - read_index(folder).keys())
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    if mine:
+        fill_cache(folder, map(compute, mine), len(mine), unit)
+    accelerator.wait_for_everyone()
+    return read_index(folder)

@@ -1,0 +1,123 @@
+"""Checkpoints that are whole or not there: written aside and renamed, verified before use, rotated with care."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from utils.cli import UserError
+from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_safetensors
+
+logger = logging.getLogger(__name__)
+
+
+def pack_optimizer(state: dict) -> tuple[dict[str, torch.Tensor], dict]:
+    """An optimizer's state_dict as (tensors by name, the rest as JSON can hold it), so that nothing is ever pickled."""
+    tensors, plain = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if torch.is_tensor(value):
+                tensors[f"{index}.{name}"] = value.detach().cpu()
+            else:
+                plain[f"{index}.{name}"] = value
+    groups = [dict(group) for group in state["param_groups"]]
+    for number, group in enumerate(groups):
+        for name in [name for name, value in group.items() if torch.is_tensor(value)]:
+            tensors[f"group.{number}.{name}"] = group.pop(name).detach().cpu()
+    return tensors, {"state": plain, "param_groups": groups}
+
+
+def unpack_optimizer(tensors: dict[str, torch.Tensor], rest: dict) -> dict:
+    """What `pack_optimizer` took apart."""
+    state, groups = {}, [dict(group) for group in rest["param_groups"]]
+    for key, value in [*tensors.items(), *rest["state"].items()]:
+        if key.startswith("group."):
+            _, number, name = key.split(".", 2)
+            groups[int(number)][name] = value
+        else:
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": groups}
+
+
+def save_checkpoint(folder: Path, files: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
+    """`files` as <name>.safetensors, `state` as state.json, MANIFEST.json last; the folder appears in one step."""
+    try:
+        with replaced_folder(folder) as partial:
+            for name, tensors in files.items():
+                write_safetensors(partial / f"{name}.safetensors", tensors)
+            write_json(partial / "state.json", state)
+            write_manifest(partial)
+    except OSError as error:
+        raise UserError(
+            f"--output_dir: {folder} can't be written ({error.strerror or error}); earlier checkpoints are unharmed; "
+            "make room or name another folder, and run the same command again"
+        ) from error
+
+
+def checkpoint_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where every file is what its manifest says."""
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, its manifest says {entry['bytes']}"
+            if file_sha256(path) != entry["sha256"]:
+                return f"{name} has changed: its sha256 is not the manifest's"
+        return None if "state.json" in manifest else "it holds no state.json"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"MANIFEST.json can't be understood ({error})"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """checkpoint-<step> folders, the newest first."""
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+
+
+def find_checkpoint(run: Path, wanted: str) -> Path | None:
+    """The checkpoint to resume from: `latest` is the newest that verifies, and each that doesn't is named.
+
+    One asked for by name that is missing or damaged is an error, never a fresh start.
+    """
+    if wanted != "latest":
+        path = next((path for path in (run / wanted, Path(wanted)) if path.is_dir()), None)
+        there = ", ".join(path.name for path in list_checkpoints(run)) or "none"
+        if path is None:
+            raise UserError(f"--resume_from_checkpoint {wanted}: no such checkpoint; in {run} there are: {there}")
+        if damage := checkpoint_damage(path):
+            raise UserError(f"--resume_from_checkpoint {wanted}: damaged ({damage}); in {run} there are: {there}")
+        return path
+    for path in list_checkpoints(run):
+        damage = checkpoint_damage(path)
+        if damage is None:
+            return path
+        logger.warning("%s is passed over: %s", path, damage)
+    return None
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+    """(tensors by file, state) of a checkpoint that has been verified."""
+    files = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    return files, json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def rotate_checkpoints(run: Path, limit: int | None) -> None:
+    """Keep the newest `limit` checkpoints, and the newest one that verifies if it is not among them."""
+    found = list_checkpoints(run)
+    kept = found[: max(1, limit)] if limit else found
+    others = found[len(kept) :]
+    if others and not any(checkpoint_damage(path) is None for path in kept):
+        kept += [path for path in others if checkpoint_damage(path) is None][:1]
+    for path in others:
+        if path not in kept:
+            shutil.rmtree(path)

@@ -1,0 +1,57 @@
+"""Targets, signal-to-noise weights and losses of denoising: pure functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+
+
+def training_scheduler(
+    scheduler: DDPMScheduler, prediction_type: str | None = None, zero_terminal_snr: bool = False
+) -> DDPMScheduler:
+    """The model's own noise schedule, with what the recipe changes in it."""
+    if prediction_type:
+        scheduler.register_to_config(prediction_type=prediction_type)
+    if zero_terminal_snr:
+        scheduler.register_to_config(rescale_betas_zero_snr=True)
+        scheduler.betas = rescale_zero_terminal_snr(scheduler.betas)
+        scheduler.alphas = 1 - scheduler.betas
+        scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    return scheduler
+
+
+def prediction_target(
+    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What the model is to predict from the noisy latents."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    return scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else latents
+
+
+def min_snr_weights(
+    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, prediction_type: str, gamma: float
+) -> torch.Tensor:
+    """Min-SNR weight of each sample's squared error; pure noise (SNR 0) keeps weight 1 where v is predicted."""
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps].double()
+    snr = alpha / (1 - alpha)
+    clipped = snr.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        return (clipped / snr).float()
+    if prediction_type == "v_prediction":
+        return torch.where(snr == 0, 1.0, clipped / (snr + 1)).float()
+    return clipped.float()  # the sample itself is predicted
+
+
+def sample_losses(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean squared error of each sample in float32, times its weight."""
+    losses = F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
+    return losses if weights is None else losses * weights
+
+
+def by_quartile(losses: torch.Tensor, timesteps: torch.Tensor, total: int) -> dict[str, float]:
+    """Mean loss in each quarter of the timesteps that has a sample: q1 has the least noise."""
+    quarter = (timesteps * 4 // total).clamp(max=3)
+    means = {f"loss_q{q + 1}": losses[quarter == q].mean().item() for q in range(4) if (quarter == q).any()}
+    return means

@@ -1,0 +1,177 @@
+"""Pictures to train on: read from any layout, hashed, sized, bucketed; one crop of one picture as a tensor."""
+
+import functools
+import hashlib
+import io
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from utils import data, sources
+from utils.cli import UserError
+from utils.images import BadImage, read_image
+from utils.sampling import keyed_generator
+
+
+class Picture(NamedTuple):
+    """One picture to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file."""
+
+    id: str
+    source: Path | Callable[[], Path | bytes]  # of a hub dataset: what fetches the encoded bytes
+    text: str
+    sha256: str
+    size: tuple[int, int]
+    shape: tuple[int, int]
+
+
+def read_records(
+    folder: str, image_column: str | None, caption_column: str, config: str | None = None
+) -> tuple[list[dict], list[dict]]:
+    """{"id", "source", "text"} of the training and of the held-out pictures, from whatever layout is there."""
+    root = Path(folder)
+    if (root / "metadata.json").is_file():
+        data.read_metadata(root)
+        return tuple(
+            [{"id": one["id"], "source": one["path"], "text": one["text"]} for one in data.read_split(root, split)]
+            for split in ("train", "val")
+        )
+    parts = [root]
+    if (root / "train").is_dir():  # an imagefolder with splits: its test pictures must not be trained on
+        parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
+    found = [_read_products(str(part), image_column, caption_column, config) for part in parts]
+    return found[0], found[1] if len(found) > 1 else []
+
+
+def _read_products(name: str, image_column, caption_column, config) -> list[dict]:
+    try:
+        found = sources.read_catalogue(name, image_column, caption_column, config, "train")
+    except UserError as error:
+        raise UserError(str(error).replace("--catalogue", "--train_data_dir")) from None
+    return [
+        {
+            "id": one["id"],
+            "text": one["text"],
+            "source": functools.partial(sources.picture_source, found.dataset, one["image"])
+            if isinstance(one["image"], int)
+            else one["image"],
+        }
+        for one in found.products
+    ]
+
+
+def open_source(source: Path | Callable[[], Path | bytes]) -> Path | bytes:
+    return source() if callable(source) else source
+
+
+def hold_out(records: list[dict], fraction: float) -> tuple[list[dict], list[dict]]:
+    """Training and held-out records; a hash of the id decides, so that growth moves nothing."""
+    limit = fraction * 2**32
+    held = [int.from_bytes(hashlib.sha256(str(one["id"]).encode()).digest()[:4], "big") < limit for one in records]
+    return [one for one, out in zip(records, held) if not out], [one for one, out in zip(records, held) if out]
+
+
+def _file_facts(record: dict) -> tuple[str, tuple[int, int]]:
+    """sha256 and upright size; only the header of the picture is decoded."""
+    try:
+        source = open_source(record["source"])
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        image = Image.open(io.BytesIO(content))
+        size = image.size[::-1] if image.getexif().get(0x0112, 1) >= 5 else image.size
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        raise UserError(f"{describe(record)} can't be read ({error}); remove it, or mend it") from None
+    return hashlib.sha256(content).hexdigest(), size
+
+
+def describe(record: dict | Picture) -> str:
+    one = record if isinstance(record, dict) else record._asdict()
+    return str(one["source"]) if isinstance(one["source"], Path) else f"picture {one['id']}"
+
+
+def bucket_shapes(resolution: int, step: int) -> list[tuple[int, int]]:
+    """Shapes of about resolution² pixels, sides multiples of `step`, from 1:2 to 2:1 and the square."""
+    shapes = {(resolution, resolution)}
+    for side in range(step * math.ceil(resolution / math.sqrt(2) / step), resolution, step):
+        other = int(resolution * resolution / side) // step * step
+        shapes |= {(side, other), (other, side)}
+    return sorted(shapes)
+
+
+def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The shape whose proportions are nearest to the picture's."""
+    aspect = math.log(size[0] / size[1])
+    return min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1]) - aspect), shape))
+
+
+def load_pictures(records: list[dict], shapes: list[tuple[int, int]], flag: str) -> list[Picture]:
+    """The records with what their files say; pictures without a caption are an error that counts them."""
+    silent = [describe(one) for one in records if not one["text"]]
+    if silent:
+        raise UserError(
+            f"{flag}: {len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); "
+            "put a <name>.txt beside each, or name the column that holds them with --caption_column"
+        )
+    with ThreadPoolExecutor() as pool:
+        facts = list(pool.map(_file_facts, records))
+    return [
+        Picture(str(one["id"]), one["source"], one["text"], sha256, size, nearest_shape(size, shapes))
+        for one, (sha256, size) in zip(records, facts)
+    ]
+
+
+class View(NamedTuple):
+    """How a picture is seen: where in the room that cropping leaves (0 to 1 across and down), and whether mirrored."""
+
+    across: float = 0.5
+    down: float = 0.5
+    flip: bool = False
+
+
+def choose_view(picture: Picture, crop: float, crops: int, flip: bool) -> View:
+    """The view of a draw: the centre, one of `crops` random ones, or for 0 any; the same in every run."""
+    if crops == 1:
+        return View(flip=flip)
+    token = int(crop * crops) if crops else crop
+    u = torch.rand(2, generator=keyed_generator("crop", picture.sha256, token), dtype=torch.float64).tolist()
+    return View(*(round(x, 4) for x in u), flip)
+
+
+def view_key(picture: Picture, view: View, interpolation: str) -> str:
+    """All that decides the pixels: content, shape, crop, mirroring, filter."""
+    shape = f"{picture.shape[0]}x{picture.shape[1]}"
+    return f"{picture.sha256}.{shape}.{view.across:g},{view.down:g}{'.flip' * view.flip}.{interpolation}"
+
+
+def crop_place(picture: Picture, view: View) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size that covers the shape, and the crop's (left, top) in it before mirroring."""
+    scale = max(picture.shape[0] / picture.size[0], picture.shape[1] / picture.size[1])
+    width, height = (max(side, round(length * scale)) for side, length in zip(picture.shape, picture.size))
+    return (width, height), (
+        round((width - picture.shape[0]) * view.across),
+        round((height - picture.shape[1]) * view.down),
+    )
+
+
+def time_ids(picture: Picture, view: View) -> list[int]:
+    """SDXL's micro-conditioning: original height and width, top and left of the crop, target height and width."""
+    (width, _), (left, top) = crop_place(picture, view)
+    left = width - picture.shape[0] - left if view.flip else left
+    return [*picture.size[::-1], top, left, *picture.shape[::-1]]
+
+
+def picture_tensor(picture: Picture, view: View, interpolation: str = "lanczos") -> torch.Tensor:
+    """(3, height, width) in -1 … 1: decoded, upright, resized to cover its shape, cropped, mirrored."""
+    try:
+        image, _ = read_image(open_source(picture.source))
+    except BadImage as error:
+        raise UserError(f"{describe(picture)} can't be read ({error}); remove it, or mend it") from None
+    size, (left, top) = crop_place(picture, view)
+    image = image if image.size == size else image.resize(size, Image.Resampling[interpolation.upper()])
+    image = image.crop((left, top, left + picture.shape[0], top + picture.shape[1]))
+    image = ImageOps.mirror(image) if view.flip else image
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
