@@ -21,9 +21,10 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from demo.catalogue import draw_product, product
-from demo.sample_grid import generate, load_demo_pipeline
+from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, HELD_BACK, KINDS, KNOWN_KINDS
 from utils import cli, devices, images, runs
+from utils.generation import generate
 
 DEMO = Path(__file__).resolve().parent
 TEST_SEED = 3_000  # apart from every seed that anything was trained on
@@ -74,9 +75,9 @@ def measure(pipeline, count: int) -> dict[str, str]:
     pairs = [(kind, colour) for colour in COLOURS for kind in KNOWN_KINDS]
     wanted = [pairs[i % len(pairs)] for i in range(count)]
     prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in wanted]
-    generate(pipeline, prompts[:8], list(range(8)))  # warm-up
+    generate(pipeline, list(range(8)), prompt=prompts[:8])  # warm-up
     began = time.monotonic()
-    pictures = generate(pipeline, prompts, [TEST_SEED + i for i in range(count)])
+    pictures = generate(pipeline, [TEST_SEED + i for i in range(count)], prompt=prompts)
     seconds = (time.monotonic() - began) / count
     rows = [product(TEST_SEED, i, list(KINDS)) for i in range(count)]
     drawn = [draw_product(row, TEST_SEED, pictures[0].size) for row in rows]

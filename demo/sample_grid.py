@@ -18,26 +18,7 @@ from PIL import Image
 
 from demo.shoes import COLOURS, KINDS
 from utils import cli, devices, images, models, runs
-
-
-@torch.no_grad()
-def generate(pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], steps=20, guidance=3.0, batch=8):
-    """One picture a prompt, each from a generator of its own, so that the batch size changes nothing."""
-    pictures = []
-    for start in range(0, len(prompts), batch):
-        # Drawn on the CPU: the same noise on every device.
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
-        latents = pipeline(
-            prompts[start : start + batch],
-            generator=generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="latent",
-        ).images
-        # Decoded here, since the VAE may be in float32 where the UNet is not.
-        latents = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
-        pictures += pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample, "pil")
-    return pictures
+from utils.generation import generate
 
 
 def load_demo_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
@@ -61,7 +42,7 @@ def main(args) -> None:
     pairs = [(kind, colour) for kind in args.kinds for colour in list(COLOURS)[: args.columns]]
     prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in pairs]
     began = time.monotonic()
-    pictures = generate(pipeline, prompts, [args.seed + i for i in range(len(prompts))])
+    pictures = generate(pipeline, [args.seed + i for i in range(len(prompts))], prompt=prompts)
     seconds = (time.monotonic() - began) / len(pictures)
     size = tuple(2 * side for side in pictures[0].size)
     shown = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,10 +45,16 @@ def unpack_optimizer(tensors: dict[str, torch.Tensor], rest: dict) -> dict:
     return {"state": state, "param_groups": groups}
 
 
-def save_checkpoint(folder: Path, files: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
-    """`files` as <name>.safetensors, `state` as state.json, MANIFEST.json last; the folder appears in one step."""
+def save_checkpoint(
+    folder: Path, write: Callable[[Path], None], files: dict[str, dict[str, torch.Tensor]], state: dict
+) -> None:
+    """What `write` puts there, `files` as <name>.safetensors, `state` as state.json, and MANIFEST.json last.
+
+    The folder appears in one step, whole.
+    """
     try:
         with replaced_folder(folder) as partial:
+            write(partial)
             for name, tensors in files.items():
                 write_safetensors(partial / f"{name}.safetensors", tensors)
             write_json(partial / "state.json", state)

@@ -110,9 +110,8 @@ def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -
     return parser.parse_args(words + argv)
 
 
-def show_settings(args: argparse.Namespace) -> None:
-    """Print what was resolved, as YAML that --config reads back."""
-    import yaml
+def settings_of(args: argparse.Namespace) -> dict:
+    """What was resolved, in types that YAML has; --config reads it back."""
 
     def plain(value):
         if isinstance(value, (list, tuple)):
@@ -121,9 +120,14 @@ def show_settings(args: argparse.Namespace) -> None:
         return str(value).replace("${", "\\${") if isinstance(value, (Path, str)) else value
 
     hidden = ("config", "debug", "dry_run")
-    settings = {key: plain(value) for key, value in vars(args).items() if key not in hidden}
+    return {key: plain(value) for key, value in vars(args).items() if key not in hidden}
+
+
+def show_settings(args: argparse.Namespace) -> None:
+    import yaml
+
     print("# settings")
-    print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000), flush=True)
+    print(yaml.safe_dump(settings_of(args), sort_keys=False, allow_unicode=True, width=1000), flush=True)
 
 
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:

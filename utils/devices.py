@@ -1,11 +1,21 @@
 """Which device, which precision and why; numeric probes that try rather than believe; memory; seeds."""
 
+from __future__ import annotations
+
+import os
 import random
-from typing import NamedTuple
+import resource
+import sys
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from utils.cli import UserError
+
+if TYPE_CHECKING:  # imported where it is needed: check_environment.py looks at the device even where this is missing
+    from accelerate import Accelerator
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Relative error of the half-precision result, over which training would suffer: about 8 times what rounding explains.
@@ -173,3 +183,28 @@ def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
         other = "a100" if has_real_bf16(torch.device("cuda")) else "t4"
         name = next((config for part, config in known.items() if part in gpu_name), other)
     return f"accelerate_configs/{name}.yaml"
+
+
+def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision]:
+    """Accelerate on this machine's device in the precision that it does right; a launch config's choice counts."""
+    from accelerate import Accelerator
+
+    device = pick_device()
+    if failure := kernel_error(device):
+        raise UserError(
+            f"this GPU computes nothing with this build of torch ({failure}); check_environment.py says what to install, "
+            'or set CUDA_VISIBLE_DEVICES="" to train on the CPU'
+        )
+    precision = choose_precision(device, wanted or os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    # Said aloud on a CPU: a launch config for several GPUs, started where there is none, would fail otherwise.
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision.mixed_precision), precision
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most that this process has held: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -30,6 +30,16 @@ def prediction_target(
     return scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else latents
 
 
+def predict(
+    unet, scheduler: DDPMScheduler, batch: dict, embeds: torch.Tensor, pooled: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The UNet's prediction for a batch, and what it should have been."""
+    noisy = scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+    conditions = None if pooled is None else {"text_embeds": pooled, "time_ids": batch["time_ids"]}
+    prediction = unet(noisy, batch["timesteps"], embeds, added_cond_kwargs=conditions).sample
+    return prediction, prediction_target(scheduler, batch["latents"], batch["noise"], batch["timesteps"])
+
+
 def min_snr_weights(
     alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, prediction_type: str, gamma: float
 ) -> torch.Tensor:

@@ -21,11 +21,15 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value) -> None:
+def write_text(path: Path, text: str) -> None:
     """Written beside its place and renamed into it, so that a reader never sees half a file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_safetensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
@@ -106,26 +110,30 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.partial")
     new.mkdir(exist_ok=True)
-    lock = os.open(new, os.O_RDONLY)
+    lock = lock_folder(new, target)
     try:
-        _lock_or_complain(lock, target)
-        try:
-            for entry in new.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            yield new
-            os.sync()  # the name must not reach the disk before the data does
-            _replace(new, target, target.with_name(f".{target.name}.old"))
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+        for entry in new.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        yield new
+        os.sync()  # the name must not reach the disk before the data does
+        _replace(new, target, target.with_name(f".{target.name}.old"))
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     finally:
         os.close(lock)
 
 
-def _lock_or_complain(lock: int, target: Path) -> None:
+def lock_folder(folder: Path, meant: Path | None = None) -> int:
+    """An exclusive lock that lasts until the descriptor is closed or the process ends, however it ends."""
     import fcntl
 
+    lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(f"--output_dir {target}: another process is writing it; wait for it, or name another") from None
+        os.close(lock)
+        raise UserError(
+            f"--output_dir {meant or folder}: another process is writing it; wait for it, or name another"
+        ) from None
+    return lock

@@ -1,13 +1,21 @@
-"""What a run leaves behind: the record of where and how it was made."""
+"""A run's folder: who may write it, with which settings, and the record of where and how it was made."""
 
+import contextlib
 import importlib.metadata
 import platform
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils.files import write_json
+import yaml
+
+from utils.cli import UserError
+from utils.files import lock_folder, write_json, write_text
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 
@@ -30,8 +38,8 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
-def write_environment(path: Path, device: str, precision: str) -> None:
-    """environment.json of a run: versions, device, precision and why, git commit, the exact command."""
+def write_environment(path: Path, device: str, precision: str, **facts) -> None:
+    """environment.json of a run: versions, device, precision and why, git commit, the exact command, other facts."""
     versions = {name: package_version(name) for name in RECORDED}
     environment = {
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -41,5 +49,68 @@ def write_environment(path: Path, device: str, precision: str) -> None:
         "device": device,
         "precision": precision,
         "packages": versions,
+        **facts,
     }
     write_json(path, environment)
+
+
+def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
+    """What differs between two settings, but for the keys that change nothing in training."""
+    keys = sorted({*old, *new} - set(free))
+    return [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> int:
+    """Make or enter a run folder, and lock it until this process ends; the lock's descriptor is returned.
+
+    One that was begun with other settings is an error that shows the difference, and what is no run folder is refused.
+    """
+    config = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not config.is_file():
+        raise UserError(f"--output_dir {folder}: holds other files and no config.yaml of a run; name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+        if overwrite:
+            for entry in folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if config.is_file():
+            changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")) or {}, settings, free)
+            if changes:
+                raise UserError(
+                    f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
+                    "name another folder, give those settings, or add --overwrite to begin anew"
+                )
+        write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written") from None
+    except (yaml.YAMLError, AttributeError) as error:
+        raise UserError(f"{config} is damaged ({' '.join(str(error).split())}); add --overwrite to begin anew") from None
+    return lock
+
+
+def catch_signals() -> list[int]:
+    """From now on SIGINT and SIGTERM are noted in the list that is returned; a second SIGINT stops at once."""
+    received = []
+
+    def note(number, _frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        print(f"\n{signal.Signals(number).name}: saving a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return received
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the time that the block takes to seconds[name]."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began

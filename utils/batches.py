@@ -1,0 +1,90 @@
+"""A step's samples as tensors, and the arithmetic of batches."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from utils.cli import UserError
+from utils.pictures import Picture, View, choose_view, time_ids
+from utils.sampling import Draw, draw_noise
+
+
+class BatchPlan(NamedTuple):
+    """`micro` samples at once on each of `processes`, `effective` a step."""
+
+    micro: int
+    processes: int
+    effective: int
+
+    def __str__(self) -> str:
+        rounds = math.ceil(self.effective / self.processes / self.micro)
+        return f"{self.effective} a step = {self.micro} at once x {rounds} accumulated x {self.processes} processes"
+
+
+def plan_batch(micro: int | str, accumulation: int | None, effective: int | None, processes: int) -> BatchPlan:
+    """From the flags; where the numbers don't fit together, they are in the message."""
+    if effective is None:
+        effective = (2 if micro == "auto" else micro * processes) * (accumulation or 8)
+    elif micro != "auto" and accumulation and micro * accumulation * processes != effective:
+        raise UserError(
+            f"--train_batch_size {micro} x --gradient_accumulation_steps {accumulation} x {processes} processes is "
+            f"{micro * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
+        )
+    if effective % processes:
+        raise UserError(f"--effective_batch_size {effective} can't be divided among {processes} processes; choose another")
+    share = effective // processes
+    if micro != "auto" and micro > share:
+        raise UserError(
+            f"--train_batch_size {micro} is more than the {share} samples a step that --effective_batch_size {effective} "
+            f"leaves each of {processes} processes; choose at most {share}"
+        )
+    return BatchPlan(share if micro == "auto" else micro, processes, effective)
+
+
+def load_batch(
+    draws: list[Draw],
+    pictures: list[Picture],
+    moments: Callable[[Picture, View], torch.Tensor],
+    crops: int,
+    scaling: float,
+    noise_offset: float = 0.0,
+    sample_posterior: bool = True,
+) -> dict:
+    """The tensors of some draws, on the CPU. `scaling` is the VAE's factor from its latents to those of the UNet."""
+    latents, noises, ids = [], [], []
+    for draw in draws:
+        picture = pictures[draw.index]
+        view = choose_view(picture, draw.crop, crops, draw.flip)
+        mean, deviation = moments(picture, view)
+        noise, posterior, offset = draw_noise(draw.noise_key, mean.shape)
+        latents.append((mean + deviation * posterior if sample_posterior else mean) * scaling)
+        noises.append(noise + noise_offset * offset if noise_offset else noise)
+        ids.append(time_ids(picture, view))
+    return {
+        "latents": torch.stack(latents),
+        "noise": torch.stack(noises),
+        "timesteps": torch.tensor([draw.timestep for draw in draws]),
+        "time_ids": torch.tensor(ids, dtype=torch.float32),
+        "texts": ["" if draw.drop_caption else pictures[draw.index].text for draw in draws],
+        "samples": [pictures[draw.index].id for draw in draws],
+    }
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """Asynchronously where the device allows it; latents in the layout that convolutions like best."""
+    moved = dict(batch)
+    for name, value in batch.items():
+        if torch.is_tensor(value):
+            value = value.pin_memory() if device.type == "cuda" else value
+            moved[name] = value.to(device, non_blocking=True)
+    for name in ("latents", "noise"):
+        moved[name] = moved[name].contiguous(memory_format=torch.channels_last)
+    return moved
+
+
+def split_batch(batch: dict, size: int) -> list[dict]:
+    """The batch in parts of at most `size` samples."""
+    count = len(batch["samples"])
+    return [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, count, size)]

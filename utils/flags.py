@@ -1,0 +1,186 @@
+"""Flags that the trainers share, in groups; their names are those of the diffusers examples wherever one exists."""
+
+import argparse
+from argparse import BooleanOptionalAction as OnOff
+from pathlib import Path
+
+from utils.models import DEFAULT_MODEL
+
+SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
+# What may differ between a run and its continuation: none of it changes what is trained.
+NOT_IN_TRAINING = (
+    "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "
+    "resume_from_checkpoint checkpointing_steps checkpoints_total_limit latent_cache_dir cache_latents report_to "
+    "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
+    "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
+    "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
+    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite"
+).split()
+
+
+def batch_size(text: str) -> int | str:
+    """An argparse type: a whole number above 0, or `auto`."""
+    if text == "auto":
+        return text
+    return positive(text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1")
+    return value
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--pretrained_model_name_or_path",
+        default=DEFAULT_MODEL,
+        metavar="HUB_ID|DIR|FILE|demo",
+        help="Stable Diffusion 1.x, 2.x or XL: a hub id, a diffusers folder, a .safetensors file, or demo",
+    )
+    group.add_argument("--model_config", metavar="DIR|HUB_ID", help="configs for a single file, if the hub's won't do")
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction", "sample"],
+        help="what the UNet predicts; default: as the model says",
+    )
+
+
+def add_lora_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("LoRA")
+    group.add_argument("--rank", type=positive, default=8)
+    group.add_argument("--lora_alpha", type=float, default=16, help="the adapter's output is scaled by alpha / rank")
+    group.add_argument("--lora_dropout", type=share, default=0.0, help="of the adapter's input")
+    group.add_argument(
+        "--lora_layers", nargs="+", default=["to_k", "to_q", "to_v", "to_out.0"], metavar="NAME", help="UNet layers"
+    )
+    group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
+    group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
+    group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
+    group.add_argument("--ema_decay", type=share, default=0.999, help="of that average, a step")
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
+    group.add_argument(
+        "--gradient_accumulation_steps", type=positive, metavar="N", help="micro-batches a step; default: 8"
+    )
+    group.add_argument(
+        "--effective_batch_size",
+        type=positive,
+        metavar="N",
+        help="samples a step, from which accumulation follows; default: batch size x accumulation x processes",
+    )
+    group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps")
+    group.add_argument("--num_train_epochs", type=positive, metavar="N", help="in place of --max_train_steps")
+    group.add_argument("--learning_rate", type=float, default=1e-4)
+    group.add_argument("--scale_lr", action=OnOff, default=False, help="multiply the rates by the effective batch")
+    group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup")
+    group.add_argument("--lr_warmup_steps", type=int, default=500, help="optimizer steps")
+    group.add_argument("--lr_num_cycles", type=positive, default=1, help="of cosine_with_restarts")
+    group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
+    group.add_argument("--snr_gamma", type=float, metavar="5.0", help="min-SNR weighting; default: all weights 1")
+    group.add_argument("--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0")
+    group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
+
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are scaled down to this norm")
+
+
+def add_performance_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precision, memory and speed")
+    group.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="default: what accelerate was launched with, or else the best that this device does right",
+    )
+    group.add_argument("--gradient_checkpointing", action=OnOff, default=True, help="less memory, some 25 %% slower")
+    group.add_argument("--cache_latents", action=OnOff, default=True, help="encode pictures once, and free the VAE")
+    group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
+    group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
+    group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
+    group.add_argument("--enable_xformers_memory_efficient_attention", action=OnOff, default=False)
+    group.add_argument("--dataloader_num_workers", type=int, default=1, help="threads that prepare batches; 0: none")
+
+
+def add_validation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("validation")
+    group.add_argument("--validation_steps", type=int, default=500, help="between validations; 0: none")
+    group.add_argument("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
+    group.add_argument(
+        "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
+    )
+    group.add_argument("--num_validation_images", type=int, default=4, help="pictures a validation; 0: loss only")
+    group.add_argument("--validation_guidance_scale", type=float, default=7.5)
+    group.add_argument("--validation_inference_steps", type=positive, default=25)
+    group.add_argument("--num_validation_samples", type=positive, default=64, help="fixed samples of the held-out loss")
+    group.add_argument(
+        "--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss"
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    group = parser.add_argument_group("run folder and trackers")
+    group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
+    group.add_argument("--overwrite", action=OnOff, default=False, help="remove the run that is there and begin anew")
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="between checkpoints; 0: none")
+    group.add_argument("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
+    group.add_argument(
+        "--resume_from_checkpoint", default="latest", metavar="latest|NAME", help="NAME: checkpoint-500, or a path"
+    )
+    group.add_argument("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
+    group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir")
+    group.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, mlflow, several with commas, all, none")
+    group.add_argument(
+        "--on_nonfinite",
+        choices=["stop", "skip", "rollback"],
+        default="skip",
+        help="a loss or gradient of NaN or infinity: stop; skip up to 3 steps in a row, then roll back; roll back at once",
+    )
+    group.add_argument("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
+    group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
+
+
+def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What argparse can't check by itself."""
+
+    def need(condition, message):
+        if not condition:
+            parser.exit(2, f"{parser.prog}: error: {message}\n")
+
+    for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
+        value = getattr(args, name)
+        need(0 < value < float("inf"), f"--{name} {value:g}: expected more than 0")
+    for name in ("lr_warmup_steps", "validation_steps", "checkpointing_steps", "num_validation_images"):
+        need(getattr(args, name) >= 0, f"--{name} {getattr(args, name)}: expected 0 or more")
+    if args.use_8bit_adam:
+        need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
+        args.optimizer = "adamw8bit"
+    patience = args.early_stopping_patience
+    need(patience is None or args.validation_steps, "--early_stopping_patience needs --validation_steps")
+
+
+def free_to_change(args: argparse.Namespace) -> set[str]:
+    """The settings that a continued run may have otherwise; its length only where the rate doesn't depend on it."""
+    length = {"max_train_steps", "num_train_epochs"}
+    return set(NOT_IN_TRAINING) - (set() if args.lr_scheduler.startswith("constant") else length)

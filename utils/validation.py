@@ -1,0 +1,83 @@
+"""Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from utils import diffusion, images, models
+from utils.generation import build_pipeline, generate
+
+
+@contextmanager
+def weights_of(parameters: list[torch.nn.Parameter], others: list[torch.Tensor] | None) -> Iterator[None]:
+    """Put other weights (an average, say) in the parameters' place while the block runs; None changes nothing."""
+    if others is None:
+        yield
+        return
+    own = [parameter.detach().clone() for parameter in parameters]
+    torch._foreach_copy_([parameter.data for parameter in parameters], others)
+    try:
+        yield
+    finally:
+        torch._foreach_copy_([parameter.data for parameter in parameters], own)
+
+
+@torch.no_grad()
+def held_out_loss(unet, scheduler: DDPMScheduler, batches: list[dict], features: Callable, autocast: Callable) -> float:
+    """Mean squared error, every sample of one weight, whatever the run's own weighting is."""
+    losses = []
+    for batch in batches:
+        with autocast():
+            prediction, target = diffusion.predict(unet, scheduler, batch, *features(batch["texts"]))
+        losses.append(diffusion.sample_losses(prediction, target))
+    return torch.cat(losses).mean().item()
+
+
+def validation_pictures(
+    model: str,
+    family: str,
+    unet,
+    scheduler: DDPMScheduler,
+    embeds: tuple[torch.Tensor, torch.Tensor | None],
+    empty: tuple[torch.Tensor, torch.Tensor | None],
+    seeds: list[int],
+    steps: int,
+    guidance: float,
+    size: int,
+    device: torch.device,
+    stop: Callable[[], bool],
+) -> list[Image.Image] | None:
+    """One picture a seed, as the pipeline with this LoRA would draw them; None where `stop` asked to leave."""
+    vae = models.load_vae(model).to(device)
+    pipeline = build_pipeline(family, unet, vae, scheduler, models.empty_prompt_is_zero(model))
+    pictures = []
+    for i, seed in enumerate(seeds):
+        if stop():
+            return None
+        given = {"prompt_embeds": embeds[0][i : i + 1], "negative_prompt_embeds": empty[0]}
+        if family == "sdxl":
+            given |= {"pooled_prompt_embeds": embeds[1][i : i + 1], "negative_pooled_prompt_embeds": empty[1]}
+        given = {name: tensor.to(device, unet.dtype) for name, tensor in given.items()}
+        pictures += generate(pipeline, [seed], steps, guidance, size=size, **given)
+    return pictures
+
+
+def picture_fault(picture: Image.Image) -> str | None:
+    """What is wrong with a generated picture that could not be right; None where nothing is."""
+    low, high = zip(*picture.getextrema())
+    if max(high) < 8:
+        return "black (or NaN)"
+    return "of one colour" if images.is_blank(picture) else None
+
+
+def save_validation(path: Path, pictures: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
+    """The labelled grid as one file; how many of the pictures are invalid."""
+    faults = [picture_fault(picture) for picture in pictures]
+    labels = [f"INVALID: {fault}" if fault else prompt for fault, prompt in zip(faults, prompts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.make_grid(pictures, min(columns, len(pictures)), labels).save(path)
+    return sum(fault is not None for fault in faults)
