@@ -55,7 +55,7 @@ def cut_metrics(path: Path, step: int) -> list[dict]:
 
 def series(records: list[dict], name: str) -> tuple[list[int], list[float]]:
     """The steps where a number was recorded, and the numbers."""
-    found = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    found = [(record["step"], record[name]) for record in records if record.get(name) is not None and "step" in record]
     return [step for step, _ in found], [value for _, value in found]
 
 
@@ -68,26 +68,32 @@ def best_validation(records: list[dict]) -> tuple[int, float] | None:
 def plot_losses(records: list[dict], path: Path) -> None:
     """loss_curve.png: the loss with validation, the loss by timestep, the learning rate; nothing where no step is."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     if not series(records, "loss")[0] and not series(records, "val_loss")[0]:
         return
     figure = Figure(figsize=(9, 8), layout="constrained")
     loss, quarters, rate = figure.subplots(3, 1, sharex=True, height_ratios=[5, 3, 1.3])
     _draw_loss(loss, records)
-    names = ("earliest (little noise)", "second", "third", "latest (mostly noise)")
+    names = ("first (least noise)", "second", "third", "fourth (most noise)")
     for number, (name, colour) in enumerate(zip(names, ("#7fc6a4", "#3a9ea5", "#3b6aa0", "#3b2f63")), 1):
         steps, values = series(records, f"loss_q{number}")
         quarters.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=name)
     quarters.set_title("Loss by quarter of the timesteps, smoothed", loc="left", fontsize=11)
     if any(series(records, f"loss_q{number}")[0] for number in range(1, 5)):
-        quarters.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
+        quarters.set_yscale("log")  # the quarters lie far apart
+        quarters.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        quarters.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        quarters.yaxis.set_minor_formatter(NullFormatter())
+        quarters.legend(frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 0.97))
     rate.plot(*series(records, "lr"), color="#777777", linewidth=1.4)
     rate.set_title("Learning rate", loc="left", fontsize=11)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.yaxis.set_major_locator(MaxNLocator(3))
+    rate.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     rate.set_ylim(bottom=0)
     rate.set_xlabel("step")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rate.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     for axis in (loss, quarters, rate):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#e8e8e8", linewidth=0.8)
@@ -104,12 +110,16 @@ def _draw_loss(axis, records: list[dict]) -> None:
     if best:
         axis.plot(*series(records, "val_loss"), "o-", color="#d1682f", linewidth=1.6, markersize=4, label="validation")
         axis.plot(*best, "*", color="#d1682f", markeredgecolor="white", markersize=17, zorder=5)
-        axis.annotate(f"best {best[1]:.4g}\nat step {best[0]:,}", best, (0, 13), textcoords="offset points",
-                      ha="center", va="bottom", fontsize=9, color="#a34a18")  # fmt: skip
-    if len(values) > 20:  # single noisy records must not flatten the curves that matter
-        ordered = sorted(values + series(records, "val_loss")[1])
-        low, high = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
-        axis.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        axis.annotate(f"best {best[1]:.4g} at step {best[0]:,}", best, (0, -13), textcoords="offset points",
+                      ha="center", va="top", fontsize=9, color="#a34a18", bbox=box, annotation_clip=False)  # fmt: skip
+    # Single noisy records must not flatten the curves that matter.
+    ordered, curves = sorted(values), series(records, "loss_smooth")[1] + series(records, "val_loss")[1]
+    if ordered and curves:
+        low = min([*curves, ordered[len(ordered) // 20]])
+        high = max([*curves, ordered[-1 - len(ordered) // 20]])
+        room = 0.1 * (high - low) or 0.1 * abs(high) or 1
+        axis.set_ylim(low - room, high + room)
     axis.set_title("Loss", loc="left", fontsize=11)
     axis.legend(frameon=False, fontsize=9, loc="upper right")
 
@@ -129,7 +139,7 @@ def summary_rows(records: list[dict], facts: dict) -> dict[str, str]:
     Known facts: steps, seconds (the whole run), samples, skipped_steps, peak_memory_gib. Any other is shown as it is.
     """
     rest = dict(facts)
-    steps = rest.pop("steps", max((record["step"] for record in records), default=0))
+    steps = rest.pop("steps", max((record.get("step", 0) for record in records), default=0))
     times = {name: sum(series(records, f"seconds_{name}")[1]) for name in ("data", "step", "validation", "checkpoint")}
     seconds, samples = rest.pop("seconds", sum(times.values())), rest.pop("samples", None)
     rates, memory = series(records, "samples_per_second")[1], series(records, "memory_gib")[1]
