@@ -1,0 +1,138 @@
+"""The card of a run, README.md, and the folder on the hub."""
+
+import glob
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from utils.cli import UserError
+from utils.files import list_files
+from utils.masking import mask_text
+from utils.metrics_log import summary_rows
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+# Not the checkpoints nor the logs; environment.json tells of the machine, and stays on it.
+PUSHED = re.compile(r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png")
+
+
+def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | None], records: list[dict]) -> None:
+    """README.md of a run, from what is known; what is not is left out.
+
+    facts: base_model, command and prompt (an example); if known also name, license, trigger, repo_id, data (name),
+    fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see summary_rows), versions {package: version}.
+    samples: the first and the last validation grid, in the folder.
+    """
+    name = facts.get("name") or folder.name
+    lines = ["---", yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(), "---", ""]
+    lines += [f"# {name}", "", _what_it_is(facts), ""]
+    first, last = (sample if sample and sample.is_file() else None for sample in samples)
+    shown = [("Before training", first), ("After training", last if last != first else None)]
+    for title, sample in shown:
+        if sample:
+            lines += [f"{title} (`{sample.stem}`):", "", f"![{title}]({_link(sample, folder)})", ""]
+    lines += ["## Use", "", "```python", *_snippet(facts), "```", ""]
+    lines += ["## Data", "", *_data(facts), ""]
+    lines += ["## Training", "", "```bash", mask_text(facts["command"]), "```", ""]
+    settings = {key: facts[key] for key in ("rank", "alpha") if facts.get(key) is not None} | facts.get("settings", {})
+    lines += _table(("setting", "value"), settings)
+    if records:
+        lines += _table(("result", "value"), summary_rows(records, facts.get("summary", {})))
+    if (folder / "loss_curve.png").is_file():
+        lines += ["![Loss curve](loss_curve.png)", ""]
+    versions = ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items() if version)
+    lines += [f"Made with {versions}."] if versions else []
+    partial = folder / f".README.md.{os.getpid()}"
+    partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    os.replace(partial, folder / "README.md")
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.\-]+/[\w.\-]+", name) is not None and not Path(name).exists()
+
+
+def _front_matter(facts: dict) -> dict:
+    """What the hub reads. It refuses a base model that is a path, and a licence is only said if it is known."""
+    base = facts["base_model"]
+    front = {"base_model": base} if _is_hub_id(base) else {}
+    front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    front |= {"license": facts["license"]} if facts.get("license") else {}
+    front |= {"instance_prompt": facts["trigger"]} if facts.get("trigger") else {}
+    return front | {"tags": ["lora", "text-to-image", "diffusers"]}
+
+
+def _what_it_is(facts: dict) -> str:
+    base = facts["base_model"]
+    link = f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`"
+    rank = f" of rank {facts['rank']}" if facts.get("rank") else ""
+    trigger = f" Its trigger is `{facts['trigger']}`: write it in the prompt." if facts.get("trigger") else ""
+    return f"A LoRA{rank} for {link}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
+
+
+def _snippet(facts: dict) -> list[str]:
+    where = facts.get("repo_id") or "."
+    load = f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")'
+    return [
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"pipeline = DiffusionPipeline.from_pretrained({_quoted(facts['base_model'])})",
+        load + ("" if facts.get("repo_id") else "  # this folder"),
+        f'pipeline({_quoted(facts["prompt"])}).images[0].save("image.png")',
+    ]
+
+
+def _quoted(text) -> str:
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def _link(path: Path, folder: Path) -> str:
+    return quote(path.relative_to(folder).as_posix())
+
+
+def _data(facts: dict) -> list[str]:
+    counts = ", ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items())
+    lines = [f"{facts['data']}{': ' + counts if counts else ''}."] if facts.get("data") else []
+    return lines + ([f"Fingerprint `{facts['fingerprint']}`."] if facts.get("fingerprint") else [])
+
+
+def _table(head: tuple[str, str], rows: dict) -> list[str]:
+    cells = [(str(key).replace("_", " "), mask_text(str(value)).replace("|", "\\|")) for key, value in rows.items()]
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells), ""]
+
+
+def hub_token() -> str:
+    """HF_TOKEN; ask for it before the training, not after."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token:
+        raise UserError("--push_to_hub: HF_TOKEN is not set; export a token that may write, or leave the flag out")
+    return token
+
+
+def files_to_push(folder: Path) -> list[str]:
+    """The LoRA (and its other formats), the card, the curve, the validation pictures, the settings."""
+    return [name for name in list_files(folder) if PUSHED.fullmatch(name)]
+
+
+def push_folder(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload `files_to_push` in one commit and return the address; a failure leaves the run as it is and says so."""
+    from huggingface_hub import HfApi
+
+    token, names = hub_token(), files_to_push(folder)
+    if WEIGHTS not in names:
+        raise UserError(f"--push_to_hub {repo_id}: {folder} holds no {WEIGHTS}; train first")
+    for name in names:
+        if token.encode() in (folder / name).read_bytes():
+            raise UserError(f"--push_to_hub {repo_id}: {name} contains the value of HF_TOKEN; remove it, then push")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        # Whole names, since a pattern's * would match a / too, and so the checkpoints.
+        patterns = [glob.escape(name) for name in names]
+        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload LoRA")
+    except Exception as error:  # of many kinds, by the hub's own library and those beneath it
+        reason = mask_text(" ".join(str(error).split())) or type(error).__name__
+        raise UserError(f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}, run it again") from error
+    return f"{api.endpoint}/{repo_id}"
