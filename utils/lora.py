@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,11 +22,7 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
 SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; without it, it takes alpha = rank
-KOHYA_BASES = {
-    "sd1": ("sd_v1", "stable-diffusion-v1/lora"),
-    "sd2": ("sd_v2", "stable-diffusion-v2-512/lora"),
-    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
-}
+KOHYA_BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 def attach_lora(
@@ -64,13 +61,13 @@ def _check_targets(module: torch.nn.Module, targets: list[str]) -> None:
     # peft is content when one of several names matches, and says nothing of the others.
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, layer in module.named_modules() if isinstance(layer, layers)]
-    short = sorted({re.search(r"[^.]+(\.\d+)*$", name).group() for name in names})
-    for target in targets or [""]:
-        if not any(name == target or name.endswith(f".{target}") for name in names) or not target:
-            near = difflib.get_close_matches(target, short, n=3) or short[:12]
+    short = Counter(re.search(r"[^.]+(\.\d+)*$", name).group() for name in names)
+    for target in targets or ["(none)"]:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = difflib.get_close_matches(target, short, n=3) + [name for name, _ in short.most_common(12)]
             raise UserError(
                 f"--lora_layers {target}: the {type(module).__name__} has no layer of that name; "
-                f"there are, for example, {', '.join(near)}"
+                f"there are, for example, {', '.join(dict.fromkeys(near))}"
             )
 
 
@@ -78,9 +75,8 @@ def _adapter(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters by the names that they have in a file."""
     found = {}
     for name, parameter in module.named_parameters():
-        if f".{ADAPTER}" in name:
-            key = name.replace(f".{ADAPTER}", "")
-            found[key.removesuffix(".weight") if "magnitude_vector" in key else key] = parameter
+        if f".{ADAPTER}." in name:
+            found[name.replace(f".{ADAPTER}", "")] = parameter
     return found
 
 
@@ -194,7 +190,7 @@ def save_kohya(
 ) -> Path:
     """Write a file for A1111, ComfyUI and kohya's scripts: their names, and the alpha of every layer as a tensor."""
     parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
-    if any(key.endswith("lora_magnitude_vector") for key in state):
+    if any("lora_magnitude_vector" in key for key in state):
         raise UserError(
             "--output_kohya_format: with --use_dora there is no such file, since diffusers passes over the magnitudes "
             "in it and the pictures would change; use the diffusers file, or train without --use_dora"
@@ -206,16 +202,13 @@ def save_kohya(
         name = _kohya_name(part, layer, family, unet.config.layers_per_block)
         tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
         tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
-    version, architecture = KOHYA_BASES[family]
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.r),
         "ss_network_alpha": str(_kohya_alpha(config)),
-        "ss_base_model_version": version,
+        "ss_base_model_version": KOHYA_BASES[family],
         "ss_v2": str(family == "sd2"),
         "ss_output_name": Path(path).stem,
-        "modelspec.architecture": architecture,
-        "modelspec.title": Path(path).stem,
     }
     _write(Path(path), tensors, {"format": "pt", **facts, **metadata})
     return Path(path)
