@@ -8,21 +8,53 @@ The data is what prepare_dataset.py made, an imagefolder, pictures with <name>.t
 """
 
 import argparse
+import functools
 import logging
 import math
+import shlex
 import signal
-import time
+import sys
 from argparse import BooleanOptionalAction as OnOff
-from functools import partial
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
+from tqdm import tqdm
 
-from utils import batches, checkpoints, cli, devices, diffusion, encoding, flags, guards, lora, metrics_log, models
-from utils import optimizers, pictures, runs, sampling, trackers, validation
+from utils import (
+    batches,
+    checkpoints,
+    cli,
+    devices,
+    diffusion,
+    encoding,
+    flags,
+    guards,
+    lora,
+    masking,
+    metrics_log,
+    model_card,
+    models,
+    optimizers,
+    pictures,
+    runs,
+    sampling,
+    trackers,
+    validation,
+)
 from utils.cli import UserError
 from utils.files import write_json
+from utils.training import Training, averaged_weights, new_progress, restore_training, save_training, write_lora
 
 logger = logging.getLogger("train_lora")
+ON_THE_CARD = (
+    "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder snr_gamma "
+    "noise_offset caption_dropout random_flip seed mixed_precision"
+).split()
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -44,8 +76,221 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
+class Data(NamedTuple):
+    """Pictures, and what gives their latents' moments and their captions' features."""
+
+    train: list[pictures.Picture]
+    held_out: list[pictures.Picture]
+    crops: int  # of a picture; 0: endless
+    prompts: list[str]  # of the validation pictures
+    moments: Callable
+    features: Callable | None  # None where the text encoder is trained
+
+
+def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
+    """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
+    shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
+    train, held_out = pictures.load_training_data(
+        args.dataset_name or args.train_data_dir, shapes, args.image_column, args.caption_column,
+        args.dataset_config_name, args.held_out, args.max_train_samples, args.seed
+    )  # fmt: skip
+    prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
+    texts, features = [one.text for one in train + held_out] + prompts, None
+    if not args.train_text_encoder:
+        features = encoding.encode_captions(cache, model, family, texts, dtype, accelerator)
+    crops = 1 if args.center_crop else args.cache_crops
+    views = pictures.all_views(train, crops, args.random_flip) + pictures.all_views(held_out, 1, flip=False)
+    moments = encoding.latent_reader(
+        cache, model, views, args.image_interpolation_mode, args.cache_latents, accelerator
+    )
+    return Data(train, held_out, crops, prompts, moments, features)
+
+
+def build_training(args, model: str, family: str, precision: devices.Precision, effective: int, device: torch.device):
+    """The models with their adapters and the optimizer; and what encodes texts where the text encoder is trained."""
+    devices.seed_everything(args.seed)  # the adapters' first weights are drawn on the CPU
+    adapter = {"rank": args.rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
+    adapter |= {"use_dora": args.use_dora, "use_rslora": args.use_rslora}
+    unet, encoders, features = models.load_unet(model, precision.dtype), [], None
+    groups = [{"params": lora.attach_lora(unet, targets=args.lora_layers, **adapter), "lr": args.learning_rate}]
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.enable_xformers_memory_efficient_attention:
+        unet.enable_xformers_memory_efficient_attention()
+    if args.compile:
+        unet.compile_repeated_blocks()
+    if args.train_text_encoder:
+        tokenizers, encoders = models.load_text_encoders(model, family, precision.dtype)
+        for encoder in encoders:
+            parameters = lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter)
+            groups.append({"params": parameters, "lr": args.text_encoder_lr or args.learning_rate})
+            if args.gradient_checkpointing:
+                encoder.gradient_checkpointing_enable()
+        features = functools.partial(
+            models.encode_prompts, tokenizers, encoders, empty_is_zero=models.empty_prompt_is_zero(model)
+        )
+    for module in (unet, *encoders):
+        module.to(device).train()
+    for group in groups:
+        group["lr"] *= effective if args.scale_lr else 1
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = optimizers.make_optimizer(
+        args.optimizer, groups, (args.adam_beta1, args.adam_beta2), args.adam_weight_decay, args.adam_epsilon, device
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16")
+    average = [parameter.detach().clone() for parameter in parameters] if args.use_ema else None
+    return Training(unet, encoders, parameters, optimizer, scaler, average, new_progress()), features
+
+
+def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> int:
+    """What would be done, from the configs alone."""
+    raise NotImplementedError
+
+
+def lora_facts(args, identity: dict) -> dict[str, str]:
+    """What the LoRA's file says of itself."""
+    facts = {
+        "command": masking.mask_text(shlex.join([Path(sys.executable).name, *sys.argv])),
+        "base_model": args.pretrained_model_name_or_path,
+        "rank": str(args.rank),
+        "alpha": str(args.lora_alpha),
+        "data_fingerprint": identity["data"],
+    }
+    trigger = pictures.trigger_word(args.train_data_dir)
+    return facts | ({"trigger_word": trigger} if trigger else {})
+
+
+def validation_path(args, step: int) -> Path:
+    return args.output_dir / "validation" / f"step-{step:06d}.png"
+
+
+@torch.no_grad()
+def validate(args, training, model, family, scheduler, held_out, features, prompts, autocast, stop) -> dict | None:
+    """The held-out loss and the checked pictures of this step, as a record to log; None where `stop` broke it off."""
+    record, modules = {"step": training.progress["step"]}, [training.unet, *training.text_encoders]
+    for module in modules:
+        module.eval()
+    with averaged_weights(training):
+        if held_out:
+            record["val_loss"] = validation.held_out_loss(training.unet, scheduler, held_out, features, autocast)
+        if args.num_validation_images:
+            chosen = [prompts[i % len(prompts)] for i in range(args.num_validation_images)]
+            drawn = validation.validation_pictures(
+                model, family, training.unet, scheduler, features(chosen), features([""]),
+                [args.seed + i for i in range(len(chosen))], args.validation_inference_steps,
+                args.validation_guidance_scale, args.resolution, autocast, stop
+            )  # fmt: skip
+            if drawn is None:
+                return None
+            path = validation_path(args, record["step"])
+            record["validation/invalid_images"] = validation.save_grid(path, drawn, chosen)
+    for module in modules:
+        module.train()
+    return record
+
+
+def diagnose(parts: list[dict], training: Training, scheduler, features, device: torch.device, autocast) -> dict:
+    """The samples of a step that went wrong, and the largest activation seen: the step is computed once more."""
+    losses = []
+    with torch.no_grad(), guards.watched_activations(training.unet) as largest:
+        for part in (batches.to_device(one, device) for one in parts):
+            with autocast():
+                prediction, target = diffusion.predict(training.unet, scheduler, part, *features(part["texts"]))
+            losses += diffusion.sample_losses(prediction, target).tolist()
+    samples = [name for part in parts for name in part["samples"]]
+    bad = [name for name, loss in zip(samples, losses) if not math.isfinite(loss)]
+    layer = max(largest, key=largest.get)
+    return {"samples": bad or samples, "bad": bool(bad), "activation": largest[layer], "layer": layer}
+
+
+def answer_nonfinite(args, training: Training, values: list[float], causes: list[dict], saved: Path | None, identity):
+    """Skip the step, roll back, or stop, and say why; the step has changed nothing yet."""
+    progress = training.progress
+    cause = max(causes, key=lambda one: (one["bad"], one["activation"]))
+    action = guards.nonfinite_action(args.on_nonfinite, progress["skipped_in_a_row"] + 1, progress["rolled_back"])
+    action = "stop" if action == "rollback" and not saved else action
+    story = (
+        f"step {progress['step']}: {'the loss' if cause['bad'] else 'the gradient'} is not finite "
+        f"(gradient norm {values[0]:g}); samples {', '.join(cause['samples'])}; "
+        f"largest activation {cause['activation']:g} in {cause['layer']}"
+    )
+    if action == "stop":
+        raise UserError(
+            f"{story}; skipped so far: {progress['skipped'] or 'none'}. Look at these pictures, lower --learning_rate, "
+            "or use --mixed_precision no; the last checkpoint is unharmed"
+        )
+    if action == "rollback":
+        kept = dict(progress)
+        restore_training(saved, training, identity)
+        progress.update(kept, rolled_back=True, skipped_in_a_row=-1)
+    logger.warning("%s: %s", story, f"rolled back to {saved.name}" if action == "rollback" else "the step is skipped")
+    progress["skipped_in_a_row"] += 1
+    progress["skipped"].append(progress["step"])
+
+
+def note_validation(progress: dict, record: dict) -> bool:
+    """Whether this is the best held-out loss so far."""
+    progress["validated"] = progress["step"]
+    best, loss = progress["best_loss"], record.get("val_loss")
+    if loss is None or (best is not None and loss >= best):
+        progress["worse_in_a_row"] += loss is not None
+        return False
+    progress |= {"best_loss": loss, "best_step": progress["step"], "worse_in_a_row": 0}
+    return True
+
+
+def save_best(folder: Path, training: Training, facts: dict[str, str]) -> None:
+    def write(partial: Path) -> None:
+        with averaged_weights(training):
+            write_lora(partial, training, facts)
+
+    state = {"step": training.progress["best_step"], "val_loss": training.progress["best_loss"]}
+    checkpoints.save_checkpoint(folder, write, {}, state)
+
+
+def finish(args, training: Training, data: Data, facts: dict[str, str], family: str) -> None:
+    """The LoRA, its other format, the loss curve, the card, the summary."""
+    records, steps = metrics_log.read_metrics(args.output_dir / "metrics.jsonl"), training.progress["step"]
+    with averaged_weights(training):
+        write_lora(args.output_dir, training, facts)
+        if args.output_kohya_format:
+            path = args.output_dir / f"{args.output_dir.name}_kohya.safetensors"
+            state = lora.lora_state(training.unet, training.text_encoders)
+            lora.save_kohya(path, state, training.unet, training.text_encoders, family, facts)
+    metrics_log.plot_losses(records, args.output_dir / "loss_curve.png")
+    summary = {
+        "steps": steps,
+        "samples": steps * args.effective_batch_size,
+        "seconds": sum(value for one in records for name, value in one.items() if name.startswith("seconds_")),
+        "skipped_steps": len(training.progress["skipped"]),
+    }
+    grids = sorted((args.output_dir / "validation").glob("step-*.png")) or [None]
+    card = {
+        "base_model": args.pretrained_model_name_or_path,
+        "command": facts["command"],
+        "prompt": data.prompts[0],
+        "data": args.dataset_name or args.train_data_dir,
+        "fingerprint": facts["data_fingerprint"],
+        "counts": {"training": len(data.train), "held-out": len(data.held_out)},
+        "trigger": facts.get("trigger_word"),
+        "repo_id": args.hub_model_id if args.push_to_hub else None,
+        "rank": args.rank,
+        "alpha": args.lora_alpha,
+        "settings": {name: getattr(args, name) for name in ON_THE_CARD},
+        "summary": summary,
+        "versions": {name: runs.package_version(name) for name in runs.RECORDED},
+    }
+    model_card.write_card(args.output_dir, card, (grids[0], grids[-1]), records)
+    write_json(args.output_dir / "summary.json", summary | {"asked": [args.max_train_steps, args.num_train_epochs]})
+    print(f"\n{metrics_log.summary_table(records, summary)}\nthe LoRA is in {args.output_dir}")
+
+
+def push(args) -> None:
+    address = model_card.push_folder(args.output_dir, args.hub_model_id or args.output_dir.name, private=True)
+    print(f"uploaded to {address}")
+
+
 def main(args) -> int:
-    seconds: dict[str, float] = {}
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main = accelerator.device, accelerator.is_main_process
     plan = batches.plan_batch(
@@ -55,16 +300,198 @@ def main(args) -> int:
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    if args.push_to_hub:
+        model_card.hub_token()
     cache = args.latent_cache_dir or args.output_dir.parent / "cache"
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     family = models.model_family(model)
+    names = trackers.tracker_names(args.report_to)
     if args.dry_run:
-        return 0
-    received = runs.catch_signals()
+        return dry_run(args, model, family, precision, plan)
     if is_main:
-        lock = runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite)  # noqa: F841
+        runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite)
+    accelerator.wait_for_everyone()
+    if runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
+        print(f"{args.output_dir}: this run is finished; nothing to do (--overwrite begins anew)")
+        return push(args) if args.push_to_hub else 0
 
-    # The data. Captions and pictures are encoded once, and each encoder freed before the next part is loaded.
-    shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = pictures.load_training_data(args..., shapes)
-    ...
+    seconds: dict[str, float] = {}
+    with runs.timed(seconds, "loading"):
+        data = load_data(args, model, family, cache, precision.dtype, accelerator)
+        training, features = build_training(args, model, family, precision, plan.effective, device)
+    features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
+    scheduler = diffusion.training_scheduler(
+        models.load_noise_scheduler(model), args.prediction_type, args.zero_terminal_snr
+    )
+    epoch = len(data.train) / plan.effective
+    last = math.ceil(args.num_train_epochs * epoch) if args.num_train_epochs else args.max_train_steps
+    every = math.ceil(args.validation_epochs * epoch) if args.validation_epochs else args.validation_steps
+    rates = [group["lr"] for group in optimizer.param_groups]
+    rates_at = optimizers.rate_schedule(
+        args.lr_scheduler, rates, args.lr_warmup_steps, last, args.lr_num_cycles, args.lr_power
+    )
+
+    # The sample plan: what each position means, and this process's micro-batches of every step.
+    timesteps, shapes = scheduler.config.num_train_timesteps, tuple(one.shape for one in data.train)
+    draw = functools.partial(
+        sampling.draw_position, seed=args.seed, shapes=shapes, group=plan.effective, timesteps=timesteps,
+        flip=0.5 * args.random_flip, dropout=args.caption_dropout
+    )  # fmt: skip
+    scaling = models.read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
+    load = functools.partial(batches.load_batch, moments=data.moments, scaling=scaling)
+
+    def load_steps(first: int) -> Iterator[list[dict]]:
+        for step in range(first, last):
+            draws = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
+            share = sampling.split_step(draws, shapes, plan.micro, accelerator.process_index, plan.processes)
+            yield [load(one, data.train, crops=data.crops, noise_offset=args.noise_offset) for one in share]
+
+    fixed = sampling.validation_draws(args.num_validation_samples * bool(data.held_out), len(data.held_out), timesteps)
+    fixed = sampling.split_step(fixed, [one.shape for one in data.held_out], 8, 0, 1)
+    held_out = [load(one, data.held_out, crops=1, sample_posterior=False) for one in fixed]
+
+    # Where this folder's run stands.
+    identity = {"data": pictures.data_fingerprint(data.train)}
+    facts = lora_facts(args, identity)
+    progress = training.progress
+    saved = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if saved:
+        restore_training(saved, training, identity)
+        print(f"resuming from {saved}")
+    metrics, followers = args.output_dir / "metrics.jsonl", {}
+    if is_main:
+        metrics_log.cut_metrics(metrics, progress["step"])
+        described = devices.describe_device(device)
+        runs.write_environment(
+            args.output_dir / "environment.json", described, precision.reason, dataset=identity["data"]
+        )
+        settings = cli.settings_of(args)
+        followers = trackers.start_trackers(names, args.output_dir, args.output_dir.name, settings, progress["step"])
+
+    def log(record: dict) -> None:
+        record |= {f"seconds_{name}": round(seconds.pop(name), 3) for name in list(seconds)}
+        if is_main:
+            metrics_log.append_metrics(metrics, record)
+            numbers = {name: value for name, value in record.items() if name not in ("step", "picture")}
+            trackers.log_scalars(followers, numbers, record["step"])
+
+    steps = load_steps(progress["step"])
+    steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
+    received, micro, window = runs.catch_signals(), plan.micro, []
+    bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, disable=not is_main)
+    while True:
+        step = progress["step"]
+        done = step >= last or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
+        if every and progress["validated"] < step and (step % every == 0 or done):
+            with runs.timed(seconds, "validation"):
+                found = [
+                    validate(
+                        args, training, model, family, scheduler, held_out, features, data.prompts,
+                        accelerator.autocast, lambda: bool(received)
+                    ) if is_main else None
+                ]  # fmt: skip
+                broadcast_object_list(found)
+            if found[0]:
+                if note_validation(progress, found[0]) and is_main:
+                    save_best(args.output_dir / "best", training, facts)
+                log(found[0])
+                if is_main and args.num_validation_images:
+                    trackers.log_images(followers, "validation", Image.open(validation_path(args, step)), step)
+        stopping = guards.any_process(accelerator, bool(received))
+        path = args.output_dir / f"checkpoint-{step}"
+        due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
+        if step and path != saved and (due or stopping):
+            with runs.timed(seconds, "checkpoint"):
+                if is_main:
+                    save_training(path, training, identity, facts)
+                    checkpoints.rotate_checkpoints(args.output_dir, args.checkpoints_total_limit)
+                accelerator.wait_for_everyone()
+            saved = path
+        if done or stopping:
+            break
+
+        # One training step: the samples of positions step*E … step*E+E-1, in micro-batches that fit.
+        with runs.timed(seconds, "data"):
+            parts = next(steps)
+        with runs.timed(seconds, "step"):
+            optimizers.set_rates(optimizer, rates_at(step))
+            while True:  # once, or again where memory ran out or a float16 gradient overflowed
+                parts = [half for part in parts for half in batches.split_batch(part, micro)]
+                rows, ran_out = [], False
+                try:
+                    for number, part in enumerate(parts):
+                        part = batches.to_device(part, device)
+                        if args.lora_dropout:  # its mask, too, depends on the step alone
+                            devices.seed_everything(sampling.key_seed("dropout", args.seed, step, number))
+                        with accelerator.autocast():
+                            prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
+                        weights = diffusion.snr_weights(scheduler, part["timesteps"], args.snr_gamma)
+                        loss = diffusion.sample_losses(prediction, target, weights)
+                        scaler.scale(loss.sum() / plan.effective).backward()
+                        rows.append(torch.stack([loss.detach(), part["timesteps"]], 1))
+                except RuntimeError as error:
+                    ran_out = guards.out_of_memory(error) and micro > 1
+                    if not ran_out:
+                        raise
+                if ran_out:
+                    prediction = target = loss = rows = None  # they hold memory
+                    micro = math.ceil(micro / 2)
+                    optimizer.zero_grad()
+                    encoding.free_memory(device)
+                    logger.warning("out of memory: %d samples at once from here on, as many a step as before", micro)
+                    continue
+                guards.reduce_gradients(accelerator, training.parameters)
+                scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(training.parameters, args.max_grad_norm)
+                table = accelerator.gather(torch.cat(rows)).flatten()
+                *table, norm = torch.cat([table, norm.reshape(1)]).tolist()  # the step's only wait for the device
+                losses, times = table[::2], table[1::2]
+                overflow = scaler.is_enabled() and scaler.get_scale() > 1 and not math.isfinite(norm)
+                if not (overflow and all(map(math.isfinite, losses))):
+                    break
+                scaler.update()  # to half the scale
+                optimizer.zero_grad()
+            finite = math.isfinite(norm) and all(map(math.isfinite, losses))
+            if finite:
+                scaler.step(optimizer)
+                scaler.update()
+                if training.average is not None:
+                    torch._foreach_lerp_(training.average, training.parameters, 1 - args.ema_decay)
+                progress["skipped_in_a_row"] = 0
+                window += zip(losses, times)
+            else:
+                causes = gather_object([diagnose(parts, training, scheduler, features, device, accelerator.autocast)])
+                answer_nonfinite(args, training, norm, causes, saved, identity)
+            optimizer.zero_grad()
+        progress["step"] = step + 1
+        bar.update()
+        if window and ((step + 1) % args.logging_steps == 0 or step + 1 == last):
+            record = {
+                "step": step + 1,
+                **diffusion.mean_losses(window, timesteps),
+                "lr": rates_at(step)[0],
+                "grad_norm": norm,
+            }
+            smooth = progress["loss_smooth"]
+            progress["loss_smooth"] = record["loss"] if smooth is None else 0.9 * smooth + 0.1 * record["loss"]
+            record["loss_smooth"] = progress["loss_smooth"]
+            record["samples_per_second"] = len(window) / (seconds["data"] + seconds["step"])
+            record["memory_gib"] = devices.peak_memory_gib(device)
+            bar.set_postfix(loss=f"{record['loss_smooth']:.4f}", refresh=False)
+            log(record)
+            window = []
+    bar.close()
+    steps.close()
+    if is_main and done:
+        finish(args, training, data, facts, family)
+        if args.push_to_hub:
+            push(args)
+    trackers.end_trackers(followers)
+    accelerator.end_training()
+    return 0 if done else 128 + (received or [signal.SIGTERM])[0]
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args())

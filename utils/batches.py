@@ -33,12 +33,14 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
             f"{micro * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
         )
     if effective % processes:
-        raise UserError(f"--effective_batch_size {effective} can't be divided among {processes} processes; choose another")
+        raise UserError(
+            f"--effective_batch_size {effective} can't be divided among {processes} processes; choose another"
+        )
     share = effective // processes
     if micro != "auto" and micro > share:
         raise UserError(
-            f"--train_batch_size {micro} is more than the {share} samples a step that --effective_batch_size {effective} "
-            f"leaves each of {processes} processes; choose at most {share}"
+            f"--train_batch_size {micro} is more than the {share} samples a step that --effective_batch_size "
+            f"{effective} leaves each of {processes} processes; choose at most {share}"
         )
     return BatchPlan(share if micro == "auto" else micro, processes, effective)
 

@@ -192,8 +192,8 @@ def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision
     device = pick_device()
     if failure := kernel_error(device):
         raise UserError(
-            f"this GPU computes nothing with this build of torch ({failure}); check_environment.py says what to install, "
-            'or set CUDA_VISIBLE_DEVICES="" to train on the CPU'
+            f"this GPU computes nothing with this build of torch ({failure}); check_environment.py says what to "
+            'install, or set CUDA_VISIBLE_DEVICES="" to train on the CPU'
         )
     precision = choose_precision(device, wanted or os.environ.get("ACCELERATE_MIXED_PRECISION"))
     # Said aloud on a CPU: a launch config for several GPUs, started where there is none, would fail otherwise.

@@ -1,5 +1,7 @@
 """Targets, signal-to-noise weights and losses of denoising: pure functions of tensors."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
@@ -40,18 +42,19 @@ def predict(
     return prediction, prediction_target(scheduler, batch["latents"], batch["noise"], batch["timesteps"])
 
 
-def min_snr_weights(
-    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, prediction_type: str, gamma: float
-) -> torch.Tensor:
+def snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor | None:
     """Min-SNR weight of each sample's squared error; pure noise (SNR 0) keeps weight 1 where v is predicted."""
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps].double()
+    if gamma is None:
+        return None
+    prediction_type = scheduler.config.prediction_type
+    alpha = scheduler.alphas_cumprod[timesteps.cpu()].double().to(timesteps.device, torch.float32)
     snr = alpha / (1 - alpha)
     clipped = snr.clamp(max=gamma)
     if prediction_type == "epsilon":
-        return (clipped / snr).float()
+        return clipped / snr
     if prediction_type == "v_prediction":
-        return torch.where(snr == 0, 1.0, clipped / (snr + 1)).float()
-    return clipped.float()  # the sample itself is predicted
+        return torch.where(snr == 0, 1.0, clipped / (snr + 1))
+    return clipped  # the sample itself is predicted
 
 
 def sample_losses(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -60,8 +63,10 @@ def sample_losses(prediction: torch.Tensor, target: torch.Tensor, weights: torch
     return losses if weights is None else losses * weights
 
 
-def by_quartile(losses: torch.Tensor, timesteps: torch.Tensor, total: int) -> dict[str, float]:
-    """Mean loss in each quarter of the timesteps that has a sample: q1 has the least noise."""
-    quarter = (timesteps * 4 // total).clamp(max=3)
-    means = {f"loss_q{q + 1}": losses[quarter == q].mean().item() for q in range(4) if (quarter == q).any()}
-    return means
+def mean_losses(samples: list[tuple[float, float]], timesteps: int) -> dict[str, float]:
+    """Mean of (loss, timestep) pairs, over all and over each quarter of the timesteps: q1 has the least noise."""
+    quarters = [[], [], [], []]
+    for loss, timestep in samples:
+        quarters[min(3, int(timestep * 4 / timesteps))].append(loss)
+    means = {"loss": math.fsum(loss for loss, _ in samples) / len(samples)}
+    return means | {f"loss_q{n}": math.fsum(part) / len(part) for n, part in enumerate(quarters, 1) if part}

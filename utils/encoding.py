@@ -35,35 +35,38 @@ def report_long_captions(tokenizer, texts: list[str]) -> int:
     long = [text for text, length in zip(texts, lengths) if length > limit]
     if long:
         logger.warning(
-            "%d of %d captions are longer than the tokenizer's limit of %d tokens (up to %d): what is beyond is cut off, "
-            "as in: %s", len(long), len(texts), limit, max(lengths), long[0]
+            "%d of %d captions are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s",
+            len(long), len(texts), limit, max(lengths), long[0]
         )  # fmt: skip
     return len(long)
 
 
 @torch.no_grad()
-def encode_captions(
-    folder: Path, model: str, family: str, texts: list[str], dtype: torch.dtype, accelerator: Accelerator
-) -> Callable[[list[str]], tuple[torch.Tensor, torch.Tensor | None]]:
-    """Encode every caption, and the empty one, into the cache; what is returned reads (embeds, pooled) of texts."""
+def _cache_captions(folder: Path, model: str, family: str, texts: dict[str, str], dtype, accelerator: Accelerator):
+    """The index of a cache that holds {key: text}; the encoders are gone when this returns."""
     tokenizers, encoders = models.load_text_encoders(model, family, dtype)
-    report_long_captions(tokenizers[0], texts)
+    report_long_captions(tokenizers[0], list(texts.values()))
     for encoder in encoders:
         encoder.to(accelerator.device)
     zero = models.empty_prompt_is_zero(model)
-    keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
-    by_key = {key: text for text, key in keys.items()}
 
     def compute(key: str) -> dict[str, torch.Tensor]:
-        embeds, pooled = models.encode_prompts(tokenizers, encoders, [by_key[key]], zero)
+        embeds, pooled = models.encode_prompts(tokenizers, encoders, [texts[key]], zero)
         made = {key: embeds[0].cpu()} | ({} if pooled is None else {f"{key}.pooled": pooled[0].cpu()})
         if not all(tensor.isfinite().all() for tensor in made.values()):
-            raise UserError(f"the text encoder makes NaN or infinity in {dtype} of: {by_key[key]!r}; use --mixed_precision no")
+            raise UserError(f"the text encoder makes NaN in {dtype} of {texts[key]!r}; use --mixed_precision no")
         return made
 
     made_by = "-".join(models.fingerprint(encoder)[:16] for encoder in encoders)
-    index = ensure_cached(folder / f"captions-{made_by}", by_key, compute, "captions", accelerator)
-    del encoders
+    return ensure_cached(folder / f"captions-{made_by}", texts, compute, "captions", accelerator)
+
+
+def encode_captions(
+    folder: Path, model: str, family: str, texts: list[str], dtype: torch.dtype, accelerator: Accelerator
+) -> Callable[[list[str]], tuple[torch.Tensor, torch.Tensor | None]]:
+    """Encode every text, and the empty one, into the cache; what is returned reads (embeds, pooled) of texts."""
+    keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
+    index = _cache_captions(folder, model, family, {key: text for text, key in keys.items()}, dtype, accelerator)
     free_memory(accelerator.device)
 
     @functools.lru_cache(maxsize=4096)
@@ -90,6 +93,16 @@ def encode_picture(vae, picture: Picture, view: View, interpolation: str) -> tor
     return moments
 
 
+def _cache_latents(folder: Path, model: str, views: dict[str, tuple[Picture, View]], interpolation, accelerator):
+    """The index of a cache that holds the moments of {key: view}; the VAE is gone when this returns."""
+    vae = models.load_vae(model).to(accelerator.device)
+
+    def compute(key: str) -> dict[str, torch.Tensor]:
+        return {key: encode_picture(vae, *views[key], interpolation)}
+
+    return ensure_cached(folder / f"latents-{models.fingerprint(vae)[:16]}", views, compute, "pictures", accelerator)
+
+
 def latent_reader(
     folder: Path,
     model: str,
@@ -102,24 +115,18 @@ def latent_reader(
 
     The VAE is always in float32: in float16 it gives NaN.
     """
-    vae = models.load_vae(model).to(accelerator.device)
     if not cached:
+        vae = models.load_vae(model).to(accelerator.device)
         return lambda picture, view: encode_picture(vae, picture, view, interpolation)
-    wanted = {view_key(picture, view, interpolation): (picture, view) for picture, view in views}
-
-    def compute(key: str) -> dict[str, torch.Tensor]:
-        return {key: encode_picture(vae, *wanted[key], interpolation)}
-
-    place = folder / f"latents-{models.fingerprint(vae)[:16]}"
-    index = ensure_cached(place, wanted, compute, "pictures", accelerator)
-    del vae
+    keys = {view_key(picture, view, interpolation): (picture, view) for picture, view in views}
+    index = _cache_latents(folder, model, keys, interpolation, accelerator)
     free_memory(accelerator.device)
 
     def read(picture: Picture, view: View) -> torch.Tensor:
         key = view_key(picture, view, interpolation)
         moments = index[key].get_tensor(key)
         if not moments.isfinite().all():
-            raise UserError(f"the cached latents of {describe(picture)} hold NaN; remove {place} and run again")
+            raise UserError(f"the cached latents of {describe(picture)} hold NaN; remove {folder} and run again")
         return moments
 
     return read

@@ -58,6 +58,26 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--train_data_dir", default="data/casual_shoes", metavar="DIR", help="in a layout named above")
+    group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
+    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
+    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
+    group.add_argument("--caption_column", default="text")
+    group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N pictures")
+    group.add_argument(
+        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
+    )
+    group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
+    group.add_argument("--aspect_ratio_buckets", action=OnOff, default=False, help="keep proportions, same area")
+    group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
+    group.add_argument("--cache_crops", type=int, default=4, help="random crops a picture; 0: endless, uncached only")
+    group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
+    group.add_argument("--image_interpolation_mode", choices=["lanczos", "bicubic", "bilinear"], default="lanczos")
+    group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
+
+
 def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LoRA")
     group.add_argument("--rank", type=positive, default=8)
@@ -94,7 +114,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr_num_cycles", type=positive, default=1, help="of cosine_with_restarts")
     group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
     group.add_argument("--snr_gamma", type=float, metavar="5.0", help="min-SNR weighting; default: all weights 1")
-    group.add_argument("--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0")
+    group.add_argument(
+        "--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0"
+    )
     group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
 
     group = parser.add_argument_group("optimizer")
@@ -150,12 +172,14 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     )
     group.add_argument("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
     group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir")
-    group.add_argument("--report_to", default="tensorboard", help="tensorboard, wandb, mlflow, several with commas, all, none")
+    group.add_argument(
+        "--report_to", default="tensorboard", help="tensorboard, wandb, mlflow, several with commas, all, none"
+    )
     group.add_argument(
         "--on_nonfinite",
         choices=["stop", "skip", "rollback"],
         default="skip",
-        help="a loss or gradient of NaN or infinity: stop; skip up to 3 steps in a row, then roll back; roll back at once",
+        help="NaN in loss or gradient: stop; skip up to 3 steps in a row, then roll back; roll back at once",
     )
     group.add_argument("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
     group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
@@ -173,6 +197,9 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
         need(0 < value < float("inf"), f"--{name} {value:g}: expected more than 0")
     for name in ("lr_warmup_steps", "validation_steps", "checkpointing_steps", "num_validation_images"):
         need(getattr(args, name) >= 0, f"--{name} {getattr(args, name)}: expected 0 or more")
+    need(args.cache_crops >= 0, f"--cache_crops {args.cache_crops}: expected 0 or more")
+    endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
+    need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from utils import data, sources
+from utils import data, models, sources
 from utils.cli import UserError
 from utils.images import BadImage, read_image
 from utils.sampling import keyed_generator
@@ -108,12 +108,67 @@ def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> t
     return min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1]) - aspect), shape))
 
 
-def load_pictures(records: list[dict], shapes: list[tuple[int, int]], flag: str) -> list[Picture]:
+def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:
+    """The shapes that pictures are fitted to: sides that the VAE and every level of the UNet can halve."""
+    vae, unet = (models.read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
+    step = 2 ** (len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2)
+    if resolution % step:
+        near = max(step, round(resolution / step) * step)
+        raise UserError(f"--resolution {resolution}: this model takes multiples of {step}, such as {near}")
+    return bucket_shapes(resolution, step) if buckets else [(resolution, resolution)]
+
+
+def load_training_data(
+    folder: str,
+    shapes: list[tuple[int, int]],
+    image_column: str | None,
+    caption_column: str,
+    config: str | None = None,
+    share_held_out: float = 0.0,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> tuple[list[Picture], list[Picture]]:
+    """The pictures to train on and those held out, ready to be encoded."""
+    train, held_out = read_records(folder, image_column, caption_column, config)
+    if share_held_out and not held_out:
+        train, held_out = hold_out(train, share_held_out)
+    if max_samples and max_samples < len(train):
+        chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
+        train = [train[i] for i in sorted(chosen.tolist())]
+    if not train:
+        raise UserError(f"--train_data_dir {folder}: there is no picture to train on")
+    return load_pictures(train, shapes), load_pictures(held_out, shapes)
+
+
+def trigger_word(folder: str) -> str | None:
+    """The trigger word that prepare_dataset.py put before every caption, if it did."""
+    root = Path(folder)
+    return data.read_metadata(root)["options"].get("trigger_word") if (root / "metadata.json").is_file() else None
+
+
+def all_views(found: list[Picture], crops: int, flip: bool) -> list[tuple[Picture, "View"]]:
+    """Every view that draws can ask for; none where crops are endless (0)."""
+    tokens = [(number + 0.5) / crops for number in range(crops)]
+    return [
+        (picture, choose_view(picture, token, crops, mirrored))
+        for picture in found
+        for token in tokens
+        for mirrored in ((False, True) if flip else (False,))
+    ]
+
+
+def data_fingerprint(found: list[Picture]) -> str:
+    """Changes with any picture or caption, and with their order."""
+    lines = "".join(f"{one.id} {one.sha256} {one.text}\n" for one in found)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Picture]:
     """The records with what their files say; pictures without a caption are an error that counts them."""
     silent = [describe(one) for one in records if not one["text"]]
     if silent:
         raise UserError(
-            f"{flag}: {len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); "
+            f"--train_data_dir: {len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); "
             "put a <name>.txt beside each, or name the column that holds them with --caption_column"
         )
     with ThreadPoolExecutor() as pool:

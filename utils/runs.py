@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import platform
 import shlex
 import shutil
@@ -60,8 +61,8 @@ def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
     return [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> int:
-    """Make or enter a run folder, and lock it until this process ends; the lock's descriptor is returned.
+def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> None:
+    """Make or enter a run folder, and lock it until this process ends.
 
     One that was begun with other settings is an error that shows the difference, and what is no run folder is refused.
     """
@@ -72,7 +73,7 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
         raise UserError(f"--output_dir {folder}: holds other files and no config.yaml of a run; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder)
+        lock_folder(folder)
         if overwrite:
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -85,10 +86,19 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
                 )
         write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     except OSError as error:
-        raise UserError(f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written") from None
+        raise UserError(
+            f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written"
+        ) from None
     except (yaml.YAMLError, AttributeError) as error:
-        raise UserError(f"{config} is damaged ({' '.join(str(error).split())}); add --overwrite to begin anew") from None
-    return lock
+        raise UserError(
+            f"{config} is damaged ({' '.join(str(error).split())}); add --overwrite to begin anew"
+        ) from None
+
+
+def already_done(folder: Path, asked: list) -> bool:
+    """Whether the run in a folder has come to the end that is asked for."""
+    path = folder / "summary.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["asked"] == asked
 
 
 def catch_signals() -> list[int]:

@@ -26,10 +26,13 @@ class Draw(NamedTuple):
     noise_key: tuple
 
 
+def key_seed(*key: Hashable) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
+
+
 def keyed_generator(*key: Hashable) -> torch.Generator:
     """A CPU generator that depends on the key alone."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.Generator().manual_seed(key_seed(*key))
 
 
 @functools.lru_cache(maxsize=4)

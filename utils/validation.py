@@ -1,7 +1,6 @@
 """Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,20 +9,6 @@ from PIL import Image
 
 from utils import diffusion, images, models
 from utils.generation import build_pipeline, generate
-
-
-@contextmanager
-def weights_of(parameters: list[torch.nn.Parameter], others: list[torch.Tensor] | None) -> Iterator[None]:
-    """Put other weights (an average, say) in the parameters' place while the block runs; None changes nothing."""
-    if others is None:
-        yield
-        return
-    own = [parameter.detach().clone() for parameter in parameters]
-    torch._foreach_copy_([parameter.data for parameter in parameters], others)
-    try:
-        yield
-    finally:
-        torch._foreach_copy_([parameter.data for parameter in parameters], own)
 
 
 @torch.no_grad()
@@ -48,10 +33,11 @@ def validation_pictures(
     steps: int,
     guidance: float,
     size: int,
-    device: torch.device,
+    autocast: Callable,
     stop: Callable[[], bool],
 ) -> list[Image.Image] | None:
     """One picture a seed, as the pipeline with this LoRA would draw them; None where `stop` asked to leave."""
+    device = embeds[0].device
     vae = models.load_vae(model).to(device)
     pipeline = build_pipeline(family, unet, vae, scheduler, models.empty_prompt_is_zero(model))
     pictures = []
@@ -61,8 +47,8 @@ def validation_pictures(
         given = {"prompt_embeds": embeds[0][i : i + 1], "negative_prompt_embeds": empty[0]}
         if family == "sdxl":
             given |= {"pooled_prompt_embeds": embeds[1][i : i + 1], "negative_pooled_prompt_embeds": empty[1]}
-        given = {name: tensor.to(device, unet.dtype) for name, tensor in given.items()}
-        pictures += generate(pipeline, [seed], steps, guidance, size=size, **given)
+        with autocast():
+            pictures += generate(pipeline, [seed], steps, guidance, size=size, **given)
     return pictures
 
 
@@ -74,7 +60,7 @@ def picture_fault(picture: Image.Image) -> str | None:
     return "of one colour" if images.is_blank(picture) else None
 
 
-def save_validation(path: Path, pictures: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
+def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
     """The labelled grid as one file; how many of the pictures are invalid."""
     faults = [picture_fault(picture) for picture in pictures]
     labels = [f"INVALID: {fault}" if fault else prompt for fault, prompt in zip(faults, prompts)]
