@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from utils.splits import SPLITS
 
 FORMAT = "prepared dataset 1"
 TABLES = ("metadata.jsonl", "ids.txt", "captions.json")
+
+logger = logging.getLogger(__name__)
 
 
 def read_metadata(folder: Path) -> dict:
@@ -57,17 +60,26 @@ def content_fingerprint(sums: dict[str, str]) -> str:
 
 
 def read_saved_splits(path: Path) -> dict[str, str]:
-    """{id: split} of a dataset folder or its splits.json: every product that ever had a place."""
+    """{id: split} of every product that ever had a place, from a dataset's folder or its splits.json.
+
+    Where that file is damaged or missing, the ids.txt beside it tell at least of the products that are in the dataset.
+    """
     path = path / "splits.json" if path.is_dir() else path
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(splits, dict) or not all(split in SPLITS for split in splits.values()):
+            raise ValueError("expected {id: train, val or test}")
+        return splits
     except (OSError, ValueError) as error:
+        wrong = getattr(error, "strerror", None) or error
+    try:
+        lists = {split: (path.parent / split / "ids.txt").read_text(encoding="utf-8").split() for split in SPLITS}
+    except (OSError, ValueError):
         raise UserError(
-            f"{path}: {error}; expected the splits.json of a prepared dataset, or add --new_splits"
+            f"{path}: {wrong}; expected the splits.json of a prepared dataset; give another, or add --new_splits"
         ) from None
-    if not isinstance(splits, dict) or not set(splits.values()) <= set(SPLITS):
-        raise UserError(f"{path}: expected {{id: train, val or test}}")
-    return splits
+    logger.warning("%s: %s; the splits are taken from the three ids.txt beside it instead", path, wrong)
+    return {one: split for split, ids in lists.items() for one in ids}
 
 
 def check_picture(job: tuple[Path, dict, int]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
@@ -172,6 +184,21 @@ def foreign_files(folder: Path) -> list[str]:
     except (OSError, ValueError, AttributeError):
         return []
     return [name for name in list_files(folder) if name not in own]
+
+
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """That nothing in the folder of a new dataset is somebody else's."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a new folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not any((folder / name).is_file() for name in ("metadata.json", "analysis.json")):
+        raise UserError(f"--output_dir {folder}: exists and was not written by this script; name a new one")
+    if overwrite and (extra := foreign_files(folder)):
+        raise UserError(
+            f"--output_dir {folder}: --overwrite would remove files that this script did not write "
+            f"({', '.join(extra[:3])}{' …' if extra[3:] else ''}); move them away, or name another folder"
+        )
 
 
 def changes_since(folder: Path, request: dict) -> list[str]:
