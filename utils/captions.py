@@ -138,34 +138,33 @@ def plan_prompts(records: list[dict], count: int, columns: list[str], level: lis
     Shares follow the records: every column's shares are kept as near as whole numbers allow, not the joint ones alone.
     With `level`, the records together with the planned pictures are to hold as many of each value of those columns.
     """
-    keys = [(record["text"], tuple(record.get(column) for column in columns)) for record in records]
-    held = Counter(keys)
-    options = list(held)
-    share = {option: held[option] / len(keys) for option in options}
+    held = Counter((record["text"], tuple(record.get(column) for column in columns)) for record in records)
+    share = {option: number / len(records) for option, number in held.items()}
     if level:
-        at = [columns.index(column) for column in level]
-        cell = {option: tuple(option[1][i] for i in at) for option in options}
-        size = Counter()
-        for option in options:
-            size[cell[option]] += held[option]
-        lacking = fill_level(size, count)
-        share = {option: lacking[cell[option]] * held[option] / size[cell[option]] / count for option in options}
+        share = _level_shares(held, count, [columns.index(column) for column in level])
     # The marginal and the joint shares, each picture going where most is lacking; so any beginning is in balance too.
-    features = {
-        option: [("", option), *((column, value) for column, value in zip(columns, option[1]))] for option in options
-    }
+    features = {option: [("", option), *zip(columns, option[1])] for option in held if share[option] > 0}
     due = Counter()
-    for option in options:
+    for option in features:
         for feature in features[option]:
             due[feature] += share[option]
-    options = [option for option in options if share[option] > 0]
     taken, weight = Counter(), Counter()
     for step in range(1, count + 1):
-        best = max(options, key=lambda option: sum(step * due[f] - taken[f] for f in features[option]))
+        best = max(features, key=lambda option: sum(step * due[f] - taken[f] for f in features[option]))
         weight[best] += 1
         taken.update(features[best])
-    plan = [(option, weight[option]) for option in options if weight[option]]
-    return [{"text": text, "attributes": dict(zip(columns, values)), "weight": n} for (text, values), n in plan]
+    plan = [(*option, weight[option]) for option in features if weight[option]]
+    return [{"text": text, "attributes": dict(zip(columns, values)), "weight": n} for text, values, n in plan]
+
+
+def _level_shares(held: Counter, count: int, at: list[int]) -> dict[tuple, float]:
+    """The share of `count` that each (text, values) gets, so that the values at these places come to be level."""
+    cell = {option: tuple(option[1][i] for i in at) for option in held}
+    size = Counter()
+    for option, number in held.items():
+        size[cell[option]] += number
+    lacking = fill_level(size, count)
+    return {option: lacking[cell[option]] * held[option] / size[cell[option]] / count for option in held}
 
 
 def fill_level(sizes: dict, count: int) -> dict[object, float]:

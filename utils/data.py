@@ -97,6 +97,25 @@ def check_picture(job: tuple[Path, dict, int]) -> tuple[str, np.ndarray | None, 
         return f"cannot be read: {error}", None, None
 
 
+def verify_split(folder: Path, split: str, files: Iterable[str], count: int) -> tuple[list[str], list[str]]:
+    """(what is broken, ids) of one split, whose tables and pictures are to tell of the same products."""
+    try:
+        ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
+        captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
+        records = read_split(folder, split)
+    except (OSError, ValueError, UserError) as error:
+        return [f"{split}: {error}"], []
+    broken = []
+    if {name for name in files if name.startswith(f"{split}/images/")} != {f"{split}/images/{one}.png" for one in ids}:
+        broken.append(f"{split}: ids.txt and images/ do not agree")
+    if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids:
+        broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
+    broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
+    if len(ids) != count:
+        broken.append(f"{split}: {len(ids)} ids, metadata.json says {count}")
+    return broken, ids
+
+
 def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
     """All promises but those about the pixels: (what is broken, the manifest)."""
     try:
@@ -112,25 +131,11 @@ def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
             broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
     if content_fingerprint(sums) != metadata.get("fingerprint"):
         broken.append("metadata.json: its fingerprint is not that of the manifest's files")
-    ids, owner = {}, {}
+    owner = {}
     for split in SPLITS:
-        try:
-            ids[split] = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
-            captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
-            records = read_split(folder, split)
-        except (OSError, ValueError, UserError) as error:
-            broken.append(f"{split}: {error}")
-            continue
-        images = {name for name in files if name.startswith(f"{split}/images/")}
-        if images != {f"{split}/images/{one}.png" for one in ids[split]}:
-            broken.append(f"{split}: ids.txt and images/ do not agree")
-        if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids[split]:
-            broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
-        broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
-        if len(ids[split]) != metadata["counts"].get(split):
-            broken.append(f"{split}: {len(ids[split])} ids, metadata.json says {metadata['counts'].get(split)}")
-        broken += [f"{one}: in {owner[one]} and in {split}" for one in ids[split] if one in owner]
-        owner |= dict.fromkeys(ids[split], split)
+        wrong, ids = verify_split(folder, split, files, metadata["counts"].get(split))
+        broken += wrong + [f"{one}: in {owner[one]} and in {split}" for one in ids if one in owner]
+        owner |= dict.fromkeys(ids, split)
     return broken, manifest
 
 

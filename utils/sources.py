@@ -69,22 +69,28 @@ def source_fingerprint(found: Catalogue, products: list[dict], rejected: list[di
     return digest.hexdigest()
 
 
-def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
-    """A dataset of the hub, or a folder that `datasets` has saved or can load; pictures are read when needed."""
+def load_dataset(name: str, config: str | None, split: str):
+    """A split of a dataset of the hub, or of a folder that `datasets` has saved or can load."""
     path = Path(name)
     if not path.exists() and (name.count("/") != 1 or name[0] in "./~" or path.parent.is_dir()):
         raise UserError(f"--catalogue {name}: no such folder (a hub dataset is named owner/name)")
     import datasets
 
     try:
-        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             dataset = datasets.load_from_disk(name)
-            dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
-        else:
-            dataset = datasets.load_dataset(name, config, split=split)
+            return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
+        return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of the network, the hub, the loader: a dozen types
         what = f"can't be read with --dataset_split {split}" if path.exists() else "no such folder; as a hub id"
         raise UserError(f"--catalogue {name}: {what}: {hub_failure(error)}") from error
+
+
+def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
+    """What `datasets` can load; pictures are read when they are needed."""
+    dataset = load_dataset(name, config, split)
+    import datasets  # after the check of the name: the import takes seconds
+
     if image_column not in dataset.column_names:
         raise UserError(f"--image_column {image_column}: {name} has the columns {', '.join(dataset.column_names)}")
     catalogue = Catalogue("datasets", columns=list(dataset.column_names), rows=len(dataset))
