@@ -4,7 +4,7 @@ The catalogue is a folder with styles.csv + images/, pictures with <name>.txt ca
 metadata.jsonl or metadata.csv, or a hub dataset id. What is left out is left out with a reason, in metadata.json.
 
     python prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes
-    python prepare_dataset.py --catalogue data/raw --category Sandals --category "Flip Flops" --output_dir data/sandals
+    python prepare_dataset.py --catalogue data/raw --category Sandals "Flip Flops" --output_dir data/sandals
     python prepare_dataset.py --verify data/casual_shoes
 """
 
@@ -12,11 +12,9 @@ import argparse
 import hashlib
 import io
 import json
-import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +22,22 @@ import numpy as np
 from PIL import Image, ImageColor
 from tqdm import tqdm
 
-from utils import captions, catalogue, cli, data, figures, files, images, parallel, report, sources, splits, tables
+from utils import captions, catalogue, cli, data, files, images, parallel, report, sources, splits, tables
 from utils.cli import UserError
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour is further off
 SHARES = ("colour", "gender", "season", "usage", "year")
 # Neither where the result goes nor how it is made changes what it is.
-NOT_IN_RESULT = "config dry_run debug verify strict output_dir overwrite num_workers catalogue keep_splits".split()
+NOT_IN_RESULT = (
+    "config dry_run debug verify strict output_dir overwrite num_workers catalogue keep_splits new_splits".split()
+)
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     group = parser.add_argument_group("catalogue")
     group.add_argument("--catalogue", metavar="DIR|HUB_ID", help="a folder in one of the layouts above, or a hub id")
-    group.add_argument("--category", action="append", metavar="NAME", help="products to take; may be repeated (all)")
+    group.add_argument("--category", nargs="+", action="extend", metavar="NAME", help="the products to take (all)")
     group.add_argument("--category_column", default="article", help="the column that --category looks in")
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
     group.add_argument("--caption_column", default="text", help="captions of an imagefolder or a hub dataset")
@@ -49,7 +49,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--verify", type=Path, metavar="DIR", help="re-read a dataset, check every promise, and stop")
 
     group = parser.add_argument_group("cleaning and duplicates")
-    group.add_argument("--strict", action="store_true", help="anything left out is an error; nothing is written")
+    yes_or_no = {"action": argparse.BooleanOptionalAction, "default": False}  # a recipe's yes can be undone
+    group.add_argument("--strict", **yes_or_no, help="anything left out is an error; nothing is written")
     group.add_argument("--max_megapixels", type=float, default=100, help="above this it is a decompression bomb")
     group.add_argument(
         "--duplicate_threshold",
@@ -58,7 +59,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="BITS",
         help="look-alikes: pictures whose hashes differ in no more of 256 bits",
     )
-    group.add_argument("--drop_duplicates", action="store_true", help="keep one product of each group of look-alikes")
+    group.add_argument("--drop_duplicates", **yes_or_no, help="keep one product of each group of look-alikes")
 
     group = parser.add_argument_group("split")
     names = ("TRAIN", "VAL", "TEST")
@@ -106,7 +107,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
 
     def need(condition, message):
         if not condition:
-            parser.exit(2, f"{parser.prog}: error: {message}\n")
+            parser.error(message)
 
     args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
     need(args.num_workers >= 1, f"--num_workers {args.num_workers}: expected 1 or more")
@@ -132,6 +133,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
     for flag in ("stratify_by", "balance", "caption_columns"):
         if names := getattr(args, flag):
             setattr(args, flag, [tables.canonical(name) for name in names])
+    if args.caption_template:
+        args.caption_template = captions.PLACEHOLDER.sub(
+            lambda key: f"{{{tables.canonical(key[1])}}}", args.caption_template
+        )
     return args
 
 
@@ -211,79 +216,27 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     return placed, out, dict(sorted((kept | places).items()))
 
 
-def write_analysis(folder: Path, analysis: dict, products: list[dict], load: Callable[[dict], Image.Image]) -> None:
-    """report.txt, analysis.json and figures/."""
-    (folder / "report.txt").write_text(report.report_text(analysis), encoding="utf-8")
-    files.write_json(folder / "analysis.json", analysis)
-    (folder / "figures").mkdir()
-    counts = {column: {name: v["count"] for name, v in of.items()} for column, of in analysis["shares"].items()}
-    figures.bar_panels(folder / "figures/shares.png", counts | {"image size": analysis["sizes"]["counts"]})
-    by_id = {one["id"]: one for one in products}
-
-    def tile(product_id: str) -> Image.Image:
-        return load(by_id[product_id]).resize((160, 160), Image.Resampling.LANCZOS)
-
-    some = sorted(by_id, key=lambda one: hashlib.sha256(one.encode()).digest())[:24]
-    labels = [captions.word_value("colour", by_id[one]["attributes"].get("colour")) or one for one in some]
-    images.make_grid([tile(one) for one in some], 6, labels).save(folder / "figures/samples.png")
-    # The pairs nearest to the threshold, on either side of it: that is where one must look.
-    found = analysis["duplicates"]
-    pairs = [(*pair, "taken") for pair in found["pairs"][-18:]] + [
-        (*pair, "not taken") for pair in found["beyond"][:18]
-    ]
-    if pairs:
-        tiles = [images.make_grid([tile(a), tile(b)], 2, gap=0) for a, b, *_ in pairs]
-        labels = [f"{a}, {b}: {bits} bits, {colour:.1f}: {verdict}" for a, b, bits, colour, verdict in pairs]
-        images.make_grid(tiles, 3, labels, gap=12).save(folder / "figures/pairs.png")
+def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
+    """Every column that a flag names is there."""
+    there = ", ".join(columns) or "none"
+    for flag, names in (("--stratify_by", args.stratify_by), ("--balance", args.balance)):
+        for name in names:
+            if name not in columns:
+                raise UserError(f"{flag} {name}: there is no such column; there are {there}")
+    used = captions.PLACEHOLDER.findall(args.caption_template or captions.DEFAULT_TEMPLATE)
+    for name in used if args.caption_template else []:
+        if name not in columns:
+            raise UserError(f"--caption_template: no column `{name}`; there are {there}")
+    for name in args.caption_columns or []:
+        if name not in used:
+            raise UserError(f"--caption_columns {name}: the template has no {{{name}}}; add it to --caption_template")
 
 
-def caption_products(products: list[dict], args, columns: list[str]) -> tuple[list[dict], list[dict]]:
-    """The products with their captions, and those about which there is nothing to say."""
-    template = args.caption_template or captions.DEFAULT_TEMPLATE
-    used = re.findall(r"\{(\w+)\}", template)
-    for key in used if args.caption_template else []:
-        if key not in columns:
-            raise UserError(f"--caption_template: no column `{key}`; there are {', '.join(columns) or 'none'}")
-    for key in args.caption_columns or []:
-        if key not in used:
-            raise UserError(f"--caption_columns {key}: the template has no {{{key}}}; add it to --caption_template")
-    good, rejected = [], []
-    for one in products:
-        said = {key: one["attributes"].get(key) for key in args.caption_columns or used}
-        if one["text"] and not args.caption_template:
-            text = one["text"]
-        elif any(said.values()) or (args.caption_template and not used):
-            text = captions.fill_template(template, said)
-        else:
-            detail = "no text of its own, and nothing for the template to fill in"
-            rejected.append(catalogue.left_out(one, "no caption", detail))
-            continue
-        good.append(one | {"caption": captions.add_trigger(text, args.trigger_word)})
-    return good, rejected
-
-
-def write_prompt_plan(path: Path, train: list[dict], count: int, level: list[str]) -> None:
-    """One line per distinct prompt; `weight` is how many pictures of it the plan asks for."""
-    records = [{**one["attributes"], "text": one["caption"]} for one in train]
-    columns = [*level, *(column for column in ("article", "colour", "gender", "season") if column not in level)]
-    plan = captions.plan_prompts(records, count, columns, level)
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in plan), encoding="utf-8")
-
-
-def write_dataset(folder: Path, args, analysis: dict, products: list[dict], places: dict, columns, tokenizer) -> dict:
-    """The splits and all that describes them; the content of metadata.json."""
-    members = {split: [one for one in products if one["split"] == split] for split in splits.SPLITS}
-    sums = {}
-    for split in splits.SPLITS:
-        sums |= data.write_split(folder, split, members[split], columns, pictures=folder / "pictures")
-    shutil.rmtree(folder / "pictures")  # what is left there are duplicates that were dropped
-    if args.write_prompt_plan:
-        write_prompt_plan(folder / "prompt_plan.jsonl", members["train"], args.write_prompt_plan, args.balance)
-    files.write_json(folder / "splits.json", places)
-    count_tokens, limit, counter = tokenizer
-    lengths = count_tokens([one["caption"] for one in products])
+def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], tokenizer, fingerprint: str) -> dict:
+    """The content of metadata.json."""
+    products = [one for split in splits.SPLITS for one in members[split]]
     train_counts = report.count_values(members["train"], ["colour", "gender", "season"])
-    metadata = {
+    return {
         "format": data.FORMAT,
         "source": {"catalogue": args.catalogue, **analysis["catalogue"]},
         **{key: analysis[key] for key in ("options", "source_fingerprint", "kept_splits")},
@@ -295,16 +248,24 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
         },
         "shares": {key: analysis["shares"][key] for key in ("colour", "gender") if key in analysis["shares"]},
         "train_shares": {column: report.with_shares(counts) for column, counts in train_counts.items()},
-        "captions": {
-            "limit": limit,
-            "over_limit": sum(length > limit for length in lengths),
-            "longest": max(lengths),
-            "counted_by": counter,
-        },
+        "captions": captions.measure([one["caption"] for one in products], *tokenizer),
         "duplicates": {key: analysis["duplicates"][key] for key in ("bits", "colour", "groups")},
         "excluded": analysis["rejected"],
-        "fingerprint": data.content_fingerprint(sums),
+        "fingerprint": fingerprint,
     }
+
+
+def write_dataset(folder: Path, args, analysis: dict, products: list[dict], places: dict, columns, tokenizer) -> dict:
+    """The splits and all that describes them; the content of metadata.json."""
+    members = {split: [one for one in products if one["split"] == split] for split in splits.SPLITS}
+    sums = {}
+    for split in splits.SPLITS:
+        sums |= data.write_split(folder, split, members[split], columns, pictures=folder / "pictures")
+    shutil.rmtree(folder / "pictures")  # what is left there are duplicates that were dropped
+    if args.write_prompt_plan:
+        captions.write_prompt_plan(folder / "prompt_plan.jsonl", members["train"], args.write_prompt_plan, args.balance)
+    files.write_json(folder / "splits.json", places)
+    metadata = describe_dataset(args, analysis, members, tokenizer, data.content_fingerprint(sums))
     files.write_json(folder / "metadata.json", metadata)
     examples = list(dict.fromkeys(one["caption"] for one in members["train"]))[:5]
     (folder / "README.md").write_text(report.dataset_card(metadata, examples), encoding="utf-8")
@@ -313,25 +274,72 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """What may not be replaced is named before any work."""
+    """What may not be written or replaced is named before any work."""
     folder, source = args.output_dir.resolve(), Path(args.catalogue).resolve()
     if source.exists() and (folder == source or source in folder.parents or folder in source.parents):
         raise UserError(f"--output_dir {args.output_dir}: lies in the catalogue or around it; name a folder beside it")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {args.output_dir}: is a file; name a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        dataset = (folder / "metadata.json").is_file()
-        if not (dataset or (folder / "analysis.json").is_file()):
-            raise UserError(
-                f"--output_dir {args.output_dir}: exists and was not written by this script; name a new one"
-            )
-        if args.overwrite and (extra := data.foreign_files(folder)):
-            raise UserError(
-                f"--output_dir {args.output_dir}: --overwrite would remove files that this script did not write "
-                f"({', '.join(extra[:3])}{' …' if extra[3:] else ''}); move them away, or name another folder"
-            )
-        if dataset and args.analyse_only:
-            raise UserError(f"--output_dir {args.output_dir}: holds a dataset; name another folder for the analysis")
+    files.recover_folder(args.output_dir)
+    if args.overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
+        files.check_writable(args.output_dir)
+    data.check_replaceable(args.output_dir, args.overwrite)
+    if args.analyse_only and (folder / "metadata.json").exists():
+        raise UserError(f"--output_dir {args.output_dir}: holds a dataset; name another folder for the analysis")
+
+
+def refuse_faults(rejected: list[dict]) -> None:
+    """What --strict does: anything left out is an error, but for what --drop_duplicates asked for."""
+    faults = [one for one in rejected if one["reason"] != "near duplicate"]
+    if faults:
+        print("\n".join(map(report.fault_line, faults)), file=sys.stderr)
+        raise UserError(f"--strict: {cli.counted(len(faults), 'row')} can't be used, see above; nothing was written")
+
+
+def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[dict], Counter, list[str]]:
+    """Products with captions, rows left out, the categories' counts, the columns with values; settles --stratify_by."""
+    products, rejected, categories = sources.select_products(found, args.category, args.category_column)
+    columns = [name for name in found.columns if any(one["attributes"].get(name) for one in products)]
+    if args.stratify_by is None:
+        args.stratify_by = ["colour"] if "colour" in columns else []
+    check_columns(args, columns)
+    if not args.analyse_only:
+        products, silent = captions.caption_products(
+            products, args.caption_template, args.caption_columns, args.trigger_word
+        )
+        rejected = rejected + silent
+    if not products:
+        why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
+        raise UserError(f"--catalogue {args.catalogue}: no product can be used ({why})")
+    return products, rejected, categories, columns
+
+
+def read_kept(args: argparse.Namespace) -> dict[str, str]:
+    """{id: split} of the products that have their place already."""
+    own = any((args.output_dir / name).exists() for name in ("splits.json", "metadata.json"))
+    keep_from = args.keep_splits or (args.output_dir if own and not args.new_splits else None)
+    return data.read_saved_splits(keep_from) if keep_from else {}
+
+
+def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
+    """Whether the folder holds what is asked for; what it holds otherwise is not replaced unasked."""
+    folder = args.output_dir
+    if not (folder.exists() and any(folder.iterdir())):
+        return False
+    changes = data.changes_since(folder, request) + (["--new_splits"] if args.new_splits else [])
+    if changes and not args.overwrite:
+        what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
+        raise UserError(f"{what}. Add --overwrite to replace it; products keep their splits")
+    if changes:
+        print(f"{folder} will be replaced: {'; '.join(changes)}")
+    else:
+        print(f"{folder} is up to date: same catalogue, same options. Nothing to do. (Contents: --verify)")
+    return not changes
+
+
+def warn_of_empty(counts: dict[str, int], ratio: list[float]) -> None:
+    """A split that was asked for and gets nothing: the set is tiny."""
+    for split, share in zip(splits.SPLITS, ratio):
+        if share and not counts[split]:
+            print(f"warning: {split} gets no picture; there are too few for --split_ratio {ratio}", file=sys.stderr)
 
 
 def describe_plan(args, products: list[dict]) -> None:
@@ -339,103 +347,92 @@ def describe_plan(args, products: list[dict]) -> None:
     for column, counts in report.count_values(products, list(SHARES)).items():
         first = [f"{name} {count / len(products):.1%}" for name, count in list(counts.items())[:6]]
         print(f"{column}: {', '.join(first)}")
+    pictures = cli.counted(len(products), "picture")
     if args.analyse_only:
-        print(f"would read {len(products):,} pictures and write {args.output_dir}: report.txt, analysis.json, figures/")
+        print(f"would read {pictures} and write {args.output_dir}: report.txt, analysis.json, figures/")
         return
     expected = splits.apportion(len(products), dict(zip(splits.SPLITS, args.split_ratio)))
     sizes = ", ".join(f"{split} {count:,}" for split, count in expected.items())
     print(f"first caption: {products[0]['caption']}")
     print(f"would write {args.output_dir}: {sizes}, if every picture is good")
+    if args.write_prompt_plan:
+        shares = f", filling up {' and '.join(args.balance)}" if args.balance else " in the training split's shares"
+        print(f"would write prompt_plan.jsonl for {cli.counted(args.write_prompt_plan, 'picture')}{shares}")
+    warn_of_empty(expected, args.split_ratio)
+
+
+def prepare(folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict, tokenizer) -> tuple[dict, dict]:
+    """Read the pictures and fill the folder; what analysis.json and (with --analyse_only empty) metadata.json hold."""
+    products, rejected, columns = chosen
+    how = {"side": args.resolution, "pad": args.pad, "crop": args.crop, "max_pixels": int(args.max_megapixels * 1e6)}
+    pictures = None if args.analyse_only else folder / "pictures"
+    if pictures:
+        pictures.mkdir()
+    good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, **how), args.num_workers)
+    old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
+    within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
+    linked = [pair[:2] for pair in within]
+    placed, out, places = place_products(good, linked, kept, args)
+    rejected = rejected + bad + out
+    if args.strict:
+        refuse_faults(rejected)
+    if not placed:
+        raise UserError(f"--catalogue {args.catalogue}: not one picture can be used ({rejected[0]['reason']}, …)")
+    analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
+    limits = {"bits": args.duplicate_threshold, "colour": COLOUR_LIMIT}
+    groups = splits.groups_of_pairs(linked)
+    analysis["duplicates"] = limits | {"pairs": within, "beyond": beyond[:40], "groups": groups}
+
+    def load(product: dict) -> Image.Image:
+        if pictures:
+            return Image.open(pictures / f"{product['id']}.png")
+        return square_picture(sources.picture_source(dataset, product["image"]), **how)[0]
+
+    report.write_analysis(folder, analysis, good, load)
+    if args.analyse_only:
+        files.write_manifest(folder)
+        return analysis, {}
+    return analysis, write_dataset(folder, args, analysis, placed, places, columns, tokenizer)
 
 
 def main(args: argparse.Namespace) -> int:
     if args.verify:
         pictures, broken = data.verify_dataset(args.verify, args.num_workers)
         verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
-        print("\n".join([*broken, f"{args.verify}: {pictures:,} pictures, {verdict}"]))
+        print("\n".join([*broken, f"{args.verify}: {cli.counted(pictures, 'picture')}, {verdict}"]))
         return 1 if broken else 0
     cli.show_settings(args)
     check_output(args)
-    files.recover_folder(args.output_dir)
+    tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
     found = sources.read_catalogue(
         args.catalogue, args.image_column, args.caption_column, args.dataset_config_name, args.dataset_split
     )
-    products, rejected, categories = sources.select_products(found, args.category, args.category_column)
     facts = report.catalogue_facts(found)
     print("\n".join(report.catalogue_lines(facts)))
-    columns = [name for name in found.columns if any(one["attributes"].get(name) for one in products)]
-    if args.stratify_by is None:
-        args.stratify_by = ["colour"] if "colour" in columns else []
-    for flag, names in (("--stratify_by", args.stratify_by), ("--balance", args.balance)):
-        for name in names:
-            if name not in columns:
-                raise UserError(f"{flag} {name}: there is no such column; there are {', '.join(columns) or 'none'}")
-    if not args.analyse_only:
-        products, silent = caption_products(products, args, columns)
-        rejected = rejected + silent
-    if not products:
-        why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
-        raise UserError(f"--catalogue {args.catalogue}: no product can be used ({why})")
-
-    own = args.output_dir / "splits.json"
-    keep_from = args.keep_splits or (own if own.exists() and not args.new_splits else None)
-    kept = data.read_saved_splits(keep_from) if keep_from else {}
+    products, rejected, categories, columns = choose_products(found, args)
+    kept = read_kept(args)
     request = {
-        "options": {key: value for key, value in vars(args).items() if key not in [*NOT_IN_RESULT, "new_splits"]},
+        "options": {key: value for key, value in vars(args).items() if key not in NOT_IN_RESULT},
         "source_fingerprint": sources.source_fingerprint(found, products, rejected),
         "kept_splits": hashlib.sha256(json.dumps(kept).encode()).hexdigest() if args.keep_splits else None,
     }
-    if args.output_dir.exists() and any(args.output_dir.iterdir()):
-        changes = data.changes_since(args.output_dir, request) + (["--new_splits"] if args.new_splits else [])
-        if not changes:
-            print(f"{args.output_dir} is up to date: same catalogue, same options. Nothing to do. (Contents: --verify)")
-            return 0
-        if not args.overwrite:
-            what = f"--output_dir {args.output_dir} exists, and {'; '.join(changes)}"
-            raise UserError(f"{what}. Add --overwrite to replace it; products keep their splits")
-        print(f"{args.output_dir} will be replaced: {'; '.join(changes)}")
-    print(f"{len(products):,} pictures to read, {len(rejected):,} rows left out already, {len(kept):,} splits to keep")
+    if is_up_to_date(args, request):
+        return 0
+    if args.strict:
+        refuse_faults(rejected)
+    left = cli.counted(len(rejected), "row")
+    print(f"{cli.counted(len(products), 'picture')} to read, {left} left out already, {len(kept):,} splits to keep")
     if args.dry_run:
         describe_plan(args, products)
         return 0
-
-    tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
-    how = {"side": args.resolution, "pad": args.pad, "crop": args.crop, "max_pixels": int(args.max_megapixels * 1e6)}
+    about = request | {"catalogue": facts, "categories": dict(categories.most_common())}
     with files.replaced_folder(args.output_dir) as folder:
-        pictures = None if args.analyse_only else folder / "pictures"
-        if pictures:
-            pictures.mkdir()
-        work = partial(process_picture, folder=pictures, **how)
-        good, bad = process_all(products, found.dataset, work, args.num_workers)
-        old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
-        within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
-        placed, out, places = place_products(good, [pair[:2] for pair in within], kept, args)
-        rejected = rejected + bad + out
-        faults = [one for one in rejected if one["reason"] != "near duplicate"]  # those --drop_duplicates asked for
-        if args.strict and faults:
-            lines = [f"{one['id'] or '?'} (row {one['row']}): {one['reason']} {one['detail']}" for one in faults]
-            print("\n".join(lines), file=sys.stderr)
-            raise UserError(f"--strict: {len(faults)} rows can't be used, they are listed above; nothing was written")
-        if not placed:
-            raise UserError(f"--catalogue {args.catalogue}: not one picture can be used ({rejected[0]['reason']}, …)")
-        duplicates = {"bits": args.duplicate_threshold, "colour": COLOUR_LIMIT, "pairs": within, "beyond": beyond[:40]}
-        analysis = request | {"catalogue": facts} | report.analyse(placed, rejected, SHARES, args.resolution)
-        analysis["categories"] = dict(categories.most_common())
-        analysis["duplicates"] = duplicates | {"groups": splits.groups_of_pairs([pair[:2] for pair in within])}
-
-        def load(product: dict) -> Image.Image:
-            if pictures:
-                return Image.open(pictures / f"{product['id']}.png")
-            return square_picture(sources.picture_source(found.dataset, product["image"]), **how)[0]
-
-        write_analysis(folder, analysis, good, load)
-        if args.analyse_only:
-            files.write_manifest(folder)
-        else:
-            metadata = write_dataset(folder, args, analysis, placed, places, columns, tokenizer)
+        chosen = products, rejected, columns
+        analysis, metadata = prepare(folder, args, found.dataset, chosen, kept, about, tokenizer)
     print(report.report_text(analysis))
-    if not args.analyse_only:
+    if metadata:
         print(", ".join(f"{split} {metadata['counts'][split]:,}" for split in splits.SPLITS))
+        warn_of_empty(metadata["counts"], args.split_ratio)
         told = metadata["captions"]
         longest = f"longest {told['longest']}, by {told['counted_by']}"
         print(f"captions over {told['limit']} tokens: {told['over_limit']} ({longest})")

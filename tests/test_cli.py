@@ -1,3 +1,4 @@
+import argparse
 import subprocess
 import sys
 
@@ -29,6 +30,10 @@ def parser():
     parser.add_argument("--kinds", nargs="+", default=["a"])
     parser.add_argument("--output_dir", default="runs/x")
     parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--crop", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--names", nargs="+", action="extend")
+    parser.add_argument("--mode", choices=["a", "b"])
+    parser.add_argument("--shares", type=float, nargs=3)
     return parser
 
 
@@ -58,7 +63,10 @@ def test_recipe_interpolates_keys_and_environment(parser, tmp_path, monkeypatch)
     ("text", "message"),
     [
         ("lerning_rate: 1", "unknown key `lerning_rate`; did you mean `learning_rate`?"),
-        ("learning_rate: fast", "argument --learning_rate: invalid float value: 'fast'"),
+        ("learning_rate: fast", "recipe.yaml: argument --learning_rate: invalid float value: 'fast'"),
+        ("mode: c", "recipe.yaml: argument --mode: invalid choice: 'c'"),
+        ("shares: [70, 15]", "recipe.yaml: argument --shares: expected 3 arguments"),
+        ("shares: [1, 2, 3, 4]", "recipe.yaml: unrecognized arguments: 4"),
         ("flip: 3", "`flip: 3` must be true or false"),
         ("learning_rate: true", "`learning_rate: True` is not a value"),
         ("output_dir: {a: 1}", "`output_dir` holds nested keys"),
@@ -70,8 +78,16 @@ def test_recipe_interpolates_keys_and_environment(parser, tmp_path, monkeypatch)
 def test_wrong_recipe_is_one_line_that_names_the_fault(parser, tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as stop:
         cli.parse_args(parser, [write(tmp_path, text)])
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 2 and message in error
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and message in error and "\n" not in error
+
+
+def test_lists_and_switches_of_a_recipe_can_be_undone(parser, tmp_path):
+    config = write(tmp_path, "names: [one, two words]\ncrop: true\n")
+    args = cli.parse_args(parser, [config])
+    assert args.names == ["one", "two words"] and args.crop
+    args = cli.parse_args(parser, [config, "--no-crop", "--names", "three", "four"])
+    assert args.names == ["three", "four"] and not args.crop
 
 
 def test_missing_recipe_names_the_path(parser, tmp_path, capsys):

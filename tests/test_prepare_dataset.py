@@ -86,7 +86,7 @@ def test_the_torn_row_is_recovered_and_reported(prepared):
     record = next(one for split in SPLITS for one in read_split(prepared, split) if one["id"] == "90000")
     assert record["name"] == "Rook Shoes, red, wide, new"
     assert read_metadata(prepared)["source"]["recovered_rows"] == [122]
-    assert "torn rows recovered: 1 (lines 122)" in (prepared / "report.txt").read_text()
+    assert "torn rows recovered: 1 (line 122)" in (prepared / "report.txt").read_text()
 
 
 def test_a_turned_picture_is_upright_and_other_modes_are_rgb(damaged, prepared):
@@ -198,6 +198,16 @@ def test_a_product_that_was_away_comes_back_to_its_split(clean, tmp_path):
     assert places(tmp_path / "d") == first
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_text('{"10'), lambda path: path.unlink()])
+def test_lost_splits_are_taken_from_the_lists_of_ids(clean, tmp_path, caplog, damage):
+    prepare(clean, tmp_path / "d")
+    first = places(tmp_path / "d")
+    damage(tmp_path / "d/splits.json")
+    prepare(clean, tmp_path / "d", "--overwrite", "--seed", "7")
+    assert places(tmp_path / "d") == first and "ids.txt" in caplog.text
+    assert verify(tmp_path / "d") == 0
+
+
 def test_a_new_copy_joins_its_twins_split_and_one_between_two_splits_is_left_out(clean, tmp_path):
     raw = tmp_path / "raw"
     shutil.copytree(clean, raw)
@@ -226,10 +236,17 @@ def test_drop_duplicates_keeps_one_and_strict_does_not_mind(clean, damaged, tmp_
 
 
 def test_strict_makes_any_exclusion_an_error_and_writes_nothing(damaged, tmp_path, capsys):
-    with pytest.raises(UserError, match="--strict: 7 rows"):
+    with pytest.raises(UserError, match="--strict: 3 rows"):
         prepare(damaged[0], tmp_path / "d", "--strict")
-    assert "10002 (row 4): not an image" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert "images/s" not in capsys.readouterr().err  # the table's faults are told before any picture is read
+    raw = tmp_path / "raw"
+    shutil.copytree(damaged[0], raw)
+    rows = (raw / "styles.csv").read_text().splitlines()
+    (raw / "styles.csv").write_text("\n".join([rows[0], *rows[2:-2]]))  # without the faults of the table
+    with pytest.raises(UserError, match="--strict: 4 rows"):
+        prepare(raw, tmp_path / "d", "--strict")
+    assert "10002 (row 3): not an image" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_analyse_only_writes_a_report_and_figures_and_no_dataset(damaged, tmp_path):
@@ -246,7 +263,9 @@ def test_analyse_only_writes_a_report_and_figures_and_no_dataset(damaged, tmp_pa
 def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
     assert prepare(clean, tmp_path / "d", "--dry_run") == 0
     out = capsys.readouterr().out
-    assert "train 42, val 9, test 9" in out and "first caption: A professional" in out
+    assert "train 42, val 9, test 9" in out and "first caption: A professional" in out and "plan.jsonl" not in out
+    assert prepare(clean, tmp_path / "d", "--dry_run", "--write_prompt_plan", "50", "--balance", "baseColour") == 0
+    assert "prompt_plan.jsonl for 50 pictures, filling up colour" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -346,6 +365,25 @@ def test_captions_over_the_limit_are_counted(clean, tmp_path):
     assert told["over_limit"] == 60 and told["longest"] > 77
 
 
+def test_the_catalogues_own_names_of_columns_do_in_a_template(clean, tmp_path):
+    prepare(clean, tmp_path / "d", "--caption_template", "{baseColour} {articleType}")
+    assert all(one["text"].startswith(one["colour"].lower()) for one in read_split(tmp_path / "d", "train"))
+
+
+def test_an_empty_split_is_warned_of(clean, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    shutil.copytree(clean, raw)
+    (raw / "styles.csv").write_text("\n".join((raw / "styles.csv").read_text().splitlines()[:3]))
+    for more in (["--dry_run"], []):
+        prepare(raw, tmp_path / "d", *more)
+        assert "warning: test gets no picture" in capsys.readouterr().err
+
+
+def test_several_categories_after_one_flag_or_several(damaged):
+    words = ["--catalogue", "a", "--output_dir", "b", "--category", "Heels", "Flip Flops", "--category", "Boots"]
+    assert prepare_dataset.parse_args(words).category == ["Heels", "Flip Flops", "Boots"]
+
+
 def test_caption_columns_leave_the_others_out(clean, tmp_path):
     prepare(clean, tmp_path / "d", "--caption_columns", "colour", "article")
     assert all("collection" not in one["text"] for one in read_split(tmp_path / "d", "train"))
@@ -360,13 +398,21 @@ def test_caption_columns_leave_the_others_out(clean, tmp_path):
         (["--caption_columns", "usage"], "the template has no {usage}"),
         (["--keep_splits", "nowhere"], "nowhere"),
         (["--write_prompt_plan", "5", "--balance", "size"], "--balance size"),
-        (["--tokenizer", "tests"], "--tokenizer tests"),
+        (["--tokenizer", "tests"], "--tokenizer tests: there is no vocab.json"),
+        (["--tokenizer", "nowhere"], "--tokenizer nowhere: no such folder, and not a hub id"),
     ],
 )
 def test_a_mistake_is_named_and_leaves_nothing_behind(clean, tmp_path, flags, expected):
     with pytest.raises(UserError, match=re.escape(expected) if "{" in expected else expected):
         prepare(clean, tmp_path / "d", *flags)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "a file/x"])
+def test_an_output_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path, folder):
+    (tmp_path / "a file").touch()
+    with pytest.raises(UserError, match=f"--output_dir .*{folder}: can't be made"):
+        prepare(tmp_path / "no catalogue", tmp_path / folder, "--dry_run")
 
 
 @pytest.mark.parametrize(

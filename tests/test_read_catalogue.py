@@ -57,6 +57,23 @@ def test_eleven_columns_keep_their_image_and_nine_need_no_name(tmp_path):
     assert ids(found) == ["1", "2"] and found.products[0]["attributes"]["colour"] == "Black"
 
 
+def test_known_columns_are_known_whatever_their_case_and_an_unknown_header_is_quoted_as_it_is(tmp_path):
+    header = HEADER.replace("id,gender", "ID,Gender").replace("baseColour", "color")
+    found = read_styles(write(tmp_path / "c", f"{header}\n{row(1)}", "1"))
+    assert ids(found) == ["1"] and found.columns[:2] == ["id", "gender"] and "colour" in found.columns
+    with pytest.raises(UserError, match="found `number,color,baseColour`"):
+        read_styles(write(tmp_path / "d", "number,color,baseColour\n1,red,red"))
+
+
+def test_the_caption_may_be_a_column_that_has_a_short_name(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "1.png", "productDisplayName": "Rook", "baseColour": "Red"}'
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    found = read_catalogue(str(tmp_path), None, "productDisplayName", None, "train")
+    assert found.products[0]["text"] == "Rook" and found.products[0]["attributes"] == {"colour": "Red"}
+
+
 @pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".png", ".webp", ".JPG"])
 def test_every_ending_is_found(tmp_path, ending):
     assert ids(read_styles(write(tmp_path / "c", "\n".join([HEADER, row(1)]), "1", ending=ending))) == ["1"]

@@ -1,16 +1,20 @@
 """Captions from attributes, in readable English; their length in tokens; and a plan of prompts in given shares."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.catalogue import left_out
 from utils.cli import UserError
+from utils.hub import hub_failure
 from utils.models import DEFAULT_MODEL, DEMO_MODEL
 
 DEFAULT_TEMPLATE = (
     "A professional product photo of {colour} {article}, {season} collection, {gender}, centered on white background"
 )
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 GENDERS = {"men": "men's", "women": "women's", "boys": "boys'", "girls": "girls'", "male": "men's", "female": "women's"}
 COLOURS = {"multi": "multicoloured", "skin": "skin-coloured", "off white": "off-white"}
 ARTICLES = {"tshirts": "T-shirts", "shoes": "shoes"}
@@ -70,7 +74,7 @@ def fill_template(template: str, attributes: dict[str, str | None]) -> str:
     words = {key: word_value(key, value) for key, value in attributes.items()} | {"article": noun}
     clauses = []
     for index, clause in enumerate(template.split(",")):
-        keys = re.findall(r"\{(\w+)\}", clause)
+        keys = PLACEHOLDER.findall(clause)
         if index and keys and not any(words.get(key) for key in keys):
             continue
         clause = re.sub(
@@ -78,14 +82,14 @@ def fill_template(template: str, attributes: dict[str, str | None]) -> str:
             lambda found: _with_article(found[2], words, countable, bool(found[1]) and found[1].isupper()),
             clause,
         )
-        clause = re.sub(r"\{(\w+)\}", lambda found: words.get(found[1]) or "", clause)
+        clause = PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", clause)
         clauses.append(re.sub(r" +([.;:!?])", r"\1", " ".join(clause.split())))
     text = ", ".join(clause for clause in clauses if clause)
     return re.sub(r"\s*,[\s,]*", ", ", text).strip(", ")  # a product's name may bring commas of its own
 
 
 def _with_article(phrase: str, words: dict, countable: bool, capital: bool) -> str:
-    filled = " ".join(re.sub(r"\{(\w+)\}", lambda found: words.get(found[1]) or "", phrase).split())
+    filled = " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", phrase).split())
     determiner = ("an " if filled[0].lower() in "aeiou" and not filled.startswith("uni") else "a ") if countable else ""
     return (determiner.capitalize() if capital else determiner) + filled
 
@@ -96,6 +100,30 @@ def add_trigger(caption: str, trigger: str | None) -> str:
         return caption
     rest = caption[:1].lower() + caption[1:] if caption[1:2] in (" ", "n") or caption[1:2].islower() else caption
     return f"{trigger}, {rest}"
+
+
+def caption_products(
+    products: list[dict], template: str | None, only: list[str] | None, trigger: str | None
+) -> tuple[list[dict], list[dict]]:
+    """The products with their captions, and those about which there is nothing to say.
+
+    A product's own text is its caption, unless a template is given.
+    """
+    pattern = template or DEFAULT_TEMPLATE
+    used = PLACEHOLDER.findall(pattern)
+    good, rejected = [], []
+    for one in products:
+        said = {key: one["attributes"].get(key) for key in only or used}
+        if one["text"] and not template:
+            text = one["text"]
+        elif any(said.values()) or not used:
+            text = fill_template(pattern, said)
+        else:
+            detail = "no text of its own, and nothing for the template to fill in"
+            rejected.append(left_out(one, "no caption", detail))
+            continue
+        good.append(one | {"caption": add_trigger(text, trigger)})
+    return good, rejected
 
 
 def estimate_tokens(text: str) -> int:
@@ -110,34 +138,33 @@ def plan_prompts(records: list[dict], count: int, columns: list[str], level: lis
     Shares follow the records: every column's shares are kept as near as whole numbers allow, not the joint ones alone.
     With `level`, the records together with the planned pictures are to hold as many of each value of those columns.
     """
-    keys = [(record["text"], tuple(record.get(column) for column in columns)) for record in records]
-    held = Counter(keys)
-    options = list(held)
-    share = {option: held[option] / len(keys) for option in options}
+    held = Counter((record["text"], tuple(record.get(column) for column in columns)) for record in records)
+    share = {option: number / len(records) for option, number in held.items()}
     if level:
-        at = [columns.index(column) for column in level]
-        cell = {option: tuple(option[1][i] for i in at) for option in options}
-        size = Counter()
-        for option in options:
-            size[cell[option]] += held[option]
-        lacking = fill_level(size, count)
-        share = {option: lacking[cell[option]] * held[option] / size[cell[option]] / count for option in options}
+        share = _level_shares(held, count, [columns.index(column) for column in level])
     # The marginal and the joint shares, each picture going where most is lacking; so any beginning is in balance too.
-    features = {
-        option: [("", option), *((column, value) for column, value in zip(columns, option[1]))] for option in options
-    }
+    features = {option: [("", option), *zip(columns, option[1])] for option in held if share[option] > 0}
     due = Counter()
-    for option in options:
+    for option in features:
         for feature in features[option]:
             due[feature] += share[option]
-    options = [option for option in options if share[option] > 0]
     taken, weight = Counter(), Counter()
     for step in range(1, count + 1):
-        best = max(options, key=lambda option: sum(step * due[f] - taken[f] for f in features[option]))
+        best = max(features, key=lambda option: sum(step * due[f] - taken[f] for f in features[option]))
         weight[best] += 1
         taken.update(features[best])
-    plan = [(option, weight[option]) for option in options if weight[option]]
-    return [{"text": text, "attributes": dict(zip(columns, values)), "weight": n} for (text, values), n in plan]
+    plan = [(*option, weight[option]) for option in features if weight[option]]
+    return [{"text": text, "attributes": dict(zip(columns, values)), "weight": n} for text, values, n in plan]
+
+
+def _level_shares(held: Counter, count: int, at: list[int]) -> dict[tuple, float]:
+    """The share of `count` that each (text, values) gets, so that the values at these places come to be level."""
+    cell = {option: tuple(option[1][i] for i in at) for option in held}
+    size = Counter()
+    for option, number in held.items():
+        size[cell[option]] += number
+    lacking = fill_level(size, count)
+    return {option: lacking[cell[option]] * held[option] / size[cell[option]] / count for option in held}
 
 
 def fill_level(sizes: dict, count: int) -> dict[object, float]:
@@ -154,6 +181,21 @@ def fill_level(sizes: dict, count: int) -> dict[object, float]:
     return {key: max(0.0, level - size) for key, size in sizes.items()}
 
 
+def write_prompt_plan(path: Path, train: list[dict], count: int, level: list[str]) -> None:
+    """One line per distinct prompt; `weight` is how many pictures of it the plan asks for."""
+    records = [{**one["attributes"], "text": one["caption"]} for one in train]
+    columns = [*level, *(column for column in ("article", "colour", "gender", "season") if column not in level)]
+    plan = plan_prompts(records, count, columns, level)
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in plan), encoding="utf-8")
+
+
+def measure(texts: list[str], count_tokens: Callable[[list[str]], list[int]], limit: int, counter: str) -> dict:
+    """How many captions a tokenizer would cut off, and by whose count."""
+    lengths = count_tokens(texts)
+    over = sum(length > limit for length in lengths)
+    return {"limit": limit, "over_limit": over, "longest": max(lengths), "counted_by": counter}
+
+
 def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], int, str]:
     """What counts the tokens of texts, their limit, and its name; without a name the base model's, if cached."""
     from huggingface_hub import try_to_load_from_cache
@@ -166,8 +208,8 @@ def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(_tokenizer_place(model, cached=name is None))
     except Exception as error:  # of the network, the hub, the file format
-        detail = " ".join(str(error).split())[:200]
-        raise UserError(f"--tokenizer {name}: {detail}; give the folder or hub id of a CLIP tokenizer") from None
+        hint = "give the folder or hub id of a CLIP tokenizer"
+        raise UserError(f"--tokenizer {name}: {hub_failure(error)}; {hint}") from error
     limit = min(77, tokenizer.model_max_length)  # a tokenizer that doesn't know its own says 10^30
     counter = f"the tokenizer of {name or DEFAULT_MODEL}"
     return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]], limit, counter
@@ -180,6 +222,8 @@ def _tokenizer_place(name: str, cached: bool) -> Path:
     files = ["tokenizer/*", "vocab.json", "merges.txt", "tokenizer*.json"]
     if Path(name).is_dir():
         folder = Path(name)
+    elif name.count("/") != 1:
+        raise FileNotFoundError("no such folder, and not a hub id (owner/name)")
     else:
         folder = Path(snapshot_download(name, allow_patterns=files, local_files_only=cached))
     for place in (folder / "tokenizer", folder):

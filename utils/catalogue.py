@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.cli import UserError
+from utils.cli import UserError, counted
 from utils.files import list_files
 from utils.tables import canonical, clean_cell, decode_lines, fit_cells, split_records
 
@@ -44,12 +44,12 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue) -> li
     while columns and not columns[-1]:
         columns.pop()
     if key not in columns:
-        found = ",".join(columns)[:80] or "an empty file"
+        found = ",".join(header[0][1])[:80] if header else "an empty file"
         raise UserError(
             f"--catalogue: {path}: line 1: found `{found}`; expected names of columns with `{key}` among them"
         )
     if odd:
-        catalogue.notes.append(f"{path.name}: {odd} lines were not UTF-8 and were read as Latin-1")
+        catalogue.notes.append(f"{path.name}: {counted(odd, 'line')} not in UTF-8, read as Latin-1")
     free = columns.index(free_text) if free_text in columns else None
     records = split_records(lines, len(columns))[1:]
     catalogue.columns, catalogue.rows = columns, catalogue.rows + len(records)
@@ -108,7 +108,7 @@ def read_styles(folder: Path) -> Catalogue:
             {"id": product_id, "row": line, "image": image, "text": None, "attributes": attributes}
         )
     if unused := len(by_name) - len(used):
-        catalogue.notes.append(f"{unused} pictures in images/ belong to no product")
+        catalogue.notes.append(f"images/ holds {counted(unused, 'picture')} of no product")
     return catalogue
 
 
@@ -137,7 +137,7 @@ def read_imagefolder(tables: list[Path], image_column: str, caption_column: str)
         for line, row in rows:
             name, row_id = row.pop(image_column), f"{prefix}{table.name}:{line}" if prefix else line
             text = row.pop(caption_column, None)
-            attributes = {canonical(key): value for key, value in row.items() if key != "id"}
+            attributes = {key: value for key, value in row.items() if key != "id"}
             if name not in files:
                 catalogue.reject(name, row_id, "no image", f"{table.parent.name}/{name} is not there", attributes)
             elif (table, name) in listed:
@@ -157,7 +157,8 @@ def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, 
         catalogue.rows += 1
         try:
             row = json.loads(text)
-            rows.append((line, {str(name): clean_cell(value) for name, value in row.items()} | {key: str(row[key])}))
+            cells = {canonical(name): clean_cell(value) for name, value in row.items()}
+            rows.append((line, cells | {key: str(row[key])}))
         except (ValueError, KeyError, AttributeError):
             catalogue.reject("", line, "row can't be read", f"expected a JSON object with `{key}`: {text[:60]}")
     if not catalogue.columns and rows:
@@ -183,7 +184,7 @@ def read_folder(folder: Path) -> Catalogue:
         catalogue.notes.append(f"other files left alone: {counts}")
     if not catalogue.products:
         tables = ", ".join(name for name in files if name.endswith(".csv"))
-        hint = f"found {tables}" if tables else f"found {len(files)} other files" if files else "it is empty"
+        hint = f"found {tables or counted(len(files), 'other file')}" if files else "it is empty"
         raise UserError(
             f"--catalogue {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or pictures "
             f"({', '.join(IMAGE_TYPES)})"

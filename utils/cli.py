@@ -28,9 +28,21 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line; argparse would put the usage of some forty flags before it."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 pair`, `2,000 pairs`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def make_parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
     group = parser.add_argument_group("every script")
     group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
     group.add_argument("--dry_run", action="store_true", help="say what would be done, and stop before any work")
@@ -63,34 +75,48 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
     return recipe
 
 
+def _as_words(action: argparse.Action, value) -> list[str]:
+    """One key of a recipe as command-line words; a ValueError says why the flag does not take the value."""
+    key, flag = action.dest, action.option_strings[0]
+    if value is None:
+        if action.default is not None:
+            raise ValueError(f"`{key}` has no value; give one or remove the line")
+        return []
+    if isinstance(value, bool):
+        if action.nargs != 0:
+            raise ValueError(f"`{key}: {value}` is not a value that {flag} takes")
+        negative = [option for option in action.option_strings if option.startswith("--no-")]
+        return [flag] if value else negative[:1]
+    if action.nargs == 0:
+        raise ValueError(f"`{key}: {value}` must be true or false")
+    if isinstance(value, dict):
+        raise ValueError(f"`{key}` holds nested keys; {flag} takes plain values")
+    if not isinstance(value, list):
+        return [f"{flag}={value}"]
+    repeated = isinstance(action, argparse._AppendAction)
+    if action.nargs is None and not repeated:
+        raise ValueError(f"`{key}` is a list; {flag} takes one value")
+    return [f"{flag}={word}" for word in value] if repeated else [flag, *map(str, value)]
+
+
 def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str], path: Path) -> list[str]:
-    """A recipe as command-line words, so that argparse checks types and choices; `given` flags are left out."""
+    """A recipe as command-line words, each checked for type and choice; `given` flags are left out."""
+
+    def refuse(message):
+        raise ValueError(message)
+
     argv = []
     for action in parser._actions:
-        if action.dest not in recipe or given.intersection(action.option_strings):
-            continue
-        value, flag = recipe[action.dest], action.option_strings[0]
-        if value is None:
-            if action.default is not None:
-                raise UserError(f"--config {path}: `{action.dest}` has no value; give one or remove the line")
-            continue
-        if isinstance(value, bool):
-            if action.nargs != 0:
-                raise UserError(f"--config {path}: `{action.dest}: {value}` is not a value that {flag} takes")
-            negative = next((option for option in action.option_strings if option.startswith("--no-")), None)
-            argv += [flag] if value else [negative] if negative else []
-        elif action.nargs == 0:
-            raise UserError(f"--config {path}: `{action.dest}: {value}` must be true or false")
-        elif isinstance(value, dict):
-            raise UserError(f"--config {path}: `{action.dest}` holds nested keys; {flag} takes plain values")
-        elif isinstance(value, list):
-            repeated = isinstance(action, argparse._AppendAction)
-            if action.nargs is None and not repeated:
-                raise UserError(f"--config {path}: `{action.dest}` is a list; {flag} takes one value")
-            words = [str(word) for word in value]
-            argv += [f"{flag}={word}" for word in words] if repeated else [flag, *words]
-        else:
-            argv.append(f"{flag}={value}")
+        if action.dest in recipe and not given.intersection(action.option_strings):
+            alone = argparse.ArgumentParser(add_help=False)  # so that what is wrong is known to be the recipe's
+            alone._add_action(action)
+            alone.error = refuse
+            try:
+                words = _as_words(action, recipe[action.dest])
+                alone.parse_args(words)
+            except ValueError as error:
+                raise UserError(f"--config {path}: {error}") from None
+            argv += words
     return argv
 
 

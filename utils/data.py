@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from utils.splits import SPLITS
 
 FORMAT = "prepared dataset 1"
 TABLES = ("metadata.jsonl", "ids.txt", "captions.json")
+
+logger = logging.getLogger(__name__)
 
 
 def read_metadata(folder: Path) -> dict:
@@ -57,17 +60,26 @@ def content_fingerprint(sums: dict[str, str]) -> str:
 
 
 def read_saved_splits(path: Path) -> dict[str, str]:
-    """{id: split} of a dataset folder or its splits.json: every product that ever had a place."""
+    """{id: split} of every product that ever had a place, from a dataset's folder or its splits.json.
+
+    Where that file is damaged or missing, the ids.txt beside it tell at least of the products that are in the dataset.
+    """
     path = path / "splits.json" if path.is_dir() else path
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(splits, dict) or not all(split in SPLITS for split in splits.values()):
+            raise ValueError("expected {id: train, val or test}")
+        return splits
     except (OSError, ValueError) as error:
+        wrong = getattr(error, "strerror", None) or error
+    try:
+        lists = {split: (path.parent / split / "ids.txt").read_text(encoding="utf-8").split() for split in SPLITS}
+    except (OSError, ValueError):
         raise UserError(
-            f"{path}: {error}; expected the splits.json of a prepared dataset, or add --new_splits"
+            f"{path}: {wrong}; expected the splits.json of a prepared dataset; give another, or add --new_splits"
         ) from None
-    if not isinstance(splits, dict) or not set(splits.values()) <= set(SPLITS):
-        raise UserError(f"{path}: expected {{id: train, val or test}}")
-    return splits
+    logger.warning("%s: %s; the splits are taken from the three ids.txt beside it instead", path, wrong)
+    return {one: split for split, ids in lists.items() for one in ids}
 
 
 def check_picture(job: tuple[Path, dict, int]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
@@ -85,6 +97,25 @@ def check_picture(job: tuple[Path, dict, int]) -> tuple[str, np.ndarray | None, 
         return f"cannot be read: {error}", None, None
 
 
+def verify_split(folder: Path, split: str, files: Iterable[str], count: int) -> tuple[list[str], list[str]]:
+    """(what is broken, ids) of one split, whose tables and pictures are to tell of the same products."""
+    try:
+        ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
+        captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
+        records = read_split(folder, split)
+    except (OSError, ValueError, UserError) as error:
+        return [f"{split}: {error}"], []
+    broken = []
+    if {name for name in files if name.startswith(f"{split}/images/")} != {f"{split}/images/{one}.png" for one in ids}:
+        broken.append(f"{split}: ids.txt and images/ do not agree")
+    if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids:
+        broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
+    broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
+    if len(ids) != count:
+        broken.append(f"{split}: {len(ids)} ids, metadata.json says {count}")
+    return broken, ids
+
+
 def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
     """All promises but those about the pixels: (what is broken, the manifest)."""
     try:
@@ -100,25 +131,11 @@ def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
             broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
     if content_fingerprint(sums) != metadata.get("fingerprint"):
         broken.append("metadata.json: its fingerprint is not that of the manifest's files")
-    ids, owner = {}, {}
+    owner = {}
     for split in SPLITS:
-        try:
-            ids[split] = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
-            captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
-            records = read_split(folder, split)
-        except (OSError, ValueError, UserError) as error:
-            broken.append(f"{split}: {error}")
-            continue
-        images = {name for name in files if name.startswith(f"{split}/images/")}
-        if images != {f"{split}/images/{one}.png" for one in ids[split]}:
-            broken.append(f"{split}: ids.txt and images/ do not agree")
-        if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids[split]:
-            broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
-        broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
-        if len(ids[split]) != metadata["counts"].get(split):
-            broken.append(f"{split}: {len(ids[split])} ids, metadata.json says {metadata['counts'].get(split)}")
-        broken += [f"{one}: in {owner[one]} and in {split}" for one in ids[split] if one in owner]
-        owner |= dict.fromkeys(ids[split], split)
+        wrong, ids = verify_split(folder, split, files, metadata["counts"].get(split))
+        broken += wrong + [f"{one}: in {owner[one]} and in {split}" for one in ids if one in owner]
+        owner |= dict.fromkeys(ids, split)
     return broken, manifest
 
 
@@ -172,6 +189,21 @@ def foreign_files(folder: Path) -> list[str]:
     except (OSError, ValueError, AttributeError):
         return []
     return [name for name in list_files(folder) if name not in own]
+
+
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """That nothing in the folder of a new dataset is somebody else's."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a new folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not any((folder / name).is_file() for name in ("metadata.json", "analysis.json")):
+        raise UserError(f"--output_dir {folder}: exists and was not written by this script; name a new one")
+    if overwrite and (extra := foreign_files(folder)):
+        raise UserError(
+            f"--output_dir {folder}: --overwrite would remove files that this script did not write "
+            f"({', '.join(extra[:3])}{' …' if extra[3:] else ''}); move them away, or name another folder"
+        )
 
 
 def changes_since(folder: Path, request: dict) -> list[str]:

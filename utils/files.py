@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,12 +102,22 @@ def recover_folder(target: Path) -> None:
         shutil.rmtree(old)
 
 
+def check_writable(target: Path) -> None:
+    """That `target` can be made; by making a file, since permissions don't tell of /proc or a read-only disk."""
+    try:
+        place = next(folder for folder in target.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(f"--output_dir {target}: can't be made ({error.strerror}); name another folder") from None
+
+
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A hidden sibling to write into, which becomes `target` when the block ends well and is removed when it doesn't.
 
     Killed at any moment, `target` is what it was or what it was to be; the next run clears what a kill left behind.
     """
+    check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = target.with_name(f".{target.name}.partial")
     new.mkdir(exist_ok=True)

@@ -1,17 +1,29 @@
 """What a prepared dataset says about itself: counts and shares, a report for people, the dataset card."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from utils import figures
+from utils.cli import counted
+from utils.files import write_json
 
 UNREADABLE = ("row can't be read", "no id", "no file_name")  # the reasons that are the table's fault
 
 
 def count_values(products: list[dict], columns: list[str]) -> dict[str, dict[str, int]]:
-    """{column: {value: how many}}, the most frequent first; a missing one is "(none)", an empty column left out."""
+    """{column: {value: how many}}, the most frequent first, years in order; "(none)" is a missing one.
+
+    A column that is empty is left out.
+    """
     counts = {}
     for column in columns:
         found = Counter(one["attributes"].get(column) or "(none)" for one in products)
         if set(found) - {"(none)"}:
-            counts[column] = dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+            in_order = column == "year"
+            counts[column] = dict(sorted(found.items(), key=lambda item: (0 if in_order else -item[1], item[0])))
     return counts
 
 
@@ -61,14 +73,25 @@ def _table(counts: dict[str, int], most: int = 15) -> list[str]:
     return lines + ([f"  … and {len(counts) - most} more"] if len(counts) > most else [])
 
 
+def _count_lines(numbers: list) -> str:
+    return f"{len(numbers)} (line{'s' * (len(numbers) > 1)} {_some(numbers)})" if numbers else "0"
+
+
 def catalogue_lines(facts: dict) -> list[str]:
     """The table alone: what was read, recovered, not recovered."""
-    lines = [f"catalogue: {facts['kind']}, {facts['rows']:,} rows, columns: {', '.join(facts['columns']) or 'none'}"]
+    lines = [
+        f"catalogue: {facts['kind']}, {counted(facts['rows'], 'row')}, columns: {', '.join(facts['columns']) or 'none'}"
+    ]
     if facts["recovered_rows"]:
-        lines.append(f"torn rows recovered: {len(facts['recovered_rows'])} (lines {_some(facts['recovered_rows'])})")
-    lost = facts["unreadable_rows"]
-    lines.append(f"rows not recovered: {len(lost)}" + (f" (lines {_some(lost)})" if lost else ""))
+        lines.append(f"torn rows recovered: {_count_lines(facts['recovered_rows'])}")
+    lines.append(f"rows not recovered: {_count_lines(facts['unreadable_rows'])}")
     return lines + [f"note: {note}" for note in facts["notes"]]
+
+
+def fault_line(entry: dict) -> str:
+    """What was left out, and why."""
+    detail = f" – {entry['detail']}" if entry["detail"] else ""
+    return f"{entry['id'] or '?'} (row {entry['row']}): {entry['reason']}{detail}"
 
 
 def report_text(analysis: dict) -> str:
@@ -77,12 +100,12 @@ def report_text(analysis: dict) -> str:
     lines = [*catalogue_lines(analysis["catalogue"]), ""]
     if analysis["categories"]:
         lines += ["categories", *_table(analysis["categories"]), ""]
-    lines += [f"{chosen}: {analysis['selection']['rows']:,} rows, {analysis['selection']['usable']:,} usable products"]
+    rows, usable = counted(analysis["selection"]["rows"], "row"), analysis["selection"]["usable"]
+    lines += [f"{chosen}: {rows}, {counted(usable, 'usable product')}"]
     problems = analysis["problems"]
     lines += ["", f"left out: {sum(problems.values())}", *(f"  {reason:40} {n:6,}" for reason, n in problems.items())]
     for entry in analysis["rejected"][:40]:
-        where = f"{entry['id'] or '?'} (row {entry['row']})"
-        lines.append(f"    {where}: {entry['reason']}" + (f" – {entry['detail']}" if entry["detail"] else ""))
+        lines.append(f"    {fault_line(entry)}")
     if len(analysis["rejected"]) > 40:
         lines.append(f"    … and {len(analysis['rejected']) - 40} more, in analysis.json")
     for column, counts in analysis["shares"].items():
@@ -92,18 +115,34 @@ def report_text(analysis: dict) -> str:
     if sizes["enlarged"]:
         lines.append(f"  smaller than {sizes['side']} pixels on both sides, so enlarged: {sizes['enlarged']:,}")
     found = analysis["duplicates"]
-    lines += [
-        "",
-        f"look-alikes: {len(found['pairs'])} pairs within {found['bits']} of 256 bits and {found['colour']:g} levels "
-        f"of colour, in {len(found['groups'])} groups"
-        + (f", the largest of {max(map(len, found['groups']))}" if found["groups"] else ""),
-    ]
+    pairs, groups = counted(len(found["pairs"]), "pair"), counted(len(found["groups"]), "group")
+    largest = f", the largest of {max(map(len, found['groups']))}" if found["groups"] else ""
+    within = f"within {found['bits']} of 256 bits and {found['colour']:g} levels of colour"
+    lines += ["", f"look-alikes: {pairs} {within}, in {groups}{largest}"]
     lines += [f"  {a} and {b}: {bits} bits, colour {colour:g}" for a, b, bits, colour in found["pairs"][:20]]
     if len(found["pairs"]) > 20:
         lines.append(f"  … and {len(found['pairs']) - 20} more, in analysis.json")
     if found["pairs"] or found["beyond"]:
         lines.append("  see figures/pairs.png: is each pair one photo? Then judge --duplicate_threshold by it")
     return "\n".join(lines) + "\n"
+
+
+def write_analysis(folder: Path, analysis: dict, products: list[dict], load: Callable[[dict], Image.Image]) -> None:
+    """report.txt, analysis.json and figures/ of the products, whose pictures `load` gives."""
+    (folder / "report.txt").write_text(report_text(analysis), encoding="utf-8")
+    write_json(folder / "analysis.json", analysis)
+    (folder / "figures").mkdir()
+    counts = {column: {name: v["count"] for name, v in of.items()} for column, of in analysis["shares"].items()}
+    figures.bar_panels(folder / "figures/shares.png", counts | {"image size": analysis["sizes"]["counts"]})
+    by_id = {one["id"]: one for one in products}
+
+    def tile(product_id: str) -> Image.Image:
+        return load(by_id[product_id]).resize((160, 160), Image.Resampling.LANCZOS)
+
+    attributes = {key: one["attributes"] for key, one in by_id.items()}
+    figures.sample_grid(folder / "figures/samples.png", attributes, tile)
+    found = analysis["duplicates"]
+    figures.pairs_grid(folder / "figures/pairs.png", found["pairs"], found["beyond"], tile)
 
 
 def _markdown(head: str, counts: dict[str, str]) -> list[str]:
@@ -124,11 +163,11 @@ def dataset_card(metadata: dict, captions: list[str]) -> str:
     reasons = Counter(entry["reason"] for entry in metadata["excluded"])
     lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---"]
     lines += [f"# {' + '.join(options['category'] or ['All categories'])}", ""]
-    lines += [f"{total:,} pictures of {side}×{side} pixels with captions, made by `prepare_dataset.py`"]
-    lines += [f"from {source['kind']} ({source['rows']:,} rows).", ""]
+    lines += [f"{counted(total, 'picture')} of {side}×{side} pixels with captions, made by `prepare_dataset.py`"]
+    lines += [f"from {source['kind']} ({counted(source['rows'], 'row')}).", ""]
     lines += _markdown("| split | pictures |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
     lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]
-    lines += [f"{tokens['over_limit']:,} captions are over {tokens['limit']} tokens; the longest has"]
+    lines += [f"Over {tokens['limit']} tokens: {counted(tokens['over_limit'], 'caption')}; the longest has"]
     lines += [f"{tokens['longest']}, by {tokens['counted_by']}.", ""]
     for column, values in metadata["shares"].items():
         cells = {name: f"{value['count']:,} | {value['share']:.1%}" for name, value in list(values.items())[:20]}

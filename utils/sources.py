@@ -10,12 +10,13 @@ from pathlib import Path
 from utils import catalogue
 from utils.catalogue import Catalogue
 from utils.cli import UserError
+from utils.hub import hub_failure
 from utils.tables import canonical, clean_cell
 
 
 def read_catalogue(name: str, image_column, caption_column, config, split) -> Catalogue:
     """Whatever the layout: styles.csv wins over metadata.*, that over what `datasets` has saved, that over pictures."""
-    folder = Path(name)
+    folder, caption_column = Path(name), canonical(caption_column)
     if folder.is_file():
         raise UserError(f"--catalogue {name}: is a file; give the folder it is in")
     if folder.is_dir():
@@ -68,37 +69,45 @@ def source_fingerprint(found: Catalogue, products: list[dict], rejected: list[di
     return digest.hexdigest()
 
 
-def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
-    """A dataset of the hub, or a folder that `datasets` has saved or can load; pictures are read when needed."""
+def load_dataset(name: str, config: str | None, split: str):
+    """A split of a dataset of the hub, or of a folder that `datasets` has saved or can load."""
     path = Path(name)
     if not path.exists() and (name.count("/") != 1 or name[0] in "./~" or path.parent.is_dir()):
         raise UserError(f"--catalogue {name}: no such folder (a hub dataset is named owner/name)")
     import datasets
 
     try:
-        if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             dataset = datasets.load_from_disk(name)
-            dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
-        else:
-            dataset = datasets.load_dataset(name, config, split=split)
+            return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
+        return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of the network, the hub, the loader: a dozen types
-        detail = " ".join(str(error).split())[:300]
-        what = "cannot be loaded" if Path(name).exists() else "no such folder, and as a hub dataset it can't be read"
-        raise UserError(f"--catalogue {name}: {what} with --dataset_split {split} ({detail})") from None
+        what = f"can't be read with --dataset_split {split}" if path.exists() else "no such folder; as a hub id"
+        raise UserError(f"--catalogue {name}: {what}: {hub_failure(error)}") from error
+
+
+def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
+    """What `datasets` can load; pictures are read when they are needed."""
+    dataset = load_dataset(name, config, split)
+    import datasets  # after the check of the name: the import takes seconds
+
     if image_column not in dataset.column_names:
         raise UserError(f"--image_column {image_column}: {name} has the columns {', '.join(dataset.column_names)}")
     catalogue = Catalogue("datasets", columns=list(dataset.column_names), rows=len(dataset))
     catalogue.dataset = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
     plain = (datasets.Value, datasets.ClassLabel)  # an embedding or a box is no attribute
-    columns = [key for key, kind in dataset.features.items() if isinstance(kind, plain) or key == caption_column]
+    columns = [
+        key for key, kind in dataset.features.items() if isinstance(kind, plain) or canonical(key) == caption_column
+    ]
     table = dataset.select_columns([key for key in columns if key != image_column])
     classes = {key: value for key, value in table.features.items() if isinstance(value, datasets.ClassLabel)}
     seen = {}
     for index, row in enumerate(table if table.column_names else ({} for _ in range(len(dataset)))):
         row = {key: classes[key].int2str(v) if key in classes and v is not None else v for key, v in row.items()}
-        row = {canonical(key): value if key == caption_column else clean_cell(value) for key, value in row.items()}
-        product_id = row.pop("id", None) or f"{index:06d}"
+        row = {canonical(key): value for key, value in row.items()}
         text = row.pop(caption_column, None)
+        row = {key: clean_cell(value) for key, value in row.items()}
+        product_id = row.pop("id", None) or f"{index:06d}"
         text = clean_cell(text[0] if isinstance(text, list) and text else text)
         if product_id in seen:
             catalogue.reject(product_id, index, "id used twice", f"kept row {seen[product_id]}", row)

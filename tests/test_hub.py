@@ -1,0 +1,27 @@
+import pytest
+from huggingface_hub import snapshot_download
+
+from utils.hub import hub_failure
+
+
+def test_what_is_not_in_the_cache_is_told_in_one_line(tmp_path):
+    with pytest.raises(Exception) as caught:
+        snapshot_download("owner/name", local_files_only=True, cache_dir=tmp_path)
+    assert hub_failure(caught.value) == "the hub can't be reached, and there is no copy in the cache"
+
+
+def test_the_cause_behind_a_librarys_own_error_is_told():
+    try:
+        try:
+            raise ConnectionError("HTTPSConnectionPool(host=…): Max retries exceeded with url …")
+        except ConnectionError as error:
+            raise ValueError("We couldn't connect, see https://…") from error
+    except ValueError as error:
+        assert "can't be reached" in hub_failure(error)
+
+
+def test_other_errors_keep_their_text_in_one_line():
+    assert hub_failure(ValueError('Unknown split "tost".\n Should be one of [train]')) == (
+        'Unknown split "tost". Should be one of [train]'
+    )
+    assert hub_failure(KeyError()) == "KeyError"

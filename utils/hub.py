@@ -1,0 +1,16 @@
+"""What a library's error means when something of the hub can't be had: one clear line."""
+
+
+def hub_failure(error: Exception) -> str:
+    """Why a repository could not be read; the error itself may be the last of several that follow from one another."""
+    from datasets.exceptions import DatasetNotFoundError  # here, since these imports take seconds
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    cause = error
+    while cause is not None:
+        if isinstance(cause, (RepositoryNotFoundError, DatasetNotFoundError)):  # a gated one is a kind of the first
+            return "the hub has no such repository, or it is private or gated: then log in with `hf auth login`"
+        if isinstance(cause, (ConnectionError, TimeoutError, LocalEntryNotFoundError)):
+            return "the hub can't be reached, and there is no copy in the cache"
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())[:300] or type(error).__name__
