@@ -23,7 +23,8 @@ def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | Non
     """README.md of a run, from what is known; what is not is left out.
 
     facts: base_model, command and prompt (an example); if known also name, license, trigger, repo_id, data (name),
-    fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see summary_rows), versions {package: version}.
+    fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see
+    summary_rows), versions {package: version}.
     samples: the first and the last validation grid, in the folder.
     """
     name = facts.get("name") or folder.name
