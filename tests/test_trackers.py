@@ -15,7 +15,6 @@ from utils.cli import UserError
 from utils.masking import mask_secrets, mask_text
 from utils.trackers import NAMES, end_trackers, log_images, log_scalars, start_trackers, tracker_names
 
-pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {"rank": 8, "wandb_api_key": "abc123", "output_dir": Path("runs/x"), "prompt": "ein Schuh, größer"}
 
@@ -91,8 +90,11 @@ def test_a_resumed_tensorboard_has_each_step_once(tmp_path):
 
 
 def test_wandb_without_login_keeps_all_offline_and_continues_its_run(tmp_path):
+    import wandb
+
     assert set(track(tmp_path, ["wandb"], [1, 2, 4])) == {"wandb"}
-    track(tmp_path, ["wandb"], [3, 4, 5], start=2)
+    assert track(tmp_path, ["wandb"], [3, 4, 5], start=2)
+    wandb.teardown()  # its service, another process, may still be writing
     history = wandb_history(tmp_path)
     assert {step: row["loss"] for step, row in history.items() if "loss" in row} == {
         1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.25, 5: 0.2}  # fmt: skip
@@ -167,15 +169,15 @@ from pathlib import Path
 from utils.trackers import start_trackers, log_scalars, end_trackers
 trackers = start_trackers(["tensorboard", "mlflow"], Path(sys.argv[1]), "shoes", {})
 started = list(trackers)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-for step in range(300):
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for step in range(60):
     log_scalars(trackers, {f"loss{n}": 0.5 for n in range(5)} , step)
 left = list(trackers)
 end_trackers(trackers)
 print(started, left, step)
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split("\n")[-2] == "['tensorboard', 'mlflow'] [] 299", done.stdout + done.stderr
+    assert done.stdout.split("\n")[-2] == "['tensorboard', 'mlflow'] [] 59", done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert sorted(line.split(":")[0] for line in lines) == ["--report_to mlflow", "--report_to tensorboard"], lines
     assert all("File too large" in line for line in lines)
