@@ -1,7 +1,4 @@
-"""Scalars, pictures and settings to tensorboard, wandb and mlflow.
-
-A tracker is a convenience: one that fails says so once and is dropped, and training goes on.
-"""
+"""Scalars, pictures and settings to tensorboard, wandb and mlflow; one that fails says so once and is dropped."""
 
 import json
 import logging
@@ -31,9 +28,7 @@ MLFLOW_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX
 MLFLOW_SETTINGS |= {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-class Tracker(NamedTuple):
-    """What every backend can do."""
-
+class Tracker(NamedTuple):  # what every backend can do
     scalars: Callable[[dict[str, float], int], None]
     images: Callable[[str, dict[str, Image.Image], int], None]
     end: Callable[[], None]
@@ -71,8 +66,8 @@ def log_scalars(trackers: dict[str, Tracker], values: dict[str, float | None], s
 
 def log_images(trackers: dict[str, Tracker], tag: str, images: Image.Image | dict[str, Image.Image], step: int) -> None:
     """One picture (a grid, say) or several by caption."""
-    pictures = images if isinstance(images, dict) else {"": images}
-    _with_each(trackers, lambda tracker: tracker.images(tag, pictures, step))
+    named = images if isinstance(images, dict) else {"": images}
+    _with_each(trackers, lambda tracker: tracker.images(tag, named, step))
 
 
 def end_trackers(trackers: dict[str, Tracker]) -> None:
@@ -124,8 +119,8 @@ def _start_tensorboard(logs: Path, run_name: str, config: dict, step: int) -> Tr
 
     def images(tag, pictures, step):
         for caption, picture in pictures.items():
-            name = f"{tag}/{caption}" if caption else tag
-            writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+            pixels = np.asarray(picture.convert("RGB"))
+            writer.add_image(f"{tag}/{caption}" if caption else tag, pixels, step, dataformats="HWC")
         writer.flush()
 
     return Tracker(scalars, images, writer.close)
@@ -134,8 +129,8 @@ def _start_tensorboard(logs: Path, run_name: str, config: dict, step: int) -> Tr
 def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
     from requests.utils import get_netrc_auth
 
-    keys = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
-    login = keys or get_netrc_auth(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    login = os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)
     mode = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
     if not login and mode not in ("offline", "dryrun", "disabled"):  # wandb would ask on the terminal
         raise RuntimeError(f"WANDB_MODE={mode}, but there is no login; set WANDB_API_KEY or WANDB_MODE=offline")
@@ -168,29 +163,23 @@ def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
 
 
 def _start_mlflow(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
-    for name, value in MLFLOW_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(MLFLOW_SETTINGS | dict(os.environ))  # what the user has set wins
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
-    from mlflow.exceptions import MlflowException
 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of the retries; the failure is reported
     uri = os.environ.get("MLFLOW_TRACKING_URI") or (logs / "mlflow").resolve().as_uri()
     client = MlflowClient(tracking_uri=uri)
-    run = _read_ids(logs).get("mlflow")
-    try:
-        if run:
-            client.update_run(run, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        run = None  # it was in another store than the present one
-    if not run:
+    store = f"mlflow {mask_text(uri)}"  # in another store it is another run
+    run = _read_ids(logs).get(store)
+    if run:
+        client.update_run(run, status="RUNNING")
+    else:
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         experiment = client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else client.create_experiment(title)
         run = client.create_run(number, run_name=run_name).info.run_id
-        _write_id(logs, "mlflow", run)
+        _write_id(logs, store, run)
         params = [Param(_plain(name), str(value)[:6000]) for name, value in config.items()]
         for start in range(0, len(params), 100):  # a server takes no more at once
             client.log_batch(run, params=params[start : start + 100])
