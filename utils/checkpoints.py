@@ -42,7 +42,7 @@ def unpack_optimizer(tensors: dict[str, torch.Tensor], rest: dict) -> dict:
         else:
             index, name = key.split(".", 1)
             state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups}
+    return {"state": dict(sorted(state.items())), "param_groups": groups}  # in order: equal states are equal bytes
 
 
 def save_checkpoint(
