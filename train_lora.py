@@ -345,7 +345,7 @@ def main(args) -> int | None:
         [args.seed + i for i in range(len(chosen))], args.validation_inference_steps, args.validation_guidance_scale,
         args.resolution, accelerator.autocast, lambda: bool(received)
     )  # fmt: skip
-    bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, disable=not is_main)
+    bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, **cli.progress(is_main))
     while True:
         step = progress["step"]
         done = step >= last or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)

@@ -156,6 +156,11 @@ def show_settings(args: argparse.Namespace) -> None:
     print(yaml.safe_dump(settings_of(args), sort_keys=False, allow_unicode=True, width=1000), flush=True)
 
 
+def progress(shown: bool = True) -> dict:
+    """How a tqdm bar is drawn: often on a terminal, and every ten seconds into a file, where each is a line's worth."""
+    return {"disable": not shown, "mininterval": 0.2 if sys.stderr.isatty() else 10}
+
+
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Call main and exit with its code; a user's mistake or a failing disk is one line, with --debug a traceback."""
     name = os.path.basename(sys.argv[0])
