@@ -32,6 +32,7 @@ from utils import (
     devices,
     diffusion,
     encoding,
+    estimate,
     flags,
     guards,
     lora,
@@ -48,7 +49,16 @@ from utils import (
 )
 from utils.cli import UserError
 from utils.files import write_json
-from utils.training import Training, averaged_weights, new_progress, restore_training, save_training, write_lora
+from utils.training import (
+    Training,
+    averaged_weights,
+    new_progress,
+    restore_training,
+    roll_back,
+    save_best,
+    save_training,
+    write_lora,
+)
 
 logger = logging.getLogger("train_lora")
 ON_THE_CARD = (
@@ -87,13 +97,18 @@ class Data(NamedTuple):
     features: Callable | None  # None where the text encoder is trained
 
 
+def read_records(args) -> tuple[list[dict], list[dict]]:
+    """The pictures to train on and those held out, not yet opened."""
+    return pictures.read_training_records(
+        args.dataset_name or args.train_data_dir, args.image_column, args.caption_column, args.dataset_config_name,
+        args.held_out, args.max_train_samples, args.seed
+    )  # fmt: skip
+
+
 def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = pictures.load_training_data(
-        args.dataset_name or args.train_data_dir, shapes, args.image_column, args.caption_column,
-        args.dataset_config_name, args.held_out, args.max_train_samples, args.seed
-    )  # fmt: skip
+    train, held_out = (pictures.load_pictures(part, shapes) for part in read_records(args))
     prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
     texts, features = [one.text for one in train + held_out] + prompts, None
     if not args.train_text_encoder:
@@ -131,6 +146,8 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
         )
     for module in (unet, *encoders):
         module.to(device).train()
+    if device.type == "cuda":  # what its convolutions like best; on a CPU it is slower
+        unet.to(memory_format=torch.channels_last)
     for group in groups:
         group["lr"] *= effective if args.scale_lr else 1
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -142,9 +159,39 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
     return Training(unet, encoders, parameters, optimizer, scaler, average, new_progress()), features
 
 
-def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> int:
-    """What would be done, from the configs alone."""
-    raise NotImplementedError
+def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> None:
+    """What would be trained and what it would take, from the configs alone: no weights are read."""
+    texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
+    counts = estimate.count_parameters(model, family, args.rank, args.lora_layers, texts, args.use_dora)
+    trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
+    half = precision.dtype if precision.mixed_precision != "no" else None
+    phases = estimate.predict_memory(
+        model, family, rank=args.rank, micro_batch=plan.micro, height=args.resolution, width=args.resolution,
+        targets=args.lora_layers, train_text_encoder=args.train_text_encoder, dtype=precision.dtype, autocast=half,
+        gradient_checkpointing=args.gradient_checkpointing, optimizer=args.optimizer, ema=args.use_ema,
+        use_dora=args.use_dora
+    )  # fmt: skip
+    print(f"family       {models.FAMILIES[family]}")
+    print(f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})")
+    print(f"precision    {precision.reason}")
+    print(f"batch        {plan}")
+    peak, size = estimate.peak_phase(phases)
+    print(
+        f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; without what Python and the device itself take"
+    )
+    for phase, parts in phases.items():
+        shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
+        print(f"             {phase}: {shown}")
+    train, held_out = read_records(args)
+    epoch = len(train) / plan.effective
+    steps = math.ceil(args.num_train_epochs * epoch) if args.num_train_epochs else args.max_train_steps
+    print(f"data         {len(train):,} pictures, {len(held_out):,} held out; an epoch is {epoch:,.1f} steps")
+    print(f"length       {steps:,} steps = {steps / epoch:,.1f} epochs, {steps * plan.effective:,} samples")
+    views = len(train) * (1 if args.center_crop else args.cache_crops) * (1 + args.random_flip) + len(held_out)
+    latents = views * estimate.latent_bytes(model, args.resolution) * args.cache_latents
+    captions = len({one["text"] for one in train + held_out}) * estimate.caption_bytes(model, family, precision.dtype)
+    captions *= not args.train_text_encoder
+    print(f"cache        {latents / 2**20:,.0f} MiB of latents, {captions / 2**20:,.0f} MiB of captions, on disk")
 
 
 def lora_facts(args, identity: dict) -> dict[str, str]:
@@ -158,94 +205,6 @@ def lora_facts(args, identity: dict) -> dict[str, str]:
     }
     trigger = pictures.trigger_word(args.train_data_dir)
     return facts | ({"trigger_word": trigger} if trigger else {})
-
-
-def validation_path(args, step: int) -> Path:
-    return args.output_dir / "validation" / f"step-{step:06d}.png"
-
-
-@torch.no_grad()
-def validate(args, training, model, family, scheduler, held_out, features, prompts, autocast, stop) -> dict | None:
-    """The held-out loss and the checked pictures of this step, as a record to log; None where `stop` broke it off."""
-    record, modules = {"step": training.progress["step"]}, [training.unet, *training.text_encoders]
-    for module in modules:
-        module.eval()
-    with averaged_weights(training):
-        if held_out:
-            record["val_loss"] = validation.held_out_loss(training.unet, scheduler, held_out, features, autocast)
-        if args.num_validation_images:
-            chosen = [prompts[i % len(prompts)] for i in range(args.num_validation_images)]
-            drawn = validation.validation_pictures(
-                model, family, training.unet, scheduler, features(chosen), features([""]),
-                [args.seed + i for i in range(len(chosen))], args.validation_inference_steps,
-                args.validation_guidance_scale, args.resolution, autocast, stop
-            )  # fmt: skip
-            if drawn is None:
-                return None
-            path = validation_path(args, record["step"])
-            record["validation/invalid_images"] = validation.save_grid(path, drawn, chosen)
-    for module in modules:
-        module.train()
-    return record
-
-
-def diagnose(parts: list[dict], training: Training, scheduler, features, device: torch.device, autocast) -> dict:
-    """The samples of a step that went wrong, and the largest activation seen: the step is computed once more."""
-    losses = []
-    with torch.no_grad(), guards.watched_activations(training.unet) as largest:
-        for part in (batches.to_device(one, device) for one in parts):
-            with autocast():
-                prediction, target = diffusion.predict(training.unet, scheduler, part, *features(part["texts"]))
-            losses += diffusion.sample_losses(prediction, target).tolist()
-    samples = [name for part in parts for name in part["samples"]]
-    bad = [name for name, loss in zip(samples, losses) if not math.isfinite(loss)]
-    layer = max(largest, key=largest.get)
-    return {"samples": bad or samples, "bad": bool(bad), "activation": largest[layer], "layer": layer}
-
-
-def answer_nonfinite(args, training: Training, values: list[float], causes: list[dict], saved: Path | None, identity):
-    """Skip the step, roll back, or stop, and say why; the step has changed nothing yet."""
-    progress = training.progress
-    cause = max(causes, key=lambda one: (one["bad"], one["activation"]))
-    action = guards.nonfinite_action(args.on_nonfinite, progress["skipped_in_a_row"] + 1, progress["rolled_back"])
-    action = "stop" if action == "rollback" and not saved else action
-    story = (
-        f"step {progress['step']}: {'the loss' if cause['bad'] else 'the gradient'} is not finite "
-        f"(gradient norm {values[0]:g}); samples {', '.join(cause['samples'])}; "
-        f"largest activation {cause['activation']:g} in {cause['layer']}"
-    )
-    if action == "stop":
-        raise UserError(
-            f"{story}; skipped so far: {progress['skipped'] or 'none'}. Look at these pictures, lower --learning_rate, "
-            "or use --mixed_precision no; the last checkpoint is unharmed"
-        )
-    if action == "rollback":
-        kept = dict(progress)
-        restore_training(saved, training, identity)
-        progress.update(kept, rolled_back=True, skipped_in_a_row=-1)
-    logger.warning("%s: %s", story, f"rolled back to {saved.name}" if action == "rollback" else "the step is skipped")
-    progress["skipped_in_a_row"] += 1
-    progress["skipped"].append(progress["step"])
-
-
-def note_validation(progress: dict, record: dict) -> bool:
-    """Whether this is the best held-out loss so far."""
-    progress["validated"] = progress["step"]
-    best, loss = progress["best_loss"], record.get("val_loss")
-    if loss is None or (best is not None and loss >= best):
-        progress["worse_in_a_row"] += loss is not None
-        return False
-    progress |= {"best_loss": loss, "best_step": progress["step"], "worse_in_a_row": 0}
-    return True
-
-
-def save_best(folder: Path, training: Training, facts: dict[str, str]) -> None:
-    def write(partial: Path) -> None:
-        with averaged_weights(training):
-            write_lora(partial, training, facts)
-
-    state = {"step": training.progress["best_step"], "val_loss": training.progress["best_loss"]}
-    checkpoints.save_checkpoint(folder, write, {}, state)
 
 
 def finish(args, training: Training, data: Data, facts: dict[str, str], family: str) -> None:
@@ -290,7 +249,7 @@ def push(args) -> None:
     print(f"uploaded to {address}")
 
 
-def main(args) -> int:
+def main(args) -> int | None:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main = accelerator.device, accelerator.is_main_process
     plan = batches.plan_batch(
@@ -309,7 +268,7 @@ def main(args) -> int:
     family = models.model_family(model)
     names = trackers.tracker_names(args.report_to)
     if args.dry_run:
-        return dry_run(args, model, family, precision, plan)
+        return dry_run(args, model, family, precision, plan) if is_main else None
     if is_main:
         runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite)
     accelerator.wait_for_everyone()
@@ -380,25 +339,27 @@ def main(args) -> int:
     steps = load_steps(progress["step"])
     steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
     received, micro, window = runs.catch_signals(), plan.micro, []
+    chosen = [data.prompts[i % len(data.prompts)] for i in range(args.num_validation_images)]
+    check = functools.partial(
+        validation.validate, training, model, family, scheduler, held_out, features, chosen,
+        [args.seed + i for i in range(len(chosen))], args.validation_inference_steps, args.validation_guidance_scale,
+        args.resolution, accelerator.autocast, lambda: bool(received)
+    )  # fmt: skip
     bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, disable=not is_main)
     while True:
         step = progress["step"]
         done = step >= last or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
         if every and progress["validated"] < step and (step % every == 0 or done):
             with runs.timed(seconds, "validation"):
-                found = [
-                    validate(
-                        args, training, model, family, scheduler, held_out, features, data.prompts,
-                        accelerator.autocast, lambda: bool(received)
-                    ) if is_main else None
-                ]  # fmt: skip
+                grid = args.output_dir / "validation" / f"step-{step:06d}.png"
+                found = [check(grid) if is_main else None]
                 broadcast_object_list(found)
             if found[0]:
-                if note_validation(progress, found[0]) and is_main:
+                if validation.note_loss(progress, found[0].get("val_loss")) and is_main:
                     save_best(args.output_dir / "best", training, facts)
-                log(found[0])
+                log({"step": step, **found[0]})
                 if is_main and args.num_validation_images:
-                    trackers.log_images(followers, "validation", Image.open(validation_path(args, step)), step)
+                    trackers.log_images(followers, "validation", Image.open(grid), step)
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
@@ -462,8 +423,16 @@ def main(args) -> int:
                 progress["skipped_in_a_row"] = 0
                 window += zip(losses, times)
             else:
-                causes = gather_object([diagnose(parts, training, scheduler, features, device, accelerator.autocast)])
-                answer_nonfinite(args, training, norm, causes, saved, identity)
+                cause = guards.diagnose(unet, scheduler, parts, features, device, accelerator.autocast)
+                story = guards.tell_nonfinite(step, norm, gather_object([cause]))
+                action = guards.nonfinite_action(args.on_nonfinite, progress, has_checkpoint=bool(saved))
+                if action == "stop":
+                    raise UserError(f"{story}; skipped before: {progress['skipped'] or 'none'}. {guards.ADVICE}")
+                logger.warning("%s: %s", story, action)
+                if action == "rollback":
+                    roll_back(saved, training, identity)
+                progress["skipped"].append(step)
+                progress["skipped_in_a_row"] += 1
             optimizer.zero_grad()
         progress["step"] = step + 1
         bar.update()

@@ -75,15 +75,12 @@ def load_batch(
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    """Asynchronously where the device allows it; latents in the layout that convolutions like best."""
-    moved = dict(batch)
-    for name, value in batch.items():
-        if torch.is_tensor(value):
-            value = value.pin_memory() if device.type == "cuda" else value
-            moved[name] = value.to(device, non_blocking=True)
-    for name in ("latents", "noise"):
-        moved[name] = moved[name].contiguous(memory_format=torch.channels_last)
-    return moved
+    """Asynchronously where the device allows it."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+    return {name: move(value) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
 def split_batch(batch: dict, size: int) -> list[dict]:

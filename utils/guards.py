@@ -1,13 +1,18 @@
 """What a training run does when numbers or memory give out: find the cause, and choose what to do."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
+from utils import diffusion
+from utils.batches import to_device
+
 SKIPS_IN_A_ROW = 3
+ADVICE = "Look at these pictures, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -16,11 +21,11 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def nonfinite_action(policy: str, in_a_row: int, rolled_back: bool) -> str:
-    """`skip`, `rollback` or `stop`, for the n-th step in a row whose loss or gradient is not finite."""
-    if policy == "stop" or (policy == "skip" and in_a_row <= SKIPS_IN_A_ROW):
+def nonfinite_action(policy: str, progress: dict, has_checkpoint: bool) -> str:
+    """`skip`, `rollback` or `stop`, for a step whose loss or gradient is not finite."""
+    if policy == "stop" or (policy == "skip" and progress["skipped_in_a_row"] < SKIPS_IN_A_ROW):
         return policy
-    return "stop" if rolled_back else "rollback"
+    return "rollback" if has_checkpoint and not progress["rolled_back"] else "stop"
 
 
 @contextlib.contextmanager
@@ -42,6 +47,30 @@ def watched_activations(module: torch.nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def diagnose(unet, scheduler, parts: list[dict], features: Callable, device: torch.device, autocast: Callable) -> dict:
+    """The samples of a step that went wrong, and the largest activation seen: the step is computed once more."""
+    losses = []
+    with watched_activations(unet) as largest:
+        for part in (to_device(one, device) for one in parts):
+            with autocast():
+                prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
+            losses += diffusion.sample_losses(prediction, target).tolist()
+    samples = [name for part in parts for name in part["samples"]]
+    bad = [name for name, loss in zip(samples, losses) if not math.isfinite(loss)]
+    layer = max(largest, key=largest.get)
+    return {"samples": bad or samples, "in_loss": bool(bad), "activation": largest[layer], "layer": layer}
+
+
+def tell_nonfinite(step: int, norm: float, causes: list[dict]) -> str:
+    """One line from the diagnoses of all processes."""
+    worst = max(causes, key=lambda one: (one["in_loss"], one["activation"]))
+    return (
+        f"step {step}: {'the loss' if worst['in_loss'] else 'the gradient'} is not finite (gradient norm {norm:g}); "
+        f"samples {', '.join(worst['samples'])}; largest activation {worst['activation']:g} in {worst['layer']}"
+    )
 
 
 def reduce_gradients(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:

@@ -80,7 +80,7 @@ def plot_losses(records: list[dict], path: Path) -> None:
         steps, values = series(records, f"loss_q{number}")
         quarters.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=name)
     quarters.set_title("Loss by quarter of the timesteps, smoothed", loc="left", fontsize=11)
-    if any(series(records, f"loss_q{number}")[0] for number in range(1, 5)):
+    if any(value > 0 for number in range(1, 5) for value in series(records, f"loss_q{number}")[1]):
         quarters.set_yscale("log")  # the quarters lie far apart
         quarters.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         quarters.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -23,8 +23,8 @@ def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | Non
     """README.md of a run, from what is known; what is not is left out.
 
     facts: base_model, command and prompt (an example); if known also name, license, trigger, repo_id, data (name),
-    fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see summary_rows),
-    versions {package: version}.
+    fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see
+    summary_rows), versions {package: version}.
     samples: the first and the last validation grid, in the folder.
     """
     name = facts.get("name") or folder.name
@@ -35,8 +35,9 @@ def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | Non
     for title, sample in shown:
         if sample:
             lines += [f"{title} (`{sample.stem}`):", "", f"![{title}]({_link(sample, folder)})", ""]
-    lines += ["## Use", "", "```python", *_snippet(facts), "```", ""]
-    lines += ["## Data", "", *_data(facts), ""]
+    lines += ["## Use", "", "```python", *_snippet(folder, facts), "```", ""]
+    data = _data(facts)
+    lines += ["## Data", "", *data, ""] if data else []
     lines += ["## Training", "", "```bash", mask_text(facts["command"]), "```", ""]
     settings = {key: facts[key] for key in ("rank", "alpha") if facts.get(key) is not None} | facts.get("settings", {})
     lines += _table(("setting", "value"), settings)
@@ -73,14 +74,13 @@ def _what_it_is(facts: dict) -> str:
     return f"A LoRA{rank} for {link}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
 
 
-def _snippet(facts: dict) -> list[str]:
-    where = facts.get("repo_id") or "."
-    load = f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")'
+def _snippet(folder: Path, facts: dict) -> list[str]:
+    where = facts.get("repo_id") or folder
     return [
         "from diffusers import DiffusionPipeline",
         "",
         f"pipeline = DiffusionPipeline.from_pretrained({_quoted(facts['base_model'])})",
-        load + ("" if facts.get("repo_id") else "  # this folder"),
+        f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")',
         f'pipeline({_quoted(facts["prompt"])}).images[0].save("image.png")',
     ]
 
@@ -135,5 +135,7 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
         api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload LoRA")
     except Exception as error:  # of many kinds, by the hub's own library and those beneath it
         reason = mask_text(" ".join(str(error).split())) or type(error).__name__
-        raise UserError(f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}, run it again") from error
+        raise UserError(
+            f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}; mend that and push again"
+        ) from error
     return f"{api.endpoint}/{repo_id}"

@@ -118,17 +118,16 @@ def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[in
     return bucket_shapes(resolution, step) if buckets else [(resolution, resolution)]
 
 
-def load_training_data(
+def read_training_records(
     folder: str,
-    shapes: list[tuple[int, int]],
     image_column: str | None,
     caption_column: str,
     config: str | None = None,
     share_held_out: float = 0.0,
     max_samples: int | None = None,
     seed: int = 0,
-) -> tuple[list[Picture], list[Picture]]:
-    """The pictures to train on and those held out, ready to be encoded."""
+) -> tuple[list[dict], list[dict]]:
+    """What to train on and what is held out, of any layout."""
     train, held_out = read_records(folder, image_column, caption_column, config)
     if share_held_out and not held_out:
         train, held_out = hold_out(train, share_held_out)
@@ -137,7 +136,7 @@ def load_training_data(
         train = [train[i] for i in sorted(chosen.tolist())]
     if not train:
         raise UserError(f"--train_data_dir {folder}: there is no picture to train on")
-    return load_pictures(train, shapes), load_pictures(held_out, shapes)
+    return train, held_out
 
 
 def trigger_word(folder: str) -> str | None:

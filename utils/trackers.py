@@ -1,19 +1,15 @@
-"""Scalars, pictures and settings to tensorboard, wandb and mlflow.
-
-A tracker is a convenience: one that fails says so once and is dropped, and training goes on.
-"""
+"""Scalars, pictures and settings to tensorboard, wandb and mlflow; one that fails says so once and is dropped."""
 
 import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
@@ -21,16 +17,18 @@ from PIL import Image
 
 from utils.cli import UserError
 from utils.files import write_json
-from utils.masking import mask_secrets
+from utils.masking import mask_secrets, mask_text
 
 logger = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")
 PROJECT = "finetune"  # where the trackers keep runs apart; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME win
+# No server in two short tries is no server: mlflow itself would try for many minutes. A plain folder is enough here:
+# the database that it prefers needs packages that mlflow-skinny leaves out.
+MLFLOW_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+MLFLOW_SETTINGS |= {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-class Tracker(NamedTuple):
-    """What every backend can do."""
-
+class Tracker(NamedTuple):  # what every backend can do
     scalars: Callable[[dict[str, float], int], None]
     images: Callable[[str, dict[str, Image.Image], int], None]
     end: Callable[[], None]
@@ -68,8 +66,8 @@ def log_scalars(trackers: dict[str, Tracker], values: dict[str, float | None], s
 
 def log_images(trackers: dict[str, Tracker], tag: str, images: Image.Image | dict[str, Image.Image], step: int) -> None:
     """One picture (a grid, say) or several by caption."""
-    pictures = images if isinstance(images, dict) else {"": images}
-    _with_each(trackers, lambda tracker: tracker.images(tag, pictures, step))
+    named = images if isinstance(images, dict) else {"": images}
+    _with_each(trackers, lambda tracker: tracker.images(tag, named, step))
 
 
 def end_trackers(trackers: dict[str, Tracker]) -> None:
@@ -88,8 +86,8 @@ def _with_each(trackers: dict[str, Tracker], act: Callable[[Tracker], None]) -> 
 
 
 def _warn(name: str, error: Exception) -> None:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    logger.warning("--report_to %s: %s; training goes on without it", name, reason[:400])
+    reason = mask_text(" ".join(str(error).split())[:300]) or type(error).__name__
+    logger.warning("--report_to %s: %s; training goes on without it", name, reason)
 
 
 def _read_ids(logs: Path) -> dict[str, str]:
@@ -105,6 +103,9 @@ def _write_id(logs: Path, name: str, value: str) -> None:
 def _start_tensorboard(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
+    # Its thread keeps an error for the next call to raise, and prints a traceback besides.
+    shown = threading.excepthook
+    threading.excepthook = lambda hook: shown(hook) if "AsyncWriter" not in type(hook.thread).__name__ else None
     # The steps after `step` are made again: tensorboard then hides their first version.
     writer = SummaryWriter(logs / "tensorboard", purge_step=step + 1 if step else None)
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
@@ -118,29 +119,20 @@ def _start_tensorboard(logs: Path, run_name: str, config: dict, step: int) -> Tr
 
     def images(tag, pictures, step):
         for caption, picture in pictures.items():
-            name = f"{tag}/{caption}" if caption else tag
-            writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+            pixels = np.asarray(picture.convert("RGB"))
+            writer.add_image(f"{tag}/{caption}" if caption else tag, pixels, step, dataformats="HWC")
         writer.flush()
 
     return Tracker(scalars, images, writer.close)
 
 
-def _has_wandb_login() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    files = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
-    path = next((path for path in files if path and os.path.exists(path)), None)
-    try:
-        return path is not None and netrc(path).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
-
-
 def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
-    login = _has_wandb_login()
+    from requests.utils import get_netrc_auth
+
+    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    login = os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)
     mode = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
-    if mode not in ("offline", "dryrun", "disabled") and not login:
+    if not login and mode not in ("offline", "dryrun", "disabled"):  # wandb would ask on the terminal
         raise RuntimeError(f"WANDB_MODE={mode}, but there is no login; set WANDB_API_KEY or WANDB_MODE=offline")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
@@ -171,25 +163,24 @@ def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
 
 
 def _start_mlflow(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
-    # No server in two short tries is no server; mlflow itself would try for many minutes.
-    quick = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-    # A plain folder is enough here: the database it prefers needs packages that mlflow-skinny leaves out.
-    for name, value in {**quick, "MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(MLFLOW_SETTINGS | dict(os.environ))  # what the user has set wins
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of the retries; the failure is reported
     uri = os.environ.get("MLFLOW_TRACKING_URI") or (logs / "mlflow").resolve().as_uri()
     client = MlflowClient(tracking_uri=uri)
-    run = _mlflow_run(client, _read_ids(logs).get("mlflow"))
-    if run is None:
+    store = f"mlflow {mask_text(uri)}"  # in another store it is another run
+    run = _read_ids(logs).get(store)
+    if run:
+        client.update_run(run, status="RUNNING")
+    else:
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         experiment = client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else client.create_experiment(title)
         run = client.create_run(number, run_name=run_name).info.run_id
-        _write_id(logs, "mlflow", run)
-        params = [Param(name, str(value)[:6000]) for name, value in _flat(config)]
+        _write_id(logs, store, run)
+        params = [Param(_plain(name), str(value)[:6000]) for name, value in config.items()]
         for start in range(0, len(params), 100):  # a server takes no more at once
             client.log_batch(run, params=params[start : start + 100])
 
@@ -204,28 +195,5 @@ def _start_mlflow(logs: Path, run_name: str, config: dict, step: int) -> Tracker
     return Tracker(scalars, images, lambda: client.set_terminated(run))
 
 
-def _mlflow_run(client, known: str | None) -> str | None:
-    """The run that this folder began, open again; None where it began none or its store is another one now."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        if known:
-            client.update_run(known, status="RUNNING")
-        return known
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-
-
-def _flat(settings: dict, above: str = "") -> list[tuple[str, object]]:
-    pairs = []
-    for name, value in settings.items():
-        key = f"{above}{name}"
-        pairs += _flat(value, f"{key}.") if isinstance(value, dict) else [(_plain(key), value)]
-    return pairs
-
-
-def _plain(name: str) -> str:
-    """Only the characters that mlflow allows in a name."""
+def _plain(name: str) -> str:  # mlflow allows few characters in a name
     return re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)[:240]

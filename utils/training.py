@@ -89,3 +89,21 @@ def restore_training(folder: Path, training: Training, identity: dict) -> None:
     for i, tensor in enumerate(training.average or []):
         tensor.copy_(files["average"][str(i)])
     training.progress.update(state["progress"])
+
+
+def roll_back(folder: Path, training: Training, identity: dict) -> None:
+    """The weights and the optimizer of a checkpoint, while the step goes on: what broke it is not trained again."""
+    kept = dict(training.progress)
+    restore_training(folder, training, identity)
+    training.progress.update(kept, rolled_back=True, skipped_in_a_row=0)
+
+
+def save_best(folder: Path, training: Training, facts: dict[str, str]) -> None:
+    """The LoRA of the best held-out loss, in the folder's place in one step."""
+
+    def write(partial: Path) -> None:
+        with averaged_weights(training):
+            write_lora(partial, training, facts)
+
+    state = {"step": training.progress["best_step"], "val_loss": training.progress["best_loss"]}
+    checkpoints.save_checkpoint(folder, write, {}, state)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from utils import diffusion, images, models
 from utils.generation import build_pipeline, generate
+from utils.training import Training, averaged_weights
 
 
 @torch.no_grad()
@@ -67,3 +68,50 @@ def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], colum
     path.parent.mkdir(parents=True, exist_ok=True)
     images.make_grid(pictures, min(columns, len(pictures)), labels).save(path)
     return sum(fault is not None for fault in faults)
+
+
+def validate(
+    training: Training,
+    model: str,
+    family: str,
+    scheduler: DDPMScheduler,
+    held_out: list[dict],
+    features: Callable,
+    prompts: list[str],
+    seeds: list[int],
+    steps: int,
+    guidance: float,
+    size: int,
+    autocast: Callable,
+    stop: Callable[[], bool],
+    grid: Path,
+) -> dict | None:
+    """The held-out loss, and the number of invalid pictures in the grid; None where `stop` broke it off."""
+    found, modules = {}, [training.unet, *training.text_encoders]
+    for module in modules:
+        module.eval()
+    with torch.no_grad(), averaged_weights(training):
+        if held_out:
+            found["val_loss"] = held_out_loss(training.unet, scheduler, held_out, features, autocast)
+        if prompts:
+            pictures = validation_pictures(
+                model, family, training.unet, scheduler, features(prompts), features([""]), seeds, steps, guidance,
+                size, autocast, stop
+            )  # fmt: skip
+            if pictures is None:
+                return None
+            found["validation/invalid_images"] = save_grid(grid, pictures, prompts)
+    for module in modules:
+        module.train()
+    return found
+
+
+def note_loss(progress: dict, loss: float | None) -> bool:
+    """Note that this step is validated; whether its held-out loss is the best so far."""
+    progress["validated"] = progress["step"]
+    best = progress["best_loss"]
+    if loss is None or (best is not None and not loss < best):
+        progress["worse_in_a_row"] += loss is not None
+        return False
+    progress |= {"best_loss": loss, "best_step": progress["step"], "worse_in_a_row": 0}
+    return True

@@ -1,0 +1,94 @@
+import json
+import math
+
+import numpy as np
+from PIL import Image
+
+from utils.metrics_log import append_metrics, best_validation, cut_metrics, plot_losses, read_metrics, summary_table
+
+
+def records(steps: int, validated: bool = True) -> list[dict]:
+    made = []
+    for step in range(10, steps + 1, 10):
+        loss = 0.1 + 0.05 * math.exp(-step / 100)
+        made.append({"step": step, "loss": loss, "loss_smooth": loss, "loss_q1": loss * 2, "loss_q4": loss / 4,
+                     "lr": 1e-4, "samples_per_second": 8.0, "memory_gib": 3.0 + step / 1000, "seconds_data": 1.0,
+                     "seconds_step": 7.0, "seconds_checkpoint": 0.0})  # fmt: skip
+        if validated and step % 50 == 0:
+            made.append({"step": step, "val_loss": 0.1 + abs(step - 100) / 1000, "seconds_validation": 10.0,
+                         "validation/invalid_images": 1})  # fmt: skip
+    return made
+
+
+def test_what_is_not_a_number_stays_valid_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_metrics(path, {"step": 1, "loss": float("nan"), "lr": np.float32(0.5), "grad_norm": float("inf")})
+    append_metrics(path, {"step": 2, "note": "größer"})
+    lines = [json.loads(line, parse_constant=lambda name: 1 / 0) for line in path.read_text().splitlines()]
+    assert lines == read_metrics(path)
+    assert lines == [{"step": 1, "loss": None, "lr": 0.5, "grad_norm": None}, {"step": 2, "note": "größer"}]
+
+
+def test_a_line_that_a_kill_tore_is_passed_over_and_the_next_one_is_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    append_metrics(path, {"step": 1})
+    for torn in (b'{"step": 2, "lo', '{"note": "ö'.encode()[:-1], b"{"):
+        path.write_bytes(b'{"step": 1}\n' + torn)
+        assert read_metrics(path) == [{"step": 1}]
+        append_metrics(path, {"step": 3})
+        assert read_metrics(path) == [{"step": 1}, {"step": 3}]
+
+
+def test_a_resumed_run_records_each_step_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert cut_metrics(path, 5) == [] and not path.exists()
+    for record in records(100):
+        append_metrics(path, record)
+    path.write_bytes(path.read_bytes() + b'{"step": 110, "lo')
+    kept = cut_metrics(path, 50)
+    assert kept == read_metrics(path) == records(50) and kept[-1]["step"] == 50
+    for record in records(100)[len(kept) :]:
+        append_metrics(path, record)
+    assert read_metrics(path) == records(100)
+    assert [item.name for item in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_curve_shows_loss_and_validation(tmp_path):
+    plot_losses(records(300), tmp_path / "with.png")
+    plot_losses(records(300, validated=False), tmp_path / "without.png")
+    with_it, without = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), dtype=int)
+                        for name in ("with", "without"))  # fmt: skip
+
+    def pixels(picture, colour):
+        return int((np.abs(picture - colour).max(-1) < 12).sum())
+
+    assert pixels(with_it, (0x4A, 0x6F, 0xA5)) > 300 and pixels(with_it, (0xD1, 0x68, 0x2F)) > 300
+    assert pixels(without, (0xD1, 0x68, 0x2F)) == 0
+
+
+def test_any_record_can_be_drawn(tmp_path):
+    plot_losses([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    for some in ([{"step": 1, "loss": 0.5}], [{"step": 0, "val_loss": 0.5}], [{"step": 1, "loss": 0.0}] * 2,
+                 [{"step": 1, "loss": None, "loss_q1": 0.0}, {"step": 2, "loss": 1e9, "lr": 0.0}]):  # fmt: skip
+        plot_losses(some, tmp_path / "curve.png")
+        assert Image.open(tmp_path / "curve.png").size[0] > 500
+
+
+def test_the_best_is_the_first_of_the_lowest():
+    assert best_validation([{"step": 1, "val_loss": 2.0}, {"step": 2, "val_loss": 1.0}, {"step": 3, "val_loss": 1.0},
+                            {"step": 4, "val_loss": None}]) == (2, 1.0)  # fmt: skip
+    assert best_validation([{"step": 1, "loss": 1.0}]) is None
+
+
+def test_the_summary_tells_time_memory_and_losses():
+    facts = {"seconds": 400.0, "samples": 4000, "skipped_steps": 2, "best_checkpoint": "best/"}
+    rows = dict(line.split("  ", 1) for line in summary_table(records(300), facts).splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["steps"] == "300" and rows["time"] == "6 min 40 s" and rows["skipped steps"] == "2"
+    assert rows["samples a second"].startswith("10 ") and rows["peak memory"] == "3.30 GiB"
+    assert rows["validation loss"] == "best 0.1 at step 100, 0.15 at first"
+    assert rows["time spent"] == "data 8%, step 52%, validation 15%, other 25%"
+    assert rows["invalid validation images"] == "6" and rows["best checkpoint"] == "best/"
+    assert summary_table([], {})  # a run that ended before its first record
