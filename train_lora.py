@@ -348,7 +348,7 @@ def main(args) -> int | None:
     bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, disable=not is_main)
     while True:
         step = progress["step"]
-        done = step >= last or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
+        done = step >= last
         if every and progress["validated"] < step and (step % every == 0 or done):
             with runs.timed(seconds, "validation"):
                 grid = args.output_dir / "validation" / f"step-{step:06d}.png"
@@ -360,6 +360,7 @@ def main(args) -> int | None:
                 log({"step": step, **found[0]})
                 if is_main and args.num_validation_images:
                     trackers.log_images(followers, "validation", Image.open(grid), step)
+        done = done or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
