@@ -326,8 +326,8 @@ def main(args) -> int | None:
         runs.write_environment(
             args.output_dir / "environment.json", described, precision.reason, dataset=identity["data"]
         )
-        settings = cli.settings_of(args)
-        followers = trackers.start_trackers(names, args.output_dir, args.output_dir.name, settings, progress["step"])
+        logs, settings = args.output_dir / args.logging_dir, cli.settings_of(args)
+        followers = trackers.start_trackers(names, logs, args.output_dir.name, settings, progress["step"])
 
     def log(record: dict) -> None:
         record |= {f"seconds_{name}": round(seconds.pop(name), 3) for name in list(seconds)}
