@@ -449,6 +449,7 @@ def main(args) -> int | None:
             record["loss_smooth"] = progress["loss_smooth"]
             record["samples_per_second"] = len(window) / (seconds["data"] + seconds["step"])
             record["memory_gib"] = devices.peak_memory_gib(device)
+            record["skipped_steps"] = len(progress["skipped"])
             bar.set_postfix(loss=f"{record['loss_smooth']:.4f}", refresh=False)
             log(record)
             window = []
