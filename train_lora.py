@@ -109,6 +109,11 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
     train, held_out = (pictures.load_pictures(part, shapes) for part in read_records(args))
+    if args.early_stopping_patience and not held_out:
+        raise UserError(
+            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out pictures to go by; "
+            "add --held_out 0.1, or prepare it with a val split"
+        )
     prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
     texts, features = [one.text for one in train + held_out] + prompts, None
     if not args.train_text_encoder:
