@@ -69,16 +69,18 @@ def test_any_division_of_a_batch_trains_the_same(trainer_data, reference, tmp_pa
     assert difference(reference, tmp_path / "run") < 1e-5
 
 
-def test_two_processes_train_the_same(trainer_data, reference, tmp_path):
+def test_two_processes_train_the_same(trainer_data, tmp_path):
+    words = ["--train_text_encoder", "--max_train_steps", 4]
+    assert train(trainer_data, tmp_path / "one", *words, family="sdxl") == 0
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--main_process_port", "0", "train_lora.py"]
-    words = flags(trainer_data, tmp_path / "run", *divide(2, 2))
+    launch += flags(trainer_data, tmp_path / "two", *words, *divide(2, 2), family="sdxl")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "8 a step = 2 at once x 2 accumulated x 2 processes" in done.stdout
-    assert np.allclose(column(tmp_path / "run", "loss"), column(reference, "loss"), rtol=1e-5)
-    assert difference(reference, tmp_path / "run") < 1e-5
+    assert np.allclose(column(tmp_path / "two", "loss"), column(tmp_path / "one", "loss"), rtol=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 def test_a_run_resumed_on_another_division_trains_the_same(trainer_data, reference, halfway):
@@ -179,7 +181,7 @@ def test_a_huge_gradient_is_clipped(trainer_data, tmp_path, monkeypatch):
     assert train(trainer_data, tmp_path / "free", *words, "--max_grad_norm", 1e9) == 0
     assert min(column(tmp_path / "huge", "grad_norm")) > 1e3 > 1 > max(column(tmp_path / "small", "grad_norm")) > 1e-3
     moved = [
-        sum(value.square().sum() for key, value in lora_of(tmp_path / name).items() if "lora_B" in key).sqrt()
+        sum(value.square().sum() for key, value in lora_of(tmp_path / name).items() if "lora_B" in key).sqrt().item()
         for name in ("small", "huge", "free")
     ]
     assert moved[0] == pytest.approx(moved[1], rel=1e-4) and moved[1] <= 3 * 1e-2 * 1e-3 and moved[2] > 100 * moved[1]
@@ -244,7 +246,7 @@ def test_endless_nan_is_skipped_thrice_rolled_back_once_and_then_stops(trainer_d
     with pytest.raises(UserError, match=r"^step 11: the loss is not finite.*samples .*largest activation (inf|nan) in"):
         train(trainer_data, tmp_path / "run", "--max_train_steps", 30)
     said = [record.getMessage().rpartition(": ")[2] for record in caplog.records if "not finite" in record.getMessage()]
-    assert said == ["the step is skipped"] * 3 + ["rolled back to checkpoint-6"] + ["the step is skipped"] * 3
+    assert said == ["skip"] * 3 + ["rollback"] + ["skip"] * 3
     newest = checkpoints.find_checkpoint(tmp_path / "run", "latest")
     assert all(value.isfinite().all() for value in lora_of(newest).values())
     assert (tmp_path / "run" / "checkpoint-3").is_dir() and not (tmp_path / "run" / LORA).exists()
@@ -258,7 +260,7 @@ def test_on_nonfinite_as_asked(trainer_data, halfway, monkeypatch, caplog, polic
             train(trainer_data, halfway, "--on_nonfinite", "stop")
     else:
         assert train(trainer_data, halfway, "--on_nonfinite", "rollback") == 0
-        assert "rolled back to checkpoint-3" in caplog.text
+        assert ": rollback" in caplog.text and column(halfway, "skipped_steps")[-1] == 1
 
 
 # Where a folder's run stands
@@ -475,7 +477,8 @@ def test_every_family_trains_resumes_and_gives_its_pictures_in_diffusers(trainer
     assert same_bytes(out, tmp_path / "broken")
     text = any("text_encoder" in key for key in lora_of(out))
     assert text == ("--train_text_encoder" in words)
-    assert all(value.abs().max() > 0 for value in lora_of(out).values())
+    unused = "text_encoder.text_model.encoder.layers.2." if family == "sdxl" else "none"  # it takes the layer before
+    assert all(value.abs().max() > 0 for key, value in lora_of(out).items() if not key.startswith(unused))
 
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
@@ -516,7 +519,16 @@ def test_best_is_the_step_of_the_lowest_held_out_loss_and_training_stops_early(t
 
 
 def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path):
-    words = ["--validation_steps", 2, "--num_validation_images", 3, "--report_to", "tensorboard"]
+    words = [
+        "--validation_steps",
+        2,
+        "--num_validation_images",
+        3,
+        "--report_to",
+        "tensorboard",
+        "--checkpointing_steps",
+        1,
+    ]
     out = tmp_path / "run"
     assert train(trainer_data, out, *words, "--max_train_steps", 3, "--learning_rate", 1) == 0
     grids = sorted(path.name for path in (out / "validation").iterdir())
