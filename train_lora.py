@@ -109,6 +109,11 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
     train, held_out = (pictures.load_pictures(part, shapes) for part in read_records(args))
+    if args.early_stopping_patience and not held_out:
+        raise UserError(
+            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out pictures to go by; "
+            "add --held_out 0.1, or prepare it with a val split"
+        )
     prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
     texts, features = [one.text for one in train + held_out] + prompts, None
     if not args.train_text_encoder:
@@ -326,8 +331,8 @@ def main(args) -> int | None:
         runs.write_environment(
             args.output_dir / "environment.json", described, precision.reason, dataset=identity["data"]
         )
-        settings = cli.settings_of(args)
-        followers = trackers.start_trackers(names, args.output_dir, args.output_dir.name, settings, progress["step"])
+        logs, settings = args.output_dir / args.logging_dir, cli.settings_of(args)
+        followers = trackers.start_trackers(names, logs, args.output_dir.name, settings, progress["step"])
 
     def log(record: dict) -> None:
         record |= {f"seconds_{name}": round(seconds.pop(name), 3) for name in list(seconds)}
@@ -348,7 +353,7 @@ def main(args) -> int | None:
     bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, **cli.progress(is_main))
     while True:
         step = progress["step"]
-        done = step >= last or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
+        done = step >= last
         if every and progress["validated"] < step and (step % every == 0 or done):
             with runs.timed(seconds, "validation"):
                 grid = args.output_dir / "validation" / f"step-{step:06d}.png"
@@ -360,9 +365,11 @@ def main(args) -> int | None:
                 log({"step": step, **found[0]})
                 if is_main and args.num_validation_images:
                     trackers.log_images(followers, "validation", Image.open(grid), step)
+        done = done or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
+        due = due and (done or not progress["skipped_in_a_row"])  # a roll-back wants the weights from before the trouble
         if step and path != saved and (due or stopping):
             with runs.timed(seconds, "checkpoint"):
                 if is_main:
@@ -448,6 +455,7 @@ def main(args) -> int | None:
             record["loss_smooth"] = progress["loss_smooth"]
             record["samples_per_second"] = len(window) / (seconds["data"] + seconds["step"])
             record["memory_gib"] = devices.peak_memory_gib(device)
+            record["skipped_steps"] = len(progress["skipped"])
             bar.set_postfix(loss=f"{record['loss_smooth']:.4f}", refresh=False)
             log(record)
             window = []

@@ -80,6 +80,7 @@ def reduce_gradients(accelerator: Accelerator, parameters: list[torch.nn.Paramet
     """
     if accelerator.num_processes == 1:
         return
+    parameters = [one for one in parameters if one.grad is not None]  # SDXL takes nothing from its encoder's last layer
     total = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]), "sum")
     for parameter, grad in zip(parameters, total.split([parameter.numel() for parameter in parameters])):
         parameter.grad.copy_(grad.view_as(parameter))

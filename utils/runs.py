@@ -77,7 +77,8 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
         if overwrite:
             for entry in folder.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if config.is_file():
+        begun = any(folder.glob("checkpoint-*")) or (folder / "summary.json").exists()
+        if begun and config.is_file():  # before the first checkpoint there is nothing to lose, and a typo may be mended
             changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")) or {}, settings, free)
             if changes:
                 raise UserError(

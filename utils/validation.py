@@ -1,5 +1,6 @@
 """Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image
 from utils import diffusion, images, models
 from utils.generation import build_pipeline, generate
 from utils.training import Training, averaged_weights
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -67,7 +70,11 @@ def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], colum
     labels = [f"INVALID: {fault}" if fault else prompt for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
     images.make_grid(pictures, min(columns, len(pictures)), labels).save(path)
-    return sum(fault is not None for fault in faults)
+    found = [fault for fault in faults if fault]
+    if found:
+        kinds = ", ".join(dict.fromkeys(found))
+        logger.warning("%d of %d validation pictures are invalid: %s; see %s", len(found), len(faults), kinds, path)
+    return len(found)
 
 
 def validate(
