@@ -369,7 +369,9 @@ def main(args) -> int | None:
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
-        due = due and (done or not progress["skipped_in_a_row"])  # a roll-back wants the weights from before the trouble
+        due = due and (
+            done or not progress["skipped_in_a_row"]
+        )  # a roll-back wants the weights from before the trouble
         if step and path != saved and (due or stopping):
             with runs.timed(seconds, "checkpoint"):
                 if is_main:
