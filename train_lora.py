@@ -326,7 +326,7 @@ def main(args) -> int | None:
         print(f"resuming from {saved}")
     metrics, followers = args.output_dir / "metrics.jsonl", {}
     if is_main:
-        metrics_log.cut_metrics(metrics, progress["step"])
+        metrics_log.cut_metrics(metrics, progress["step"] if saved else -1)
         described = devices.describe_device(device)
         runs.write_environment(
             args.output_dir / "environment.json", described, precision.reason, dataset=identity["data"]
@@ -350,7 +350,7 @@ def main(args) -> int | None:
         [args.seed + i for i in range(len(chosen))], args.validation_inference_steps, args.validation_guidance_scale,
         args.resolution, accelerator.autocast, lambda: bool(received)
     )  # fmt: skip
-    bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, **cli.progress(is_main))
+    bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, disable=not is_main)
     while True:
         step = progress["step"]
         done = step >= last
@@ -369,9 +369,7 @@ def main(args) -> int | None:
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
-        due = due and (
-            done or not progress["skipped_in_a_row"]
-        )  # a roll-back wants the weights from before the trouble
+        due = due and (done or not progress["skipped_in_a_row"])  # a roll-back wants weights from before the trouble
         if step and path != saved and (due or stopping):
             with runs.timed(seconds, "checkpoint"):
                 if is_main:

@@ -243,13 +243,16 @@ def test_a_picture_that_makes_nan_costs_its_steps_and_is_named(trainer_data, tmp
 
 def test_endless_nan_is_skipped_thrice_rolled_back_once_and_then_stops(trainer_data, tmp_path, monkeypatch, caplog):
     spoil(monkeypatch, lambda sample, position: position >= 4 * 8)
-    with pytest.raises(UserError, match=r"^step 11: the loss is not finite.*samples .*largest activation (inf|nan) in"):
+    with pytest.raises(
+        UserError, match=r"^step 10: the loss is not finite.*samples .*largest activation (inf|nan) in"
+    ) as caught:
         train(trainer_data, tmp_path / "run", "--max_train_steps", 30)
     said = [record.getMessage().rpartition(": ")[2] for record in caplog.records if "not finite" in record.getMessage()]
-    assert said == ["skip"] * 3 + ["rollback"] + ["skip"] * 3
-    newest = checkpoints.find_checkpoint(tmp_path / "run", "latest")
-    assert all(value.isfinite().all() for value in lora_of(newest).values())
-    assert (tmp_path / "run" / "checkpoint-3").is_dir() and not (tmp_path / "run" / LORA).exists()
+    assert said == ["skip"] * 3 + ["rollback"] + ["skip"] * 2
+    assert "skipped before: [4, 5, 6, 7, 8, 9]" in str(caught.value)
+    (newest,) = checkpoints.list_checkpoints(tmp_path / "run")
+    assert newest.name == "checkpoint-3" and all(value.isfinite().all() for value in lora_of(newest).values())
+    assert not (tmp_path / "run" / LORA).exists()
 
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
@@ -619,6 +622,12 @@ def test_a_mistake_is_told_by_the_name_of_its_flag(trainer_data, tmp_path, words
     with pytest.raises(UserError, match=said) as caught:
         train(trainer_data, tmp_path / "run", *words)
     assert "\n" not in str(caught.value).strip()
+
+
+def test_a_mistyped_flag_can_be_mended_and_the_command_run_again(trainer_data, tmp_path):
+    with pytest.raises(UserError):
+        train(trainer_data, tmp_path / "run", "--train_data_dir", tmp_path / "nowhere")
+    assert train(trainer_data, tmp_path / "run", "--max_train_steps", 1) == 0
 
 
 @pytest.mark.parametrize(
