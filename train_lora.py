@@ -109,6 +109,11 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
     train, held_out = (pictures.load_pictures(part, shapes) for part in read_records(args))
+    if args.early_stopping_patience and not held_out:
+        raise UserError(
+            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out pictures to go by; "
+            "add --held_out 0.1, or prepare it with a val split"
+        )
     prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
     texts, features = [one.text for one in train + held_out] + prompts, None
     if not args.train_text_encoder:
@@ -159,18 +164,24 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
     return Training(unet, encoders, parameters, optimizer, scaler, average, new_progress()), features
 
 
+def predict_memory(
+    args, model: str, family: str, precision: devices.Precision, micro: int
+) -> dict[str, dict[str, int]]:
+    half = precision.dtype if precision.mixed_precision != "no" else None
+    return estimate.predict_memory(
+        model, family, rank=args.rank, micro_batch=micro, height=args.resolution, width=args.resolution,
+        targets=args.lora_layers, train_text_encoder=args.train_text_encoder, dtype=precision.dtype, autocast=half,
+        gradient_checkpointing=args.gradient_checkpointing, optimizer=args.optimizer, ema=args.use_ema,
+        use_dora=args.use_dora
+    )  # fmt: skip
+
+
 def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> None:
     """What would be trained and what it would take, from the configs alone: no weights are read."""
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     counts = estimate.count_parameters(model, family, args.rank, args.lora_layers, texts, args.use_dora)
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
-    half = precision.dtype if precision.mixed_precision != "no" else None
-    phases = estimate.predict_memory(
-        model, family, rank=args.rank, micro_batch=plan.micro, height=args.resolution, width=args.resolution,
-        targets=args.lora_layers, train_text_encoder=args.train_text_encoder, dtype=precision.dtype, autocast=half,
-        gradient_checkpointing=args.gradient_checkpointing, optimizer=args.optimizer, ema=args.use_ema,
-        use_dora=args.use_dora
-    )  # fmt: skip
+    phases = predict_memory(args, model, family, precision, plan.micro)
     print(f"family       {models.FAMILIES[family]}")
     print(f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})")
     print(f"precision    {precision.reason}")
@@ -267,6 +278,13 @@ def main(args) -> int | None:
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     family = models.model_family(model)
     names = trackers.tracker_names(args.report_to)
+    if args.train_batch_size == "auto":
+
+        def peak(micro: int) -> int:
+            return estimate.peak_phase(predict_memory(args, model, family, precision, micro))[1]
+
+        plan = plan._replace(micro=estimate.largest_batch(plan.micro, devices.device_memory(device)[1], peak))
+        logger.warning("--train_batch_size auto: %s", plan)
     if args.dry_run:
         return dry_run(args, model, family, precision, plan) if is_main else None
     if is_main:
@@ -321,13 +339,13 @@ def main(args) -> int | None:
         print(f"resuming from {saved}")
     metrics, followers = args.output_dir / "metrics.jsonl", {}
     if is_main:
-        metrics_log.cut_metrics(metrics, progress["step"])
+        metrics_log.cut_metrics(metrics, progress["step"] if saved else -1)
         described = devices.describe_device(device)
         runs.write_environment(
             args.output_dir / "environment.json", described, precision.reason, dataset=identity["data"]
         )
-        settings = cli.settings_of(args)
-        followers = trackers.start_trackers(names, args.output_dir, args.output_dir.name, settings, progress["step"])
+        logs, settings = args.output_dir / args.logging_dir, cli.settings_of(args)
+        followers = trackers.start_trackers(names, logs, args.output_dir.name, settings, progress["step"])
 
     def log(record: dict) -> None:
         record |= {f"seconds_{name}": round(seconds.pop(name), 3) for name in list(seconds)}
@@ -348,7 +366,7 @@ def main(args) -> int | None:
     bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, disable=not is_main)
     while True:
         step = progress["step"]
-        done = step >= last or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
+        done = step >= last
         if every and progress["validated"] < step and (step % every == 0 or done):
             with runs.timed(seconds, "validation"):
                 grid = args.output_dir / "validation" / f"step-{step:06d}.png"
@@ -360,9 +378,11 @@ def main(args) -> int | None:
                 log({"step": step, **found[0]})
                 if is_main and args.num_validation_images:
                     trackers.log_images(followers, "validation", Image.open(grid), step)
+        done = done or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
+        due = due and (done or not progress["skipped_in_a_row"])  # a roll-back wants weights from before the trouble
         if step and path != saved and (due or stopping):
             with runs.timed(seconds, "checkpoint"):
                 if is_main:
@@ -448,6 +468,7 @@ def main(args) -> int | None:
             record["loss_smooth"] = progress["loss_smooth"]
             record["samples_per_second"] = len(window) / (seconds["data"] + seconds["step"])
             record["memory_gib"] = devices.peak_memory_gib(device)
+            record["skipped_steps"] = len(progress["skipped"])
             bar.set_postfix(loss=f"{record['loss_smooth']:.4f}", refresh=False)
             log(record)
             window = []

@@ -27,7 +27,7 @@ def no_account(monkeypatch, tmp_path):
 
 
 def track(folder: Path, names, steps, start: int = 0) -> dict:
-    trackers = start_trackers(names, folder, "shoes", CONFIG, start)
+    trackers = start_trackers(names, folder / "logs", "shoes", CONFIG, start)
     for step in steps:
         log_scalars(trackers, {"loss": 1 / step, "val_loss": None}, step)
     log_images(trackers, "validation", Image.new("RGB", (8, 8), "red"), steps[-1])
@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up_warns_once_a_tracker_and_training_goes_on(tmp_path
 import resource, sys
 from pathlib import Path
 from utils.trackers import start_trackers, log_scalars, end_trackers
-trackers = start_trackers(["tensorboard", "mlflow"], Path(sys.argv[1]), "shoes", {})
+trackers = start_trackers(["tensorboard", "mlflow"], Path(sys.argv[1]) / "logs", "shoes", {})
 started = list(trackers)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for step in range(60):

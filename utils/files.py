@@ -117,6 +117,17 @@ def check_writable(target: Path) -> None:
         raise UserError(f"--output_dir {target}: can't be made ({error.strerror}); name another folder") from None
 
 
+def flush_folder(folder: Path) -> None:
+    """Everything in it is on the disk when this returns; `os.sync` would wait for what other programs write, too."""
+    for base, _, names in os.walk(folder):
+        for path in (*(os.path.join(base, name) for name in names), base):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A hidden sibling to write into, which becomes `target` when the block ends well and is removed when it doesn't.
@@ -132,7 +143,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         for entry in new.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         yield new
-        os.sync()  # the name must not reach the disk before the data does
+        flush_folder(new)  # the name must not reach the disk before the data does
         _replace(new, target, target.with_name(f".{target.name}.old"))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

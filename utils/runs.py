@@ -90,7 +90,8 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
             _empty_folder(folder, last=config)
         for old in folder.glob(".*.old"):
             recover_folder(folder / old.name[1:-4])
-        if config.is_file():
+        begun = any(folder.glob("checkpoint-*")) or (folder / "summary.json").exists()
+        if begun and config.is_file():  # before the first checkpoint there is nothing to lose, and a typo may be mended
             changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")), settings, free)
             if changes:
                 raise UserError(

@@ -45,14 +45,14 @@ def tracker_names(report_to: str) -> list[str]:
     return [name for name in NAMES if name in words]
 
 
-def start_trackers(names: list[str], folder: Path, run_name: str, config: dict, step: int = 0) -> dict[str, Tracker]:
-    """Those that could be started, by name. What they keep locally is in folder/logs; `step` > 0 where one resumes."""
+def start_trackers(names: list[str], logs: Path, run_name: str, config: dict, step: int = 0) -> dict[str, Tracker]:
+    """Those that could be started, by name. What they keep locally is in `logs`; `step` > 0 where one resumes."""
     start = {"tensorboard": _start_tensorboard, "wandb": _start_wandb, "mlflow": _start_mlflow}
     trackers, config = {}, mask_secrets(config)
     for name in names:
         try:
-            (folder / "logs" / name).mkdir(parents=True, exist_ok=True)
-            trackers[name] = start[name](folder / "logs", run_name, config, step)
+            (logs / name).mkdir(parents=True, exist_ok=True)
+            trackers[name] = start[name](logs, run_name, config, step)
         except Exception as error:  # whatever it is, it must not stop training
             _warn(name, error)
     return trackers

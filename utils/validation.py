@@ -1,5 +1,6 @@
 """Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from utils import diffusion, images, models
 from utils.batches import to_device
 from utils.generation import build_pipeline, generate
 from utils.training import Training, averaged_weights
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -72,7 +75,11 @@ def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], colum
     partial = path.with_name(f".{path.name}")
     images.make_grid(pictures, min(columns, len(pictures)), labels).save(partial, path.suffix[1:])
     os.replace(partial, path)
-    return sum(fault is not None for fault in faults)
+    found = [fault for fault in faults if fault]
+    if found:
+        kinds = ", ".join(dict.fromkeys(found))
+        logger.warning("%d of %d validation pictures are invalid: %s; see %s", len(found), len(faults), kinds, path)
+    return len(found)
 
 
 def validate(

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def trainer_data(tmp_path_factory):
+    """Where the trainer's tests find tiny pipelines, a prepared dataset, a folder of all proportions, and a cache."""
+    import prepare_dataset
+    from demo.catalogue import write_catalogue
+    from demo.shoes import draw_shoe
+    from tests.tiny_models import build_tiny
+
+    root = tmp_path_factory.mktemp("trainer")
+    folders = {name: root / name for name in ("sd1", "sd2", "sdxl", "raw", "prepared", "folder", "cache")}
+    threads = torch.get_num_threads()
+    for family in ("sd1", "sd2", "sdxl"):
+        build_tiny(folders[family], family)
+    write_catalogue(folders["raw"], 32, (48, 64), 0, ["Casual Shoes", "Boots"], damage=False)
+    words = f"--catalogue {folders['raw']} --output_dir {folders['prepared']} --resolution 32 --num_workers 1"
+    assert prepare_dataset.main(prepare_dataset.parse_args(words.split())) == 0
+    folders["folder"].mkdir()
+    for i in range(14):
+        kind, colour, size = (
+            ("Sandals", "Heels")[i % 2],
+            ("Red", "Blue")[i % 4 // 2],
+            [(32, 32), (32, 48), (48, 32)][i % 3],
+        )
+        draw_shoe(kind, colour, str(i), (64, 64)).resize(size).save(folders["folder"] / f"{i}.png")
+        (folders["folder"] / f"{i}.txt").write_text(f"a photo of {colour} {kind}".lower())
+    torch.set_num_threads(1)  # as the processes that some of these tests start
+    yield folders
+    torch.set_num_threads(threads)

@@ -1,0 +1,641 @@
+"""train_lora.py from end to end: exact on any division, honest about what goes wrong, and its result loads anywhere."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
+from peft import LoraConfig
+from PIL import Image
+from safetensors import safe_open
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import train_lora
+from tests.tiny_runs import LORA, ROOT, column, difference, flags, lora_of, same_bytes, train
+from utils import batches, checkpoints, diffusion, sampling, validation
+from utils.cli import UserError
+from utils.data import read_split
+
+
+@pytest.fixture(scope="module")
+def reference(trainer_data, tmp_path_factory):
+    """6 steps of 8 samples at once, with checkpoints at 3 and 6."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    assert train(trainer_data, out) == 0
+    return out
+
+
+@pytest.fixture
+def copy(reference, tmp_path):
+    """The reference run, to be continued or damaged."""
+    return Path(shutil.copytree(reference, tmp_path / "run"))
+
+
+@pytest.fixture
+def halfway(copy):
+    """The reference run as it was when the process ended after step 3."""
+    forget_after(copy, 3)
+    return copy
+
+
+def forget_after(run: Path, step: int) -> None:
+    for path in checkpoints.list_checkpoints(run):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    for name in (LORA, "summary.json", "README.md", "loss_curve.png"):
+        (run / name).unlink(missing_ok=True)
+
+
+def divide(micro: int, accumulation: int) -> list:
+    return ["--train_batch_size", micro, "--gradient_accumulation_steps", accumulation]
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("micro, accumulation", [(4, 2), (2, 4)])
+def test_any_division_of_a_batch_trains_the_same(trainer_data, reference, tmp_path, micro, accumulation):
+    assert train(trainer_data, tmp_path / "run", *divide(micro, accumulation)) == 0
+    assert np.allclose(column(tmp_path / "run", "loss"), column(reference, "loss"), rtol=1e-5)
+    assert difference(reference, tmp_path / "run") < 1e-5
+
+
+def test_two_processes_train_the_same(trainer_data, tmp_path):
+    words = ["--train_text_encoder", "--max_train_steps", 4]
+    assert train(trainer_data, tmp_path / "one", *words, family="sdxl") == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--main_process_port", "0", "train_lora.py"]
+    launch += flags(trainer_data, tmp_path / "two", *words, *divide(2, 2), family="sdxl")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "8 a step = 2 at once x 2 accumulated x 2 processes" in done.stdout
+    assert np.allclose(column(tmp_path / "two", "loss"), column(tmp_path / "one", "loss"), rtol=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
+
+
+def test_a_run_resumed_on_another_division_trains_the_same(trainer_data, reference, halfway):
+    assert train(trainer_data, halfway, *divide(2, 4)) == 0
+    assert difference(reference, halfway) < 1e-5 and not same_bytes(reference, halfway)
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(trainer_data, reference, tmp_path):
+    for name, seed in (("same", 0), ("other", 1)):
+        assert train(trainer_data, tmp_path / name, "--seed", seed) == 0
+    assert same_bytes(reference, tmp_path / "same")
+    assert column(reference, "loss") == column(tmp_path / "same", "loss")
+    assert difference(reference, tmp_path / "other") > 1e-2
+
+
+def test_what_saves_memory_changes_nothing(trainer_data, reference, tmp_path):
+    assert train(trainer_data, tmp_path / "uncached", "--no-cache_latents", "--dataloader_num_workers", 0) == 0
+    assert same_bytes(reference, tmp_path / "uncached")
+    assert train(trainer_data, tmp_path / "checkpointing", "--gradient_checkpointing") == 0
+    assert difference(reference, tmp_path / "checkpointing") < 1e-5
+
+
+def by_hand(model: Path, data: Path, steps: int, effective: int = 8) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same training in plain diffusers and peft; only what is drawn for each position is taken from the plan."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet").requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(r=4, lora_alpha=8, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"])
+    )
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae")
+    encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=1e-2)
+    records, losses = read_split(data, "train"), []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1, step / 2)
+        total = 0
+        for position in range(step * effective, (step + 1) * effective):
+            draw = sampling.draw_position(position, 0, ((16, 16),) * len(records), effective, 1000)
+            noise, posterior, _ = sampling.draw_noise(draw.noise_key, (4, 8, 8))
+            record = records[draw.index]
+            image = Image.open(record["path"]).resize((16, 16), Image.Resampling.LANCZOS)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+            ids = tokenizer(record["text"], padding="max_length", truncation=True, return_tensors="pt").input_ids
+            with torch.no_grad():
+                moments = vae.encode(pixels).latent_dist
+                text = encoder(ids)[0]
+            latents = (moments.mean + moments.std * posterior) * vae.config.scaling_factor
+            timestep = torch.tensor([draw.timestep])
+            noisy = scheduler.add_noise(latents, noise[None], timestep)
+            total = total + F.mse_loss(unet(noisy, timestep, text).sample, noise[None]) / effective
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item())
+    named = {
+        f"unet.{name.replace('.default', '')}": p.detach() for name, p in unet.named_parameters() if p.requires_grad
+    }
+    return losses, named
+
+
+def test_a_step_is_what_diffusers_and_peft_do_by_hand(trainer_data, reference):
+    losses, expected = by_hand(trainer_data["sd1"], trainer_data["prepared"], 3)
+    assert np.allclose(column(reference, "loss")[:3], losses, rtol=1e-6)
+    found = lora_of(reference / "checkpoint-3")
+    assert found.keys() == expected.keys()
+    apart = sum((found[key] - expected[key]).square().sum() for key in found).sqrt()
+    assert apart < 1e-5 * sum(value.square().sum() for value in expected.values()).sqrt()
+
+
+def test_resumed_equals_uninterrupted_with_all_that_has_a_state(trainer_data, tmp_path):
+    everything = "--optimizer prodigy --learning_rate 1 --use_ema --ema_decay 0.9 --caption_dropout 0.3 --random_flip "
+    everything += "--no-center_crop --aspect_ratio_buckets --lora_dropout 0.1 --lr_scheduler cosine --noise_offset 0.1"
+    words = [*everything.split(), "--train_data_dir", trainer_data["folder"], *divide(4, 2)]
+    assert train(trainer_data, tmp_path / "whole", *words) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    forget_after(tmp_path / "broken", 3)
+    assert train(trainer_data, tmp_path / "broken", *words) == 0
+    assert same_bytes(tmp_path / "whole", tmp_path / "broken")
+    assert column(tmp_path / "whole", "loss") == column(tmp_path / "broken", "loss")
+    plain = lora_of(tmp_path / "whole" / "checkpoint-6")
+    assert any(not torch.equal(value, plain[key]) for key, value in lora_of(tmp_path / "whole").items())  # the average
+
+
+# Numbers and memory that give out
+
+
+def test_a_huge_gradient_is_clipped(trainer_data, tmp_path, monkeypatch):
+    """Adam's step doesn't depend on a gradient's size; with a huge epsilon it is proportional to it."""
+    words = ["--adam_epsilon", 1, "--max_grad_norm", 1e-3, "--adam_weight_decay", 0, "--max_train_steps", 3]
+    assert train(trainer_data, tmp_path / "small", *words) == 0
+    whole = diffusion.sample_losses
+    monkeypatch.setattr(diffusion, "sample_losses", lambda *args: whole(*args) * 1e6)
+    assert train(trainer_data, tmp_path / "huge", *words) == 0
+    assert train(trainer_data, tmp_path / "free", *words, "--max_grad_norm", 1e9) == 0
+    assert min(column(tmp_path / "huge", "grad_norm")) > 1e3 > 1 > max(column(tmp_path / "small", "grad_norm")) > 1e-3
+    moved = [
+        sum(value.square().sum() for key, value in lora_of(tmp_path / name).items() if "lora_B" in key).sqrt().item()
+        for name in ("small", "huge", "free")
+    ]
+    assert moved[0] == pytest.approx(moved[1], rel=1e-4) and moved[1] <= 3 * 1e-2 * 1e-3 and moved[2] > 100 * moved[1]
+
+
+def fail_beyond(limit: int, monkeypatch) -> None:
+    predict = diffusion.predict
+
+    def out_of_memory(unet, scheduler, batch, *features):
+        if torch.is_grad_enabled() and len(batch["latents"]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return predict(unet, scheduler, batch, *features)
+
+    monkeypatch.setattr(diffusion, "predict", out_of_memory)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
+    trainer_data, reference, tmp_path, monkeypatch, caplog
+):
+    fail_beyond(2, monkeypatch)
+    assert train(trainer_data, tmp_path / "run", "--train_batch_size", "auto", "--effective_batch_size", 8) == 0
+    said = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+    assert ["4 samples" in said[0], "2 samples" in said[1], len(said)] == [True, True, 2]
+    assert np.allclose(column(tmp_path / "run", "loss"), column(reference, "loss"), rtol=1e-5)
+    assert difference(reference, tmp_path / "run") < 1e-5
+
+
+def test_where_not_even_one_sample_fits_the_run_ends(trainer_data, tmp_path, monkeypatch):
+    fail_beyond(0, monkeypatch)
+    with pytest.raises((UserError, torch.OutOfMemoryError), match="out of memory"):
+        train(trainer_data, tmp_path / "run")
+
+
+def spoil(monkeypatch, sick) -> None:
+    """NaN in the latents of the samples of which sick(sample, position) is true."""
+    load = batches.load_batch
+
+    def spoilt(draws, found, *args, **kwargs):
+        batch = load(draws, found, *args, **kwargs)
+        for i, draw in enumerate(draws):
+            if draw.noise_key[0] == "noise" and sick(batch["samples"][i], draw.noise_key[2]):
+                batch["latents"][i] = math.nan
+        return batch
+
+    monkeypatch.setattr(batches, "load_batch", spoilt)
+
+
+def test_a_picture_that_makes_nan_costs_its_steps_and_is_named(trainer_data, tmp_path, monkeypatch, caplog):
+    sick = read_split(trainer_data["prepared"], "train")[0]["id"]
+    spoil(monkeypatch, lambda sample, position: sample == sick and position < 24)
+    assert train(trainer_data, tmp_path / "run") == 0
+    said = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
+    assert said and all(f"samples {sick};" in one and "largest activation" in one for one in said)
+    assert 1 <= len(said) <= 3 and all(value.isfinite().all() for value in lora_of(tmp_path / "run").values())
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_steps"] == len(said)
+    assert column(tmp_path / "run", "skipped_steps")[-1] == len(said)
+    assert len(column(tmp_path / "run", "loss")) == 6 - len(said)  # a skipped step is no trained one
+
+
+def test_endless_nan_is_skipped_thrice_rolled_back_once_and_then_stops(trainer_data, tmp_path, monkeypatch, caplog):
+    spoil(monkeypatch, lambda sample, position: position >= 4 * 8)
+    with pytest.raises(
+        UserError, match=r"^step 10: the loss is not finite.*samples .*largest activation (inf|nan) in"
+    ) as caught:
+        train(trainer_data, tmp_path / "run", "--max_train_steps", 30)
+    said = [record.getMessage().rpartition(": ")[2] for record in caplog.records if "not finite" in record.getMessage()]
+    assert said == ["skip"] * 3 + ["rollback"] + ["skip"] * 2
+    assert "skipped before: [4, 5, 6, 7, 8, 9]" in str(caught.value)
+    (newest,) = checkpoints.list_checkpoints(tmp_path / "run")
+    assert newest.name == "checkpoint-3" and all(value.isfinite().all() for value in lora_of(newest).values())
+    assert not (tmp_path / "run" / LORA).exists()
+
+
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+def test_on_nonfinite_as_asked(trainer_data, halfway, monkeypatch, caplog, policy):
+    spoil(monkeypatch, lambda sample, position: position // 8 == 4)
+    if policy == "stop":
+        with pytest.raises(UserError, match="^step 4: the loss is not finite"):
+            train(trainer_data, halfway, "--on_nonfinite", "stop")
+    else:
+        assert train(trainer_data, halfway, "--on_nonfinite", "rollback") == 0
+        assert ": rollback" in caplog.text and column(halfway, "skipped_steps")[-1] == 1
+
+
+# Where a folder's run stands
+
+
+def test_a_finished_run_does_nothing_and_more_steps_continue_it(trainer_data, reference, copy, tmp_path, capsys):
+    before = (copy / LORA).stat().st_mtime_ns
+    assert train(trainer_data, copy) == 0
+    assert "this run is finished" in capsys.readouterr().out and (copy / LORA).stat().st_mtime_ns == before
+    assert train(trainer_data, copy, "--max_train_steps", 8) == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert train(trainer_data, tmp_path / "eight", "--max_train_steps", 8) == 0
+    assert same_bytes(copy, tmp_path / "eight") and column(copy, "loss") == column(tmp_path / "eight", "loss")
+    assert train(trainer_data, copy, "--overwrite", "--seed", 1, "--max_train_steps", 1) == 0
+    assert [path.name for path in checkpoints.list_checkpoints(copy)] == ["checkpoint-1"]
+
+
+def test_settings_that_change_the_training_are_an_error_that_shows_them(trainer_data, copy):
+    with pytest.raises(UserError, match=r"other settings \(rank was 4, now 8\)"):
+        train(trainer_data, copy, "--rank", 8)
+    with pytest.raises(UserError, match="seed was 0, now 5"):
+        train(trainer_data, copy, "--seed", 5)
+
+
+def test_changed_data_is_an_error(trainer_data, tmp_path):
+    folder = Path(shutil.copytree(trainer_data["folder"], tmp_path / "pictures"))
+    words = ["--train_data_dir", folder, "--max_train_steps"]
+    assert train(trainer_data, tmp_path / "run", *words, 1) == 0
+    (folder / "3.txt").write_text("something else")
+    with pytest.raises(UserError, match="the data has changed"):
+        train(trainer_data, tmp_path / "run", *words, 2)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(trainer_data, reference, copy, caplog, damage):
+    forget_after(copy, 6)
+    path = copy / "checkpoint-6" / ("MANIFEST.json" if damage == "manifest" else "optimizer.safetensors")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if damage == "flipped" else content[:-9])
+    with pytest.raises(UserError, match="--resume_from_checkpoint checkpoint-6: damaged"):
+        train(trainer_data, copy, "--resume_from_checkpoint", "checkpoint-6")
+    if damage == "flipped":
+        assert train(trainer_data, copy) == 0
+        assert "checkpoint-6 is passed over: optimizer.safetensors has changed" in caplog.text
+        assert same_bytes(reference, copy)
+
+
+def test_a_checkpoint_that_is_asked_for_and_missing_is_an_error(trainer_data, copy):
+    (copy / "summary.json").unlink()
+    with pytest.raises(
+        UserError, match="checkpoint-5: no such checkpoint; in .* there are: checkpoint-6, checkpoint-3"
+    ):
+        train(trainer_data, copy, "--resume_from_checkpoint", "checkpoint-5")
+
+
+def test_the_limit_of_checkpoints_keeps_the_newest_and_best(trainer_data, tmp_path):
+    words = ["--checkpointing_steps", 1, "--checkpoints_total_limit", 2, "--validation_steps", 2]
+    assert train(trainer_data, tmp_path / "run", *words) == 0
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-6", "checkpoint-5"]
+    assert (tmp_path / "run" / "best" / LORA).is_file()
+
+
+# Signals, in this process; others are in test_train_lora_survives.py
+
+
+def send_in(monkeypatch, module, name: str, call: int, number: int, times: int = 1) -> None:
+    """The signal arrives as the n-th call of a function begins."""
+    function, calls = getattr(module, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        for _ in range(times if len(calls) == call else 0):
+            os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
+    trainer_data, reference, tmp_path, monkeypatch, number, code
+):
+    with monkeypatch.context() as patch:
+        send_in(patch, diffusion, "predict", 5, number)
+        assert train(trainer_data, tmp_path / "run") == code
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-5", "checkpoint-3"]
+    assert not (tmp_path / "run" / LORA).exists()
+    assert train(trainer_data, tmp_path / "run") == 0
+    assert same_bytes(reference, tmp_path / "run")
+    assert column(reference, "loss") == column(tmp_path / "run", "loss")
+
+
+def test_a_signal_during_validation_too_and_the_validation_is_done_again(trainer_data, tmp_path, monkeypatch):
+    words = ["--validation_steps", 2, "--num_validation_images", 2]
+    assert train(trainer_data, tmp_path / "whole", *words) == 0
+    with monkeypatch.context() as patch:
+        send_in(patch, validation, "generate", 3, signal.SIGTERM)
+        assert train(trainer_data, tmp_path / "run", *words) == 143
+    assert not (tmp_path / "run/validation/step-000002.png").exists()
+    assert train(trainer_data, tmp_path / "run", *words) == 0
+    assert same_bytes(tmp_path / "whole", tmp_path / "run")
+    for name in ("step-000000.png", "step-000002.png", "step-000006.png"):
+        grids = [(tmp_path / run / "validation" / name).read_bytes() for run in ("whole", "run")]
+        assert grids[0] == grids[1]
+    assert column(tmp_path / "whole", "val_loss") == column(tmp_path / "run", "val_loss")
+
+
+def test_a_second_interrupt_stops_at_once(trainer_data, tmp_path, monkeypatch):
+    send_in(monkeypatch, diffusion, "predict", 5, signal.SIGINT, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer_data, tmp_path / "run")
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
+
+
+# Files that fail
+
+
+def test_a_picture_that_vanishes_during_the_run_is_named(trainer_data, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(trainer_data["folder"], tmp_path / "pictures"))
+    rotate = checkpoints.rotate_checkpoints
+
+    def then_lose(*args):
+        rotate(*args)
+        for path in folder.glob("*.png"):
+            path.unlink()
+
+    monkeypatch.setattr(checkpoints, "rotate_checkpoints", then_lose)
+    with pytest.raises((UserError, OSError), match=r"pictures/\d+\.png"):
+        train(trainer_data, tmp_path / "run", "--train_data_dir", folder, "--no-cache_latents")
+    assert checkpoints.find_checkpoint(tmp_path / "run", "latest").name == "checkpoint-3"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1.5 MB, where this process may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_whole(trainer_data, small_disk, reference):
+    words = ["--checkpointing_steps", 1]
+    with pytest.raises((UserError, OSError), match=r"checkpoint-\d+ can't be written \(No space left on device\)"):
+        train(trainer_data, small_disk / "run", *words, "--max_train_steps", 40)
+    last = checkpoints.find_checkpoint(small_disk / "run", "latest")
+    assert last and checkpoints.checkpoint_damage(last) is None
+    assert not list((small_disk / "run").glob(".*partial"))
+    shutil.rmtree(checkpoints.list_checkpoints(small_disk / "run")[-1])
+    shutil.rmtree(checkpoints.list_checkpoints(small_disk / "run")[-1])
+    assert train(trainer_data, small_disk / "run", "--max_train_steps", 6) == 0
+    assert checkpoints.find_checkpoint(small_disk / "run", "latest") is not None
+
+
+def test_a_folder_that_becomes_read_only_ends_the_run_in_one_line(trainer_data, small_disk, monkeypatch):
+    rotate = checkpoints.rotate_checkpoints
+
+    def then_lock(*args):
+        rotate(*args)
+        subprocess.run(["mount", "-o", "remount,ro,size=1500k", small_disk], check=True)
+
+    monkeypatch.setattr(checkpoints, "rotate_checkpoints", then_lock)
+    with pytest.raises((UserError, OSError), match="(?i)read-only file system"):
+        train(trainer_data, small_disk / "run")
+    assert checkpoints.find_checkpoint(small_disk / "run", "latest").name == "checkpoint-3"
+    with pytest.raises(UserError, match="--output_dir .*(?i:read-only file system)"):
+        train(trainer_data, small_disk / "other")
+
+
+# The result
+
+
+def cells(path: Path, count: int, side: int) -> np.ndarray:
+    """The pictures of a grid of one row."""
+    grid = Image.open(path)
+    return np.stack(
+        [np.asarray(grid.crop((i * (side + 4), 0, i * (side + 4) + side, side)), int) for i in range(count)]
+    )
+
+
+def drawn_by_diffusers(model: Path, lora: Path, prompts: list[str], side: int, **name) -> np.ndarray:
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    pipeline.load_lora_weights(lora, **name)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    found = []
+    for seed, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(seed)
+        options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": side, "width": side}
+        found.append(np.asarray(pipeline(prompt, generator=generator, **options).images[0], int))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(
+    "family, words",
+    [
+        ("sd1", "--output_kohya_format --use_ema --ema_decay 0.5"),
+        ("sd2", "--output_kohya_format --use_rslora --train_text_encoder --text_encoder_lr 3e-3 --snr_gamma 5"),
+        ("sdxl", "--use_dora --train_text_encoder --caption_dropout 0.5 --optimizer adafactor"),
+    ],
+)
+def test_every_family_trains_resumes_and_gives_its_pictures_in_diffusers(trainer_data, tmp_path, family, words):
+    prompts = ["a photo of red boots", "a photo of blue shoes"]
+    words = [*words.split(), "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
+    words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
+    out = tmp_path / "whole"
+    assert train(trainer_data, out, *words, family=family) == 0
+    shutil.copytree(out, tmp_path / "broken")
+    forget_after(tmp_path / "broken", 2)
+    assert train(trainer_data, tmp_path / "broken", *words, family=family) == 0
+    assert same_bytes(out, tmp_path / "broken")
+    text = any("text_encoder" in key for key in lora_of(out))
+    assert text == ("--train_text_encoder" in words)
+    unused = "text_encoder.text_model.encoder.layers.2." if family == "sdxl" else "none"  # it takes the layer before
+    assert all(value.abs().max() > 0 for key, value in lora_of(out).items() if not key.startswith(unused))
+
+    expected = cells(out / "validation/step-000004.png", 2, 16)
+    assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
+    assert np.abs(drawn_by_diffusers(trainer_data[family], out, prompts, 16) - expected).max() <= 1
+    if "--output_kohya_format" in words:
+        name = {"weight_name": "whole_kohya.safetensors"}
+        assert np.abs(drawn_by_diffusers(trainer_data[family], out, prompts, 16, **name) - expected).max() <= 1
+
+
+def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):
+    with safe_open(reference / LORA, framework="pt") as file:
+        facts = file.metadata()
+    settings = json.loads(facts["lora_adapter_metadata"])
+    assert (settings["unet.r"], settings["unet.lora_alpha"]) == (4, 8) and (facts["rank"], facts["alpha"]) == (
+        "4",
+        "8.0",
+    )
+    assert facts["base_model"] == str(trainer_data["sd1"])
+    fingerprint = json.loads((reference / "environment.json").read_text())["dataset"]
+    assert facts["data_fingerprint"] == fingerprint and len(fingerprint) == 64
+    assert fingerprint in (reference / "README.md").read_text()
+    assert (reference / "loss_curve.png").stat().st_size > 5000
+
+
+# Does it learn
+
+
+def test_best_is_the_step_of_the_lowest_held_out_loss_and_training_stops_early(trainer_data, tmp_path, monkeypatch):
+    given = iter([5.0, 4.0, 4.5, 4.2, 3.0])
+    monkeypatch.setattr(validation, "held_out_loss", lambda *args: next(given))
+    words = ["--validation_steps", 1, "--early_stopping_patience", 2, "--checkpointing_steps", 1]
+    assert train(trainer_data, tmp_path / "run", *words, "--max_train_steps", 20) == 0
+    assert column(tmp_path / "run", "val_loss") == [5.0, 4.0, 4.5, 4.2]
+    best = tmp_path / "run/best"
+    assert json.loads((best / "state.json").read_text()) == {"step": 1, "val_loss": 4.0}
+    assert same_bytes(best, tmp_path / "run/checkpoint-1") and not same_bytes(best, tmp_path / "run/checkpoint-3")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
+
+
+def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path):
+    words = [
+        "--validation_steps",
+        2,
+        "--num_validation_images",
+        3,
+        "--report_to",
+        "tensorboard",
+        "--checkpointing_steps",
+        1,
+    ]
+    out = tmp_path / "run"
+    assert train(trainer_data, out, *words, "--max_train_steps", 3, "--learning_rate", 1) == 0
+    grids = sorted(path.name for path in (out / "validation").iterdir())
+    assert grids == ["step-000000.png", "step-000002.png", "step-000003.png"]
+    records = train_lora.metrics_log.read_metrics(out / "metrics.jsonl")
+    wanted = {"step", "loss", "loss_smooth", "lr", "grad_norm", "samples_per_second", "memory_gib", "seconds_data"}
+    assert all(wanted <= one.keys() for one in records if "loss" in one)
+    assert any(f"loss_q{n}" in one for one in records for n in (1, 2, 3, 4))
+    assert {"seconds_step", "seconds_validation", "seconds_checkpoint"} <= set().union(*records)
+    assert column(out, "validation/invalid_images") == [0, 0, 0] and len(set(column(out, "val_loss"))) == 3
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((out / "logs").rglob("events*")).parent)).Reload()
+    assert [one.step for one in events.Scalars("val_loss")] == [0, 2, 3] and events.Tags()["images"]
+
+
+def test_black_pictures_are_counted_and_reported(trainer_data, tmp_path, monkeypatch, caplog):
+    decode = AutoencoderKL.decode
+
+    def nan(self, *args, **kwargs):
+        output = decode(self, *args, **kwargs)
+        output.sample.fill_(math.nan)
+        return output
+
+    monkeypatch.setattr(AutoencoderKL, "decode", nan)
+    words = ["--validation_steps", 1, "--num_validation_images", 2, "--max_train_steps", 1]
+    assert train(trainer_data, tmp_path / "run", *words) == 0
+    assert column(tmp_path / "run", "validation/invalid_images") == [2, 2]
+    assert "2 of 2" in caplog.text and "black" in caplog.text
+
+
+def test_what_changes_the_objective_changes_the_loss(trainer_data, reference, tmp_path):
+    first = column(reference, "loss")[0]
+    assert train(trainer_data, tmp_path / "again", "--max_train_steps", 1) == 0
+    assert column(tmp_path / "again", "loss") == [first]
+    for words in ("--snr_gamma 1", "--noise_offset 0.5", "--zero_terminal_snr", "--prediction_type v_prediction"):
+        assert train(trainer_data, tmp_path / words.split()[0], *words.split(), "--max_train_steps", 1) == 0
+        assert abs(column(tmp_path / words.split()[0], "loss")[0] / first - 1) > 1e-4
+
+
+def test_a_command_line_for_the_diffusers_script_runs_unchanged(trainer_data, tmp_path, monkeypatch):
+    words = (
+        f"--pretrained_model_name_or_path={trainer_data['sd1']} --train_data_dir={trainer_data['folder']} "
+        "--caption_column=text --dataloader_num_workers=8 --resolution=16 --center_crop --random_flip "
+        "--train_batch_size=1 --gradient_accumulation_steps=4 --max_train_steps=3 --learning_rate=1e-04 "
+        f"--max_grad_norm=1 --lr_scheduler=cosine --lr_warmup_steps=0 --output_dir={tmp_path / 'run'} "
+        "--report_to=tensorboard --checkpointing_steps=500 --validation_prompt=boots --seed=1337 --rank=4 "
+        "--mixed_precision=no --num_validation_images=1 --validation_epochs=1 --gradient_checkpointing "
+        "--resume_from_checkpoint=latest --logging_dir=tracked --snr_gamma=5.0 --adam_weight_decay=1e-2"
+    )
+    from tests.tiny_runs import as_in_a_process
+
+    with as_in_a_process():
+        assert train_lora.main(train_lora.parse_args(words.split())) == 0
+    assert list((tmp_path / "run" / "tracked").rglob("events*")) and (tmp_path / "run" / LORA).is_file()
+
+
+# What a user does wrong
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--train_data_dir {tmp}/nowhere", "--train_data_dir .*nowhere: no such folder"),
+        ("--train_data_dir {tmp}/empty", "--train_data_dir .*empty"),
+        ("--train_data_dir {tmp}/silent", "--train_data_dir: 2 of 2 pictures have no caption"),
+        ("--train_data_dir {tmp}/broken", r"broken/1\.png"),
+        ("--resolution 18", "--resolution 18: this model takes multiples of 4, such as 16"),
+        ("--pretrained_model_name_or_path {tmp}/empty", "--pretrained_model_name_or_path .*empty: no model_index.json"),
+        ("--pretrained_model_name_or_path ./nothing", "--pretrained_model_name_or_path ./nothing: no such folder"),
+        ("--lora_layers to_k to_x", "--lora_layers to_x: .* no layer of that name"),
+        ("--report_to paper", "--report_to paper: give tensorboard"),
+        ("--output_dir {tmp}/silent", "--output_dir .*silent: holds other files"),
+        ("--effective_batch_size 12", "--train_batch_size 8 .* not --effective_batch_size 12"),
+        ("--validation_steps 1 --early_stopping_patience 2 --train_data_dir {folder}", "--early_stopping_patience 2"),
+    ],
+)
+def test_a_mistake_is_told_by_the_name_of_its_flag(trainer_data, tmp_path, words, said):
+    for name in ("empty", "silent", "broken"):
+        (tmp_path / name).mkdir()
+    for name in ("silent", "broken"):
+        for i in (1, 2):
+            shutil.copy(trainer_data["folder"] / f"{i}.png", tmp_path / name)
+    (tmp_path / "broken/1.txt").write_text("boots")
+    (tmp_path / "broken/2.txt").write_text("boots")
+    (tmp_path / "broken/1.png").write_bytes(b"no picture")
+    words = words.format(tmp=tmp_path, folder=trainer_data["folder"]).split()
+    with pytest.raises(UserError, match=said) as caught:
+        train(trainer_data, tmp_path / "run", *words)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_a_mistyped_flag_can_be_mended_and_the_command_run_again(trainer_data, tmp_path):
+    with pytest.raises(UserError):
+        train(trainer_data, tmp_path / "run", "--train_data_dir", tmp_path / "nowhere")
+    assert train(trainer_data, tmp_path / "run", "--max_train_steps", 1) == 0
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [("--rank 0", "--rank"), ("--learning_rate -1", "--learning_rate"), ("--reslution 16", "--reslution")],
+)
+def test_a_flag_that_cannot_be_is_refused_in_one_line(capsys, words, said):
+    with pytest.raises(SystemExit) as caught:
+        train_lora.parse_args(words.split())
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and said in told and told.count("\n") == 1
