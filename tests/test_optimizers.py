@@ -59,7 +59,9 @@ def test_a_rate_is_a_function_of_the_step_and_of_nothing_before_it():
 
 def make(name, rates=(1e-3, 1e-3)):
     torch.manual_seed(0)
-    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (6, 2))]
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (80, 64))
+    ]  # 8-bit Adam leaves small ones be
     groups = [{"params": parameters[:2], "lr": rates[0]}, {"params": parameters[2:], "lr": rates[1]}]
     return parameters, optimizers.make_optimizer(name, groups, (0.9, 0.99), 1e-2, 1e-8, CPU)
 
@@ -101,6 +103,18 @@ def test_a_resumed_optimizer_goes_on_to_the_byte(name, tmp_path):
     take_steps(parameters, optimizer, 4, 8, rate)
     take_steps(resumed, other, 4, 8, rate)
     assert all(torch.equal(a, b) for a, b in zip(parameters, resumed))
+
+
+def test_a_state_in_two_levels_as_bitsandbytes_has_it_is_packed_too():
+    inner = {"state1": torch.arange(3, dtype=torch.uint8), "absmax1": torch.ones(1), "note": 2}
+    state = {
+        "state": {0: {"step": 4, "quantised": inner}, 1: {"step": 1}},
+        "param_groups": [{"lr": 1.0, "params": [0, 1]}],
+    }
+    tensors, rest = pack_optimizer(state)
+    assert set(tensors) == {"0.quantised/state1", "0.quantised/absmax1"}
+    again = unpack_optimizer(tensors, json.loads(json.dumps(rest)))
+    assert torch.equal(again["state"][0]["quantised"].pop("state1"), inner.pop("state1")) and again == state
 
 
 @pytest.mark.parametrize("name", ["adamw", "prodigy", "adafactor"])
