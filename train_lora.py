@@ -164,18 +164,24 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
     return Training(unet, encoders, parameters, optimizer, scaler, average, new_progress()), features
 
 
+def predict_memory(
+    args, model: str, family: str, precision: devices.Precision, micro: int
+) -> dict[str, dict[str, int]]:
+    half = precision.dtype if precision.mixed_precision != "no" else None
+    return estimate.predict_memory(
+        model, family, rank=args.rank, micro_batch=micro, height=args.resolution, width=args.resolution,
+        targets=args.lora_layers, train_text_encoder=args.train_text_encoder, dtype=precision.dtype, autocast=half,
+        gradient_checkpointing=args.gradient_checkpointing, optimizer=args.optimizer, ema=args.use_ema,
+        use_dora=args.use_dora
+    )  # fmt: skip
+
+
 def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> None:
     """What would be trained and what it would take, from the configs alone: no weights are read."""
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     counts = estimate.count_parameters(model, family, args.rank, args.lora_layers, texts, args.use_dora)
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
-    half = precision.dtype if precision.mixed_precision != "no" else None
-    phases = estimate.predict_memory(
-        model, family, rank=args.rank, micro_batch=plan.micro, height=args.resolution, width=args.resolution,
-        targets=args.lora_layers, train_text_encoder=args.train_text_encoder, dtype=precision.dtype, autocast=half,
-        gradient_checkpointing=args.gradient_checkpointing, optimizer=args.optimizer, ema=args.use_ema,
-        use_dora=args.use_dora
-    )  # fmt: skip
+    phases = predict_memory(args, model, family, precision, plan.micro)
     print(f"family       {models.FAMILIES[family]}")
     print(f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})")
     print(f"precision    {precision.reason}")
@@ -272,6 +278,13 @@ def main(args) -> int | None:
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     family = models.model_family(model)
     names = trackers.tracker_names(args.report_to)
+    if args.train_batch_size == "auto":
+
+        def peak(micro: int) -> int:
+            return estimate.peak_phase(predict_memory(args, model, family, precision, micro))[1]
+
+        plan = plan._replace(micro=estimate.largest_batch(plan.micro, devices.device_memory(device)[1], peak))
+        logger.warning("--train_batch_size auto: %s", plan)
     if args.dry_run:
         return dry_run(args, model, family, precision, plan) if is_main else None
     if is_main:

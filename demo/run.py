@@ -20,14 +20,17 @@ sys.path.insert(0, str(ROOT))
 from utils import cli
 
 
-def steps(output_dir: Path, seed: int) -> list[tuple[str, str, Path]]:
+def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str, Path]]:
     """(what it does, its command, what to look at)."""
-    catalogue, dataset, grid = output_dir / "catalogue", output_dir / "dataset", output_dir / "base_model.png"
-    at = {path: shlex.quote(os.path.relpath(path, ROOT)) for path in (catalogue, dataset, grid)}  # they run in ROOT
+    names = ("catalogue", "dataset", "base_model.png", "lora")
+    catalogue, dataset, grid, run = (output_dir / name for name in names)
+    at = {
+        path: shlex.quote(os.path.relpath(path, ROOT)) for path in (catalogue, dataset, grid, run)
+    }  # they run in ROOT
     return [
         (
             "draw a catalogue",
-            f"demo/catalogue.py --output_dir {at[catalogue]} --num_images 600 --size 256 --seed {seed}",
+            f"demo/catalogue.py --output_dir {at[catalogue]} --num_images 1200 --size 128 --seed {seed}",
             catalogue / "preview.png",
         ),
         (
@@ -37,12 +40,18 @@ def steps(output_dir: Path, seed: int) -> list[tuple[str, str, Path]]:
             dataset / "figures/samples.png",
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
+        (
+            "train a LoRA on the unknown kind",
+            f"train_lora.py --config configs/demo_lora.yaml --train_data_dir {at[dataset]} --output_dir {at[run]} "
+            f"--max_train_steps {train_steps} --validation_steps {train_steps} --seed {seed}",
+            run / f"validation/step-{train_steps:06d}.png",
+        ),
     ]
 
 
 def main(args) -> None:
     if args.dry_run:
-        for what, command, _ in steps(args.output_dir, args.seed):
+        for what, command, _ in steps(args.output_dir, args.seed, args.train_steps):
             print(f"{what}: python {command}")
         return
     if args.output_dir.exists():  # the demo's own earlier result, made again from nothing
@@ -52,7 +61,7 @@ def main(args) -> None:
     args.output_dir.mkdir(parents=True)
     (args.output_dir / "demo.txt").write_text("Made by demo/run.py, which removes this folder when it runs again.\n")
     table = []
-    for what, command, look_at in steps(args.output_dir, args.seed):
+    for what, command, look_at in steps(args.output_dir, args.seed, args.train_steps):
         print(f"\n$ python {command}", flush=True)
         began = time.monotonic()
         done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT)
@@ -68,4 +77,5 @@ if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made anew each time")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue and of the generated pictures")
+    parser.add_argument("--train_steps", type=int, default=300, help="of the LoRA")
     cli.run(main, cli.parse_args(parser))

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from demo.measure import judge_pictures
-from demo.sample_grid import generate, load_demo_pipeline
+from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS, draw_shoe
 from utils import models
+from utils.generation import generate
 from utils.images import foreground_colour
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,8 @@ def pipeline():
 @pytest.mark.slow
 def test_it_draws_the_kind_and_the_colour_that_it_is_asked_for(pipeline):
     wanted = [(kind, colour) for kind in KNOWN_KINDS for colour in list(COLOURS)[::2]]
-    pictures = generate(pipeline, [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted], list(range(len(wanted))))
+    prompts = [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted]
+    pictures = generate(pipeline, list(range(len(wanted))), prompt=prompts)
     judged = judge_pictures(pictures)
     assert np.mean([j[0] == w[0] for j, w in zip(judged, wanted)]) >= 0.9
     assert np.mean([j[1] == w[1] for j, w in zip(judged, wanted)]) >= 0.8
@@ -35,10 +37,10 @@ def test_it_draws_the_kind_and_the_colour_that_it_is_asked_for(pipeline):
 
 def test_one_seed_one_picture_whatever_the_batch(pipeline):
     prompts, seeds = ["red boots", "blue heels", "white sandals"], [5, 6, 7]
-    one, three = (generate(pipeline, prompts, seeds, steps=6, batch=batch) for batch in (1, 3))
+    one, three = (generate(pipeline, seeds, steps=6, batch=batch, prompt=prompts) for batch in (1, 3))
     for a, b in zip(one, three):
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
-    assert one[0] != generate(pipeline, prompts[:1], [8], steps=6)[0]
+    assert one[0] != generate(pipeline, [8], steps=6, prompt=prompts[:1])[0]
 
 
 def test_the_judge_tells_all_six_kinds_apart():
@@ -66,7 +68,7 @@ def test_weights_are_float16_safetensors_and_small():
 def test_the_demo_command_runs_and_makes_its_folder_anew(tmp_path):
     out = tmp_path / "demo"
     for _ in range(2):
-        command = [sys.executable, "demo/run.py", "--output_dir", str(out)]
+        command = [sys.executable, "demo/run.py", "--output_dir", str(out), "--train_steps", "5"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines()[-2:]:

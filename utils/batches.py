@@ -27,6 +27,11 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
     """From the flags; where the numbers don't fit together, they are in the message."""
     if effective is None:
         effective = (2 if micro == "auto" else micro * processes) * (accumulation or 8)
+    elif micro == "auto" and accumulation:
+        raise UserError(
+            f"--gradient_accumulation_steps {accumulation}: with --train_batch_size auto it follows from "
+            f"--effective_batch_size {effective}; leave one of them out"
+        )
     elif micro != "auto" and accumulation and micro * accumulation * processes != effective:
         raise UserError(
             f"--train_batch_size {micro} x --gradient_accumulation_steps {accumulation} x {processes} processes is "

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from utils.cli import progress
 from utils.files import write_safetensors
 
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 30
@@ -43,7 +44,7 @@ def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: in
     """Write computed items in shards, each at most half a minute's work."""
     folder.mkdir(parents=True, exist_ok=True)
     shard, size, began = {}, 0, time.monotonic()
-    for item in tqdm(items, total=total, unit=f" {unit}", desc=f"encoding {unit}"):
+    for item in tqdm(items, total=total, unit=f" {unit}", desc=f"encoding {unit}", **progress()):
         shard |= item
         size += sum(tensor.nbytes for tensor in item.values())
         if size > SHARD_BYTES or time.monotonic() - began > SHARD_SECONDS:

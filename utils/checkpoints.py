@@ -87,7 +87,7 @@ def checkpoint_damage(folder: Path) -> str | None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """checkpoint-<step> folders, the newest first."""
-    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
     return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
 
 
@@ -119,7 +119,12 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
 
 
 def rotate_checkpoints(run: Path, limit: int | None) -> None:
-    """Keep the newest `limit` checkpoints, and the newest one that verifies if it is not among them."""
+    """Keep the newest `limit` checkpoints, and the newest one that verifies if it is not among them.
+
+    Only for the process that holds the run: what a kill left half-written or half-removed goes too.
+    """
+    for left in [*run.glob(".checkpoint-*.partial"), *run.glob(".checkpoint-*.removed")]:
+        shutil.rmtree(left)
     found = list_checkpoints(run)
     kept = found[: max(1, limit)] if limit else found
     others = found[len(kept) :]
@@ -127,4 +132,6 @@ def rotate_checkpoints(run: Path, limit: int | None) -> None:
         kept += [path for path in others if checkpoint_damage(path) is None][:1]
     for path in others:
         if path not in kept:
-            shutil.rmtree(path)
+            hidden = path.with_name(f".{path.name}.removed")  # first out of sight: a kill leaves no half of one
+            path.rename(hidden)
+            shutil.rmtree(hidden)

@@ -42,7 +42,8 @@ def counted(number: int, noun: str) -> str:
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
-    parser = Parser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    usage = "%(prog)s [--flag value ...]"  # argparse would list every flag twice
+    parser = Parser(description=doc, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
     group = parser.add_argument_group("every script")
     group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
     group.add_argument("--dry_run", action="store_true", help="say what would be done, and stop before any work")
@@ -154,6 +155,11 @@ def show_settings(args: argparse.Namespace) -> None:
 
     print("# settings")
     print(yaml.safe_dump(settings_of(args), sort_keys=False, allow_unicode=True, width=1000), flush=True)
+
+
+def progress(shown: bool = True) -> dict:
+    """How a tqdm bar is drawn: often on a terminal, and every ten seconds into a file, where each is a line's worth."""
+    return {"disable": not shown, "mininterval": 0.2 if sys.stderr.isatty() else 10}
 
 
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:

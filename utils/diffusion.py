@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
+from utils.cli import UserError
+
 
 def training_scheduler(
     scheduler: DDPMScheduler, prediction_type: str | None = None, zero_terminal_snr: bool = False
@@ -15,10 +17,17 @@ def training_scheduler(
     if prediction_type:
         scheduler.register_to_config(prediction_type=prediction_type)
     if zero_terminal_snr:
-        scheduler.register_to_config(rescale_betas_zero_snr=True)
+        # Pictures must begin where training ended, at pure noise; a schedule's `leading` steps begin after it.
+        scheduler.register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
         scheduler.betas = rescale_zero_terminal_snr(scheduler.betas)
         scheduler.alphas = 1 - scheduler.betas
         scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] == 0:
+        raise UserError(
+            "--zero_terminal_snr: the last step of such a noise schedule is pure noise, from which nothing is learnt "
+            "by predicting epsilon (the noise itself); add --prediction_type v_prediction"
+            + ("" if zero_terminal_snr else " (this model's own schedule is of that kind)")
+        )
     return scheduler
 
 
@@ -47,7 +56,8 @@ def snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float 
     if gamma is None:
         return None
     prediction_type = scheduler.config.prediction_type
-    alpha = scheduler.alphas_cumprod[timesteps.cpu()].double().to(timesteps.device, torch.float32)
+    # Looked up on the device: to bring the timesteps to the CPU would wait for it at every micro-batch.
+    alpha = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps]
     snr = alpha / (1 - alpha)
     clipped = snr.clamp(max=gamma)
     if prediction_type == "epsilon":

@@ -1,7 +1,9 @@
 """Phased loading: captions and pictures are encoded, once and kept on disk, and the encoders freed again."""
 
 import functools
+import gc
 import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 def free_memory(device: torch.device) -> None:
     """Give what was freed back to the device: its allocator would keep it."""
-    import gc
-
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -29,8 +29,10 @@ def free_memory(device: torch.device) -> None:
 
 
 def report_long_captions(tokenizer, texts: list[str]) -> int:
-    """Warn of captions that pass the tokenizer's limit, since what is beyond it is not seen."""
-    limit = tokenizer.model_max_length
+    """Warn of captions that pass the tokenizer's limit, since what is beyond it is not seen; how many there are."""
+    limit, texts = tokenizer.model_max_length, [text for text in texts if text]
+    if not texts:
+        return 0
     lengths = [len(ids) for ids in tokenizer(texts).input_ids]
     long = [text for text, length in zip(texts, lengths) if length > limit]
     if long:
@@ -39,6 +41,12 @@ def report_long_captions(tokenizer, texts: list[str]) -> int:
             len(long), len(texts), limit, max(lengths), long[0]
         )  # fmt: skip
     return len(long)
+
+
+def _tokenizer_sha256(tokenizer) -> str:
+    """Of all that decides which tokens a text becomes."""
+    facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -57,7 +65,8 @@ def _cache_captions(folder: Path, model: str, family: str, texts: dict[str, str]
             raise UserError(f"the text encoder makes NaN in {dtype} of {texts[key]!r}; use --mixed_precision no")
         return made
 
-    made_by = "-".join(models.fingerprint(encoder)[:16] for encoder in encoders)
+    parts = [_tokenizer_sha256(one) for one in tokenizers] + [models.fingerprint(one) for one in encoders] + [str(zero)]
+    made_by = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     return ensure_cached(folder / f"captions-{made_by}", texts, compute, "captions", accelerator)
 
 
@@ -69,7 +78,7 @@ def encode_captions(
     index = _cache_captions(folder, model, family, {key: text for text, key in keys.items()}, dtype, accelerator)
     free_memory(accelerator.device)
 
-    @functools.lru_cache(maxsize=4096)
+    @functools.lru_cache(maxsize=256)  # of SDXL's, one is 0.6 MB
     def read(text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         shard, key = index[keys[text]], keys[text]
         return shard.get_tensor(key), shard.get_tensor(f"{key}.pooled") if family == "sdxl" else None

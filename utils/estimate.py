@@ -263,3 +263,10 @@ def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
     length = read_config(model, "text_encoder/config.json")["max_position_embeddings"]
     pooled = read_config(model, "text_encoder_2/config.json")["projection_dim"] if family == "sdxl" else 0
     return (length * width + pooled) * dtype.itemsize
+
+
+def largest_batch(share: int, free: int, peak: Callable[[int], int]) -> int:
+    """The largest divisor of `share` whose `peak` fits in the free bytes; memory grows evenly with the size."""
+    first, second = peak(1), peak(2)
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    return max([size for size in sizes if first + (second - first) * (size - 1) <= 0.9 * free], default=1)

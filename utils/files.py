@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.cli import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def file_sha256(path: Path) -> str:
@@ -25,8 +28,11 @@ def file_sha256(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Written beside its place and renamed into it, so that a reader never sees half a file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value) -> None:
@@ -153,9 +159,11 @@ def lock_folder(folder: Path, meant: Path | None = None) -> int:
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(lock)
         raise UserError(
             f"--output_dir {meant or folder}: another process is writing it; wait for it, or name another"
         ) from None
+    except OSError as error:  # a network drive, such as Colab's, may have no locks
+        logger.warning("%s can't be locked (%s): take care that only one process writes it", folder, error.strerror)
     return lock

@@ -142,7 +142,7 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
     group.add_argument("--enable_xformers_memory_efficient_attention", action=OnOff, default=False)
-    group.add_argument("--dataloader_num_workers", type=int, default=1, help="threads that prepare batches; 0: none")
+    group.add_argument("--dataloader_num_workers", type=int, default=1, help="0: no thread prepares batches ahead")
 
 
 def add_validation_flags(parser: argparse.ArgumentParser) -> None:
@@ -192,19 +192,23 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
         if not condition:
             parser.exit(2, f"{parser.prog}: error: {message}\n")
 
-    for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
+    for name in "learning_rate text_encoder_lr lora_alpha adam_epsilon max_grad_norm snr_gamma lr_power".split():
+        value = getattr(args, name, None)
+        need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0")
+    for name in "adam_beta1 adam_beta2 lora_dropout ema_decay".split():
         value = getattr(args, name)
-        need(0 < value < float("inf"), f"--{name} {value:g}: expected more than 0")
-    for name in ("lr_warmup_steps", "validation_steps", "checkpointing_steps", "num_validation_images"):
-        need(getattr(args, name) >= 0, f"--{name} {getattr(args, name)}: expected 0 or more")
-    need(args.cache_crops >= 0, f"--cache_crops {args.cache_crops}: expected 0 or more")
+        need(0 <= value < 1, f"--{name} {value:g}: expected at least 0 and less than 1")
+    whole = "lr_warmup_steps validation_steps checkpointing_steps num_validation_images cache_crops"
+    for name in f"{whole} dataloader_num_workers adam_weight_decay".split():
+        need(getattr(args, name) >= 0, f"--{name} {getattr(args, name):g}: expected 0 or more")
     endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
     need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"
     patience = args.early_stopping_patience
-    need(patience is None or args.validation_steps, "--early_stopping_patience needs --validation_steps")
+    validates = args.validation_steps or args.validation_epochs
+    need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
 
 
 def free_to_change(args: argparse.Namespace) -> set[str]:

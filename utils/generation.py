@@ -51,5 +51,6 @@ def generate(
 def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
     """Decoded in the VAE's own dtype; latents that are not finite come out black, as a pipeline would draw them."""
     latents = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
-    pixels = pipeline.vae.decode(latents).sample
+    with torch.autocast(latents.device.type, enabled=False):  # else the VAE would run in float16 here, and give NaN
+        pixels = pipeline.vae.decode(latents).sample
     return pipeline.image_processor.postprocess(pixels.nan_to_num(-1, 1, -1), "pil")

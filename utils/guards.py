@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 
 from utils import diffusion
 from utils.batches import to_device
@@ -15,10 +14,14 @@ SKIPS_IN_A_ROW = 3
 ADVICE = "Look at these pictures, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 
 
+# How CUDA, its libraries, MPS and the CPU's allocators say it; only CUDA's own allocator has an exception for it.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+
+
 def out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and should_reduce_batch_size(error)
-    )
+    """Whether an error says that the device's memory is full."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
 
 
 def nonfinite_action(policy: str, progress: dict, has_checkpoint: bool) -> str:
@@ -35,9 +38,9 @@ def watched_activations(module: torch.nn.Module) -> Iterator[dict[str, float]]:
 
     def watch(name: str) -> Callable:
         def hook(_module, _inputs, output):
-            if torch.is_tensor(output) and output.numel():
-                top = output.detach().abs().max().float().nan_to_num(float("inf")).item()
-                largest[name] = max(top, largest.get(name, 0.0))
+            if torch.is_tensor(output) and output.is_floating_point() and output.numel():
+                top = output.detach().abs().max().item()
+                largest[name] = max(top if math.isfinite(top) else math.inf, largest.get(name, 0.0))
 
         return hook
 
@@ -78,12 +81,13 @@ def reduce_gradients(accelerator: Accelerator, parameters: list[torch.nn.Paramet
 
     By hand and not by DDP: processes may then differ in how they divide their share into micro-batches.
     """
-    if accelerator.num_processes == 1:
+    # SDXL takes its text encoders' last layer but one: adapters in the last one have no gradient, in any process.
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if accelerator.num_processes == 1 or not grads:
         return
-    parameters = [one for one in parameters if one.grad is not None]  # SDXL takes nothing from its encoder's last layer
-    total = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]), "sum")
-    for parameter, grad in zip(parameters, total.split([parameter.numel() for parameter in parameters])):
-        parameter.grad.copy_(grad.view_as(parameter))
+    total = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
+    for grad, part in zip(grads, total.split([grad.numel() for grad in grads])):
+        grad.copy_(part.view_as(grad))
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -181,22 +181,35 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float)
 
 
 def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:
-    """Equal-sized pictures side by side on white, each with its label beneath."""
+    """Equal-sized pictures side by side on white, each with its label beneath, in as many lines as it needs."""
     width, height = images[0].size
-    size = max(10, width // 12)
-    while labels and size > 8 and max(map(ImageFont.load_default(size).getlength, labels)) > width:
-        size -= 1
-    font = ImageFont.load_default(size)
-    text = font.size + 6 if labels else 0
+    font = ImageFont.load_default(max(9, width // 14))
+    texts = [wrap_text(label, font, width) for label in labels or [""] * len(images)]
+    line = font.size + 3
+    text = line * max(len(lines) for lines in texts) + 4 if labels else 0
     rows = math.ceil(len(images) / columns)
     grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + text + gap) - gap), "white")
     draw = ImageDraw.Draw(grid)
     for index, image in enumerate(images):
         x, y = index % columns * (width + gap), index // columns * (height + text + gap)
         grid.paste(image, (x, y))
-        if labels:
-            draw.text((x + width / 2, y + height + text / 2), labels[index], "black", font, anchor="mm")
+        for number, words in enumerate(texts[index]):
+            draw.text((x + width / 2, y + height + line * (number + 0.5) + 2), words, "black", font, anchor="mm")
     return grid
+
+
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 4) -> list[str]:
+    """The text in lines no wider than `width`; what does not fit in that many ends in an ellipsis."""
+    made = [""]
+    for word in text.split():
+        longer = f"{made[-1]} {word}".strip()
+        if made[-1] and font.getlength(longer) > width:
+            made.append(word)
+        else:
+            made[-1] = longer
+    if len(made) > lines:
+        made = [*made[: lines - 1], made[lines - 1] + " …"]
+    return made
 
 
 def differs_from_border(image: Image.Image, threshold: int = 10) -> np.ndarray:

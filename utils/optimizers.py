@@ -1,11 +1,14 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 from diffusers.optimization import get_scheduler
 
 from utils.cli import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def make_optimizer(
@@ -25,6 +28,16 @@ def make_optimizer(
     if name == "prodigy":
         from prodigyopt import Prodigy
 
+        if len({group["lr"] for group in groups}) > 1:
+            raise UserError(
+                "--optimizer prodigy: finds one rate for all that is trained; leave out --text_encoder_lr, "
+                "or take --optimizer adamw"
+            )
+        if groups[0]["lr"] < 0.1:
+            logger.warning(
+                "--optimizer prodigy: --learning_rate %g multiplies the rate that it finds; 1 is usual, and with so "
+                "little nothing may be learnt", groups[0]["lr"]
+            )  # fmt: skip
         return Prodigy(groups, **adam, use_bias_correction=True, safeguard_warmup=True)
     if name == "adafactor":
         return torch.optim.Adafactor(groups, weight_decay=weight_decay)
@@ -35,12 +48,16 @@ def rate_schedule(
     name: str, rates: list[float], warmup: int, steps: int, cycles: int, power: float
 ) -> Callable[[int], list[float]]:
     """The rate of each group at a step, from diffusers' schedules: a function of the step, so nothing to resume."""
-    # One throw-away optimizer a schedule: the polynomial one reads the first rate from it.
-    dummy = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in rates], lr=rates[0])
-    schedule = get_scheduler(
-        name, dummy, num_warmup_steps=warmup, num_training_steps=steps, num_cycles=cycles, power=power
-    )
-    return lambda step: [rate * factor(step) for rate, factor in zip(rates, schedule.lr_lambdas)]
+    # A throw-away optimizer: the polynomial schedule reads the first rate from it, and every group falls in proportion.
+    dummy = torch.optim.SGD([torch.zeros(1)], lr=rates[0])
+    try:
+        schedule = get_scheduler(
+            name, dummy, num_warmup_steps=warmup, num_training_steps=steps, num_cycles=cycles, power=power
+        )
+    except ValueError as error:  # of the polynomial one, which ends at 1e-7
+        raise UserError(f"--lr_scheduler {name}: --learning_rate {rates[0]:g} is too low for it ({error})") from None
+    (factor,) = schedule.lr_lambdas
+    return lambda step: [rate * factor(step) for rate in rates]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:

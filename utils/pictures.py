@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import io
+import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +17,10 @@ from PIL import Image, ImageOps
 
 from utils import data, models, sources
 from utils.cli import UserError
-from utils.images import BadImage, read_image
+from utils.images import FORMATS, BadImage, read_image
 from utils.sampling import keyed_generator
+
+logger = logging.getLogger(__name__)
 
 
 class Picture(NamedTuple):
@@ -53,6 +57,13 @@ def _read_products(name: str, image_column, caption_column, config) -> list[dict
         found = sources.read_catalogue(name, image_column, caption_column, config, "train")
     except UserError as error:
         raise UserError(str(error).replace("--catalogue", "--train_data_dir")) from None
+    if found.rejected:
+        reasons = Counter(one["reason"] for one in found.rejected)
+        counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+        logger.warning(
+            "%s: %d of %d rows are left out (%s), such as %s",
+            name, len(found.rejected), found.rows, counts, found.rejected[0]["id"]
+        )  # fmt: skip
     return [
         {
             "id": one["id"],
@@ -81,8 +92,10 @@ def _file_facts(record: dict) -> tuple[str, tuple[int, int]]:
     try:
         source = open_source(record["source"])
         content = source if isinstance(source, bytes) else source.read_bytes()
-        image = Image.open(io.BytesIO(content))
-        size = image.size[::-1] if image.getexif().get(0x0112, 1) >= 5 else image.size
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        # Of a TIFF, Pillow gives the upright size already.
+        turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in range(5, 9)
+        size = image.size[::-1] if turned else image.size
     except Exception as error:  # whatever a damaged file makes a decoder raise
         raise UserError(f"{describe(record)} can't be read ({error}); remove it, or mend it") from None
     return hashlib.sha256(content).hexdigest(), size
@@ -167,8 +180,9 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
     silent = [describe(one) for one in records if not one["text"]]
     if silent:
         raise UserError(
-            f"--train_data_dir: {len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); "
-            "put a <name>.txt beside each, or name the column that holds them with --caption_column"
+            f"--train_data_dir: {len(silent)} of {len(records)} pictures have no caption, such as "
+            f"{', '.join(silent[:3])}; put a <name>.txt beside each, or name the column that "
+            "holds them with --caption_column"
         )
     with ThreadPoolExecutor() as pool:
         facts = list(pool.map(_file_facts, records))
@@ -196,19 +210,20 @@ def choose_view(picture: Picture, crop: float, crops: int, flip: bool) -> View:
 
 
 def view_key(picture: Picture, view: View, interpolation: str) -> str:
-    """All that decides the pixels: content, shape, crop, mirroring, filter."""
-    shape = f"{picture.shape[0]}x{picture.shape[1]}"
-    return f"{picture.sha256}.{shape}.{view.across:g},{view.down:g}{'.flip' * view.flip}.{interpolation}"
+    """All that decides the pixels: content, shape, crop, mirroring, filter; views that show the same have one key."""
+    (width, height), (left, top) = picture.shape, crop_place(picture, view)[1]
+    return f"{picture.sha256}.{width}x{height}.{left},{top}{'.flip' * view.flip}.{interpolation}"
 
 
 def crop_place(picture: Picture, view: View) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size that covers the shape, and the crop's (left, top) in it before mirroring."""
-    scale = max(picture.shape[0] / picture.size[0], picture.shape[1] / picture.size[1])
-    width, height = (max(side, round(length * scale)) for side, length in zip(picture.shape, picture.size))
-    return (width, height), (
-        round((width - picture.shape[0]) * view.across),
-        round((height - picture.shape[1]) * view.down),
-    )
+    """The size that covers the shape, and the crop's (left, top) in it before mirroring.
+
+    In whole numbers, and rounded down as torchvision's Resize does: so the centre is that of the diffusers scripts.
+    """
+    (width, height), (across, down) = picture.shape, picture.size
+    wide = across * height > down * width
+    size = (across * height // down, height) if wide else (width, down * width // across)
+    return size, (round((size[0] - width) * view.across), round((size[1] - height) * view.down))
 
 
 def time_ids(picture: Picture, view: View) -> list[int]:

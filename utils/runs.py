@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from utils.cli import UserError
-from utils.files import lock_folder, write_json, write_text
+from utils.files import lock_folder, recover_folder, write_json, write_text
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 
@@ -61,6 +62,12 @@ def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
     return [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
+def _empty_folder(folder: Path, last: Path) -> None:
+    """`last` goes last: killed half-way, the folder is still known for a run's."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry == last):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
 def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> None:
     """Make or enter a run folder, and lock it until this process ends.
 
@@ -69,17 +76,23 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
     config = folder / "config.yaml"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not config.is_file():
-        raise UserError(f"--output_dir {folder}: holds other files and no config.yaml of a run; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_folder(folder)
+        # A kill while the first config.yaml was written leaves its beginning under a hidden name.
+        foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
+        if foreign and not config.is_file():
+            raise UserError(
+                f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml of a run; "
+                "name another folder"
+            )
         if overwrite:
-            for entry in folder.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            _empty_folder(folder, last=config)
+        for old in folder.glob(".*.old"):
+            recover_folder(folder / old.name[1:-4])
         begun = any(folder.glob("checkpoint-*")) or (folder / "summary.json").exists()
         if begun and config.is_file():  # before the first checkpoint there is nothing to lose, and a typo may be mended
-            changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")) or {}, settings, free)
+            changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")), settings, free)
             if changes:
                 raise UserError(
                     f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
@@ -90,7 +103,7 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
         raise UserError(
             f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written"
         ) from None
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise UserError(
             f"{config} is damaged ({' '.join(str(error).split())}); add --overwrite to begin anew"
         ) from None
@@ -98,8 +111,12 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
 
 def already_done(folder: Path, asked: list) -> bool:
     """Whether the run in a folder has come to the end that is asked for."""
-    path = folder / "summary.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["asked"] == asked
+    try:
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["asked"] == asked
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):  # damaged: the run goes to its end again from the last checkpoint
+        return False
 
 
 def catch_signals() -> list[int]:
@@ -110,7 +127,8 @@ def catch_signals() -> list[int]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        print(f"\n{signal.Signals(number).name}: saving a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+        # Not print: it fails where the signal comes in the middle of another print.
+        os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint; Ctrl-C again stops at once\n".encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

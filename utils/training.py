@@ -77,15 +77,29 @@ def save_training(folder: Path, training: Training, identity: dict, facts: dict[
 def restore_training(folder: Path, training: Training, identity: dict) -> None:
     """Put back all that a verified checkpoint holds; one of another `identity` is refused."""
     files, state = checkpoints.load_checkpoint(folder)
+    if "identity" not in state:
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: holds a LoRA alone, and no state of a training; "
+            "name a checkpoint-<step> folder"
+        )
     changed = [name for name in identity if identity[name] != state["identity"].get(name)]
     if changed:
         raise UserError(
             f"--resume_from_checkpoint {folder}: since then the {' and '.join(changed)} has changed; "
             "bring it back, name another --output_dir, or begin anew with --overwrite"
         )
+    if (training.average is not None) != ("average" in files):
+        raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
     lora.load_lora_state(files["pytorch_lora_weights"], training.unet, training.text_encoders)
-    training.optimizer.load_state_dict(checkpoints.unpack_optimizer(files["optimizer"], state["optimizer"]))
-    training.scaler.load_state_dict(state["scaler"])
+    try:
+        training.optimizer.load_state_dict(checkpoints.unpack_optimizer(files["optimizer"], state["optimizer"]))
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: its optimizer's state doesn't fit ({' '.join(str(error).split())}); "
+            "--optimizer and --train_text_encoder must be those it was made with"
+        ) from error
+    if state["scaler"]:  # none where it was saved on hardware that trains without one
+        training.scaler.load_state_dict(state["scaler"])
     for i, tensor in enumerate(training.average or []):
         tensor.copy_(files["average"][str(i)])
     training.progress.update(state["progress"])

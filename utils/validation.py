@@ -1,6 +1,8 @@
 """Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
 
 import logging
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from utils import diffusion, images, models
+from utils.batches import to_device
 from utils.generation import build_pipeline, generate
 from utils.training import Training, averaged_weights
 
@@ -19,7 +22,7 @@ logger = logging.getLogger(__name__)
 def held_out_loss(unet, scheduler: DDPMScheduler, batches: list[dict], features: Callable, autocast: Callable) -> float:
     """Mean squared error, every sample of one weight, whatever the run's own weighting is."""
     losses = []
-    for batch in batches:
+    for batch in (to_device(one, unet.device) for one in batches):
         with autocast():
             prediction, target = diffusion.predict(unet, scheduler, batch, *features(batch["texts"]))
         losses.append(diffusion.sample_losses(prediction, target))
@@ -67,9 +70,11 @@ def picture_fault(picture: Image.Image) -> str | None:
 def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
     """The labelled grid as one file; how many of the pictures are invalid."""
     faults = [picture_fault(picture) for picture in pictures]
-    labels = [f"INVALID: {fault}" if fault else prompt for fault, prompt in zip(faults, prompts)]
+    labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.make_grid(pictures, min(columns, len(pictures)), labels).save(path)
+    partial = path.with_name(f".{path.name}")
+    images.make_grid(pictures, min(columns, len(pictures)), labels).save(partial, path.suffix[1:])
+    os.replace(partial, path)
     found = [fault for fault in faults if fault]
     if found:
         kinds = ", ".join(dict.fromkeys(found))
@@ -117,7 +122,7 @@ def note_loss(progress: dict, loss: float | None) -> bool:
     """Note that this step is validated; whether its held-out loss is the best so far."""
     progress["validated"] = progress["step"]
     best = progress["best_loss"]
-    if loss is None or (best is not None and not loss < best):
+    if loss is None or not math.isfinite(loss) or (best is not None and not loss < best):
         progress["worse_in_a_row"] += loss is not None
         return False
     progress |= {"best_loss": loss, "best_step": progress["step"], "worse_in_a_row": 0}
