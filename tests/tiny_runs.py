@@ -73,7 +73,7 @@ def column(folder: Path, name: str) -> list[float]:
     return [one[name] for one in train_lora.metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
 
 
-def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: int) -> None:
+def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: tuple[int, ...]) -> None:
     """What a process of `start` does: the user's command, with its words to stderr in a file."""
     with open(told, "ab") as file:
         os.dup2(file.fileno(), 1)
@@ -86,8 +86,8 @@ def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, se
 
         def counted(*args, **kwargs):
             calls.append(1)
-            if len(calls) == count:
-                os.kill(os.getpid(), sends)
+            for number in sends if len(calls) == count else ():
+                os.kill(os.getpid(), number)
             return function(*args, **kwargs)
 
         setattr(module, name, counted)
@@ -95,10 +95,10 @@ def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, se
     cli.run(train_lora.main, train_lora.parse_args(words))
 
 
-def start(words: list[str], told: Path, dies_in=None, sends: int = signal.SIGKILL):
+def start(words: list[str], told: Path, dies_in=None, sends: tuple[int, ...] = (signal.SIGKILL,)):
     """A process of its own that runs the command, forked where the libraries are loaded already.
 
-    `dies_in` (module, function, n) sends it the signal `sends` as the n-th call begins.
+    `dies_in` (module, function, n) sends it the signals `sends` as the n-th call begins.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_runs"])
