@@ -10,7 +10,7 @@ import torch
 
 from tests.published_configs import SD15, SDXL, write_configs
 from tests.tiny_models import build_tiny
-from utils import estimate, models
+from utils import estimate, models, outlook
 from utils.lora import TEXT_TARGETS, UNET_TARGETS
 
 MIB = 2**20
@@ -128,7 +128,7 @@ def test_the_largest_batch_divides_the_share_and_fits():
     def peak(size: int) -> int:
         return 100 + 50 * size
 
-    assert estimate.largest_batch(16, 10_000, peak) == 16
-    assert estimate.largest_batch(16, 600, peak) == 8  # 0.9 x 600 leaves room for 8.8
-    assert estimate.largest_batch(12, 400, peak) == 4
-    assert estimate.largest_batch(16, 10, peak) == 1  # the guard against running out has the last word
+    assert outlook.largest_batch(16, 10_000, peak) == 16
+    assert outlook.largest_batch(16, 600, peak) == 8  # 0.9 x 600 leaves room for 8.8
+    assert outlook.largest_batch(12, 400, peak) == 4
+    assert outlook.largest_batch(16, 10, peak) == 1  # the guard against running out has the last word

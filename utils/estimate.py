@@ -248,25 +248,3 @@ def peak_phase(phases: dict[str, dict[str, int]]) -> tuple[str, int]:
     """The phase that needs the most, and how many bytes that is."""
     needs = {name: sum(parts.values()) for name, parts in phases.items()}
     return max(needs.items(), key=lambda need: need[1])
-
-
-def latent_bytes(model: str, resolution: int) -> int:
-    """A picture's entry in the latent cache: mean and standard deviation in float32."""
-    vae = read_config(model, "vae/config.json")
-    side = resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    return 2 * 4 * vae["latent_channels"] * side * side
-
-
-def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
-    """A caption's entry in the cache of encoded ones."""
-    width = read_config(model, "unet/config.json")["cross_attention_dim"]
-    length = read_config(model, "text_encoder/config.json")["max_position_embeddings"]
-    pooled = read_config(model, "text_encoder_2/config.json")["projection_dim"] if family == "sdxl" else 0
-    return (length * width + pooled) * dtype.itemsize
-
-
-def largest_batch(share: int, free: int, peak: Callable[[int], int]) -> int:
-    """The largest divisor of `share` whose `peak` fits in the free bytes; memory grows evenly with the size."""
-    first, second = peak(1), peak(2)
-    sizes = [size for size in range(1, share + 1) if share % size == 0]
-    return max([size for size in sizes if first + (second - first) * (size - 1) <= 0.9 * free], default=1)
