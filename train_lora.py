@@ -126,7 +126,7 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     return Data(train, held_out, prompts, moments, features)
 
 
-def build_training(args, model: str, family: str, precision: devices.Precision, effective: int, device: torch.device):
+def build_training(args, model: str, family: str, precision, effective: int, texts: list[str], device: torch.device):
     """The models with their adapters and the optimizer; and what encodes texts where the text encoder is trained."""
     devices.seed_everything(args.seed)  # the adapters' first weights are drawn on the CPU
     adapter = {"rank": args.rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
@@ -143,9 +143,15 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
         tokenizers, encoders = models.load_text_encoders(model, family, precision.dtype)
         for encoder in encoders:
             parameters = lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter)
-            groups.append({"params": parameters, "lr": args.text_encoder_lr or args.learning_rate})
+            groups.append(
+                {
+                    "params": parameters,
+                    "lr": args.learning_rate if args.text_encoder_lr is None else args.text_encoder_lr,
+                }
+            )
             if args.gradient_checkpointing:
                 encoder.gradient_checkpointing_enable()
+        encoding.report_long_captions(tokenizers[0], texts)
         features = functools.partial(
             models.encode_prompts, tokenizers, encoders, empty_is_zero=models.empty_prompt_is_zero(model)
         )
@@ -217,7 +223,7 @@ def lora_facts(args, identity: dict) -> dict[str, str]:
         "alpha": str(args.lora_alpha),
         "data_fingerprint": identity["data"],
     }
-    trigger = pictures.trigger_word(args.train_data_dir)
+    trigger = pictures.trigger_word(args.dataset_name or args.train_data_dir)
     return facts | ({"trigger_word": trigger} if trigger else {})
 
 
@@ -299,13 +305,15 @@ def main(args) -> int | None:
         return push(args) if args.push_to_hub else 0
 
     seconds: dict[str, float] = {}
-    with runs.timed(seconds, "loading"):
-        data = load_data(args, model, family, cache, precision.dtype, accelerator)
-        training, features = build_training(args, model, family, precision, plan.effective, device)
-    features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
     scheduler = diffusion.training_scheduler(
         models.load_noise_scheduler(model), args.prediction_type, args.zero_terminal_snr
     )
+    with runs.timed(seconds, "loading"):
+        data = load_data(args, model, family, cache, precision.dtype, accelerator)
+        training, features = build_training(
+            args, model, family, precision, plan.effective, [one.text for one in data.train], device
+        )
+    features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
     last, every = count_steps(args, len(data.train)), args.validation_steps
     if args.validation_epochs:
         every = math.ceil(args.validation_epochs * len(data.train) / plan.effective)
@@ -343,9 +351,8 @@ def main(args) -> int | None:
             metrics_log.append_metrics(metrics, record)
             trackers.log_scalars(followers, record, record["step"])
 
-    steps = load_steps(
-        args, data.train, plan, accelerator.process_index, timesteps, load, range(progress["step"], last)
-    )
+    steps = range(progress["step"], last)
+    steps = load_steps(args, data.train, plan, accelerator.process_index, timesteps, load, steps)
     steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
     received, micro, window = runs.catch_signals(), plan.micro, []
     chosen = [data.prompts[i % len(data.prompts)] for i in range(args.num_validation_images)]
@@ -404,9 +411,11 @@ def main(args) -> int | None:
                         scaler.scale(loss.sum() / plan.effective).backward()
                         rows.append(torch.stack([loss.detach(), part["timesteps"]], 1))
                 except RuntimeError as error:
-                    ran_out = guards.out_of_memory(error) and micro > 1
+                    ran_out = guards.out_of_memory(error)
                     if not ran_out:
                         raise
+                    if micro == 1:
+                        raise UserError(guards.NO_ROOM) from error
                 if ran_out:
                     prediction = target = loss = rows = None  # they hold memory
                     micro = math.ceil(micro / 2)

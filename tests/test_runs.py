@@ -125,28 +125,37 @@ def test_overwrite_begins_anew_and_follows_no_link(tmp_path, open_run):
     mark(run)
     elsewhere.mkdir()
     (elsewhere / "kept.txt").write_text("x")
-    (run / "link").symlink_to(elsewhere)
+    (run / "logs").symlink_to(elsewhere)
     open_run(run, {"rank": 1}, overwrite=True)
     assert [path.name for path in run.iterdir()] == ["config.yaml"] and (elsewhere / "kept.txt").exists()
     assert yaml.safe_load((run / "config.yaml").read_text()) == {"rank": 1}
 
 
+def test_overwrite_never_removes_what_no_run_made(tmp_path, open_run):
+    (tmp_path / "config.yaml").write_text("rank: 1")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="no run made \\(thesis.txt\\)"):
+            open_run(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_overwriting_that_was_killed_half_way_can_be_done_again(tmp_path, open_run, monkeypatch):
     run = tmp_path / "run"
     open_run(run)
-    for name in ("a", "zz"):
+    for name in ("best", "validation"):
         mark(run, name)
     real = runs.shutil.rmtree
 
     def fail(path, *given, **more):
-        if path.name == "zz":
+        if path.name == "validation":
             raise OSError(5, "Input/output error")
         real(path, *given, **more)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="Input/output error"):
         patch.setattr(runs.shutil, "rmtree", fail)
         open_run(run, overwrite=True)
-    assert (run / "config.yaml").exists() and (run / "zz").exists()
+    assert (run / "config.yaml").exists() and (run / "validation").exists()
     open_run(run, overwrite=True)
     assert [path.name for path in run.iterdir()] == ["config.yaml"]
 
@@ -160,6 +169,7 @@ def test_a_kill_in_the_first_moment_of_a_run_does_not_lock_its_folder(tmp_path, 
 
 def test_best_that_a_kill_left_between_two_renames_is_put_back(tmp_path, open_run):
     open_run(tmp_path)
+    mark(tmp_path)
     mark(tmp_path, ".best.old")
     open_run(tmp_path)
     assert (tmp_path / "best/state.json").exists() and not (tmp_path / ".best.old").exists()

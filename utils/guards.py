@@ -11,6 +11,10 @@ from utils import diffusion
 from utils.batches import to_device
 
 SKIPS_IN_A_ROW = 3
+NO_ROOM = (
+    "out of memory with one sample at once; turn on --gradient_checkpointing, lower --resolution, or use "
+    "--mixed_precision where the device has it; --dry_run says what is needed"
+)
 ADVICE = "Look at these pictures, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 
 

@@ -21,9 +21,7 @@ def describe_model(model: str, family: str, rank: int, targets: list[str], text_
 def describe_memory(phases: dict[str, dict[str, int]]) -> str:
     """The peak and the parts of every phase."""
     peak, size = estimate.peak_phase(phases)
-    lines = [
-        f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; what Python and the device take comes on top"
-    ]
+    lines = [f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; Python and the device take more"]
     for phase, parts in phases.items():
         shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
         lines.append(f"             {phase}: {shown}")
