@@ -413,9 +413,11 @@ def main(args) -> int | None:
                         scaler.scale(loss.sum() / plan.effective).backward()
                         rows.append(torch.stack([loss.detach(), part["timesteps"]], 1))
                 except RuntimeError as error:
-                    ran_out = guards.out_of_memory(error) and micro > 1
+                    ran_out = guards.out_of_memory(error)
                     if not ran_out:
                         raise
+                    if micro == 1:
+                        raise UserError(f"out of memory with one sample at once; {guards.LESS_MEMORY}") from error
                 if ran_out:
                     prediction = target = loss = rows = None  # they hold memory
                     micro = math.ceil(micro / 2)

@@ -16,6 +16,10 @@ ADVICE = "Look at these pictures, lower --learning_rate, or use --mixed_precisio
 
 # How CUDA, its libraries, MPS and the CPU's allocators say it; only CUDA's own allocator has an exception for it.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+LESS_MEMORY = (
+    "keep --gradient_checkpointing and --cache_latents on, lower --resolution or --rank, or use --optimizer adamw8bit; "
+    "--dry_run predicts what is needed"
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
