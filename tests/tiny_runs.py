@@ -22,7 +22,7 @@ LORA = "pytorch_lora_weights.safetensors"
 def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[str]:
     """A command line: 6 steps of 8 samples, 16 x 16 pixels, a loss in every line, no pictures; `more` wins."""
     short = "--resolution 16 --rank 4 --lora_alpha 8 --max_train_steps 6 --learning_rate 1e-2 --lr_warmup_steps 2"
-    short += " --train_batch_size 8 --gradient_accumulation_steps 1 --validation_steps 0 --checkpointing_steps 3"
+    short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
     words += ["--pretrained_model_name_or_path", data[family], "--train_data_dir", data["prepared"]]
