@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 CELL = 8  # pixels: what one latent is decoded to
 NOISE_MEAN, NOISE_QUARTER = 0.6, 0.14
-# As prepare_dataset.py tells two files of one photo. Within them: 226 photos as JPEG of quality 30 and at 128 pixels, 80
-# drawn shoes through the VAE and back; of what is no copy, no two of the photos, none of 72 demo pictures and 1500 drawn
-# ones (16 of them within twice the limits), 3 of 120 drawn and 1500 others. Beyond them: a shift by 2 of 128 pixels.
+# As prepare_dataset.py tells two files of one photo. Within them: 226 photos as JPEG of quality 30 and at 128 pixels,
+# 80 drawn shoes through the VAE and back. Of what is no copy: no two of the photos, none of 72 demo pictures among 1500
+# drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not seen: a shift by 2 of 128 pixels.
 NEAR_BITS, NEAR_COLOUR = 16, 3.0
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
