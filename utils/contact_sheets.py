@@ -31,8 +31,8 @@ def write_sheets(
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(pictures), per_sheet), 1):
         part = pictures[start : start + per_sheet]
-        tiles = [_tile(path, side) for path, _ in part]
-        sheet = make_grid(tiles, min(columns, len(tiles)), [caption for _, caption in part])
+        captions = [caption for _, caption in part]
+        sheet = make_grid([_tile(path, side) for path, _ in part], min(columns, len(part)), captions)
         path = folder / f"sheet-{number:04d}.jpg"
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
