@@ -1,7 +1,7 @@
 """How fast generate.py is against a plain loop that calls a diffusers pipeline once a prompt, and whether both agree.
 
-Both draw the same prompts and seeds with the same scheduler and steps, by turns, each from nothing. On a machine that does
-nothing else. `whole run` is the process from start to exit; `loop` is without the start, to the last picture on disk.
+Both draw the same prompts and seeds with the same scheduler and steps, by turns, each from nothing, on an idle machine.
+`whole run` is the process from start to exit; `loop` is without the start, to the last picture on the disk.
 
     python tests/benchmarks/generate_speed.py --num_images 64 --repeats 3
     python tests/benchmarks/generate_speed.py --pretrained_model_name_or_path FOLDER --prompts_file prompts.txt
