@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from utils import pictures
+from utils import pictures, training_data
 from utils.cli import UserError
 from utils.models import DEMO_MODEL
 from utils.pictures import View
@@ -175,7 +175,7 @@ def test_missing_captions_are_counted(tmp_path):
     folder = make_folder(tmp_path / "d", 5)
     for i in (1, 3):
         (folder / f"p{i}.txt").unlink()
-    records, _ = pictures.read_records(str(folder), None, "text")
+    records, _ = training_data.read_records(str(folder), "--train_data_dir", None, "text")
     with pytest.raises(UserError, match=r"2 of 5 pictures have no caption.*p1.png.*--caption_column"):
         pictures.load_pictures(records, SQUARE)
 
@@ -202,14 +202,14 @@ def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
 
 def test_what_is_held_out_stays_so_when_data_grows():
     records = [{"id": f"shoe-{i}"} for i in range(2000)]
-    train, held_out = pictures.hold_out(records, 0.1)
+    train, held_out = training_data.hold_out(records, 0.1)
     assert 150 < len(held_out) < 250 and len(train) + len(held_out) == 2000
-    grown_train, grown_held_out = pictures.hold_out([{"id": f"new-{i}"} for i in range(500)] + records[::-1], 0.1)
+    grown_train, grown_held_out = training_data.hold_out([{"id": f"new-{i}"} for i in range(500)] + records[::-1], 0.1)
     assert {one["id"] for one in held_out} <= {one["id"] for one in grown_held_out}
     assert {one["id"] for one in train} <= {one["id"] for one in grown_train}
-    more = pictures.hold_out(records, 0.2)[1]
+    more = training_data.hold_out(records, 0.2)[1]
     assert {one["id"] for one in held_out} <= {one["id"] for one in more}
-    assert pictures.hold_out(records, 0.0) == (records, [])
+    assert training_data.hold_out(records, 0.0) == (records, [])
 
 
 def make_imagefolder(root, splits):
@@ -227,11 +227,13 @@ def make_imagefolder(root, splits):
 @pytest.mark.parametrize("held", ["val", "validation"])
 def test_an_imagefolder_with_splits_never_trains_on_its_test_pictures(tmp_path, held):
     root = make_imagefolder(tmp_path, ["train", held, "test"])
-    train, held_out = pictures.read_training_records(str(root), None, "text", share_held_out=0.5)
+    train, held_out = training_data.read_training_records(
+        str(root), "--train_data_dir", None, "text", share_held_out=0.5
+    )
     assert [one["text"] for one in train] == ["train 0", "train 1", "train 2"]
     assert [one["text"] for one in held_out] == [f"{held} {i}" for i in range(3)]
-    train, held_out = pictures.read_training_records(
-        str(make_imagefolder(tmp_path / "b", ["train", "test"])), None, "text"
+    train, held_out = training_data.read_training_records(
+        str(make_imagefolder(tmp_path / "b", ["train", "test"])), "--train_data_dir", None, "text"
     )
     assert len(train) == 3 and not held_out
 
@@ -239,13 +241,16 @@ def test_an_imagefolder_with_splits_never_trains_on_its_test_pictures(tmp_path, 
 def test_rows_that_are_left_out_are_told(tmp_path, caplog):
     root = make_imagefolder(tmp_path, ["train"])
     (root / "train/train1.png").unlink()
-    train, _ = pictures.read_records(str(root / "train"), None, "text")
+    train, _ = training_data.read_records(str(root / "train"), "--train_data_dir", None, "text")
     assert len(train) == 2 and "1 of 3 rows are left out (no image: 1), such as train1.png" in caplog.text
 
 
 def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):
     root = str(make_imagefolder(tmp_path, ["train", "val"]))
-    chosen = [pictures.read_training_records(root, None, "text", max_samples=2, seed=s) for s in (0, 0, 1, 2, 3)]
+    chosen = [
+        training_data.read_training_records(root, "--train_data_dir", None, "text", max_samples=2, seed=s)
+        for s in (0, 0, 1, 2, 3)
+    ]
     texts = [[one["text"] for one in train] for train, _ in chosen]
     assert texts[0] == texts[1] and len({tuple(t) for t in texts}) > 1 and all(len(h) == 3 for _, h in chosen)
     assert all(t == sorted(t) and len(t) == 2 for t in texts)
@@ -264,10 +269,10 @@ def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_picture_when_it_is
     splits = {s: datasets.Dataset.from_list(list(rows(s)), features=features) for s in ("train", "validation", "test")}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "all")
     splits["train"].save_to_disk(tmp_path / "one")
-    train, held_out = pictures.read_training_records(str(tmp_path / "all"), None, "caption")
+    train, held_out = training_data.read_training_records(str(tmp_path / "all"), "--train_data_dir", None, "caption")
     assert [one["text"] for one in train] == [f"train {i}" for i in range(3)] and len(held_out) == 3
     assert all(one["text"].startswith("validation") for one in held_out)
-    alone, none = pictures.read_training_records(str(tmp_path / "one"), "image", "caption")
+    alone, none = training_data.read_training_records(str(tmp_path / "one"), "--train_data_dir", "image", "caption")
     found = pictures.load_pictures(alone, SQUARE)
     assert not none and [one.size for one in found] == [(80, 64)] * 3 and callable(found[0].source)
     expected = np.array(noise(80, 64, 2).crop((8, 0, 72, 64)))
@@ -276,18 +281,18 @@ def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_picture_when_it_is
     )
     assert pictures.describe(found[2]) == f"picture {found[2].id}"
     with pytest.raises(UserError, match="--image_column nothing"):
-        pictures.read_records(str(tmp_path / "one"), "nothing", "caption")
+        training_data.read_records(str(tmp_path / "one"), "--train_data_dir", "nothing", "caption")
 
 
 def test_an_empty_folder_is_an_error_of_the_training_flag(tmp_path):
     with pytest.raises(UserError, match="--train_data_dir") as error:
-        pictures.read_records(str(tmp_path), None, "text")
+        training_data.read_records(str(tmp_path), "--train_data_dir", None, "text")
     assert "--catalogue" not in str(error.value)
 
 
 def test_the_fingerprint_of_the_data_knows_pictures_captions_and_order(tmp_path):
     folder = make_folder(tmp_path)
-    found = pictures.load_pictures(pictures.read_records(str(folder), None, "text")[0], SQUARE)
+    found = pictures.load_pictures(training_data.read_records(str(folder), "--train_data_dir", None, "text")[0], SQUARE)
     before = pictures.data_fingerprint(found)
     assert before == pictures.data_fingerprint([one._replace(source=Path("moved")) for one in found])
     others = [

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from utils.cli import progress
+from utils.cli import UserError, progress
 from utils.files import write_safetensors
 
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 30
@@ -24,18 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 def read_index(folder: Path) -> dict[str, safe_open]:
-    """The open shard that holds each key; a damaged shard is named and passed over, so that it is made again."""
-    index = {}
+    """The open shard that holds each key; a damaged shard is passed over, so that what it held is made again."""
+    index, damaged = {}, []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             shard = safe_open(path, framework="pt")
             index |= dict.fromkeys(shard.keys(), shard)
         except (OSError, SafetensorError) as error:
-            logger.warning("%s is damaged (%s): what it held is computed again", path, error)
+            damaged.append(f"{path.name}: {error}")
+    if damaged:
+        logger.warning("%s: %d shards are damaged and made again as needed (%s …)", folder, len(damaged), damaged[0])
     return index
 
 
 def write_shard(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Named by the keys that it holds."""
     name = hashlib.sha256("\n".join(sorted(tensors)).encode()).hexdigest()[:32]
     write_safetensors(folder / f"{name}.safetensors", tensors)
 
@@ -71,6 +74,11 @@ def ensure_cached(
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     if mine:
-        fill_cache(folder, map(compute, mine), len(mine), unit)
+        try:
+            fill_cache(folder, map(compute, mine), len(mine), unit)
+        except OSError as error:
+            raise UserError(
+                f"--latent_cache_dir: {folder} can't be written ({error.strerror}); make room, or name another"
+            ) from None
     accelerator.wait_for_everyone()
     return read_index(folder)

@@ -114,11 +114,14 @@ def find_checkpoint(run: Path, wanted: str) -> Path | None:
         if damage := checkpoint_damage(path):
             raise UserError(f"--resume_from_checkpoint {wanted}: damaged ({damage}); in {run} there are: {there}")
         return path
-    for path in list_checkpoints(run):
+    found = list_checkpoints(run)
+    for path in found:
         damage = checkpoint_damage(path)
         if damage is None:
             return path
         logger.warning("%s is passed over: %s", path, damage)
+    if found:
+        raise UserError(f"--output_dir {run}: none of its {len(found)} checkpoints is whole; --overwrite begins anew")
     return None
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +39,7 @@ def report_long_captions(tokenizer, texts: list[str]) -> int:
     if long:
         logger.warning(
             "%d of %d captions are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s",
-            len(long), len(texts), limit, max(lengths), long[0]
+            len(long), len(texts), limit, max(lengths), shorten(long[0], 200)
         )  # fmt: skip
     return len(long)
 

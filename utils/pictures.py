@@ -1,11 +1,9 @@
 """Pictures to train on: read from any layout, hashed, sized, bucketed; one crop of one picture as a tensor."""
 
-import functools
 import hashlib
 import io
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils import data, models, sources
+from utils import models
 from utils.cli import UserError
 from utils.images import FORMATS, BadImage, read_image
 from utils.sampling import keyed_generator
@@ -34,70 +32,25 @@ class Picture(NamedTuple):
     shape: tuple[int, int]
 
 
-def read_records(
-    folder: str, image_column: str | None, caption_column: str, config: str | None = None
-) -> tuple[list[dict], list[dict]]:
-    """{"id", "source", "text"} of the training and of the held-out pictures, from whatever layout is there."""
-    root = Path(folder)
-    if (root / "metadata.json").is_file():
-        data.read_metadata(root)
-        return tuple(
-            [{"id": one["id"], "source": one["path"], "text": one["text"]} for one in data.read_split(root, split)]
-            for split in ("train", "val")
-        )
-    parts = [root]
-    if (root / "train").is_dir():  # an imagefolder with splits: its test pictures must not be trained on
-        parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
-    found = [_read_products(str(part), image_column, caption_column, config) for part in parts]
-    return found[0], found[1] if len(found) > 1 else []
-
-
-def _read_products(name: str, image_column, caption_column, config) -> list[dict]:
-    try:
-        found = sources.read_catalogue(name, image_column, caption_column, config, "train")
-    except UserError as error:
-        raise UserError(str(error).replace("--catalogue", "--train_data_dir")) from None
-    if found.rejected:
-        reasons = Counter(one["reason"] for one in found.rejected)
-        counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-        logger.warning(
-            "%s: %d of %d rows are left out (%s), such as %s",
-            name, len(found.rejected), found.rows, counts, found.rejected[0]["id"]
-        )  # fmt: skip
-    return [
-        {
-            "id": one["id"],
-            "text": one["text"],
-            "source": functools.partial(sources.picture_source, found.dataset, one["image"])
-            if isinstance(one["image"], int)
-            else one["image"],
-        }
-        for one in found.products
-    ]
-
-
 def open_source(source: Path | Callable[[], Path | bytes]) -> Path | bytes:
     return source() if callable(source) else source
 
 
-def hold_out(records: list[dict], fraction: float) -> tuple[list[dict], list[dict]]:
-    """Training and held-out records; a hash of the id decides, so that growth moves nothing."""
-    limit = fraction * 2**32
-    held = [int.from_bytes(hashlib.sha256(str(one["id"]).encode()).digest()[:4], "big") < limit for one in records]
-    return [one for one, out in zip(records, held) if not out], [one for one, out in zip(records, held) if out]
-
-
-def _file_facts(record: dict) -> tuple[str, tuple[int, int]]:
-    """sha256 and upright size; only the header of the picture is decoded."""
+def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
+    """sha256 and upright size; only the header of the picture is decoded. What is wrong with it, where it can't be."""
     try:
         source = open_source(record["source"])
         content = source if isinstance(source, bytes) else source.read_bytes()
+        if not content:
+            return f"{describe(record)} is empty"
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         # Of a TIFF, Pillow gives the upright size already.
         turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in range(5, 9)
         size = image.size[::-1] if turned else image.size
+    except UnidentifiedImageError:
+        return f"{describe(record)} is not an image"
     except Exception as error:  # whatever a damaged file makes a decoder raise
-        raise UserError(f"{describe(record)} can't be read ({error}); remove it, or mend it") from None
+        return f"{describe(record)} can't be read ({error})"
     return hashlib.sha256(content).hexdigest(), size
 
 
@@ -131,33 +84,6 @@ def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[in
     return bucket_shapes(resolution, step) if buckets else [(resolution, resolution)]
 
 
-def read_training_records(
-    folder: str,
-    image_column: str | None,
-    caption_column: str,
-    config: str | None = None,
-    share_held_out: float = 0.0,
-    max_samples: int | None = None,
-    seed: int = 0,
-) -> tuple[list[dict], list[dict]]:
-    """What to train on and what is held out, of any layout."""
-    train, held_out = read_records(folder, image_column, caption_column, config)
-    if share_held_out and not held_out:
-        train, held_out = hold_out(train, share_held_out)
-    if max_samples and max_samples < len(train):
-        chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
-        train = [train[i] for i in sorted(chosen.tolist())]
-    if not train:
-        raise UserError(f"--train_data_dir {folder}: there is no picture to train on")
-    return train, held_out
-
-
-def trigger_word(folder: str) -> str | None:
-    """The trigger word that prepare_dataset.py put before every caption, if it did."""
-    root = Path(folder)
-    return data.read_metadata(root)["options"].get("trigger_word") if (root / "metadata.json").is_file() else None
-
-
 def all_views(found: list[Picture], crops: int, flip: bool) -> list[tuple[Picture, "View"]]:
     """Every view that draws can ask for; none where crops are endless (0)."""
     tokens = [(number + 0.5) / crops for number in range(crops)]
@@ -180,12 +106,14 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
     silent = [describe(one) for one in records if not one["text"]]
     if silent:
         raise UserError(
-            f"--train_data_dir: {len(silent)} of {len(records)} pictures have no caption, such as "
-            f"{', '.join(silent[:3])}; put a <name>.txt beside each, or name the column that "
-            "holds them with --caption_column"
+            f"{len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); put a <name>.txt "
+            "beside each, or name the column that holds the captions with --caption_column"
         )
     with ThreadPoolExecutor() as pool:
         facts = list(pool.map(_file_facts, records))
+    bad = [fault for fault in facts if isinstance(fault, str)]
+    if bad:
+        raise UserError(f"{len(bad)} of {len(records)} pictures: {'; '.join(bad[:5])}; remove them, or mend them")
     return [
         Picture(str(one["id"]), one["source"], one["text"], sha256, size, nearest_shape(size, shapes))
         for one, (sha256, size) in zip(records, facts)

@@ -1,0 +1,105 @@
+"""What to train on, and what is held out: records of any layout, pictures not yet opened."""
+
+import functools
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from utils import data, sources
+from utils.cli import UserError
+from utils.sampling import keyed_generator
+
+logger = logging.getLogger(__name__)
+
+
+def read_records(
+    place: str, flag: str, image_column: str | None, caption_column: str, config: str | None = None
+) -> tuple[list[dict], list[dict]]:
+    """{"id", "source", "text"} of the training and of the held-out pictures, from whatever layout is there.
+
+    `flag` is the one that named the place: --train_data_dir is a folder, --dataset_name may be on the hub.
+    """
+    root = Path(place)
+    if flag == "--train_data_dir" and not root.is_dir():
+        raise UserError(
+            f"--train_data_dir {place}: no such folder; make it with prepare_dataset.py, give a folder of pictures "
+            "with captions, or name a hub dataset with --dataset_name"
+        )
+    if (root / "metadata.json").is_file():
+        return _read_prepared(root, flag, image_column, caption_column)
+    parts = [root]
+    if (root / "train").is_dir():  # an imagefolder with splits: its test pictures must not be trained on
+        parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
+    found = [_read_products(str(part), flag, image_column, caption_column, config) for part in parts]
+    return found[0], found[1] if len(found) > 1 else []
+
+
+def _read_prepared(root: Path, flag: str, image_column: str | None, caption_column: str) -> tuple[list, list]:
+    data.read_metadata(root)
+    if image_column:
+        raise UserError(f"--image_column {image_column}: {flag} {root} is a prepared dataset, whose pictures are known")
+    splits = []
+    for split in ("train", "val"):
+        records = data.read_split(root, split)
+        lacking = next((sorted(one) for one in records if caption_column not in one), None)
+        if lacking:
+            raise UserError(f"--caption_column {caption_column}: {flag} {root} has the columns {', '.join(lacking)}")
+        splits.append([{"id": one["id"], "source": one["path"], "text": one[caption_column]} for one in records])
+    return tuple(splits)
+
+
+def _read_products(name: str, flag: str, image_column, caption_column: str, config: str | None) -> list[dict]:
+    try:
+        found = sources.read_catalogue(name, image_column, caption_column, config, "train")
+    except UserError as error:
+        raise UserError(str(error).replace("--catalogue", flag)) from None
+    reasons = Counter(one["reason"] for one in found.rejected)
+    left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    if not found.products:
+        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out}); see --image_column")
+    if found.rejected:
+        logger.warning("%s: %d of %d rows are left out (%s)", name, len(found.rejected), found.rows, left_out)
+
+    def source(image: Path | int) -> Path | Callable:
+        return functools.partial(sources.picture_source, found.dataset, image) if isinstance(image, int) else image
+
+    return [{"id": one["id"], "text": one["text"], "source": source(one["image"])} for one in found.products]
+
+
+def hold_out(records: list[dict], fraction: float) -> tuple[list[dict], list[dict]]:
+    """Training and held-out records; a hash of the id decides, so that growth moves nothing."""
+    limit = fraction * 2**32
+    held = [int.from_bytes(hashlib.sha256(str(one["id"]).encode()).digest()[:4], "big") < limit for one in records]
+    return [one for one, out in zip(records, held) if not out], [one for one, out in zip(records, held) if out]
+
+
+def read_training_records(
+    place: str,
+    flag: str,
+    image_column: str | None,
+    caption_column: str,
+    config: str | None = None,
+    share_held_out: float = 0.0,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> tuple[list[dict], list[dict]]:
+    """What to train on and what is held out, of any layout."""
+    train, held_out = read_records(place, flag, image_column, caption_column, config)
+    if share_held_out and not held_out:
+        train, held_out = hold_out(train, share_held_out)
+    if max_samples and max_samples < len(train):
+        chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
+        train = [train[i] for i in sorted(chosen.tolist())]
+    if not train:
+        raise UserError(f"{flag} {place}: there is no picture to train on")
+    return train, held_out
+
+
+def trigger_word(folder: str) -> str | None:
+    """The trigger word that prepare_dataset.py put before every caption, if it did."""
+    root = Path(folder)
+    return data.read_metadata(root)["options"].get("trigger_word") if (root / "metadata.json").is_file() else None
