@@ -10,11 +10,11 @@ from urllib.parse import quote
 import yaml
 
 from utils.cli import UserError
-from utils.files import list_files
+from utils.files import list_files, write_text
+from utils.lora import FILE_NAME as WEIGHTS
 from utils.masking import mask_text
 from utils.metrics_log import summary_rows
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 # Not the checkpoints nor the logs; environment.json tells of the machine, and stays on it.
 PUSHED = re.compile(r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png")
 
@@ -47,9 +47,7 @@ def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | Non
         lines += ["![Loss curve](loss_curve.png)", ""]
     versions = ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items() if version)
     lines += [f"Made with {versions}."] if versions else []
-    partial = folder / f".README.md.{os.getpid()}"
-    partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    os.replace(partial, folder / "README.md")
+    write_text(folder / "README.md", "\n".join(lines).rstrip() + "\n")
 
 
 def _is_hub_id(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from utils import diffusion, images, models
 from utils.batches import to_device
+from utils.files import replaced_file
 from utils.generation import build_pipeline, generate
 from utils.training import Training, averaged_weights
 
@@ -72,9 +72,8 @@ def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], colum
     faults = [picture_fault(picture) for picture in pictures]
     labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    images.make_grid(pictures, min(columns, len(pictures)), labels).save(partial, path.suffix[1:])
-    os.replace(partial, path)
+    with replaced_file(path) as file:
+        images.make_grid(pictures, min(columns, len(pictures)), labels).save(file, "PNG")
     found = [fault for fault in faults if fault]
     if found:
         kinds = ", ".join(dict.fromkeys(found))
