@@ -158,6 +158,25 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise UserError(f"LoRA file {path}: can't be read ({' '.join(str(error).split())[:200]})") from None
 
 
+def kohya_tensors(
+    state: dict[str, torch.Tensor], unet: torch.nn.Module, text_encoders: Iterable[torch.nn.Module], family: str
+) -> dict[str, torch.Tensor]:
+    """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
+    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    if any("lora_magnitude_vector" in key for key in state):
+        raise UserError(
+            "--output_kohya_format: with --use_dora there is no such file, since diffusers passes over the magnitudes "
+            "in it and the pictures would change; use the diffusers file, or train without --use_dora"
+        )
+    tensors = {}
+    for key, value in state.items():
+        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
+        name = _kohya_name(part, layer, family, unet.config.layers_per_block)
+        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
+        tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
+    return tensors
+
+
 def save_kohya(
     path: Path,
     state: dict[str, torch.Tensor],
@@ -166,20 +185,8 @@ def save_kohya(
     family: str,
     facts: dict[str, str],
 ) -> Path:
-    """Write a file for A1111, ComfyUI and kohya's scripts: their names, and the alpha of every layer as a tensor."""
-    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
-    if any("lora_magnitude_vector" in key for key in state):
-        raise UserError(
-            "--output_kohya_format: with --use_dora there is no such file, since diffusers passes over the magnitudes "
-            "in it and the pictures would change; use the diffusers file, or train without --use_dora"
-        )
-    config = unet.peft_config[ADAPTER]
-    tensors = {}
-    for key, value in state.items():
-        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
-        name = _kohya_name(part, layer, family, unet.config.layers_per_block)
-        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
+    """Write a file for A1111, ComfyUI and kohya's scripts."""
+    tensors, config = kohya_tensors(state, unet, text_encoders, family), unet.peft_config[ADAPTER]
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.r),
