@@ -174,7 +174,7 @@ def process_all(products: list[dict], dataset, work, workers: int) -> tuple[list
     jobs = ((one["id"], sources.picture_source(dataset, one["image"])) for one in products)
     results = parallel.parallel_map(work, jobs, workers)
     good, rejected = [], []
-    for result, one in tqdm(zip(results, products), total=len(products), unit=" images", smoothing=0.05):
+    for one, result in zip(tqdm(products, unit=" images", smoothing=0.05, **cli.progress()), results):
         if "bad" in result:
             rejected.append(catalogue.left_out(one, *result["bad"]))
         else:

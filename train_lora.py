@@ -11,9 +11,7 @@ import argparse
 import functools
 import logging
 import math
-import shlex
 import signal
-import sys
 from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +34,6 @@ from utils import (
     flags,
     guards,
     lora,
-    masking,
     metrics_log,
     model_card,
     models,
@@ -49,7 +46,6 @@ from utils import (
     validation,
 )
 from utils.cli import UserError
-from utils.files import write_json
 from utils.training import (
     Training,
     averaged_weights,
@@ -58,6 +54,7 @@ from utils.training import (
     roll_back,
     save_best,
     save_training,
+    write_kohya,
     write_lora,
 )
 
@@ -105,6 +102,11 @@ def read_records(args) -> tuple[list[dict], list[dict]]:
     )  # fmt: skip
 
 
+def crops_each(args) -> int:
+    """How many crops of a picture there are; 0: no end of them."""
+    return 1 if args.center_crop else args.cache_crops
+
+
 def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
@@ -118,8 +120,7 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     texts, features = [one.text for one in train + held_out] + prompts, None
     if not args.train_text_encoder:
         features = encoding.encode_captions(cache, model, family, texts, dtype, accelerator)
-    crops = 1 if args.center_crop else args.cache_crops
-    views = pictures.all_views(train, crops, args.random_flip) + pictures.all_views(held_out, 1, flip=False)
+    views = pictures.all_views(train, crops_each(args), args.random_flip) + pictures.all_views(held_out, 1, flip=False)
     moments = encoding.latent_reader(
         cache, model, views, args.image_interpolation_mode, args.cache_latents, accelerator
     )
@@ -141,20 +142,17 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
         unet.compile_repeated_blocks()
     if args.train_text_encoder:
         tokenizers, encoders = models.load_text_encoders(model, family, precision.dtype)
+        rate = args.text_encoder_lr or args.learning_rate
         for encoder in encoders:
-            parameters = lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter)
-            groups.append(
-                {
-                    "params": parameters,
-                    "lr": args.learning_rate if args.text_encoder_lr is None else args.text_encoder_lr,
-                }
-            )
+            groups.append({"params": lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter), "lr": rate})
             if args.gradient_checkpointing:
                 encoder.gradient_checkpointing_enable()
         encoding.report_long_captions(tokenizers[0], texts)
         features = functools.partial(
             models.encode_prompts, tokenizers, encoders, empty_is_zero=models.empty_prompt_is_zero(model)
         )
+    if args.output_kohya_format:  # what has no name in that format is told now, and not after the training
+        lora.kohya_tensors(lora.lora_state(unet, encoders), unet, encoders, family)
     for module in (unet, *encoders):
         module.to(device).train()
     if device.type == "cuda":  # what its convolutions like best; on a CPU it is slower
@@ -170,19 +168,25 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
     return Training(unet, encoders, parameters, optimizer, scaler, average, new_progress()), features
 
 
-def memory_facts(args, precision: devices.Precision) -> dict:
-    """All that the memory of a step depends on, but for the model and the micro-batch."""
-    return {
-        "rank": args.rank, "targets": args.lora_layers, "use_dora": args.use_dora, "ema": args.use_ema,
-        "height": args.resolution, "width": args.resolution, "train_text_encoder": args.train_text_encoder,
-        "dtype": precision.dtype, "autocast": precision.dtype if precision.mixed_precision != "no" else None,
-        "gradient_checkpointing": args.gradient_checkpointing, "optimizer": args.optimizer,
-    }  # fmt: skip
+def foretell_memory(args, model: str, family: str, precision: devices.Precision, micro: int) -> dict:
+    """Bytes by phase and part, with `micro` samples at once."""
+    autocast = precision.dtype if precision.mixed_precision != "no" else None
+    return estimate.predict_memory(
+        model, family, rank=args.rank, targets=args.lora_layers, use_dora=args.use_dora, ema=args.use_ema,
+        height=args.resolution, width=args.resolution, micro_batch=micro, train_text_encoder=args.train_text_encoder,
+        dtype=precision.dtype, autocast=autocast, gradient_checkpointing=args.gradient_checkpointing,
+        optimizer=args.optimizer
+    )  # fmt: skip
 
 
-def count_steps(args, pictures: int) -> int:
-    epochs = args.num_train_epochs
-    return math.ceil(epochs * pictures / args.effective_batch_size) if epochs else args.max_train_steps
+def count_steps(args, pictures: int) -> tuple[int, int]:
+    """The steps of the training, and those from one validation to the next."""
+    epoch, last, every = pictures / args.effective_batch_size, args.max_train_steps, args.validation_steps
+    if args.num_train_epochs:
+        last = math.ceil(args.num_train_epochs * epoch)
+    if args.validation_epochs:
+        every = math.ceil(args.validation_epochs * epoch)
+    return last, every
 
 
 def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> None:
@@ -190,13 +194,11 @@ def dry_run(args, model: str, family: str, precision: devices.Precision, plan: b
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     print(outlook.describe_model(model, family, args.rank, args.lora_layers, texts, args.use_dora))
     print(f"precision    {precision.reason}\nbatch        {plan}")
-    phases = estimate.predict_memory(model, family, micro_batch=plan.micro, **memory_facts(args, precision))
-    print(outlook.describe_memory(phases))
+    print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     train, held_out = read_records(args)
-    print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train)), plan.effective))
-    views = len(train) * (1 if args.center_crop else args.cache_crops) * (1 + args.random_flip) + len(held_out)
-    captions = 0 if args.train_text_encoder else len({one["text"] for one in train + held_out}) + 1
-    views *= args.cache_latents
+    print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
+    views = (len(train) * crops_each(args) * (1 + args.random_flip) + len(held_out)) * args.cache_latents
+    captions = 0 if args.train_text_encoder else len({one["text"] for one in train + held_out} | {""})
     print(outlook.describe_cache(model, family, args.resolution, views, captions, precision.dtype))
 
 
@@ -207,21 +209,20 @@ def load_steps(args, train, plan, rank: int, timesteps: int, load: Callable, ste
         sampling.draw_position, seed=args.seed, shapes=shapes, group=plan.effective, timesteps=timesteps,
         flip=0.5 * args.random_flip, dropout=args.caption_dropout
     )  # fmt: skip
-    crops = 1 if args.center_crop else args.cache_crops
     for step in steps:
         draws = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
         share = sampling.split_step(draws, shapes, plan.micro, rank, plan.processes)
-        yield [load(one, train, crops=crops, noise_offset=args.noise_offset) for one in share]
+        yield [load(one, train, crops=crops_each(args), noise_offset=args.noise_offset) for one in share]
 
 
-def lora_facts(args, identity: dict) -> dict[str, str]:
+def lora_facts(args, fingerprint: str) -> dict[str, str]:
     """What the LoRA's file says of itself."""
     facts = {
-        "command": masking.mask_text(shlex.join([Path(sys.executable).name, *sys.argv])),
+        "command": runs.command_line(),
         "base_model": args.pretrained_model_name_or_path,
         "rank": str(args.rank),
         "alpha": str(args.lora_alpha),
-        "data_fingerprint": identity["data"],
+        "data_fingerprint": fingerprint,
     }
     trigger = pictures.trigger_word(args.dataset_name or args.train_data_dir)
     return facts | ({"trigger_word": trigger} if trigger else {})
@@ -229,39 +230,21 @@ def lora_facts(args, identity: dict) -> dict[str, str]:
 
 def finish(args, training: Training, data: Data, facts: dict[str, str], family: str) -> None:
     """The LoRA, its other format, the loss curve, the card, the summary."""
-    records, steps = metrics_log.read_metrics(args.output_dir / "metrics.jsonl"), training.progress["step"]
     with averaged_weights(training):
         write_lora(args.output_dir, training, facts)
         if args.output_kohya_format:
-            path = args.output_dir / f"{args.output_dir.name}_kohya.safetensors"
-            state = lora.lora_state(training.unet, training.text_encoders)
-            lora.save_kohya(path, state, training.unet, training.text_encoders, family, facts)
-    metrics_log.plot_losses(records, args.output_dir / "loss_curve.png")
-    summary = {
-        "steps": steps,
-        "samples": steps * args.effective_batch_size,
-        "seconds": sum(value for one in records for name, value in one.items() if name.startswith("seconds_")),
-        "skipped_steps": len(training.progress["skipped"]),
-    }
-    grids = sorted((args.output_dir / "validation").glob("step-*.png")) or [None]
-    card = {
-        "base_model": args.pretrained_model_name_or_path,
-        "command": facts["command"],
+            write_kohya(args.output_dir, training, facts, family)
+    card = facts | {
         "prompt": data.prompts[0],
         "data": args.dataset_name or args.train_data_dir,
-        "fingerprint": facts["data_fingerprint"],
         "counts": {"training": len(data.train), "held-out": len(data.held_out)},
-        "trigger": facts.get("trigger_word"),
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "rank": args.rank,
-        "alpha": args.lora_alpha,
         "settings": {name: getattr(args, name) for name in ON_THE_CARD},
-        "summary": summary,
-        "versions": {name: runs.package_version(name) for name in runs.RECORDED},
     }
-    model_card.write_card(args.output_dir, card, (grids[0], grids[-1]), records)
-    write_json(args.output_dir / "summary.json", summary | {"asked": [args.max_train_steps, args.num_train_epochs]})
-    print(f"\n{metrics_log.summary_table(records, summary)}\nthe LoRA is in {args.output_dir}")
+    steps, skipped = training.progress["step"], len(training.progress["skipped"])
+    counts = {"steps": steps, "samples": steps * args.effective_batch_size, "skipped_steps": skipped}
+    asked = [args.max_train_steps, args.num_train_epochs]
+    print(f"\n{model_card.write_results(args.output_dir, card, counts, asked)}\nthe LoRA is in {args.output_dir}")
 
 
 def push(args) -> None:
@@ -288,12 +271,8 @@ def main(args) -> int | None:
     family = models.model_family(model)
     names = trackers.tracker_names(args.report_to)
     if args.train_batch_size == "auto":
-
-        def peak(micro: int) -> int:
-            phases = estimate.predict_memory(model, family, micro_batch=micro, **memory_facts(args, precision))
-            return estimate.peak_phase(phases)[1]
-
-        plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], peak))
+        foretell = functools.partial(foretell_memory, args, model, family, precision)
+        plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], foretell))
         logger.warning("--train_batch_size auto: %s", plan)
     if args.dry_run:
         return dry_run(args, model, family, precision, plan) if is_main else None
@@ -301,8 +280,11 @@ def main(args) -> int | None:
         runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite)
     accelerator.wait_for_everyone()
     if runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
-        print(f"{args.output_dir}: this run is finished; nothing to do (--overwrite begins anew)")
-        return push(args) if args.push_to_hub else 0
+        if is_main:
+            print(f"{args.output_dir}: this run is finished; nothing to do (--overwrite begins anew)")
+            if args.push_to_hub:
+                push(args)
+        return 0
 
     seconds: dict[str, float] = {}
     scheduler = diffusion.training_scheduler(
@@ -314,9 +296,7 @@ def main(args) -> int | None:
             args, model, family, precision, plan.effective, [one.text for one in data.train], device
         )
     features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
-    last, every = count_steps(args, len(data.train)), args.validation_steps
-    if args.validation_epochs:
-        every = math.ceil(args.validation_epochs * len(data.train) / plan.effective)
+    last, every = count_steps(args, len(data.train))
     rates = [group["lr"] for group in optimizer.param_groups]
     rates_at = optimizers.rate_schedule(
         args.lr_scheduler, rates, args.lr_warmup_steps, last, args.lr_num_cycles, args.lr_power
@@ -325,20 +305,18 @@ def main(args) -> int | None:
     timesteps = scheduler.config.num_train_timesteps
     scaling = models.read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
     load = functools.partial(batches.load_batch, moments=data.moments, scaling=scaling)
-    fixed = sampling.validation_draws(args.num_validation_samples * bool(data.held_out), len(data.held_out), timesteps)
-    fixed = sampling.split_step(fixed, [one.shape for one in data.held_out], 8, 0, 1)
-    held_out = [load(one, data.held_out, crops=1, sample_posterior=False) for one in fixed]
+    held_out = validation.held_out_batches(data.held_out, args.num_validation_samples, timesteps, load)
 
     # Where this folder's run stands.
     identity = {"data": pictures.data_fingerprint(data.train)}
-    facts = lora_facts(args, identity)
-    progress = training.progress
+    facts, progress = lora_facts(args, identity["data"]), training.progress
     saved = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if saved:
         restore_training(saved, training, identity)
-        print(f"resuming from {saved}")
     metrics, followers = args.output_dir / "metrics.jsonl", {}
     if is_main:
+        if saved:
+            print(f"resuming from {saved}")
         metrics_log.cut_metrics(metrics, progress["step"] if saved else -1)
         environment = args.output_dir / "environment.json"
         runs.write_environment(environment, devices.describe_device(device), precision.reason, dataset=identity["data"])
@@ -356,11 +334,15 @@ def main(args) -> int | None:
     steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
     received, micro, window = runs.catch_signals(), plan.micro, []
     chosen = [data.prompts[i % len(data.prompts)] for i in range(args.num_validation_images)]
-    check = functools.partial(
-        validation.validate, training, model, family, scheduler, held_out, features, chosen,
-        [args.seed + i for i in range(len(chosen))], args.validation_inference_steps, args.validation_guidance_scale,
-        args.resolution, accelerator.autocast, lambda: bool(received)
+    draw = functools.partial(
+        validation.validation_pictures, model=model, family=family, unet=unet, scheduler=scheduler,
+        seeds=[args.seed + i for i in range(len(chosen))], steps=args.validation_inference_steps,
+        guidance=args.validation_guidance_scale, size=args.resolution, autocast=accelerator.autocast,
+        stop=lambda: bool(received)
     )  # fmt: skip
+    check = functools.partial(
+        validation.validate, training, scheduler, held_out, features, accelerator.autocast, chosen, draw
+    )
     bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, **cli.progress(is_main))
     while True:
         step = progress["step"]
@@ -437,7 +419,6 @@ def main(args) -> int | None:
             finite = math.isfinite(norm) and all(map(math.isfinite, losses))
             if finite:
                 scaler.step(optimizer)
-                scaler.update()
                 if training.average is not None:
                     torch._foreach_lerp_(training.average, training.parameters, 1 - args.ema_decay)
                 progress["skipped_in_a_row"] = 0
@@ -453,6 +434,7 @@ def main(args) -> int | None:
                     roll_back(saved, training, identity)
                 progress["skipped"].append(step)
                 progress["skipped_in_a_row"] += 1
+            scaler.update()  # after a skipped step too: it refuses to unscale twice without
             optimizer.zero_grad()
         progress["step"] = step + 1
         bar.update()

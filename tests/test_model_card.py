@@ -9,14 +9,15 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
+from utils import runs
 from utils.cli import UserError
 from utils.model_card import files_to_push, push_folder, write_card
 
 FACTS = {
-    "name": "casual-shoes", "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "trigger": "casual shoe",
+    "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "trigger_word": "casual shoe",
     "prompt": 'a "red" casual shoe', "command": "python train_lora.py --hub_token hf_secret --rank 8",
-    "data": "casual_shoes", "fingerprint": "0123abcd", "counts": {"train": 2000, "val": 250}, "rank": 8, "alpha": 16,
-    "settings": {"learning_rate": 1e-4, "lr scheduler": "constant|warmup"}, "versions": {"diffusers": "0.42.1"},
+    "data": "casual_shoes", "data_fingerprint": "0123abcd", "rank": 8, "alpha": 16,
+    "counts": {"train": 2000, "val": 250}, "settings": {"learning_rate": 1e-4, "lr scheduler": "constant|warmup"},
 }  # fmt: skip
 RECORDS = [{"step": 10, "loss": 0.2, "loss_smooth": 0.2}, {"step": 10, "val_loss": 0.3}]
 
@@ -41,13 +42,20 @@ def samples(run):
 
 def test_the_card_is_valid_and_its_pictures_exist(run):
     write_card(run, FACTS, samples(run), RECORDS)
-    card = ModelCard.load(run / "README.md")
+    card, version = ModelCard.load(run / "README.md"), runs.package_version("diffusers")
     assert card.data.base_model == FACTS["base_model"] and card.data.library_name == "diffusers"
     assert card.data.license is None and {"lora", "text-to-image", "diffusers"} <= set(card.data.tags)
     targets = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
     assert targets == ["validation/step-000000.png", "validation/step-000010.png", "loss_curve.png"]
     assert all((run / target).is_file() for target in targets)
-    for fact in ("0123abcd", "2,000 train, 250 val", "casual shoe", "| alpha | 16 |", "0.3 at step 10", "0.42.1"):
+    for fact in (
+        "0123abcd",
+        "2,000 train, 250 val",
+        "casual shoe",
+        "| alpha | 16 |",
+        "0.3 at step 10",
+        f"diffusers {version}",
+    ):
         assert fact in card.text, fact
     assert "constant\\|warmup" in card.text and "hf_secret" not in card.text and "--hub_token *** --rank 8" in card.text
 

@@ -1,5 +1,6 @@
 """A run's folder: one process at a time, the same settings or none, and signals that save."""
 
+import json
 import os
 import signal
 import subprocess
@@ -240,3 +241,11 @@ def test_seconds_add_up_also_through_an_error():
     with pytest.raises(ValueError), runs.timed(seconds, "other"):
         raise ValueError
     assert 0.02 <= seconds["step"] < 1 and 0 <= seconds["other"] < 0.5
+
+
+def test_the_environment_tells_the_command_without_its_secrets(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_lora.py", "--hub_token", "hf_secret", "--rank", "8"])
+    runs.write_environment(tmp_path / "environment.json", "a device", "float32", dataset="0123")
+    found = json.loads((tmp_path / "environment.json").read_text())
+    assert found["command"].endswith(" train_lora.py --hub_token *** --rank 8")
+    assert "hf_secret" not in json.dumps(found) and found["packages"]["torch"] and found["dataset"] == "0123"

@@ -1,6 +1,7 @@
 """A loss that can be compared, and pictures that are looked at before they are believed."""
 
 import contextlib
+import functools
 import types
 
 import numpy as np
@@ -34,10 +35,13 @@ class Parts:
         return models.encode_prompts(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
 
     def pictures(self, texts=TEXTS, seeds=SEEDS, autocast=contextlib.nullcontext, stop=lambda: False):
-        return validation.validation_pictures(
-            self.model, self.family, self.unet, self.scheduler, self.features(texts), self.features([""]), seeds, 3,
-            5.0, 32, autocast, stop
-        )  # fmt: skip
+        return self.drawer(seeds, autocast=autocast, stop=stop)(self.features(texts), self.features([""]))
+
+    def drawer(self, seeds=SEEDS, steps=3, **changes):
+        given = {"model": self.model, "family": self.family, "unet": self.unet, "scheduler": self.scheduler}
+        given |= {"seeds": seeds, "steps": steps, "guidance": 5.0, "size": 32}
+        given |= {"autocast": contextlib.nullcontext, "stop": lambda: False}
+        return functools.partial(validation.validation_pictures, **given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +109,7 @@ def test_zero_terminal_snr_draws_from_pure_noise(parts):
     pipeline.scheduler.set_timesteps(3)
     assert pipeline.scheduler.timesteps[0] == 999 and pipeline.scheduler.alphas_cumprod[-1] < 1e-6
     one = parts["sd2"]
-    drawn = validation.validation_pictures(
-        one.model, "sd2", one.unet, rescaled, one.features(TEXTS), one.features([""]), SEEDS, 3, 5.0, 32,
-        contextlib.nullcontext, lambda: False
-    )  # fmt: skip
+    drawn = one.drawer(scheduler=rescaled)(one.features(TEXTS), one.features([""]))
     assert all(validation.picture_fault(picture) is None for picture in drawn)
 
 
@@ -201,13 +202,15 @@ def test_validation_leaves_the_training_as_it_was(parts, tmp_path):
     average = [parameter.detach() + 1]
     training = Training(unet, [], [parameter], None, None, average, new_progress())
     given = [batch(1, 2) | {"latents": torch.zeros(2, 4, 16, 16), "noise": torch.ones(2, 4, 16, 16)}]
-    options = (one.model, "sd1", one.scheduler, given, one.features, TEXTS[:2], SEEDS[:2], 2, 5.0, 32)
+    options = (one.scheduler, given, one.features, contextlib.nullcontext, TEXTS[:2])
+    draw = one.drawer(SEEDS[:2], 2, unet=unet)
     before, state = parameter.detach().clone(), torch.get_rng_state()
-    found = validation.validate(training, *options, contextlib.nullcontext, lambda: False, tmp_path / "grid.png")
+    found = validation.validate(training, *options, draw, tmp_path / "grid.png")
     assert found.keys() == {"val_loss", "validation/invalid_images"} and (tmp_path / "grid.png").exists()
     assert torch.equal(parameter, before) and unet.training and torch.equal(torch.get_rng_state(), state)
     own = training._replace(average=None)
-    other = validation.validate(own, *options, contextlib.nullcontext, lambda: False, tmp_path / "grid.png")
+    other = validation.validate(own, *options, draw, tmp_path / "grid.png")
     assert other["val_loss"] != found["val_loss"]  # the average was looked at, not the weights in training
-    assert validation.validate(training, *options, contextlib.nullcontext, lambda: True, tmp_path / "no.png") is None
+    stopped = one.drawer(SEEDS[:2], 2, unet=unet, stop=lambda: True)
+    assert validation.validate(training, *options, stopped, tmp_path / "no.png") is None
     assert torch.equal(parameter, before) and not (tmp_path / "no.png").exists()

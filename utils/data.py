@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from utils.cli import UserError
+from utils.cli import UserError, progress
 from utils.files import file_sha256, list_files, write_json
 from utils.images import colour_thumb, near_pairs, perceptual_hash
 from utils.parallel import parallel_map
@@ -156,7 +156,7 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     jobs = ((folder / name, manifest[name], metadata["options"]["resolution"]) for name in names)
     checks = parallel_map(check_picture, jobs, workers)
     seen = []
-    for (wrong, bits, thumb), name in tqdm(zip(checks, names), total=len(names), unit=" images"):
+    for name, (wrong, bits, thumb) in zip(tqdm(names, unit=" images", **progress()), checks):
         if wrong:
             broken.append(f"{name}: {wrong}")
         else:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.cli import UserError
 
@@ -25,14 +26,26 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Written beside its place and renamed into it, so that a reader never sees half a file."""
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside `path`, flushed and renamed into its place: no reader and no kill sees half of it.
+
+    A full disk is an OSError that leaves nothing behind.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replaced_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value) -> None:
@@ -40,18 +53,19 @@ def write_json(path: Path, value) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
-    """Whole or not there, and on the disk when this returns; a full disk is an OSError that leaves nothing behind."""
+    """Equal content is equal bytes: safetensors itself writes its metadata in an order that changes."""
     from safetensors.torch import save  # here: most of what needs files needs no torch
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    data = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors must begin at a multiple of 8
+    with replaced_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(data)[8 + size :])
 
 
 def list_files(folder: Path) -> dict[str, os.stat_result]:

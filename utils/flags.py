@@ -4,6 +4,7 @@ import argparse
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
+from utils.lora import UNET_TARGETS
 from utils.models import DEFAULT_MODEL
 
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
@@ -83,9 +84,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", type=positive, default=8)
     group.add_argument("--lora_alpha", type=float, default=16, help="the adapter's output is scaled by alpha / rank")
     group.add_argument("--lora_dropout", type=share, default=0.0, help="of the adapter's input")
-    group.add_argument(
-        "--lora_layers", nargs="+", default=["to_k", "to_q", "to_v", "to_out.0"], metavar="NAME", help="UNet layers"
-    )
+    group.add_argument("--lora_layers", nargs="+", default=list(UNET_TARGETS), metavar="NAME", help="UNet layers")
     group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
     group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
@@ -190,7 +189,7 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
 
     def need(condition, message):
         if not condition:
-            parser.exit(2, f"{parser.prog}: error: {message}\n")
+            parser.error(message)
 
     for name in "learning_rate text_encoder_lr lora_alpha adam_epsilon max_grad_norm snr_gamma lr_power".split():
         value = getattr(args, name, None)

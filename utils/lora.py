@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -13,9 +12,9 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from utils.cli import UserError
+from utils.files import write_safetensors
 
 UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -145,29 +144,8 @@ def save_lora(
     """
     settings = json.dumps(_settings(unet, list(text_encoders)), sort_keys=True)
     path = Path(folder) / FILE_NAME
-    _write(path, state, {"format": "pt", SETTINGS_KEY: settings, **facts})
+    write_safetensors(path, state, {"format": "pt", SETTINGS_KEY: settings, **facts})
     return path
-
-
-def _write(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    data = save({key: value.contiguous() for key, value in state.items()}, metadata)
-    # safetensors writes its metadata in an order that changes from run to run; sorted, equal content is equal bytes
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors must begin at a multiple of 8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.write(memoryview(data)[8 + size :])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -180,6 +158,25 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise UserError(f"LoRA file {path}: can't be read ({' '.join(str(error).split())[:200]})") from None
 
 
+def kohya_tensors(
+    state: dict[str, torch.Tensor], unet: torch.nn.Module, text_encoders: Iterable[torch.nn.Module], family: str
+) -> dict[str, torch.Tensor]:
+    """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
+    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    if any("lora_magnitude_vector" in key for key in state):
+        raise UserError(
+            "--output_kohya_format: with --use_dora there is no such file, since diffusers passes over the magnitudes "
+            "in it and the pictures would change; use the diffusers file, or train without --use_dora"
+        )
+    tensors = {}
+    for key, value in state.items():
+        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
+        name = _kohya_name(part, layer, family, unet.config.layers_per_block)
+        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
+        tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
+    return tensors
+
+
 def save_kohya(
     path: Path,
     state: dict[str, torch.Tensor],
@@ -188,30 +185,18 @@ def save_kohya(
     family: str,
     facts: dict[str, str],
 ) -> Path:
-    """Write a file for A1111, ComfyUI and kohya's scripts: their names, and the alpha of every layer as a tensor."""
-    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
-    if any("lora_magnitude_vector" in key for key in state):
-        raise UserError(
-            "--output_kohya_format: with --use_dora there is no such file, since diffusers passes over the magnitudes "
-            "in it and the pictures would change; use the diffusers file, or train without --use_dora"
-        )
-    config = unet.peft_config[ADAPTER]
-    tensors = {}
-    for key, value in state.items():
-        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
-        name = _kohya_name(part, layer, family, unet.config.layers_per_block)
-        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
+    """Write a file for A1111, ComfyUI and kohya's scripts."""
+    tensors, config = kohya_tensors(state, unet, text_encoders, family), unet.peft_config[ADAPTER]
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.r),
         "ss_network_alpha": str(_kohya_alpha(config)),
         "ss_base_model_version": KOHYA_BASES[family],
         "ss_v2": str(family == "sd2"),
-        "ss_output_name": Path(path).stem,
+        "ss_output_name": path.stem,
     }
-    _write(Path(path), tensors, {"format": "pt", **facts, **metadata})
-    return Path(path)
+    write_safetensors(path, tensors, {"format": "pt", **facts, **metadata})
+    return path
 
 
 def _kohya_alpha(config: LoraConfig) -> float:

@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from utils.files import write_text
+
 
 def append_metrics(path: Path, record: dict) -> None:
     """One line, flushed. What is not finite becomes null: NaN is no JSON."""
@@ -44,12 +46,7 @@ def cut_metrics(path: Path, step: int) -> list[dict]:
     """Drop what was recorded after `step`, since a resumed run makes it again; what stays is returned."""
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
     if path.exists():
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
     return kept
 
 

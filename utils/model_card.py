@@ -10,11 +10,12 @@ from urllib.parse import quote
 import yaml
 
 from utils.cli import UserError
-from utils.files import list_files
+from utils.files import list_files, write_json, write_text
+from utils.lora import FILE_NAME as WEIGHTS
 from utils.masking import mask_text
-from utils.metrics_log import summary_rows
+from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_table
+from utils.runs import package_versions
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 # Not the checkpoints nor the logs; environment.json tells of the machine, and stays on it.
 PUSHED = re.compile(r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png")
 
@@ -22,14 +23,12 @@ PUSHED = re.compile(r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml
 def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | None], records: list[dict]) -> None:
     """README.md of a run, from what is known; what is not is left out.
 
-    facts: base_model, command and prompt (an example); if known also name, license, trigger, repo_id, data (name),
-    fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see
-    summary_rows), versions {package: version}.
+    facts: base_model, command and prompt (an example); if known also script, trigger_word, repo_id, data (its name),
+    data_fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see summary_rows).
     samples: the first and the last validation grid, in the folder.
     """
-    name = facts.get("name") or folder.name
     lines = ["---", yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(), "---", ""]
-    lines += [f"# {name}", "", _what_it_is(facts), ""]
+    lines += [f"# {folder.name}", "", _what_it_is(facts), ""]
     first, last = (sample if sample and sample.is_file() else None for sample in samples)
     shown = [("Before training", first), ("After training", last if last != first else None)]
     for title, sample in shown:
@@ -45,11 +44,24 @@ def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | Non
         lines += _table(("result", "value"), summary_rows(records, facts.get("summary", {})))
     if (folder / "loss_curve.png").is_file():
         lines += ["![Loss curve](loss_curve.png)", ""]
-    versions = ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items() if version)
-    lines += [f"Made with {versions}."] if versions else []
-    partial = folder / f".README.md.{os.getpid()}"
-    partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    os.replace(partial, folder / "README.md")
+    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
+    lines += [f"Made with {versions}."]
+    write_text(folder / "README.md", "\n".join(lines).rstrip() + "\n")
+
+
+def write_results(folder: Path, facts: dict, counts: dict, asked: list) -> str:
+    """The loss curve, the card, and last summary.json, which says that the run is done; the summary as a table.
+
+    facts: see write_card. counts: what the run came to (see summary_rows). asked: the length that was asked for.
+    """
+    records = read_metrics(folder / "metrics.jsonl")
+    plot_losses(records, folder / "loss_curve.png")
+    seconds = sum(value for one in records for name, value in one.items() if name.startswith("seconds_"))
+    summary = counts | {"seconds": seconds}
+    grids = sorted((folder / "validation").glob("step-*.png")) or [None]
+    write_card(folder, facts | {"summary": summary}, (grids[0], grids[-1]), records)
+    write_json(folder / "summary.json", summary | {"asked": asked})
+    return summary_table(records, summary)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -57,12 +69,11 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _front_matter(facts: dict) -> dict:
-    """What the hub reads. It refuses a base model that is a path, and a licence is only said if it is known."""
+    """What the hub reads. It refuses a base model that is a path."""
     base = facts["base_model"]
     front = {"base_model": base} if _is_hub_id(base) else {}
     front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    front |= {"license": facts["license"]} if facts.get("license") else {}
-    front |= {"instance_prompt": facts["trigger"]} if facts.get("trigger") else {}
+    front |= {"instance_prompt": facts["trigger_word"]} if facts.get("trigger_word") else {}
     return front | {"tags": ["lora", "text-to-image", "diffusers"]}
 
 
@@ -70,7 +81,8 @@ def _what_it_is(facts: dict) -> str:
     base = facts["base_model"]
     link = f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`"
     rank = f" of rank {facts['rank']}" if facts.get("rank") else ""
-    trigger = f" Its trigger is `{facts['trigger']}`: write it in the prompt." if facts.get("trigger") else ""
+    word = facts.get("trigger_word")
+    trigger = f" Its trigger is `{word}`: write it in the prompt." if word else ""
     return f"A LoRA{rank} for {link}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
 
 
@@ -96,7 +108,7 @@ def _link(path: Path, folder: Path) -> str:
 def _data(facts: dict) -> list[str]:
     counts = ", ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items())
     lines = [f"{facts['data']}{': ' + counts if counts else ''}."] if facts.get("data") else []
-    return lines + ([f"Fingerprint `{facts['fingerprint']}`."] if facts.get("fingerprint") else [])
+    return lines + ([f"Fingerprint `{facts['data_fingerprint']}`."] if facts.get("data_fingerprint") else [])
 
 
 def _table(head: tuple[str, str], rows: dict) -> list[str]:

@@ -57,8 +57,8 @@ def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
     return (length * width + pooled) * dtype.itemsize
 
 
-def largest_batch(share: int, free: int, peak: Callable[[int], int]) -> int:
-    """The largest divisor of `share` whose `peak` fits in the free bytes; memory grows evenly with the size."""
-    first, second = peak(1), peak(2)
+def largest_batch(share: int, free: int, foretell: Callable[[int], dict[str, dict[str, int]]]) -> int:
+    """The largest divisor of `share` whose peak fits in the free bytes; memory grows evenly with the size."""
+    first, second = (estimate.peak_phase(foretell(micro))[1] for micro in (1, 2))
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     return max([size for size in sizes if first + (second - first) * (size - 1) <= 0.9 * free], default=1)

@@ -19,6 +19,7 @@ import yaml
 
 from utils.cli import UserError
 from utils.files import lock_folder, recover_folder, write_json, write_text
+from utils.masking import mask_text
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 RUN_FILES = re.compile(
@@ -45,17 +46,25 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
+def command_line() -> str:
+    """The command that this process was started with, its secrets masked."""
+    return mask_text(shlex.join([Path(sys.executable).name, *sys.argv]))
+
+
+def package_versions() -> dict[str, str | None]:
+    return {name: package_version(name) for name in RECORDED}
+
+
 def write_environment(path: Path, device: str, precision: str, **facts) -> None:
-    """environment.json of a run: versions, device, precision and why, git commit, the exact command, other facts."""
-    versions = {name: package_version(name) for name in RECORDED}
+    """environment.json of a run: versions, device, precision and why, git commit, the command, other facts."""
     environment = {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": command_line(),
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
         "precision": precision,
-        "packages": versions,
+        "packages": package_versions(),
         **facts,
     }
     write_json(path, environment)

@@ -58,6 +58,13 @@ def write_lora(folder: Path, training: Training, facts: dict[str, str]) -> None:
     lora.save_lora(folder, state, training.unet, training.text_encoders, facts)
 
 
+def write_kohya(folder: Path, training: Training, facts: dict[str, str], family: str) -> None:
+    """The same for A1111 and ComfyUI, in a file with the name of the folder."""
+    state = lora.lora_state(training.unet, training.text_encoders)
+    path = folder / f"{folder.name}_kohya.safetensors"
+    lora.save_kohya(path, state, training.unet, training.text_encoders, family, facts)
+
+
 def save_training(folder: Path, training: Training, identity: dict, facts: dict[str, str]) -> None:
     """A checkpoint. `identity` is what a run that resumes from it must have in common with this one."""
     tensors, rest = checkpoints.pack_optimizer(training.optimizer.state_dict())

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +9,21 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from utils import diffusion, images, models
+from utils import diffusion, images, models, sampling
 from utils.batches import to_device
+from utils.files import replaced_file
 from utils.generation import build_pipeline, generate
+from utils.pictures import Picture
 from utils.training import Training, averaged_weights
 
 logger = logging.getLogger(__name__)
+
+
+def held_out_batches(pictures: list[Picture], count: int, timesteps: int, load: Callable) -> list[dict]:
+    """The fixed samples that the held-out loss is measured on; none where no picture is held out."""
+    draws = sampling.validation_draws(count if pictures else 0, len(pictures), timesteps)
+    parts = sampling.split_step(draws, [one.shape for one in pictures], 8, 0, 1)
+    return [load(part, pictures, crops=1, sample_posterior=False) for part in parts]
 
 
 @torch.no_grad()
@@ -30,12 +38,13 @@ def held_out_loss(unet, scheduler: DDPMScheduler, batches: list[dict], features:
 
 
 def validation_pictures(
+    embeds: tuple[torch.Tensor, torch.Tensor | None],
+    empty: tuple[torch.Tensor, torch.Tensor | None],
+    *,
     model: str,
     family: str,
     unet,
     scheduler: DDPMScheduler,
-    embeds: tuple[torch.Tensor, torch.Tensor | None],
-    empty: tuple[torch.Tensor, torch.Tensor | None],
     seeds: list[int],
     steps: int,
     guidance: float,
@@ -72,9 +81,8 @@ def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], colum
     faults = [picture_fault(picture) for picture in pictures]
     labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    images.make_grid(pictures, min(columns, len(pictures)), labels).save(partial, path.suffix[1:])
-    os.replace(partial, path)
+    with replaced_file(path) as file:
+        images.make_grid(pictures, min(columns, len(pictures)), labels).save(file, "PNG")
     found = [fault for fault in faults if fault]
     if found:
         kinds = ", ".join(dict.fromkeys(found))
@@ -84,21 +92,18 @@ def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], colum
 
 def validate(
     training: Training,
-    model: str,
-    family: str,
     scheduler: DDPMScheduler,
     held_out: list[dict],
     features: Callable,
-    prompts: list[str],
-    seeds: list[int],
-    steps: int,
-    guidance: float,
-    size: int,
     autocast: Callable,
-    stop: Callable[[], bool],
+    prompts: list[str],
+    draw: Callable,
     grid: Path,
 ) -> dict | None:
-    """The held-out loss, and the number of invalid pictures in the grid; None where `stop` broke it off."""
+    """The held-out loss, and the number of invalid pictures in the grid; None where drawing was broken off.
+
+    `draw` makes pictures of (embeds, empty), as `validation_pictures` does.
+    """
     found, modules = {}, [training.unet, *training.text_encoders]
     for module in modules:
         module.eval()
@@ -106,10 +111,7 @@ def validate(
         if held_out:
             found["val_loss"] = held_out_loss(training.unet, scheduler, held_out, features, autocast)
         if prompts:
-            pictures = validation_pictures(
-                model, family, training.unet, scheduler, features(prompts), features([""]), seeds, steps, guidance,
-                size, autocast, stop
-            )  # fmt: skip
+            pictures = draw(features(prompts), features([""]))
             if pictures is None:
                 return None
             found["validation/invalid_images"] = save_grid(grid, pictures, prompts)
