@@ -43,12 +43,14 @@ from utils import (
     runs,
     sampling,
     trackers,
+    training_data,
     validation,
 )
 from utils.cli import UserError
 from utils.training import (
     Training,
     averaged_weights,
+    kohya_path,
     new_progress,
     restore_training,
     roll_back,
@@ -96,9 +98,10 @@ class Data(NamedTuple):
 
 def read_records(args) -> tuple[list[dict], list[dict]]:
     """The pictures to train on and those held out, not yet opened."""
-    return pictures.read_training_records(
-        args.dataset_name or args.train_data_dir, args.image_column, args.caption_column, args.dataset_config_name,
-        args.held_out, args.max_train_samples, args.seed
+    place = (args.dataset_name, "--dataset_name") if args.dataset_name else (args.train_data_dir, "--train_data_dir")
+    return training_data.read_training_records(
+        *place, args.image_column, args.caption_column, args.dataset_config_name, args.held_out, args.max_train_samples,
+        args.seed
     )  # fmt: skip
 
 
@@ -194,6 +197,7 @@ def dry_run(args, model: str, family: str, precision: devices.Precision, plan: b
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     print(outlook.describe_model(model, family, args.rank, args.lora_layers, texts, args.use_dora))
     print(f"precision    {precision.reason}\nbatch        {plan}")
+    print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args))}")
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     train, held_out = read_records(args)
     print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
@@ -224,7 +228,7 @@ def lora_facts(args, fingerprint: str) -> dict[str, str]:
         "alpha": str(args.lora_alpha),
         "data_fingerprint": fingerprint,
     }
-    trigger = pictures.trigger_word(args.dataset_name or args.train_data_dir)
+    trigger = training_data.trigger_word(args.dataset_name or args.train_data_dir)
     return facts | ({"trigger_word": trigger} if trigger else {})
 
 
@@ -274,14 +278,17 @@ def main(args) -> int | None:
         foretell = functools.partial(foretell_memory, args, model, family, precision)
         plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], foretell))
         logger.warning("--train_batch_size auto: %s", plan)
+    if args.lora_layers != list(lora.UNET_TARGETS):  # a name that is wrong is told before anything is encoded
+        lora.check_targets(estimate.build_part(model, "unet"), args.lora_layers)
     if args.dry_run:
         return dry_run(args, model, family, precision, plan) if is_main else None
     if is_main:
         runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite)
     accelerator.wait_for_everyone()
-    if runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
+    complete = not args.output_kohya_format or kohya_path(args.output_dir).exists()
+    if complete and runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
         if is_main:
-            print(f"{args.output_dir}: this run is finished; nothing to do (--overwrite begins anew)")
+            print(f"{args.output_dir}: finished; more --max_train_steps go on from here, --overwrite begins anew")
             if args.push_to_hub:
                 push(args)
         return 0
@@ -356,6 +363,10 @@ def main(args) -> int | None:
                 if validation.note_loss(progress, found[0].get("val_loss")) and is_main:
                     save_best(args.output_dir / "best", training, facts)
                 log({"step": step, **found[0]})
+                if done and not math.isfinite(found[0].get("val_loss", 0)):
+                    raise UserError(
+                        f"step {step}: the held-out loss is not finite, and no LoRA written. {guards.ADVICE}"
+                    )
                 if is_main and args.num_validation_images:
                     trackers.log_images(followers, "validation", Image.open(grid), step)
         done = done or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
@@ -450,6 +461,8 @@ def main(args) -> int | None:
             window = []
     bar.close()
     steps.close()
+    if done and progress["skipped_in_a_row"]:
+        raise UserError(f"the run ends amid steps that were not finite, and no LoRA is written. {guards.ADVICE}")
     if is_main and done:
         finish(args, training, data, facts, family)
         if args.push_to_hub:

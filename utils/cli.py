@@ -18,6 +18,11 @@ class UserError(Exception):
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The docstring as written, and the default of every flag that has one."""
 
+    def _get_default_metavar_for_optional(self, action):
+        """Of what kind a value is; argparse would say the flag's name again."""
+        kinds = {int: "N", float: "X", Path: "PATH", None: "TEXT"}
+        return kinds.get(action.type, "N" if "number" in (action.type.__doc__ or "") else "X")
+
     def _get_help_string(self, action):
         if (
             any(action.default is none for none in (None, False, argparse.SUPPRESS))

@@ -1,12 +1,14 @@
 """Flags that the trainers share, in groups; their names are those of the diffusers examples wherever one exists."""
 
 import argparse
+import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
 from utils.lora import UNET_TARGETS
 from utils.models import DEFAULT_MODEL
 
+logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
 # What may differ between a run and its continuation: none of it changes what is trained.
@@ -22,9 +24,9 @@ NOT_IN_TRAINING = (
 
 def batch_size(text: str) -> int | str:
     """An argparse type: a whole number above 0, or `auto`."""
-    if text == "auto":
-        return text
-    return positive(text)
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, or auto")
+    return text if text == "auto" else positive(text)
 
 
 def positive(text: str) -> int:
@@ -32,6 +34,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """An argparse type: a number that every generator takes as a seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**32 - 1}")
     return value
 
 
@@ -65,7 +75,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
     group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
-    group.add_argument("--caption_column", default="text")
+    group.add_argument("--caption_column", default="text", help="where the captions are")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N pictures")
     group.add_argument(
         "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
@@ -75,13 +85,18 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
     group.add_argument("--cache_crops", type=int, default=4, help="random crops a picture; 0: endless, uncached only")
     group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
-    group.add_argument("--image_interpolation_mode", choices=["lanczos", "bicubic", "bilinear"], default="lanczos")
+    group.add_argument(
+        "--image_interpolation_mode",
+        choices=["lanczos", "bicubic", "bilinear"],
+        default="lanczos",
+        help="filter of the resize",
+    )
     group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LoRA")
-    group.add_argument("--rank", type=positive, default=8)
+    group.add_argument("--rank", type=positive, default=8, help="of the adapter's matrices: more is more capacity")
     group.add_argument("--lora_alpha", type=float, default=16, help="the adapter's output is scaled by alpha / rank")
     group.add_argument("--lora_dropout", type=share, default=0.0, help="of the adapter's input")
     group.add_argument("--lora_layers", nargs="+", default=list(UNET_TARGETS), metavar="NAME", help="UNet layers")
@@ -93,7 +108,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
     group.add_argument(
         "--gradient_accumulation_steps", type=positive, metavar="N", help="micro-batches a step; default: 8"
@@ -106,9 +121,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps")
     group.add_argument("--num_train_epochs", type=positive, metavar="N", help="in place of --max_train_steps")
-    group.add_argument("--learning_rate", type=float, default=1e-4)
+    group.add_argument("--learning_rate", type=float, default=1e-4, help="at its highest; 1 for prodigy")
     group.add_argument("--scale_lr", action=OnOff, default=False, help="multiply the rates by the effective batch")
-    group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup")
+    group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup", help="of diffusers")
     group.add_argument("--lr_warmup_steps", type=int, default=500, help="optimizer steps")
     group.add_argument("--lr_num_cycles", type=positive, default=1, help="of cosine_with_restarts")
     group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
@@ -119,12 +134,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
 
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
     group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
-    group.add_argument("--adam_beta1", type=float, default=0.9)
-    group.add_argument("--adam_beta2", type=float, default=0.999)
-    group.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="memory of the gradient's mean")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="memory of its square")
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="pull of the weights towards 0")
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="keeps a tiny gradient from a huge step")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are scaled down to this norm")
 
 
@@ -140,7 +155,9 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
-    group.add_argument("--enable_xformers_memory_efficient_attention", action=OnOff, default=False)
+    group.add_argument(
+        "--enable_xformers_memory_efficient_attention", action=OnOff, default=False, help="needs xformers"
+    )
     group.add_argument("--dataloader_num_workers", type=int, default=1, help="0: no thread prepares batches ahead")
 
 
@@ -152,8 +169,8 @@ def add_validation_flags(parser: argparse.ArgumentParser) -> None:
         "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
     )
     group.add_argument("--num_validation_images", type=int, default=4, help="pictures a validation; 0: loss only")
-    group.add_argument("--validation_guidance_scale", type=float, default=7.5)
-    group.add_argument("--validation_inference_steps", type=positive, default=25)
+    group.add_argument("--validation_guidance_scale", type=float, default=7.5, help="1: without")
+    group.add_argument("--validation_inference_steps", type=positive, default=25, help="of DPM-Solver++")
     group.add_argument("--num_validation_samples", type=positive, default=64, help="fixed samples of the held-out loss")
     group.add_argument(
         "--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss"
@@ -193,12 +210,22 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
 
     for name in "learning_rate text_encoder_lr lora_alpha adam_epsilon max_grad_norm snr_gamma lr_power".split():
         value = getattr(args, name, None)
-        need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0")
+        need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0, and finite")
+    need(args.held_out < 1, f"--held_out {args.held_out:g}: expected less than 1, or nothing is left to train on")
+    logs = Path(args.logging_dir)
+    need(
+        not logs.is_absolute() and ".." not in logs.parts, f"--logging_dir {logs}: expected a name within --output_dir"
+    )
+    single = args.pretrained_model_name_or_path.endswith(".safetensors")
+    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
+    rate = getattr(args, "text_encoder_lr", None)
+    need(rate is None or args.train_text_encoder, f"--text_encoder_lr {rate}: needs --train_text_encoder")
     for name in "adam_beta1 adam_beta2 lora_dropout ema_decay".split():
         value = getattr(args, name)
         need(0 <= value < 1, f"--{name} {value:g}: expected at least 0 and less than 1")
     whole = "lr_warmup_steps validation_steps checkpointing_steps num_validation_images cache_crops"
-    for name in f"{whole} dataloader_num_workers adam_weight_decay".split():
+    more = "dataloader_num_workers adam_weight_decay noise_offset validation_guidance_scale"
+    for name in f"{whole} {more}".split():
         need(getattr(args, name) >= 0, f"--{name} {getattr(args, name):g}: expected 0 or more")
     endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
     need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
@@ -207,6 +234,11 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
         args.optimizer = "adamw8bit"
     patience = args.early_stopping_patience
     validates = args.validation_steps or args.validation_epochs
+    if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
+        logger.warning(
+            "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d",
+            args.lr_warmup_steps, args.max_train_steps
+        )  # fmt: skip
     need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
 
 

@@ -38,7 +38,7 @@ def attach_lora(
     The weights come from torch's global generator: seed it first. The adapter changes nothing before its first step.
     """
     targets = list(targets)
-    _check_targets(module, targets)
+    check_targets(module, targets)
     module.requires_grad_(False)
     config = LoraConfig(
         r=rank,
@@ -56,7 +56,7 @@ def attach_lora(
     return trained
 
 
-def _check_targets(module: torch.nn.Module, targets: list[str]) -> None:
+def check_targets(module: torch.nn.Module, targets: list[str]) -> None:
     # peft is content when one of several names matches, and says nothing of the others.
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, layer in module.named_modules() if isinstance(layer, layers)]

@@ -72,7 +72,7 @@ def write_environment(path: Path, device: str, precision: str, **facts) -> None:
 
 def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
     """What differs between two settings, but for the keys that change nothing in training."""
-    keys = sorted({*old, *new} - set(free))
+    keys = sorted({*old, *new} - set(free)) if old else []  # an emptied config.yaml is the user's word that all is well
     return [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
@@ -84,6 +84,18 @@ def _empty_folder(folder: Path, config: Path, logs: str | None) -> None:
         raise UserError(f"--output_dir {folder}: holds files that no run made ({foreign[0]}); name another folder")
     for entry in sorted(folder.iterdir(), key=lambda entry: entry == config):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def read_settings(folder: Path) -> dict:
+    """config.yaml of a run."""
+    path = folder / "config.yaml"
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to go on with the checkpoints there "
+            "and the settings of this command, or add --overwrite to begin anew"
+        ) from None
 
 
 def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> None:
@@ -110,7 +122,7 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
         if overwrite or not begun:  # what a run left that had not come to its first checkpoint would be out of place
             _empty_folder(folder, config, settings.get("logging_dir"))
         if config.is_file():
-            changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")), settings, free)
+            changes = training_changes(read_settings(folder), settings, free)
             if changes:
                 raise UserError(
                     f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
@@ -121,10 +133,17 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
         raise UserError(
             f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{config} is damaged ({' '.join(str(error).split())}); add --overwrite to begin anew"
-        ) from None
+
+
+def describe_run(folder: Path, settings: dict, free: Iterable[str]) -> str:
+    """What the same command without --dry_run would find."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if not found and not (folder / "summary.json").exists():
+        return f"{folder}, a new one"
+    changes = training_changes(read_settings(folder), settings, free)
+    if changes:
+        return f"{folder}, begun with other settings ({'; '.join(changes)}): an error without --overwrite"
+    return f"{folder}, which goes on from {found[-1].name if found else 'its beginning'}"
 
 
 def already_done(folder: Path, asked: list) -> bool:

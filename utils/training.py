@@ -58,11 +58,14 @@ def write_lora(folder: Path, training: Training, facts: dict[str, str]) -> None:
     lora.save_lora(folder, state, training.unet, training.text_encoders, facts)
 
 
+def kohya_path(folder: Path) -> Path:
+    return folder / f"{folder.resolve().name}_kohya.safetensors"
+
+
 def write_kohya(folder: Path, training: Training, facts: dict[str, str], family: str) -> None:
     """The same for A1111 and ComfyUI, in a file with the name of the folder."""
     state = lora.lora_state(training.unet, training.text_encoders)
-    path = folder / f"{folder.name}_kohya.safetensors"
-    lora.save_kohya(path, state, training.unet, training.text_encoders, family, facts)
+    lora.save_kohya(kohya_path(folder), state, training.unet, training.text_encoders, family, facts)
 
 
 def save_training(folder: Path, training: Training, identity: dict, facts: dict[str, str]) -> None:
