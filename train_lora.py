@@ -12,7 +12,6 @@ import functools
 import logging
 import math
 import signal
-from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +52,9 @@ from utils.training import (
     kohya_path,
     new_progress,
     restore_training,
-    roll_back,
     save_best,
     save_training,
+    skip_step,
     write_kohya,
     write_lora,
 )
@@ -72,15 +71,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     flags.add_model_flags(parser)
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser)
-    group = parser.add_argument_group("text encoder")
-    group.add_argument("--train_text_encoder", action=OnOff, default=False, help="a LoRA on it too")
-    group.add_argument("--text_encoder_lr", type=float, help="default: --learning_rate")
     flags.add_training_flags(parser)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")
-    group = parser.add_argument_group("result")
-    group.add_argument("--output_kohya_format", action=OnOff, default=False, help="also a file for A1111 and ComfyUI")
     args = cli.parse_args(parser, argv)
     flags.check_training_flags(parser, args)
     return args
@@ -287,10 +281,9 @@ def main(args) -> int | None:
     accelerator.wait_for_everyone()
     complete = not args.output_kohya_format or kohya_path(args.output_dir).exists()
     if complete and runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
-        if is_main:
-            print(f"{args.output_dir}: finished; more --max_train_steps go on from here, --overwrite begins anew")
-            if args.push_to_hub:
-                push(args)
+        accelerator.print(f"{args.output_dir}: finished; more --max_train_steps go on, --overwrite begins anew")
+        if args.push_to_hub and is_main:
+            push(args)
         return 0
 
     seconds: dict[str, float] = {}
@@ -309,6 +302,8 @@ def main(args) -> int | None:
         args.lr_scheduler, rates, args.lr_warmup_steps, last, args.lr_num_cycles, args.lr_power
     )
 
+    # Not accelerator.autocast, which does nothing in float16 on a CPU.
+    autocast = functools.partial(torch.autocast, device.type, precision.dtype, precision.mixed_precision != "no")
     timesteps = scheduler.config.num_train_timesteps
     scaling = models.read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
     load = functools.partial(batches.load_batch, moments=data.moments, scaling=scaling)
@@ -320,10 +315,9 @@ def main(args) -> int | None:
     saved = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if saved:
         restore_training(saved, training, identity)
+        accelerator.print(f"resuming from {saved}")
     metrics, followers = args.output_dir / "metrics.jsonl", {}
     if is_main:
-        if saved:
-            print(f"resuming from {saved}")
         metrics_log.cut_metrics(metrics, progress["step"] if saved else -1)
         environment = args.output_dir / "environment.json"
         runs.write_environment(environment, devices.describe_device(device), precision.reason, dataset=identity["data"])
@@ -344,12 +338,10 @@ def main(args) -> int | None:
     draw = functools.partial(
         validation.validation_pictures, model=model, family=family, unet=unet, scheduler=scheduler,
         seeds=[args.seed + i for i in range(len(chosen))], steps=args.validation_inference_steps,
-        guidance=args.validation_guidance_scale, size=args.resolution, autocast=accelerator.autocast,
+        guidance=args.validation_guidance_scale, size=args.resolution, autocast=autocast,
         stop=lambda: bool(received)
     )  # fmt: skip
-    check = functools.partial(
-        validation.validate, training, scheduler, held_out, features, accelerator.autocast, chosen, draw
-    )
+    check = functools.partial(validation.validate, training, scheduler, held_out, features, autocast, chosen, draw)
     bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, **cli.progress(is_main))
     while True:
         step = progress["step"]
@@ -397,7 +389,7 @@ def main(args) -> int | None:
                         part = batches.to_device(part, device)
                         if args.lora_dropout:  # its mask, too, depends on the step alone
                             devices.seed_everything(sampling.key_seed("dropout", args.seed, step, number))
-                        with accelerator.autocast():
+                        with autocast():
                             prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
                         weights = diffusion.snr_weights(scheduler, part["timesteps"], args.snr_gamma)
                         loss = diffusion.sample_losses(prediction, target, weights)
@@ -435,16 +427,9 @@ def main(args) -> int | None:
                 progress["skipped_in_a_row"] = 0
                 window += zip(losses, times)
             else:
-                cause = guards.diagnose(unet, scheduler, parts, features, device, accelerator.autocast)
+                cause = guards.diagnose(unet, scheduler, parts, features, device, autocast)
                 story = guards.tell_nonfinite(step, norm, gather_object([cause]))
-                action = guards.nonfinite_action(args.on_nonfinite, progress, has_checkpoint=bool(saved))
-                if action == "stop":
-                    raise UserError(f"{story}; skipped before: {progress['skipped'] or 'none'}. {guards.ADVICE}")
-                logger.warning("%s: %s", story, action)
-                if action == "rollback":
-                    roll_back(saved, training, identity)
-                progress["skipped"].append(step)
-                progress["skipped_in_a_row"] += 1
+                skip_step(args.on_nonfinite, story, training, saved, identity)
             scaler.update()  # after a skipped step too: it refuses to unscale twice without
             optimizer.zero_grad()
         progress["step"] = step + 1

@@ -24,9 +24,8 @@ def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str,
     """(what it does, its command, what to look at)."""
     names = ("catalogue", "dataset", "base_model.png", "lora")
     catalogue, dataset, grid, run = (output_dir / name for name in names)
-    at = {
-        path: shlex.quote(os.path.relpath(path, ROOT)) for path in (catalogue, dataset, grid, run)
-    }  # they run in ROOT
+    # The commands run in ROOT.
+    at = {path: shlex.quote(os.path.relpath(path, ROOT)) for path in (catalogue, dataset, grid, run)}
     return [
         (
             "draw a catalogue",

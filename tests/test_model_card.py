@@ -65,7 +65,7 @@ def test_the_snippet_is_python_that_names_this_lora(run):
     code = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.S).group(1)
     compile(code, "card", "exec")
     assert 'load_lora_weights("me/shoes", weight_name="pytorch_lora_weights.safetensors")' in code
-    assert 'from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")' in code
+    assert 'from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float32)' in code
 
 
 def test_what_is_not_known_is_left_out_and_a_local_base_is_no_hub_id(run, tmp_path):

@@ -207,7 +207,7 @@ def test_a_single_file_that_can_not_be_used_says_why(checkpoint, tmp_path, monke
     )
     (tmp_path / "empty").mkdir()
     cases = [
-        (checkpoint, None, "can't be read with the configs of stable-diffusion-v1-5/.*give as its config"),
+        (checkpoint, None, "can't be read with the configs of stable-diffusion-v1-5/.*give --model_config"),
         (checkpoint, tmp_path / "empty", "holds no model_index.json"),
         (tmp_path / "cut.safetensors", None, "can't be read"),
         (tmp_path / "lora.safetensors", None, "is it a LoRA or a VAE"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
@@ -232,10 +233,15 @@ def spoil(monkeypatch, sick) -> None:
     monkeypatch.setattr(batches, "load_batch", spoilt)
 
 
-def test_a_picture_that_makes_nan_costs_its_steps_and_is_named(trainer_data, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_picture_that_makes_nan_costs_its_steps_and_is_named(trainer_data, tmp_path, monkeypatch, caplog, precision):
     sick = read_split(trainer_data["prepared"], "train")[0]["id"]
     spoil(monkeypatch, lambda sample, position: sample == sick and position < 24)
-    assert train(trainer_data, tmp_path / "run") == 0
+    AcceleratorState._reset_state(True)  # it keeps the first precision of a process
+    try:
+        assert train(trainer_data, tmp_path / "run", "--mixed_precision", precision) == 0
+    finally:
+        AcceleratorState._reset_state(True)
     said = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
     assert said and all(f"samples {sick};" in one and "largest activation" in one for one in said)
     assert 1 <= len(said) <= 3 and all(value.isfinite().all() for value in lora_of(tmp_path / "run").values())
@@ -267,6 +273,12 @@ def test_on_nonfinite_as_asked(trainer_data, halfway, monkeypatch, caplog, polic
     else:
         assert train(trainer_data, halfway, "--on_nonfinite", "rollback") == 0
         assert ": rollback" in caplog.text and column(halfway, "skipped_steps")[-1] == 1
+
+
+def test_a_kohya_file_that_can_not_be_is_told_before_the_training(trainer_data, tmp_path):
+    with pytest.raises(UserError, match="--output_kohya_format: with --use_dora"):
+        train(trainer_data, tmp_path / "run", "--output_kohya_format", "--use_dora")
+    assert not column(tmp_path / "run", "loss")
 
 
 # Where a folder's run stands

@@ -60,9 +60,8 @@ def _shorten(counts: dict[str, int], most: int) -> dict[str, int]:
 def sample_grid(path: Path, products: dict[str, dict], tile: Callable[[str], Image.Image], most: int = 24) -> None:
     """Some of the pictures ({id: attributes}), the same ones every time, each with what it is said to show."""
     some = sorted(products, key=lambda one: hashlib.sha256(one.encode()).digest())[:most]
-    make_grid([tile(one) for one in some], min(6, len(some)), [_describe(products[one]) or one for one in some]).save(
-        path
-    )
+    labels = [_describe(products[one]) or one for one in some]
+    make_grid([tile(one) for one in some], min(6, len(some)), labels).save(path)
 
 
 def _describe(attributes: dict[str, str | None]) -> str:

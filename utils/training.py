@@ -1,5 +1,6 @@
 """What changes while a LoRA is trained, as one thing: saved as a checkpoint, and put back from it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from utils import checkpoints, lora
+from utils import checkpoints, guards, lora
 from utils.cli import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Training(NamedTuple):
@@ -120,6 +123,19 @@ def roll_back(folder: Path, training: Training, identity: dict) -> None:
     kept = dict(training.progress)
     restore_training(folder, training, identity)
     training.progress.update(kept, rolled_back=True, skipped_in_a_row=0)
+
+
+def skip_step(policy: str, story: str, training: Training, saved: Path | None, identity: dict) -> None:
+    """What --on_nonfinite says: go on without this step, from the weights of the last checkpoint perhaps, or stop."""
+    progress = training.progress
+    action = guards.nonfinite_action(policy, progress, has_checkpoint=bool(saved))
+    if action == "stop":
+        raise UserError(f"{story}; skipped before: {progress['skipped'] or 'none'}. {guards.ADVICE}")
+    logger.warning("%s: %s", story, action)
+    if action == "rollback":
+        roll_back(saved, training, identity)
+    progress["skipped"].append(progress["step"])
+    progress["skipped_in_a_row"] += 1
 
 
 def save_best(folder: Path, training: Training, facts: dict[str, str]) -> None:
