@@ -70,7 +70,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path, accelerator, caplog, 
     else:
         os.truncate(shard, 700 if spoil == "truncated" else 0)
     assert sorted(fill(tmp_path, ["a", "b", "c"], accelerator)) == ["a", "b"]
-    assert f"{shard} is damaged" in caplog.text
+    assert "1 of its files are damaged" in caplog.text and shard.name in caplog.text
     caplog.clear()
     assert fill(tmp_path, ["a", "b", "c"], accelerator) == [] and not caplog.records  # the damaged one is replaced
 

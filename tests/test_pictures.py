@@ -185,7 +185,7 @@ def test_missing_captions_are_counted(tmp_path):
 )
 def test_what_is_no_picture_is_named_before_any_work(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UserError, match="a.png can't be read"):
+    with pytest.raises(UserError, match="a.png is (empty|not an image)"):
         load_one(tmp_path / "a.png")
 
 
@@ -193,10 +193,10 @@ def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
     noise(200, 100).save(tmp_path / "a.png")
     picture, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"a.png can't be read \(truncated"):
+    with pytest.raises(UserError, match=r"a.png is (empty|not an image) \(truncated"):
         pictures.picture_tensor(picture, View())
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="a.png can't be read .*No such file"):
+    with pytest.raises(UserError, match="a.png is (empty|not an image) .*No such file"):
         pictures.picture_tensor(picture, View())
 
 
@@ -242,7 +242,7 @@ def test_rows_that_are_left_out_are_told(tmp_path, caplog):
     root = make_imagefolder(tmp_path, ["train"])
     (root / "train/train1.png").unlink()
     train, _ = training_data.read_records(str(root / "train"), "--train_data_dir", None, "text")
-    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1), such as train1.png" in caplog.text
+    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1)" in caplog.text
 
 
 def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):

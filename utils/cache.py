@@ -33,7 +33,9 @@ def read_index(folder: Path) -> dict[str, safe_open]:
         except (OSError, SafetensorError) as error:
             damaged.append(f"{path.name}: {error}")
     if damaged:
-        logger.warning("%s: %d shards are damaged and made again as needed (%s …)", folder, len(damaged), damaged[0])
+        logger.warning(
+            "%s: %d of its files are damaged and made again as needed (%s …)", folder, len(damaged), damaged[0]
+        )
     return index
 
 

@@ -221,7 +221,7 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
     )
     single = args.pretrained_model_name_or_path.endswith(".safetensors")
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
-    rate = getattr(args, "text_encoder_lr", None)
+    rate = args.text_encoder_lr
     need(rate is None or args.train_text_encoder, f"--text_encoder_lr {rate}: needs --train_text_encoder")
     for name in "adam_beta1 adam_beta2 lora_dropout ema_decay".split():
         value = getattr(args, name)
