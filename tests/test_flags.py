@@ -13,8 +13,6 @@ def make_parser():
     flags.add_model_flags(parser)
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser)
-    parser.add_argument("--text_encoder_lr", type=float)  # the script's own
-    parser.add_argument("--output_kohya_format", action="store_true", help="likewise")
     flags.add_training_flags(parser)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
