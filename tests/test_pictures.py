@@ -193,7 +193,7 @@ def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
     noise(200, 100).save(tmp_path / "a.png")
     picture, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"a.png is (empty|not an image) \(truncated"):
+    with pytest.raises(UserError, match=r"a.png can't be read \(truncated"):
         pictures.picture_tensor(picture, View())
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match="a.png is (empty|not an image) .*No such file"):
