@@ -1,0 +1,86 @@
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from demo.shoes import draw_shoe
+from utils.cli import UserError
+from utils.webdataset import shard_keys, write_shard, write_shards
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    made = []
+    for i in range(7):
+        colour = ("Red", "Blue")[i % 2]
+        draw_shoe("Boots", colour, str(i), (32, 32)).save(folder / f"{i:06d}.png")
+        attributes = {"colour": colour.lower(), "size": i, "season": None if i % 3 else "été"}
+        record = {"text": f"a photo of {colour.lower()} boots", "seed": i, "attributes": attributes}
+        made.append((f"{i:06d}", folder / f"{i:06d}.png", record))
+    return made
+
+
+def test_shards_hold_each_picture_with_its_record(tmp_path, samples):
+    shards = list(write_shards(tmp_path / "out", samples, per_shard=3))
+    assert [shard.name for shard in shards] == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+    assert sum((shard_keys(shard) for shard in shards), []) == [key for key, _, _ in samples]
+    with tarfile.open(shards[1]) as tar:
+        assert tar.extractfile("000004.png").read() == samples[4][1].read_bytes()
+        assert json.load(tar.extractfile("000004.json")) == samples[4][2]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [shard.name for shard in shards]
+
+
+def test_datasets_reads_the_shards(tmp_path, samples):
+    shards = [str(shard) for shard in write_shards(tmp_path / "out", samples, per_shard=4)]
+    rows = load_dataset("webdataset", data_files=shards, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 7
+    for row, (key, path, record) in zip(rows, samples):
+        assert row["__key__"] == key and row["json"] == record
+        assert np.array_equal(row["png"].convert("RGB"), np.asarray(Image.open(path)))
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path, samples):
+    first, second = tmp_path / "first.tar", tmp_path / "second.tar"
+    write_shard(first, samples)
+    # from memory, and with the records' keys in another order
+    write_shard(second, [(key, path.read_bytes(), dict(reversed(record.items()))) for key, path, record in samples])
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_shard_is_whole_or_not_there(tmp_path, samples):
+    def broken():
+        yield samples[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "a.tar", broken())
+    assert not list(tmp_path.iterdir())
+    write_shard(tmp_path / "a.tar", samples)
+    was = (tmp_path / "a.tar").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "a.tar", broken())
+    assert (tmp_path / "a.tar").read_bytes() == was and len(list(tmp_path.iterdir())) == 1
+
+
+def test_shards_that_are_there_are_kept_and_others_made_again(tmp_path, samples):
+    shards = list(write_shards(tmp_path, samples[:5], per_shard=3))
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    again = list(write_shards(tmp_path, samples, per_shard=3))
+    assert again[0].stat().st_mtime_ns == times[0]
+    assert [len(shard_keys(shard)) for shard in again] == [3, 3, 1]
+
+
+def test_a_damaged_shard_is_named(tmp_path, samples):
+    write_shard(tmp_path / "a.tar", samples)
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
+    with pytest.raises(UserError, match="a.tar: .*remove it"):
+        shard_keys(tmp_path / "a.tar")
+
+
+def test_a_key_with_a_dot_is_refused(tmp_path, samples):
+    with pytest.raises(ValueError, match="no dot"):
+        write_shard(tmp_path / "a.tar", [("a.b", *samples[0][1:])])
