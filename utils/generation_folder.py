@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from utils import data
+from utils import data, webdataset
 from utils.cli import UserError
+from utils.contact_sheets import write_sheets
 from utils.files import (
     check_writable,
     file_sha256,
@@ -28,8 +29,6 @@ from utils.files import (
 )
 from utils.metrics_log import read_metrics
 from utils.runs import training_changes
-
-OWN = ("config.yaml", "environment.json")
 
 
 def open_folder(folder: Path, settings: dict, free: set[str]) -> None:
@@ -79,11 +78,10 @@ def part_name(share: int, shares: int) -> str:
     return "metadata.jsonl" if shares == 1 else f"metadata.{share}-of-{shares}.jsonl"
 
 
-def claim_share(folder: Path, share: int, shares: int) -> int:
+def claim_part(folder: Path, part: str) -> int:
     """The lock of one share, until this process ends: the same command started twice is an error, not a race."""
-    place = folder / f".share-{share}-of-{shares}"
-    place.mkdir(exist_ok=True)
-    return lock_folder(place, folder)
+    (folder / part).touch()
+    return lock_folder(folder / part, folder)
 
 
 def read_parts(folder: Path) -> dict[str, dict]:
@@ -110,15 +108,27 @@ def index_of(name: str) -> int:
     return int(Path(name).stem.partition("-")[0])
 
 
-def done_indices(folder: Path, packed: set[int]) -> set[int]:
-    """The pictures that are there, as files or `packed` in tar shards, and have their line."""
+def done_indices(folder: Path, shard_size: int) -> set[int]:
+    """The pictures that have their line and are there as files or in a tar shard (of `shard_size`; 0: none), whole."""
     made = {index_of(name) for name in read_parts(folder)}
-    return {index for index in made if index in packed or whole_png(folder / image_name(index))}
+    packed = {int(path.stem.rpartition("-")[2]) for path in (folder / "shards").glob("shard-*.tar")}
+    return {i for i in made if (shard_size and i // shard_size in packed) or whole_png(folder / image_name(i))}
 
 
-def tried(folder: Path) -> Counter:
-    """{index: how many seeds of it have been rejected}."""
-    return Counter(index_of(name) for name in read_parts(folder / "rejected"))
+def tried(folder: Path, precision: str) -> Counter:
+    """{index: how many seeds of it have been rejected} in this precision."""
+    lines = read_parts(folder / "rejected").items()
+    return Counter(index_of(name) for name, line in lines if line["precision"] == precision)
+
+
+def pack_block(folder: Path, number: int, shard_size: int, count: int) -> None:
+    """A whole block of pictures as one tar shard; their single files are gone after."""
+    indices = range(number * shard_size, min(count, (number + 1) * shard_size))
+    lines = read_parts(folder)
+    samples = [(f"{i:06d}", folder / image_name(i), lines[image_name(i)]) for i in indices]
+    webdataset.write_shard(webdataset.shard_path(folder / "shards", number), samples)
+    for _, path, _ in samples:
+        path.unlink()
 
 
 def merge_parts(folder: Path) -> list[dict]:
@@ -131,40 +141,37 @@ def merge_parts(folder: Path) -> list[dict]:
     return lines
 
 
-def write_prepared_layout(folder: Path, lines: list[dict], settings: dict, resolution: int, fingerprint: str) -> None:
-    """train/ (hard links to the pictures: no space), an empty val/ and test/, metadata.json and MANIFEST.json."""
-    records = []
+def write_prepared_layout(folder: Path, lines: list[dict], settings: dict, report: dict) -> None:
+    """train/ (hard links to the pictures: no space), metadata.json and MANIFEST.json."""
+    records, sums = [], {}
     for line in lines:
         kept = {key: value for key, value in line["attributes"].items() if key not in ("file_name", "text", "id")}
         name = Path(line["file_name"]).stem
-        records.append({"file_name": line["file_name"], "text": line["text"], "id": name, **kept, "seed": line["seed"]})
-    columns = list(dict.fromkeys(key for one in records for key in one))
-    records = [{key: one.get(key) for key in columns} for one in records]  # a table: `datasets` wants all columns
-    sums = {}
-    for split, members in (("train", records), ("val", []), ("test", [])):
-        with replaced_folder(folder / split) as new:
-            (new / "images").mkdir()
-            for one in members:
-                link_or_copy(folder / one["file_name"], new / one["file_name"])
-                sums[one["file_name"]] = sums[f"{split}/{one['file_name']}"] = file_sha256(folder / one["file_name"])
-            text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in members)
-            (new / "metadata.jsonl").write_text(text, encoding="utf-8")
-            (new / "ids.txt").write_text("".join(f"{one['id']}\n" for one in members), encoding="utf-8")
-            write_json(new / "captions.json", {one["id"]: one["text"] for one in members})
-        sums |= {f"{split}/{name}": file_sha256(folder / split / name) for name in data.TABLES}
-    counts = {"written": len(records), "train": len(records), "val": 0, "test": 0}
+        records.append({"file_name": line["file_name"], "text": line["text"], "id": name, "seed": line["seed"], **kept})
+    columns = list(dict.fromkeys(key for one in records for key in one))  # a table: `datasets` wants them in each line
+    with replaced_folder(folder / "train") as new:
+        (new / "images").mkdir()
+        for one in records:
+            link_or_copy(folder / one["file_name"], new / one["file_name"])
+            sums[one["file_name"]] = sums[f"train/{one['file_name']}"] = file_sha256(folder / one["file_name"])
+        text = [json.dumps({key: one.get(key) for key in columns}, ensure_ascii=False) + "\n" for one in records]
+        (new / "metadata.jsonl").write_text("".join(text), encoding="utf-8")
+        (new / "ids.txt").write_text("".join(f"{one['id']}\n" for one in records), encoding="utf-8")
+        write_json(new / "captions.json", {one["id"]: one["text"] for one in records})
+    sums |= {f"train/{name}": file_sha256(folder / "train" / name) for name in data.TABLES}
     metadata = {
         "format": data.FORMAT,
         "source": {"generated": settings},
-        "options": {"resolution": resolution},
-        "source_fingerprint": fingerprint,
-        "counts": counts,
-        "duplicates": {"bits": 0, "colour": 0.0, "groups": []},
+        "options": {"resolution": settings["resolution"]},
+        "source_fingerprint": settings["prompts_sha256"],
+        "counts": {"written": len(records), "train": len(records)},
+        "duplicates": {"bits": 0, "colour": 0.0, "groups": []},  # looked for between splits, and there is only one
         "excluded": [],
         "fingerprint": data.content_fingerprint(sums),
     }
     write_json(folder / "metadata.json", metadata)
-    write_manifest(folder, sums)
+    write_json(folder / "report.json", report)
+    write_manifest(folder, sums)  # last of all: with it the set is finished
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -172,3 +179,33 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a drive without hard links
         shutil.copyfile(source, target)
+
+
+def is_finished(folder: Path, webdataset: bool) -> bool:
+    return (folder / ("report.json" if webdataset else "MANIFEST.json")).exists()
+
+
+def finish_set(folder: Path, prompts: list[dict], settings: dict, facts: dict) -> dict:
+    """Everything that describes the whole set; what is returned is its report."""
+    lines = merge_parts(folder)
+    rejected = Counter(one["reason"] for one in merge_parts(folder / "rejected"))
+    write_text(folder / "prompts.txt", "".join(f"{' '.join(one['text'].split())}\n" for one in prompts))
+    sessions = read_metrics(folder / "sessions.jsonl")
+    seconds = sum(one["seconds"] for one in sessions)
+    report = {
+        "made": len(lines),
+        "rejected": dict(rejected.most_common()),
+        "seconds": round(seconds, 2),  # of all processes together
+        "images_per_second": round(sum(one["made"] for one in sessions) / seconds, 4) if seconds else None,
+        "sessions": len(sessions),
+        **facts,
+    }
+    if not settings["webdataset"]:
+        step = max(1, len(lines) / 192)  # four sheets, from the whole length of a large set
+        shown = [lines[int(i * step)] for i in range(min(len(lines), 192))]
+        captions = [(folder / one["file_name"], f"{index_of(one['file_name'])}: {one['text']}") for one in shown]
+        list(write_sheets(folder / "sheets", captions))
+        write_prepared_layout(folder, lines, settings, report)
+    else:
+        write_json(folder / "report.json", report)
+    return report

@@ -40,11 +40,9 @@ def read_records(
     """{"id", "source", "text"} of the training and of the held-out pictures, from whatever layout is there."""
     root = Path(folder)
     if (root / "metadata.json").is_file():
-        data.read_metadata(root)
-        return tuple(
-            [{"id": one["id"], "source": one["path"], "text": one["text"]} for one in data.read_split(root, split)]
-            for split in ("train", "val")
-        )
+        counts = data.read_metadata(root)["counts"]
+        splits = [data.read_split(root, split) if split in counts else [] for split in ("train", "val")]
+        return tuple([{"id": one["id"], "source": one["path"], "text": one["text"]} for one in part] for part in splits)
     parts = [root]
     if (root / "train").is_dir():  # an imagefolder with splits: its test pictures must not be trained on
         parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
