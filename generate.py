@@ -111,7 +111,7 @@ def open_studio(args, model: str, family: str, texts: list[str], loras: list, dt
     encoding.free_memory(device)
     vae = models.load_vae(model)
     controlnet = conditions.load_controlnet(args.controlnet, unet, dtype) if args.controlnet else None
-    unet.to(dtype)
+    torch.nn.Module.to(unet, dtype)  # without the warning of diffusers, which holds for other models
     studio = Studio(unet, vae, controlnet, generation.make_scheduler(args.scheduler, noise), features, dtype, device)
     for module in filter(None, (unet, vae, controlnet)):
         module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
