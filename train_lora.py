@@ -41,6 +41,7 @@ from utils import (
     model_card,
     models,
     optimizers,
+    outlook,
     pictures,
     runs,
     sampling,
@@ -91,7 +92,6 @@ class Data(NamedTuple):
 
     train: list[pictures.Picture]
     held_out: list[pictures.Picture]
-    crops: int  # of a picture; 0: endless
     prompts: list[str]  # of the validation pictures
     moments: Callable
     features: Callable | None  # None where the text encoder is trained
@@ -123,10 +123,10 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     moments = encoding.latent_reader(
         cache, model, views, args.image_interpolation_mode, args.cache_latents, accelerator
     )
-    return Data(train, held_out, crops, prompts, moments, features)
+    return Data(train, held_out, prompts, moments, features)
 
 
-def build_training(args, model: str, family: str, precision: devices.Precision, effective: int, device: torch.device):
+def build_training(args, model: str, family: str, precision, effective: int, texts: list[str], device: torch.device):
     """The models with their adapters and the optimizer; and what encodes texts where the text encoder is trained."""
     devices.seed_everything(args.seed)  # the adapters' first weights are drawn on the CPU
     adapter = {"rank": args.rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
@@ -143,9 +143,15 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
         tokenizers, encoders = models.load_text_encoders(model, family, precision.dtype)
         for encoder in encoders:
             parameters = lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter)
-            groups.append({"params": parameters, "lr": args.text_encoder_lr or args.learning_rate})
+            groups.append(
+                {
+                    "params": parameters,
+                    "lr": args.learning_rate if args.text_encoder_lr is None else args.text_encoder_lr,
+                }
+            )
             if args.gradient_checkpointing:
                 encoder.gradient_checkpointing_enable()
+        encoding.report_long_captions(tokenizers[0], texts)
         features = functools.partial(
             models.encode_prompts, tokenizers, encoders, empty_is_zero=models.empty_prompt_is_zero(model)
         )
@@ -164,39 +170,48 @@ def build_training(args, model: str, family: str, precision: devices.Precision, 
     return Training(unet, encoders, parameters, optimizer, scaler, average, new_progress()), features
 
 
+def memory_facts(args, precision: devices.Precision) -> dict:
+    """All that the memory of a step depends on, but for the model and the micro-batch."""
+    return {
+        "rank": args.rank, "targets": args.lora_layers, "use_dora": args.use_dora, "ema": args.use_ema,
+        "height": args.resolution, "width": args.resolution, "train_text_encoder": args.train_text_encoder,
+        "dtype": precision.dtype, "autocast": precision.dtype if precision.mixed_precision != "no" else None,
+        "gradient_checkpointing": args.gradient_checkpointing, "optimizer": args.optimizer,
+    }  # fmt: skip
+
+
+def count_steps(args, pictures: int) -> int:
+    epochs = args.num_train_epochs
+    return math.ceil(epochs * pictures / args.effective_batch_size) if epochs else args.max_train_steps
+
+
 def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> None:
     """What would be trained and what it would take, from the configs alone: no weights are read."""
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
-    counts = estimate.count_parameters(model, family, args.rank, args.lora_layers, texts, args.use_dora)
-    trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
-    half = precision.dtype if precision.mixed_precision != "no" else None
-    phases = estimate.predict_memory(
-        model, family, rank=args.rank, micro_batch=plan.micro, height=args.resolution, width=args.resolution,
-        targets=args.lora_layers, train_text_encoder=args.train_text_encoder, dtype=precision.dtype, autocast=half,
-        gradient_checkpointing=args.gradient_checkpointing, optimizer=args.optimizer, ema=args.use_ema,
-        use_dora=args.use_dora
-    )  # fmt: skip
-    print(f"family       {models.FAMILIES[family]}")
-    print(f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})")
-    print(f"precision    {precision.reason}")
-    print(f"batch        {plan}")
-    peak, size = estimate.peak_phase(phases)
-    print(
-        f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; without what Python and the device itself take"
-    )
-    for phase, parts in phases.items():
-        shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
-        print(f"             {phase}: {shown}")
+    print(outlook.describe_model(model, family, args.rank, args.lora_layers, texts, args.use_dora))
+    print(f"precision    {precision.reason}\nbatch        {plan}")
+    phases = estimate.predict_memory(model, family, micro_batch=plan.micro, **memory_facts(args, precision))
+    print(outlook.describe_memory(phases))
     train, held_out = read_records(args)
-    epoch = len(train) / plan.effective
-    steps = math.ceil(args.num_train_epochs * epoch) if args.num_train_epochs else args.max_train_steps
-    print(f"data         {len(train):,} pictures, {len(held_out):,} held out; an epoch is {epoch:,.1f} steps")
-    print(f"length       {steps:,} steps = {steps / epoch:,.1f} epochs, {steps * plan.effective:,} samples")
+    print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train)), plan.effective))
     views = len(train) * (1 if args.center_crop else args.cache_crops) * (1 + args.random_flip) + len(held_out)
-    latents = views * estimate.latent_bytes(model, args.resolution) * args.cache_latents
-    captions = len({one["text"] for one in train + held_out}) * estimate.caption_bytes(model, family, precision.dtype)
-    captions *= not args.train_text_encoder
-    print(f"cache        {latents / 2**20:,.0f} MiB of latents, {captions / 2**20:,.0f} MiB of captions, on disk")
+    captions = 0 if args.train_text_encoder else len({one["text"] for one in train + held_out}) + 1
+    views *= args.cache_latents
+    print(outlook.describe_cache(model, family, args.resolution, views, captions, precision.dtype))
+
+
+def load_steps(args, train, plan, rank: int, timesteps: int, load: Callable, steps: range) -> Iterator[list[dict]]:
+    """This process's micro-batches of every step, by the sample plan: what a position means depends on it alone."""
+    shapes = tuple(one.shape for one in train)
+    draw = functools.partial(
+        sampling.draw_position, seed=args.seed, shapes=shapes, group=plan.effective, timesteps=timesteps,
+        flip=0.5 * args.random_flip, dropout=args.caption_dropout
+    )  # fmt: skip
+    crops = 1 if args.center_crop else args.cache_crops
+    for step in steps:
+        draws = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
+        share = sampling.split_step(draws, shapes, plan.micro, rank, plan.processes)
+        yield [load(one, train, crops=crops, noise_offset=args.noise_offset) for one in share]
 
 
 def lora_facts(args, identity: dict) -> dict[str, str]:
@@ -208,7 +223,7 @@ def lora_facts(args, identity: dict) -> dict[str, str]:
         "alpha": str(args.lora_alpha),
         "data_fingerprint": identity["data"],
     }
-    trigger = pictures.trigger_word(args.train_data_dir)
+    trigger = pictures.trigger_word(args.dataset_name or args.train_data_dir)
     return facts | ({"trigger_word": trigger} if trigger else {})
 
 
@@ -272,6 +287,14 @@ def main(args) -> int | None:
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     family = models.model_family(model)
     names = trackers.tracker_names(args.report_to)
+    if args.train_batch_size == "auto":
+
+        def peak(micro: int) -> int:
+            phases = estimate.predict_memory(model, family, micro_batch=micro, **memory_facts(args, precision))
+            return estimate.peak_phase(phases)[1]
+
+        plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], peak))
+        logger.warning("--train_batch_size auto: %s", plan)
     if args.dry_run:
         return dry_run(args, model, family, precision, plan) if is_main else None
     if is_main:
@@ -282,36 +305,26 @@ def main(args) -> int | None:
         return push(args) if args.push_to_hub else 0
 
     seconds: dict[str, float] = {}
-    with runs.timed(seconds, "loading"):
-        data = load_data(args, model, family, cache, precision.dtype, accelerator)
-        training, features = build_training(args, model, family, precision, plan.effective, device)
-    features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
     scheduler = diffusion.training_scheduler(
         models.load_noise_scheduler(model), args.prediction_type, args.zero_terminal_snr
     )
-    epoch = len(data.train) / plan.effective
-    last = math.ceil(args.num_train_epochs * epoch) if args.num_train_epochs else args.max_train_steps
-    every = math.ceil(args.validation_epochs * epoch) if args.validation_epochs else args.validation_steps
+    with runs.timed(seconds, "loading"):
+        data = load_data(args, model, family, cache, precision.dtype, accelerator)
+        training, features = build_training(
+            args, model, family, precision, plan.effective, [one.text for one in data.train], device
+        )
+    features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
+    last, every = count_steps(args, len(data.train)), args.validation_steps
+    if args.validation_epochs:
+        every = math.ceil(args.validation_epochs * len(data.train) / plan.effective)
     rates = [group["lr"] for group in optimizer.param_groups]
     rates_at = optimizers.rate_schedule(
         args.lr_scheduler, rates, args.lr_warmup_steps, last, args.lr_num_cycles, args.lr_power
     )
 
-    # The sample plan: what each position means, and this process's micro-batches of every step.
-    timesteps, shapes = scheduler.config.num_train_timesteps, tuple(one.shape for one in data.train)
-    draw = functools.partial(
-        sampling.draw_position, seed=args.seed, shapes=shapes, group=plan.effective, timesteps=timesteps,
-        flip=0.5 * args.random_flip, dropout=args.caption_dropout
-    )  # fmt: skip
+    timesteps = scheduler.config.num_train_timesteps
     scaling = models.read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
     load = functools.partial(batches.load_batch, moments=data.moments, scaling=scaling)
-
-    def load_steps(first: int) -> Iterator[list[dict]]:
-        for step in range(first, last):
-            draws = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
-            share = sampling.split_step(draws, shapes, plan.micro, accelerator.process_index, plan.processes)
-            yield [load(one, data.train, crops=data.crops, noise_offset=args.noise_offset) for one in share]
-
     fixed = sampling.validation_draws(args.num_validation_samples * bool(data.held_out), len(data.held_out), timesteps)
     fixed = sampling.split_step(fixed, [one.shape for one in data.held_out], 8, 0, 1)
     held_out = [load(one, data.held_out, crops=1, sample_posterior=False) for one in fixed]
@@ -326,11 +339,9 @@ def main(args) -> int | None:
         print(f"resuming from {saved}")
     metrics, followers = args.output_dir / "metrics.jsonl", {}
     if is_main:
-        metrics_log.cut_metrics(metrics, progress["step"])
-        described = devices.describe_device(device)
-        runs.write_environment(
-            args.output_dir / "environment.json", described, precision.reason, dataset=identity["data"]
-        )
+        metrics_log.cut_metrics(metrics, progress["step"] if saved else -1)
+        environment = args.output_dir / "environment.json"
+        runs.write_environment(environment, devices.describe_device(device), precision.reason, dataset=identity["data"])
         logs, settings = args.output_dir / args.logging_dir, cli.settings_of(args)
         followers = trackers.start_trackers(names, logs, args.output_dir.name, settings, progress["step"])
 
@@ -338,10 +349,10 @@ def main(args) -> int | None:
         record |= {f"seconds_{name}": round(seconds.pop(name), 3) for name in list(seconds)}
         if is_main:
             metrics_log.append_metrics(metrics, record)
-            numbers = {name: value for name, value in record.items() if name not in ("step", "picture")}
-            trackers.log_scalars(followers, numbers, record["step"])
+            trackers.log_scalars(followers, record, record["step"])
 
-    steps = load_steps(progress["step"])
+    steps = range(progress["step"], last)
+    steps = load_steps(args, data.train, plan, accelerator.process_index, timesteps, load, steps)
     steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
     received, micro, window = runs.catch_signals(), plan.micro, []
     chosen = [data.prompts[i % len(data.prompts)] for i in range(args.num_validation_images)]
@@ -369,9 +380,7 @@ def main(args) -> int | None:
         stopping = guards.any_process(accelerator, bool(received))
         path = args.output_dir / f"checkpoint-{step}"
         due = args.checkpointing_steps and (step % args.checkpointing_steps == 0 or done)
-        due = due and (
-            done or not progress["skipped_in_a_row"]
-        )  # a roll-back wants the weights from before the trouble
+        due = due and (done or not progress["skipped_in_a_row"])  # a roll-back wants weights from before the trouble
         if step and path != saved and (due or stopping):
             with runs.timed(seconds, "checkpoint"):
                 if is_main:
@@ -402,9 +411,11 @@ def main(args) -> int | None:
                         scaler.scale(loss.sum() / plan.effective).backward()
                         rows.append(torch.stack([loss.detach(), part["timesteps"]], 1))
                 except RuntimeError as error:
-                    ran_out = guards.out_of_memory(error) and micro > 1
+                    ran_out = guards.out_of_memory(error)
                     if not ran_out:
                         raise
+                    if micro == 1:
+                        raise UserError(guards.NO_ROOM) from error
                 if ran_out:
                     prediction = target = loss = rows = None  # they hold memory
                     micro = math.ceil(micro / 2)
@@ -446,20 +457,14 @@ def main(args) -> int | None:
         progress["step"] = step + 1
         bar.update()
         if window and ((step + 1) % args.logging_steps == 0 or step + 1 == last):
-            record = {
-                "step": step + 1,
-                **diffusion.mean_losses(window, timesteps),
-                "lr": rates_at(step)[0],
-                "grad_norm": norm,
-            }
-            smooth = progress["loss_smooth"]
-            progress["loss_smooth"] = record["loss"] if smooth is None else 0.9 * smooth + 0.1 * record["loss"]
-            record["loss_smooth"] = progress["loss_smooth"]
-            record["samples_per_second"] = len(window) / (seconds["data"] + seconds["step"])
-            record["memory_gib"] = devices.peak_memory_gib(device)
-            record["skipped_steps"] = len(progress["skipped"])
-            bar.set_postfix(loss=f"{record['loss_smooth']:.4f}", refresh=False)
-            log(record)
+            losses = diffusion.mean_losses(window, timesteps)
+            progress["loss_smooth"] = 0.9 * (progress["loss_smooth"] or losses["loss"]) + 0.1 * losses["loss"]
+            bar.set_postfix(loss=f"{progress['loss_smooth']:.4f}", refresh=False)
+            log({
+                "step": step + 1, **losses, "loss_smooth": progress["loss_smooth"], "lr": rates_at(step)[0],
+                "grad_norm": norm, "samples_per_second": len(window) / (seconds["data"] + seconds["step"]),
+                "memory_gib": devices.peak_memory_gib(device), "skipped_steps": len(progress["skipped"]),
+            })  # fmt: skip
             window = []
     bar.close()
     steps.close()

@@ -10,7 +10,7 @@ import torch
 
 from tests.published_configs import SD15, SDXL, write_configs
 from tests.tiny_models import build_tiny
-from utils import estimate, models
+from utils import estimate, models, outlook
 from utils.lora import TEXT_TARGETS, UNET_TARGETS
 
 MIB = 2**20
@@ -122,3 +122,13 @@ def test_a_real_step_takes_the_memory_that_was_foretold():
         settings = {"micro_batch": 32, "gradient_checkpointing": checkpointing}
         foretold = predict(**settings)["training"]["activations"]
         assert int(line) / MIB == pytest.approx(foretold / MIB, rel=0.25)
+
+
+def test_the_largest_batch_divides_the_share_and_fits():
+    def peak(size: int) -> int:
+        return 100 + 50 * size
+
+    assert outlook.largest_batch(16, 10_000, peak) == 16
+    assert outlook.largest_batch(16, 600, peak) == 8  # 0.9 x 600 leaves room for 8.8
+    assert outlook.largest_batch(12, 400, peak) == 4
+    assert outlook.largest_batch(16, 10, peak) == 1  # the guard against running out has the last word

@@ -1,3 +1,7 @@
+import errno
+import fcntl
+import os
+
 import pytest
 
 from utils import files
@@ -84,3 +88,51 @@ def test_items_are_taken_as_they_are_needed():
 def test_a_failure_in_a_worker_is_raised_here():
     with pytest.raises(ValueError, match="item 0"):
         list(parallel_map(fail, range(3), 2))
+
+
+def test_tensors_are_written_whole_and_read_back_to_the_byte(tmp_path):
+    import torch  # here: the worker processes of other tests in this file import it too
+    from safetensors.torch import load_file
+
+    path = tmp_path / "a.safetensors"
+    tensors = {"b": torch.randn(3, 4).T, "a": torch.tensor(7), "half": torch.randn(2).bfloat16(), "none": torch.ones(0)}
+    files.write_safetensors(path, tensors, {"rank": "8"})
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensors[key]) and found[key].dtype == tensors[key].dtype for key in found)
+    files.write_safetensors(path, {"a": torch.tensor(8)})
+    assert load_file(path)["a"] == 8 and [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: files.write_text(path, "x"), lambda path: files.write_safetensors(path, {})]
+)
+def test_a_file_that_can_not_be_put_in_its_place_leaves_nothing_behind(tmp_path, write):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        write(tmp_path / "taken")
+    assert [one.name for one in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_text_that_can_not_be_encoded_leaves_the_old_one(tmp_path):
+    files.write_text(tmp_path / "a.txt", "one")
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(tmp_path / "a.txt", "\udc80")
+    assert (tmp_path / "a.txt").read_text() == "one" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_is_exclusive_and_ends_with_its_descriptor(tmp_path):
+    lock = files.lock_folder(tmp_path)
+    with pytest.raises(UserError, match=f"--output_dir {tmp_path}: another process"):
+        files.lock_folder(tmp_path)
+    os.close(lock)
+    os.close(files.lock_folder(tmp_path))
+
+
+def test_a_disk_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)  # a network drive, which isn't here
+    os.close(files.lock_folder(tmp_path))
+    assert "can't be locked (Operation not supported)" in caplog.text

@@ -33,6 +33,9 @@ def test_a_text_file_gives_each_line_in_turn(tmp_path):
     path.write_text("\ufeff# shoes\nred boots\n\n  blue boots\r\nred boots\n", encoding="utf-8")
     assert [one["text"] for one in read_prompts(None, file=path)] == ["red boots", "blue boots", "red boots"]
     assert Counter(one["text"] for one in read_prompts(30, file=path)) == {"red boots": 20, "blue boots": 10}
+    lines = [str(i * 7919 % 1000) for i in range(20_000)]
+    path.write_text("\n".join(lines))
+    assert [one["text"] for one in read_prompts(20_001, file=path)] == [*lines, lines[0]]
 
 
 def test_the_plan_that_prepare_dataset_writes_comes_out_whole(tmp_path):

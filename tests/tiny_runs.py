@@ -22,7 +22,7 @@ LORA = "pytorch_lora_weights.safetensors"
 def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[str]:
     """A command line: 6 steps of 8 samples, 16 x 16 pixels, a loss in every line, no pictures; `more` wins."""
     short = "--resolution 16 --rank 4 --lora_alpha 8 --max_train_steps 6 --learning_rate 1e-2 --lr_warmup_steps 2"
-    short += " --train_batch_size 8 --gradient_accumulation_steps 1 --validation_steps 0 --checkpointing_steps 3"
+    short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
     words += ["--pretrained_model_name_or_path", data[family], "--train_data_dir", data["prepared"]]
@@ -73,7 +73,7 @@ def column(folder: Path, name: str) -> list[float]:
     return [one[name] for one in train_lora.metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
 
 
-def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: int) -> None:
+def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: tuple[int, ...]) -> None:
     """What a process of `start` does: the user's command, with its words to stderr in a file."""
     with open(told, "ab") as file:
         os.dup2(file.fileno(), 1)
@@ -86,8 +86,8 @@ def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, se
 
         def counted(*args, **kwargs):
             calls.append(1)
-            if len(calls) == count:
-                os.kill(os.getpid(), sends)
+            for number in sends if len(calls) == count else ():
+                os.kill(os.getpid(), number)
             return function(*args, **kwargs)
 
         setattr(module, name, counted)
@@ -95,10 +95,10 @@ def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, se
     cli.run(train_lora.main, train_lora.parse_args(words))
 
 
-def start(words: list[str], told: Path, dies_in=None, sends: int = signal.SIGKILL):
+def start(words: list[str], told: Path, dies_in=None, sends: tuple[int, ...] = (signal.SIGKILL,)):
     """A process of its own that runs the command, forked where the libraries are loaded already.
 
-    `dies_in` (module, function, n) sends it the signal `sends` as the n-th call begins.
+    `dies_in` (module, function, n) sends it the signals `sends` as the n-th call begins.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_runs"])

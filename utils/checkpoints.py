@@ -16,11 +16,19 @@ from utils.files import file_sha256, replaced_folder, write_json, write_manifest
 logger = logging.getLogger(__name__)
 
 
+def _flat(values: dict) -> dict:
+    """bitsandbytes keeps its quantised tensors in a dict within the state: its keys are joined by a slash."""
+    flat = {}
+    for name, value in values.items():
+        flat |= {f"{name}/{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
 def pack_optimizer(state: dict) -> tuple[dict[str, torch.Tensor], dict]:
     """An optimizer's state_dict as (tensors by name, the rest as JSON can hold it), so that nothing is ever pickled."""
     tensors, plain = {}, {}
     for index, values in state["state"].items():
-        for name, value in values.items():
+        for name, value in _flat(values).items():
             if torch.is_tensor(value):
                 tensors[f"{index}.{name}"] = value.detach().cpu()
             else:
@@ -41,8 +49,10 @@ def unpack_optimizer(tensors: dict[str, torch.Tensor], rest: dict) -> dict:
             groups[int(number)][name] = value
         else:
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups}
+            outer, slash, inner = name.partition("/")
+            values = state.setdefault(int(index), {})
+            values.setdefault(outer, {}).update({inner: value}) if slash else values.update({name: value})
+    return {"state": dict(sorted(state.items())), "param_groups": groups}  # in order: equal states are equal bytes
 
 
 def save_checkpoint(

@@ -42,7 +42,8 @@ def counted(number: int, noun: str) -> str:
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
-    parser = Parser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    usage = "%(prog)s [--flag value ...]"  # argparse would list every flag twice
+    parser = Parser(description=doc, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
     group = parser.add_argument_group("every script")
     group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
     group.add_argument("--dry_run", action="store_true", help="say what would be done, and stop before any work")

@@ -95,7 +95,8 @@ def encode_captions(
 def encode_picture(vae, picture: Picture, view: View, interpolation: str) -> torch.Tensor:
     """(2, channels, height, width): mean and standard deviation of a picture's latents, unscaled, in float32."""
     pixels = picture_tensor(picture, view, interpolation)[None].to(vae.device, vae.dtype)
-    posterior = vae.encode(pixels).latent_dist
+    with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this
+        posterior = vae.encode(pixels).latent_dist
     moments = torch.cat([posterior.mean, posterior.std]).float().cpu()
     if not moments.isfinite().all():
         raise UserError(f"the latents of {describe(picture)} hold NaN or infinity; look at the picture, or remove it")

@@ -248,18 +248,3 @@ def peak_phase(phases: dict[str, dict[str, int]]) -> tuple[str, int]:
     """The phase that needs the most, and how many bytes that is."""
     needs = {name: sum(parts.values()) for name, parts in phases.items()}
     return max(needs.items(), key=lambda need: need[1])
-
-
-def latent_bytes(model: str, resolution: int) -> int:
-    """A picture's entry in the latent cache: mean and standard deviation in float32."""
-    vae = read_config(model, "vae/config.json")
-    side = resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    return 2 * 4 * vae["latent_channels"] * side * side
-
-
-def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
-    """A caption's entry in the cache of encoded ones."""
-    width = read_config(model, "unet/config.json")["cross_attention_dim"]
-    length = read_config(model, "text_encoder/config.json")["max_position_embeddings"]
-    pooled = read_config(model, "text_encoder_2/config.json")["projection_dim"] if family == "sdxl" else 0
-    return (length * width + pooled) * dtype.itemsize

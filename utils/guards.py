@@ -11,6 +11,10 @@ from utils import diffusion
 from utils.batches import to_device
 
 SKIPS_IN_A_ROW = 3
+NO_ROOM = (
+    "out of memory with one sample at once; keep --gradient_checkpointing and --cache_latents on, lower --resolution "
+    "or --rank, or use --optimizer adamw8bit; --dry_run predicts what is needed"
+)
 ADVICE = "Look at these pictures, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 
 

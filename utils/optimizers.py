@@ -1,11 +1,14 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 from diffusers.optimization import get_scheduler
 
 from utils.cli import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def make_optimizer(
@@ -30,6 +33,11 @@ def make_optimizer(
                 "--optimizer prodigy: finds one rate for all that is trained; leave out --text_encoder_lr, "
                 "or take --optimizer adamw"
             )
+        if groups[0]["lr"] < 0.1:
+            logger.warning(
+                "--optimizer prodigy: --learning_rate %g multiplies the rate that it finds; 1 is usual, and with so "
+                "little nothing may be learnt", groups[0]["lr"]
+            )  # fmt: skip
         return Prodigy(groups, **adam, use_bias_correction=True, safeguard_warmup=True)
     if name == "adafactor":
         return torch.optim.Adafactor(groups, weight_decay=weight_decay)

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +14,9 @@ from utils.cli import UserError
 
 
 def read_prompts(
-    count: int | None,
-    prompt: str | None = None,
-    file: Path | None = None,
-    plan: Path | None = None,
-    template: str | None = None,
-    attributes: list[str] | None = None,
-) -> list[dict]:
+    count: int | None, prompt: str | None = None, file: Path | None = None, plan: Path | None = None,
+    template: str | None = None, attributes: list[str] | None = None
+) -> list[dict]:  # fmt: skip
     """`count` prompts ({"text", "attributes"}) from the one source that is given; each prompt's own number without it.
 
     They stand in an order of which any beginning is in balance too, and which does not depend on `count`.
@@ -60,12 +55,12 @@ def _read_text(flag: str, path: Path) -> list[str]:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """One prompt a line; blank lines and those that begin with # are left out. A line that comes twice counts twice."""
+    """One prompt a line, blank lines and those that begin with # left out; the order of the file is kept."""
     lines = [line.strip() for line in _read_text("--prompts_file", path)]
-    texts = Counter(line for line in lines if line and not line.startswith("#"))
-    if not texts:
+    options = [{"text": text, "attributes": {}, "weight": 1} for text in lines if text and not text.startswith("#")]
+    if not options:
         raise UserError(f"--prompts_file {path}: holds no prompt; write one a line")
-    return [{"text": text, "attributes": {}, "weight": number} for text, number in texts.items()]
+    return options
 
 
 def read_plan(path: Path) -> list[dict]:
@@ -135,7 +130,7 @@ def expand_template(template: str, attributes: list[str]) -> list[dict]:
     return options
 
 
-def spread(options: list[dict], count: int) -> list[dict]:
+def spread(options: list[dict], count: int) -> list[dict]:  # fmt: skip
     """`count` of the options by their weights, well mixed: any beginning is in balance, growing it keeps the earlier.
 
     At each step goes what is most lacking: of the options, of each attribute's values, of their pairs. No option is
@@ -149,7 +144,9 @@ def spread(options: list[dict], count: int) -> list[dict]:
     # Pairs too, or the red ones might come to be boots more often than the rest.
     pairs = [a * len(due) + b for (a, _), (b, due) in itertools.combinations(features, 2)]
     joint = [(value_of, np.bincount(value_of, shares)) for value_of in pairs]
-    full_round = _order(shares, features + joint, min(count, whole))  # after that it would repeat by itself
+    full_round = range(len(options))  # what comes out for equals, and at once for the many lines of a file
+    if features or weights.min() < weights.max():
+        full_round = _order(shares, features + joint, min(count, whole))  # after that it would repeat by itself
     order = _settle(list(itertools.islice(itertools.cycle(full_round), count)), shares, features)
     return [{"text": options[i]["text"], "attributes": dict(options[i]["attributes"])} for i in order]
 

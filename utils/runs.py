@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -20,6 +21,10 @@ from utils.cli import UserError
 from utils.files import lock_folder, recover_folder, write_json, write_text
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
+RUN_FILES = re.compile(
+    r"checkpoint-\d+|best|validation|logs|trackers|metrics\.jsonl|loss_curve\.png|README\.md|(summary|environment)\.json|"
+    r"config\.yaml|[^/]+\.safetensors"
+)
 
 
 def package_version(name: str) -> str | None:
@@ -62,9 +67,13 @@ def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
     return [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def _empty_folder(folder: Path, last: Path) -> None:
-    """`last` goes last: killed half-way, the folder is still known for a run's."""
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry == last):
+def _empty_folder(folder: Path, config: Path, logs: str | None) -> None:
+    """Remove what a run makes, nothing else; config.yaml goes last: killed half-way, it is still a run's folder."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    foreign = [entry.name for entry in entries if entry.name != logs and not RUN_FILES.fullmatch(entry.name)]
+    if foreign:
+        raise UserError(f"--output_dir {folder}: holds files that no run made ({foreign[0]}); name another folder")
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry == config):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
@@ -86,12 +95,12 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
                 f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml of a run; "
                 "name another folder"
             )
-        if overwrite:
-            _empty_folder(folder, last=config)
         for old in folder.glob(".*.old"):
             recover_folder(folder / old.name[1:-4])
         begun = any(folder.glob("checkpoint-*")) or (folder / "summary.json").exists()
-        if begun and config.is_file():  # before the first checkpoint there is nothing to lose, and a typo may be mended
+        if overwrite or not begun:  # what a run left that had not come to its first checkpoint would be out of place
+            _empty_folder(folder, config, settings.get("logging_dir"))
+        if config.is_file():
             changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")), settings, free)
             if changes:
                 raise UserError(
