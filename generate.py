@@ -263,6 +263,8 @@ def main(args) -> int:
     share, shares = shard * accelerator.num_processes + accelerator.process_index, shards * accelerator.num_processes
     block = args.shard_size if args.webdataset else 1  # a tar shard is one process's work
     part = folders.part_name(share, shares)
+    if args.enable_cpu_offload and device.type == "cpu":
+        raise UserError("--enable_cpu_offload: there is no GPU here that the weights could leave; leave it out")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     model = models.resolve_model(args.pretrained_model_name_or_path, out.parent / "cache" / "models", args.model_config)
@@ -290,13 +292,14 @@ def main(args) -> int:
             print(f"{out}: this set is finished; nothing to do")
         return 0
     lock = folders.claim_part(out, part)
+    folders.forget_finish(out)  # pictures of a finished set are gone: what describes it is made anew
     runs.write_environment(
         out / "environment.json", devices.describe_device(device), precision.reason, prompts=settings["prompts_sha256"]
     )
 
     # What is still to be drawn, and what draws it.
     dtype = torch.float32 if (out / ".float32").exists() else precision.dtype
-    tried = folders.tried(out, str(dtype))
+    tried = folders.tried(out, str(dtype).removeprefix("torch."))
     todo = deque(Job(i, tried[i]) for i in mine if i not in done and tried[i] <= args.max_retries)
     failed = {i: "rejected before" for i in mine if i not in done and tried[i] > args.max_retries}
     texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
@@ -334,7 +337,7 @@ def main(args) -> int:
                 continue
             for i, (job, one) in enumerate(zip(jobs, asked)):
                 line = {"file_name": folders.image_name(job.index), "text": one["text"], "seed": seeds[i], **about}
-                line |= {"precision": str(studio.dtype), "attributes": one["attributes"]}
+                line |= {"precision": str(studio.dtype)[6:], "attributes": one["attributes"]}
                 waiting.append(pool.submit(save_picture, out, job, line, pixels[i].numpy(), finite[i], check))
 
             # What has been saved is noted. Waited for only where nothing is left to draw, or much is under way.
@@ -389,7 +392,11 @@ def main(args) -> int:
         if missing:
             print(f"{out}: this share is made; {missing:,} images of other shares are not there yet")
         elif not folders.is_finished(out, args.webdataset):
-            facts = {"device": devices.describe_device(device), "precision": str(dtype), "shares": shares}
+            facts = {
+                "device": devices.describe_device(device),
+                "precision": str(studio.dtype if studio else dtype).removeprefix("torch."),
+                "shares": shares,
+            }
             report = folders.finish_set(out, prompts, settings, facts)
             print(f"{out}: {cli.counted(report['made'], 'image')}, {report['images_per_second']} a second and process")
     return 0

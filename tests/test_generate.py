@@ -212,6 +212,22 @@ def test_out_of_memory_halves_the_batch(reference, tmp_path, monkeypatch):
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
 
 
+def test_pictures_that_went_missing_are_made_again_and_the_set_is_whole(reference, tmp_path):
+    copy = Path(shutil.copytree(reference, tmp_path / "set"))
+    (copy / "images/000004.png").unlink()
+    assert make(copy) == 0
+    assert apart(pixels(copy), pixels(reference)) <= 1
+    assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(copy), "--num_workers", "1"])) == 0
+
+
+def test_economies_of_memory_change_no_picture(reference, tmp_path):
+    flags = ["--enable_vae_slicing", "--enable_vae_tiling", "--enable_attention_slicing"]
+    assert make(tmp_path / "set", *flags) == 0
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+    with pytest.raises(UserError, match="no GPU here"):
+        make(tmp_path / "other", "--enable_cpu_offload")
+
+
 # A dataset
 
 
@@ -460,6 +476,26 @@ def test_a_controlnet_draws_what_the_diffusers_pipeline_draws(reference, tmp_pat
     assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "canny")[1]) <= 1
     assert make(tmp_path / "none", *words) == 0
     assert apart(pixels(tmp_path / "none"), pixels(tmp_path / "canny")) > 1
+
+
+def test_depth_is_estimated_by_a_transformers_model(reference, tmp_path):
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    config = DPTConfig(
+        **sizes, image_size=32, patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8, is_hybrid=False
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = DPTForDepthEstimation(config)
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    [layer for layer in net.head.modules() if isinstance(layer, torch.nn.Conv2d)][-1].bias.data.fill_(50)  # above ReLU
+    net.save_pretrained(tmp_path / "depth")
+    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "depth")
+    estimate = generate.conditions.load_depth(str(tmp_path / "depth"), torch.device("cpu"))
+    depth = estimate(Image.open(reference / "images/000000.png"))
+    assert depth.size == (64, 64) and depth.mode == "RGB" and np.ptp(np.asarray(depth)) > 200
 
 
 def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):

@@ -32,8 +32,8 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="take a LoRA of another base model")
 
     group = parser.add_argument_group("drawing")
-    group.add_argument("--scheduler", choices=schedulers, default="dpm++")
-    group.add_argument("--num_inference_steps", type=positive, default=25)
+    group.add_argument("--scheduler", choices=schedulers, default="dpm++", help="dpm++: DPM-Solver++, multistep")
+    group.add_argument("--num_inference_steps", type=positive, default=25, help="of the scheduler")
     group.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance, and half the work")
     group.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the square; default: the model's")
     group.add_argument("--seed", type=int, default=0, help="of image 0; the next image has the next seed")

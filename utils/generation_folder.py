@@ -56,8 +56,6 @@ def open_folder(folder: Path, settings: dict, free: set[str]) -> None:
                 f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml of a generated set; "
                 "name another folder"
             )
-        for name in ("images", "rejected"):
-            (folder / name).mkdir(exist_ok=True)
         write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
@@ -80,6 +78,8 @@ def part_name(share: int, shares: int) -> str:
 
 def claim_part(folder: Path, part: str) -> int:
     """The lock of one share, until this process ends: the same command started twice is an error, not a race."""
+    for name in ("images", "rejected"):
+        (folder / name).mkdir(exist_ok=True)
     (folder / part).touch()
     return lock_folder(folder / part, folder)
 
@@ -183,6 +183,11 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def is_finished(folder: Path, webdataset: bool) -> bool:
     return (folder / ("report.json" if webdataset else "MANIFEST.json")).exists()
+
+
+def forget_finish(folder: Path) -> None:
+    for name in ("MANIFEST.json", "report.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def finish_set(folder: Path, prompts: list[dict], settings: dict, facts: dict) -> dict:
