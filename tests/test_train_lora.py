@@ -287,7 +287,9 @@ def test_a_kohya_file_that_can_not_be_is_told_before_the_training(trainer_data, 
 def test_a_finished_run_does_nothing_and_more_steps_continue_it(trainer_data, reference, copy, tmp_path, capsys):
     before = (copy / LORA).stat().st_mtime_ns
     assert train(trainer_data, copy) == 0
-    assert ": finished; more --max_train_steps" in capsys.readouterr().out and (copy / LORA).stat().st_mtime_ns == before
+    assert (
+        ": finished; more --max_train_steps" in capsys.readouterr().out and (copy / LORA).stat().st_mtime_ns == before
+    )
     assert train(trainer_data, copy, "--max_train_steps", 8) == 0
     assert "resuming from" in capsys.readouterr().out
     assert train(trainer_data, tmp_path / "eight", "--max_train_steps", 8) == 0

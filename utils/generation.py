@@ -1,5 +1,6 @@
 """Pictures from a pipeline, one seed each, decoded outside it since the VAE may need another precision."""
 
+import diffusers
 import torch
 from diffusers import (
     DiffusionPipeline,
@@ -9,6 +10,53 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
+
+from utils.models import read_config
+
+SCHEDULERS = {  # by the names that people know them by: the class, and its settings
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+# What saves memory, the cheapest in time first.
+ECONOMIES = ("vae_slicing", "attention_slicing", "vae_tiling", "cpu_offload")
+
+
+def native_size(model: str) -> int:
+    """The side of the pictures that the model was trained on."""
+    vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def economise(unet, vae, controlnet, name: str, device: torch.device) -> None:
+    """Switch on one of ECONOMIES."""
+    if name == "vae_slicing":
+        vae.enable_slicing()
+    elif name == "vae_tiling":
+        vae.enable_tiling()
+    elif name == "attention_slicing":
+        for module in filter(None, (unet, controlnet)):
+            module.set_attention_slice("auto")
+    else:
+        from accelerate import cpu_offload
+
+        for module in filter(None, (unet, vae, controlnet)):
+            cpu_offload(module.to("cpu"), device)
+
+
+def make_scheduler(name: str, noise: SchedulerMixin) -> SchedulerMixin:
+    """A solver on the noise schedule that the model was trained with."""
+    kind, options = SCHEDULERS[name]
+    return getattr(diffusers, kind).from_config(noise.config, **options)
 
 
 def build_pipeline(family: str, unet, vae, scheduler: SchedulerMixin, empty_is_zero: bool = False) -> DiffusionPipeline:
@@ -54,3 +102,35 @@ def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[I
     with torch.autocast(latents.device.type, enabled=False):  # else the VAE would run in float16 here, and give NaN
         pixels = pipeline.vae.decode(latents).sample
     return pipeline.image_processor.postprocess(pixels.nan_to_num(-1, 1, -1), "pil")
+
+
+def vae_step(vae) -> int:
+    """Pixels that one latent stands for."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def start_from(
+    vae, scheduler, pixels: torch.Tensor, generators: list[torch.Generator], steps: int, strength: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of given pictures (0..1), noised for a variation of this strength, and the time steps that are left."""
+    posterior = vae.encode(pixels.to(vae.dtype) * 2 - 1).latent_dist
+    draws = [torch.randn((1, *posterior.mean.shape[1:]), generator=one) for one in generators]
+    latents = posterior.mean + posterior.std * torch.cat(draws).to(pixels.device)
+    latents = latents.float() * vae.config.scaling_factor
+    first = (steps - int(steps * strength)) * scheduler.order
+    timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    noise = torch.cat([torch.randn((1, *latents.shape[1:]), generator=one) for one in generators])
+    return scheduler.add_noise(latents, noise.to(pixels.device), timesteps[:1].repeat(len(latents))), timesteps
+
+
+def decode_pixels(vae, latents: torch.Tensor) -> torch.Tensor:
+    """(n, height, width, 3) in 0..255 on the CPU; where latents are not finite, black."""
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor
+    # On a CPU the layers of a few pictures stay in its cache.
+    parts = [
+        vae.decode(part, return_dict=False)[0] for part in latents.split(4 if latents.device.type == "cpu" else 16)
+    ]
+    pixels = (torch.cat(parts).float().nan_to_num(-1, 1, -1) / 2 + 0.5).clamp(0, 1)
+    return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()

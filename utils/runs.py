@@ -156,7 +156,7 @@ def already_done(folder: Path, asked: list) -> bool:
         return False
 
 
-def catch_signals() -> list[int]:
+def catch_signals(doing: str = "saving a checkpoint") -> list[int]:
     """From now on SIGINT and SIGTERM are noted in the list that is returned; a second SIGINT stops at once."""
     received = []
 
@@ -165,7 +165,7 @@ def catch_signals() -> list[int]:
             raise KeyboardInterrupt
         received.append(number)
         # Not print: it fails where the signal comes in the middle of another print.
-        os.write(2, f"\n{signal.Signals(number).name}: saving a checkpoint; Ctrl-C again stops at once\n".encode())
+        os.write(2, f"\n{signal.Signals(number).name}: {doing}; Ctrl-C again stops at once\n".encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

@@ -39,12 +39,12 @@ def read_records(
 
 
 def _read_prepared(root: Path, flag: str, image_column: str | None, caption_column: str) -> tuple[list, list]:
-    data.read_metadata(root)
+    counts = data.read_metadata(root)["counts"]  # a generated set has no val split
     if image_column:
         raise UserError(f"--image_column {image_column}: {flag} {root} is a prepared dataset, whose pictures are known")
     splits = []
     for split in ("train", "val"):
-        records = data.read_split(root, split)
+        records = data.read_split(root, split) if split in counts else []
         lacking = next((sorted(one) for one in records if caption_column not in one), None)
         if lacking:
             raise UserError(f"--caption_column {caption_column}: {flag} {root} has the columns {', '.join(lacking)}")

@@ -1,0 +1,546 @@
+"""generate.py from end to end: one seed an image however it is made, every one checked, never half a set."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import ControlNetModel, DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+
+import generate
+import prepare_dataset
+from tests.tiny_models import build_tiny
+from utils import generation_folder, lora, models, webdataset
+from utils.cli import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOES = [
+    "--template",
+    "a photo of {colour} {kind}",
+    "--attribute",
+    "colour=red,blue",
+    "--attribute",
+    "kind=boots,heels",
+]
+
+
+def words(out: Path, *more) -> list[str]:
+    """A command line: 6 images of 64 x 64 pixels in 4 steps by the demo pipeline; `more` wins."""
+    short = (
+        "--pretrained_model_name_or_path demo --num_images 6 --resolution 64 --num_inference_steps 4 --num_workers 1"
+    )
+    return [str(word) for word in [*short.split(), *SHOES, "--output_dir", out, *more]]
+
+
+def make(out: Path, *more) -> int:
+    """The command of `words`, here; what the end of a process would undo is undone."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    locks, lock = [], generation_folder.lock_folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation_folder, "lock_folder", lambda *args: locks.append(lock(*args)) or os.dup(locks[-1]))
+        try:
+            return generate.main(generate.parse_args(words(out, *more)))
+        finally:
+            for one in locks:
+                os.close(one)
+            AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision that it was given
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def pixels(out: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path), np.int16) for path in sorted((out / "images").glob("*.png"))])
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> int:
+    """The largest difference, in levels of 255."""
+    assert first.shape == second.shape
+    return int(np.abs(first - second).max())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    out = tmp_path_factory.mktemp("reference") / "set"
+    assert make(out) == 0
+    return out
+
+
+def run(*command, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, **options
+    )
+
+
+# One seed an image
+
+
+def test_a_picture_is_what_the_plain_pipeline_draws_of_its_prompt_and_seed(reference):
+    pipeline = DiffusionPipeline.from_pretrained(models.DEMO_MODEL, dtype=torch.float32, safety_checker=None)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    for line in lines(reference / "metadata.jsonl")[::3]:
+        drawn = pipeline(
+            line["text"], generator=torch.Generator().manual_seed(line["seed"]), num_inference_steps=4,
+            guidance_scale=7.5, height=64, width=64
+        ).images[0]  # fmt: skip
+        assert apart(np.asarray(drawn, np.int16), np.asarray(Image.open(reference / line["file_name"]), np.int16)) <= 1
+
+
+@pytest.mark.parametrize("scheduler", ["euler_ancestral", "dpm++_sde", "heun"])
+def test_batch_size_changes_no_picture(tmp_path, scheduler):
+    for batch in (1, 4):
+        assert make(tmp_path / str(batch), "--batch_size", batch, "--scheduler", scheduler, "--num_images", 4) == 0
+    assert apart(pixels(tmp_path / "1"), pixels(tmp_path / "4")) <= 1
+
+
+def test_batch_of_one_draws_the_reference(reference, tmp_path):
+    assert make(tmp_path / "set", "--batch_size", 1) == 0
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+    assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
+
+
+def test_two_processes_make_the_same_set(reference, tmp_path):
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    done = run(*launch, "--main_process_port", "0", "generate.py", *words(tmp_path / "set"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+    assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
+    assert not list((tmp_path / "set").glob("metadata.*-of-*"))
+
+
+def test_shards_in_any_order_make_the_same_set_and_the_last_finishes_it(reference, tmp_path):
+    assert make(tmp_path / "set", "--shard", "1/2") == 0
+    assert not (tmp_path / "set/report.json").exists() and len(list((tmp_path / "set/images").iterdir())) == 3
+    assert make(tmp_path / "set", "--shard", "0/2") == 0
+    assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+
+
+# Work that survives
+
+
+def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
+    dies = """if 1:
+        import os, sys, generate
+        noted, count = generate.append_metrics, []
+        def note(path, line):
+            noted(path, line)
+            count.append(1)
+            if len(count) == 3:
+                path.open("ab").write(b'{"file_name": "images/0000') and os.kill(os.getpid(), 9)
+        generate.append_metrics = note
+        generate.main(generate.parse_args(sys.argv[1:]))"""
+    done = run("-c", dies, *words(tmp_path / "set", "--batch_size", 2))
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    images = tmp_path / "set/images"
+    before = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
+    (images / "000001.png").write_bytes((images / "000001.png").read_bytes()[:100])  # a name without all its data
+    assert make(tmp_path / "set") == 0
+    assert images.joinpath("000000.png").stat().st_mtime_ns == before["000000.png"]
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+    assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
+
+
+def test_a_finished_set_is_left_alone_and_said_to_be(reference, capsys):
+    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
+    assert make(reference, "--batch_size", 3) == 0
+    assert "finished; nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
+
+
+def test_other_settings_in_the_same_folder_are_an_error_with_the_difference(reference):
+    with pytest.raises(UserError, match="num_inference_steps was 4, now 5; .*seed was 0, now 7"):
+        make(reference, "--num_inference_steps", 5, "--seed", 7)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        make(tmp_path)
+
+
+def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path, monkeypatch):
+    draw = generate.draw_pictures
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*args)
+
+    monkeypatch.setattr(generate, "draw_pictures", interrupted)
+    assert make(tmp_path / "set", "--batch_size", 2) == 128 + signal.SIGTERM
+    assert len(lines(tmp_path / "set/metadata.jsonl")) == 2
+    monkeypatch.undo()
+    assert make(tmp_path / "set") == 0
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+
+
+def test_out_of_memory_halves_the_batch(reference, tmp_path, monkeypatch):
+    draw, sizes = generate.draw_pictures, []
+
+    def small(studio, texts, *args):
+        sizes.append(len(texts))
+        if len(texts) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return draw(studio, texts, *args)
+
+    monkeypatch.setattr(generate, "draw_pictures", small)
+    assert make(tmp_path / "set") == 0
+    assert sizes == [6, 3, 2, 2, 2]
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+
+
+def test_pictures_that_went_missing_are_made_again_and_the_set_is_whole(reference, tmp_path):
+    copy = Path(shutil.copytree(reference, tmp_path / "set"))
+    (copy / "images/000004.png").unlink()
+    assert make(copy) == 0
+    assert apart(pixels(copy), pixels(reference)) <= 1
+    assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(copy), "--num_workers", "1"])) == 0
+
+
+def test_economies_of_memory_change_no_picture(reference, tmp_path):
+    flags = ["--enable_vae_slicing", "--enable_vae_tiling", "--enable_attention_slicing"]
+    assert make(tmp_path / "set", *flags) == 0
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+    with pytest.raises(UserError, match="no GPU here"):
+        make(tmp_path / "other", "--enable_cpu_offload")
+
+
+# A dataset
+
+
+def test_datasets_and_verify_read_the_set(reference):
+    read = datasets.load_dataset("imagefolder", data_dir=str(reference), cache_dir=str(reference.parent / "cache"))
+    assert list(read) == ["train"] and len(read["train"]) == 6
+    assert sorted(zip(read["train"]["colour"], read["train"]["kind"]))[0] == ("blue", "boots")
+    assert read["train"][0]["text"] == lines(reference / "metadata.jsonl")[0]["text"]
+    assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(reference), "--num_workers", "1"])) == 0
+
+
+def test_verify_finds_a_picture_that_was_changed(reference, tmp_path):
+    copy = Path(shutil.copytree(reference, tmp_path / "set"))
+    Image.new("RGB", (64, 64)).save(copy / "train/images/000002.png")
+    assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(copy), "--num_workers", "1"])) == 1
+
+
+def test_the_trainer_reads_the_set(reference):
+    from utils.pictures import read_training_records
+
+    train, held_out = read_training_records(str(reference), None, "text")
+    assert len(train) == 6 and held_out == []
+
+
+def test_tar_shards_hold_the_same_pictures(reference, tmp_path):
+    out = tmp_path / "set"
+    assert make(out, "--webdataset", "--shard_size", 4, "--shard", "0/2") == 0
+    assert make(out, "--webdataset", "--shard_size", 4, "--shard", "1/2") == 0
+    shards = sorted((out / "shards").iterdir())
+    assert [len(webdataset.shard_keys(path)) for path in shards] == [4, 2] and not list((out / "images").iterdir())
+    with tarfile.open(shards[1]) as tar:
+        picture = np.asarray(Image.open(tar.extractfile("000005.png")), np.int16)
+        assert json.load(tar.extractfile("000005.json"))["attributes"].keys() == {"colour", "kind"}
+    assert apart(picture, pixels(reference)[5]) <= 1
+    assert make(out, "--webdataset", "--shard_size", 4) == 0 and not list((out / "images").iterdir())
+
+
+# Checks
+
+
+def test_rejected_pictures_are_kept_with_the_reason_and_get_the_next_seed(reference, tmp_path, monkeypatch):
+    real = generate.picture_checks.find_fault
+
+    def third_is_noise(picture, finite):
+        wanted = np.abs(np.asarray(picture, np.int16) - pixels(reference)[2]).max() <= 1
+        return "noise" if wanted else real(picture, finite)
+
+    monkeypatch.setattr(generate.picture_checks, "find_fault", third_is_noise)
+    assert make(tmp_path / "set") == 0
+    line = lines(tmp_path / "set/metadata.jsonl")[2]
+    assert line["seed"] == 2 + generate.RETRY_SEEDS
+    kept = lines(tmp_path / "set/rejected/metadata.jsonl")
+    assert [(one["seed"], one["reason"]) for one in kept] == [(2, "noise")]
+    assert apart(
+        np.asarray(Image.open(tmp_path / "set/rejected" / kept[0]["file_name"]), np.int16), pixels(reference)[2]
+    ) <= 1  # fmt: skip
+    assert json.loads((tmp_path / "set/report.json").read_text())["rejected"] == {"noise": 1}
+    others = [0, 1, 3, 4, 5]
+    assert apart(pixels(tmp_path / "set")[others], pixels(reference)[others]) <= 1
+
+
+def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_path):
+    words = ["--num_images", 2, "--min_clip_score", 99]
+    with pytest.raises(UserError, match=r"2 images rejected with each of 2 seeds: .*not what its prompt says"):
+        make(tmp_path / "set", *words, "--max_retries", 1)
+    assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
+    with pytest.raises(UserError, match="each of 3 seeds"):
+        make(tmp_path / "set", *words, "--max_retries", 2)
+    assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
+        2 * generate.RETRY_SEEDS, 2 * generate.RETRY_SEEDS + 1
+    ]  # fmt: skip
+
+
+def test_near_copies_of_training_pictures_are_rejected(reference, tmp_path):
+    train = tmp_path / "train"
+    train.mkdir()
+    shutil.copy(reference / "images/000001.png", train / "one.png")
+    assert make(tmp_path / "set", "--reject_near_train", train) == 0
+    (line,) = lines(tmp_path / "set/rejected/metadata.jsonl")
+    assert line["file_name"] == "000001-1.png" and line["reason"] == "near-copy of a training picture"
+
+
+def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp_path, monkeypatch, caplog):
+    load = models.load_unet
+
+    def broken_in_half(model, dtype):
+        unet = load(model, dtype)
+        if dtype != torch.float32:
+            unet.conv_out.weight.data.fill_(torch.nan)
+        return unet
+
+    monkeypatch.setattr(generate.models, "load_unet", broken_in_half)
+    assert make(tmp_path / "set", "--mixed_precision", "bf16", "--batch_size", 4) == 0
+    assert "all of the first 4 images are invalid (NaN latents) in torch.bfloat16; going on in float32" in caplog.text
+    assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
+    assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
+
+
+def test_a_model_that_gives_nan_in_float32_stops_at_once(tmp_path, monkeypatch):
+    load = models.load_unet
+
+    def broken(model, dtype):
+        unet = load(model, dtype)
+        unet.conv_out.weight.data.fill_(torch.nan)
+        return unet
+
+    monkeypatch.setattr(generate.models, "load_unet", broken)
+    with pytest.raises(UserError, match="all of the first 4 images are invalid .NaN latents.*precision is not the"):
+        make(tmp_path / "set", "--batch_size", 4)
+    assert not list((tmp_path / "set/images").iterdir())
+
+
+# LoRA
+
+
+def write_lora(folder: Path, seed: int, base: str = "demo", model: str = str(models.DEMO_MODEL), family="sd1") -> Path:
+    """A LoRA on UNet and text encoder whose effect is plain to see, in our format and in kohya's."""
+    torch.manual_seed(seed)
+    unet, (_, encoders) = (
+        models.load_unet(model, torch.float32),
+        models.load_text_encoders(model, family, torch.float32),
+    )
+    parameters = lora.attach_lora(unet, 4, 8, 0, lora.UNET_TARGETS)
+    for encoder in encoders:
+        parameters += lora.attach_lora(encoder, 4, 8, 0, lora.TEXT_TARGETS)
+    for one in parameters:
+        one.data.normal_(std=0.1)
+    state, facts = lora.lora_state(unet, encoders), {"base_model": base}
+    lora.save_lora(folder, state, unet, encoders, facts)
+    lora.save_kohya(folder / "kohya.safetensors", state, unet, encoders, family, facts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory):
+    root = tmp_path_factory.mktemp("loras")
+    return [write_lora(root / str(seed), seed) for seed in (1, 2)]
+
+
+def expected(reference: Path, loras: list[Path], weights: list[float]) -> np.ndarray:
+    """The set's pictures as diffusers draws them with these LoRAs beside the weights."""
+    pipeline = DiffusionPipeline.from_pretrained(models.DEMO_MODEL, dtype=torch.float32, safety_checker=None)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    names = [f"lora{i}" for i in range(len(loras))]
+    for name, folder in zip(names, loras):
+        pipeline.load_lora_weights(folder, adapter_name=name)
+    pipeline.set_adapters(names, weights)
+    drawn = [
+        pipeline(
+            line["text"], generator=torch.Generator().manual_seed(line["seed"]), num_inference_steps=4,
+            guidance_scale=7.5, height=64, width=64
+        ).images[0]
+        for line in lines(reference / "metadata.jsonl")[:3]
+    ]  # fmt: skip
+    return np.stack([np.asarray(one, np.int16) for one in drawn])
+
+
+def test_a_lora_and_its_kohya_file_draw_what_diffusers_draws(reference, loras, tmp_path):
+    wanted = expected(reference, loras[:1], [0.7])
+    assert apart(wanted, pixels(reference)[:3]) > 20
+    for name, path in (("ours", loras[0]), ("kohya", loras[0] / "kohya.safetensors")):
+        assert make(tmp_path / name, "--lora", f"{path}:0.7", "--num_images", 3) == 0
+        assert apart(pixels(tmp_path / name), wanted) <= 1, name
+
+
+def test_several_loras_are_mixed_by_their_weights(reference, loras, tmp_path):
+    assert make(tmp_path / "set", "--lora", f"{loras[0]}:0.8", "--lora", f"{loras[1]}:0.4", "--num_images", 3) == 0
+    assert apart(pixels(tmp_path / "set"), expected(reference, loras, [0.8, 0.4])) <= 1
+
+
+def test_a_lora_of_another_family_or_base_is_refused_with_both_named(tmp_path, loras):
+    build_tiny(tmp_path / "sdxl", "sdxl")
+    other = write_lora(tmp_path / "lora", 3, "some/sdxl", str(tmp_path / "sdxl"), "sdxl")
+    with pytest.raises(UserError, match=r"made for Stable Diffusion XL .*, but demo is Stable Diffusion 1.x"):
+        make(tmp_path / "set", "--lora", other)
+    same = write_lora(tmp_path / "same", 1, base="stable-diffusion-v1-5/stable-diffusion-v1-5")
+    with pytest.raises(UserError, match=r"trained on stable-diffusion-v1-5/.* and --pretrained.* is demo"):
+        make(tmp_path / "set", "--lora", same)
+    assert make(tmp_path / "set", "--lora", same, "--allow_other_base", "--num_images", 1) == 0
+
+
+def test_what_is_no_lora_is_said_to_be_none(tmp_path):
+    with pytest.raises(UserError, match="holds no pytorch_lora_weights.safetensors"):
+        make(tmp_path / "set", "--lora", tmp_path)
+    with pytest.raises(UserError, match="no such file or folder"):
+        make(tmp_path / "set", "--lora", tmp_path / "nothing:0.5")
+
+
+# Pictures to start from, or to keep to
+
+
+def test_image_to_image_varies_the_given_pictures_by_its_strength(reference, tmp_path):
+    drawn = {}
+    for strength in (0.25, 1.0):
+        out = tmp_path / str(strength)
+        words = ["--init_images", reference / "images", "--strength", strength, "--guidance_scale", 1]
+        assert make(out, *words) == 0
+        drawn[strength] = np.abs(pixels(out) - pixels(reference)).mean()
+    assert drawn[0.25] < 0.75 * drawn[1.0]
+    out = tmp_path / "single"
+    assert make(out, *words[:2], "--strength", 0.25, "--guidance_scale", 1, "--batch_size", 1) == 0
+    assert apart(pixels(out), pixels(tmp_path / "0.25")) <= 1
+
+
+def test_image_to_image_is_what_the_diffusers_pipeline_draws(reference, tmp_path):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    assert make(tmp_path / "set", "--init_images", reference / "images", "--strength", 0.5, "--num_images", 1) == 0
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(
+        models.DEMO_MODEL, dtype=torch.float32, safety_checker=None
+    )
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    (line,) = lines(tmp_path / "set/metadata.jsonl")
+    drawn = pipeline(
+        line["text"], image=Image.open(reference / "images/000000.png"), strength=0.5, num_inference_steps=4,
+        guidance_scale=7.5, generator=torch.Generator().manual_seed(0)
+    ).images[0]  # fmt: skip
+    assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "set")[0]) <= 1
+
+
+def test_a_controlnet_draws_what_the_diffusers_pipeline_draws(reference, tmp_path):
+    from diffusers import StableDiffusionControlNetPipeline
+
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(
+        models.load_unet(str(models.DEMO_MODEL), torch.float32), conditioning_embedding_out_channels=(16, 32, 32, 64)
+    )
+    for block in [*net.controlnet_down_blocks, net.controlnet_mid_block]:  # they begin at zero, with no effect
+        torch.nn.init.normal_(block.weight, std=0.05)
+    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=2)
+    net.save_pretrained(tmp_path / "net")
+    words = ["--controlnet", tmp_path / "net", "--control_images", reference / "images", "--num_images", 2]
+    assert make(tmp_path / "canny", *words, "--control_type", "canny") == 0
+    assert apart(pixels(tmp_path / "canny"), pixels(reference)[:2]) > 10
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        models.DEMO_MODEL, controlnet=net, dtype=torch.float32, safety_checker=None
+    )
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    line = lines(tmp_path / "canny/metadata.jsonl")[1]
+    edges = generate.conditions.canny_edges(Image.open(reference / "images/000001.png"))
+    assert 0.005 < (np.asarray(edges) > 0).mean() < 0.5
+    drawn = pipeline(
+        line["text"], image=edges, num_inference_steps=4, guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(1)
+    ).images[0]  # fmt: skip
+    assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "canny")[1]) <= 1
+    assert make(tmp_path / "none", *words) == 0
+    assert apart(pixels(tmp_path / "none"), pixels(tmp_path / "canny")) > 1
+
+
+def test_depth_is_estimated_by_a_transformers_model(reference, tmp_path):
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    config = DPTConfig(
+        **sizes, image_size=32, patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8, is_hybrid=False
+    )  # fmt: skip
+    torch.manual_seed(0)
+    net = DPTForDepthEstimation(config)
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    [layer for layer in net.head.modules() if isinstance(layer, torch.nn.Conv2d)][-1].bias.data.fill_(50)  # above ReLU
+    net.save_pretrained(tmp_path / "depth")
+    DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "depth")
+    estimate = generate.conditions.load_depth(str(tmp_path / "depth"), torch.device("cpu"))
+    depth = estimate(Image.open(reference / "images/000000.png"))
+    assert depth.size == (64, 64) and depth.mode == "RGB" and np.ptp(np.asarray(depth)) > 200
+
+
+def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):
+    build_tiny(tmp_path / "tiny", "sd2")
+    net = ControlNetModel.from_unet(models.load_unet(str(tmp_path / "tiny"), torch.float32))
+    net.save_pretrained(tmp_path / "net")
+    with pytest.raises(UserError, match="made for another family of models .cross_attention_dim 1024"):
+        make(tmp_path / "set", "--controlnet", tmp_path / "net", "--control_images", reference / "images")
+
+
+# Families, and mistakes
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatch):
+    monkeypatch.setattr(generate.picture_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all
+    build_tiny(tmp_path / "tiny", family)
+    words = ["--pretrained_model_name_or_path", tmp_path / "tiny", "--resolution", 32, "--num_images", 2]
+    assert make(tmp_path / "set", *words, "--negative_prompt", "ugly") == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "tiny")
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    line = lines(tmp_path / "set/metadata.jsonl")[1]
+    drawn = pipeline(
+        line["text"], negative_prompt="ugly", generator=torch.Generator().manual_seed(1), num_inference_steps=4,
+        guidance_scale=7.5, height=32, width=32
+    ).images[0]  # fmt: skip
+    assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "set")[1]) <= 1
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--shard", "4/4"], "--shard 4/4"),
+        (["--controlnet", "x"], "go together"),
+        (["--control_type", "canny"], "needs --controlnet"),
+        (["--init_images", "x", "--strength", "0.1"], "--strength 0.1"),
+        (["--seed", "-1"], "--seed -1"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(tmp_path, capsys, flags, told):
+    with contextlib.suppress(SystemExit):
+        generate.parse_args(words(tmp_path / "set", *flags))
+    assert told in capsys.readouterr().err
+
+
+def test_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys):
+    assert make(tmp_path / "set", "--dry_run") == 0
+    assert "6 images of 4 prompts" in capsys.readouterr().out and not (tmp_path / "set").exists()

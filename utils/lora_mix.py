@@ -1,0 +1,112 @@
+"""LoRAs for generating: found, checked against the model, loaded, and fused into its weights."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.cli import UserError
+from utils.lora import FILE_NAME, KOHYA_BASES, read_lora
+from utils.models import DEMO_MODEL, FAMILIES, MOVED, read_config
+
+WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the text features that the attention layers read
+
+
+class Lora(NamedTuple):
+    path: Path  # of the file
+    weight: float
+
+
+def parse_lora(spec: str) -> Lora:
+    """`runs/x`, `runs/x/best`, `file.safetensors`, each with `:0.8` after it or not."""
+    name, weight = spec, 1.0
+    if found := re.fullmatch(r"(.+):(-?\d*\.?\d+(?:e-?\d+)?)", spec):
+        name, weight = found[1], float(found[2])
+    path = Path(name)
+    if path.is_dir():
+        path = path / FILE_NAME
+        if not path.is_file():
+            raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; name a finished run, its best/, or a file")
+    elif not path.is_file():
+        raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
+    elif path.suffix != ".safetensors":
+        raise UserError(f"--lora {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
+    return Lora(path, weight)
+
+
+def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str, width: int) -> tuple[str | None, int]:
+    """Which family a LoRA was made for (None: none that is known), and the width of the text features it reads."""
+    named = facts.get("ss_base_model_version", "")
+    family = next((one for one, start in KOHYA_BASES.items() if named.startswith(start)), None)
+    if any(re.search(r"text_encoder_2|lora_te2_", key) for key in state):
+        family = family or "sdxl"
+    found = [
+        value.shape[1]
+        for key, value in state.items()
+        if re.search(r"attn2[._](processor\.)?to_[kv]", key) and re.search(r"lora_A|lora_down|lora\.down", key)
+    ]
+    if not found:
+        return family or own, width  # no layer that reads texts: nothing to tell by
+    return family or (own if found[0] == width else WIDTHS.get(found[0])), found[0]
+
+
+def same_base(first: str, second: str) -> bool:
+    def place(name: str) -> str:
+        name = str(DEMO_MODEL) if name == "demo" else MOVED.get(name, name)
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
+    return place(first) == place(second)
+
+
+def check_lora(lora: Lora, model_name: str, model: str, family: str, allow_other_base: bool) -> None:
+    """That a LoRA was made for this model; the error names both."""
+    state, facts = read_lora(lora.path)
+    width = read_config(model, "unet/config.json")["cross_attention_dim"]
+    theirs, reads = lora_family(state, facts, family, width)
+    if theirs != family or reads != width:
+        made_for = FAMILIES.get(theirs, "another kind of model")
+        raise UserError(
+            f"--lora {lora.path}: made for {made_for} (text features {reads} wide), but {model_name} is "
+            f"{FAMILIES[family]} ({width} wide); take the base model that it was trained on"
+            + (f", {facts['base_model']}" if facts.get("base_model") else "")
+        )
+    base = facts.get("base_model")
+    if base and not same_base(base, model_name) and not allow_other_base:
+        raise UserError(
+            f"--lora {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give that "
+            "one, or add --allow_other_base where the two are known to go together"
+        )
+
+
+def apply_loras(pipeline, loras: list[Lora]) -> bool:
+    """Load them and fuse them into the weights; False where they stay beside them, being DoRAs that are several.
+
+    Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
+    """
+    names = [f"lora_{number}" for number in range(len(loras))]
+    for name, lora in zip(names, loras):
+        try:
+            pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise UserError(
+                f"--lora {lora.path}: doesn't fit this model ({' '.join(str(error).split())[:200]})"
+            ) from error
+        if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
+            raise UserError(f"--lora {lora.path}: has no layer of this model; is it a LoRA?")
+    pipeline.set_adapters(names, [lora.weight for lora in loras])
+    if len(loras) > 1 and any(_is_dora(module) for module in _modules(pipeline)):
+        return False
+    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    pipeline.fuse_lora(components=parts, adapter_names=names)
+    pipeline.unload_lora_weights()
+    return True
+
+
+def _modules(pipeline) -> Iterable[torch.nn.Module]:
+    return (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
+
+
+def _is_dora(module: torch.nn.Module) -> bool:
+    return any(config.use_dora for config in getattr(module, "peft_config", {}).values())
