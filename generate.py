@@ -79,6 +79,7 @@ class Studio(NamedTuple):
     features: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
     dtype: torch.dtype
     device: torch.device
+    cores: generation.Cores | None  # on a CPU each takes a part of a batch
 
 
 @torch.no_grad()
@@ -112,7 +113,9 @@ def open_studio(args, model: str, family: str, texts: list[str], loras: list, dt
     vae = models.load_vae(model)
     controlnet = conditions.load_controlnet(args.controlnet, unet, dtype) if args.controlnet else None
     torch.nn.Module.to(unet, dtype)  # without the warning of diffusers, which holds for other models
-    studio = Studio(unet, vae, controlnet, generation.make_scheduler(args.scheduler, noise), features, dtype, device)
+    cores = generation.share_cores(args.batch_size * (1 + (args.guidance_scale > 1))) if device.type == "cpu" else None
+    solver = generation.make_scheduler(args.scheduler, noise)
+    studio = Studio(unet, vae, controlnet, solver, features, dtype, device, cores)
     for module in filter(None, (unet, vae, controlnet)):
         module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     for name in generation.ECONOMIES:
@@ -133,11 +136,10 @@ def draw_pictures(
     guided = guidance > 1
     wanted = [negative] * len(texts) * guided + texts
     embeds = torch.stack([studio.features[text][0] for text in wanted]).to(device)
-    more = {}
+    pooled = ids = None
     if studio.features[texts[0]][1] is not None:
         pooled = torch.stack([studio.features[text][1] for text in wanted]).to(device)
         ids = torch.tensor([[size, size, 0, 0, size, size]] * len(wanted), dtype=studio.dtype, device=device)
-        more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
     control = None if control is None else control.repeat(1 + guided, 1, 1, 1).to(device, studio.dtype)
 
     scheduler.set_timesteps(steps, device=device)
@@ -151,21 +153,27 @@ def draw_pictures(
     step_options = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_options["generator"] = generators
-    for time_step in timesteps:
-        # One denoising step of the whole batch, with its negative half beside it where there is guidance.
-        given = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time_step).to(studio.dtype)
+
+    @torch.inference_mode()  # said again: it holds for one thread
+    def predict(given, embeds, pooled, ids, control):
+        more = {} if pooled is None else {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
         residuals = {}
         if control is not None:
             down, middle = studio.controlnet(
                 given, time_step, embeds, control, conditioning_scale=control_scale, return_dict=False, **more
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        predicted = unet(given, time_step, embeds, return_dict=False, **more, **residuals)[0].float()
+        return unet(given, time_step, embeds, return_dict=False, **more, **residuals)[0].float()
+
+    for time_step in timesteps:
+        # One denoising step of the whole batch, with its negative half beside it where there is guidance.
+        given = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time_step).to(studio.dtype)
+        predicted = generation.on_cores(studio.cores, predict, given, embeds, pooled, ids, control)
         if guided:
             without, towards = predicted.chunk(2)
             predicted = without + guidance * (towards - without)
         latents = scheduler.step(predicted, time_step, latents, return_dict=False, **step_options)[0]
-    return generation.decode_pixels(vae, latents), picture_checks.finite_pictures(latents)
+    return generation.decode_pixels(vae, latents, studio.cores), picture_checks.finite_pictures(latents)
 
 
 def make_check(args, device: torch.device) -> Callable[[Image.Image, str], tuple[str, str]]:
