@@ -213,19 +213,6 @@ def load_steps(args, train, plan, rank: int, timesteps: int, load: Callable, ste
         yield [load(one, train, crops=crops_each(args), noise_offset=args.noise_offset) for one in share]
 
 
-def lora_facts(args, fingerprint: str) -> dict[str, str]:
-    """What the LoRA's file says of itself."""
-    facts = {
-        "command": runs.command_line(),
-        "base_model": args.pretrained_model_name_or_path,
-        "rank": str(args.rank),
-        "alpha": str(args.lora_alpha),
-        "data_fingerprint": fingerprint,
-    }
-    trigger = training_data.trigger_word(args.dataset_name or args.train_data_dir)
-    return facts | ({"trigger_word": trigger} if trigger else {})
-
-
 def finish(args, training: Training, data: Data, facts: dict[str, str], family: str) -> None:
     """The LoRA, its other format, the loss curve, the card, the summary."""
     with averaged_weights(training):
@@ -311,7 +298,8 @@ def main(args) -> int | None:
 
     # Where this folder's run stands.
     identity = {"data": pictures.data_fingerprint(data.train)}
-    facts, progress = lora_facts(args, identity["data"]), training.progress
+    trigger, progress = training_data.trigger_word(args.dataset_name or args.train_data_dir), training.progress
+    facts = lora.describe(args.pretrained_model_name_or_path, args.rank, args.lora_alpha, identity["data"], trigger)
     saved = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if saved:
         restore_training(saved, training, identity)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils.cli import UserError
 from utils.files import write_safetensors
+from utils.runs import command_line
 
 UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -129,6 +130,12 @@ def _settings(unet, text_encoders) -> dict:
             for key in ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora"):
                 settings[f"{prefix}.{key}"] = getattr(config, key)
     return settings
+
+
+def describe(base: str, rank: int, alpha: float, data: str, trigger: str | None) -> dict[str, str]:
+    """What a LoRA's file says of itself; `data` is the fingerprint of what it was trained on."""
+    facts = {"command": command_line(), "base_model": base, "rank": str(rank), "alpha": str(alpha)}
+    return facts | {"data_fingerprint": data} | ({"trigger_word": trigger} if trigger else {})
 
 
 def save_lora(
