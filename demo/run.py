@@ -22,10 +22,9 @@ from utils import cli
 
 def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str, Path]]:
     """(what it does, its command, what to look at)."""
-    names = ("catalogue", "dataset", "base_model.png", "lora")
-    catalogue, dataset, grid, run = (output_dir / name for name in names)
-    # The commands run in ROOT.
-    at = {path: shlex.quote(os.path.relpath(path, ROOT)) for path in (catalogue, dataset, grid, run)}
+    names = ("catalogue", "dataset", "base_model.png", "lora", "synthetic")
+    paths = catalogue, dataset, grid, run, synthetic = [output_dir / name for name in names]
+    at = {path: shlex.quote(os.path.relpath(path, ROOT)) for path in paths}  # the commands run in ROOT
     return [
         (
             "draw a catalogue",
@@ -35,7 +34,7 @@ def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str,
         (
             "prepare the casual shoes",
             f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --output_dir {at[dataset]} '
-            "--resolution 128 --tokenizer demo",
+            "--resolution 128 --tokenizer demo --write_prompt_plan 48 --balance colour",
             dataset / "figures/samples.png",
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
@@ -44,6 +43,13 @@ def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str,
             f"train_lora.py --config configs/demo_lora.yaml --train_data_dir {at[dataset]} --output_dir {at[run]} "
             f"--max_train_steps {train_steps} --validation_steps {train_steps} --seed {seed}",
             run / f"validation/step-{train_steps:06d}.png",
+        ),
+        (
+            "generate a balanced set with it",
+            f"generate.py --pretrained_model_name_or_path demo --lora {at[run]} "
+            f"--prompt_plan {at[dataset]}/prompt_plan.jsonl --num_inference_steps 20 --guidance_scale 3 "
+            f"--batch_size 16 --output_dir {at[synthetic]} --seed {seed}",
+            synthetic / "sheets/sheet-0001.jpg",
         ),
     ]
 

@@ -67,12 +67,14 @@ def test_weights_are_float16_safetensors_and_small():
 @pytest.mark.slow
 def test_the_demo_command_runs_and_makes_its_folder_anew(tmp_path):
     out = tmp_path / "demo"
-    for _ in range(2):
-        command = [sys.executable, "demo/run.py", "--output_dir", str(out), "--train_steps", "5"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        for line in done.stdout.splitlines()[-2:]:
-            assert Path(line.split()[-1]).is_file()
+    out.mkdir()
+    (out / "demo.txt").touch()  # as an earlier demo left it
+    (out / "stale.txt").touch()
+    command = [sys.executable, "demo/run.py", "--output_dir", str(out), "--train_steps", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not (out / "stale.txt").exists(), done.stderr
+    for line in done.stdout.splitlines()[-5:]:
+        assert Path(line.split()[-1]).is_file(), line
     assert json.loads((out / "base_model.json").read_text())["packages"]["torch"] == torch.__version__
 
 
