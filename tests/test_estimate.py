@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import train_lora
 from tests.published_configs import SD15, SDXL, write_configs
 from tests.tiny_models import build_tiny
 from utils import estimate, models, outlook
@@ -132,3 +134,17 @@ def test_the_largest_batch_divides_the_share_and_fits():
     assert outlook.largest_batch(16, 600, foretell) == 8  # 0.9 x 600 leaves room for 8.8
     assert outlook.largest_batch(12, 400, foretell) == 4
     assert outlook.largest_batch(16, 10, foretell) == 1  # the guard against running out has the last word
+
+
+def test_a_dry_run_needs_configs_alone(tmp_path, capsys):
+
+    model = write_configs(tmp_path / "sd15", SD15)
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64), name == "a" and "red" or "blue").save(tmp_path / "data" / f"{name}.png")
+        (tmp_path / "data" / f"{name}.txt").write_text(f"a picture of {name}")
+    words = ["--pretrained_model_name_or_path", model, "--train_data_dir", str(tmp_path / "data"), "--dry_run"]
+    train_lora.main(train_lora.parse_args([*words, "--output_dir", str(tmp_path / "run")]))
+    said = capsys.readouterr().out
+    assert "1,594,368 trainable" in said and "2 pictures, 0 held out" in said and "16 a step = 2 at once x 8" in said
+    assert not (tmp_path / "run").exists()

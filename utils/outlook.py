@@ -46,7 +46,7 @@ def latent_bytes(model: str, resolution: int) -> int:
     """A picture's entry in the latent cache: mean and standard deviation in float32."""
     vae = read_config(model, "vae/config.json")
     side = resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    return 2 * 4 * vae["latent_channels"] * side * side
+    return 2 * 4 * vae.get("latent_channels", 4) * side * side
 
 
 def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
