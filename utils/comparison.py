@@ -21,13 +21,13 @@ that n biases are computed at the smaller n, averaged over random subsets of the
 import numpy as np
 
 from utils import kernels, metrics
-from utils.intervals import Z, pivot, resample_surplus
+from utils.intervals import Z, around, resample_surplus
 from utils.metrics import CMMD_SCALE, as_pair, frechet_distance, normalise
 from utils.neighbourhoods import NAMES, half_samples
 
 # Fewer say nothing: an interval as wide as the scale, or halves too small for a floor.
 MINIMUM = {"frechet": 100, "kid": 50, "cmmd": 50, "prdc": 50, "vendi": 20, "distance": 20, "novelty": 20}
-FRECHET_SPLITS, FRECHET_PAIRS, SUBSETS = 24, 6, 4
+FRECHET_SPLITS, FRECHET_PAIRS, SUBSETS = 12, 4, 3
 MMD_SPLITS, PRDC_SPLITS = 400, 200
 
 
@@ -97,11 +97,11 @@ def compare_frechet(real, generated, resamples: int = 1000, seed: int = 0) -> di
     mean, error = np.mean(splits), np.std(splits, ddof=1)
     shrink = 1.0
     if variance and np.mean(pairs) < mean + 2 * error:  # no difference: what remains is quadratic, and counted twice
-        quadratic = (error * size / n) ** 2
+        quadratic = (error * min(size / n, value / np.mean(pairs))) ** 2  # as the floor falls with n, or faster
         shrink = np.sqrt(max(variance - quadratic, quadratic) / variance)
     errors = sum(resample_surplus(len(one), resamples, rng) @ one / len(one) for one in influences) * shrink
     floor = {"value": float(mean), "low": float(mean - Z * error), "high": float(mean + Z * error), "n": size}
-    return result(pivot(value, errors), real, generated, n, floor, np.mean(pairs), resamples)
+    return result(around(value, errors), real, generated, n, floor, np.mean(pairs), resamples)
 
 
 def mmd_errors(real, generated, kernel, resamples: int, rng) -> tuple[float, np.ndarray, list[float]]:
@@ -158,19 +158,17 @@ def compare_mmd(real, generated, metric: str, resamples: int = 1000, seed: int =
         return 0.0 if metric == "kid" else scale * ((1 - first) + (1 - second)) / count
 
     floor = {**spread(splits.mean() + bias(size, means[0], means[0]), splits + bias(size, means[0], means[0]))}
-    estimate = pivot(scale * value + bias(n, *means), scale * errors)
+    estimate = around(scale * value + bias(n, *means), scale * errors)
     at_floor_n = scale * value + bias(size, *means)
     return result(estimate, real, generated, n, {**floor, "n": size}, at_floor_n, resamples)
 
 
 def split_mmd(real: np.ndarray, kernel, size: int, chosen: np.ndarray) -> np.ndarray:
     """The unbiased squared MMD between disjoint subsets of one set, `chosen[0]` and `chosen[1]`."""
-    diagonal = kernels.kernel_diagonal(real, kernel)
-    first, second = chosen
-    form = kernels.kernel_sums(real, real, kernel, np.concatenate(chosen), np.concatenate(chosen))[3]
-    cross = kernels.kernel_sums(real, real, kernel, first, second)[3]
-    inside = (form - np.concatenate(chosen) @ diagonal).reshape(2, -1).sum(0) / (size * (size - 1))
-    return inside - 2 * cross / size**2
+    (first, second), diagonal = chosen, kernels.kernel_diagonal(real, kernel)
+    left, right = np.concatenate([first, second, first]), np.concatenate([first, second, second])
+    one, other, cross = kernels.kernel_sums(real, real, kernel, left, right)[3].reshape(3, -1)
+    return (one + other - (first + second) @ diagonal) / (size * (size - 1)) - 2 * cross / size**2
 
 
 def compare_prdc(real, generated, k: int = 5, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
@@ -180,11 +178,12 @@ def compare_prdc(real, generated, k: int = 5, resamples: int = 1000, seed: int =
     subsets = [(take(real, n, rng), take(generated, n, rng))]
     if len(real) != len(generated):
         subsets += [(take(real, n, rng), take(generated, n, rng)) for _ in range(SUBSETS - 1)]
-    each = [metrics.prdc(*pair, k) for pair in subsets]
-    samples, splits = half_samples(*subsets[0], k, resamples, PRDC_SPLITS, rng)
+    each = [metrics.prdc(*pair, k) for pair in subsets[1:]]
+    whole, samples, splits = half_samples(*subsets[0], k, resamples, PRDC_SPLITS, rng)
+    each.append(dict(zip(NAMES, whole)))
     results = {}
     for name, sample, split in zip(NAMES, samples.T, splits.T):
-        value, low, high = pivot(np.mean([one[name] for one in each]), sample - sample.mean())
+        value, low, high = around(np.mean([one[name] for one in each]), sample - sample.mean())
         top = np.inf if name == "density" else 1.0
         floor = {**spread(split.mean(), split), "n": n // 2}
         estimate = value, max(0.0, low), min(top, high)

@@ -16,18 +16,26 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a|² + |b|² − 2ab, taken from b's first row, so that equal sets give zeros; what is only rounding is 0."""
     a, b = a - b[0], b - b[0]
-    lengths = (a**2).sum(1)[:, None] + (b**2).sum(1)
-    squared = lengths - 2 * (a @ b.T)
-    squared[squared < 1e-13 * lengths] = 0
+    a_lengths, b_lengths = (a**2).sum(1)[:, None], (b**2).sum(1)
+    squared = a @ b.T
+    squared *= -2
+    squared += a_lengths
+    squared += b_lengths
+    squared[squared < 1e-13 * (a_lengths + b_lengths.max())] = 0
     return squared
 
 
 def polynomial_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    base = a @ b.T
+    base /= a.shape[1]
+    base += 1
+    return base * base * base  # ** 3 takes four times as long
 
 
 def gaussian_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.exp(-squared_distances(a, b) / (2 * CMMD_SIGMA**2))
+    exponents = squared_distances(a, b)
+    exponents /= -2 * CMMD_SIGMA**2
+    return np.exp(exponents, out=exponents)
 
 
 def kernel_sums(

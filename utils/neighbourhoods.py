@@ -67,9 +67,9 @@ def choose(n: int, *parts: np.ndarray) -> list[np.ndarray]:
 
 def half_samples(
     real: np.ndarray, generated: np.ndarray, k: int, count: int, splits: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of pairs of half-samples of two sets of equal size, and of the two halves of the real set; by row."""
-    n, half = len(real), len(real) // 2
+) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Scores of two sets of equal size, of pairs of half-samples of them, and of two halves of the real set; by row."""
+    n, half, everything = len(real), len(real) // 2, np.ones(len(real), bool)
     tables = neighbour_table(real, k), neighbour_table(generated, k)
     pairs = (
         pairs_within(real, generated, tables[0][0][:, -1]),
@@ -86,4 +86,4 @@ def half_samples(
         order = rng.permutation(n)
         one, other = choose(n, order[:half], order[half : 2 * half])
         floor.append(scores(tables[0], tables[0], own, own, one, other, k))
-    return np.array(values), np.array(floor)
+    return scores(*tables, *pairs, everything, everything, k), np.array(values), np.array(floor)
