@@ -5,9 +5,11 @@ duplicates are no new photos, and look to a Fréchet distance, a Vendi score or 
 
 - Fréchet, Vendi, mean distance, near duplicates: each item's influence on the figure is computed once, and the
   influences are bootstrapped. KID and CMMD: the same, from the sums of the kernel's rows.
-- Where the real and the generated set do not differ, the influences on a Fréchet distance or an MMD are mere noise and
-  make an interval √2 too wide. There the noise is taken out of them and the quadratic part of the error put in: for
-  an MMD from the bootstrapped kernel, for the Fréchet distance from the spread of the floor.
+- Where the sets do not differ (by less than two standard deviations of no difference), the influences on a Fréchet
+  distance or an MMD are mere noise and make an interval √2 too wide. There the noise is taken out of them and the
+  quadratic part of the error put in: for an MMD from the bootstrapped kernel, for the Fréchet distance from the spread
+  of the floor. In simulation intervals mostly hold the truth 93 to 97 times in 100 where sets differ, and 95 to 100
+  where they do not.
 - Precision, recall, density, coverage: half-samples without replacement, whose spread around their mean is that of the
   full sets' figures.
 - AuthPct and shares: Wilson's, over the generated items; the training set is given.
@@ -19,14 +21,15 @@ that n biases are computed at the smaller n, averaged over random subsets of the
 """
 
 import numpy as np
+from scipy import special
 
 from utils import kernels, metrics
-from utils.intervals import Z, around, resample_surplus
+from utils.intervals import around, resample_surplus
 from utils.metrics import CMMD_SCALE, as_pair, frechet_distance, normalise
 from utils.neighbourhoods import NAMES, half_samples
 
 # Fewer say nothing: an interval as wide as the scale, or halves too small for a floor.
-MINIMUM = {"frechet": 100, "kid": 50, "cmmd": 50, "prdc": 50, "vendi": 20, "distance": 20, "novelty": 20}
+MINIMUM = {"frechet": 100, "kid": 50, "cmmd": 50, "prdc": 50, "vendi": 20, "novelty": 20}
 FRECHET_SPLITS, FRECHET_PAIRS, SUBSETS = 12, 4, 3
 MMD_SPLITS, PRDC_SPLITS = 400, 200
 
@@ -82,12 +85,12 @@ def compare_frechet(real, generated, resamples: int = 1000, seed: int = 0) -> di
     real, generated = as_pair(real, generated)
     n, rng = require_enough("frechet", real, generated), np.random.default_rng(seed)
     repeats = 1 if len(real) == len(generated) else SUBSETS
+    size = n // 2
     value = np.mean([frechet_distance(take(real, n, rng), take(generated, n, rng)) for _ in range(repeats)])
     splits = []
     for _ in range(FRECHET_SPLITS):
         one, other = halves(len(real), rng)
-        splits.append(frechet_distance(real[one[: n // 2]], real[other[: n // 2]]))
-    size = min(n // 2, len(real) // 2)
+        splits.append(frechet_distance(real[one[:size]], real[other[:size]]))
     pairs = [
         frechet_distance(real[rng.permutation(len(real))[:size]], generated[rng.permutation(len(generated))[:size]])
         for _ in range(FRECHET_PAIRS)
@@ -100,7 +103,8 @@ def compare_frechet(real, generated, resamples: int = 1000, seed: int = 0) -> di
         quadratic = (error * min(size / n, value / np.mean(pairs))) ** 2  # as the floor falls with n, or faster
         shrink = np.sqrt(max(variance - quadratic, quadratic) / variance)
     errors = sum(resample_surplus(len(one), resamples, rng) @ one / len(one) for one in influences) * shrink
-    floor = {"value": float(mean), "low": float(mean - Z * error), "high": float(mean + Z * error), "n": size}
+    reach = error * special.stdtrit(FRECHET_SPLITS - 1, 0.975) * np.sqrt(1 + 1 / FRECHET_SPLITS)  # of one more split
+    floor = {"value": float(mean), "low": float(mean - reach), "high": float(mean + reach), "n": size}
     return result(around(value, errors), real, generated, n, floor, np.mean(pairs), resamples)
 
 
@@ -147,7 +151,7 @@ def compare_mmd(real, generated, metric: str, resamples: int = 1000, seed: int =
         kernel, scale = kernels.gaussian_kernel, CMMD_SCALE
         real, generated = normalise(real, "real features"), normalise(generated, "generated features")
     value, errors, means = mmd_errors(real, generated, kernel, resamples, rng)
-    size = min(n // 2, len(real) // 2)
+    size = n // 2
     chosen = np.zeros((2, MMD_SPLITS, len(real)))
     for split in range(MMD_SPLITS):
         for side, half in enumerate(halves(len(real), rng)):

@@ -21,7 +21,9 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     squared *= -2
     squared += a_lengths
     squared += b_lengths
-    squared[squared < 1e-13 * (a_lengths + b_lengths.max())] = 0
+    rows, columns = np.nonzero(squared < 1e-13 * (a_lengths + b_lengths.max()))
+    rounding = squared[rows, columns] < 1e-13 * (a_lengths[rows, 0] + b_lengths[columns])
+    squared[rows[rounding], columns[rounding]] = 0
     return squared
 
 
