@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from utils import cli
 
 
-def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str, Path]]:
+def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tuple[str, str, Path]]:
     """(what it does, its command, what to look at)."""
     names = ("catalogue", "dataset", "base_model.png", "lora", "synthetic")
     paths = catalogue, dataset, grid, run, synthetic = [output_dir / name for name in names]
@@ -34,7 +34,7 @@ def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str,
         (
             "prepare the casual shoes",
             f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --output_dir {at[dataset]} '
-            "--resolution 128 --tokenizer demo --write_prompt_plan 48 --balance colour",
+            f"--resolution 128 --tokenizer demo --write_prompt_plan {images} --balance colour",
             dataset / "figures/samples.png",
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
@@ -56,7 +56,7 @@ def steps(output_dir: Path, seed: int, train_steps: int) -> list[tuple[str, str,
 
 def main(args) -> None:
     if args.dry_run:
-        for what, command, _ in steps(args.output_dir, args.seed, args.train_steps):
+        for what, command, _ in steps(args.output_dir, args.seed, args.train_steps, args.num_images):
             print(f"{what}: python {command}")
         return
     if args.output_dir.exists():  # the demo's own earlier result, made again from nothing
@@ -66,7 +66,7 @@ def main(args) -> None:
     args.output_dir.mkdir(parents=True)
     (args.output_dir / "demo.txt").write_text("Made by demo/run.py, which removes this folder when it runs again.\n")
     table = []
-    for what, command, look_at in steps(args.output_dir, args.seed, args.train_steps):
+    for what, command, look_at in steps(args.output_dir, args.seed, args.train_steps, args.num_images):
         print(f"\n$ python {command}", flush=True)
         began = time.monotonic()
         done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT)
@@ -83,4 +83,5 @@ if __name__ == "__main__":
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made anew each time")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue and of the generated pictures")
     parser.add_argument("--train_steps", type=int, default=300, help="of the LoRA")
+    parser.add_argument("--num_images", type=int, default=48, help="to generate with it")
     cli.run(main, cli.parse_args(parser))

@@ -90,9 +90,8 @@ def test_trained_text_encoders_count(tmp_path):
 
 
 STEPS = """
-import resource, sys
 import psutil, torch
-from utils import lora, models
+from utils import devices, lora, models
 
 torch.manual_seed(0)
 model = models.resolve_model("demo")
@@ -110,7 +109,7 @@ before = psutil.Process().memory_info().rss
 for checkpointing in (True, False):  # the hungrier one last, since only the highest mark is kept
     (unet.enable_gradient_checkpointing if checkpointing else unet.disable_gradient_checkpointing)()
     step(32)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    print(round(devices.peak_memory_gib(torch.device('cpu')) * 2**30) - before)
 """
 
 

@@ -23,6 +23,7 @@ import prepare_dataset
 from tests.tiny_models import build_tiny
 from utils import generation_folder, lora, models, webdataset
 from utils.cli import UserError
+from utils.training_data import read_training_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOES = [
@@ -246,9 +247,7 @@ def test_verify_finds_a_picture_that_was_changed(reference, tmp_path):
 
 
 def test_the_trainer_reads_the_set(reference):
-    from utils.pictures import read_training_records
-
-    train, held_out = read_training_records(str(reference), None, "text")
+    train, held_out = read_training_records(str(reference), "--train_data_dir", None, "text")
     assert len(train) == 6 and held_out == []
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -208,5 +210,8 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_reserved(device) / 2**30
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
+    if sys.platform == "linux":  # not ru_maxrss: a process inherits that from the one that started it
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -151,6 +151,7 @@ def save_lora(
     """
     settings = json.dumps(_settings(unet, list(text_encoders)), sort_keys=True)
     path = Path(folder) / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, state, {"format": "pt", SETTINGS_KEY: settings, **facts})
     return path
 
