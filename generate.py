@@ -317,8 +317,11 @@ def main(args) -> int:
     about = {
         "negative_prompt": args.negative_prompt, "steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale, "scheduler": args.scheduler,
-        "model": args.pretrained_model_name_or_path, "lora": args.lora
+        "model": args.pretrained_model_name_or_path, "lora": args.lora, "resolution": size
     }  # fmt: skip
+    about |= {name: str(getattr(args, name)) for name in ("init_images", "strength") if args.init_images}
+    conditioned = ("controlnet", "control_images", "control_type", "controlnet_conditioning_scale")
+    about |= {name: str(getattr(args, name)) for name in conditioned if args.controlnet}
     lacking = Counter(i // block for i in mine if i not in done)  # of each tar shard
     batch, made, first, began = args.batch_size, 0, True, time.monotonic()
     received, waiting, packing = runs.catch_signals("finishing the images at hand"), deque(), []

@@ -23,6 +23,8 @@ import prepare_dataset
 from tests.tiny_models import build_tiny
 from utils import generation_folder, lora, models, webdataset
 from utils.cli import UserError
+from utils.files import write_safetensors
+from utils.prompts import read_prompts
 from utils.training_data import read_training_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -543,3 +545,33 @@ def test_mistakes_are_told_before_any_work(tmp_path, capsys, flags, told):
 def test_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys):
     assert make(tmp_path / "set", "--dry_run") == 0
     assert "6 images of 4 prompts" in capsys.readouterr().out and not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("damage, said", [("half", "one matrix of two"), ("nan", "holds NaN or infinity")])
+def test_a_lora_that_is_not_whole_is_refused(loras, tmp_path, damage, said):
+    state, facts = lora.read_lora(loras[0])
+    key = next(key for key in state if "lora_A" in key)
+    if damage == "half":
+        del state[key]
+    else:
+        state[key][0, 0] = float("nan")
+    path = tmp_path / "broken.safetensors"
+    write_safetensors(path, state, facts)
+    with pytest.raises(UserError, match=said):
+        make(tmp_path / "set", "--lora", path)
+
+
+def test_an_attribute_never_hides_a_column_of_the_set(tmp_path):
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text('{"text": "a shoe", "attributes": {"seed": "7"}, "weight": 1}\n')
+    with pytest.raises(UserError, match="`seed`"):
+        read_prompts(None, plan=plan)
+
+
+def test_a_cut_off_shard_and_a_damaged_manifest_are_made_again(reference, tmp_path):
+    out = tmp_path / "set"
+    assert make(out, "--webdataset", "--shard_size", 4) == 0
+    shard = out / "shards/shard-000000.tar"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:1000])
+    assert make(out, "--webdataset", "--shard_size", 4) == 0 and shard.read_bytes() == before

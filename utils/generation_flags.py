@@ -88,7 +88,11 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
 
     found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     need(found and int(found[1]) < int(found[2]), f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4")
-    need(args.guidance_scale >= 0, f"--guidance_scale {args.guidance_scale:g}: expected 0 or more")
+    need(0 <= args.guidance_scale <= 100, f"--guidance_scale {args.guidance_scale:g}: expected 0 to 100")
+    least = args.min_clip_score
+    need(least is None or -100 <= least <= 100, f"--min_clip_score {least}: expected a score (100 x cosine) up to 100")
+    scale = args.controlnet_conditioning_scale
+    need(0 <= scale <= 10, f"--controlnet_conditioning_scale {scale:g}: expected 0 to 10")
     need(args.max_retries >= 0, f"--max_retries {args.max_retries}: expected 0 or more")
     need(0 <= args.seed < 10**9, f"--seed {args.seed}: expected 0 to 999,999,999")
     need(bool(args.controlnet) == bool(args.control_images), "--controlnet and --control_images go together")

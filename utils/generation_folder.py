@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,7 +112,11 @@ def index_of(name: str) -> int:
 def done_indices(folder: Path, shard_size: int) -> set[int]:
     """The pictures that have their line and are there as files or in a tar shard (of `shard_size`; 0: none), whole."""
     made = {index_of(name) for name in read_parts(folder)}
-    packed = {int(path.stem.rpartition("-")[2]) for path in (folder / "shards").glob("shard-*.tar")}
+    packed = {
+        int(path.stem.rpartition("-")[2])
+        for path in (folder / "shards").glob("shard-*.tar")
+        if tarfile.is_tarfile(path) and path.stat().st_size % tarfile.RECORDSIZE == 0  # else it was cut off
+    }
     return {i for i in made if (shard_size and i // shard_size in packed) or whole_png(folder / image_name(i))}
 
 
@@ -182,7 +187,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def is_finished(folder: Path, webdataset: bool) -> bool:
-    return (folder / ("report.json" if webdataset else "MANIFEST.json")).exists()
+    try:
+        return bool(json.loads((folder / ("report.json" if webdataset else "MANIFEST.json")).read_text("utf-8")))
+    except (OSError, ValueError):  # not there, or damaged: what describes the set is made anew
+        return False
 
 
 def forget_finish(folder: Path) -> None:

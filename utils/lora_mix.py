@@ -60,9 +60,24 @@ def same_base(first: str, second: str) -> bool:
     return place(first) == place(second)
 
 
+def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """That each layer has both its matrices, of finite numbers: what lacks would be filled with anything."""
+    halves = {True: set(), False: set()}
+    for key, value in state.items():
+        if found := re.search(r"[._]lora([._])(A|B|down|up)\b", key):
+            halves[found[2] in ("A", "down")].add(key[: found.start()])
+        if not value.isfinite().all():
+            raise UserError(f"--lora {path}: {key} holds NaN or infinity; take an earlier checkpoint, or train again")
+    if odd := sorted(halves[True] ^ halves[False]):
+        raise UserError(
+            f"--lora {path}: {len(odd)} layers have one matrix of two, such as {odd[0]}; the file is not whole"
+        )
+
+
 def check_lora(lora: Lora, model_name: str, model: str, family: str, allow_other_base: bool) -> None:
     """That a LoRA was made for this model; the error names both."""
     state, facts = read_lora(lora.path)
+    check_whole(lora.path, state)
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
     theirs, reads = lora_family(state, facts, family, width)
     if theirs != family or reads != width:

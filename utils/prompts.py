@@ -12,6 +12,8 @@ import numpy as np
 from utils.captions import PLACEHOLDER, fill_template
 from utils.cli import UserError
 
+RESERVED = {"id", "file_name", "text", "seed"}  # columns that a generated set has of its own
+
 
 def read_prompts(
     count: int | None, prompt: str | None = None, file: Path | None = None, plan: Path | None = None,
@@ -42,6 +44,8 @@ def read_prompts(
         count = sum(one["weight"] for one in options)
     if count < 1:
         raise UserError(f"--num_images {count}: must be 1 or more")
+    for name in {key for one in options for key in one["attributes"]} & RESERVED:
+        raise UserError(f"{given[0]}: an attribute is called `{name}`, as a column of the set is; call it otherwise")
     return spread(options, int(count))
 
 
