@@ -129,8 +129,6 @@ def choose_precision(device: torch.device, wanted: str | None = None) -> Precisi
     """The precision to train in; `wanted` ("no", "bf16", "fp16") is followed where a probe on this device passes."""
     if wanted == "no":
         return Precision("no", torch.float32, "float32, as asked")
-    if wanted == "fp16" and device.type == "cpu":
-        return Precision("no", torch.float32, "float32 will be used, because fp16 is for GPUs; a CPU may have bf16")
     if wanted is not None:
         if failure := probe_failure(device, DTYPES[wanted]):
             return Precision("no", torch.float32, f"float32 will be used, because in {wanted} {failure}")
