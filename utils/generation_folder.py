@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +114,7 @@ def done_indices(folder: Path, shard_size: int) -> set[int]:
     packed = {
         int(path.stem.rpartition("-")[2])
         for path in (folder / "shards").glob("shard-*.tar")
-        if tarfile.is_tarfile(path) and path.stat().st_size % tarfile.RECORDSIZE == 0  # else it was cut off
+        if webdataset.is_whole(path)
     }
     return {i for i in made if (shard_size and i // shard_size in packed) or whole_png(folder / image_name(i))}
 

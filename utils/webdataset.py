@@ -4,7 +4,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.cli import UserError
@@ -55,11 +55,8 @@ def shard_keys(path: Path) -> list[str]:
     return keys
 
 
-def write_shards(folder: Path, samples: list[tuple[str, Path, dict]], per_shard: int = 1000) -> Iterator[Path]:
-    """The shards of a whole set, one after the other; those that are there already with the same keys are kept."""
-    for number, start in enumerate(range(0, len(samples), per_shard)):
-        part = samples[start : start + per_shard]
-        path = shard_path(folder, number)
-        if not path.exists() or shard_keys(path) != [key for key, _, _ in part]:
-            write_shard(path, part)
-        yield path
+def is_whole(path: Path) -> bool:
+    try:
+        return bool(shard_keys(path))
+    except UserError:
+        return False
