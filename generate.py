@@ -100,9 +100,7 @@ def open_studio(args, model: str, family: str, texts: list[str], loras: list, dt
     features, zero = {}, models.empty_prompt_is_zero(model)
     for encoder in encoders:
         encoder.to(device, dtype)
-    over, limit, example = prompt_lists.too_long(texts, tokenizers[0])
-    if over:
-        logger.warning("%d prompts are longer than %d tokens and cut off there, as: %s", over, limit, example)
+    encoding.report_long_captions(tokenizers[0], texts, "prompts")
     for start in range(0, len(texts), 64):
         part = texts[start : start + 64]
         embeds, pooled = models.encode_prompts(tokenizers, encoders, part, zero)

@@ -16,6 +16,7 @@ from utils import models
 from utils.cache import ensure_cached
 from utils.cli import UserError
 from utils.pictures import Picture, View, describe, picture_tensor, view_key
+from utils.prompts import too_long
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +30,17 @@ def free_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def report_long_captions(tokenizer, texts: list[str]) -> int:
-    """Warn of captions that pass the tokenizer's limit, since what is beyond it is not seen; how many there are."""
-    limit, texts = tokenizer.model_max_length, [text for text in texts if text]
-    if not texts:
-        return 0
-    lengths = [len(ids) for ids in tokenizer(texts).input_ids]
-    long = [text for text, length in zip(texts, lengths) if length > limit]
-    if long:
+def report_long_captions(tokenizer, texts: list[str], what: str = "captions") -> int:
+    """Warn of texts that pass the tokenizer's limit, since what is beyond it is not seen; how many there are."""
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    over, limit, example = too_long(distinct, tokenizer) if distinct else (0, 0, "")
+    if over:
+        longest = max(map(len, tokenizer(distinct, verbose=False).input_ids))
         logger.warning(
-            "%d of %d captions are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s",
-            len(long), len(texts), limit, max(lengths), shorten(long[0], 200)
+            "%d of %d %s are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s",
+            over, len(distinct), what, limit, longest, shorten(example, 200)
         )  # fmt: skip
-    return len(long)
+    return over
 
 
 def _tokenizer_sha256(tokenizer) -> str:
