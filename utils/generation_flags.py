@@ -68,6 +68,7 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--enable_vae_tiling", action=OnOff, default=False, help="decode in tiles: for large images")
     group.add_argument("--enable_attention_slicing", action=OnOff, default=False, help="less memory, slower")
     group.add_argument("--enable_cpu_offload", action=OnOff, default=False, help="weights visit the GPU in turn; slow")
+    group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet; pays in large sets")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
 
     group = parser.add_argument_group("output")
@@ -93,6 +94,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     need(least is None or -100 <= least <= 100, f"--min_clip_score {least}: expected a score (100 x cosine) up to 100")
     scale = args.controlnet_conditioning_scale
     need(0 <= scale <= 10, f"--controlnet_conditioning_scale {scale:g}: expected 0 to 10")
+    need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
     need(args.max_retries >= 0, f"--max_retries {args.max_retries}: expected 0 or more")
     need(0 <= args.seed < 10**9, f"--seed {args.seed}: expected 0 to 999,999,999")
     need(bool(args.controlnet) == bool(args.control_images), "--controlnet and --control_images go together")
