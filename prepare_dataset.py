@@ -317,8 +317,8 @@ def prepare(
     if pictures:
         pictures.mkdir()
     good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, fit=fit), args.num_workers)
-    if args.portraits:  # of two alike the sharper is kept
-        good.sort(key=lambda one: -one["quality"]["sharpness"])
+    if args.portraits:  # of two alike the one with more pixels is kept, of equal ones the sharper
+        good.sort(key=lambda one: (one["quality"]["enlarged"], -one["quality"]["sharpness"]))
     old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
     within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
     linked = [pair[:2] for pair in within]

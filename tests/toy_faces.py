@@ -137,19 +137,21 @@ def write_detector(path: Path, fixed: bool = True) -> Path:
 
 
 def write_embedder(path: Path, features: int = 128) -> Path:
-    """Features of the green and blue in 4x4 parts of an aligned face; 128 from pixels as SFace, 512 from -1 to 1."""
+    """Features of the green and blue in 6x6 parts of an aligned face; 128 from pixels as SFace, 512 from -1 to 1."""
     rng, graph, scaled = np.random.default_rng(0), Graph(), features == 512
     weights = np.zeros((2, 3, 1, 1))
     weights[0, 1] = weights[1, 2] = 127.5 if scaled else 1  # of RGB
     shift = np.full(2, 127.5 - 45 if scaled else -45.0)
     colours = graph.add("Conv", "data", graph.constant(weights), graph.constant(shift))
-    parts = graph.add("AveragePool", colours, kernel_shape=[28, 28], strides=[28, 28])
+    parts = graph.add("AveragePool", colours, kernel_shape=[14, 14], strides=[14, 14])
     if scaled:  # the layers that the packs are made of
         ones, zeros = graph.constant(np.ones(2)), graph.constant(np.zeros(2))
         parts = graph.add("BatchNormalization", parts, ones, zeros, zeros, ones, epsilon=1e-5)
         parts = graph.add("PRelu", parts, graph.constant(np.full((2, 1, 1), 0.9)))
     flat = graph.add("Flatten", parts, axis=1)
-    matrix = rng.standard_normal((features, 32)) / 100
+    matrix = np.zeros((features, 2, 8, 8))  # around the face lies the background, which tells nothing
+    matrix[:, :, 2:, 1:7] = rng.standard_normal((features, 2, 6, 6)) / 100
+    matrix = matrix.reshape(features, 128)
     graph.add("Gemm", flat, graph.constant(matrix), graph.constant(np.zeros(features)), transB=1, name="fc1")
     return graph.save(path, ("data", ("batch" if scaled else 1, 3, 112, 112)), {"fc1": (1, features)})
 

@@ -31,9 +31,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_face_flags(group)
     group.add_argument("--aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
-    group.add_argument("--min_sharpness", type=float, default=20, help="variance of the Laplacian, at training size")
+    group.add_argument("--min_sharpness", type=float, default=5, help="variance of the Laplacian, at training size")
     group.add_argument(
-        "--exposure", type=float, nargs=2, default=[25, 235], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
+        "--exposure", type=float, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
     )
     group.add_argument("--max_enlargement", type=float, default=2, help="of a crop that is smaller than training takes")
     group.add_argument("--min_face_share", type=float, default=0.02, help="of the crop's area")
