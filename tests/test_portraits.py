@@ -138,7 +138,6 @@ def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tm
     [
         (["--portraits", "a", "--pad", "white"], "--pad: not with --portraits"),
         (["--catalogue", "a", "--face_crop"], "--face_crop: needs --portraits"),
-        (["--portraits", "a", "--face_crop"], "--face_crop: needs --face_detector"),
         (["--portraits", "a", "--any_faces"], "--any_faces: needs --face_detector"),
         (["--portraits", "a", "--exposure", "9", "3"], "--exposure 9 3"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),
@@ -148,6 +147,15 @@ def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
     with pytest.raises(SystemExit):
         prepare_dataset.parse_args([*words, "--output_dir", "b"])
     assert said in capsys.readouterr().err
+
+
+def test_a_face_crop_without_a_model_to_be_had_says_where_to_get_one(photos, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="--face_detector yunet: .*face_detection_yunet_2023mar.onnx.*crop the photos"):
+        prepare(photos, tmp_path / "d", "--face_crop", detector=False)
+    assert not (tmp_path / "d").exists()
 
 
 def test_errors_name_the_flag_that_was_given(tmp_path):

@@ -57,14 +57,19 @@ class Faces(NamedTuple):
 
 def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: bool = False) -> None:
     """--face_detector, and with it --face_crop or --face_embedder, for a script's own group."""
-    group.add_argument("--face_detector", metavar="FILE.onnx|yunet", help="YuNet: its file, or `yunet` from the hub")
+    group.add_argument("--face_detector", metavar="FILE.onnx|yunet", help="YuNet: its file, or `yunet`, from the hub")
     if crop:
-        group.add_argument("--face_crop", action=OnOff, default=False, help="keep head and shoulders; needs a detector")
+        group.add_argument(
+            "--face_crop",
+            action=OnOff,
+            default=False,
+            help="keep head and shoulders; detector: `yunet`, if none is named",
+        )
     if embedder:
         group.add_argument(
             "--face_embedder",
             metavar="FILE.onnx|DIR|sface",
-            help="SFace or an insightface pack: its file or folder, or `sface` from the hub",
+            help="SFace or an insightface pack: its file or folder, or `sface`, from the hub",
         )
 
 

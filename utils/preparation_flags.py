@@ -163,7 +163,7 @@ def check_portraits(parser: argparse.ArgumentParser, args: argparse.Namespace, n
     share = args.min_face_share
     need(0 <= share <= 1, f"--min_face_share {share:g}: expected 0 to 1")
     need(args.min_sharpness >= 0, f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
-    need(args.face_detector or not args.face_crop, "--face_crop: needs --face_detector; `yunet` takes it from the hub")
+    args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
     for name in [] if args.face_detector else changed(["min_face_share", "any_faces"]):
         need(False, f"--{name}: needs --face_detector; without one no face is looked for")
     if args.face_detector:
