@@ -2,9 +2,11 @@
 
 The catalogue is a folder with styles.csv + images/, pictures with <name>.txt captions, an imagefolder with
 metadata.jsonl or metadata.csv, or a hub dataset id. What is left out is left out with a reason, in metadata.json.
+Photos of one person or subject go through --portraits instead: judged, framed, cropped to the shapes training takes.
 
     python prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes
     python prepare_dataset.py --catalogue data/raw --category Sandals "Flip Flops" --output_dir data/sandals
+    python prepare_dataset.py --portraits photos/me --face_detector yunet --face_crop --output_dir data/me
     python prepare_dataset.py --verify data/casual_shoes
 """
 
@@ -15,133 +17,49 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 from tqdm import tqdm
 
-from utils import captions, catalogue, cli, data, files, images, parallel, report, sources, splits, tables
+from utils import (
+    captions,
+    catalogue,
+    cli,
+    data,
+    faces,
+    files,
+    images,
+    parallel,
+    portraits,
+    preparation_flags,
+    report,
+    sources,
+    splits,
+)
 from utils.cli import UserError
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour is further off
 SHARES = ("colour", "gender", "season", "usage", "year")
 # Neither where the result goes nor how it is made changes what it is.
 NOT_IN_RESULT = (
-    "config dry_run debug verify strict output_dir overwrite num_workers catalogue keep_splits new_splits".split()
-)
+    "config dry_run debug verify strict output_dir overwrite num_workers catalogue portraits keep_splits new_splits"
+).split()
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    group = parser.add_argument_group("catalogue")
-    group.add_argument("--catalogue", metavar="DIR|HUB_ID", help="a folder in one of the layouts above, or a hub id")
-    group.add_argument("--category", nargs="+", action="extend", metavar="NAME", help="the products to take (all)")
-    group.add_argument("--category_column", default="article", help="the column that --category looks in")
-    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
-    group.add_argument("--caption_column", default="text", help="captions of an imagefolder or a hub dataset")
-    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
-    group.add_argument("--dataset_split", default="train", metavar="NAME", help="the split of a hub dataset to read")
-
-    group = parser.add_argument_group("what to do")
-    group.add_argument("--analyse_only", action="store_true", help="write report.txt, analysis.json and figures only")
-    group.add_argument("--verify", type=Path, metavar="DIR", help="re-read a dataset, check every promise, and stop")
-
-    group = parser.add_argument_group("cleaning and duplicates")
-    yes_or_no = {"action": argparse.BooleanOptionalAction, "default": False}  # a recipe's yes can be undone
-    group.add_argument("--strict", **yes_or_no, help="anything left out is an error; nothing is written")
-    group.add_argument("--max_megapixels", type=float, default=100, help="above this it is a decompression bomb")
-    group.add_argument(
-        "--duplicate_threshold",
-        type=int,
-        default=16,
-        metavar="BITS",
-        help="look-alikes: pictures whose hashes differ in no more of 256 bits",
-    )
-    group.add_argument("--drop_duplicates", **yes_or_no, help="keep one product of each group of look-alikes")
-
-    group = parser.add_argument_group("split")
-    names = ("TRAIN", "VAL", "TEST")
-    group.add_argument(
-        "--split_ratio", type=float, nargs=3, default=[70, 15, 15], metavar=names, help="shares, any unit"
-    )
-    group.add_argument("--stratify_by", nargs="*", metavar="COLUMN", help="default: colour, if there is such a column")
-    group.add_argument("--min_stratum", type=int, default=10, help="values with fewer products are pooled as Other")
-    group.add_argument("--seed", type=int, default=0, help="another seed splits otherwise; splits that are kept stay")
-    group.add_argument(
-        "--keep_splits", type=Path, metavar="DIR|splits.json", help="default: --output_dir's own, if any"
-    )
-    group.add_argument("--new_splits", action="store_true", help="forget the splits of the dataset that is replaced")
-
-    group = parser.add_argument_group("pictures")
-    group.add_argument("--resolution", type=int, default=512, help="side of the square PNG, pixels")
-    group.add_argument(
-        "--pad", default="edge", metavar="edge|COLOUR", help="edge: the picture's border; or white, #f0f0f0 …"
-    )
-    group.add_argument("--crop", choices=["none", "centre", "foreground"], default="none", help="before it is fitted")
-
-    group = parser.add_argument_group("captions")
-    group.add_argument("--caption_template", help=f"with {{column}} placeholders; default: {captions.DEFAULT_TEMPLATE}")
-    group.add_argument("--trigger_word", help="put before every caption")
-    group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
-    group.add_argument(
-        "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
-    )
-
-    group = parser.add_argument_group("prompt plan for generate.py")
-    group.add_argument("--write_prompt_plan", type=int, metavar="N", help="prompt_plan.jsonl for N pictures")
-    group.add_argument(
-        "--balance", nargs="+", default=[], metavar="COLUMN", help="fill up what the training split lacks"
-    )
-
-    group = parser.add_argument_group("output and performance")
-    group.add_argument("--output_dir", type=Path, help="the dataset's folder")
-    group.add_argument("--overwrite", action="store_true", help="replace the dataset that is there; splits are kept")
-    group.add_argument("--num_workers", type=int, help="processes; default: all cores")
-    return check_args(parser, cli.parse_args(parser, argv))
+    preparation_flags.add_flags(parser)
+    return preparation_flags.check_flags(parser, cli.parse_args(parser, argv))
 
 
-def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """What argparse can't check by itself; column names in their short form."""
-
-    def need(condition, message):
-        if not condition:
-            parser.error(message)
-
-    args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
-    need(args.num_workers >= 1, f"--num_workers {args.num_workers}: expected 1 or more")
-    if args.verify:
-        need(not (args.catalogue or args.output_dir), "--verify goes alone, without --catalogue and --output_dir")
-        return args
-    need(args.catalogue and args.output_dir, "--catalogue and --output_dir are both needed (or --verify alone)")
-    ratio = args.split_ratio
-    need(min(ratio) >= 0 < ratio[0], f"--split_ratio {ratio}: expected e.g. 70 15 15")
-    need(0 <= args.duplicate_threshold <= 64, f"--duplicate_threshold {args.duplicate_threshold}: expected 0 to 64")
-    need(16 <= args.resolution <= 4096, f"--resolution {args.resolution}: expected 16 to 4096 pixels")
-    need(args.max_megapixels > 0, f"--max_megapixels {args.max_megapixels:g}: expected more than 0")
-    plan = args.write_prompt_plan
-    need(plan is None or plan > 0, f"--write_prompt_plan {plan}: expected 1 or more")
-    need(plan or not args.balance, "--balance needs --write_prompt_plan N")
-    need(not (plan and args.analyse_only), "--write_prompt_plan needs a dataset; leave out --analyse_only")
-    need(not (args.keep_splits and args.new_splits), "--keep_splits and --new_splits exclude each other")
-    try:
-        args.pad == "edge" or ImageColor.getrgb(args.pad)
-    except ValueError:
-        need(False, f"--pad {args.pad}: expected edge, white, or a colour such as #f0f0f0")
-    args.category_column = tables.canonical(args.category_column)
-    for flag in ("stratify_by", "balance", "caption_columns"):
-        if names := getattr(args, flag):
-            setattr(args, flag, [tables.canonical(name) for name in names])
-    if args.caption_template:
-        args.caption_template = captions.PLACEHOLDER.sub(
-            lambda key: f"{{{tables.canonical(key[1])}}}", args.caption_template
-        )
-    return args
-
-
-def square_picture(source: Path | bytes, side: int, pad: str, crop: str, max_pixels: int) -> tuple[Image.Image, tuple]:
-    """A picture as it goes into the dataset, and the size it had; raises BadImage."""
+def square_picture(
+    source: Path | bytes, side: int, pad: str, crop: str, max_pixels: int
+) -> tuple[Image.Image, tuple, dict]:
+    """A picture as it goes into the dataset, the size it had, and no more to say of it; raises BadImage."""
     reduced = {"none": {"longest": side}, "centre": {"shortest": side}, "foreground": {}}[crop]
     image, size = images.read_image(source, max_pixels, **reduced)
     if images.is_blank(image):
@@ -150,17 +68,19 @@ def square_picture(source: Path | bytes, side: int, pad: str, crop: str, max_pix
         image = images.crop_centre(image)
     elif crop == "foreground":
         image = image.crop(images.foreground_box(image))
-    return images.fit_square(image, side, pad), size
+    return images.fit_square(image, side, pad), size, {}
 
 
-def process_picture(job: tuple[str, Path | bytes], folder: Path | None, **how) -> dict:
+def process_picture(job: tuple[str, Path | bytes], folder: Path | None, fit: Callable) -> dict:
     """Read, clean, compare, and write <folder>/<id>.png (no folder: write nothing). Runs in a worker process."""
     product_id, source = job
     try:
-        image, size = square_picture(source, **how)
+        image, size, facts = fit(source)
     except images.BadImage as error:
         return {"bad": (error.reason, error.detail)}
-    result = {"size": size, "hash": images.perceptual_hash(image), "thumb": images.colour_thumb(image)}
+    if facts.get("fault"):
+        return {"bad": facts["fault"], "quality": facts["quality"]}
+    result = {**facts, "size": size, "hash": images.perceptual_hash(image), "thumb": images.colour_thumb(image)}
     if folder:
         png = io.BytesIO()
         image.save(png, "PNG")
@@ -176,7 +96,8 @@ def process_all(products: list[dict], dataset, work, workers: int) -> tuple[list
     good, rejected = [], []
     for one, result in zip(tqdm(products, unit=" images", smoothing=0.05, **cli.progress()), results):
         if "bad" in result:
-            rejected.append(catalogue.left_out(one, *result["bad"]))
+            quality = {key: result[key] for key in ("quality",) if key in result}
+            rejected.append(catalogue.left_out(one, *result["bad"]) | quality)
         else:
             good.append(one | result)
     return good, rejected
@@ -216,6 +137,10 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     return placed, out, dict(sorted((kept | places).items()))
 
 
+def default_template(args: argparse.Namespace) -> str:
+    return portraits.TEMPLATE if args.portraits else captions.DEFAULT_TEMPLATE
+
+
 def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
     """Every column that a flag names is there."""
     there = ", ".join(columns) or "none"
@@ -223,7 +148,7 @@ def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
         for name in names:
             if name not in columns:
                 raise UserError(f"{flag} {name}: there is no such column; there are {there}")
-    used = captions.PLACEHOLDER.findall(args.caption_template or captions.DEFAULT_TEMPLATE)
+    used = captions.PLACEHOLDER.findall(args.caption_template or default_template(args))
     for name in used if args.caption_template else []:
         if name not in columns:
             raise UserError(f"--caption_template: no column `{name}`; there are {there}")
@@ -238,6 +163,7 @@ def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], token
     train_counts = report.count_values(members["train"], ["colour", "gender", "season"])
     return {
         "format": data.FORMAT,
+        **({"shapes": analysis["shapes"]} if "shapes" in analysis else {}),
         "source": {"catalogue": args.catalogue, **analysis["catalogue"]},
         **{key: analysis[key] for key in ("options", "source_fingerprint", "kept_splits")},
         "counts": {
@@ -303,7 +229,7 @@ def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[
     check_columns(args, columns)
     if not args.analyse_only:
         products, silent = captions.caption_products(
-            products, args.caption_template, args.caption_columns, args.trigger_word
+            products, args.caption_template, args.caption_columns, args.trigger_word, default_template(args)
         )
         rejected = rejected + silent
     if not products:
@@ -354,6 +280,8 @@ def describe_plan(args, products: list[dict]) -> None:
     expected = splits.apportion(len(products), dict(zip(splits.SPLITS, args.split_ratio)))
     sizes = ", ".join(f"{split} {count:,}" for split, count in expected.items())
     print(f"first caption: {products[0]['caption']}")
+    if args.portraits and not args.face_detector:
+        print(f"no --face_detector: {portraits.NO_DETECTOR}")
     print(f"would write {args.output_dir}: {sizes}, if every picture is good")
     if args.write_prompt_plan:
         shares = f", filling up {' and '.join(args.balance)}" if args.balance else " in the training split's shares"
@@ -361,14 +289,36 @@ def describe_plan(args, products: list[dict]) -> None:
     warn_of_empty(expected, args.split_ratio)
 
 
-def prepare(folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict, tokenizer) -> tuple[dict, dict]:
+def picture_work(args: argparse.Namespace, models: faces.Faces | None) -> Callable:
+    """What is done with each picture: source -> (picture, size, facts)."""
+    most = int(args.max_megapixels * 1e6)
+    if not args.portraits:
+        return partial(square_picture, side=args.resolution, pad=args.pad, crop=args.crop, max_pixels=most)
+    limits = portraits.Limits(
+        args.min_sharpness, tuple(args.exposure), args.max_enlargement, args.min_face_share, args.any_faces
+    )
+    shapes = portraits.portrait_shapes(args.resolution, args.aspect_ratio_buckets)
+    return partial(
+        portraits.prepare_portrait,
+        faces=models,
+        shapes=shapes,
+        face_crop=args.face_crop,
+        limits=limits,
+        max_pixels=most,
+    )
+
+
+def prepare(
+    folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict, tokenizer, fit: Callable
+) -> tuple[dict, dict]:
     """Read the pictures and fill the folder; what analysis.json and (with --analyse_only empty) metadata.json hold."""
     products, rejected, columns = chosen
-    how = {"side": args.resolution, "pad": args.pad, "crop": args.crop, "max_pixels": int(args.max_megapixels * 1e6)}
     pictures = None if args.analyse_only else folder / "pictures"
     if pictures:
         pictures.mkdir()
-    good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, **how), args.num_workers)
+    good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, fit=fit), args.num_workers)
+    if args.portraits:  # of two alike the one with more pixels is kept, of equal ones the sharper
+        good.sort(key=lambda one: (one["quality"]["enlarged"], -one["quality"]["sharpness"]))
     old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
     within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
     linked = [pair[:2] for pair in within]
@@ -379,6 +329,9 @@ def prepare(folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict,
     if not placed:
         raise UserError(f"--catalogue {args.catalogue}: not one picture can be used ({rejected[0]['reason']}, …)")
     analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
+    if args.portraits:
+        analysis["photos"] = portraits.photo_rows(products, good, rejected)
+        analysis["shapes"] = portraits.portrait_shapes(args.resolution, args.aspect_ratio_buckets)
     limits = {"bits": args.duplicate_threshold, "colour": COLOUR_LIMIT}
     groups = splits.groups_of_pairs(linked)
     analysis["duplicates"] = limits | {"pairs": within, "beyond": beyond[:40], "groups": groups}
@@ -386,7 +339,7 @@ def prepare(folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict,
     def load(product: dict) -> Image.Image:
         if pictures:
             return Image.open(pictures / f"{product['id']}.png")
-        return square_picture(sources.picture_source(dataset, product["image"]), **how)[0]
+        return fit(sources.picture_source(dataset, product["image"]))[0]
 
     report.write_analysis(folder, analysis, good, load)
     if args.analyse_only:
@@ -396,6 +349,17 @@ def prepare(folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict,
 
 
 def main(args: argparse.Namespace) -> int:
+    try:
+        return run(args)
+    except UserError as error:  # photos are read as any catalogue is, but were named by another flag
+        if not args.portraits:
+            raise
+        raise UserError(
+            str(error).replace("--catalogue", "--portraits").replace("the catalogue", "that folder")
+        ) from None
+
+
+def run(args: argparse.Namespace) -> int:
     if args.verify:
         pictures, broken = data.verify_dataset(args.verify, args.num_workers)
         verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
@@ -404,6 +368,7 @@ def main(args: argparse.Namespace) -> int:
     cli.show_settings(args)
     check_output(args)
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
+    models = faces.load_faces(args.face_detector) if args.face_detector else None  # it, too, may be missing
     found = sources.read_catalogue(
         args.catalogue, args.image_column, args.caption_column, args.dataset_config_name, args.dataset_split
     )
@@ -411,8 +376,12 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(report.catalogue_lines(facts)))
     products, rejected, categories, columns = choose_products(found, args)
     kept = read_kept(args)
+    left_aside = NOT_IN_RESULT if args.portraits else [*NOT_IN_RESULT, *preparation_flags.OF_PORTRAITS]
+    options = {key: value for key, value in vars(args).items() if key not in left_aside}
+    if models:
+        options["face_detector"] = files.file_sha256(models.detector_file)[:16]
     request = {
-        "options": {key: value for key, value in vars(args).items() if key not in NOT_IN_RESULT},
+        "options": options,
         "source_fingerprint": sources.source_fingerprint(found, products, rejected),
         "kept_splits": hashlib.sha256(json.dumps(kept).encode()).hexdigest() if args.keep_splits else None,
     }
@@ -428,7 +397,8 @@ def main(args: argparse.Namespace) -> int:
     about = request | {"catalogue": facts, "categories": dict(categories.most_common())}
     with files.replaced_folder(args.output_dir) as folder:
         chosen = products, rejected, columns
-        analysis, metadata = prepare(folder, args, found.dataset, chosen, kept, about, tokenizer)
+        fit = picture_work(args, models)
+        analysis, metadata = prepare(folder, args, found.dataset, chosen, kept, about, tokenizer, fit)
     print(report.report_text(analysis))
     if metadata:
         print(", ".join(f"{split} {metadata['counts'][split]:,}" for split in splits.SPLITS))

@@ -103,13 +103,17 @@ def add_trigger(caption: str, trigger: str | None) -> str:
 
 
 def caption_products(
-    products: list[dict], template: str | None, only: list[str] | None, trigger: str | None
+    products: list[dict],
+    template: str | None,
+    only: list[str] | None,
+    trigger: str | None,
+    default: str = DEFAULT_TEMPLATE,
 ) -> tuple[list[dict], list[dict]]:
     """The products with their captions, and those about which there is nothing to say.
 
     A product's own text is its caption, unless a template is given.
     """
-    pattern = template or DEFAULT_TEMPLATE
+    pattern = template or default
     used = PLACEHOLDER.findall(pattern)
     good, rejected = [], []
     for one in products:

@@ -82,16 +82,17 @@ def read_saved_splits(path: Path) -> dict[str, str]:
     return {one: split for split, ids in lists.items() for one in ids}
 
 
-def check_picture(job: tuple[Path, dict, int]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
-    """What is wrong with one picture of a prepared dataset, and its hash and colours; (path, manifest entry, side)."""
-    path, entry, side = job
+def check_picture(job: tuple[Path, dict, list]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
+    """What is wrong with one picture of a prepared dataset, its hash and colours; (path, manifest entry, shapes)."""
+    path, entry, shapes = job
     try:
         data = path.read_bytes()
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             return "the file has changed (its size or sha256 is not the manifest's)", None, None
         image = Image.open(io.BytesIO(data))
-        if image.mode != "RGB" or image.size != (side, side):
-            return f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {side}x{side}", None, None
+        if image.mode != "RGB" or list(image.size) not in shapes:
+            expected = " or ".join(f"{width}x{height}" for width, height in shapes)
+            return f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {expected}", None, None
         return "", perceptual_hash(image), colour_thumb(image)
     except Exception as error:  # whatever a damaged file makes a decoder raise
         return f"cannot be read: {error}", None, None
@@ -155,7 +156,8 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     metadata = read_metadata(folder)
     broken, manifest = verify_layout(folder, metadata)
     names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
-    jobs = ((folder / name, manifest[name], metadata["options"]["resolution"]) for name in names)
+    shapes = metadata.get("shapes") or [[metadata["options"]["resolution"]] * 2]
+    jobs = ((folder / name, manifest[name], shapes) for name in names)
     checks = parallel_map(check_picture, jobs, workers)
     seen = []
     for name, (wrong, bits, thumb) in zip(tqdm(names, unit=" images", **progress()), checks):

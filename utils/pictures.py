@@ -3,8 +3,7 @@
 import hashlib
 import io
 import logging
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from utils import models
 from utils.cli import UserError
 from utils.images import FORMATS, BadImage, read_image
 from utils.sampling import keyed_generator
+from utils.shapes import bucket_shapes, nearest_shape
 
 logger = logging.getLogger(__name__)
 
@@ -57,21 +57,6 @@ def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
 def describe(record: dict | Picture) -> str:
     one = record if isinstance(record, dict) else record._asdict()
     return str(one["source"]) if isinstance(one["source"], Path) else f"picture {one['id']}"
-
-
-def bucket_shapes(resolution: int, step: int) -> list[tuple[int, int]]:
-    """Shapes of about resolution² pixels, sides multiples of `step`, from 1:2 to 2:1 and the square."""
-    shapes = {(resolution, resolution)}
-    for side in range(step * math.ceil(resolution / math.sqrt(2) / step), resolution, step):
-        other = int(resolution * resolution / side) // step * step
-        shapes |= {(side, other), (other, side)}
-    return sorted(shapes)
-
-
-def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """The shape whose proportions are nearest to the picture's."""
-    aspect = math.log(size[0] / size[1])
-    return min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1]) - aspect), shape))
 
 
 def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from utils import figures
+from utils import figures, portraits
 from utils.cli import counted
 from utils.files import write_json
+from utils.images import fit_square
 
 UNREADABLE = ("row can't be read", "no id", "no file_name")  # the reasons that are the table's fault
 
@@ -114,6 +115,7 @@ def report_text(analysis: dict) -> str:
     lines += ["", "image sizes (width x height, upright)", *_table(sizes["counts"], 8)]
     if sizes["enlarged"]:
         lines.append(f"  smaller than {sizes['side']} pixels on both sides, so enlarged: {sizes['enlarged']:,}")
+    lines += portraits.photo_lines(analysis["photos"]) if "photos" in analysis else []
     found = analysis["duplicates"]
     pairs, groups = counted(len(found["pairs"]), "pair"), counted(len(found["groups"]), "group")
     largest = f", the largest of {max(map(len, found['groups']))}" if found["groups"] else ""
@@ -137,7 +139,7 @@ def write_analysis(folder: Path, analysis: dict, products: list[dict], load: Cal
     by_id = {one["id"]: one for one in products}
 
     def tile(product_id: str) -> Image.Image:
-        return load(by_id[product_id]).resize((160, 160), Image.Resampling.LANCZOS)
+        return fit_square(load(by_id[product_id]), 160, "white")
 
     attributes = {key: one["attributes"] for key, one in by_id.items()}
     figures.sample_grid(folder / "figures/samples.png", attributes, tile)
@@ -163,7 +165,8 @@ def dataset_card(metadata: dict, captions: list[str]) -> str:
     reasons = Counter(entry["reason"] for entry in metadata["excluded"])
     lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---"]
     lines += [f"# {' + '.join(options['category'] or ['All categories'])}", ""]
-    lines += [f"{counted(total, 'picture')} of {side}×{side} pixels with captions, made by `prepare_dataset.py`"]
+    shape = "pixels in shapes of about {0}×{0}" if len(metadata.get("shapes", ())) > 1 else "{0}×{0} pixels"
+    lines += [f"{counted(total, 'picture')} of {shape.format(side)} with captions, made by `prepare_dataset.py`"]
     lines += [f"from {source['kind']} ({counted(source['rows'], 'row')}).", ""]
     lines += _markdown("| split | pictures |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
     lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]

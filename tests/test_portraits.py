@@ -1,0 +1,180 @@
+"""`prepare_dataset.py --portraits`: what is kept of a folder of photos, how it is cropped, and what can read it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+import prepare_dataset
+from tests.toy_faces import draw_portrait, write_detector
+from utils import faces, portraits, training_data
+from utils.cli import UserError
+from utils.data import read_metadata, read_split
+from utils.faces import Face
+
+SIDE = 256
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("portraits") / "photos"
+    folder.mkdir()
+    tall = draw_portrait((400, 600), [(1, 130, (100, 180))])
+    tall.save(folder / "tall.png")
+    tall.resize((300, 450), Image.Resampling.LANCZOS).save(folder / "again.png")
+    draw_portrait((600, 400), [(1, 90, (440, 100))], seed=2).save(folder / "wide.png")
+    (folder / "wide.txt").write_text("a person at home\n")
+    draw_portrait((500, 500), [], seed=3).save(folder / "nobody.png")
+    draw_portrait((500, 500), [(1, 90, (40, 40)), (2, 100, (300, 300))], seed=4).save(folder / "two.png")
+    soft = draw_portrait((500, 500), [(1, 150, (140, 140))], seed=5).filter(ImageFilter.GaussianBlur(8))
+    soft.save(folder / "soft.png")
+    draw_portrait((90, 90), [(1, 40, (25, 25))], seed=6).save(folder / "tiny.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no photo")
+    write_detector(folder.parent / "yunet.onnx")
+    return folder
+
+
+def prepare(photos: Path, output: Path, *flags, detector: bool = True) -> int:
+    words = ["--portraits", photos, "--output_dir", output, "--resolution", SIDE, "--num_workers", 1, *flags]
+    words += ["--face_detector", photos.parent / "yunet.onnx"] if detector else []
+    return prepare_dataset.main(prepare_dataset.parse_args(list(map(str, words))))
+
+
+@pytest.fixture(scope="module")
+def prepared(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "me"
+    assert prepare(photos, folder, "--trigger_word", "sks") == 0
+    return folder
+
+
+def test_every_photo_is_judged_and_what_is_left_out_has_its_reason(prepared):
+    rows = {row["id"]: row for row in json.loads((prepared / "analysis.json").read_text())["photos"]}
+    assert {one: row["reason"] for one, row in rows.items()} == {
+        "tall": "",
+        "wide": "",
+        "again": "near duplicate",
+        "nobody": "no face found",
+        "two": "several faces",
+        "soft": "not sharp",
+        "tiny": "too small",
+        "broken": "not an image",
+    }
+    assert [rows[one]["faces"] for one in ("tall", "nobody", "two")] == [1, 0, 2]
+    left, top, right, bottom = rows["tall"]["crop"]
+    assert rows["tall"]["face_share"] == pytest.approx(130**2 / ((right - left) * (bottom - top)), rel=0.05)
+    assert rows["tiny"]["enlarged"] == pytest.approx(SIDE / 90, rel=0.01)
+    assert rows["tall"]["sharpness"] > 20 * rows["soft"]["sharpness"]
+    text = (prepared / "report.txt").read_text()
+    assert "sharpness" in text and "face share" in text and "two" in text
+
+
+def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
+    records = {one["id"]: one for one in read_split(prepared, "train")}
+    assert {one: record["text"] for one, record in records.items()} == {
+        "tall": "sks, a portrait photo",
+        "wide": "sks, a person at home",
+    }
+    sizes = {one: Image.open(record["path"]).size for one, record in records.items()}
+    assert sizes["tall"][0] < sizes["tall"][1] and sizes["wide"] == sizes["tall"][::-1]
+    assert all(abs(width * height - SIDE**2) < 0.15 * SIDE**2 for width, height in sizes.values())
+    assert read_metadata(prepared)["counts"]["train"] == 2
+
+
+def test_the_trainers_read_it_and_verify_finds_every_promise_kept(prepared, capsys):
+    train, held_out = training_data.read_records(str(prepared), "--train_data_dir", None, "text")
+    assert {one["id"] for one in train} == {"tall", "wide"} and held_out == []
+    check = ["--verify", str(prepared), "--num_workers", "1"]
+    assert prepare_dataset.main(prepare_dataset.parse_args(check)) == 0
+    assert "every promise holds" in capsys.readouterr().out
+
+
+def test_the_same_command_again_does_nothing_and_another_needs_overwrite(photos, prepared, capsys):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    assert prepare(photos, prepared, "--trigger_word", "sks") == 0
+    assert "up to date" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    with pytest.raises(UserError, match="--overwrite"):
+        prepare(photos, prepared, "--trigger_word", "sks", "--face_crop")
+
+
+def test_a_dry_run_writes_nothing_and_says_that_no_face_is_counted(photos, tmp_path, capsys):
+    assert prepare(photos, tmp_path / "d", "--dry_run", detector=False) == 0
+    out = capsys.readouterr().out
+    assert not (tmp_path / "d").exists() and "no --face_detector: no face is looked for" in out
+
+
+def test_without_a_face_model_photos_are_cropped_about_their_middle(photos, tmp_path, capsys):
+    assert prepare(photos, tmp_path / "d", "--no-aspect_ratio_buckets", detector=False) == 0
+    rows = {row["id"]: row for row in json.loads((tmp_path / "d/analysis.json").read_text())["photos"]}
+    assert rows["tall"]["crop"] == [0, 100, 400, 500] and rows["tall"]["faces"] is None
+    assert rows["nobody"]["kept"] and rows["two"]["kept"]
+    assert "no face is looked for" in capsys.readouterr().out
+    assert Image.open(tmp_path / "d/train/images/nobody.png").size == (SIDE, SIDE)
+
+
+def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tmp_path):
+    (tmp_path / "photos").mkdir()
+    lines = []
+    for name, place in (("tall", "park"), ("wide", None)):
+        (tmp_path / "photos" / f"{name}.png").write_bytes((photos / f"{name}.png").read_bytes())
+        lines.append({"file_name": f"{name}.png", "place": place})
+    (tmp_path / "photos/metadata.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (tmp_path / "yunet.onnx").write_bytes((photos.parent / "yunet.onnx").read_bytes())
+    more = ["--caption_template", "a photo of {person}, in a {place}".replace("{person}", "sks"), "--face_crop"]
+    assert prepare(tmp_path / "photos", tmp_path / "d", *more, "--max_enlargement", "3") == 0
+    records = {one["id"]: one for one in read_split(tmp_path / "d", "train")}
+    assert records["tall"]["text"] == "a photo of sks, in a park" and records["tall"]["place"] == "park"
+    picture = Image.open(records["tall"]["path"])
+    assert picture.size == (SIDE, SIDE)
+    reds = np.asarray(picture).astype(int)
+    share = ((reds[..., 0] - reds[..., 1:].mean(-1)) > 100).mean()
+    assert share == pytest.approx(1 / faces.HEAD**2, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--portraits", "a", "--pad", "white"], "--pad: not with --portraits"),
+        (["--catalogue", "a", "--face_crop"], "--face_crop: needs --portraits"),
+        (["--portraits", "a", "--any_faces"], "--any_faces: needs --face_detector"),
+        (["--portraits", "a", "--exposure", "9", "3"], "--exposure 9 3"),
+        (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        prepare_dataset.parse_args([*words, "--output_dir", "b"])
+    assert said in capsys.readouterr().err
+
+
+def test_a_face_crop_without_a_model_to_be_had_says_where_to_get_one(photos, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="--face_detector yunet: .*face_detection_yunet_2023mar.onnx.*crop the photos"):
+        prepare(photos, tmp_path / "d", "--face_crop", detector=False)
+    assert not (tmp_path / "d").exists()
+
+
+def test_errors_name_the_flag_that_was_given(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="^--portraits .*empty") as error:
+        prepare(tmp_path / "empty", tmp_path / "d", detector=False)
+    assert "--catalogue" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 500), (512, 512), (31, 700)])
+def test_a_frame_lies_in_the_photo_has_a_bucket_s_proportions_and_holds_the_face(size):
+    shapes = portraits.portrait_shapes(512, True)
+    for x in (0.1, 0.5, 0.9):
+        side = min(size) * 0.3
+        left, top = x * (size[0] - side), x * (size[1] - side)
+        face = Face((left, top, left + side, top + side), ((0.0, 0.0),) * 5, 1.0)
+        box, shape = portraits.frame_photo(size, face, shapes, face_crop=False)
+        assert 0 <= box[0] < box[2] <= size[0] and 0 <= box[1] < box[3] <= size[1] and shape in shapes
+        assert box[0] <= left + 1 and box[1] <= top + 1 and left + side <= box[2] + 1 and top + side <= box[3] + 1
+        across, down = box[2] - box[0], box[3] - box[1]
+        assert across / down == pytest.approx(shape[0] / shape[1], rel=0.1)
+        assert across == size[0] or down == size[1]  # as much as can be

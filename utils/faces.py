@@ -1,0 +1,242 @@
+"""Faces: found with OpenCV's YuNet, framed as head and shoulders, and told apart by SFace or an insightface pack.
+
+The models are ONNX files that this project does not bring along: from a path, or taken from the hub.
+"""
+
+import argparse
+import logging
+from argparse import BooleanOptionalAction as OnOff
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.cli import UserError
+from utils.hub import hub_failure
+
+logger = logging.getLogger(__name__)
+# 2023mar has a fixed input of 640x640. Of 2026may the weights are the same, and any input will do.
+ON_HUB = {
+    "yunet": ("opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"),
+    "sface": ("opencv/face_recognition_sface", "face_recognition_sface_2021dec.onnx"),
+}
+SIDE = 640  # of what the detector is given, so that files of a fixed input serve too
+# YuNet knows faces of about 10 to 300 pixels: the smaller look finds those that fill a photo.
+LOOKS = (640, 320)
+SCORE, OVERLAP = 0.9, 0.3  # OpenCV's own limits for YuNet
+# The cosine from which two faces count as one person's, by number of features. SFace: OpenCV's. 512: the upper limit
+# in insightface's web demo of buffalo_l.
+KINDS = {128: ("sface", 0.363), 512: ("insightface", 0.28)}
+LICENCE = "the weights of insightface's packs are for non-commercial research only"
+# Where the eyes, the nose and the corners of the mouth are in an aligned face of 112x112, as both kinds were trained.
+ALIGNED = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j])
+HEAD = 2.5  # faces high, and as wide: from above the hair to the shoulders
+ABOVE = 0.55  # of the face's height: hair
+
+
+class Face(NamedTuple):
+    box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels; may reach beyond the picture
+    landmarks: tuple[
+        tuple[float, float], ...
+    ]  # eye, eye, nose, corner, corner of the mouth; the left of the picture first
+    score: float
+
+
+class Faces(NamedTuple):
+    """The models; None for what was not asked for."""
+
+    detector: "cv2.FaceDetectorYN | None"
+    detector_file: Path | None
+    network: "cv2.FaceRecognizerSF | cv2.dnn.Net | None"
+    embedder: str | None  # sface or insightface
+    embedder_file: Path | None
+    threshold: float | None  # the embedder's published one, of a cosine
+
+
+def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: bool = False) -> None:
+    """--face_detector, and with it --face_crop or --face_embedder, for a script's own group."""
+    group.add_argument("--face_detector", metavar="FILE.onnx|yunet", help="YuNet: its file, or `yunet`, from the hub")
+    if crop:
+        group.add_argument(
+            "--face_crop",
+            action=OnOff,
+            default=False,
+            help="keep head and shoulders; detector: `yunet`, if none is named",
+        )
+    if embedder:
+        group.add_argument(
+            "--face_embedder",
+            metavar="FILE.onnx|DIR|sface",
+            help="SFace or an insightface pack: its file or folder, or `sface`, from the hub",
+        )
+
+
+def load_faces(
+    detector: str | None,
+    embedder: str | None = None,
+    detector_flag: str = "--face_detector",
+    embedder_flag: str = "--face_embedder",
+    score: float = SCORE,
+) -> Faces:
+    """The models that are named: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
+    found = network = kind = threshold = None
+    paths = [
+        None if name is None else _locate(name, flag, default)
+        for name, flag, default in ((detector, detector_flag, "yunet"), (embedder, embedder_flag, "sface"))
+    ]
+    if paths[0]:
+        found = _open(paths[0], detector_flag, _open_detector, score)
+    if paths[1]:
+        network, features = _open(paths[1], embedder_flag, _open_embedder)
+        if features not in KINDS:
+            known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
+            raise UserError(f"{embedder_flag} {embedder}: gives {features} features; expected {known}")
+        kind, threshold = KINDS[features]
+        if kind == "insightface":
+            logger.warning("%s %s: %s", embedder_flag, embedder, LICENCE)
+    return Faces(found, paths[0], network, kind, paths[1], threshold)
+
+
+def _locate(name: str, flag: str, default: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        packs = [one for pattern in ("w600k_*.onnx", "glint360k_*.onnx") for one in sorted(path.glob(pattern))]
+        if not packs:
+            raise UserError(f"{flag} {name}: the folder holds no w600k_*.onnx or glint360k_*.onnx; give the file")
+        return packs[0]
+    if path.is_file():
+        return path
+    parts = name.split("/")
+    if name not in ON_HUB and (len(parts) < 3 or not name.endswith(".onnx") or name[0] in "./~"):
+        raise UserError(f"{flag} {name}: no such file; {_advice(flag, default)}")
+    repository, file = ON_HUB.get(name, ("/".join(parts[:2]), "/".join(parts[2:])))
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # of the network, the hub, the cache
+        raise UserError(f"{flag} {name}: {hub_failure(error)}; {_advice(flag, default)}") from error
+
+
+def _advice(flag: str, default: str) -> str:
+    repository, file = ON_HUB[default]
+    without = {
+        "yunet": "without it no face is looked for: crop the photos by hand, and leave out --face_crop",
+        "sface": "without it no identity is measured: leave it out, and compare by CLIP-I and DINO",
+    }
+    return f"get {file} from huggingface.co/{repository} and give its path with {flag}; {without[default]}"
+
+
+def _open(path: Path, flag: str, opener, *more):
+    """What OpenCV makes of the file; an error that says what the file is where it can't."""
+    start = path.read_bytes()[:40]
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{flag} {path}: is a pointer of Git LFS, not the model; download the file itself (`git lfs pull`)"
+        )
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # OpenCV 5 warns of each model that it opens
+    try:
+        return opener(path, *more)
+    except cv2.error as error:
+        reason = " ".join(str(error.err or error).split())[:120]
+        raise UserError(
+            f"{flag} {path}: OpenCV can't use it ({reason}); expected the ONNX file of that model"
+        ) from None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _open_detector(path: Path, score: float) -> "cv2.FaceDetectorYN":
+    detector = cv2.FaceDetectorYN.create(str(path), "", (SIDE, SIDE), score, OVERLAP)
+    detector.detect(np.zeros((SIDE, SIDE, 3), np.uint8))  # an error now, if its outputs are not YuNet's
+    return detector
+
+
+def _open_embedder(path: Path) -> tuple:
+    network = cv2.dnn.readNetFromONNX(str(path))
+    features = _embed_pack(network, np.zeros((112, 112, 3), np.uint8)).size
+    return (cv2.FaceRecognizerSF.create(str(path), "") if features == 128 else network), features
+
+
+def find_faces(faces: Faces, image: Image.Image) -> list[Face]:
+    """The faces of an RGB picture, the largest first."""
+    found: list[Face] = []
+    for look in LOOKS:
+        scale = min(1.0, look / max(image.size))
+        if look != LOOKS[0] and max(image.size) <= look:  # it was seen at that size already
+            continue
+        size = [max(1, round(side * scale)) for side in image.size]
+        canvas = np.zeros((SIDE, SIDE, 3), np.uint8)
+        small = image if scale == 1 else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+        canvas[: size[1], : size[0]] = np.asarray(small)[:, :, ::-1]
+        rows = faces.detector.detect(canvas)[1]
+        for row in [] if rows is None else rows.astype(np.float64):
+            left, top, width, height = row[:4] / scale
+            points = tuple(map(tuple, (row[4:14] / scale).reshape(5, 2).tolist()))
+            face = Face((float(left), float(top), float(left + width), float(top + height)), points, float(row[14]))
+            if all(overlap(face.box, other.box) < OVERLAP for other in found):
+                found.append(face)
+    return sorted(found, key=lambda face: -area(face.box))
+
+
+def area(box: tuple[float, float, float, float]) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def overlap(one: tuple, other: tuple) -> float:
+    """The share of two boxes' common area in all that they cover."""
+    both = area((max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])))
+    return both / max(1e-9, area(one) + area(other) - both)
+
+
+def align_face(image: Image.Image, face: Face) -> np.ndarray:
+    """The face turned, scaled and moved to 112x112 so that its landmarks lie as nearly as can be in their places.
+
+    As OpenCV and insightface do: least squares over turn, scale and shift, here as one line in the complex plane.
+    """
+    points = np.array([complex(x, y) for x, y in face.landmarks])
+    moved, wanted = points - points.mean(), ALIGNED - ALIGNED.mean()
+    turn = np.vdot(moved, wanted) / np.vdot(moved, moved)
+    shift = ALIGNED.mean() - turn * points.mean()
+    matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    return cv2.warpAffine(np.asarray(image), matrix, (112, 112), flags=cv2.INTER_LINEAR)
+
+
+def _embed_pack(network: "cv2.dnn.Net", aligned: np.ndarray) -> np.ndarray:
+    network.setInput(cv2.dnn.blobFromImage(aligned, 1 / 127.5, (112, 112), (127.5,) * 3))
+    return network.forward()
+
+
+def face_embedding(faces: Faces, image: Image.Image, face: Face) -> np.ndarray:
+    """Features of length 1, whose product is the cosine that the embedder's threshold is for."""
+    if faces.embedder == "sface":
+        flat = [value for point in face.landmarks for value in point]
+        left, top, right, bottom = face.box
+        row = np.array([left, top, right - left, bottom - top, *flat, face.score], np.float32)
+        pixels = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
+        features = faces.network.feature(faces.network.alignCrop(pixels, row))
+    else:
+        features = _embed_pack(faces.network, align_face(image, face))
+    features = features.ravel().astype(np.float64)
+    return features / max(np.linalg.norm(features), 1e-12)
+
+
+def crop_head(size: tuple[int, int], face: Face) -> tuple[int, int, int, int]:
+    """The square (left, top, right, bottom) of head and shoulders, moved or shrunk to lie within the picture."""
+    left, top, right, bottom = face.box
+    height = max(bottom - top, right - left)  # a face that lies on its side, or is cut off, is no smaller
+    side = max(1, min(round(HEAD * height), *size))
+    x, y = (left + right - side) / 2, (top + bottom - height) / 2 - ABOVE * height
+    if side < HEAD * height:  # not all of it fits: the face stays whole, in the middle
+        y = (top + bottom - side) / 2
+    x, y = (int(min(max(0, round(at)), room - side)) for at, room in zip((x, y), size))
+    return x, y, x + side, y + side
+
+
+def crop_to_head(picture: Image.Image, faces: Faces) -> Image.Image | None:
+    """Head and shoulders of the picture's largest face; None where there is none."""
+    found = find_faces(faces, picture)
+    return picture.crop(crop_head(picture.size, found[0])) if found else None

@@ -1,0 +1,175 @@
+"""Is it the same person? Faces of generated pictures against faces of reference photos, by an embedder of faces."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils import images
+from utils.cli import UserError, counted, progress
+from utils.faces import Faces, face_embedding, find_faces
+from utils.intervals import mean_interval, wilson
+
+logger = logging.getLogger(__name__)
+NOTE = "with the threshold as published, for a pair of photos; not looked at for generated ones"
+
+
+def embed_file(path: Path, faces: Faces) -> tuple[np.ndarray | None, int]:
+    """The embedding of a picture's largest face, and how many faces it has."""
+    image, _ = images.read_image(path)
+    found = find_faces(faces, image)
+    return (face_embedding(faces, image, found[0]) if found else None), len(found)
+
+
+def embed_references(references: list[Path], faces: Faces, flag: str) -> tuple[np.ndarray, list[Path], list[Path]]:
+    """The embeddings of the photos with a face, those photos, and those without; none with one is an error."""
+    rows, with_face, without = [], [], []
+    for path in references:
+        try:
+            row, _ = embed_file(path, faces)
+        except images.BadImage as error:
+            raise UserError(f"{flag}: {path}: {error}; remove the file, or mend it") from None
+        (without if row is None else with_face).append(path)
+        rows += [] if row is None else [row]
+    if not rows:
+        raise UserError(
+            f"{flag}: no face is found in {counted(len(references), 'photo')}; give clear photos of one person"
+        )
+    if without:
+        logger.warning("%s: no face is found in %s", flag, ", ".join(path.name for path in without))
+    return np.stack(rows), with_face, without
+
+
+def to_centroid(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """The cosine of each row to the references' mean direction."""
+    centre = references.mean(0)
+    return rows @ (centre / max(np.linalg.norm(centre), 1e-12))
+
+
+def is_verified(rows: np.ndarray, references: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether at least half of the references, each compared alone, pass the threshold.
+
+    It was published for pairs. The nearest of many references passes the more easily the more there are, and a centroid
+    is no photo; half of the pairs means the same for any number of references.
+    """
+    return (rows @ references.T >= threshold).mean(1) >= 0.5
+
+
+def leave_one_out(references: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    """What real photos of the person get: each reference against all the others."""
+    others = [np.delete(references, i, 0) for i in range(len(references))]
+    pairs = [(row[None], rest) for row, rest in zip(references, others)]
+    return {
+        "centroid": np.array([to_centroid(*pair)[0] for pair in pairs]),
+        "nearest": np.array([(row @ rest.T).max() for row, rest in pairs]),
+        "verified": np.array([is_verified(*pair, threshold)[0] for pair in pairs]),
+    }
+
+
+def _spread(values: np.ndarray, of_shares: bool) -> dict | None:
+    if len(values) < 2:
+        return None
+    return dict(
+        zip(("value", "low", "high"), wilson(int(values.sum()), len(values)) if of_shares else mean_interval(values))
+    )
+
+
+def figure(
+    name: str, title: str, encoder: str, values: np.ndarray, of_shares: bool, how: str, floor: dict | None
+) -> dict:
+    """One figure of metrics.json; refused where there are too few values for an interval."""
+    head = {"id": f"identity/{name}", "group": "identity", "name": title, "encoder": encoder}
+    head |= {"better": "higher", "unit": "", "n": len(values), "how": how, "floor": floor, "at_floor_n": None}
+    least = 1 if of_shares else 2
+    if len(values) < least:
+        return head | {"refused": f"needs a face in at least {counted(least, 'picture')}, found {len(values)}"}
+    estimate = wilson(int(values.sum()), len(values)) if of_shares else mean_interval(values)
+    return head | dict(zip(("value", "low", "high"), map(float, estimate)))
+
+
+def split_figures(rows: list[dict], column: str, key: str) -> list[dict]:
+    """For each value of a column: a mean over the pictures with a face, or a share of all its pictures."""
+    parts = []
+    for value in dict.fromkeys(row[column] for row in rows):
+        mine = [row[key] for row in rows if row[column] == value and row[key] is not None]
+        of_shares = key in ("face", "verified")
+        if len(mine) < (1 if of_shares else 2):  # no interval: left out
+            continue
+        mean, low, high = wilson(sum(mine), len(mine)) if of_shares else mean_interval(mine)
+        parts.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
+    return parts
+
+
+def compare_identity(
+    references: list[Path],
+    pictures: list[dict],
+    faces: Faces,
+    split_by: tuple[str, ...] = ("text",),
+    flag: str = "--identity_reference",
+) -> dict:
+    """{"figures", "splits", "pictures", "references"} of the pictures ({"path", "text", …}) for metrics.json.
+
+    A picture without a face counts as not verified, and has no cosine.
+    """
+    if not references:
+        raise UserError(f"{flag}: holds no pictures; give a folder of photos of the person")
+    base, used, without = embed_references(references, faces, flag)
+    rows, embedded = [], []
+    for one in tqdm(pictures, unit=" images", **progress()):
+        try:
+            embedding, count = embed_file(one["path"], faces)
+        except images.BadImage as error:
+            raise UserError(f"{one['path']}: {error}; remove the file, or mend it") from None
+        row = {
+            "file": str(one["path"]),
+            **{name: one.get(name) for name in split_by},
+            "face": count > 0,
+            "faces": count,
+        }
+        rows.append(row | {"centroid": None, "nearest": None, "nearest_reference": None, "verified": False})
+        embedded += [] if embedding is None else [(len(rows) - 1, embedding)]
+    if embedded:
+        found = np.stack([embedding for _, embedding in embedded])
+        cosines = found @ base.T
+        values = zip(to_centroid(found, base), cosines, is_verified(found, base, faces.threshold))
+        for (at, _), (centre, pairs, verified) in zip(embedded, values):
+            near = int(pairs.argmax())
+            measured = {"centroid": float(centre), "nearest": float(pairs[near]), "nearest_reference": str(used[near])}
+            rows[at] |= measured | {"verified": bool(verified)}
+    return {
+        "figures": identity_figures(rows, base, faces),
+        "splits": {
+            f"identity_{key}": {name: split_figures(rows, name, key) for name in split_by}
+            for key in ("centroid", "nearest", "verified", "face")
+        },
+        "pictures": rows,
+        "references": {"used": [str(path) for path in used], "without_face": [str(path) for path in without]},
+    }
+
+
+def identity_figures(rows: list[dict], base: np.ndarray, faces: Faces) -> list[dict]:
+    """The four figures of all pictures, each with what the references get among themselves as its floor."""
+    real = leave_one_out(base, faces.threshold) if len(base) > 1 else {}
+    encoder, n = faces.embedder, counted(len(base), "reference photo")
+    figures = []
+    for name, title, how in (
+        ("face_found", "pictures with a face", "share of the pictures in which the detector finds a face (Wilson)"),
+        ("centroid", "cosine to the mean reference", f"largest face against the mean of {n}; pictures with a face"),
+        (
+            "nearest",
+            "cosine to the nearest reference",
+            f"largest face against the nearest of {n}; pictures with a face",
+        ),
+        (
+            "verified",
+            "verified as the person",
+            f"share of all pictures whose face passes {faces.threshold:g} with at least half of {n}; {NOTE} (Wilson)",
+        ),
+    ):
+        key, of_shares = {"face_found": "face"}.get(name, name), name in ("face_found", "verified")
+        values = np.array([row[key] for row in rows if row[key] is not None], dtype=np.float64)
+        floor = _spread(real[key], of_shares) if key in real else None
+        how += "; floor: each reference against the others" if floor else ""
+        figures.append(figure(name, title, encoder, values, of_shares, how, floor))
+    return figures
