@@ -78,7 +78,8 @@ def strip(
         lane += mark["kind"] != "ring"
         y = LANE * lane + LANE / 2 + 3
         parts.append(_mark(mark, y, across))
-    return f'<svg class="strip" role="img" aria-label="{escape(label)}" height="{bottom + (20 if scale else 6)}">{"".join(parts)}</svg>'
+    height = bottom + (20 if scale else 6)
+    return f'<svg class="strip" role="img" aria-label="{escape(label)}" height="{height}">{"".join(parts)}</svg>'
 
 
 def _mark(mark: dict, y: float, across) -> str:

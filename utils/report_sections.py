@@ -37,16 +37,22 @@ def _score(value: float | None) -> str:
 def _split_rows(values: list[dict]) -> str:
     marks = [{**one, "value": one["mean"], "kind": "generated"} for one in values]
     axis = charts.axis_of([mark[key] for mark in marks for key in ("value", "low", "high")])
-    rows = [_row(one["value"], one.get("n"), [mark], axis, "") for one, mark in zip(values, marks)]
+    ends = _scaled(len(values))
+    rows = [_row(one["value"], one.get("n"), [marks[i]], axis, "", scale=i in ends) for i, one in enumerate(values)]
     return _folded(rows)
 
 
-def _row(name, n: int | None, marks: list[dict], axis: tuple, unit: str, figure: str = "") -> str:
+def _scaled(count: int) -> set[int]:
+    """The rows that have numbers at their axis: the last that is shown, and the last that can be unfolded."""
+    return {min(count, SHOWN_VALUES) - 1, count - 1}
+
+
+def _row(name, n: int | None, marks: list[dict], axis: tuple, unit: str, figure: str = "", scale: bool = True) -> str:
     """One value's marks on an axis that its neighbours share."""
     figure = figure or value_html(marks[0], unit)
     label = f"{name}: " + ", ".join(" ".join((mark["kind"], *interval(mark, unit))) for mark in marks)
     below = f"<span>{counted(n, 'picture')}</span>" if n is not None else ""
-    plot = charts.strip(axis, marks, label, unit=unit)
+    plot = charts.strip(axis, marks, label, unit=unit, scale=scale)
     return (
         f"<div class=row><div class=name>{escape(str(name))}{below}</div>{plot}<div class=figure>{figure}</div></div>"
     )
@@ -74,9 +80,8 @@ def copies_section(copies: list[dict], folder: Path) -> str:
         kind = "pair suspected" if suspected else "pair"
         pairs.append(f'<figure class="{kind}">{images}<figcaption>{sides}{said}</figcaption></figure>')
     intro = "Each beside the training picture nearest to it; suspected where real photos keep a greater distance."
-    return section(
-        "copies", "Nearest neighbours", f"<div class=pairs>{''.join(pairs)}</div>" if pairs else "", intro=intro
-    )
+    body = f"<div class=pairs>{''.join(pairs)}</div>" if pairs else ""
+    return section("copies", "Nearest neighbours", body, intro=intro)
 
 
 def failures_section(failures: list[dict], folder: Path) -> str:
@@ -111,9 +116,9 @@ def shares_section(shares: dict) -> str:
             rows += [(one["value"], marks)] if marks else []
         ends = [mark.get(key) for _, marks in rows for mark in marks for key in ("value", "low", "high")]
         axis = charts.axis_of([0.0, *ends], True)
-        for name, marks in rows:
+        for i, (name, marks) in enumerate(rows):
             texts = [f"<span>{mark['kind']} <b>{interval(mark, '%')[0]}</b></span>" for mark in marks]
-            lines.append(_row(name, None, marks, axis, "%", "".join(texts)))
+            lines.append(_row(name, None, marks, axis, "%", "".join(texts), i in _scaled(len(rows))))
         parts += [f"<h3>{escape(column)}</h3>{_folded(lines)}"] if lines else []
     if any(one.get("plan") is not None for values in shares.values() for one in values):
         kinds.append(("plan", "plan"))

@@ -79,7 +79,7 @@ def _arms_table(arms: list[dict]) -> str:
         rows += f"<td data-label=synthetic>{arm['n_synthetic']:,}</td><td data-label=accuracy>{cells[0]}</td>"
         rows += f"<td data-label='macro F1'>{cells[1]}</td></tr>"
     head = "<thead><tr><th>Trained on<th>Real<th>Synthetic<th>Accuracy<th>Macro F1</tr></thead>"
-    return f"<table class=stack>{head}<tbody>{rows}</tbody></table>"
+    return f"<table class='stack many'>{head}<tbody>{rows}</tbody></table>"
 
 
 def _comparisons_table(comparisons: list[dict]) -> str:
@@ -91,7 +91,7 @@ def _comparisons_table(comparisons: list[dict]) -> str:
         rows += f"<td>{escape(one['metric'].replace('_', ' '))}</td><td>{value_html(points)}</td><td>{p}</td>"
         rows += f"<td class='state {states.get(one['verdict'], 'soft')}'>{escape(one['verdict'])}</td></tr>"
     head = "<thead><tr><th>Compared<th>Figure<th>Difference, points<th>Paired test<th>Verdict</tr></thead>"
-    return f"<h3>Differences</h3><table class=stack>{head}<tbody>{rows}</tbody></table>" if rows else ""
+    return f"<h3>Differences</h3><table class='stack many'>{head}<tbody>{rows}</tbody></table>" if rows else ""
 
 
 def utility_section(results: dict | None) -> str:
