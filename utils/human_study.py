@@ -111,7 +111,7 @@ def read_ratings(path: Path, study: str, count: int) -> dict:
 
 
 def _one_each(found: list[dict], count: int) -> tuple[list[dict], list[str]]:
-    """(one file for each rater, notes): the later of two downloads by one browser; two people of one name are refused."""
+    """(one file for each rater, notes): the later of two downloads by one browser; two people of one name refused."""
     latest, notes = {}, []
     for one in found:
         other = latest.get(one["session"])

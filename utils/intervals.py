@@ -70,8 +70,9 @@ def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[float, 
 
     parts: (raters by items, weight); NaN where one did not rate. The same raters (rows) in all, other items in each: a
     difference has the weights 1 and -1. The variances of the raters' means and of the items' means are added (both hold
-    what is left to chance, so the interval is a little wide), with Satterthwaite's degrees of freedom. With one rater
-    it is for other items only. Where nothing varies (all of 0 and 1 alike) it is Wilson's, over the items.
+    what is left to chance, so the interval is a little wide), with Satterthwaite's degrees of freedom. In simulation a
+    difference's holds the truth 97 to 99 times in 100, a mean's 94 to 99 from 5 raters on, of 2 raters who differ much
+    89. With one rater it is for other items only. Where nothing varies it is Wilson's for shares, over the items.
     """
     value, by_rater, spreads = 0.0, 0.0, []
     for table, weight in parts:
