@@ -148,7 +148,7 @@ def _row(row: dict, names: list[str]) -> str:
         " ".join((names[int(mark["kind"][3:])], *interval(mark, unit))) for mark in marks
     )
     plot = charts.strip(charts.axis_of(ends, unit == "%"), marks, label, floor, unit)
-    return f"<div class=row>{name}{plot}<div class=figure>{''.join(lines)}</div></div>"
+    return f"<div class='row runs'>{name}{plot}<div class=figure>{''.join(lines)}</div></div>"
 
 
 def _difference(found: dict, unit: str) -> str:

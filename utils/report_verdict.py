@@ -39,7 +39,7 @@ def against_floor(figure: dict) -> tuple[str, str]:
     else:
         low, high = figure.get("low", figure["value"]), figure.get("high", figure["value"])
     if low <= floor["high"] and high >= floor["low"]:
-        return "as real photos", "good"
+        return "like real photos", "good"
     above = low > floor["high"]
     if better == "near floor":
         return ("above" if above else "below") + " real photos", "bad"
