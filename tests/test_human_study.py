@@ -120,7 +120,7 @@ def test_a_keyboard_a_reload_and_a_second_thought(study, tmp_path):
             assert page.inner_text("#place") == f"{item} of {N}"
             page.keyboard.press(str(item))
             page.keyboard.press("g")
-            page.wait_for_function(f"document.getElementById('place').textContent.startsWith('{item + 1} ')")
+            page.locator("#place", has_text=f"{item + 1} of").wait_for()
         assert page.is_disabled("#next")
         page.keyboard.press("ArrowRight")  # not before both are answered
         page.reload()
@@ -134,7 +134,7 @@ def test_a_keyboard_a_reload_and_a_second_thought(study, tmp_path):
         for item in range(4, N + 1):
             page.keyboard.press("r")
             page.keyboard.press("2")
-            page.wait_for_function(f"document.getElementById('place').textContent !== '{item} of {N}' || !done.hidden")
+            page.locator("#place" if item < N else "#thanks", has_text=f"{item + 1} of" if item < N else "").wait_for()
         assert page.inner_text("#summary") == f"{N} of {N} pictures rated."
         with page.expect_download() as download:
             page.click("#download")
@@ -164,7 +164,7 @@ def test_fingers_on_a_phone(study, tmp_path):
         assert len(sizes) == 7 and all(width >= 44 and height >= 44 for width, height in sizes)
         page.tap("[data-rating='4']")
         page.tap("[data-guess='real']")
-        page.wait_for_function("document.getElementById('place').textContent.startsWith('2 ')")
+        page.locator("#place", has_text="2 of").wait_for()
         page.tap("#back")
         assert page.get_attribute("[data-rating='4']", "aria-pressed") == "true"
         page.tap("#stop")
