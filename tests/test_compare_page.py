@@ -8,7 +8,8 @@ import pytest
 from tests.browser import open_browser, open_page
 from tests.sample_evaluation import write_evaluation
 from utils.cli import UserError
-from utils.compare_page import compare_figures, difference, find_pictures, judge, run_names, write_comparison
+from utils.compare_page import compare_figures, find_pictures, judge, run_names, write_comparison
+from utils.intervals import difference
 from utils.report_html import read_evaluation
 
 

@@ -103,7 +103,15 @@ def test_a_missing_results_file_is_named(evaluation, tmp_path):
 def test_the_floor_is_compared_at_its_own_n():
     floor = {"value": 15.0, "low": 13.6, "high": 16.4}
     one = {"value": 12.0, "low": 11.0, "high": 13.0, "better": "lower", "floor": floor}
+    close = {
+        **one,
+        "value": 12.9,
+        "low": 11.9,
+        "high": 13.9,
+    }  # the difference is 2.1 ± 1.7, though the intervals overlap
     assert against_floor(one) == ("better than real photos", "good")
+    assert against_floor(close) == ("better than real photos", "good")
+    assert against_floor({**close, "value": 13.6, "high": 14.6}) == ("like real photos", "good")
     assert against_floor({**one, "at_floor_n": 16.0}) == ("like real photos", "good")
     assert against_floor({**one, "at_floor_n": 20.0}) == ("worse than real photos", "bad")
     assert against_floor({**one, "better": "near floor"}) == ("below real photos", "bad")
@@ -111,7 +119,9 @@ def test_the_floor_is_compared_at_its_own_n():
 
 def test_verdict_without_targets_tells_of_the_floor():
     floor = {"value": 0.9, "low": 0.8, "high": 1.0}
-    figures = [{"value": v, "low": v, "high": v, "better": "higher", "floor": floor} for v in (0.5, 0.85, 0.9)]
+    figures = [
+        {"id": "x", "value": v, "low": v, "high": v, "better": "higher", "floor": floor} for v in (0.5, 0.85, 0.9)
+    ]
     assert verdict({"figures": figures}, None)[0] == "At the level of real photos in 2 of 3 figures."
 
 
