@@ -6,11 +6,12 @@ import re
 import pytest
 
 from tests.browser import open_browser, open_page
-from tests.sample_evaluation import write_evaluation
+from tests.sample_evaluation import results, write_evaluation
 from utils import charts
 from utils.cli import UserError
 from utils.page import interval
 from utils.report_html import write_report
+from utils.report_utility import utility_section
 from utils.report_verdict import against_floor, verdict
 
 
@@ -45,7 +46,11 @@ def test_everything_in_metrics_is_on_the_page_in_order(evaluation, page):
         value = interval(one, one["unit"])[0] if one["value"] is not None else one["refused"]
         assert value in page and one["how"] in page, one["id"]
     assert page.count("<img ") == 18 + 6 + 6 + 2 * 4 + 6 + 3 and page.count("pair suspected") == 1
-    assert "no difference shown" in page and "of 2 comparisons" in page and metrics["made"]["command"] in page
+    assert (
+        "no difference shown" in page
+        and "better with real + 1x synthetic" in page
+        and metrics["made"]["command"] in page
+    )
 
 
 def test_the_page_needs_nothing_but_itself(page):
@@ -98,6 +103,15 @@ def test_a_folder_without_a_sound_evaluation_is_refused(tmp_path, content):
 def test_a_missing_results_file_is_named(evaluation, tmp_path):
     with pytest.raises(UserError, match="gone.json"):
         changed(evaluation, tmp_path, lambda metrics: metrics.update(utility="gone.json"))
+
+
+def test_usefulness_is_drawn_by_ratio_and_by_share():
+    text = utility_section(results())
+    labels = re.findall(r'class="chart" role="img" aria-label="(.*?)"', text)
+    assert labels[0].endswith("synthetic, none: 86.1%; synthetic, 1×: 87.4%; synthetic, 2×: 87.9%")
+    assert labels[1].endswith("real, 100 %: 86.1%; real + 1x synthetic, 10 %: 73.1%; real + 1x synthetic, 100 %: 87.4%")
+    assert text.count("<circle") == 3 + 4 + 2  # and two in the legend
+    assert "real + 1x synthetic · 10 % of real" in text and "Left out with 100% of the real pictures" in text
 
 
 def test_the_floor_is_compared_at_its_own_n():

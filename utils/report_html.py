@@ -155,7 +155,8 @@ def making_section(metrics: dict) -> str:
         if one.get("how"):
             sizes = f" n\u00a0=\u00a0{one['n']:,}." if isinstance(one.get("n"), int) else ""
             encoder = f" · {one['encoder']}" if one.get("encoder") else ""
-            entries += f"<dt>{escape(one['name'] + encoder)}</dt><dd>{escape(one['how'])}{sizes}</dd>"
+            how = f"{one['how'][:1].upper()}{one['how'][1:].rstrip('.')}.{sizes}"
+            entries += f"<dt>{escape(one['name'] + encoder)}</dt><dd>{escape(how)}</dd>"
     facts = ""
     for key, value in metrics.get("made", {}).items():
         if value is None:

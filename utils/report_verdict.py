@@ -32,7 +32,7 @@ def against_floor(figure: dict) -> tuple[str, str]:
     """(what the floor says of a figure, its colour).
 
     A figure that n biases is known at the floor's own n, and the floor's ends are where another set of real photos
-    would fall 95 times in 100. Where it is not, the floor is the real set's own figure, and their difference has an interval.
+    would fall 95 times in 100. Else the floor is the real set's own figure, and their difference has an interval.
     """
     floor, better = figure["floor"], figure.get("better")
     if figure.get("at_floor_n") is not None:
@@ -106,12 +106,5 @@ def _failures(failures: list[dict]) -> list[str]:
 
 
 def _utility(utility: dict | None) -> list[str]:
-    """How often synthetic pictures, added to real ones, made a better classifier: all comparisons, not the best one."""
-    mixed = {arm["name"] for arm in (utility or {}).get("arms", []) if arm["real_share"] and arm["synthetic_ratio"]}
-    found = [one for one in (utility or {}).get("comparisons", []) if one["metric"] == "accuracy"]
-    words = [one["verdict"] for one in found if one["second"] in mixed]
-    if not words:
-        return []
-    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(("better", "worse", *words)) if word in words]
-    said = f"Synthetic pictures added to real ones: of {counted(len(words), 'comparison')} of a classifier’s accuracy"
-    return [f"{said}, {', '.join(counts)}."]
+    """What train_classifier.py found, in its own words."""
+    return [f"Use for a classifier, {line}." for line in (utility or {}).get("verdict", [])]
