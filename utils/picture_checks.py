@@ -136,21 +136,35 @@ def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--cl
     return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 
 
-def clip_scores(clip: Clip, pictures: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
-    """For each picture with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that.
-
-    A text that is too long is cut before its end token, from which CLIP takes the text's meaning.
-    """
+def embed_texts(clip: Clip, texts: list[str]) -> np.ndarray:
+    """What CLIP makes of texts. One that is too long is cut before its end token, which carries the text's meaning."""
     import torch
 
     limit = clip.model.config.text_config.max_position_embeddings
+    words = clip.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    words = words.to(clip.model.device)
+    with torch.inference_mode():
+        found = clip.model.get_text_features(input_ids=words.input_ids, attention_mask=words.attention_mask)
+    return found.pooler_output.cpu().numpy()
+
+
+def embed_pictures(clip: Clip, pictures: list[Image.Image]) -> np.ndarray:
+    import torch
+
+    pixels = clip.processor(pictures, return_tensors="pt").pixel_values.to(clip.model.device)
+    with torch.inference_mode():
+        return clip.model.get_image_features(pixels).pooler_output.cpu().numpy()
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each row of one with the same row of the other."""
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def clip_scores(clip: Clip, pictures: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
+    """For each picture with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that."""
     scores = []
     for start in range(0, len(pictures), batch):
         part = slice(start, start + batch)
-        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        words = clip.tokenizer(texts[part], **options).to(clip.model.device)
-        pixels = clip.processor(pictures[part], return_tensors="pt").pixel_values.to(clip.model.device)
-        with torch.no_grad():
-            found = clip.model(input_ids=words.input_ids, attention_mask=words.attention_mask, pixel_values=pixels)
-        scores += (100 * (found.image_embeds * found.text_embeds).sum(1)).tolist()
+        scores += (100 * cosines(embed_pictures(clip, pictures[part]), embed_texts(clip, texts[part]))).tolist()
     return scores
