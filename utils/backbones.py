@@ -1,0 +1,49 @@
+"""A classifier of transformers that sees product pictures as its backbone was taught to; torchvision is not needed."""
+
+import torch
+from torch import nn
+
+from utils.cli import UserError
+from utils.hub import hub_failure
+
+
+def read_backbone(source: str) -> dict:
+    """How a transformers model wants its pictures: {"side", "mean", "std"}; no weights are read."""
+    from transformers import AutoConfig, BaseImageProcessor  # here: the CNN needs neither
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        wants, _ = BaseImageProcessor.get_image_processor_dict(source)
+    except (OSError, ValueError) as error:
+        raise backbone_error(source, error) from error
+    size = wants.get("crop_size") or wants.get("size") or getattr(config, "image_size", 224)
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return {"side": int(size), "mean": wants.get("image_mean", [0.5] * 3), "std": wants.get("image_std", [0.5] * 3)}
+
+
+def backbone_error(source: str, error: Exception) -> UserError:
+    return UserError(
+        f"--pretrained_model_name_or_path {source}: can't be loaded ({hub_failure(error)}); give a hub id or a folder "
+        "of a transformers image model with config.json, preprocessor_config.json and model.safetensors"
+    )
+
+
+class Backbone(nn.Module):
+    """A transformers classifier that takes pixels in -1 … 1 and gives logits, as the small CNN does."""
+
+    def __init__(self, source: str, classes: int, mean: list[float], std: list[float]):
+        from transformers import AutoModelForImageClassification
+
+        super().__init__()
+        try:
+            self.model = AutoModelForImageClassification.from_pretrained(
+                source, num_labels=classes, ignore_mismatched_sizes=True, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise backbone_error(source, error) from error
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=(pixels / 2 + 0.5 - self.mean) / self.std).logits
