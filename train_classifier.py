@@ -77,7 +77,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("training, the same for every arm")
     group.add_argument("--seeds", type=positive, default=5, help="trainings of each arm; fewer than 5 say little")
     group.add_argument("--seed", type=seed_number, default=0, help="the first of them")
-    group.add_argument("--max_train_steps", type=positive, default=400, help="optimizer steps of each training")
+    group.add_argument("--max_train_steps", type=positive, default=300, help="optimizer steps of each training")
     group.add_argument("--train_batch_size", type=positive, default=64, help="pictures a step")
     group.add_argument("--learning_rate", type=above_zero, help="the highest; default: 3e-3, or 1e-4 for finetune")
     group.add_argument("--weight_decay", type=float, default=0.05, help="of AdamW")
@@ -167,11 +167,12 @@ def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Dat
 
 
 def small_cnn(classes: int) -> nn.Module:
-    """Four convolutions that halve the side, the mean over what is left, one layer."""
-    layers, widths = [], (3, 16, 32, 64, 128)
+    """Patches of 4 x 4 pixels, two convolutions that halve the side, the mean over what is left, one layer."""
+    layers, widths = [nn.Conv2d(3, 32, 4, stride=4, bias=False), nn.BatchNorm2d(32), nn.ReLU()], (32, 64, 128)
     for narrow, wide in zip(widths, widths[1:]):
         layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    return model.to(memory_format=torch.channels_last)  # as augment() leaves the pictures: a tenth faster on a CPU
 
 
 def make_builder(args, classes: int) -> tuple[Callable[[], nn.Module], int]:
