@@ -129,7 +129,7 @@ class Data(NamedTuple):
 def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Data:
     """The labelled pictures, not yet opened."""
     names = ["synthetic"] if len(synthetic) == 1 else [one.name for one in synthetic]
-    if len({*names, "train", "test"}) < len(names) + 2:  # folders of one name, or of a name that is taken
+    if len({*names, "real", "train", "test"}) < len(names) + 3:  # folders of one name, or of a name that is taken
         names = [str(one) for one in synthetic]
     if len({*names}) < len(names):
         raise UserError(f"--synthetic {' '.join(names)}: the same set twice; name each once")
@@ -148,8 +148,8 @@ def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Dat
     classes, lines = labelled.choose_classes(labels["train"], labels["test"], least)
     if len(classes) < 2:
         raise UserError(
-            f"--target {target}: {cli.counted(len(classes), 'class')} with --min_per_class {least} real pictures to "
-            f"train and to test, and two are needed; lower it, or choose another column ({'; '.join(lines)})"
+            f"--target {target}: {'1 value has' if classes else '0 values have'} --min_per_class {least} real pictures "
+            f"to train and to test, and two are needed; lower it, or choose another column ({'; '.join(lines)})"
         )
     parts = {}
     for name in places:

@@ -1,5 +1,7 @@
 """A classifier of transformers that sees product pictures as its backbone was taught to; torchvision is not needed."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -11,6 +13,8 @@ def read_backbone(source: str) -> dict:
     """How a transformers model wants its pictures: {"side", "mean", "std"}; no weights are read."""
     from transformers import AutoConfig, BaseImageProcessor  # here: the CNN needs neither
 
+    if not Path(source).is_dir() and source.count("/") != 1:
+        raise UserError(f"--pretrained_model_name_or_path {source}: no such folder, and not a hub id (owner/name)")
     try:
         config = AutoConfig.from_pretrained(source)
         wants, _ = BaseImageProcessor.get_image_processor_dict(source)

@@ -89,18 +89,27 @@ def compare(pairs: list[tuple[dict, dict, dict[str, np.ndarray], dict[str, np.nd
 
 
 def verdict_lines(comparisons: list[dict], shares: Sequence[float]) -> list[str]:
-    """The answer in words, for each share of the real pictures."""
-    lines = []
+    """The answer in words, by accuracy: for each share of the real pictures, then for synthetic ones alone."""
+    lines, tested = [], [one for one in comparisons if one["metric"] == "accuracy"]
+    helped = [one for one in tested if one["first"] == "real" and one["second"].startswith("real + ")]
     for share in shares:
-        here = [one for one in comparisons if one["real_share"] == share and one["metric"] == "accuracy"]
-        here = [one for one in here if one["first"] == "real" and one["second"].startswith("real + ")]
         parts = []
         for word in ("better", "worse"):
-            shown = sorted((one for one in here if one["verdict"] == word), key=lambda one: -abs(one["difference"]))
-            parts += [f"{word} with {', '.join(map(_tell, shown))}"] if shown else []
+            shown = [one for one in helped if one["real_share"] == share and one["verdict"] == word]
+            shown.sort(key=lambda one: -abs(one["difference"]))
+            told = ", ".join(f"{one['second']} {_tell(one)}" for one in shown)
+            parts += [f"{word} with {told}"] if shown else []
         lines.append(f"with {share:.0%} of the real pictures: {'; '.join(parts) or NO_DIFFERENCE}")
+    for one in tested:
+        if one["first"] != "real":
+            what = f"{one['second']} against {one['first']}, with {one['real_share']:.0%} of the real pictures"
+        elif one not in helped and one["real_share"] == max(shares):
+            what = f"{one['second']} alone against {one['real_share']:.0%} of the real pictures"
+        else:
+            continue
+        lines.append(f"{what}: {one['verdict']} {_tell(one)}")
     return lines
 
 
 def _tell(one: dict) -> str:
-    return f"{one['second']} (accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f})"
+    return f"(accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f})"
