@@ -181,7 +181,13 @@ def make_builder(args, classes: int) -> tuple[Callable[[], nn.Module], int]:
         return lambda: small_cnn(classes), args.resolution
     source = args.pretrained_model_name_or_path
     wants = backbones.read_backbone(source)
-    return lambda: backbones.Backbone(source, classes, wants["mean"], wants["std"]), args.resolution or wants["side"]
+    side = args.resolution or wants["side"]
+
+    def build() -> nn.Module:
+        return backbones.Backbone(source, classes, wants["mean"], wants["std"])
+
+    backbones.check_side(source, build(), side)
+    return build, side
 
 
 def load_inputs(args, parts: dict[str, Part], classes: int, device: torch.device) -> tuple[torch.Tensor, Callable]:
@@ -233,12 +239,15 @@ def train_once(
         optimizer.zero_grad()
         if step >= steps - max(1, steps // 10):
             losses.append(loss.detach())
+    last = torch.stack(losses).mean().item()
+    if not math.isfinite(last):
+        raise UserError(f"--learning_rate {rate:g}: the loss is not finite any more; lower it, or --mixed_precision no")
     model.eval()
     predicted = []
     with torch.inference_mode(), torch.autocast(device.type, precision.dtype, half):
         for members in test.split(256):
             predicted += model(as_input(inputs[members].to(device))).argmax(1).tolist()
-    return predicted, torch.stack(losses).mean().item()
+    return predicted, last
 
 
 def choose_pictures(arm: labelled.Arm, parts: dict[str, Part], seed: int) -> torch.Tensor:

@@ -181,7 +181,13 @@ def test_damaged_pictures_and_labels_of_another_spelling_are_told(sets, tmp_path
 
 
 def test_the_probe_and_a_transformers_backbone_learn_too(sets, tmp_path):
-    from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
+    from transformers import (
+        ResNetConfig,
+        ResNetForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessorPil,
+    )
 
     short = ["--seeds", "2", "--real_shares", "1", "--synthetic_ratios", "--max_train_steps", "40"]
     args = ["--model", "probe", "--encoder", "demo", "--learning_rate", "0.01"]
@@ -201,6 +207,13 @@ def test_the_probe_and_a_transformers_backbone_learn_too(sets, tmp_path):
     ]
     results = run(sets, tmp_path / "finetune", *args, *short, resolution=())
     assert arm(results, "real", 1.0)["accuracy_interval"][0] > 0.6
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(**sizes, image_size=32, patch_size=8)  # which sees one size only
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    args = ["--model", "finetune", "--pretrained_model_name_or_path", str(tmp_path / "vit"), "--resolution", "48"]
+    with pytest.raises(UserError, match="--resolution 48: .*can't see pictures of that side"):
+        run(sets, tmp_path / "other", *args, *short)
 
 
 def test_subsets_are_nested_stratified_and_seeded():

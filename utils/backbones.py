@@ -23,7 +23,8 @@ def read_backbone(source: str) -> dict:
     size = wants.get("crop_size") or wants.get("size") or getattr(config, "image_size", 224)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
-    return {"side": int(size), "mean": wants.get("image_mean", [0.5] * 3), "std": wants.get("image_std", [0.5] * 3)}
+    mean, std = (wants.get(key) or [0.5] * 3 for key in ("image_mean", "image_std"))
+    return {"side": int(size), "mean": mean, "std": std}
 
 
 def backbone_error(source: str, error: Exception) -> UserError:
@@ -37,9 +38,11 @@ class Backbone(nn.Module):
     """A transformers classifier that takes pixels in -1 … 1 and gives logits, as the small CNN does."""
 
     def __init__(self, source: str, classes: int, mean: list[float], std: list[float]):
-        from transformers import AutoModelForImageClassification
+        from transformers import AutoModelForImageClassification, logging
 
         super().__init__()
+        logging.set_verbosity_error()  # it would tell with every training that the last layer is new
+        logging.disable_progress_bar()
         try:
             self.model = AutoModelForImageClassification.from_pretrained(
                 source, num_labels=classes, ignore_mismatched_sizes=True, use_safetensors=True
@@ -51,3 +54,15 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values=(pixels / 2 + 0.5 - self.mean) / self.std).logits
+
+
+def check_side(source: str, model: nn.Module, side: int) -> None:
+    """An error where the model can't see pictures of that side; told before any is decoded."""
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, side, side))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--resolution {side}: {source} can't see pictures of that side ({' '.join(str(error).split())[:200]}); "
+            "leave the flag out for the model's own"
+        ) from error
