@@ -151,7 +151,9 @@ def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Dat
             f"--target {target}: {'1 value has' if classes else '0 values have'} --min_per_class {least} real pictures "
             f"to train and to test, and two are needed; lower it, or choose another column ({'; '.join(lines)})"
         )
-    parts = {}
+    parts, spelling = {}, {name.casefold(): name for name in classes}
+    for name in names:  # a prompt may have said "red" where the catalogue says "Red"
+        labels[name] = [one if one in classes else spelling.get((one or "").casefold(), one) for one in labels[name]]
     for name in places:
         kept = [i for i, label in enumerate(labels[name]) if label in classes]
         if name in names:

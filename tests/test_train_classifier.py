@@ -36,6 +36,8 @@ def sets(tmp_path_factory):
     draw_set(root / "real" / "train", 0, 40)
     draw_set(root / "real" / "test", 100, 28)
     shutil.copytree(draw_set(root / "synthetic", 200, 52), root / "wrong")
+    path = root / "synthetic" / "metadata.jsonl"  # in lower case, as a prompt has it
+    path.write_text(path.read_text().replace('"colour": "Red"', '"colour": "red"'))
     path = root / "wrong" / "metadata.jsonl"  # every label is another's
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for one in lines:
@@ -94,6 +96,7 @@ def test_all_arms_make_equal_steps_with_the_same_seeds_and_every_figure_has_its_
     out, results = finished
     assert {(step,) for one in results["arms"] for step in one["steps"]} == {(12,)}
     assert {tuple(one["seeds"]) for one in results["arms"]} == {(0, 1, 2, 3, 4)}
+    assert arm(results, "synthetic", 0.0)["n_synthetic"] == 52 and not results["left_out"]
     for one in results["arms"]:
         for metric in ("accuracy", "macro_f1"):
             value, low, high = one[f"{metric}_interval"]
