@@ -15,12 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import adherence, cli, devices, evaluation, failures, features, picture_measures, runs, targets
+from utils import (
+    adherence,
+    cli,
+    compare_page,
+    devices,
+    evaluation,
+    failures,
+    features,
+    human_study,
+    picture_measures,
+    runs,
+    targets,
+)
 from utils.cli import UserError
 from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores
 from utils.picture_sets import read_pictures
+from utils.report_html import read_evaluation, write_report
 
 logger = logging.getLogger("evaluate")
 SHOWN = 24  # pictures of a kind in the report
@@ -97,8 +110,6 @@ def check_folder(args, out: Path) -> None:
         raise UserError(f"--output_dir {out}: is a file; name a folder")
     if not (out / "metrics.json").is_file() or args.overwrite:
         return
-    from utils.report_html import read_evaluation
-
     was = read_evaluation(out).get("sets", {})
     for name in ("real", "train", "generated"):
         before, now = was.get(name, {}).get("path"), getattr(args, name)
@@ -139,11 +150,13 @@ def judge_adherence(args, encoder, rows: dict, sets: dict) -> tuple[list[dict], 
         real_seen = adherence.read_off(encoder, rows["real"], real, key, values)
         hits = adherence.attribute_hits(generated, seen, key)
         real_hits = adherence.attribute_hits(real, real_seen, key)
-        figures.append(adherence.accuracy_figure(encoder.name, key, hits, real_hits, len(values)))
-        splits["attribute_accuracy"][key] = adherence.split_means(generated, hits, key)
+        able = adherence.can_judge(real_hits, real, key)
+        figures.append(adherence.accuracy_figure(encoder.name, key, hits, real_hits, len(values), able))
+        if able:
+            splits["attribute_accuracy"][key] = adherence.split_means(generated, hits, key)
         if not np.isnan(scores).all():
             splits["clip_score"][key] = adherence.split_means(generated, scores, key)
-        sure = (~np.isnan(real_hits)).any() and np.nanmean(real_hits) >= SURE
+        sure = able and np.nanmean(real_hits) >= SURE
         shares[key] = adherence.shares(real, generated, key, *((seen, real_seen) if sure else (None, None)))
     return figures, splits, shares, scores
 
@@ -301,22 +314,17 @@ def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[di
 def study_or_compare(args) -> int:
     """The two tasks that stand alone."""
     if args.compare:
-        from utils import report_compare
-
-        print(report_compare.write_comparison(args.output_dir, args.compare))
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        print(compare_page.write_comparison(args.compare, args.output_dir / "comparison.html"))
         return 0
-    from utils import human_study
-
-    real, generated = (
-        [one["path"] for one in read_pictures(getattr(args, n), f"--{n}")] for n in ("real", "generated")
-    )
+    real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
     print(human_study.write_study(args.output_dir, real, generated, args.human_study, args.seed))
     return 0
 
 
 def main(args) -> int:
     began = time.monotonic()
-    if args.compare or args.human_study:
+    if args.compare or args.human_study is not None:
         return study_or_compare(args)
     accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
     is_main, out = accelerator.is_main_process, args.output_dir
@@ -325,6 +333,11 @@ def main(args) -> int:
         targets.check_target(words, list(sources), known_figures())
     sets = {n: read_pictures(getattr(args, n), f"--{n}") for n in ("real", "train", "generated") if getattr(args, n)}
     check_folder(args, out)
+    human = human_study.merge_ratings(out / "study_key.json", args.ratings) if args.ratings else None
+    if args.utility and not (args.utility / "results.json").is_file():
+        raise UserError(
+            f"--utility {args.utility}: no results.json there; give the folder that train_classifier.py made"
+        )
     if is_main:
         cli.show_settings(args)
         for name, records in sets.items():
@@ -365,13 +378,9 @@ def main(args) -> int:
     }
     metrics["sets"]["generated"]["unreadable"] = counts["generated"] - len(sets["generated"])
     if args.ratings:
-        from utils import human_study
-
-        metrics["human"] = human_study.merge_ratings(args.ratings)
+        metrics["human"] = human
     if args.utility:
         metrics["utility"] = relative(args.utility / "results.json", out)
-    from utils.report_html import write_report
-
     write_json(out / "metrics.json", metrics)
     report = write_report(out)
     print(summarise(metrics))

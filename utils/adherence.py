@@ -129,12 +129,24 @@ def attribute_hits(records: list[dict], seen: list[str], key: str) -> np.ndarray
     return np.array([np.nan if not one.get(key) else float(value == one[key]) for one, value in zip(records, seen)])
 
 
-def accuracy_figure(name: str, key: str, hits: np.ndarray, real_hits: np.ndarray, values: int) -> dict:
+def can_judge(hits: np.ndarray, records: list[dict], key: str) -> bool:
+    """Whether CLIP reads an attribute off real pictures more often right than by naming always the most frequent."""
+    labels = Counter(one[key] for one in records if one.get(key))
+    known = hits[~np.isnan(hits)]
+    if len(known) < FEWEST:
+        return False
+    return intervals.wilson(int(known.sum()), len(known))[1] > labels.most_common(1)[0][1] / len(known)
+
+
+def accuracy_figure(name: str, key: str, hits: np.ndarray, real_hits: np.ndarray, values: int, able: bool) -> dict:
     blank = evaluation.figure(
         f"{key}_accuracy", "adherence", f"Asked {key} is what CLIP sees", "higher", "%",
         f"share of pictures that CLIP finds most like `{phrase(key, '…', '…')}` with the value asked for, of {values}; "
         f"guessing gives about {1 / values:.0%}; the floor is the real pictures' own", name,
     )  # fmt: skip
+    if not able:
+        right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"
+        return evaluation.refused(blank, f"{name} reads {right} the real pictures' {key} right: it can't judge this")
     try:
         return evaluation.fill(blank, mean_share(hits), _floor(mean_share, real_hits))
     except UserError as error:
@@ -146,7 +158,7 @@ def shares(
 ) -> list[dict]:
     """Of each value: its share of the real set by its labels, of the generated set, and of what was asked for (plan).
 
-    The generated set's by what CLIP sees, if `seen` is given (`by: clip`; `real_seen`: the real set's so), else by labels.
+    The generated set's by what CLIP sees, if `seen` is given (then `real_seen` is the real set's), else by labels.
     """
 
     def count(values: list[str | None]) -> tuple[Counter, int]:
