@@ -12,11 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import write_safetensors
+from utils.files import file_sha256, write_safetensors
+from utils.parallel import thread_map
 
 SHARD_SECONDS = 30  # of work that a kill may lose
 
 logger = logging.getLogger(__name__)
+
+
+def content_keys(files: Sequence[Path], workers: int = 1) -> list[str]:
+    return list(thread_map(file_sha256, files, workers))
 
 
 def _checksum(keys: np.ndarray, rows: np.ndarray) -> str:

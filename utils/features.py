@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils import images, metrics
 from utils.cli import UserError, progress
-from utils.feature_cache import cached_rows
+from utils.feature_cache import cached_rows, content_keys
 from utils.files import file_sha256
 from utils.hub import hub_failure
 from utils.parallel import thread_map
@@ -167,11 +167,17 @@ def _open(encoder: Encoder, path: Path) -> np.ndarray:
 
 
 def image_features(
-    encoder: Encoder, files: Sequence[Path], cache: Path | None, batch_size: int = 32, workers: int = 1
+    encoder: Encoder,
+    files: Sequence[Path],
+    cache: Path | None,
+    batch_size: int = 32,
+    workers: int = 1,
+    keys: Sequence[str] | None = None,
 ) -> np.ndarray:
     """float32 (n, size), rows in the files' order; `workers` threads decode while the model works.
 
-    `cache` is a folder that encoders share. Where a feature is not a number, the error names the file.
+    `cache` is a folder that encoders share; `keys` are the files' sha256, where one has them already. Where a feature
+    is not a number, the error names the file.
     """
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
@@ -185,7 +191,7 @@ def image_features(
             yield rows
         bar.close()
 
-    keys = list(thread_map(file_sha256, files, workers))
+    keys = keys or content_keys(files, workers)
     folder = cache / f"{encoder.name}-{encoder.fingerprint[:16]}" if cache else None
     return cached_rows(folder, keys, encoder.size, compute)
 

@@ -65,6 +65,41 @@ def around(value: float, errors: np.ndarray) -> tuple[float, float, float]:
     return float(value), float(value - reach), float(value + reach)
 
 
+def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[float, float, float]:
+    """A weighted sum of the means of tables, and an interval for other raters and other items.
+
+    parts: (raters by items, weight); NaN where one did not rate. The same raters (rows) in all, other items in each: a
+    difference has the weights 1 and -1. The variances of the raters' means and of the items' means are added (both hold
+    what is left to chance, so the interval is a little wide), with Satterthwaite's degrees of freedom. In simulation a
+    difference's holds the truth 97 to 99 times in 100, a mean's 94 to 99 from 5 raters on, of 2 raters who differ much
+    89. With one rater it is for other items only. Where nothing varies it is Wilson's for shares, over the items.
+    """
+    value, by_rater, spreads = 0.0, 0.0, []
+    for table, weight in parts:
+        given = ~np.isnan(table)
+        table = table[:, given.any(0)]
+        items = np.nanmean(table, 0)
+        if len(items) < 2:
+            raise UserError(f"an interval of ratings: needs at least 2 items, found {len(items)}")
+        value += weight * float(items.mean())
+        # A rater's mean of what they rated, beside what all gave those same items.
+        rows = [
+            float((row - items)[~np.isnan(row)].mean()) if given[i].any() else np.nan for i, row in enumerate(table)
+        ]
+        by_rater = by_rater + weight * np.array(rows)
+        spreads.append((weight**2 * items.var(ddof=1) / len(items), len(items) - 1))
+    raters = by_rater[~np.isnan(by_rater)]
+    if len(raters) > 1:
+        spreads.append((raters.var(ddof=1) / len(raters), len(raters) - 1))
+    total = sum(spread for spread, _ in spreads)
+    if total < 1e-24:
+        half = max(abs(weight) for _, weight in parts) * wilson(0, sum(table.shape[1] for table, _ in parts))[2]
+    else:
+        freedom = total**2 / sum(spread**2 / degrees for spread, degrees in spreads)
+        half = float(special.stdtrit(freedom, 0.5 + LEVEL / 2)) * math.sqrt(total)
+    return value, value - half, value + half
+
+
 def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict:
     """Is `second` other than `first`, both measured with the same seeds? The mean difference and two tests.
 

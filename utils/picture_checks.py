@@ -98,11 +98,17 @@ def nearest(index: NearIndex, picture: Image.Image) -> tuple[str, int, float]:
 
     Mirrored too, since a model trained with flips copies its pictures mirrored as well.
     """
+    views = (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return nearest_look(index, [(images.perceptual_hash(view), images.colour_thumb(view)) for view in views])
+
+
+def nearest_look(index: NearIndex, looks: list[tuple[np.ndarray, np.ndarray]]) -> tuple[str, int, float]:
+    """The same, from the hash and the colours of each view."""
     best = (np.inf, "", 0, 0.0)
-    for view in (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
-        bits = np.bitwise_count(index.hashes ^ images.perceptual_hash(view)).sum(1, dtype=np.intp)
+    for code, thumb in looks:
+        bits = np.bitwise_count(index.hashes ^ code).sum(1, dtype=np.intp)
         few = np.argsort(bits, kind="stable")[:256]  # colours of those alone: a whole catalogue's would take long
-        colour = np.abs(index.thumbs[few].astype(np.int16) - images.colour_thumb(view)).mean(1)
+        colour = np.abs(index.thumbs[few].astype(np.int16) - thumb).mean(1)
         unlike = np.maximum(bits[few] / NEAR_BITS, colour / NEAR_COLOUR)
         at = int(unlike.argmin())
         best = min(best, (float(unlike[at]), index.ids[few[at]], int(bits[few[at]]), round(float(colour[at]), 2)))
