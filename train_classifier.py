@@ -4,7 +4,7 @@ Every training makes equally many steps; each is kept as soon as it is done, and
 
     python train_classifier.py --real data/casual_shoes --synthetic data/synthetic/casual_shoes --target baseColour
     python train_classifier.py --real data/x --synthetic data/a data/b --target gender --model probe
-    accelerate launch --num_processes 2 train_classifier.py --config recipe.yaml
+    accelerate launch --config_file accelerate_configs/cpu_2proc.yaml train_classifier.py --config recipe.yaml
 """
 
 import argparse

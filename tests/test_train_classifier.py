@@ -11,7 +11,7 @@ import torch
 
 import train_classifier
 from demo.shoes import draw_shoe
-from utils import classifier_scores, labelled, runs
+from utils import classifier_scores, labelled, report_utility, runs
 from utils.cli import UserError
 
 COLOURS = ("Red", "Blue", "Green", "White")
@@ -104,6 +104,14 @@ def test_all_arms_make_equal_steps_with_the_same_seeds_and_every_figure_has_its_
             assert len(one[metric]) == 5 and value == pytest.approx(np.mean(one[metric]))
     assert results["classes"] == sorted(COLOURS) and results["made"]["command"]
     assert (out / "curves.png").stat().st_size > 5000
+
+
+def test_the_report_of_an_evaluation_shows_its_results(finished):
+    out, results = finished
+    section = report_utility.utility_section(report_utility.read_utility(str(out), out))
+    for one in results["comparisons"]:
+        share = f", {one['real_share']:.0%} of real".replace("%", " %") if one["real_share"] else ""
+        assert f"{one['second']}, against {one['first']}{share}</th>" in section
 
 
 def test_the_same_command_trains_nothing_more_and_more_seeds_only_those(sets, tmp_path, capsys):

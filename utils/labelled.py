@@ -73,7 +73,7 @@ def plan_arms(
     lines = []
     for share in shares:
         n_real = len(real_part(real, share, 0))
-        arms.append(Arm("real", share, None, 0, n_real, 0))
+        arms.append(Arm("real", share, None, 0.0, n_real, 0))
         for name, n in sets.items():
             arms.append(Arm(f"real + {name}", share, name, n / n_real, n_real, n))
             for ratio in ratios:

@@ -49,18 +49,17 @@ def _ratio_curve(arms: list[dict]) -> str:
 
 
 def _share_curves(arms: list[dict]) -> str:
-    """Accuracy against the share of the real pictures in use; one curve without synthetic pictures, one with."""
+    """Accuracy against the share of the real pictures in use; a curve for each kind of training set."""
     mixed = [arm for arm in arms if arm["real_share"] > 0]
     shares = sorted({arm["real_share"] for arm in mixed})
     low = [arm for arm in mixed if arm["real_share"] < 1]
     if not low:
         return ""
-    ratios = sorted({arm["synthetic_ratio"] for arm in low})
+    kinds_of_sets = list(dict.fromkeys(arm["name"] for arm in low))
     series, kinds = [], []
-    for ratio in ratios:
-        kind = "real" if ratio == 0 else f"generated run{1 + ratios.index(ratio)}" if len(ratios) > 2 else "generated"
-        name = "real pictures alone" if ratio == 0 else f"with {ratio:g} synthetic for each real one"
-        points = [_point(shares.index(arm["real_share"]), arm) for arm in mixed if arm["synthetic_ratio"] == ratio]
+    for number, name in enumerate(kinds_of_sets):
+        kind = "real" if name == "real" else f"generated run{1 + number % 5}" if len(kinds_of_sets) > 2 else "generated"
+        points = [_point(shares.index(arm["real_share"]), arm) for arm in mixed if arm["name"] == name]
         series.append({"name": name, "kind": kind, "points": points})
         kinds.append((kind, name))
     names = [f"{share * 100:g} %" for share in shares]
@@ -87,7 +86,8 @@ def _comparisons_table(comparisons: list[dict]) -> str:
     for one in comparisons:
         points = {"value": one["difference"] * 100, "low": one["low"] * 100, "high": one["high"] * 100}
         p = "" if one.get("p") is None else f"p = {one['p']:.2g}"
-        rows += f"<tr><th scope=row>{escape(one['second'])}, against {escape(one['first'])}</th>"
+        share = f", {one['real_share'] * 100:g} % of real" if one.get("real_share") else ""
+        rows += f"<tr><th scope=row>{escape(one['second'])}, against {escape(one['first'])}{share}</th>"
         rows += f"<td>{escape(one['metric'].replace('_', ' '))}</td><td>{value_html(points)}</td><td>{p}</td>"
         rows += f"<td class='state {states.get(one['verdict'], 'soft')}'>{escape(one['verdict'])}</td></tr>"
     head = "<thead><tr><th>Compared<th>Figure<th>Difference, points<th>Paired test<th>Verdict</tr></thead>"
@@ -101,7 +101,7 @@ def utility_section(results: dict | None) -> str:
     seeds = max((len(arm.get("seeds", [])) for arm in arms), default=0)
     intro = (
         f"A classifier ({results.get('model', 'model not named')}) of {results['target']}, tested on real photos; "
-        f"mean of {seeds} seeds, with 95 % intervals over the seeds."
+        f"mean of {seeds} seeds, 95 % intervals over seeds and test pictures."
     )
     parts = (
         _ratio_curve(arms),
