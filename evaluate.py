@@ -110,7 +110,11 @@ def check_folder(args, out: Path) -> None:
         raise UserError(f"--output_dir {out}: is a file; name a folder")
     if not (out / "metrics.json").is_file() or args.overwrite:
         return
-    was = read_evaluation(out).get("sets", {})
+    try:
+        was = read_evaluation(out).get("sets", {})
+    except UserError as error:  # damaged: there is nothing to lose
+        logger.warning("%s", error)
+        return
     for name in ("real", "train", "generated"):
         before, now = was.get(name, {}).get("path"), getattr(args, name)
         if before and now and before != str(now):
@@ -305,9 +309,10 @@ def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[di
                 rows[encoder.name][name] = features.image_features(
                     encoder, files, out, args.batch_size, args.num_workers, sums
                 )
-        accelerator.wait_for_everyone()
-        if share != slice(None) and rank:
-            break
+        if share != slice(None):
+            accelerator.wait_for_everyone()
+            if rank:
+                break
     return measures, rows
 
 

@@ -76,7 +76,12 @@ def _forward(function: Callable, device, batch: np.ndarray) -> np.ndarray:
 def _load_clip(name: str, source: str, device, flag: str) -> Encoder:
     from utils import models, picture_checks
 
-    clip = picture_checks.load_clip(source, device, flag)
+    try:
+        clip = picture_checks.load_clip(source, device, flag)
+    except UserError as error:
+        if error.__cause__ is None:  # no such folder
+            raise
+        raise UserError(unavailable(name, source, error.__cause__, flag)) from error
     facts = {"weights": models.fingerprint(clip.model), "transform": clip.processor.to_dict()}
     forward = functools.partial(_forward, lambda x: clip.model.get_image_features(x).pooler_output, device)
     texts = functools.partial(picture_checks.embed_texts, clip)
