@@ -22,19 +22,20 @@ from utils import cli
 
 def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tuple[str, str, Path]]:
     """(what it does, its command, what to look at)."""
-    names = ("catalogue", "dataset", "base_model.png", "lora", "synthetic")
-    paths = catalogue, dataset, grid, run, synthetic = [output_dir / name for name in names]
+    names = ("catalogue", "dataset", "base_model.png", "lora", "synthetic", "evaluation")
+    paths = catalogue, dataset, grid, run, synthetic, evaluation = [output_dir / name for name in names]
     at = {path: shlex.quote(os.path.relpath(path, ROOT)) for path in paths}  # the commands run in ROOT
     return [
         (
             "draw a catalogue",
-            f"demo/catalogue.py --output_dir {at[catalogue]} --num_images 1200 --size 128 --seed {seed}",
+            f"demo/catalogue.py --output_dir {at[catalogue]} --num_images 1800 --size 128 --seed {seed}",
             catalogue / "preview.png",
         ),
         (
             "prepare the casual shoes",
             f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --output_dir {at[dataset]} '
-            f"--resolution 128 --tokenizer demo --write_prompt_plan {images} --balance colour",
+            f"--resolution 128 --tokenizer demo --split_ratio 0.5 0.15 0.35 --write_prompt_plan {images} "
+            "--balance colour",
             dataset / "figures/samples.png",
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
@@ -50,6 +51,12 @@ def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tu
             f"--prompt_plan {at[dataset]}/prompt_plan.jsonl --num_inference_steps 20 --guidance_scale 3 "
             f"--batch_size 16 --output_dir {at[synthetic]} --seed {seed}",
             synthetic / "sheets/sheet-0001.jpg",
+        ),
+        (
+            "evaluate that set",
+            f"evaluate.py --real {at[dataset]}/test --train {at[dataset]}/train --generated {at[synthetic]} "
+            f"--encoders demo --output_dir {at[evaluation]} --seed {seed}",
+            evaluation / "report.html",
         ),
     ]
 
@@ -83,5 +90,5 @@ if __name__ == "__main__":
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made anew each time")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue and of the generated pictures")
     parser.add_argument("--train_steps", type=int, default=300, help="of the LoRA")
-    parser.add_argument("--num_images", type=int, default=48, help="to generate with it")
+    parser.add_argument("--num_images", type=int, default=112, help="to generate with it; a Fréchet distance needs 100")
     cli.run(main, cli.parse_args(parser))

@@ -20,7 +20,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_default_metavar_for_optional(self, action):
         """Of what kind a value is; argparse would say the flag's name again."""
-        kinds = {int: "N", float: "X", Path: "PATH", None: "TEXT"}
+        kinds = {int: "N", float: "X", Path: "PATH", None: "TEXT", mapped: "TEXT"}
         return kinds.get(action.type, "N" if "number" in (action.type.__doc__ or "") else "X")
 
     def _get_help_string(self, action):
@@ -43,6 +43,11 @@ class Parser(argparse.ArgumentParser):
 def counted(number: int, noun: str) -> str:
     """`1 pair`, `2,000 pairs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def mapped(word: str) -> str:
+    """The type of a list of words that a recipe may write as keys with values: `clip: folder` is `clip=folder`."""
+    return word
 
 
 def make_parser(doc: str) -> argparse.ArgumentParser:
@@ -95,6 +100,12 @@ def _as_words(action: argparse.Action, value) -> list[str]:
         return [flag] if value else negative[:1]
     if action.nargs == 0:
         raise ValueError(f"`{key}: {value}` must be true or false")
+    if (
+        isinstance(value, dict)
+        and action.type is mapped
+        and not any(isinstance(v, (dict, list)) for v in value.values())
+    ):
+        return [flag, *(f"{name}={one}" for name, one in value.items())]
     if isinstance(value, dict):
         raise ValueError(f"`{key}` holds nested keys; {flag} takes plain values")
     if not isinstance(value, list):

@@ -229,9 +229,12 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
 
 
-def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int]]) -> str | None:
-    """The palette's name for most of the object, its lowest 30 % (soles, shadow) left out; None if nothing is seen."""
-    mask = ndimage.binary_opening(differs_from_border(image))
+def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int]], threshold: int = 10) -> str | None:
+    """The palette's name for most of the object, its lowest 30 % (soles, shadow) left out; None if nothing is seen.
+
+    A higher threshold leaves out a photo's shadows, and of a white shoe on white all but its edges.
+    """
+    mask = ndimage.binary_opening(differs_from_border(image, threshold))
     rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return None

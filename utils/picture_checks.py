@@ -98,11 +98,17 @@ def nearest(index: NearIndex, picture: Image.Image) -> tuple[str, int, float]:
 
     Mirrored too, since a model trained with flips copies its pictures mirrored as well.
     """
+    views = (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    return nearest_look(index, [(images.perceptual_hash(view), images.colour_thumb(view)) for view in views])
+
+
+def nearest_look(index: NearIndex, looks: list[tuple[np.ndarray, np.ndarray]]) -> tuple[str, int, float]:
+    """The same, from the hash and the colours of each view."""
     best = (np.inf, "", 0, 0.0)
-    for view in (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
-        bits = np.bitwise_count(index.hashes ^ images.perceptual_hash(view)).sum(1, dtype=np.intp)
+    for code, thumb in looks:
+        bits = np.bitwise_count(index.hashes ^ code).sum(1, dtype=np.intp)
         few = np.argsort(bits, kind="stable")[:256]  # colours of those alone: a whole catalogue's would take long
-        colour = np.abs(index.thumbs[few].astype(np.int16) - images.colour_thumb(view)).mean(1)
+        colour = np.abs(index.thumbs[few].astype(np.int16) - thumb).mean(1)
         unlike = np.maximum(bits[few] / NEAR_BITS, colour / NEAR_COLOUR)
         at = int(unlike.argmin())
         best = min(best, (float(unlike[at]), index.ids[few[at]], int(bits[few[at]]), round(float(colour[at]), 2)))
@@ -136,21 +142,35 @@ def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--cl
     return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 
 
-def clip_scores(clip: Clip, pictures: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
-    """For each picture with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that.
-
-    A text that is too long is cut before its end token, from which CLIP takes the text's meaning.
-    """
+def embed_texts(clip: Clip, texts: list[str]) -> np.ndarray:
+    """What CLIP makes of texts. One that is too long is cut before its end token, which carries the text's meaning."""
     import torch
 
     limit = clip.model.config.text_config.max_position_embeddings
+    words = clip.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    words = words.to(clip.model.device)
+    with torch.inference_mode():
+        found = clip.model.get_text_features(input_ids=words.input_ids, attention_mask=words.attention_mask)
+    return found.pooler_output.cpu().numpy()
+
+
+def embed_pictures(clip: Clip, pictures: list[Image.Image]) -> np.ndarray:
+    import torch
+
+    pixels = clip.processor(pictures, return_tensors="pt").pixel_values.to(clip.model.device)
+    with torch.inference_mode():
+        return clip.model.get_image_features(pixels).pooler_output.cpu().numpy()
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each row of one with the same row of the other."""
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def clip_scores(clip: Clip, pictures: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
+    """For each picture with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that."""
     scores = []
     for start in range(0, len(pictures), batch):
         part = slice(start, start + batch)
-        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        words = clip.tokenizer(texts[part], **options).to(clip.model.device)
-        pixels = clip.processor(pictures[part], return_tensors="pt").pixel_values.to(clip.model.device)
-        with torch.no_grad():
-            found = clip.model(input_ids=words.input_ids, attention_mask=words.attention_mask, pixel_values=pixels)
-        scores += (100 * (found.image_embeds * found.text_embeds).sum(1)).tolist()
+        scores += (100 * cosines(embed_pictures(clip, pictures[part]), embed_texts(clip, texts[part]))).tolist()
     return scores

@@ -24,7 +24,7 @@ from utils.masking import mask_text
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 RUN_FILES = re.compile(
     r"checkpoint-\d+|best|validation|logs|trackers|metrics\.jsonl|loss_curve\.png|README\.md|(summary|environment)\.json|"
-    r"config\.yaml|[^/]+\.safetensors"
+    r"config\.yaml|[^/]+\.safetensors|results\.jsonl?|curves\.png"
 )
 
 
@@ -98,6 +98,11 @@ def read_settings(folder: Path) -> dict:
         ) from None
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a run in the folder has come so far that its settings bind: the LoRA's, or a series of trainings'."""
+    return any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl"))
+
+
 def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> None:
     """Make or enter a run folder, and lock it until this process ends.
 
@@ -118,7 +123,7 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
             )
         for old in folder.glob(".*.old"):
             recover_folder(folder / old.name[1:-4])
-        begun = any(folder.glob("checkpoint-*")) or (folder / "summary.json").exists()
+        begun = has_begun(folder)
         if overwrite or not begun:  # what a run left that had not come to its first checkpoint would be out of place
             _empty_folder(folder, config, settings.get("logging_dir"))
         if config.is_file():
@@ -138,7 +143,7 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
 def describe_run(folder: Path, settings: dict, free: Iterable[str]) -> str:
     """What the same command without --dry_run would find."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if not found and not (folder / "summary.json").exists():
+    if not has_begun(folder):
         return f"{folder}, a new one"
     changes = training_changes(read_settings(folder), settings, free)
     if changes:

@@ -1,0 +1,397 @@
+"""Is a generated set good, does it show what was asked, is it varied and new? Every figure with its 95 % interval.
+
+    python evaluate.py --real data/casual_shoes/test --train data/casual_shoes/train \\
+        --generated data/synthetic/casual_shoes --output_dir runs/casual_shoes/evaluation
+    python evaluate.py --real data/x/test --generated pictures --encoders demo --targets "clip_score>0.25" \\
+        "invalid<0.10" --fail_under_targets --output_dir runs/x/evaluation
+"""
+
+import argparse
+import datetime
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from utils import (
+    adherence,
+    cli,
+    compare_page,
+    devices,
+    evaluation,
+    failures,
+    features,
+    human_study,
+    picture_measures,
+    runs,
+    targets,
+)
+from utils.cli import UserError
+from utils.feature_cache import content_keys
+from utils.files import check_writable, write_json
+from utils.parallel import available_cores
+from utils.picture_sets import read_pictures
+from utils.report_html import read_evaluation, write_report
+
+logger = logging.getLogger("evaluate")
+SHOWN = 24  # pictures of a kind in the report
+SURE = 0.8  # an attribute is read off pictures by CLIP if it reads the real ones right at least so often
+COPY_JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are shown: the best at telling things apart
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = cli.make_parser(__doc__)
+    group = parser.add_argument_group("pictures: a split of a prepared dataset, what generate.py made, or any folder")
+    group.add_argument("--real", type=Path, metavar="DIR", help="real pictures that nothing was trained on")
+    group.add_argument("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
+    group.add_argument("--generated", type=Path, metavar="DIR", help="the set to judge")
+    group = parser.add_argument_group("figures")
+    group.add_argument(
+        "--encoders", nargs="+", type=cli.mapped, default=["clip", "dinov2"], metavar="NAME[=SOURCE]",
+        help=f"of {', '.join(features.NAMES)}; a hub id or folder after `=`; `none` for what needs no encoder",
+    )  # fmt: skip
+    group.add_argument("--inception", metavar="FILE|URL", help="the FID network as TorchScript; adds that encoder")
+    group.add_argument("--inception_sha256", default=features.INCEPTION_SHA256, help="what that file must have")
+    group.add_argument("--attributes", nargs="+", help="columns to split by and to check (default: article, colour …)")
+    group.add_argument("--resamples", type=int, default=1000, help="bootstraps for each interval")
+    group.add_argument("--seed", type=int, default=0, help="of bootstraps, halves, and the human study")
+    group = parser.add_argument_group("targets and reports")
+    group.add_argument(
+        "--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT",
+        help='what is asked for: "fid<50" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {fid: "<50"}`',
+    )  # fmt: skip
+    group.add_argument("--fail_under_targets", action="store_true", help="exit with 3 unless all are shown to be met")
+    group.add_argument("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
+    group.add_argument("--human_study", type=int, metavar="N", help="write a page to rate N pictures on, and stop")
+    group.add_argument("--ratings", type=Path, nargs="+", metavar="JSON", help="what raters downloaded from that page")
+    group.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="put these evaluations side by side")
+    group = parser.add_argument_group("work")
+    group.add_argument("--batch_size", type=int, default=32, help="pictures at once through an encoder")
+    group.add_argument("--num_workers", type=int, default=available_cores(), help="threads that decode pictures")
+    group.add_argument("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
+    group.add_argument("--overwrite", action="store_true", help="replace the evaluation of another set there")
+    args = cli.parse_args(parser, argv)
+    for name in ("resamples", "batch_size", "num_workers"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: must be 1 or more")
+    needed = ["output_dir"] if args.compare else ["real", "generated", "output_dir"]
+    if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
+        parser.error(f"{' and '.join(lacking)} must be given")
+    if args.fail_under_targets and not args.targets:
+        parser.error("--fail_under_targets: there are no --targets")
+    return args
+
+
+def read_encoders(words: list[str], inception: str | None) -> dict[str, str | None]:
+    """{name: where it is, if that was said}."""
+    if words == ["none"]:
+        return {"inception": inception} if inception else {}
+    sources = {}
+    for word in words:
+        name, _, source = word.partition("=")
+        if name not in features.NAMES:
+            raise UserError(f"--encoders {word}: no such encoder; choose among {', '.join(features.NAMES)}, or `none`")
+        sources[name] = source or None
+    return sources | ({"inception": inception} if inception else {})
+
+
+def known_figures() -> list[str]:
+    novelty = [*evaluation.NOVELTY, "near_copies"]
+    adhering = ["clip_score", "clip_score_lowest"]
+    return [*evaluation.QUALITY, *evaluation.DIVERSITY, *novelty, *adhering, *failures.LIMITS]
+
+
+def check_folder(args, out: Path) -> None:
+    """That what is there may be replaced: the same sets' earlier evaluation, or none."""
+    check_writable(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--output_dir {out}: is a file; name a folder")
+    if not (out / "metrics.json").is_file() or args.overwrite:
+        return
+    try:
+        was = read_evaluation(out).get("sets", {})
+    except UserError as error:  # damaged: there is nothing to lose
+        logger.warning("%s", error)
+        return
+    for name in ("real", "train", "generated"):
+        before, now = was.get(name, {}).get("path"), getattr(args, name)
+        if before and now and before != str(now):
+            raise UserError(
+                f"--output_dir {out}: holds an evaluation of --{name} {before}, now {now}; name another folder, or add "
+                "--overwrite"
+            )
+
+
+def describe(records: list[dict]) -> str:
+    texts = sum(bool(one["text"]) for one in records)
+    return f"{cli.counted(len(records), 'picture')}, {texts:,} with a text"
+
+
+def readable(name: str, records: list[dict], keys: list[str], rows: np.ndarray) -> tuple[list, list, np.ndarray]:
+    """Without the pictures that can't be read; of the generated set they are counted as invalid."""
+    good = rows[:, 0] != picture_measures.FAULTS.index("unreadable")
+    if not good.all():
+        bad = records[int(np.argmin(good))]["path"]
+        logger.warning("--%s: %s cannot be read (%s …)", name, cli.counted(int((~good).sum()), "picture"), bad)
+    if not good.any():
+        raise UserError(f"--{name}: not one of its {len(good)} pictures can be read")
+    kept = np.flatnonzero(good)
+    return [records[i] for i in kept], [keys[i] for i in kept], rows[kept]
+
+
+def judge_adherence(args, encoder, rows: dict, sets: dict) -> tuple[list[dict], dict, dict, np.ndarray]:
+    """Figures, splits and shares by attribute, and each picture's score."""
+    real, generated = sets["real"], sets["generated"]
+    scores = adherence.clip_scores(encoder, rows["generated"], generated)
+    real_scores = adherence.clip_scores(encoder, rows["real"], real)
+    figures = adherence.scores_figures(encoder.name, scores, real_scores, args.resamples, args.seed)
+    splits, shares = {"clip_score": {}, "attribute_accuracy": {}}, {}
+    for key in adherence.usable_attributes([real, generated], args.attributes):
+        values = sorted({one[key] for one in (*real, *generated) if one.get(key)})
+        seen = adherence.read_off(encoder, rows["generated"], generated, key, values)
+        real_seen = adherence.read_off(encoder, rows["real"], real, key, values)
+        hits = adherence.attribute_hits(generated, seen, key)
+        real_hits = adherence.attribute_hits(real, real_seen, key)
+        able = adherence.can_judge(real_hits, real, key)
+        figures.append(adherence.accuracy_figure(encoder.name, key, hits, real_hits, len(values), able))
+        if able:
+            splits["attribute_accuracy"][key] = adherence.split_means(generated, hits, key)
+        if not np.isnan(scores).all():
+            splits["clip_score"][key] = adherence.split_means(generated, scores, key)
+        sure = able and np.nanmean(real_hits) >= SURE
+        shares[key] = adherence.shares(real, generated, key, *((seen, real_seen) if sure else (None, None)))
+    return figures, splits, shares, scores
+
+
+def judge_looks(sets: dict, measures: dict) -> tuple[list[dict], list[dict]]:
+    """Near-copies by hash and colours, which need no encoder: the figure, and the pairs."""
+    blank = evaluation.figure(
+        "near_copies", "novelty", "Near-copies by look", "lower", "%",
+        "share that looks like a training picture or its mirror: of 256 bits of a perceptual hash 16 at most differ, "
+        "and the colours by 3 levels; the floor is the real test pictures' own",
+    )  # fmt: skip
+    ids = [str(i) for i in range(len(sets["train"]))]
+    found = picture_measures.find_look_alikes(ids, measures["train"], measures["generated"])
+    floor = picture_measures.find_look_alikes(ids, measures["train"], measures["real"])
+    one = evaluation.fill(
+        blank, evaluation.share([copy for _, copy in found]), evaluation.share([copy for _, copy in floor])
+    )
+    copies = [
+        {
+            "file": sets["generated"][i]["path"], "nearest": sets["train"][int(near)]["path"], "distance": None,
+            "limit": None, "suspected": True, "by": "look",
+        }
+        for i, (near, copy) in enumerate(found) if copy
+    ]  # fmt: skip
+    return [one], copies
+
+
+def list_neighbours(encoder: str, rows: dict, sets: dict, copies: dict) -> list[dict]:
+    """The generated pictures nearest to a training picture, suspected or not."""
+    from utils.metrics import nearest
+
+    distances, which = (column[:, 0] for column in nearest(rows["generated"], rows["train"]))
+    return [
+        {
+            "file": sets["generated"][i]["path"], "nearest": sets["train"][which[i]]["path"],
+            "distance": float(distances[i]), "limit": copies["threshold"],
+            "suspected": bool(distances[i] < copies["threshold"]), "by": encoder,
+        }
+        for i in distances.argsort(kind="stable")[:SHOWN]
+    ]  # fmt: skip
+
+
+def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[list[dict], list[dict]]:
+    """Figures and pairs; refused where the test pictures are training pictures, since they tell what is no copy."""
+    shared = set(keys["real"]) & set(keys["train"])
+    if shared:
+        raise UserError(
+            f"--real and --train share {cli.counted(len(shared), 'picture')}: what is near to a training picture is "
+            "judged by real pictures that are none; give two splits, or leave out --train"
+        )
+    figures, pairs = judge_looks(sets, measures)
+    for name in sorted(rows, key=COPY_JUDGES.index):
+        some, copies = evaluation.novelty(name, *(rows[name][part] for part in ("train", "real", "generated")))
+        figures += some
+        if copies and not any(pair["by"] != "look" for pair in pairs):
+            listed = list_neighbours(name, rows[name], sets, copies)
+            known = {pair["file"] for pair in listed}
+            pairs = listed + [pair for pair in pairs if pair["file"] not in known]
+    return figures, pairs[: 2 * SHOWN]
+
+
+def choose_pictures(records: list[dict], scores: np.ndarray | None) -> dict[str, list[dict]]:
+    """An even sample of the set, and those whose texts fit best and worst (of the lowest tenth, at most)."""
+    step = max(1, len(records) / SHOWN)
+    sample = [records[int(i * step)] for i in range(min(SHOWN, len(records)))]
+    found = {"sample": [{"file": one["path"], "text": one["text"]} for one in sample]}
+    if scores is not None and not np.isnan(scores).all():
+        order = [int(i) for i in scores.argsort(kind="stable") if not np.isnan(scores[i])]
+        tenth = order[: max(1, round(adherence.LOWEST * len(order)))]
+        for name, places in (("worst", tenth[:SHOWN]), ("best", order[::-1][: min(SHOWN // 2, len(order))])):
+            found[name] = [
+                {"file": records[i]["path"], "text": records[i]["text"], "score": float(scores[i])} for i in places
+            ]
+    return found
+
+
+def relative(value, out: Path):
+    """Every path in it as seen from the evaluation's folder, so that both can be moved together."""
+    if isinstance(value, Path):
+        return os.path.relpath(value.resolve(), out.resolve())
+    if isinstance(value, dict):
+        return {key: relative(one, out) for key, one in value.items()}
+    return [relative(one, out) for one in value] if isinstance(value, list) else value
+
+
+def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict) -> dict:
+    """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}."""
+    real, generated = sets["real"], sets["generated"]
+    figures, splits, shares, scores = [], {}, {}, None
+    for encoder in encoders:
+        pair = rows[encoder.name]["real"], rows[encoder.name]["generated"]
+        figures += evaluation.quality(encoder.name, *pair, args.resamples, args.seed)
+        figures += evaluation.variety(encoder.name, *pair, args.resamples, args.seed)
+        if encoder.embed_texts and scores is None:
+            some, splits, shares, scores = judge_adherence(args, encoder, rows[encoder.name], sets)
+            figures += some
+    if not shares:
+        for key in adherence.usable_attributes([real, generated], args.attributes):
+            shares[key] = adherence.shares(real, generated, key, None, None)
+    failed, listed = failures.judge(sets["all generated"], measures["all generated"], real, measures["real"])
+    figures += failed
+    colours = 1 - failures.find_failures(generated, measures["generated"])["wrong_colour"]
+    if by_colour := adherence.split_means(generated, colours, "colour"):
+        splits["colour_accuracy"] = {"colour": by_colour}
+    pictures = choose_pictures(generated, scores) | {"copies": [], "failures": listed}
+    if "train" in sets:
+        some, pictures["copies"] = judge_novelty(sets, keys, measures, rows)
+        figures += some
+    return {"figures": figures, "splits": splits, "shares": shares, "pictures": pictures}
+
+
+def summarise(metrics: dict) -> str:
+    """The figures as a text table, and the targets."""
+
+    def number(one: dict, key: str, scale: float) -> str:
+        return f"{scale * one[key]:.4g}"
+
+    lines = [f"{'figure':<40}{'value':>9}  {'95 % interval':<22}{'real':>8}"]
+    for one in metrics["figures"]:
+        name = f"{one['name']}, {one['encoder']}" if one["encoder"] else one["name"]
+        if one["value"] is None:
+            lines.append(f"{name:<40}  refused: {one['refused']}")
+            continue
+        scale = 100 if one["unit"] == "%" else 1
+        ends = f"{number(one, 'low', scale)} to {number(one, 'high', scale)}"
+        floor = number(one["floor"], "value", scale) if one["floor"] else ""
+        lines.append(f"{name:<40}{number(one, 'value', scale):>9}  {ends:<22}{floor:>8}  {one['unit']}")
+    words = {True: "met", False: "not met", None: "not shown"}
+    lines += [f"target {one['target']} {one['asked']}: {words[one['met']]}" for one in metrics["targets"]]
+    return "\n".join(lines)
+
+
+def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[dict, dict]:
+    """Measures and features of every set; several processes share the work and meet in the cache."""
+    out, rank, count = args.output_dir / "features", accelerator.process_index, accelerator.num_processes
+    for share in ([slice(rank, None, count)] if count > 1 else []) + [slice(None)]:
+        measures, rows = {}, {encoder.name: {} for encoder in encoders}
+        for name, records in sets.items():
+            files, sums = [one["path"] for one in records][share], keys[name][share]
+            if not files:
+                continue
+            measures[name] = picture_measures.measure_pictures(files, out, args.num_workers, sums)
+            good = measures[name][:, 0] != picture_measures.FAULTS.index("unreadable")
+            files, sums = ([one for one, kept in zip(part, good) if kept] for part in (files, sums))
+            for encoder in encoders:
+                rows[encoder.name][name] = features.image_features(
+                    encoder, files, out, args.batch_size, args.num_workers, sums
+                )
+        if share != slice(None):
+            accelerator.wait_for_everyone()
+            if rank:
+                break
+    return measures, rows
+
+
+def study_or_compare(args) -> int:
+    """The two tasks that stand alone."""
+    if args.compare:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        print(compare_page.write_comparison(args.compare, args.output_dir / "comparison.html"))
+        return 0
+    real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
+    print(human_study.write_study(args.output_dir, real, generated, args.human_study, args.seed))
+    return 0
+
+
+def main(args) -> int:
+    began = time.monotonic()
+    if args.compare or args.human_study is not None:
+        return study_or_compare(args)
+    accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
+    is_main, out = accelerator.is_main_process, args.output_dir
+    sources = read_encoders(args.encoders, args.inception)
+    for words in args.targets:
+        targets.check_target(words, list(sources), known_figures())
+    sets = {n: read_pictures(getattr(args, n), f"--{n}") for n in ("real", "train", "generated") if getattr(args, n)}
+    check_folder(args, out)
+    human = human_study.merge_ratings(out / "study_key.json", args.ratings) if args.ratings else None
+    if args.utility and not (args.utility / "results.json").is_file():
+        raise UserError(
+            f"--utility {args.utility}: no results.json there; give the folder that train_classifier.py made"
+        )
+    if is_main:
+        cli.show_settings(args)
+        for name, records in sets.items():
+            print(f"{name}: {describe(records)}")
+    if args.dry_run:
+        return 0
+    encoders = [
+        features.load_encoder(name, source, accelerator.device, "--encoders", args.inception_sha256)
+        for name, source in sources.items()
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    keys = {name: content_keys([one["path"] for one in records], args.num_workers) for name, records in sets.items()}
+    measures, rows = gather_rows(args, encoders, sets, keys, accelerator)
+    if not is_main:
+        return 0
+    counts = {name: len(records) for name, records in sets.items()}
+    sets["all generated"], measures["all generated"] = sets["generated"], measures["generated"]
+    for name in counts:
+        sets[name], keys[name], measures[name] = readable(name, sets[name], keys[name], measures[name])
+
+    found = compute_figures(args, encoders, sets, keys, measures, rows)
+    asked = [targets.judge(words, found["figures"]) for words in args.targets]
+    metrics = {
+        "version": 1,
+        "made": {
+            "command": runs.command_line(),
+            "commit": runs.git_commit(),
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - began, 1),
+            "hardware": devices.describe_device(accelerator.device),
+            "versions": runs.package_versions(),
+            "encoders": {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders},
+            "seed": args.seed,
+        },
+        "sets": {name: {"path": str(getattr(args, name)), "n": len(sets[name])} for name in counts},
+        **relative(found, out),
+        "targets": asked,
+    }
+    metrics["sets"]["generated"]["unreadable"] = counts["generated"] - len(sets["generated"])
+    if args.ratings:
+        metrics["human"] = human
+    if args.utility:
+        metrics["utility"] = relative(args.utility / "results.json", out)
+    write_json(out / "metrics.json", metrics)
+    report = write_report(out)
+    print(summarise(metrics))
+    print(f"\n{out / 'metrics.json'}, {report}")
+    return 3 if args.fail_under_targets and not all(one["met"] for one in asked) else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args())

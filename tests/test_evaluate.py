@@ -1,0 +1,222 @@
+"""evaluate.py from end to end, on drawn shoes with the demo's encoder: good sets, and sets that are bad in one way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import evaluate
+from demo.shoes import COLOURS, draw_shoe
+from utils import adherence, failures, picture_measures, targets
+from utils.cli import UserError
+
+NAMES = list(COLOURS)
+
+
+def draw_set(folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots", "Sandals"), wrong: int = 0) -> Path:
+    """Pictures with texts and attributes; the texts are those of the picture `wrong` places on."""
+    folder.mkdir()
+    asked = [(kinds[i % len(kinds)], colours[i // len(kinds) % len(colours)]) for i in range(count)]
+    rows = []
+    for i, (kind, colour) in enumerate(asked):
+        draw_shoe(kind, colour, f"{seed}{i}", (64, 64)).save(folder / f"{i:03d}.png")
+        kind, colour = asked[(i + wrong) % count]
+        text = f"a photo of {colour.lower()} {kind.lower()}"
+        rows.append({"file_name": f"{i:03d}.png", "text": text, "article": kind, "colour": colour})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    return {
+        "root": root,
+        "real": draw_set(root / "real", 104, "r"),
+        "train": draw_set(root / "train", 48, "t"),
+        "good": draw_set(root / "good", 104, "g"),
+    }
+
+
+def run(sets: dict, generated: Path, out: Path, *more) -> tuple[int, dict]:
+    """The command's exit code, and {figure: entry} besides the rest of metrics.json."""
+    words = f"--real {sets['real']} --generated {generated} --output_dir {out} --encoders demo --resamples 100"
+    try:
+        code = evaluate.main(evaluate.parse_args([*words.split(), "--num_workers", "2", *map(str, more)]))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    metrics = json.loads((out / "metrics.json").read_text())
+    return code, metrics | {one["id"]: one for one in metrics["figures"]}
+
+
+@pytest.fixture(scope="module")
+def good(sets):
+    return run(sets, sets["good"], sets["root"] / "evaluation", "--train", sets["train"])[1]
+
+
+def test_every_figure_has_its_n_and_an_interval_around_it(good, sets):
+    assert len(good["figures"]) > 18 and not [one["id"] for one in good["figures"] if one.get("refused")]
+    for one in good["figures"]:
+        assert one["low"] <= one["value"] <= one["high"] and one["n"] >= 100 and one["how"] and one["floor"], one["id"]
+    assert good["sets"]["generated"] == {"path": str(sets["good"]), "n": 104, "unreadable": 0}
+    out = sets["root"] / "evaluation"
+    for one in good["pictures"]["sample"] + good["pictures"]["worst"] + good["pictures"]["copies"]:
+        assert (out / one["file"]).is_file()
+    assert (out / "report.html").stat().st_size > 10_000
+    assert {row["value"] for row in good["shares"]["colour"]} == set(NAMES)
+    assert good["shares"]["colour"][0]["by"] == "clip" and good["shares"]["colour"][0]["plan"]
+
+
+def test_a_good_set_is_found_good(good):
+    assert good["frechet/demo"]["at_floor_n"] < 3 * good["frechet/demo"]["floor"]["value"]
+    assert good["precision/demo"]["value"] > 0.8 and good["colour_accuracy/demo"]["value"] > 0.9
+    assert good["near_copies"]["value"] < 0.05 and good["invalid"]["value"] == 0 == good["background"]["value"]
+    assert good["cut_off"]["value"] == good["too_small"]["value"] == 0 and good["wrong_colour"]["value"] < 0.2
+
+
+def test_the_same_again_uses_the_cache_and_replaces_the_figures(good, sets, monkeypatch):
+    monkeypatch.setattr(picture_measures, "measure", lambda path: pytest.fail("measured again"))
+    code, again = run(sets, sets["good"], sets["root"] / "evaluation", "--train", sets["train"])
+    assert code == 0 and again["figures"] == good["figures"] and again["made"] != good["made"]
+
+
+def test_another_set_does_not_replace_an_evaluation(good, sets):
+    with pytest.raises(UserError, match="holds an evaluation of --generated .*--overwrite"):
+        run(sets, sets["train"], sets["root"] / "evaluation")
+
+
+def test_copies_are_caught(sets, tmp_path):
+    """A third of the set are training pictures: some as they are, some mirrored and reduced to another format."""
+    folder = shutil.copytree(sets["good"], tmp_path / "copying")
+    for i in range(0, 104, 3):
+        picture = Image.open(sets["train"] / f"{i % 48:03d}.png")
+        if i % 2:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        picture.save(folder / f"{i:03d}.png")
+    found = run(sets, folder, tmp_path / "out", "--train", sets["train"])[1]
+    assert found["near_copies"]["low"] > 0.2 and found["near_copies"]["floor"]["value"] < 0.05
+    assert found["copies/demo"]["low"] > found["copies/demo"]["floor"]["high"]
+    first = found["pictures"]["copies"][0]
+    assert first["suspected"] and first["distance"] < first["limit"] and (tmp_path / "out" / first["nearest"]).is_file()
+    assert {one["by"] for one in found["pictures"]["copies"]} == {"demo", "look"}
+
+
+def test_a_set_of_one_colour_is_not_diverse(good, sets, tmp_path):
+    one = draw_set(tmp_path / "red", 104, "c", colours=["Red"], kinds=["Boots"])
+    found = run(sets, one, tmp_path / "out")[1]
+    assert found["vendi/demo"]["high"] < found["vendi/demo"]["floor"]["low"] < good["vendi/demo"]["high"]
+    assert found["mean_distance/demo"]["high"] < good["mean_distance/demo"]["low"]
+    assert found["recall/demo"]["high"] < good["recall/demo"]["low"]
+    shares = {row["value"]: row["generated"]["share"] for row in found["shares"]["colour"]}
+    assert shares["Red"] > 0.9 and shares["Blue"] < 0.05
+
+
+def test_wrong_captions_are_caught_by_adherence(good, sets, tmp_path):
+    wrong = draw_set(tmp_path / "wrong", 104, "g", wrong=9)
+    found = run(sets, wrong, tmp_path / "out", "--targets", "clip_score>0.7", "invalid<0.05", "--fail_under_targets")
+    code, found = found
+    assert found["clip_score/demo"]["high"] < good["clip_score/demo"]["low"]
+    assert found["colour_accuracy/demo"]["high"] < 0.3 and found["wrong_colour"]["low"] > good["wrong_colour"]["high"]
+    assert [one["met"] for one in found["targets"]] == [False, True] and code == 3
+    assert abs(found["frechet/demo"]["value"] - good["frechet/demo"]["value"]) < 1e-6  # the pictures are the same
+
+
+def test_bad_pictures_are_counted_by_what_is_wrong(sets, tmp_path):
+    folder = shutil.copytree(sets["good"], tmp_path / "bad")
+    shoe = draw_shoe("Boots", "Red", "x", (128, 128))
+    room = Image.effect_noise((16, 16), 90).convert("RGB").resize((128, 128), Image.Resampling.BOX)
+    (folder / "000.png").write_bytes(b"no picture")
+    Image.new("RGB", (64, 64)).save(folder / "001.png")
+    room.paste(shoe.crop((20, 40, 110, 100)), (20, 40))
+    room.save(folder / "002.png")
+    cut = Image.new("RGB", (128, 128), "white")
+    cut.paste(shoe, (40, 0))
+    cut.save(folder / "003.png")
+    small = Image.new("RGB", (128, 128), "white")
+    small.paste(shoe.resize((40, 40)), (44, 44))
+    small.save(folder / "004.png")
+    draw_shoe("Boots", "Blue", "y", (64, 64)).save(folder / "010.png")
+    found = run(sets, folder, tmp_path / "out")[1]
+    failed = {one["reason"]: one for one in found["pictures"]["failures"]}
+    assert failed["Invalid pictures"]["count"] == 2 and found["sets"]["generated"]["unreadable"] == 1
+    wanted = {"Background not clean": "002", "Object cut off": "003", "Object too small": "004"}
+    for reason, name in wanted.items():
+        assert [Path(one).stem for one in failed[reason]["examples"]] == [name], reason
+    assert any(one.endswith("010.png") for one in failed["Not the colour asked for"]["examples"])
+
+
+def test_too_few_pictures_are_refused_and_not_measured(sets, tmp_path):
+    few = draw_set(tmp_path / "few", 24, "f")
+    code, found = run(sets, few, tmp_path / "out", "--train", sets["train"], "--targets", "frechet<50")
+    assert found["frechet/demo"]["value"] is None and "at least 100" in found["frechet/demo"]["refused"]
+    assert "at least 50" in found["kid/demo"]["refused"] and found["vendi/demo"]["value"]
+    assert found["targets"][0]["met"] is None and code == 0
+
+
+def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
+    code, found = run(sets, sets["good"], tmp_path / "out", "--train", sets["train"], "--encoders", "none")
+    assert code == 0 and found["near_copies"]["n"] == 104 and "frechet/demo" not in found
+    assert found["shares"]["colour"][0]["by"] == "labels"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--targets", "beauty>3"], "no figure is called `beauty`"),
+        (["--targets", "fid<50"], "needs inception"),
+        (["--targets", "fid"], "expected a figure and its limit"),
+        (["--encoders", "vgg"], "no such encoder"),
+        (["--attributes", "heel"], "no picture has one; there are article, colour"),
+        (["--utility", "nowhere"], "no results.json there"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(sets, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run(sets, sets["good"], tmp_path / "out", *words)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_training_pictures_are_no_test_of_novelty(sets, tmp_path):
+    with pytest.raises(UserError, match="share 104 pictures"):
+        run(sets, sets["good"], tmp_path / "out", "--train", sets["real"])
+
+
+def test_a_recipe_states_the_targets(sets, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('targets: {clip_score: ">0.2", invalid: "<0.10"}\nencoders: {clip: folder}\nbatch_size: 8\n')
+    words = f"--config {recipe} --real a --generated b --output_dir c"
+    args = evaluate.parse_args(words.split())
+    assert args.targets == ["clip_score=>0.2", "invalid=<0.10"] and args.encoders == ["clip=folder"]
+    assert targets.parse_target(args.targets[0]) == ("clip_score", ">", 0.2)
+    args = evaluate.parse_args([*words.split(), "--targets", "fid<5"])
+    assert args.targets == ["fid<5"]
+
+
+@pytest.mark.parametrize(
+    "low, value, high, asked, met",
+    [(1, 2, 3, "<4", True), (5, 6, 7, "<4", False), (3, 4, 5, "<4.5", None), (3, 4, 5, "> 2", True)],
+)
+def test_a_target_is_shown_only_where_the_interval_is_clear_of_it(low, value, high, asked, met):
+    one = {"id": "frechet/inception", "low": low, "value": value, "high": high}
+    found = targets.judge(f"fid{asked}", [one])
+    assert found["met"] is met and found["figure"] == "frechet/inception"
+    assert found["asked"].replace(" ", "") == asked.replace(" ", "")
+
+
+def test_a_share_as_a_target_may_be_in_per_cent():
+    assert targets.parse_target("invalid=<10%") == ("invalid", "<", 0.1)
+
+
+def test_catalogue_names_of_colours_have_their_place_in_the_palette():
+    named = {"Navy Blue": "navy blue", "Off White": "white", "Coffee Brown": "brown", "Maroon": "red", "Multi": None}
+    assert {name: picture_measures.colour_group(name) for name in named} == named
+    assert picture_measures.colour_group(None) is None and set(failures.LIMITS) >= {"invalid", "cut_off"}
+
+
+def test_a_candidate_differs_from_another_in_the_value_alone():
+    one, other = (adherence.phrase("colour", colour, "Boots") for colour in ("Red", "Navy Blue"))
+    assert one == "a photo of red boots" and other == "a photo of navy blue boots"
+    assert adherence.phrase("article", "Handbags", None) == "a photo of handbag"
