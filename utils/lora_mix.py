@@ -19,11 +19,17 @@ class Lora(NamedTuple):
     weight: float
 
 
+def split_weight(spec: str) -> tuple[str, str]:
+    """`runs/x:0.8` -> ("runs/x", "0.8"); the weight is 1 where none is given."""
+    name, colon, weight = spec.rpartition(":")
+    return (name, weight) if colon and "/" not in weight and not Path(spec).exists() else (spec, "1")
+
+
 def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best`, `file.safetensors`, each with `:0.8` after it or not."""
-    name, weight = spec, 1.0
-    if found := re.fullmatch(r"(.+):(-?\d*\.?\d+(?:e-?\d+)?)", spec):
-        name, weight = found[1], float(found[2])
+    name, weight = split_weight(spec)
+    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight):
+        raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, as in {name}:0.8")
     path = Path(name)
     if path.is_dir():
         path = path / FILE_NAME
@@ -33,7 +39,7 @@ def parse_lora(spec: str) -> Lora:
         raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
     elif path.suffix != ".safetensors":
         raise UserError(f"--lora {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
-    return Lora(path, weight)
+    return Lora(path, float(weight))
 
 
 def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str, width: int) -> tuple[str | None, int]:
