@@ -1,5 +1,6 @@
 """LoRAs for generating: found, checked against the model, loaded, and fused into its weights."""
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -106,14 +107,16 @@ def apply_loras(pipeline, loras: list[Lora]) -> bool:
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """
+    # A LoRA of one part alone gives a warning for each other; that none has any is an error below.
+    for module in ("lora_base", "peft"):
+        logger = logging.getLogger(f"diffusers.loaders.{module}")
+        logger.addFilter(lambda record: "No LoRA keys" not in record.getMessage())
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras):
         try:
             pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
         except (ValueError, RuntimeError, KeyError) as error:
-            raise UserError(
-                f"--lora {lora.path}: doesn't fit this model ({' '.join(str(error).split())[:200]})"
-            ) from error
+            raise UserError(f"--lora {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise UserError(f"--lora {lora.path}: has no layer of this model; is it a LoRA?")
     pipeline.set_adapters(names, [lora.weight for lora in loras])
@@ -123,6 +126,14 @@ def apply_loras(pipeline, loras: list[Lora]) -> bool:
     pipeline.fuse_lora(components=parts, adapter_names=names)
     pipeline.unload_lora_weights()
     return True
+
+
+def _misfit(said: str) -> str:
+    """The first layer that differs, of an error that lists them all."""
+    found = re.search(r"size mismatch for (\S+?)\.lora\S*: .*?Size\((.+?)\).*?Size\((.+?)\)", said, re.DOTALL)
+    if found:
+        return f"{found[1]} has {found[2]} numbers, and {found[3]} here; take the base model that it was trained on"
+    return " ".join(said.split())[:200]
 
 
 def _modules(pipeline) -> Iterable[torch.nn.Module]:

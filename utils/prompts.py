@@ -4,13 +4,14 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from utils.captions import PLACEHOLDER, fill_template
-from utils.cli import UserError
+from utils.cli import UserError, counted
 
 MOST = 1_000_000  # the number in a picture's name has six digits
 RESERVED = {"id", "file_name", "text", "seed"}  # columns that a generated set has of its own
@@ -222,3 +223,14 @@ def too_long(texts: list[str], tokenizer) -> tuple[int, int, str]:
     lengths = map(len, tokenizer(distinct, verbose=False)["input_ids"])
     over = [text for text, length in zip(distinct, lengths) if length > limit]
     return len(over), limit, over[0] if over else ""
+
+
+def tell_plan(prompts: list[dict], mine: list[int], share: int, shares: int) -> None:
+    """How many images of what."""
+    print(f"{counted(len(prompts), 'image')} of {counted(len({one['text'] for one in prompts}), 'prompt')}")
+    if shares > 1:
+        print(f"this process is {share} of {shares} and makes {len(mine):,} of them")
+    names = dict.fromkeys(name for one in prompts for name in one["attributes"])
+    for name in names:
+        counts = Counter(str(one["attributes"].get(name)) for one in prompts).most_common()
+        print(f"  {name}: {', '.join(f'{value} {count:,}' for value, count in counts)}")
