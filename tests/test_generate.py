@@ -21,7 +21,7 @@ from PIL import Image
 import generate
 import prepare_dataset
 from tests.tiny_models import build_tiny
-from utils import generated_set, generation_folder, lora, models, runs, webdataset
+from utils import conditions, generated_set, generation_folder, lora, lora_mix, models, runs, webdataset
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.prompts import read_prompts
@@ -470,6 +470,12 @@ def test_a_lora_of_another_family_or_base_is_refused_with_both_named(tmp_path, l
 
 
 def test_what_is_no_lora_is_said_to_be_none(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="--lora .*cut.safetensors: can't be read"):
+        make(tmp_path / "set", "--lora", tmp_path / "cut.safetensors")
+    for weight in ("nan", "half", "1e400"):
+        with pytest.raises(UserError, match=f"--lora .*cut.safetensors:{weight}: its weight is `{weight}`"):
+            lora_mix.parse_lora(f"{tmp_path}/cut.safetensors:{weight}")
     with pytest.raises(UserError, match="holds no pytorch_lora_weights.safetensors"):
         make(tmp_path / "set", "--lora", tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
@@ -556,6 +562,26 @@ def test_depth_is_estimated_by_a_transformers_model(reference, tmp_path):
     estimate = generate.conditions.load_depth(str(tmp_path / "depth"), torch.device("cpu"))
     depth = estimate(Image.open(reference / "images/000000.png"))
     assert depth.size == (64, 64) and depth.mode == "RGB" and np.ptp(np.asarray(depth)) > 200
+
+
+def test_what_is_no_controlnet_is_told_in_words(tmp_path):
+    (tmp_path / "none.safetensors").write_bytes(b"cut")
+    for place, told in (
+        ("nope", "--controlnet nope: no such folder, and not a hub id"),
+        (models.DEMO_MODEL / "unet", "no whole ControlNet .its config.json is of a UNet2DConditionModel"),
+        (tmp_path, "--controlnet .*: holds no whole ControlNet"),
+    ):
+        with pytest.raises(UserError, match=told):
+            conditions.load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
+
+
+def test_damaged_pictures_to_start_from_are_named_before_any_work(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    assert len(conditions.list_pictures("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
+    with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace it"):
+        make(tmp_path / "set", "--init_images", tmp_path)
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):

@@ -1,6 +1,7 @@
 """LoRAs for generating: found, checked against the model, loaded, and fused into its weights."""
 
 import logging
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,7 @@ def split_weight(spec: str) -> tuple[str, str]:
 def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best`, `file.safetensors`, each with `:0.8` after it or not."""
     name, weight = split_weight(spec)
-    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight):
+    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or not math.isfinite(float(weight)):
         raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, as in {name}:0.8")
     path = Path(name)
     if path.is_dir():
