@@ -108,10 +108,11 @@ def apply_loras(pipeline, loras: list[Lora]) -> bool:
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """
-    # A LoRA of one part alone gives a warning for each other; that none has any is an error below.
+    # A LoRA of one part alone gives a warning for each other, and one that doesn't fit a list of every layer: what is
+    # an error of these is told below.
     for module in ("lora_base", "peft"):
         logger = logging.getLogger(f"diffusers.loaders.{module}")
-        logger.addFilter(lambda record: "No LoRA keys" not in record.getMessage())
+        logger.addFilter(lambda record: not re.search("No LoRA keys|was unsuccessful", record.getMessage()))
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras):
         try:
