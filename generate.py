@@ -10,19 +10,19 @@ Killed and started again it goes on with what is missing; the set is a dataset i
 import argparse
 import hashlib
 import inspect
-import json
 import logging
 import math
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from utils import (
@@ -31,6 +31,7 @@ from utils import (
     devices,
     encoding,
     flags,
+    generated_set,
     generation,
     generation_flags,
     guards,
@@ -41,6 +42,7 @@ from utils import (
     runs,
 )
 from utils import generation_folder as folders
+from utils import generation_outcome as outcome
 from utils import prompts as prompt_lists
 from utils.cli import UserError
 from utils.files import file_sha256
@@ -64,11 +66,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return generation_flags.check_flags(parser, args)
 
 
-class Job(NamedTuple):
-    index: int  # of the picture
-    retry: int  # 0 for its first seed
-
-
 class Studio(NamedTuple):
     """What draws: the models on their device, and every text's features on the CPU."""
 
@@ -86,6 +83,7 @@ class Studio(NamedTuple):
 @torch.no_grad()
 def open_studio(args, model: str, family: str, texts: list[str], loras: list, dtype, device: torch.device) -> Studio:
     """Every distinct text is encoded once, and the encoders are gone when this returns."""
+    controlnet = conditions.load_controlnet(args.controlnet, model, dtype) if args.controlnet else None
     whole = torch.float32 if loras else dtype  # a LoRA is fused before anything is rounded
     tokenizers, encoders = models.load_text_encoders(model, family, whole)
     unet = models.load_unet(model, whole)
@@ -110,7 +108,6 @@ def open_studio(args, model: str, family: str, texts: list[str], loras: list, dt
     del encoders, encoder
     encoding.free_memory(device)
     vae = models.load_vae(model)
-    controlnet = conditions.load_controlnet(args.controlnet, unet, dtype) if args.controlnet else None
     torch.nn.Module.to(unet, dtype)  # without the warning of diffusers, which holds for other models
     cores = generation.share_cores(args.batch_size * (1 + (args.guidance_scale > 1))) if device.type == "cpu" else None
     solver = generation.make_scheduler(args.scheduler, noise)
@@ -146,7 +143,7 @@ def draw_pictures(
     control = None if control is None else control.repeat(1 + guided, 1, 1, 1).to(device, studio.dtype)
 
     scheduler.set_timesteps(steps, device=device)
-    timesteps, side = scheduler.timesteps, size // generation.vae_step(vae)
+    timesteps, side = scheduler.timesteps, size // models.vae_step(vae.config)
     shape = (1, vae.config.latent_channels, side, side)
     if starts is None:
         latents = torch.cat([torch.randn(shape, generator=one) for one in generators])
@@ -179,66 +176,29 @@ def draw_pictures(
     return generation.decode_pixels(vae, latents, studio.cores), picture_checks.finite_pictures(latents)
 
 
-def make_check(args, device: torch.device) -> Callable[[Image.Image, str], tuple[str, str]]:
-    """What gives (reason, detail) for a picture that is sound but not wanted; two empty texts where it is."""
-    index = picture_checks.index_pictures(args.reject_near_train) if args.reject_near_train else None
-    clip = picture_checks.load_clip(args.clip_model, device) if args.min_clip_score is not None else None
-
-    def check(picture: Image.Image, text: str) -> tuple[str, str]:
-        if index:
-            name, bits, colour = picture_checks.nearest(index, picture)
-            if picture_checks.is_near(bits, colour):
-                return "near-copy of a training picture", f"{name}: {bits} of 256 bits, {colour} levels"
-        if clip:
-            score = picture_checks.clip_scores(clip, [picture], [text])[0]
-            if not score >= args.min_clip_score:  # `not >=`: NaN is none
-                return "not what its prompt says", f"CLIP score {score:.1f}, wanted {args.min_clip_score:g}"
-        return "", ""
-
-    return check
-
-
-def save_picture(out: Path, job: Job, line: dict, pixels, finite: bool, check: Callable) -> tuple[Job, dict]:
-    """Judge a picture, and write it whole where it belongs; a rejected one's line has a `reason`. Runs in a thread."""
-    picture = Image.fromarray(pixels)
-    fault = picture_checks.find_fault(picture, finite)
-    reason, detail = (fault, "") if fault else check(picture, line["text"])
-    path = out / line["file_name"]
-    if reason:
-        line = {**line, "file_name": f"{job.index:06d}-{line['seed']}.png", "reason": reason, "detail": detail}
-        path = out / "rejected" / line["file_name"]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(partial, "PNG", compress_level=4)
-    os.replace(partial, path)
-    return job, line
-
-
-def read_conditions(args, size: int, device: torch.device) -> tuple[Callable, Callable]:
+def read_conditions(args, given: dict[str, list[Path]], size: int, device: torch.device) -> tuple[Callable, Callable]:
     """What gives the tensors to start from, and to keep to, of some images; None where there are none."""
     depth = conditions.load_depth(args.depth_model, device) if args.depth_model else None
     changes = {"none": lambda picture: picture, "canny": conditions.canny_edges, "depth": depth}
 
-    def reader(flag: str, place: Path | None, change: Callable) -> Callable:
-        if place is None:
+    def reader(flag: str, change: Callable) -> Callable:
+        if flag not in given:
             return lambda jobs: None
-        found = conditions.list_pictures(flag, place)
+        found = given[flag]
         return lambda jobs: conditions.to_tensor(
-            [change(conditions.read_square(flag, found[job.index % len(found)], size)) for job in jobs]
+            [change(conditions.read_square(f"--{flag}", found[job.index % len(found)], size)) for job in jobs]
         )
 
-    starts = reader("--init_images", args.init_images, changes["none"])
-    return starts, reader("--control_images", args.control_images, changes[args.control_type])
+    return reader("init_images", changes["none"]), reader("control_images", changes[args.control_type])
 
 
-def describe_settings(args, prompts: list[dict], loras: list, precision: str, size: int) -> dict:
+def describe_settings(args, prompts: list[dict], loras: list, given: dict, precision: str, size: int) -> dict:
     """All that decides what the pictures are, with checksums of what the named files hold."""
     settings = cli.settings_of(args) | {"resolution": size, "precision": precision, "num_images": len(prompts)}
-    settings["prompts_sha256"] = hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:16]
+    settings["prompts_sha256"] = folders.prompts_digest(prompts)
     settings["lora_sha256"] = [file_sha256(one.path)[:16] for one in loras]
-    for flag in ("init_images", "control_images"):
-        if place := getattr(args, flag):
-            sums = [file_sha256(one) for one in conditions.list_pictures(f"--{flag}", place)]
-            settings[f"{flag}_sha256"] = hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16]
+    for flag, found in given.items():
+        settings[f"{flag}_sha256"] = hashlib.sha256(" ".join(map(file_sha256, found)).encode()).hexdigest()[:16]
     return settings
 
 
@@ -246,7 +206,7 @@ def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:
     """What to do where memory ran out, the cheapest first; the batch from here on."""
     encoding.free_memory(studio.device)
     if batch > 1:
-        logger.warning("out of memory: %d images at once from here on", math.ceil(batch / 2))
+        logger.warning("out of memory: %s at once from here on", cli.counted(math.ceil(batch / 2), "image"))
         return math.ceil(batch / 2)
     if not left:
         raise UserError("out of memory, one image at once and with every economy; lower --resolution, or free memory")
@@ -255,68 +215,22 @@ def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:
     return 1
 
 
-def tell_plan(prompts: list[dict], mine: list[int], share: int, shares: int) -> None:
-    """How many images of what."""
-    print(f"{cli.counted(len(prompts), 'image')} of {cli.counted(len({one['text'] for one in prompts}), 'prompt')}")
-    if shares > 1:
-        print(f"this process is {share} of {shares} and makes {len(mine):,} of them")
-    names = dict.fromkeys(name for one in prompts for name in one["attributes"])
-    for name in names:
-        counts = Counter(str(one["attributes"].get(name)) for one in prompts).most_common()
-        print(f"  {name}: {', '.join(f'{value} {count:,}' for value, count in counts)}")
-
-
-def main(args) -> int:
-    accelerator, precision = devices.start_accelerator(args.mixed_precision)
-    device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    shard, shards = map(int, args.shard.split("/"))
-    # Image i belongs to one share, by its number alone: processes and jobs need not know of one another.
-    share, shares = shard * accelerator.num_processes + accelerator.process_index, shards * accelerator.num_processes
-    block = args.shard_size if args.webdataset else 1  # a tar shard is one process's work
-    part = folders.part_name(share, shares)
-    if args.enable_cpu_offload and device.type == "cpu":
-        raise UserError("--enable_cpu_offload: there is no GPU here that the weights could leave; leave it out")
-    if args.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    model = models.resolve_model(args.pretrained_model_name_or_path, out.parent / "cache" / "models", args.model_config)
+def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
+    """The model's place and family, the side of its pictures, and the LoRAs, which fit it."""
+    place = args.output_dir.parent / "cache" / "models"
+    model = models.resolve_model(args.pretrained_model_name_or_path, place, args.model_config)
     family = models.model_family(model)
     size = args.resolution or generation.native_size(model)
     pictures.training_shapes(model, size, buckets=False)  # an error where the model can't draw that size
     loras = [lora_mix.parse_lora(spec) for spec in args.lora]
     for lora in loras:
         lora_mix.check_lora(lora, args.pretrained_model_name_or_path, model, family, args.allow_other_base)
-    prompts = prompt_lists.read_prompts(
-        args.num_images, args.prompt, args.prompts_file, args.prompt_plan, args.template, args.attribute
-    )
-    mine = [i for i in range(len(prompts)) if i // block % shares == share]
-    settings = describe_settings(args, prompts, loras, precision.mixed_precision, size)
-    if is_main:
-        cli.show_settings(args)
-        print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
-        tell_plan(prompts, mine, share, shares)
-    if args.dry_run:
-        return 0
-    folders.open_folder(out, settings, FREE)
-    done = folders.done_indices(out, block if args.webdataset else 0)
-    if len(done) == len(prompts) and folders.is_finished(out, args.webdataset):
-        if is_main:
-            print(f"{out}: this set is finished; nothing to do")
-        return 0
-    lock = folders.claim_part(out, part)
-    folders.forget_finish(out)  # pictures of a finished set are gone: what describes it is made anew
-    runs.write_environment(
-        out / "environment.json", devices.describe_device(device), precision.reason, prompts=settings["prompts_sha256"]
-    )
+    return model, family, size, loras
 
-    # What is still to be drawn, and what draws it.
-    dtype = torch.float32 if (out / ".float32").exists() else precision.dtype
-    tried = folders.tried(out, str(dtype).removeprefix("torch."))
-    todo = deque(Job(i, tried[i]) for i in mine if i not in done and tried[i] <= args.max_retries)
-    failed = {i: "rejected before" for i in mine if i not in done and tried[i] > args.max_retries}
-    texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
-    (starts, controls), check = read_conditions(args, size, device), make_check(args, device)
-    studio = open_studio(args, model, family, texts, loras, dtype, device) if todo else None
-    left = [name for name in generation.ECONOMIES if not getattr(args, f"enable_{name}") and device.type != "cpu"]
+
+def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.device) -> Callable:
+    """What draws a batch of jobs: for each its line, its pixels, and whether it came from finite latents."""
+    starts, controls = read_conditions(args, given, size, device)
     about = {
         "negative_prompt": args.negative_prompt, "steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale, "scheduler": args.scheduler,
@@ -325,56 +239,67 @@ def main(args) -> int:
     about |= {name: str(getattr(args, name)) for name in ("init_images", "strength") if args.init_images}
     conditioned = ("controlnet", "control_images", "control_type", "controlnet_conditioning_scale")
     about |= {name: str(getattr(args, name)) for name in conditioned if args.controlnet}
-    lacking = Counter(i // block for i in mine if i not in done)  # of each tar shard
-    batch, made, first, began = args.batch_size, 0, True, time.monotonic()
-    received, waiting, packing = runs.catch_signals("finishing the images at hand"), deque(), []
-    bar = tqdm(total=len(mine), initial=len(mine) - len(todo), unit=" images", **cli.progress(is_main))
-    with ThreadPoolExecutor(args.num_workers) as pool:
+
+    def draw(studio: Studio, jobs: list[outcome.Job]) -> list[tuple[dict, object, bool]]:
+        seeds = [args.seed + job.index + job.retry * RETRY_SEEDS for job in jobs]
+        asked = [prompts[job.index] for job in jobs]
+        pixels, finite = draw_pictures(
+            studio, [one["text"] for one in asked], args.negative_prompt, seeds, args.num_inference_steps,
+            args.guidance_scale, size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale,
+            args.batch_size
+        )  # fmt: skip
+        more = {"precision": str(studio.dtype).removeprefix("torch.")}
+        lines = [
+            {"file_name": folders.image_name(job.index), "text": one["text"], "seed": seed, **about, **more}
+            | {"attributes": one["attributes"]}
+            for job, one, seed in zip(jobs, asked, seeds)
+        ]
+        return list(zip(lines, pixels.numpy(), finite))
+
+    return draw
+
+
+def make_images(
+    args, open_model: Callable, dtype: torch.dtype, todo: deque[outcome.Job], draw: Callable, check: Callable,
+    note: Callable, pack: Callable, received: list, shown: dict
+) -> dict[int, str]:  # fmt: skip
+    """Draw what is to do, a batch at a time, while threads judge and save; {index: reason} where no seed was good."""
+    out, studio, batch = args.output_dir, open_model(dtype), args.batch_size
+    on_cpu = studio.device.type == "cpu"
+    left = [name for name in generation.ECONOMIES if not on_cpu and not getattr(args, f"enable_{name}")]
+    failed, waiting, packing, first, began = {}, deque(), [], True, time.monotonic()
+    with tqdm(**shown) as bar, ThreadPoolExecutor(args.num_workers) as pool:  # an error has its own line, below the bar
         while waiting or (todo and not received):
             # One batch: drawn here, judged and saved in the background.
             jobs = [todo.popleft() for _ in range(min(batch, len(todo)))] if not received else []
-            seeds = [args.seed + job.index + job.retry * RETRY_SEEDS for job in jobs]
-            asked, pixels = [prompts[job.index] for job in jobs], []
             try:
-                if jobs:
-                    pixels, finite = draw_pictures(
-                        studio, [one["text"] for one in asked], args.negative_prompt, seeds, args.num_inference_steps,
-                        args.guidance_scale, size, starts(jobs), args.strength, controls(jobs),
-                        args.controlnet_conditioning_scale, args.batch_size
-                    )  # fmt: skip
+                drawn = draw(studio, jobs) if jobs else []
             except RuntimeError as error:
                 if not guards.out_of_memory(error):
                     raise
+                drawn = []
+            if jobs and not drawn:
                 todo.extendleft(reversed(jobs))
-            if jobs and not len(pixels):
                 batch = relieve_memory(studio, len(jobs), left)
                 continue
-            for i, (job, one) in enumerate(zip(jobs, asked)):
-                line = {"file_name": folders.image_name(job.index), "text": one["text"], "seed": seeds[i], **about}
-                line |= {"precision": str(studio.dtype)[6:], "attributes": one["attributes"]}
-                waiting.append(pool.submit(save_picture, out, job, line, pixels[i].numpy(), finite[i], check))
+            waiting.extend(pool.submit(outcome.save_picture, out, job, *one, check) for job, one in zip(jobs, drawn))
 
             # What has been saved is noted. Waited for only where nothing is left to draw, or much is under way.
             rejected = []
             while waiting and (first or received or not todo or len(waiting) > 4 * batch + 16 or waiting[0].done()):
                 job, line = waiting.popleft().result()
+                if (full := note(job, line, time.monotonic() - began)) is not None:
+                    packing.append(pool.submit(pack, full))
+                bar.update("reason" not in line)
                 if "reason" in line:
-                    append_metrics(out / "rejected" / part, line)
                     rejected.append((job, line["reason"]))
-                    continue
-                append_metrics(out / part, line)
-                made, number = made + 1, job.index // block
-                bar.update()
-                lacking[number] -= 1
-                if args.webdataset and not lacking[number]:
-                    packing.append(pool.submit(folders.pack_block, out, number, block, len(prompts)))
             if first and jobs and len(rejected) == len(jobs) and all(reason in NUMERIC for _, reason in rejected):
                 story = f"all of the first {cli.counted(len(jobs), 'image')} are invalid ({rejected[0][1]})"
                 if studio.dtype != torch.float32:
                     logger.warning("%s in %s; going on in float32", story, studio.dtype)
                     (out / ".float32").touch()
-                    studio = None
-                    studio = open_studio(args, model, family, texts, loras, torch.float32, device)
+                    studio = None  # its memory is free before the next is loaded
+                    studio = open_model(torch.float32)
                     todo.extendleft(reversed(jobs))
                     continue
                 if len(jobs) > 3:
@@ -383,35 +308,87 @@ def main(args) -> int:
                     )
             for job, reason in rejected:
                 if job.retry < args.max_retries:
-                    todo.append(Job(job.index, job.retry + 1))
+                    todo.append(outcome.Job(job.index, job.retry + 1))
                 else:
                     failed[job.index] = reason
             first = first and not jobs
-    bar.close()
-    for one in packing:
-        one.result()
-    session = {"share": share, "made": made, "seconds": round(time.monotonic() - began, 3)}
-    append_metrics(out / "sessions.jsonl", session)
+        for one in packing:
+            one.result()
+    return failed
+
+
+def main(args) -> int:
+    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
+    shard, shards = map(int, args.shard.split("/"))
+    # Image i belongs to one share, by its number alone: processes and jobs need not know of one another.
+    share, shares = shard * accelerator.num_processes + accelerator.process_index, shards * accelerator.num_processes
+    block = args.shard_size if args.webdataset else 0  # a tar shard is one process's work
+    part = folders.part_name(share, shares)
+    if args.enable_cpu_offload and device.type == "cpu":
+        raise UserError("--enable_cpu_offload: there is no GPU here that the weights could leave; leave it out")
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    model, family, size, loras = find_models(args)
+    prompts = prompt_lists.read_prompts(
+        args.num_images, args.prompt, args.prompts_file, args.prompt_plan, args.template, args.attribute
+    )
+    count = len(prompts)
+    places = {flag: getattr(args, flag) for flag in ("init_images", "control_images") if getattr(args, flag)}
+    given = {flag: conditions.list_pictures(f"--{flag}", place, count) for flag, place in places.items()}
+    mine = [i for i in range(count) if i // (block or 1) % shares == share]
+    settings = describe_settings(args, prompts, loras, given, precision.mixed_precision, size)
+    if is_main:
+        cli.show_settings(args)
+        print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
+        prompt_lists.tell_plan(prompts, mine, share, shares)
+    if args.dry_run:
+        return 0
+    lock = folders.enter_folder(out, settings, prompts, FREE, part, block)
+    if lock is None:
+        if is_main:
+            print(f"{out}: this set is finished; nothing to do")
+        return 0
+    folders.forget_finish(out)  # pictures of a finished set are gone, or it grows: what describes it is made anew
+    facts = {"device": devices.describe_device(device), "shares": shares}
+    digest = settings["prompts_sha256"]
+    runs.write_environment(out / "environment.json", facts["device"], precision.reason, prompts=digest)
+
+    # What is still to be drawn, and what draws it.
+    dtype = torch.float32 if (out / ".float32").exists() else precision.dtype
+    done, tried = folders.done_indices(out, block), folders.tried(out, str(dtype).removeprefix("torch."))
+    if block:
+        folders.pack_full(out, mine, done, block, count)
+    missing = [i for i in mine if i not in done]
+    todo = deque(outcome.Job(i, tried[i]) for i in missing if tried[i] <= args.max_retries)
+    failed = {i: "rejected before" for i in missing if tried[i] > args.max_retries}
+    received = runs.catch_signals("finishing the images at hand")
+    if todo:
+        texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
+        check = outcome.make_check(args.reject_near_train, args.min_clip_score, args.clip_model, device)
+        draw = make_draw(args, prompts, given, size, device)
+        open_model = partial(open_studio, args, model, family, texts, loras, device=device)
+        session = {"share": share, "began": datetime.now(UTC).isoformat(), "made": 0, "seconds": 0.0}
+        shown = {"total": len(mine), "initial": len(mine) - len(todo), "unit": " images", **cli.progress(is_main)}
+        note = outcome.make_note(out, part, session, missing, block)
+        pack = partial(folders.pack_block, out, shard_size=block, count=count)
+        failed |= make_images(args, open_model, dtype, todo, draw, check, note, pack, received, shown)
+        append_metrics(out / "sessions.jsonl", session)
     os.close(lock)
     if received:
         return 128 + received[0]
     if failed:
         some = ", ".join(f"{i} ({reason})" for i, reason in list(failed.items())[:3])
         raise UserError(
-            f"{cli.counted(len(failed), 'image')} rejected with each of {args.max_retries + 1} seeds: {some}; look at "
-            f"{out / 'rejected'}, and run the same command with a higher --max_retries"
+            f"{cli.counted(len(failed), 'image')} rejected with each of {cli.counted(args.max_retries + 1, 'seed')}: "
+            f"{some}; look at {out / 'rejected'}, and run the same command with a higher --max_retries"
         )
     with folders.locked(out):  # the process that comes last finds the set complete
-        missing = len(prompts) - len(folders.done_indices(out, block if args.webdataset else 0))
-        if missing:
-            print(f"{out}: this share is made; {missing:,} images of other shares are not there yet")
-        elif not folders.is_finished(out, args.webdataset):
-            facts = {
-                "device": devices.describe_device(device),
-                "precision": str(studio.dtype if studio else dtype).removeprefix("torch."),
-                "shares": shares,
-            }
-            report = folders.finish_set(out, prompts, settings, facts)
+        if lacking := folders.count_missing(out, count, block):
+            print(f"{out}: this share is made; still to come from other shares: {cli.counted(lacking, 'image')}")
+        elif not folders.is_finished(out, count, block):
+            facts["precision"] = "float32" if (out / ".float32").exists() else str(dtype).removeprefix("torch.")
+            report = generated_set.finish_set(out, prompts, settings, facts)
             print(f"{out}: {cli.counted(report['made'], 'image')}, {report['images_per_second']} a second and process")
     return 0
 

@@ -21,7 +21,7 @@ from PIL import Image
 import generate
 import prepare_dataset
 from tests.tiny_models import build_tiny
-from utils import generation_folder, lora, models, webdataset
+from utils import conditions, generated_set, generation_folder, lora, lora_mix, models, runs, webdataset
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.prompts import read_prompts
@@ -47,13 +47,17 @@ def words(out: Path, *more) -> list[str]:
 
 
 def make(out: Path, *more) -> int:
-    """The command of `words`, here; what the end of a process would undo is undone."""
+    return make_plain(words(out, *more))
+
+
+def make_plain(command: list[str]) -> int:
+    """This command, here; what the end of a process would undo is undone."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    locks, lock = [], generation_folder.lock_folder
+    locks, claim = [], generation_folder.claim_part
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation_folder, "lock_folder", lambda *args: locks.append(lock(*args)) or os.dup(locks[-1]))
+        patch.setattr(generation_folder, "claim_part", lambda *args: locks.append(claim(*args)) or os.dup(locks[-1]))
         try:
-            return generate.main(generate.parse_args(words(out, *more)))
+            return generate.main(generate.parse_args(command))
         finally:
             for one in locks:
                 os.close(one)
@@ -148,13 +152,14 @@ def test_shards_in_any_order_make_the_same_set_and_the_last_finishes_it(referenc
 def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
     dies = """if 1:
         import os, sys, generate
-        noted, count = generate.append_metrics, []
+        from utils import generation_outcome
+        noted, count = generation_outcome.append_metrics, []
         def note(path, line):
             noted(path, line)
             count.append(1)
             if len(count) == 3:
                 path.open("ab").write(b'{"file_name": "images/0000') and os.kill(os.getpid(), 9)
-        generate.append_metrics = note
+        generation_outcome.append_metrics = note
         generate.main(generate.parse_args(sys.argv[1:]))"""
     done = run("-c", dies, *words(tmp_path / "set", "--batch_size", 2))
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
@@ -162,6 +167,7 @@ def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     (images / "000001.png").write_bytes((images / "000001.png").read_bytes()[:100])  # a name without all its data
     assert make(tmp_path / "set") == 0
+    assert [one["made"] for one in generated_set.read_sessions(tmp_path / "set")] == [1, 5]
     assert images.joinpath("000000.png").stat().st_mtime_ns == before["000000.png"]
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
     assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
@@ -177,6 +183,59 @@ def test_a_finished_set_is_left_alone_and_said_to_be(reference, capsys):
 def test_other_settings_in_the_same_folder_are_an_error_with_the_difference(reference):
     with pytest.raises(UserError, match="num_inference_steps was 4, now 5; .*seed was 0, now 7"):
         make(reference, "--num_inference_steps", 5, "--seed", 7)
+
+
+SETTINGS = {"num_images": 2, "seed": 0, "webdataset": False}
+
+
+def enter(folder: Path, prompts: list[str], settings: dict, block=0) -> int | None:
+    """enter_folder with one prompt an image."""
+    asked = [{"text": text, "attributes": {}} for text in prompts]
+    more = {"num_images": len(asked), "prompts_sha256": generation_folder.prompts_digest(asked)}
+    return generation_folder.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, "metadata.jsonl", block)
+
+
+def test_a_folder_without_a_picture_takes_other_settings_but_not_from_under_a_running_process(tmp_path):
+    lock = enter(tmp_path / "set", ["a"], {"seed": 1})
+    with pytest.raises(UserError, match="another process is writing it"):
+        enter(tmp_path / "set", ["a"], {"seed": 2})
+    os.close(lock)
+    os.close(enter(tmp_path / "set", ["a"], {"seed": 2}))
+    assert runs.read_settings(tmp_path / "set")["seed"] == 2
+    (tmp_path / "set/metadata.jsonl").write_text('{"file_name": "images/000000.png"}\n')
+    with pytest.raises(UserError, match="seed was 2, now 3"):
+        enter(tmp_path / "set", ["a"], {"seed": 3})
+
+
+@pytest.mark.parametrize(
+    "prompts, settings, told",
+    [
+        (["a", "c"], {}, r"\(some of its 2 images would have another prompt\)"),
+        (["a", "c", "b"], {}, "another prompt, so that shares stay even over 3"),
+        (["a"], {}, "num_images was 2, now 1: a set can't be made smaller"),
+        (["a", "b"], {"lora_sha256": ["1"]}, r"\(what --lora names has changed\)"),
+    ],
+)
+def test_a_set_grows_where_its_pictures_stay_the_same(tmp_path, prompts, settings, told):
+    os.close(enter(tmp_path, ["a", "b"], {}))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "images/000000.png"}\n')
+    with pytest.raises(UserError, match=told):
+        enter(tmp_path, prompts, settings)
+    os.close(enter(tmp_path, ["a", "b", "c"], {"free": 1}))
+    assert runs.read_settings(tmp_path)["num_images"] == 3
+
+
+def test_a_deleted_or_damaged_config_is_told_with_what_to_do(tmp_path):
+    os.close(enter(tmp_path, ["a"], {}))
+    (tmp_path / "config.yaml").write_text("{a")
+    with pytest.raises(UserError, match="config.yaml is damaged .*put `{}` in it"):
+        enter(tmp_path, ["a"], {})
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match="holds other files .* and no config.yaml; .*put a config.yaml with `{}`"):
+        enter(tmp_path, ["a"], {})
+    (tmp_path / "config.yaml").write_text("{}")
+    os.close(enter(tmp_path, ["a"], {"seed": 5}))
+    assert runs.read_settings(tmp_path)["seed"] == 5
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -411,6 +470,12 @@ def test_a_lora_of_another_family_or_base_is_refused_with_both_named(tmp_path, l
 
 
 def test_what_is_no_lora_is_said_to_be_none(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="--lora .*cut.safetensors: can't be read"):
+        make(tmp_path / "set", "--lora", tmp_path / "cut.safetensors")
+    for weight in ("nan", "half", "1e400"):
+        with pytest.raises(UserError, match=f"--lora .*cut.safetensors:{weight}: its weight is `{weight}`"):
+            lora_mix.parse_lora(f"{tmp_path}/cut.safetensors:{weight}")
     with pytest.raises(UserError, match="holds no pytorch_lora_weights.safetensors"):
         make(tmp_path / "set", "--lora", tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
@@ -499,6 +564,26 @@ def test_depth_is_estimated_by_a_transformers_model(reference, tmp_path):
     assert depth.size == (64, 64) and depth.mode == "RGB" and np.ptp(np.asarray(depth)) > 200
 
 
+def test_what_is_no_controlnet_is_told_in_words(tmp_path):
+    (tmp_path / "none.safetensors").write_bytes(b"cut")
+    for place, told in (
+        ("nope", "--controlnet nope: no such folder, and not a hub id"),
+        (models.DEMO_MODEL / "unet", "no whole ControlNet .its config.json is of a UNet2DConditionModel"),
+        (tmp_path, "--controlnet .*: holds no whole ControlNet"),
+    ):
+        with pytest.raises(UserError, match=told):
+            conditions.load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
+
+
+def test_damaged_pictures_to_start_from_are_named_before_any_work(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    assert len(conditions.list_pictures("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
+    with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace it"):
+        make(tmp_path / "set", "--init_images", tmp_path)
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):
     build_tiny(tmp_path / "tiny", "sd2")
     net = ControlNetModel.from_unet(models.load_unet(str(tmp_path / "tiny"), torch.float32))
@@ -530,8 +615,12 @@ def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatc
     "flags, told",
     [
         (["--shard", "4/4"], "--shard 4/4"),
-        (["--controlnet", "x"], "go together"),
-        (["--control_type", "canny"], "needs --controlnet"),
+        (["--shard", "-1/2"], "--shard -1/2: expected I/N"),
+        (["--num_images", "1.5"], "--num_images: 1.5: expected a whole number"),
+        (["--controlnet", "x"], "--controlnet x: give it --control_images"),
+        (["--control_type", "canny"], "--control_type canny: does nothing without --controlnet"),
+        (["--strength", "0.5"], "--strength 0.5: does nothing without --init_images"),
+        (["--clip_model", "x"], "--clip_model x: does nothing without --min_clip_score"),
         (["--init_images", "x", "--strength", "0.1"], "--strength 0.1"),
         (["--seed", "-1"], "--seed -1"),
     ],
@@ -566,6 +655,25 @@ def test_an_attribute_never_hides_a_column_of_the_set(tmp_path):
     plan.write_text('{"text": "a shoe", "attributes": {"seed": "7"}, "weight": 1}\n')
     with pytest.raises(UserError, match="`seed`"):
         read_prompts(None, plan=plan)
+
+
+def test_tar_shards_grow_and_what_a_kill_left_unpacked_is_packed(tmp_path):
+    out, words = tmp_path / "set", ["--webdataset", "--shard_size", 2, "--prompt_plan", tmp_path / "plan.jsonl"]
+    (tmp_path / "plan.jsonl").write_text('{"text": "a shoe", "weight": 3}\n')
+    words = ["--pretrained_model_name_or_path", "demo", "--resolution", 64, "--num_inference_steps", 2, *words]
+    words = [str(word) for word in [*words, "--output_dir", out, "--num_images"]]
+    first, second = (out / f"shards/shard-00000{number}.tar" for number in (0, 1))
+    assert make_plain([*words, "3"]) == 0
+    with tarfile.open(second) as tar:
+        picture = tar.extractfile("000002.png").read()
+    assert make_plain([*words, "4"]) == 0 and webdataset.shard_keys(second) == ["000002", "000003"]
+    with tarfile.open(second) as tar:
+        assert tar.extractfile("000002.png").read() == picture
+    for key, data in webdataset.read_pictures(first):  # as a kill leaves it between drawing and packing
+        (out / f"images/{key}.png").write_bytes(data)
+    first.unlink()
+    assert make_plain([*words, "4"]) == 0 and webdataset.shard_keys(first) == ["000000", "000001"]
+    assert not list((out / "images").iterdir())
 
 
 def test_a_cut_off_shard_and_a_damaged_manifest_are_made_again(reference, tmp_path):

@@ -97,7 +97,7 @@ def test_a_template_reads_as_english():
 
 
 def test_a_colon_may_be_part_of_a_value():
-    assert read_attribute("scale=1:a, b:c:2 ,d") == ("scale", {"1:a": 1, "b:c": 2, "d": 1})
+    assert read_attribute("scale=1:a:1, b:c:2 ,d") == ("scale", {"1:a": 1, "b:c": 2, "d": 1})
 
 
 def test_shares_without_a_number_of_images_need_one():
@@ -108,7 +108,7 @@ def test_shares_without_a_number_of_images_need_one():
 @pytest.mark.parametrize(
     "line, says",
     [
-        ('{"text": "a"', "line 3"),
+        ('{"text": "a"', "line 3: no JSON .Expecting ',' delimiter.$"),
         ('{"caption": "a"}', "line 3.*text"),
         ('{"text": "a", "weight": -1}', "line 3.*weight is -1"),
         ('{"text": "a", "weight": true}', "line 3.*weight is true"),
@@ -137,6 +137,9 @@ def test_a_bad_line_of_a_plan_is_named(tmp_path, line, says):
         ({"template": "{a}", "attributes": ["a=1:0"]}, "1 of share 0"),
         ({"template": "{a}", "attributes": ["a="]}, "without a name"),
         ({"template": "{a}", "attributes": ["a"]}, "expected name=value"),
+        ({"template": "{a}", "attributes": ["a=red:-1"]}, "--attribute a=red:-1: red has the share `-1`"),
+        ({"template": "{a}", "attributes": ["a=1,2:x"]}, "2 has the share `x`"),
+        ({"template": "{a} {a", "attributes": ["a=1"]}, "--template {a} {a: a brace"),
     ],
 )
 def test_a_mistake_names_its_flag(source, says):
@@ -153,6 +156,11 @@ def test_files_that_hold_no_prompts_are_errors(tmp_path):
             read_prompts(4, file=path)
     with pytest.raises(UserError, match="--num_images 0"):
         read_prompts(0, prompt="a")
+
+
+def test_more_images_than_names_have_digits_are_refused_at_once():
+    with pytest.raises(UserError, match="10,000,000 images are asked for, and a set has 1,000,000 at most"):
+        read_prompts(10**7, prompt="a")
 
 
 def test_attributes_are_each_picture_s_own():

@@ -5,6 +5,7 @@ from __future__ import annotations  # check_environment.py must start on an olde
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -54,6 +55,7 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
     usage = "%(prog)s [--flag value ...]"  # argparse would list every flag twice
     parser = Parser(description=doc, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # -1/2 and -1e-4 are values too, of which a flag can speak
     group = parser.add_argument_group("every script")
     group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
     group.add_argument("--dry_run", action="store_true", help="say what would be done, and stop before any work")

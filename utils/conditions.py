@@ -1,5 +1,6 @@
 """Pictures that a generated one starts from or keeps to: read, fitted, made edges or depth."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +9,30 @@ from PIL import Image
 
 from utils import images
 from utils.cli import UserError
+from utils.hub import load_named
+from utils.models import read_config
+from utils.picture_checks import SUFFIXES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
-
-def list_pictures(flag: str, place: Path) -> list[Path]:
-    """One picture, or all in a folder by name; image i uses the i-th, and round again."""
+def list_pictures(flag: str, place: Path, most: int) -> list[Path]:
+    """One picture, or the first in a folder by name, each whole; image i uses the i-th, and round again."""
     found = [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.suffix.lower() in SUFFIXES)
     if not found:
         raise UserError(f"{flag} {place}: no pictures there; give a picture or a folder of them")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda path: read_picture(flag, path), found[:most]))  # now, and not after an hour of drawing
     return found
 
 
-def read_square(flag: str, path: Path, side: int) -> Image.Image:
+def read_picture(flag: str, path: Path) -> Image.Image:
     try:
-        picture, _ = images.read_image(path)
+        return images.read_image(path)[0]
     except images.BadImage as error:
         raise UserError(f"{flag} {path}: {error}; remove or replace it") from None
-    return images.crop_centre(picture).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def read_square(flag: str, path: Path, side: int) -> Image.Image:
+    return images.crop_centre(read_picture(flag, path)).resize((side, side), Image.Resampling.LANCZOS)
 
 
 def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
@@ -39,12 +46,11 @@ def load_depth(name: str, device: torch.device):
     """What estimates depth, by a transformers model: picture -> picture, near is bright."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True).to(device).eval()
-    except Exception as error:  # each library raises its own
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"--depth_model {name}: can't be loaded ({detail})") from error
+    def load():
+        model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True)
+        return AutoImageProcessor.from_pretrained(name), model.to(device).eval()
+
+    processor, model = load_named("--depth_model", name, "transformers depth estimator", load)
 
     @torch.no_grad()
     def estimate(picture: Image.Image) -> Image.Image:
@@ -56,18 +62,23 @@ def load_depth(name: str, device: torch.device):
     return estimate
 
 
-def load_controlnet(name: str, unet, dtype: torch.dtype):
-    """A ControlNet that fits the UNet."""
+def load_controlnet(name: str, model: str, dtype: torch.dtype):
+    """A ControlNet that fits the model's UNet."""
     from diffusers import ControlNetModel
 
-    try:
+    def load():
+        kind = ControlNetModel.load_config(name).get("_class_name")
+        if kind != "ControlNetModel":
+            raise ValueError(f"its config.json is of a {kind}")
         net = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # each library raises its own
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"--controlnet {name}: can't be loaded ({detail})") from error
+        if lacking := [key for key, weight in net.named_parameters() if weight.is_meta]:
+            raise ValueError(f"its file lacks {len(lacking)} of the weights, such as {lacking[0]}")
+        return net
+
+    net, unet = load_named("--controlnet", name, "ControlNet", load), read_config(model, "unet/config.json")
     for key in ("cross_attention_dim", "block_out_channels", "in_channels"):
-        theirs, ours = net.config[key], unet.config[key]
-        if str(theirs).strip("[]()") != str(ours).strip("[]()"):  # a tuple in one, a list in the other
+        theirs, ours = (list(one) if isinstance(one, (list, tuple)) else one for one in (net.config[key], unet[key]))
+        if theirs != ours:
             raise UserError(
                 f"--controlnet {name}: made for another family of models ({key} {theirs}, this model's is {ours})"
             )

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from utils.lora import TEXT_TARGETS, UNET_TARGETS, attach_lora
-from utils.models import read_config
+from utils.models import read_config, vae_step
 
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.5}
@@ -207,7 +207,7 @@ def predict_memory(
             encoder.activation_checkpointing_enable(options)
     for parameter in trained:  # they are there from the second micro-batch on, and have a line of their own
         parameter.grad = torch.empty_like(parameter)
-    latents = [side // 2 ** (len(vae.config.block_out_channels) - 1) for side in (height, width)]
+    latents = [side // vae_step(vae.config) for side in (height, width)]
 
     def step():
         embeds, pooled = encoded or _encode_text(encoders, micro_batch)

@@ -1,7 +1,9 @@
 """Flags that the trainers share, in groups; their names are those of the diffusers examples wherever one exists."""
 
 import argparse
+import contextlib
 import logging
+import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
@@ -24,33 +26,32 @@ NOT_IN_TRAINING = (
 
 def batch_size(text: str) -> int | str:
     """An argparse type: a whole number above 0, or `auto`."""
-    if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, or auto")
-    return text if text == "auto" else positive(text)
+    try:
+        return text if text == "auto" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def positive(text: str) -> int:
     """An argparse type: a whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
+    return int(text)
 
 
 def seed_number(text: str) -> int:
     """An argparse type: a number that every generator takes as a seed."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**32 - 1}")
-    return value
+    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 0 to {2**32 - 1}")
+    return int(text)
 
 
 def share(text: str) -> float:
     """An argparse type: 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 to 1")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

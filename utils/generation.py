@@ -15,7 +15,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from utils.models import read_config
+from utils.models import read_config, vae_step
 from utils.parallel import available_cores
 
 SCHEDULERS = {  # by the names that people know them by: the class, and its settings
@@ -39,7 +39,7 @@ ECONOMIES = ("vae_slicing", "attention_slicing", "vae_tiling", "cpu_offload")
 def native_size(model: str) -> int:
     """The side of the pictures that the model was trained on."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    return unet["sample_size"] * vae_step(vae)
 
 
 def economise(unet, vae, controlnet, name: str, device: torch.device) -> None:
@@ -102,16 +102,7 @@ def generate(
 
 
 def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """Decoded in the VAE's own dtype; latents that are not finite come out black, as a pipeline would draw them."""
-    latents = latents.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
-    with torch.autocast(latents.device.type, enabled=False):  # else the VAE would run in float16 here, and give NaN
-        pixels = pipeline.vae.decode(latents).sample
-    return pipeline.image_processor.postprocess(pixels.nan_to_num(-1, 1, -1), "pil")
-
-
-def vae_step(vae) -> int:
-    """Pixels that one latent stands for."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    return [Image.fromarray(pixels.numpy()) for pixels in decode_pixels(pipeline.vae, latents)]
 
 
 def start_from(
@@ -159,13 +150,14 @@ def on_cores(cores: Cores | None, work: Callable, *batch: torch.Tensor | None) -
 
 
 def decode_pixels(vae, latents: torch.Tensor, cores: Cores | None = None) -> torch.Tensor:
-    """(n, height, width, 3) in 0..255 on the CPU; where latents are not finite, black."""
+    """(n, height, width, 3) in 0..255 on the CPU, by the VAE in its own dtype; black where latents are not finite."""
 
     @torch.inference_mode()
     def decode(latents: torch.Tensor) -> torch.Tensor:
         # On a CPU the layers of a few pictures stay in its cache.
         few = 4 if latents.device.type == "cpu" else 16
-        return torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(few)])
+        with torch.autocast(latents.device.type, enabled=False):  # else a VAE would run in float16, and give NaN
+            return torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(few)])
 
     pixels = on_cores(cores, decode, latents.to(vae.dtype) / vae.config.scaling_factor)
     pixels = (pixels.float().nan_to_num(-1, 1, -1) / 2 + 0.5).clamp(0, 1)

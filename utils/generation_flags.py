@@ -6,7 +6,19 @@ from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
 from utils.flags import positive, share
+from utils.lora_mix import split_weight
 from utils.parallel import available_cores
+
+PARTNERS = {  # a flag, and the one without which it does nothing
+    "strength": "init_images",
+    "controlnet_conditioning_scale": "controlnet",
+    "control_images": "controlnet",
+    "control_type": "controlnet",
+    "depth_model": "controlnet",
+    "clip_model": "min_clip_score",
+    "allow_other_base": "lora",
+    "shard_size": "webdataset",
+}
 
 
 def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
@@ -55,7 +67,9 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group = parser.add_argument_group("checks")
     group.add_argument("--max_retries", type=int, default=3, help="further seeds for an image that is rejected")
     group.add_argument("--min_clip_score", type=float, metavar="SCORE", help="reject what doesn't match its prompt")
-    group.add_argument("--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="what gives that score")
+    group.add_argument(
+        "--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="what gives that score; demo: for drawn shoes"
+    )
     group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these pictures")
 
     group = parser.add_argument_group("performance")
@@ -81,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """What argparse can't check by itself; --shard as two numbers, and the folder's name."""
+    """What argparse can't check by itself; the folder's name, where none is given."""
 
     def need(condition, message):
         if not condition:
@@ -97,8 +111,15 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
     need(args.max_retries >= 0, f"--max_retries {args.max_retries}: expected 0 or more")
     need(0 <= args.seed < 10**9, f"--seed {args.seed}: expected 0 to 999,999,999")
-    need(bool(args.controlnet) == bool(args.control_images), "--controlnet and --control_images go together")
-    need(args.controlnet or args.control_type == "none", "--control_type: needs --controlnet and --control_images")
+    for flag, partner in PARTNERS.items():
+        given = [getattr(args, name) != parser.get_default(name) for name in (flag, partner)]
+        need(given != [True, False], f"--{flag} {getattr(args, flag)}: does nothing without --{partner}; give both")
+    need(
+        not args.controlnet or args.control_images,
+        f"--controlnet {args.controlnet}: give it --control_images to keep to",
+    )
+    single = args.pretrained_model_name_or_path.endswith(".safetensors")
+    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     need(
         (args.control_type == "depth") == bool(args.depth_model),
         "--control_type depth and --depth_model go together; for pictures that are depth maps already: none",
@@ -109,7 +130,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
             share, f"--strength {args.strength:g}: of {args.num_inference_steps} steps none is left; raise one of them"
         )
     if args.output_dir is None:
-        first = Path(re.sub(r":[-.\de]+$", "", args.lora[0])) if args.lora else None
+        first = Path(split_weight(args.lora[0])[0]) if args.lora else None
         name = args.pretrained_model_name_or_path if first is None else first.parent if first.name == "best" else first
         args.output_dir = Path("data/synthetic") / Path(name).stem
     return args

@@ -1,4 +1,4 @@
-"""A generation folder: who writes what in it, what is done, and its end as a dataset in the prepared layout.
+"""A generation folder: with which settings, who writes what in it, and what is done.
 
 Several processes may work in one folder and none waits for another: each appends to files of its own, and whoever
 finds the set complete merges them.
@@ -6,57 +6,76 @@ finds the set complete merges them.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
-from utils import data, webdataset
-from utils.cli import UserError
-from utils.contact_sheets import write_sheets
+from utils import runs, webdataset
+from utils.cli import UserError, counted
 from utils.files import (
     check_writable,
-    file_sha256,
     lock_folder,
-    replaced_folder,
-    write_json,
-    write_manifest,
+    replaced_file,
     write_text,
 )
 from utils.metrics_log import read_metrics
-from utils.runs import training_changes
 
 
-def open_folder(folder: Path, settings: dict, free: set[str]) -> None:
-    """Make or enter the folder of these settings; one that was begun with others is an error with the difference."""
-    config = folder / "config.yaml"
+def enter_folder(
+    folder: Path, settings: dict, prompts: list[dict], free: set[str], part: str, block: int
+) -> int | None:
+    """Make or enter the folder of these settings, and lock one share of it; None where its set is finished.
+
+    One that holds pictures of other settings is an error with the difference. Tar shards are of `block` pictures (0:
+    there are none).
+    """
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if config.is_file():
-            try:
-                changes = training_changes(yaml.safe_load(config.read_text(encoding="utf-8")), settings, free)
-            except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
-                raise UserError(f"{config} is damaged ({' '.join(str(error).split())}); name another folder") from None
-            if changes:
-                raise UserError(
-                    f"--output_dir {folder} holds pictures of other settings ({'; '.join(changes)}); "
-                    "name another folder, or give those settings"
-                )
-            return
-        foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-        if foreign:
-            raise UserError(
-                f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml of a generated set; "
-                "name another folder"
-            )
-        write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        runs.refuse_foreign(folder)
+        config = folder / "config.yaml"
+        old = runs.read_settings(folder) if config.is_file() else {}
+        empty = not (read_parts(folder) or read_parts(folder / "rejected"))
+        if empty and runs.training_changes(old, settings, free):
+            for other in folder.glob("metadata*.jsonl"):
+                os.close(lock_folder(other, folder))  # an error where another process is about to draw
+            old = {}
+        grown = check_settings(folder, old, settings, prompts, free)
+        if grown and block:
+            unpack_end(folder, old["num_images"], block)
+        if grown or not old:
+            write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        if is_finished(folder, len(prompts), block):
+            return None
+        return claim_part(folder, part)
+
+
+def check_settings(folder: Path, old: dict, settings: dict, prompts: list[dict], free: set[str]) -> bool:
+    """Whether the set is to be larger than it was begun; an error where its pictures would be others."""
+    number, before = len(prompts), old.get("num_images", len(prompts))
+    changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"})
+    if number < before:
+        changes.append(f"num_images was {before}, now {number}: a set can't be made smaller")
+    elif old and not changes and prompts_digest(prompts[:before]) != old.get("prompts_sha256"):
+        more = f", so that shares stay even over {number:,}, or since the prompts have changed"
+        changes.append(f"some of its {counted(before, 'image')} would have another prompt{more * (number > before)}")
+    if changes:
+        raise UserError(
+            f"--output_dir {folder} holds pictures of other settings ({'; '.join(changes)}); "
+            "name another folder, or give those settings"
+        )
+    return number > before
+
+
+def prompts_digest(prompts: list[dict]) -> str:
+    return hashlib.sha256(json.dumps(prompts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -108,7 +127,7 @@ def index_of(name: str) -> int:
     return int(Path(name).stem.partition("-")[0])
 
 
-def done_indices(folder: Path, shard_size: int) -> set[int]:
+def done_indices(folder: Path, shard_size: int, packed_only: bool = False) -> set[int]:
     """The pictures that have their line and are there as files or in a tar shard (of `shard_size`; 0: none), whole."""
     made = {index_of(name) for name in read_parts(folder)}
     packed = {
@@ -116,7 +135,13 @@ def done_indices(folder: Path, shard_size: int) -> set[int]:
         for path in (folder / "shards").glob("shard-*.tar")
         if webdataset.is_whole(path)
     }
-    return {i for i in made if (shard_size and i // shard_size in packed) or whole_png(folder / image_name(i))}
+    done = {i for i in made if shard_size and i // shard_size in packed}
+    return done if packed_only else done | {i for i in made - done if whole_png(folder / image_name(i))}
+
+
+def count_missing(folder: Path, count: int, shard_size: int) -> int:
+    """How many pictures are not yet where the finished set has them."""
+    return count - len(done_indices(folder, shard_size, packed_only=shard_size > 0))
 
 
 def tried(folder: Path, precision: str) -> Counter:
@@ -135,6 +160,23 @@ def pack_block(folder: Path, number: int, shard_size: int, count: int) -> None:
         path.unlink()
 
 
+def pack_full(folder: Path, mine: list[int], done: set[int], shard_size: int, count: int) -> None:
+    """The blocks whose pictures were all drawn when a process was killed, before it had packed them."""
+    for number in sorted({i // shard_size for i in mine} - {i // shard_size for i in mine if i not in done}):
+        if not webdataset.is_whole(webdataset.shard_path(folder / "shards", number)):
+            pack_block(folder, number, shard_size, count)
+
+
+def unpack_end(folder: Path, count: int, shard_size: int) -> None:
+    """The last tar shard of a set that grows is single files again, where it is not full: more will come into it."""
+    shard = webdataset.shard_path(folder / "shards", count // shard_size)
+    if count % shard_size and webdataset.is_whole(shard):
+        for key, picture in webdataset.read_pictures(shard):
+            with replaced_file(folder / image_name(int(key))) as file:
+                file.write(picture)
+        shard.unlink()
+
+
 def merge_parts(folder: Path) -> list[dict]:
     """All lines in the order of the pictures in one metadata.jsonl; the parts are gone after."""
     lines = list(read_parts(folder).values())
@@ -145,49 +187,11 @@ def merge_parts(folder: Path) -> list[dict]:
     return lines
 
 
-def write_prepared_layout(folder: Path, lines: list[dict], settings: dict, report: dict) -> None:
-    """train/ (hard links to the pictures: no space), metadata.json and MANIFEST.json."""
-    records, sums = [], {}
-    for line in lines:
-        kept = {key: value for key, value in line["attributes"].items() if key not in ("file_name", "text", "id")}
-        name = Path(line["file_name"]).stem
-        records.append({"file_name": line["file_name"], "text": line["text"], "id": name, "seed": line["seed"], **kept})
-    columns = list(dict.fromkeys(key for one in records for key in one))  # a table: `datasets` wants them in each line
-    with replaced_folder(folder / "train") as new:
-        (new / "images").mkdir()
-        for one in records:
-            link_or_copy(folder / one["file_name"], new / one["file_name"])
-            sums[one["file_name"]] = sums[f"train/{one['file_name']}"] = file_sha256(folder / one["file_name"])
-        text = [json.dumps({key: one.get(key) for key in columns}, ensure_ascii=False) + "\n" for one in records]
-        (new / "metadata.jsonl").write_text("".join(text), encoding="utf-8")
-        (new / "ids.txt").write_text("".join(f"{one['id']}\n" for one in records), encoding="utf-8")
-        write_json(new / "captions.json", {one["id"]: one["text"] for one in records})
-    sums |= {f"train/{name}": file_sha256(folder / "train" / name) for name in data.TABLES}
-    metadata = {
-        "format": data.FORMAT,
-        "source": {"generated": settings},
-        "options": {"resolution": settings["resolution"]},
-        "source_fingerprint": settings["prompts_sha256"],
-        "counts": {"written": len(records), "train": len(records)},
-        "duplicates": {"bits": 0, "colour": 0.0, "groups": []},  # looked for between splits, and there is only one
-        "excluded": [],
-        "fingerprint": data.content_fingerprint(sums),
-    }
-    write_json(folder / "metadata.json", metadata)
-    write_json(folder / "report.json", report)
-    write_manifest(folder, sums)  # last of all: with it the set is finished
-
-
-def link_or_copy(source: Path, target: Path) -> None:
+def is_finished(folder: Path, count: int, shard_size: int) -> bool:
+    """Whether all pictures are there, and what describes them."""
+    last = folder / ("report.json" if shard_size else "MANIFEST.json")
     try:
-        os.link(source, target)
-    except OSError:  # a drive without hard links
-        shutil.copyfile(source, target)
-
-
-def is_finished(folder: Path, webdataset: bool) -> bool:
-    try:
-        return bool(json.loads((folder / ("report.json" if webdataset else "MANIFEST.json")).read_text("utf-8")))
+        return bool(json.loads(last.read_text("utf-8"))) and not count_missing(folder, count, shard_size)
     except (OSError, ValueError):  # not there, or damaged: what describes the set is made anew
         return False
 
@@ -195,29 +199,3 @@ def is_finished(folder: Path, webdataset: bool) -> bool:
 def forget_finish(folder: Path) -> None:
     for name in ("MANIFEST.json", "report.json"):
         (folder / name).unlink(missing_ok=True)
-
-
-def finish_set(folder: Path, prompts: list[dict], settings: dict, facts: dict) -> dict:
-    """Everything that describes the whole set; what is returned is its report."""
-    lines = merge_parts(folder)
-    rejected = Counter(one["reason"] for one in merge_parts(folder / "rejected"))
-    write_text(folder / "prompts.txt", "".join(f"{' '.join(one['text'].split())}\n" for one in prompts))
-    sessions = read_metrics(folder / "sessions.jsonl")
-    seconds = sum(one["seconds"] for one in sessions)
-    report = {
-        "made": len(lines),
-        "rejected": dict(rejected.most_common()),
-        "seconds": round(seconds, 2),  # of all processes together
-        "images_per_second": round(sum(one["made"] for one in sessions) / seconds, 4) if seconds else None,
-        "sessions": len(sessions),
-        **facts,
-    }
-    if not settings["webdataset"]:
-        step = max(1, len(lines) / 192)  # four sheets, from the whole length of a large set
-        shown = [lines[int(i * step)] for i in range(min(len(lines), 192))]
-        captions = [(folder / one["file_name"], f"{index_of(one['file_name'])}: {one['text']}") for one in shown]
-        list(write_sheets(folder / "sheets", captions))
-        write_prepared_layout(folder, lines, settings, report)
-    else:
-        write_json(folder / "report.json", report)
-    return report

@@ -1,5 +1,22 @@
 """What a library's error means when something of the hub can't be had: one clear line."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.cli import UserError
+
+
+def load_named(flag: str, name: str, kind: str, load: Callable):
+    """What `load` returns; where a folder or hub id holds no such thing, whatever a library says of it is one line."""
+    here = Path(name).is_dir()
+    if not here and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
+    try:
+        return load()
+    except Exception as error:  # each library raises its own
+        said = f"holds no whole {kind} ({' '.join(str(error).split())[:120]})" if here else hub_failure(error)
+        raise UserError(f"{flag} {name}: {said}; give the hub id or folder of a {kind}") from error
+
 
 def hub_failure(error: Exception) -> str:
     """Why a repository could not be read; the error itself may be the last of several that follow from one another."""

@@ -163,7 +163,9 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise UserError(f"LoRA file {path}: can't be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(
+            f"--lora {path}: can't be read ({' '.join(str(error).split())[:200]}); copy or train it again"
+        ) from None
 
 
 def kohya_tensors(

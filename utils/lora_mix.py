@@ -1,5 +1,7 @@
 """LoRAs for generating: found, checked against the model, loaded, and fused into its weights."""
 
+import logging
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,11 +21,17 @@ class Lora(NamedTuple):
     weight: float
 
 
+def split_weight(spec: str) -> tuple[str, str]:
+    """`runs/x:0.8` -> ("runs/x", "0.8"); the weight is 1 where none is given."""
+    name, colon, weight = spec.rpartition(":")
+    return (name, weight) if colon and "/" not in weight and not Path(spec).exists() else (spec, "1")
+
+
 def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best`, `file.safetensors`, each with `:0.8` after it or not."""
-    name, weight = spec, 1.0
-    if found := re.fullmatch(r"(.+):(-?\d*\.?\d+(?:e-?\d+)?)", spec):
-        name, weight = found[1], float(found[2])
+    name, weight = split_weight(spec)
+    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or not math.isfinite(float(weight)):
+        raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, as in {name}:0.8")
     path = Path(name)
     if path.is_dir():
         path = path / FILE_NAME
@@ -33,7 +41,7 @@ def parse_lora(spec: str) -> Lora:
         raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
     elif path.suffix != ".safetensors":
         raise UserError(f"--lora {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
-    return Lora(path, weight)
+    return Lora(path, float(weight))
 
 
 def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str, width: int) -> tuple[str | None, int]:
@@ -100,14 +108,17 @@ def apply_loras(pipeline, loras: list[Lora]) -> bool:
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """
+    # A LoRA of one part alone gives a warning for each other, and one that doesn't fit a list of every layer: what is
+    # an error of these is told below.
+    for module in ("lora_base", "peft"):
+        logger = logging.getLogger(f"diffusers.loaders.{module}")
+        logger.addFilter(lambda record: not re.search("No LoRA keys|was unsuccessful", record.getMessage()))
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras):
         try:
             pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
         except (ValueError, RuntimeError, KeyError) as error:
-            raise UserError(
-                f"--lora {lora.path}: doesn't fit this model ({' '.join(str(error).split())[:200]})"
-            ) from error
+            raise UserError(f"--lora {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise UserError(f"--lora {lora.path}: has no layer of this model; is it a LoRA?")
     pipeline.set_adapters(names, [lora.weight for lora in loras])
@@ -117,6 +128,14 @@ def apply_loras(pipeline, loras: list[Lora]) -> bool:
     pipeline.fuse_lora(components=parts, adapter_names=names)
     pipeline.unload_lora_weights()
     return True
+
+
+def _misfit(said: str) -> str:
+    """The first layer that differs, of an error that lists them all."""
+    found = re.search(r"size mismatch for (\S+?)\.lora\S*: .*?Size\((.+?)\).*?Size\((.+?)\)", said, re.DOTALL)
+    if found:
+        return f"{found[1]} has {found[2]} numbers, and {found[3]} here; take the base model that it was trained on"
+    return " ".join(said.split())[:200]
 
 
 def _modules(pipeline) -> Iterable[torch.nn.Module]:

@@ -93,6 +93,11 @@ def model_family(model: str) -> str:
     return "sd2" if read_config(model, "unet/config.json")["cross_attention_dim"] == 1024 else "sd1"
 
 
+def vae_step(config: dict) -> int:
+    """Pixels that one latent of the VAE of this config stands for, along a side."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
 def _load(model: str, load: Callable):
     """What `load` returns; whatever a missing part, a damaged file or an absent network raises is one line."""
     try:

@@ -45,7 +45,7 @@ def describe_cache(model: str, family: str, resolution: int, views: int, caption
 def latent_bytes(model: str, resolution: int) -> int:
     """A picture's entry in the latent cache: mean and standard deviation in float32."""
     vae = read_config(model, "vae/config.json")
-    side = resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+    side = resolution // models.vae_step(vae)
     return 2 * 4 * vae.get("latent_channels", 4) * side * side
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from utils import images
 from utils.cli import UserError
 from utils.files import list_files
-from utils.hub import hub_failure
+from utils.hub import load_named
 from utils.models import DEMO_MODEL
 from utils.parallel import parallel_map
 from utils.validation import picture_fault
@@ -129,17 +129,19 @@ class Clip(NamedTuple):
 def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--clip_model") -> Clip:
     """A transformers CLIP in float32, of a hub id or folder; `demo` is the small one that knows the drawn shoes."""
     import torch
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     place = str(DEMO_MODEL.parent / "clip") if name == "demo" else name
-    if not Path(place).is_dir() and place.count("/") != 1:
-        raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name); `demo` needs no network")
-    try:
+
+    def load() -> Clip:
+        kind = AutoConfig.from_pretrained(place).model_type
+        if kind != "clip":  # it would be loaded all the same, with random weights
+            raise ValueError(f"its config.json is of a {kind}")
         model = CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
         tokenizer, processor = CLIPTokenizer.from_pretrained(place), CLIPImageProcessorPil.from_pretrained(place)
-    except Exception as error:  # of the network, the hub, the file format
-        raise UserError(f"{flag} {name}: {hub_failure(error)}; give the hub id or folder of a CLIP") from error
-    return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
+        return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
+
+    return load_named(flag, place, "CLIP", load)
 
 
 def embed_texts(clip: Clip, texts: list[str]) -> np.ndarray:

@@ -62,7 +62,7 @@ def describe(record: dict | Picture) -> str:
 def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:
     """The shapes that pictures are fitted to: sides that the VAE and every level of the UNet can halve."""
     vae, unet = (models.read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    step = 2 ** (len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2)
+    step = models.vae_step(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
     if resolution % step:
         near = max(step, round(resolution / step) * step)
         raise UserError(f"--resolution {resolution}: this model takes multiples of {step}, such as {near}")

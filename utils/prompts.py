@@ -4,14 +4,16 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from utils.captions import PLACEHOLDER, fill_template
-from utils.cli import UserError
+from utils.cli import UserError, counted
 
+MOST = 1_000_000  # the number in a picture's name has six digits
 RESERVED = {"id", "file_name", "text", "seed"}  # columns that a generated set has of its own
 
 
@@ -44,6 +46,11 @@ def read_prompts(
         count = sum(one["weight"] for one in options)
     if count < 1:
         raise UserError(f"--num_images {count}: must be 1 or more")
+    if count > MOST:
+        raise UserError(
+            f"{count:,} images are asked for, and a set has {MOST:,} at most; give a smaller --num_images, and make "
+            "several sets, each with an --output_dir and a --seed of its own"
+        )
     for name in {key for one in options for key in one["attributes"]} & RESERVED:
         raise UserError(f"{given[0]}: an attribute is called `{name}`, as a column of the set is; call it otherwise")
     return spread(options, int(count))
@@ -75,7 +82,9 @@ def read_plan(path: Path) -> list[dict]:
             try:
                 options.append(_plan_line(json.loads(line)))
             except ValueError as error:
-                raise UserError(f"--prompt_plan {path}, line {number}: {error}") from None
+                # JSON's own message counts lines too, and each line of a plan is its first.
+                said = f"no JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
+                raise UserError(f"--prompt_plan {path}, line {number}: {said}") from None
     options = [one for one in options if one["weight"]]
     if not options:
         raise UserError(
@@ -100,10 +109,13 @@ def read_attribute(words: str) -> tuple[str, dict[str, float]]:
     name, equals, listed = words.partition("=")
     shares = {}
     for item in listed.split(","):
-        value, colon, share = item.strip().rpartition(":")
-        if not colon or not re.fullmatch(r"\d+(\.\d+)?|\.\d+", share.strip()):
-            value, share = item, "1"  # no share, or a colon of the value's own
-        value = value.strip()
+        value, colon, share = (item if ":" in item else f"{item}:1").rpartition(":")
+        value, share = value.strip(), share.strip()
+        if not re.fullmatch(r"\d+(\.\d+)?|\.\d+", share):
+            raise UserError(
+                f"--attribute {words}: {value} has the share `{share}`; expected a number, as in value:2 (a colon of "
+                "the value's own needs a share after it, as in 16:9:1)"
+            )
         if not value or value in shares or not float(share):
             problem = "twice" if value in shares else "of share 0" if value else "without a name"
             raise UserError(f"--attribute {words}: a value {value} {problem}; expected name=value,value:share,…")
@@ -122,6 +134,8 @@ def expand_template(template: str, attributes: list[str]) -> list[dict]:
             raise UserError(f"--attribute {words}: {name} is given twice; put its values into one list")
         lists[name] = shares
     used = set(PLACEHOLDER.findall(template))
+    if re.search(r"[{}]", PLACEHOLDER.sub("", template)):
+        raise UserError(f"--template {template}: a brace that is none of a {{name}}; close it, or leave it out")
     if missing := sorted(used - lists.keys()):
         raise UserError(f"--template {template}: no values for {{{missing[0]}}}; add --attribute {missing[0]}=…")
     if unused := sorted(lists.keys() - used):
@@ -209,3 +223,14 @@ def too_long(texts: list[str], tokenizer) -> tuple[int, int, str]:
     lengths = map(len, tokenizer(distinct, verbose=False)["input_ids"])
     over = [text for text, length in zip(distinct, lengths) if length > limit]
     return len(over), limit, over[0] if over else ""
+
+
+def tell_plan(prompts: list[dict], mine: list[int], share: int, shares: int) -> None:
+    """How many images of what."""
+    print(f"{counted(len(prompts), 'image')} of {counted(len({one['text'] for one in prompts}), 'prompt')}")
+    if shares > 1:
+        print(f"this process is {share} of {shares} and makes {len(mine):,} of them")
+    names = dict.fromkeys(name for one in prompts for name in one["attributes"])
+    for name in names:
+        counts = Counter(str(one["attributes"].get(name)) for one in prompts).most_common()
+        print(f"  {name}: {', '.join(f'{value} {count:,}' for value, count in counts)}")

@@ -73,7 +73,13 @@ def write_environment(path: Path, device: str, precision: str, **facts) -> None:
 def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
     """What differs between two settings, but for the keys that change nothing in training."""
     keys = sorted({*old, *new} - set(free)) if old else []  # an emptied config.yaml is the user's word that all is well
-    return [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    return [
+        f"what --{key.removesuffix('_sha256')} names has changed"
+        if key.endswith("_sha256")
+        else f"{key} was {old.get(key)}, now {new.get(key)}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _empty_folder(folder: Path, config: Path, logs: str | None) -> None:
@@ -86,15 +92,26 @@ def _empty_folder(folder: Path, config: Path, logs: str | None) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
+def refuse_foreign(folder: Path) -> None:
+    """An error where a folder holds anything, and no settings that it was begun with."""
+    # A kill while the first config.yaml was written leaves its beginning under a hidden name.
+    foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
+    if foreign and not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml; name another folder, or, "
+            "where they are of this very command, put a config.yaml with `{}` beside them"
+        )
+
+
 def read_settings(folder: Path) -> dict:
-    """config.yaml of a run."""
+    """config.yaml: the settings that the folder was begun with."""
     path = folder / "config.yaml"
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to go on with the checkpoints there "
-            "and the settings of this command, or add --overwrite to begin anew"
+            f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to go on with what is there and "
+            "the settings of this command, or name another folder"
         ) from None
 
 
@@ -114,13 +131,7 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_folder(folder)
-        # A kill while the first config.yaml was written leaves its beginning under a hidden name.
-        foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
-        if foreign and not config.is_file():
-            raise UserError(
-                f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml of a run; "
-                "name another folder"
-            )
+        refuse_foreign(folder)
         for old in folder.glob(".*.old"):
             recover_folder(folder / old.name[1:-4])
         begun = has_begun(folder)

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.cli import UserError
@@ -53,6 +53,13 @@ def shard_keys(path: Path) -> list[str]:
     if names != [name for key in keys for name in (f"{key}.png", f"{key}.json")]:
         raise UserError(f"{path}: expected pairs of key.png and key.json; remove it, and it is made again")
     return keys
+
+
+def read_pictures(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Key and PNG of each sample."""
+    with tarfile.open(path, "r:") as tar:
+        for name in tar.getnames()[::2]:
+            yield name.removesuffix(".png"), tar.extractfile(name).read()
 
 
 def is_whole(path: Path) -> bool:
