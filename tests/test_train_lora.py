@@ -570,7 +570,7 @@ def test_black_pictures_are_counted_and_reported(trainer_data, tmp_path, monkeyp
 
     def nan(self, *args, **kwargs):
         output = decode(self, *args, **kwargs)
-        output.sample.fill_(math.nan)
+        output[0].fill_(math.nan)
         return output
 
     monkeypatch.setattr(AutoencoderKL, "decode", nan)
