@@ -1,12 +1,12 @@
 """Several evaluations side by side: their figures, the differences with intervals, pictures of one seed."""
 
-import math
 from html import escape
 from pathlib import Path
 
 from utils import charts
 from utils.cli import UserError, counted
 from utils.files import write_text
+from utils.intervals import difference
 from utils.metrics_log import read_metrics
 from utils.page import contents, decimals, interval, make_page, number, picture, section, value_html
 from utils.report_html import read_evaluation
@@ -44,14 +44,6 @@ def run_names(folders: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{number}: {folder.name}" for number, folder in enumerate(folders, 1)]  # the same one twice
-
-
-def difference(first: dict, second: dict) -> dict:
-    """Second less first: of independent figures, the half widths on either side add up in quadrature."""
-    value = second["value"] - first["value"]
-    low = value - math.hypot(second["value"] - second["low"], first["high"] - first["value"])
-    high = value + math.hypot(second["high"] - second["value"], first["value"] - first["low"])
-    return {"value": value, "low": low, "high": high}
 
 
 def judge(first: dict, second: dict) -> dict:
@@ -148,7 +140,7 @@ def _row(row: dict, names: list[str]) -> str:
         " ".join((names[int(mark["kind"][3:])], *interval(mark, unit))) for mark in marks
     )
     plot = charts.strip(charts.axis_of(ends, unit == "%"), marks, label, floor, unit)
-    return f"<div class=row>{name}{plot}<div class=figure>{''.join(lines)}</div></div>"
+    return f"<div class='row runs'>{name}{plot}<div class=figure>{''.join(lines)}</div></div>"
 
 
 def _difference(found: dict, unit: str) -> str:

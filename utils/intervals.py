@@ -100,6 +100,17 @@ def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[float, 
     return value, value - half, value + half
 
 
+def difference(first: dict, second: dict) -> dict:
+    """Second less first, of independent figures {"value", "low", "high"}, with its interval.
+
+    The half widths towards one another add up in quadrature, so that intervals may be lopsided (as Wilson's are).
+    """
+    value = second["value"] - first["value"]
+    low = value - math.hypot(second["value"] - second["low"], first["high"] - first["value"])
+    high = value + math.hypot(second["high"] - second["value"], first["value"] - first["low"])
+    return {"value": value, "low": low, "high": high}
+
+
 def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict:
     """Is `second` other than `first`, both measured with the same seeds? The mean difference and two tests.
 

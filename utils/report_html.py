@@ -103,10 +103,12 @@ def figures_section(figures: list[dict]) -> str:
         parts += [f"<h3>{title}</h3><div class=rows>{rows}</div>"] if rows else []
     kinds = [("generated", "generated set, with its 95 % interval")]
     if any(one.get("floor") for one in figures):
-        kinds += [("band", "floor: what one half of the real photos gets against the other")]
+        kinds += [("band", "floor: what real photos get")]
     if any(_ring(one) for one in figures):
         kinds += [("ring", "generated set at the floor’s number of pictures")]
-    intro = "A figure means little alone. The floor is what real photos get when they are compared with real photos."
+    intro = (
+        "A figure means little alone. The floor is what real photos get: one half against the other, or all of them."
+    )
     return section("figures", "The figures", charts.legend(kinds), *parts, intro=intro) if parts else ""
 
 
@@ -142,6 +144,10 @@ def figure_row(one: dict) -> str:
     return f"<div class=row>{name}{plot}<div class=figure>{text}</div></div>"
 
 
+def _plain(value) -> str:
+    return " ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
 def making_section(metrics: dict) -> str:
     """How each number was made, and the run that made them."""
     entries = ""
@@ -149,11 +155,14 @@ def making_section(metrics: dict) -> str:
         if one.get("how"):
             sizes = f" n\u00a0=\u00a0{one['n']:,}." if isinstance(one.get("n"), int) else ""
             encoder = f" · {one['encoder']}" if one.get("encoder") else ""
-            entries += f"<dt>{escape(one['name'] + encoder)}</dt><dd>{escape(one['how'])}{sizes}</dd>"
+            how = f"{one['how'][:1].upper()}{one['how'][1:].rstrip('.')}.{sizes}"
+            entries += f"<dt>{escape(one['name'] + encoder)}</dt><dd>{escape(how)}</dd>"
     facts = ""
     for key, value in metrics.get("made", {}).items():
+        if value is None:
+            continue
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {found}" for name, found in value.items())
+            value = ", ".join(f"{name} {_plain(found)}" for name, found in value.items())
         shown = f"{value:,.0f}" if key == "seconds" else str(value)
         shown = f"<code>{escape(shown)}</code>" if key in ("command", "commit") else escape(shown)
         facts += f"<dt>{escape(str(key))}</dt><dd>{shown}</dd>"

@@ -26,7 +26,8 @@ def prompts_section(metrics: dict, folder: Path) -> str:
     for figure, columns in metrics.get("splits", {}).items():
         for column, values in columns.items():
             title = f"{names.get(figure, figure.replace('_', ' '))} by {column}"
-            parts.append(f"<h3>{escape(title)}</h3>{_split_rows(values)}")
+            title = title[:1].upper() + title[1:]
+            parts.append(f"<h3>{escape(title)}</h3>{_split_rows(values, '%' if 'accuracy' in figure else '')}")
     return section("prompts", "Best and worst by prompt", *parts, intro="By the CLIP score of picture and prompt.")
 
 
@@ -34,11 +35,11 @@ def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _split_rows(values: list[dict]) -> str:
+def _split_rows(values: list[dict], unit: str) -> str:
     marks = [{**one, "value": one["mean"], "kind": "generated"} for one in values]
-    axis = charts.axis_of([mark[key] for mark in marks for key in ("value", "low", "high")])
+    axis = charts.axis_of([mark[key] for mark in marks for key in ("value", "low", "high")], unit == "%")
     ends = _scaled(len(values))
-    rows = [_row(one["value"], one.get("n"), [marks[i]], axis, "", scale=i in ends) for i, one in enumerate(values)]
+    rows = [_row(one["value"], one.get("n"), [marks[i]], axis, unit, scale=i in ends) for i, one in enumerate(values)]
     return _folded(rows)
 
 

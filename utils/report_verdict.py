@@ -1,6 +1,7 @@
 """What an evaluation comes to, in sentences."""
 
 from utils.cli import counted
+from utils.intervals import difference
 from utils.page import interval
 
 GROUPS = {
@@ -30,17 +31,17 @@ def target_state(target: dict) -> tuple[str, str]:
 def against_floor(figure: dict) -> tuple[str, str]:
     """(what the floor says of a figure, its colour).
 
-    The floor's ends are where another set of real photos would fall 95 times in 100, so what lies between them can't be
-    told from real. Compared at the floor's own n where that is known, since n biases most figures.
+    A figure that n biases is known at the floor's own n, and the floor's ends are where another set of real photos
+    would fall 95 times in 100. Else the floor is the real set's own figure, and their difference has an interval.
     """
     floor, better = figure["floor"], figure.get("better")
     if figure.get("at_floor_n") is not None:
-        low = high = figure["at_floor_n"]
+        apart = {"low": figure["at_floor_n"] - floor["high"], "high": figure["at_floor_n"] - floor["low"]}
     else:
-        low, high = figure.get("low", figure["value"]), figure.get("high", figure["value"])
-    if low <= floor["high"] and high >= floor["low"]:
-        return "as real photos", "good"
-    above = low > floor["high"]
+        apart = difference(floor, figure)
+    if apart["low"] <= 0 <= apart["high"]:
+        return "like real photos", "good"
+    above = apart["low"] > 0
     if better == "near floor":
         return ("above" if above else "below") + " real photos", "bad"
     worse = above == (better == "lower")
@@ -58,7 +59,7 @@ def verdict(metrics: dict, utility: dict | None) -> tuple[str, list[str]]:
         headline = level if floors else f"{counted(len(figures), 'figure')}, and no targets were set."
     elif floors:
         sentences.append(level)
-    sentences += _copies(metrics.get("pictures", {}).get("copies", []))
+    sentences += _copies(figures, metrics.get("pictures", {}).get("copies", []))
     sentences += _failures(metrics.get("pictures", {}).get("failures", []))
     sentences += _utility(utility)
     if human := metrics.get("human"):
@@ -83,14 +84,14 @@ def _targets_headline(targets: list[dict]) -> str:
     return ", ".join(parts) + "."
 
 
-def _copies(copies: list[dict]) -> list[str]:
+def _copies(figures: list[dict], copies: list[dict]) -> list[str]:
+    shares = [one for one in figures if one["id"].partition("/")[0] == "copies" and one.get("value") is not None]
+    if shares:
+        share, around = interval(shares[0], "%")
+        real = f"; of real photos, {interval(shares[0]['floor'], '%')[0]}" if shares[0].get("floor") else ""
+        return [f"Suspected copies of training pictures: {share} ({around}){real}."]
     suspected = sum(bool(one.get("suspected")) for one in copies)
-    if not copies:
-        return []
-    if not suspected:
-        return ["None of the nearest neighbours is suspected to be a copy of a training picture."]
-    pictures = "One picture is" if suspected == 1 else f"{suspected} pictures are"
-    return [f"{pictures} suspected to be copied from training; see the nearest neighbours."]
+    return [f"Suspected copies of training pictures: {suspected} of {len(copies)} looked at."] if copies else []
 
 
 def _failures(failures: list[dict]) -> list[str]:
@@ -100,16 +101,10 @@ def _failures(failures: list[dict]) -> list[str]:
     if not worst["count"]:
         return ["No picture failed a check."]
     share, around = interval({**worst, "value": worst["share"]}, "%")
-    return [f"Most frequent failure: {worst['reason']}, {share} ({around})."]
+    reason = worst["reason"][:1].lower() + worst["reason"][1:]
+    return [f"Most frequent failure: {reason}, {share} ({around})."]
 
 
 def _utility(utility: dict | None) -> list[str]:
-    """How often synthetic pictures, added to real ones, made a better classifier: all comparisons, not the best one."""
-    mixed = {arm["name"] for arm in (utility or {}).get("arms", []) if arm["real_share"] and arm["synthetic_ratio"]}
-    found = [one for one in (utility or {}).get("comparisons", []) if one["metric"] == "accuracy"]
-    words = [one["verdict"] for one in found if one["second"] in mixed]
-    if not words:
-        return []
-    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(("better", "worse", *words)) if word in words]
-    said = f"Synthetic pictures added to real ones: of {counted(len(words), 'comparison')} of a classifier’s accuracy"
-    return [f"{said}, {', '.join(counts)}."]
+    """What train_classifier.py found, in its own words."""
+    return [f"Use for a classifier, {line}." for line in (utility or {}).get("verdict", [])]

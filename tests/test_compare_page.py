@@ -1,0 +1,100 @@
+"""The page of several evaluations: what is called a difference, and which pictures lie side by side."""
+
+import json
+import re
+
+import pytest
+
+from tests.browser import open_browser, open_page
+from tests.sample_evaluation import write_evaluation
+from utils.cli import UserError
+from utils.compare_page import compare_figures, find_pictures, judge, run_names, write_comparison
+from utils.intervals import difference
+from utils.report_html import read_evaluation
+
+
+def one(value, half=1.0, **more):
+    base = {"id": "frechet/clip", "group": "quality", "better": "lower", "n": 500}
+    return {**base, "value": value, "low": value - half, "high": value + half, **more}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compare")
+    return [write_evaluation(root / "first", 8), write_evaluation(root / "second", 6, -20.0, "b")]
+
+
+def test_half_widths_add_up_in_quadrature_on_the_sides_that_matter():
+    found = difference({"value": 10, "low": 7, "high": 14}, {"value": 20, "low": 17, "high": 32})
+    assert found == {"value": 10, "low": pytest.approx(10 - 5), "high": pytest.approx(10 + (9 + 144) ** 0.5)}
+
+
+def test_a_difference_is_called_so_only_when_its_interval_leaves_out_0():
+    assert judge(one(10), one(11.4))["verdict"] == "no difference shown"
+    assert judge(one(10), one(11.5))["verdict"] == "worse"
+    assert judge(one(10), one(8.5))["verdict"] == "better"
+    assert judge(one(10, better="higher"), one(11.5))["verdict"] == "better"
+    assert judge(one(10, better="near floor"), one(11.5))["verdict"] == "higher"
+
+
+def test_what_cannot_be_compared_is_not():
+    assert "depends on n" in judge(one(10, n=500), one(10, n=3000))["refused"]
+    assert "verdict" in judge(one(10, n=500, id="kid/clip"), one(10, n=3000, id="kid/clip"))
+    assert "verdict" in judge(one(0.1, n=500, group="failures"), one(0.1, n=3000, group="failures"))
+    assert judge(one(10), {"id": "x", "refused": "too few"})["refused"] == "too few"
+    assert judge(None, one(10))["refused"] == "not in both"
+
+
+def test_figures_are_matched_by_name_wherever_they_stand(folders):
+    runs = [read_evaluation(folder) for folder in folders]
+    runs[1]["figures"].reverse()
+    rows = compare_figures(runs)
+    assert all(row["runs"][0]["id"] == row["runs"][1]["id"] for row in rows) and len(rows) == 12
+    verdicts = {row["figure"]["id"]: row["against"][0].get("verdict") for row in rows}
+    assert verdicts["frechet/clip"] == "better" and verdicts["vendi/clip"] == "no difference shown"
+
+
+def test_pictures_are_matched_by_prompt_and_seed_not_by_name(folders):
+    table = folders[1].parent / "set/metadata.jsonl"
+    lines = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text("".join(json.dumps(line) + "\n" for line in [{**lines[0], "seed": 99}, *lines[1:]]))
+    first, second = (find_pictures(folder, read_evaluation(folder)) for folder in folders)
+    shared = first.keys() & second.keys()
+    assert len(first) == 8 and len(second) == 6 and len(shared) == 5
+    key = (lines[3]["text"], "3")
+    assert first[key].read_bytes() != second[key].read_bytes() and "second" in str(second[key])
+
+
+def test_names_are_the_part_of_the_paths_that_differs(tmp_path):
+    assert run_names([tmp_path / "a/evaluation", tmp_path / "b/evaluation"]) == ["a", "b"]
+    assert run_names([tmp_path / "run/1", tmp_path / "run/2"]) == ["1", "2"]
+    assert len(set(run_names([tmp_path / "a", tmp_path / "a"]))) == 2
+
+
+def test_one_evaluation_is_none_to_compare(folders, tmp_path):
+    with pytest.raises(UserError, match="2 to 6"):
+        write_comparison(folders[:1], tmp_path / "page.html")
+
+
+def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    metrics = json.loads((folders[1] / "metrics.json").read_text())
+    metrics["sets"]["real"]["path"] = "<b>elsewhere"
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    text = write_comparison([folders[0], folders[1]], tmp_path / "page.html").read_text()
+    assert "second: better in 1, no difference shown in 10, not compared in 1, of 12 figures." in text
+    assert "different real sets" not in text and text.count("<img ") == 2 * 5
+    text = write_comparison([folders[0], other], tmp_path / "page.html").read_text()
+    assert "different real sets" in text and "&lt;b&gt;elsewhere" in text
+    assert not re.search(r"<script|https?://", text)
+
+
+def test_in_a_browser_at_both_widths(folders, tmp_path):
+    path = write_comparison([*folders, folders[0]], tmp_path / "page.html")
+    with open_browser() as browser:
+        for width in (1280, 390):
+            with open_page(browser, path, width) as tab:
+                assert tab.evaluate("document.documentElement.scrollWidth") == width
+                names = tab.evaluate("Array.from(document.querySelectorAll('.name')).map(one => one.offsetWidth)")
+                assert min(names) > 100  # no name squeezed to a column of letters
