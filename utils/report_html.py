@@ -139,7 +139,8 @@ def figure_row(one: dict) -> str:
         label += f"; floor {found}, {reach}"
         word, state = against_floor(one)
         text += f"<span>floor {escape(found)} · <i class={state}>{escape(word)}</i></span>"
-    share = unit == "%" or max(abs(end) for end in ends if end is not None) <= 1 and one.get("better") != "lower"
+    within = all(0 <= end <= 1 for end in ends if end is not None)  # a cosine may be below 0
+    share = unit == "%" or within and one.get("better") != "lower"
     plot = charts.strip(charts.axis_of(ends, share), marks, label, floor, unit)
     return f"<div class=row>{name}{plot}<div class=figure>{text}</div></div>"
 
