@@ -8,11 +8,10 @@ Killed and started again it goes on with what is missing; the set is a dataset i
 """
 
 import argparse
+import functools
 import hashlib
-import inspect
 import json
 import logging
-import math
 import os
 import time
 from collections import Counter, deque
@@ -29,7 +28,6 @@ from utils import (
     cli,
     conditions,
     devices,
-    encoding,
     flags,
     generation,
     generation_flags,
@@ -45,9 +43,9 @@ from utils import prompts as prompt_lists
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.metrics_log import append_metrics
+from utils.studio import draw_pictures, open_studio, picture_seed, relieve_memory, write_picture
 
 logger = logging.getLogger("generate")
-RETRY_SEEDS = 1_000_000_000  # between the seeds of one picture's tries; those of the set's pictures are neighbours
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
 # Neither where the result goes nor how the work is divided changes a picture.
 FREE = set(
@@ -67,111 +65,6 @@ def parse_args(argv=None) -> argparse.Namespace:
 class Job(NamedTuple):
     index: int  # of the picture
     retry: int  # 0 for its first seed
-
-
-class Studio(NamedTuple):
-    """What draws: the models on their device, and every text's features on the CPU."""
-
-    unet: torch.nn.Module
-    vae: torch.nn.Module
-    controlnet: torch.nn.Module | None
-    scheduler: object
-    features: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
-    dtype: torch.dtype
-    device: torch.device
-    cores: generation.Cores | None  # on a CPU each takes a part of a batch
-
-
-@torch.no_grad()
-def open_studio(args, model: str, family: str, texts: list[str], loras: list, dtype, device: torch.device) -> Studio:
-    """Every distinct text is encoded once, and the encoders are gone when this returns."""
-    whole = torch.float32 if loras else dtype  # a LoRA is fused before anything is rounded
-    tokenizers, encoders = models.load_text_encoders(model, family, whole)
-    unet = models.load_unet(model, whole)
-    noise = models.load_noise_scheduler(model)
-    if args.prediction_type:
-        noise.register_to_config(prediction_type=args.prediction_type)
-    if loras:
-        pipeline = generation.build_pipeline(family, unet, None, noise)
-        names = ("text_encoder", "text_encoder_2")[: len(encoders)]
-        pipeline.register_modules(**dict(zip(names, encoders)))
-        lora_mix.apply_loras(pipeline, loras)
-        pipeline = None
-    features, zero = {}, models.empty_prompt_is_zero(model)
-    for encoder in encoders:
-        encoder.to(device, dtype)
-    encoding.report_long_captions(tokenizers[0], texts, "prompts")
-    for start in range(0, len(texts), 64):
-        part = texts[start : start + 64]
-        embeds, pooled = models.encode_prompts(tokenizers, encoders, part, zero)
-        for i, text in enumerate(part):
-            features[text] = embeds[i].cpu(), None if pooled is None else pooled[i].cpu()
-    del encoders, encoder
-    encoding.free_memory(device)
-    vae = models.load_vae(model)
-    controlnet = conditions.load_controlnet(args.controlnet, unet, dtype) if args.controlnet else None
-    torch.nn.Module.to(unet, dtype)  # without the warning of diffusers, which holds for other models
-    cores = generation.share_cores(args.batch_size * (1 + (args.guidance_scale > 1))) if device.type == "cpu" else None
-    solver = generation.make_scheduler(args.scheduler, noise)
-    studio = Studio(unet, vae, controlnet, solver, features, dtype, device, cores)
-    for module in filter(None, (unet, vae, controlnet)):
-        module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    for name in generation.ECONOMIES:
-        if getattr(args, f"enable_{name}"):
-            generation.economise(unet, vae, controlnet, name, device)
-    return studio
-
-
-@torch.inference_mode()
-def draw_pictures(
-    studio: Studio, texts: list[str], negative: str, seeds: list[int], steps: int, guidance: float, size: int,
-    starts: torch.Tensor | None, strength: float, control: torch.Tensor | None, control_scale: float
-) -> tuple[torch.Tensor, list[bool]]:  # fmt: skip
-    """The pixels (n, size, size, 3) of one batch, and which of them came from finite latents."""
-    unet, vae, scheduler, device = studio.unet, studio.vae, studio.scheduler, studio.device
-    # Whatever is drawn for a picture is drawn on the CPU by its own generator: no other picture changes it.
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    guided = guidance > 1
-    wanted = [negative] * len(texts) * guided + texts
-    embeds = torch.stack([studio.features[text][0] for text in wanted]).to(device)
-    pooled = ids = None
-    if studio.features[texts[0]][1] is not None:
-        pooled = torch.stack([studio.features[text][1] for text in wanted]).to(device)
-        ids = torch.tensor([[size, size, 0, 0, size, size]] * len(wanted), dtype=studio.dtype, device=device)
-    control = None if control is None else control.repeat(1 + guided, 1, 1, 1).to(device, studio.dtype)
-
-    scheduler.set_timesteps(steps, device=device)
-    timesteps, side = scheduler.timesteps, size // generation.vae_step(vae)
-    shape = (1, vae.config.latent_channels, side, side)
-    if starts is None:
-        latents = torch.cat([torch.randn(shape, generator=one) for one in generators])
-        latents = (latents * scheduler.init_noise_sigma).to(device)
-    else:
-        latents, timesteps = generation.start_from(vae, scheduler, starts.to(device), generators, steps, strength)
-    step_options = {}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        step_options["generator"] = generators
-
-    @torch.inference_mode()  # said again: it holds for one thread
-    def predict(given, embeds, pooled, ids, control):
-        more = {} if pooled is None else {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
-        residuals = {}
-        if control is not None:
-            down, middle = studio.controlnet(
-                given, time_step, embeds, control, conditioning_scale=control_scale, return_dict=False, **more
-            )
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return unet(given, time_step, embeds, return_dict=False, **more, **residuals)[0].float()
-
-    for time_step in timesteps:
-        # One denoising step of the whole batch, with its negative half beside it where there is guidance.
-        given = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time_step).to(studio.dtype)
-        predicted = generation.on_cores(studio.cores, predict, given, embeds, pooled, ids, control)
-        if guided:
-            without, towards = predicted.chunk(2)
-            predicted = without + guidance * (towards - without)
-        latents = scheduler.step(predicted, time_step, latents, return_dict=False, **step_options)[0]
-    return generation.decode_pixels(vae, latents, studio.cores), picture_checks.finite_pictures(latents)
 
 
 def make_check(args, device: torch.device) -> Callable[[Image.Image, str], tuple[str, str]]:
@@ -202,9 +95,7 @@ def save_picture(out: Path, job: Job, line: dict, pixels, finite: bool, check: C
     if reason:
         line = {**line, "file_name": f"{job.index:06d}-{line['seed']}.png", "reason": reason, "detail": detail}
         path = out / "rejected" / line["file_name"]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(partial, "PNG", compress_level=4)
-    os.replace(partial, path)
+    write_picture(path, picture)
     return job, line
 
 
@@ -235,19 +126,6 @@ def describe_settings(args, prompts: list[dict], loras: list, precision: str, si
             sums = [file_sha256(one) for one in conditions.list_pictures(f"--{flag}", place)]
             settings[f"{flag}_sha256"] = hashlib.sha256(" ".join(sums).encode()).hexdigest()[:16]
     return settings
-
-
-def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:
-    """What to do where memory ran out, the cheapest first; the batch from here on."""
-    encoding.free_memory(studio.device)
-    if batch > 1:
-        logger.warning("out of memory: %d images at once from here on", math.ceil(batch / 2))
-        return math.ceil(batch / 2)
-    if not left:
-        raise UserError("out of memory, one image at once and with every economy; lower --resolution, or free memory")
-    generation.economise(studio.unet, studio.vae, studio.controlnet, left[0], studio.device)
-    logger.warning("out of memory with one image at once: --enable_%s from here on", left.pop(0))
-    return 1
 
 
 def tell_plan(prompts: list[dict], mine: list[int], share: int, shares: int) -> None:
@@ -310,8 +188,14 @@ def main(args) -> int:
     failed = {i: "rejected before" for i in mine if i not in done and tried[i] > args.max_retries}
     texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
     (starts, controls), check = read_conditions(args, size, device), make_check(args, device)
-    studio = open_studio(args, model, family, texts, loras, dtype, device) if todo else None
     left = [name for name in generation.ECONOMIES if not getattr(args, f"enable_{name}") and device.type != "cpu"]
+    furnish = functools.partial(
+        open_studio, model, family, texts, device=device, scheduler=args.scheduler, loras=loras,
+        prediction_type=args.prediction_type, controlnet=args.controlnet,
+        rows=args.batch_size * (1 + (args.guidance_scale > 1)),
+        economies=[name for name in generation.ECONOMIES if getattr(args, f"enable_{name}")]
+    )  # fmt: skip
+    studio = furnish(dtype) if todo else None
     about = {
         "negative_prompt": args.negative_prompt, "steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale, "scheduler": args.scheduler,
@@ -328,7 +212,7 @@ def main(args) -> int:
         while waiting or (todo and not received):
             # One batch: drawn here, judged and saved in the background.
             jobs = [todo.popleft() for _ in range(min(batch, len(todo)))] if not received else []
-            seeds = [args.seed + job.index + job.retry * RETRY_SEEDS for job in jobs]
+            seeds = [picture_seed(args.seed, job.index, job.retry) for job in jobs]
             asked, pixels = [prompts[job.index] for job in jobs], []
             try:
                 if jobs:
@@ -369,7 +253,7 @@ def main(args) -> int:
                     logger.warning("%s in %s; going on in float32", story, studio.dtype)
                     (out / ".float32").touch()
                     studio = None
-                    studio = open_studio(args, model, family, texts, loras, torch.float32, device)
+                    studio = furnish(torch.float32)
                     todo.extendleft(reversed(jobs))
                     continue
                 if len(jobs) > 3:

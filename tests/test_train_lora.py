@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
 from tests.tiny_runs import LORA, ROOT, column, difference, flags, lora_of, same_bytes, train
-from utils import batches, checkpoints, diffusion, sampling, validation
+from utils import batches, checkpoints, diffusion, metrics_log, sampling, validation
 from utils.cli import UserError
 from utils.data import read_split
 
@@ -553,7 +553,7 @@ def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboar
     assert train(trainer_data, out, *words, "--max_train_steps", 3, "--learning_rate", 1) == 0
     grids = sorted(path.name for path in (out / "validation").iterdir())
     assert grids == ["step-000000.png", "step-000002.png", "step-000003.png"]
-    records = train_lora.metrics_log.read_metrics(out / "metrics.jsonl")
+    records = metrics_log.read_metrics(out / "metrics.jsonl")
     wanted = {"step", "loss", "loss_smooth", "lr", "grad_norm", "samples_per_second", "memory_gib", "seconds_data"}
     assert all(wanted <= one.keys() for one in records if "loss" in one)
     assert any(f"loss_q{n}" in one for one in records for n in (1, 2, 3, 4))

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_lora
-from utils import cli, runs
+from utils import cli, metrics_log, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = "pytorch_lora_weights.safetensors"
@@ -70,7 +70,7 @@ def same_bytes(first: Path, second: Path) -> bool:
 
 def column(folder: Path, name: str) -> list[float]:
     """A number of metrics.jsonl, in the order of its lines."""
-    return [one[name] for one in train_lora.metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
+    return [one[name] for one in metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
 
 
 def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: tuple[int, ...]) -> None:

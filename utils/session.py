@@ -1,0 +1,128 @@
+"""One process of a training run: where it computes, what it writes down, when it validates and saves."""
+
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+
+from utils import checkpoints, devices, guards, metrics_log, runs, trackers, validation
+from utils.cli import UserError
+from utils.training import Training, restore_training, save_best, save_training
+
+
+class Session(NamedTuple):
+    """`seconds` collects how long what took until it is logged; `received` are the signals that came."""
+
+    accelerator: Accelerator
+    folder: Path
+    training: Training
+    identity: dict  # what a run that goes on must have in common with this one
+    facts: dict[str, str]  # what the files say of themselves
+    seconds: dict[str, float]
+    received: list[int]
+    followers: dict[str, trackers.Tracker]
+    saved: list[Path]  # the last checkpoint, once there is one
+
+
+def open_session(
+    accelerator: Accelerator,
+    folder: Path,
+    training: Training,
+    identity: dict,
+    facts: dict[str, str],
+    seconds: dict[str, float],
+    resume: str,
+    precision: str,
+    tracked: tuple[list[str], str, dict],
+) -> Session:
+    """Take up the folder's run where it stands. `tracked`: the trackers' names, their folder, the settings to note."""
+    saved = checkpoints.find_checkpoint(folder, resume)
+    if saved:
+        restore_training(saved, training, identity)
+        accelerator.print(f"resuming from {saved}")
+    followers, step = {}, training.progress["step"]
+    if accelerator.is_main_process:
+        metrics_log.cut_metrics(folder / "metrics.jsonl", step if saved else -1)
+        device = devices.describe_device(accelerator.device)
+        runs.write_environment(folder / "environment.json", device, precision, dataset=identity["data"])
+        names, logs, settings = tracked
+        followers = trackers.start_trackers(names, folder / logs, folder.name, settings, step)
+    received = runs.catch_signals()
+    return Session(
+        accelerator, folder, training, identity, facts, seconds, received, followers, [saved] if saved else []
+    )
+
+
+def note(session: Session, record: dict) -> None:
+    """A line of metrics.jsonl, with the seconds spent since the last one, and the same to the trackers."""
+    seconds = session.seconds
+    record |= {f"seconds_{name}": round(seconds.pop(name), 3) for name in list(seconds)}
+    if session.accelerator.is_main_process:
+        metrics_log.append_metrics(session.folder / "metrics.jsonl", record)
+        trackers.log_scalars(session.followers, record, record["step"])
+
+
+def note_step(session: Session, losses: dict[str, float], rate: float, norm: float, samples: int) -> None:
+    """The line of the steps since the last one: `losses` are their means, over `samples` samples."""
+    progress, seconds = session.training.progress, session.seconds
+    progress["loss_smooth"] = 0.9 * (progress["loss_smooth"] or losses["loss"]) + 0.1 * losses["loss"]
+    note(session, {
+        "step": progress["step"], **losses, "loss_smooth": progress["loss_smooth"], "lr": rate, "grad_norm": norm,
+        "samples_per_second": samples / (seconds["data"] + seconds["step"]),
+        "memory_gib": devices.peak_memory_gib(session.accelerator.device), "skipped_steps": len(progress["skipped"]),
+    })  # fmt: skip
+
+
+def validate(session: Session, check: Callable[[Path], dict | None], done: bool, pictures: int) -> None:
+    """Held-out loss and pictures of this step, in the main process; the weights of the best loss are kept.
+
+    `check` gives the figures and writes the grid; None where a signal broke it off.
+    """
+    training, is_main = session.training, session.accelerator.is_main_process
+    step = training.progress["step"]
+    with runs.timed(session.seconds, "validation"):
+        grid = session.folder / "validation" / f"step-{step:06d}.png"
+        found = [check(grid) if is_main else None]
+        broadcast_object_list(found)
+    if not found[0]:
+        return
+    loss = found[0].get("val_loss")
+    if validation.note_loss(training.progress, loss) and is_main:
+        save_best(session.folder / "best", training, session.facts)
+    note(session, {"step": step, **found[0]})
+    if done and not math.isfinite(loss or 0):
+        raise UserError(f"step {step}: the held-out loss is not finite, and nothing is written. {guards.ADVICE}")
+    if is_main and pictures:
+        trackers.log_images(session.followers, "validation", Image.open(grid), step)
+
+
+def save_if_due(session: Session, every: int, limit: int | None, done: bool, stopping: bool) -> None:
+    """A checkpoint every so many steps, at the end, and before a signal is obeyed."""
+    progress, step = session.training.progress, session.training.progress["step"]
+    path = session.folder / f"checkpoint-{step}"
+    due = every and (step % every == 0 or done)
+    due = due and (done or not progress["skipped_in_a_row"])  # a roll-back wants weights from before the trouble
+    if not step or path in session.saved or not (due or stopping):
+        return
+    with runs.timed(session.seconds, "checkpoint"):
+        if session.accelerator.is_main_process:
+            save_training(path, session.training, session.identity, session.facts)
+            checkpoints.rotate_checkpoints(session.folder, limit)
+        session.accelerator.wait_for_everyone()
+    session.saved[:] = [path]
+
+
+def last_saved(session: Session) -> Path | None:
+    return session.saved[-1] if session.saved else None
+
+
+def close_session(session: Session, done: bool) -> int:
+    """The exit code: 0, or as a shell says that a signal ended it."""
+    trackers.end_trackers(session.followers)
+    session.accelerator.end_training()
+    return 0 if done else 128 + (session.received or [signal.SIGTERM])[0]
