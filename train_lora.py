@@ -43,7 +43,7 @@ from utils import (
     validation,
 )
 from utils.cli import UserError
-from utils.training import Training, averaged_weights, kohya_path, start_training, write_kohya, write_result
+from utils.training import kohya_path, start_training
 
 logger = logging.getLogger("train_lora")
 ON_THE_CARD = (
@@ -171,23 +171,15 @@ def dry_run(args, model: str, family: str, precision: devices.Precision, plan: b
     print(outlook.describe_cache(model, family, args.resolution, views, captions, precision.dtype))
 
 
-def finish(args, training: Training, data: Data, facts: dict[str, str], family: str) -> None:
-    """The LoRA, its other format, the loss curve, the card, the summary."""
-    with averaged_weights(training):
-        write_result(args.output_dir, training, facts)
-        if args.output_kohya_format:
-            write_kohya(args.output_dir, training, facts, family)
-    card = facts | {
+def describe_result(args, data: Data) -> dict:
+    """What the card says, beside what the file says of itself."""
+    return {
         "prompt": data.prompts[0],
         "data": args.dataset_name or args.train_data_dir,
         "counts": {"training": len(data.train), "held-out": len(data.held_out)},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
         "settings": {name: getattr(args, name) for name in ON_THE_CARD},
     }
-    steps, skipped = training.progress["step"], len(training.progress["skipped"])
-    counts = {"steps": steps, "samples": steps * args.effective_batch_size, "skipped_steps": skipped}
-    asked = [args.max_train_steps, args.num_train_epochs]
-    print(f"\n{model_card.write_results(args.output_dir, card, counts, asked)}\nthe LoRA is in {args.output_dir}")
 
 
 def push(args) -> None:
@@ -310,10 +302,7 @@ def main(args) -> int | None:
                 stepping.update_weights(training, args.ema_decay)
                 window += found.rows
             else:
-                saved = session.last_saved(here)
-                stepping.skip_nonfinite(
-                    training, found, args.on_nonfinite, scheduler, features, autocast, device, saved, identity
-                )
+                stepping.skip_nonfinite(here, found, args.on_nonfinite, scheduler, features, autocast)
         progress["step"] = step + 1
         bar.update()
         if window and ((step + 1) % args.logging_steps == 0 or step + 1 == last):
@@ -326,7 +315,9 @@ def main(args) -> int | None:
     if done and progress["skipped_in_a_row"]:
         raise UserError(f"the run ends amid steps that were not finite, and no LoRA is written. {guards.ADVICE}")
     if is_main and done:
-        finish(args, training, data, facts, family)
+        asked = [args.max_train_steps, args.num_train_epochs]
+        kohya = family if args.output_kohya_format else None
+        session.finish(here, describe_result(args, data), plan.effective, asked, kohya)
         if args.push_to_hub:
             push(args)
     return session.close_session(here, done)

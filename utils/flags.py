@@ -5,6 +5,7 @@ import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
+from utils.argument_types import batch_size, positive, seed_number, share
 from utils.lora import UNET_TARGETS
 from utils.models import DEFAULT_MODEL
 
@@ -20,37 +21,6 @@ NOT_IN_TRAINING = (
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
     "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite"
 ).split()
-
-
-def batch_size(text: str) -> int | str:
-    """An argparse type: a whole number above 0, or `auto`."""
-    if text != "auto" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, or auto")
-    return text if text == "auto" else positive(text)
-
-
-def positive(text: str) -> int:
-    """An argparse type: a whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
-
-
-def seed_number(text: str) -> int:
-    """An argparse type: a number that every generator takes as a seed."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to {2**32 - 1}")
-    return value
-
-
-def share(text: str) -> float:
-    """An argparse type: 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 1")
-    return value
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,17 +39,26 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_column_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
+    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
+    group.add_argument("--caption_column", default="text", help="where the captions are")
+    group.add_argument(
+        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
+    )
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--train_data_dir", default="data/casual_shoes", metavar="DIR", help="in a layout named above")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
-    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
-    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
-    group.add_argument("--caption_column", default="text", help="where the captions are")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N pictures")
-    group.add_argument(
-        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
-    )
+    add_column_flags(group)
+    add_picture_flags(group)
+
+
+def add_picture_flags(group: argparse._ArgumentGroup) -> None:
+    """How pictures are seen."""
     group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
     group.add_argument("--aspect_ratio_buckets", action=OnOff, default=False, help="keep proportions, same area")
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
@@ -137,7 +116,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
 
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
+    group.add_argument(
+        "--optimizer", type=str.lower, choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes"
+    )
     group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
     group.add_argument("--adam_beta1", type=float, default=0.9, help="memory of the gradient's mean")
     group.add_argument("--adam_beta2", type=float, default=0.999, help="memory of its square")

@@ -9,10 +9,6 @@ import torch
 from utils import models
 from utils.files import replaced_folder, write_json
 
-PARTS = (
-    "unet vae text_encoder text_encoder_2 tokenizer tokenizer_2 scheduler feature_extractor model_index.json".split()
-)
-
 
 def write_pipeline(folder: Path, model: str, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
     """Its parts in float32, those not trained as `model` has them, so that the folder is a model like any other.

@@ -60,7 +60,6 @@ def make_class_images(
     facts: dict[str, str],
     open_studio: Callable[[], studio.Studio],
     accelerator: Accelerator,
-    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
 
@@ -75,15 +74,15 @@ def make_class_images(
     if jobs:
         furnished = open_studio()
         with tqdm(total=len(jobs), unit=" class images", **cli.progress()) as bar:
-            _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar, stop)
+            _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar)
         furnished = None
         encoding.free_memory(accelerator.device)
     accelerator.wait_for_everyone()
 
 
-def _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar, stop) -> None:
+def _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar) -> None:
     left = list(generation.ECONOMIES) if furnished.device.type != "cpu" else []
-    while jobs and not stop():
+    while jobs:
         now, jobs = jobs[:batch], jobs[batch:]
         seeds = [studio.picture_seed(seed, number, retry) for number, retry in now]
         pixels = []

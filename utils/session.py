@@ -10,9 +10,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
 
-from utils import checkpoints, devices, guards, metrics_log, runs, trackers, validation
+from utils import checkpoints, devices, guards, metrics_log, model_card, runs, trackers, validation
 from utils.cli import UserError
-from utils.training import Training, restore_training, save_best, save_training
+from utils.training import (
+    Training,
+    averaged_weights,
+    restore_training,
+    save_best,
+    save_training,
+    write_kohya,
+    write_result,
+)
 
 
 class Session(NamedTuple):
@@ -117,8 +125,20 @@ def save_if_due(session: Session, every: int, limit: int | None, done: bool, sto
     session.saved[:] = [path]
 
 
-def last_saved(session: Session) -> Path | None:
-    return session.saved[-1] if session.saved else None
+def finish(session: Session, card: dict, effective: int, asked: list, kohya_family: str | None = None) -> None:
+    """What the run made, its other format, the loss curve, the card, the summary.
+
+    `card`: see model_card.write_card; `asked`: the length that was asked for.
+    """
+    training, folder = session.training, session.folder
+    with averaged_weights(training):
+        write_result(folder, training, session.facts)
+        if kohya_family:
+            write_kohya(folder, training, session.facts, kohya_family)
+    steps, skipped = training.progress["step"], len(training.progress["skipped"])
+    counts = {"steps": steps, "samples": steps * effective, "skipped_steps": skipped}
+    results = model_card.write_results(folder, session.facts | card, counts, asked)
+    print(f"\n{results}\n{'the pipeline' if training.whole else 'the LoRA'} is in {folder}")
 
 
 def close_session(session: Session, done: bool) -> int:

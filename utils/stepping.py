@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from accelerate.utils import gather_object
 
 from utils import batches, encoding, guards
 from utils.cli import UserError
+from utils.session import Session
 from utils.training import Training, skip_step
 
 logger = logging.getLogger(__name__)
@@ -89,18 +89,11 @@ def end_step(training: Training) -> None:
 
 
 def skip_nonfinite(
-    training: Training,
-    found: Gradients,
-    policy: str,
-    scheduler,
-    features: Callable,
-    autocast: Callable,
-    device: torch.device,
-    saved: Path | None,
-    identity: dict,
+    session: Session, found: Gradients, policy: str, scheduler, features: Callable, autocast: Callable
 ) -> None:
     """A step that is not finite changes nothing; its cause is looked for in every process, and told."""
+    training, device = session.training, session.accelerator.device
     cause = guards.diagnose(training.unet, scheduler, found.parts, features, device, autocast)
     story = guards.tell_nonfinite(training.progress["step"], found.norm, gather_object([cause]))
-    skip_step(policy, story, training, saved, identity)
+    skip_step(policy, story, training, session.saved[-1] if session.saved else None, session.identity)
     end_step(training)
