@@ -110,7 +110,8 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
     facts = {"model": args.pretrained_model_name_or_path, "size": str(args.resolution)}
     prior.make_class_images(
         args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, args.resolution,
-        args.sample_batch_size, facts, furnish, accelerator
+        (args.validation_inference_steps, args.validation_guidance_scale), args.sample_batch_size, facts, furnish,
+        accelerator
     )  # fmt: skip
 
 

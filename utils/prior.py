@@ -15,7 +15,6 @@ from utils.picture_checks import SUFFIXES, find_fault
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one picture
-STEPS, GUIDANCE = 25, 7.5
 
 
 def list_class_images(folder: Path) -> list[Path]:
@@ -56,6 +55,7 @@ def make_class_images(
     count: int,
     seed: int,
     size: int,
+    drawing: tuple[int, float],
     batch: int,
     facts: dict[str, str],
     open_studio: Callable[[], studio.Studio],
@@ -63,6 +63,7 @@ def make_class_images(
 ) -> None:
     """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
 
+    `drawing` is steps and guidance, `facts` what a picture says of itself; those there must say the same.
     The same pictures come out however often this is broken off, and whatever the batch and the number of processes.
     """
     facts = {"prompt": prompt, **facts}
@@ -74,13 +75,13 @@ def make_class_images(
     if jobs:
         furnished = open_studio()
         with tqdm(total=len(jobs), unit=" class images", **cli.progress()) as bar:
-            _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar)
+            _draw_all(folder, jobs, prompt, seed, size, drawing, batch, facts, furnished, bar)
         furnished = None
         encoding.free_memory(accelerator.device)
     accelerator.wait_for_everyone()
 
 
-def _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar) -> None:
+def _draw_all(folder, jobs, prompt, seed, size, drawing, batch, facts, furnished, bar) -> None:
     left = list(generation.ECONOMIES) if furnished.device.type != "cpu" else []
     while jobs:
         now, jobs = jobs[:batch], jobs[batch:]
@@ -88,7 +89,7 @@ def _draw_all(folder, jobs, prompt, seed, size, batch, facts, furnished, bar) ->
         pixels = []
         try:
             texts = [prompt] * len(now)
-            drawn = studio.draw_pictures(furnished, texts, "", seeds, STEPS, GUIDANCE, size, None, 1.0, None, 1.0)
+            drawn = studio.draw_pictures(furnished, texts, "", seeds, *drawing, size, None, 1.0, None, 1.0)
             pixels, finite = drawn
         except RuntimeError as error:
             if not guards.out_of_memory(error):
