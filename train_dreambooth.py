@@ -216,12 +216,12 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
     print(outlook.describe_length(len(train), len(held_out), steps, plan.effective))
 
 
-def describe_result(args, data: Data) -> dict:
+def describe_result(args, data: Data, token: inversion.Token | None) -> dict:
     """What the card says, beside what the file says of itself."""
     return {
         "script": "train_dreambooth.py",
         "method": args.method,
-        "token_files": [name for name in inversion.FILES if args.train_token and (args.output_dir / name).is_file()],
+        "token_files": inversion.FILES[: len(token.vectors)] if token else (),
         "prompt": data.prompts[0],
         "counts": {"photos": len(data.train), "held-out": len(data.held_out), "class images": len(data.prior)},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
@@ -372,7 +372,7 @@ def main(args) -> int | None:
         raise UserError(f"the run ends amid steps that were not finite, and nothing is written. {guards.ADVICE}")
     if is_main and done:
         kohya = family if args.output_kohya_format else None
-        session.finish(here, describe_result(args, data), plan.effective, asked, kohya)
+        session.finish(here, describe_result(args, data, training.token), plan.effective, asked, kohya)
         if args.push_to_hub:
             print(f"uploaded to {model_card.push_folder(out, args.hub_model_id or out.name, private=True)}")
     return session.close_session(here, done)

@@ -1,6 +1,7 @@
 """The flags that train_dreambooth.py has beside those of every trainer; their names are those of diffusers' scripts."""
 
 import argparse
+import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
@@ -33,6 +34,7 @@ REFUSED = {
     "prodigy_use_bias_correction": "it is always on; leave it out",
     "prodigy_safeguard_warmup": "it is always on; leave it out",
 }
+logger = logging.getLogger(__name__)
 RATES = {"lora": 1e-4, "full": 5e-6}
 
 
@@ -96,8 +98,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     for name in ("class_data_dir", "class_prompt"):
         if args.with_prior_preservation:
             need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
-        else:
-            need(not getattr(args, name), f"--{name}: needs --with_prior_preservation")
+        elif getattr(args, name):  # a recipe may name them, and the command line leave them out
+            logger.warning("--%s has no use without --with_prior_preservation", name)
     need(args.prior_loss_weight > 0, f"--prior_loss_weight {args.prior_loss_weight:g}: expected more than 0")
     args.learning_rate = args.learning_rate or RATES[args.method]
     args.lora_alpha = args.lora_alpha or args.rank
