@@ -298,7 +298,7 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
-        2 * studio.RETRY_SEEDS, 2 * generate.RETRY_SEEDS + 1
+        2 * studio.RETRY_SEEDS, 2 * studio.RETRY_SEEDS + 1
     ]  # fmt: skip
 
 

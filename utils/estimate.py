@@ -59,13 +59,9 @@ def text_parts(family: str) -> list[str]:
 
 
 def count_parameters(
-    model: str,
-    family: str,
-    rank: int | None,
-    targets: Iterable[str] = UNET_TARGETS,
-    text_targets: Iterable[str] = (),
-    use_dora: bool = False,
-) -> dict[str, Count]:
+    model: str, family: str, rank: int | None, targets: Iterable[str] = UNET_TARGETS, text_targets: Iterable[str] = (),
+    use_dora: bool = False
+) -> dict[str, Count]:  # fmt: skip
     """Trained weights and all weights of every part; without a rank all weights of a part with targets are trained."""
     wanted, counts = {"unet": targets, **dict.fromkeys(text_parts(family), text_targets), "vae": ()}, {}
     for part, layers in wanted.items():
@@ -165,25 +161,12 @@ def most_live_bytes(run: Callable[[], object], autocast: torch.dtype | None = No
 
 
 def predict_memory(
-    model: str,
-    family: str,
-    *,
-    rank: int | None,
-    micro_batch: int,
-    height: int,
-    width: int,
-    targets: Iterable[str] = UNET_TARGETS,
-    train_text_encoder: bool = False,
-    dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
-    gradient_checkpointing: bool = True,
-    optimizer: str = "adamw",
-    ema: bool = False,
-    use_dora: bool = False,
-    text_batch: int = 1,
-    vae_batch: int = 1,
-    vae_dtype: torch.dtype = torch.float32,
-) -> dict[str, dict[str, int]]:
+    model: str, family: str, *, rank: int | None, micro_batch: int, height: int, width: int,
+    targets: Iterable[str] = UNET_TARGETS, train_text_encoder: bool = False, dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None, gradient_checkpointing: bool = True, optimizer: str = "adamw",
+    ema: bool = False, use_dora: bool = False, text_batch: int = 1, vae_batch: int = 1,
+    vae_dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, int]]:  # fmt: skip
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs.
 
     `dtype` is that of the frozen weights, `autocast` the one that a training step computes in where it is another;
@@ -200,8 +183,7 @@ def predict_memory(
         "VAE encoding": {"weights": _bytes(vae), "activations": pictures},
     }
     unet = build_part(model, "unet", dtype).train()
-    trained = _choose(unet, rank, targets, use_dora)
-    parts = [unet]
+    trained, parts = _choose(unet, rank, targets, use_dora), [unet]
     if train_text_encoder:
         for encoder in encoders:
             trained += _choose(encoder.train(), rank, TEXT_TARGETS, use_dora)
