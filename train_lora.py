@@ -10,14 +10,12 @@ The data is what prepare_dataset.py made, an imagefolder, pictures with <name>.t
 import argparse
 import functools
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from utils import (
     batches,
@@ -27,7 +25,6 @@ from utils import (
     encoding,
     estimate,
     flags,
-    guards,
     lora,
     model_card,
     models,
@@ -279,21 +276,11 @@ def main(args) -> int | None:
         return torch.stack([loss.detach(), part["timesteps"]], 1)
 
     micro, window = plan.micro, []
-    bar = tqdm(total=last, initial=progress["step"], unit=" steps", smoothing=0.05, **cli.progress(is_main))
-    while True:
-        step = progress["step"]
-        done = step >= last
-        if every and progress["validated"] < step and (step % every == 0 or done):
-            session.validate(here, check, done, args.num_validation_images)
-        done = done or progress["worse_in_a_row"] >= (args.early_stopping_patience or math.inf)
-        stopping = guards.any_process(accelerator, bool(here.received))
-        session.save_if_due(here, args.checkpointing_steps, args.checkpoints_total_limit, done, stopping)
-        if done or stopping:
-            break
-
+    kept = args.checkpointing_steps, args.checkpoints_total_limit
+    patience, shown = args.early_stopping_patience, args.num_validation_images
+    for parts in session.each_step(here, steps, last, every, check, shown, patience, kept):
         # One training step: the samples of positions step*E … step*E+E-1, in micro-batches that fit.
-        with runs.timed(seconds, "data"):
-            parts = next(steps)
+        step = progress["step"]
         with runs.timed(seconds, "step"):
             optimizers.set_rates(optimizer, rates_at(step))
             found = stepping.compute_gradients(training, parts, micro, train_on, accelerator, args.max_grad_norm)
@@ -303,17 +290,11 @@ def main(args) -> int | None:
                 window += found.rows
             else:
                 stepping.skip_nonfinite(here, found, args.on_nonfinite, scheduler, features, autocast)
-        progress["step"] = step + 1
-        bar.update()
         if window and ((step + 1) % args.logging_steps == 0 or step + 1 == last):
             losses = diffusion.mean_losses(window, timesteps)
             session.note_step(here, losses, rates_at(step)[0], found.norm, len(window))
-            bar.set_postfix(loss=f"{progress['loss_smooth']:.4f}", refresh=False)
             window = []
-    bar.close()
-    steps.close()
-    if done and progress["skipped_in_a_row"]:
-        raise UserError(f"the run ends amid steps that were not finite, and no LoRA is written. {guards.ADVICE}")
+    done = session.is_done(progress, last, patience)
     if is_main and done:
         asked = [args.max_train_steps, args.num_train_epochs]
         kohya = family if args.output_kohya_format else None

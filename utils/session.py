@@ -1,16 +1,18 @@
 """One process of a training run: where it computes, what it writes down, when it validates and saves."""
 
+import contextlib
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
+from tqdm import tqdm
 
-from utils import checkpoints, devices, guards, metrics_log, model_card, runs, trackers, validation
+from utils import checkpoints, cli, devices, guards, metrics_log, model_card, runs, trackers, validation
 from utils.cli import UserError
 from utils.training import (
     Training,
@@ -123,6 +125,50 @@ def save_if_due(session: Session, every: int, limit: int | None, done: bool, sto
             checkpoints.rotate_checkpoints(session.folder, limit)
         session.accelerator.wait_for_everyone()
     session.saved[:] = [path]
+
+
+def each_step(
+    session: Session,
+    steps: Iterator[list[dict]],
+    last: int,
+    every: int,
+    check: Callable[[Path], dict | None],
+    pictures: int,
+    patience: int | None,
+    kept: tuple[int, int | None],
+) -> Iterator[list[dict]]:
+    """The micro-batches of a step at a time, to the end or a signal; before each, what is due: validation, checkpoint.
+
+    `every`, `check`, `pictures`: see `validate`; `kept`: checkpoints, how often and how many.
+    """
+    progress = session.training.progress
+    bar = tqdm(
+        total=last, initial=progress["step"], unit=" steps", smoothing=0.05,
+        **cli.progress(session.accelerator.is_main_process)
+    )  # fmt: skip
+    with contextlib.closing(steps), bar:
+        while True:
+            step = progress["step"]
+            if every and progress["validated"] < step and (step % every == 0 or step >= last):
+                validate(session, check, step >= last, pictures)
+            done = is_done(progress, last, patience)
+            stopping = guards.any_process(session.accelerator, bool(session.received))
+            save_if_due(session, *kept, done, stopping)
+            if done and progress["skipped_in_a_row"]:
+                raise UserError(f"the run ends amid steps that were not finite; nothing is written. {guards.ADVICE}")
+            if done or stopping:
+                return
+            with runs.timed(session.seconds, "data"):
+                parts = next(steps)
+            yield parts
+            bar.update()
+            if progress["loss_smooth"] is not None:
+                bar.set_postfix(loss=f"{progress['loss_smooth']:.4f}", refresh=False)
+
+
+def is_done(progress: dict, last: int, patience: int | None) -> bool:
+    """Whether a training has come to its last step, or has not got better for too long."""
+    return progress["step"] >= last or progress["worse_in_a_row"] >= (patience or math.inf)
 
 
 def finish(session: Session, card: dict, effective: int, asked: list, kohya_family: str | None = None) -> None:

@@ -86,6 +86,7 @@ def update_weights(training: Training, ema_decay: float) -> None:
 def end_step(training: Training) -> None:
     training.scaler.update()  # after a skipped step too: it refuses to unscale twice without
     training.optimizer.zero_grad()
+    training.progress["step"] += 1
 
 
 def skip_nonfinite(
