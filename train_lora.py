@@ -58,6 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")
+    cli.add_refused_flags(parser, flags.REFUSED)
     args = cli.parse_args(parser, argv)
     flags.check_training_flags(parser, args)
     return args

@@ -395,6 +395,7 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
         ("--initializer_token shoe", "--initializer_token: needs --train_token"),
         ("--method full --use_dora", "--use_dora: needs --method lora"),
         ("--method full --lora_layers to_k", "--lora_layers: needs --method lora"),
+        ("--learning_rate 0", "--learning_rate 0"),
         ("--prior_loss_weight 0", "--prior_loss_weight 0: expected more than 0"),
         ("--dataset_name a/b", "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two"),
     ],

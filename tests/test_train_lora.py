@@ -644,7 +644,12 @@ def test_a_mistyped_flag_can_be_mended_and_the_command_run_again(trainer_data, t
 
 @pytest.mark.parametrize(
     "words, said",
-    [("--rank 0", "--rank"), ("--learning_rate -1", "--learning_rate"), ("--reslution 16", "--reslution")],
+    [
+        ("--rank 0", "--rank"),
+        ("--learning_rate -1", "--learning_rate"),
+        ("--reslution 16", "--reslution"),
+        ("--hub_token x", "HF_TOKEN"),
+    ],
 )
 def test_a_flag_that_cannot_be_is_refused_in_one_line(capsys, words, said):
     with pytest.raises(SystemExit) as caught:

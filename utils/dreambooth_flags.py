@@ -9,12 +9,7 @@ from utils import cli, flags
 from utils.argument_types import positive
 
 # Of diffusers' dreambooth scripts, what has no place here, and why.
-REFUSED = {
-    "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
-    "local_rank": "accelerate launch tells it by itself; leave it out",
-    "cache_dir": "set HF_HOME in the environment instead",
-    "revision": "give the folder of that revision as --pretrained_model_name_or_path",
-    "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
+REFUSED = flags.REFUSED | {
     "tokenizer_name": "the tokenizer is the model's own; leave it out",
     "pretrained_vae_model_name_or_path": "the VAE is the model's own, and runs in float32; leave it out",
     "repeats": "use more --max_train_steps: an epoch is once through the photos",
@@ -101,8 +96,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         elif getattr(args, name):  # a recipe may name them, and the command line leave them out
             logger.warning("--%s has no use without --with_prior_preservation", name)
     need(args.prior_loss_weight > 0, f"--prior_loss_weight {args.prior_loss_weight:g}: expected more than 0")
-    args.learning_rate = args.learning_rate or RATES[args.method]
-    args.lora_alpha = args.lora_alpha or args.rank
+    args.learning_rate = RATES[args.method] if args.learning_rate is None else args.learning_rate
+    args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha
     if args.effective_batch_size is None and args.gradient_accumulation_steps is None:
         args.gradient_accumulation_steps = 1
     flags.check_training_flags(parser, args)

@@ -12,6 +12,14 @@ from utils.models import DEFAULT_MODEL
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
+# Of diffusers' training scripts, what has no place here, and why.
+REFUSED = {
+    "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
+    "local_rank": "accelerate launch tells it by itself; leave it out",
+    "cache_dir": "set HF_HOME in the environment instead",
+    "revision": "give the folder of that revision as --pretrained_model_name_or_path",
+    "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
+}
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
     "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "

@@ -30,12 +30,14 @@ def first_vector(tokenizer, table: torch.Tensor, like: str | None) -> torch.Tens
     return table[ids].mean(0, keepdim=True)
 
 
-def add_token(tokenizers: list, encoders: list[torch.nn.Module], text: str, vectors: list[torch.Tensor]) -> Token:
+def add_token(
+    tokenizers: list, encoders: list[torch.nn.Module], text: str, vectors: list[torch.Tensor], flag: str
+) -> Token:
     """Teach tokenizers and encoders the word. Gradients flow to its embedding alone; all others stay as they are."""
     trained = []
     for tokenizer, encoder, vector in zip(tokenizers, encoders, vectors):
         if not tokenizer.add_tokens(text):
-            raise UserError(f"--train_token {text}: the tokenizer knows this word already; choose another, as <sks>")
+            raise UserError(f"{flag} {text}: the tokenizer knows this word already; choose another, as <sks>")
         number = tokenizer.convert_tokens_to_ids(text)
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         table = encoder.get_input_embeddings()
@@ -54,7 +56,7 @@ def new_token(tokenizers: list, encoders: list[torch.nn.Module], text: str, like
     """A word with its first embedding; drawn from torch's global generator where it resembles no other."""
     pairs = zip(tokenizers, encoders)
     tables = [first_vector(tokenizer, encoder.get_input_embeddings().weight, like) for tokenizer, encoder in pairs]
-    return add_token(tokenizers, encoders, text, tables)
+    return add_token(tokenizers, encoders, text, tables, "--train_token")
 
 
 def write_token(folder: Path, token: Token, facts: dict[str, str]) -> None:
@@ -80,4 +82,4 @@ def read_token(folder: Path, tokenizers: list, encoders: list[torch.nn.Module]) 
     if len(states) < len(encoders):
         return None
     (text,) = states[0]
-    return add_token(tokenizers, encoders, text, [state[text] for state in states])
+    return add_token(tokenizers, encoders, text, [state[text] for state in states], f"--lora {folder}: its word")
