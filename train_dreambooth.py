@@ -220,6 +220,7 @@ def describe_result(args, data: Data, token: inversion.Token | None) -> dict:
         "method": args.method,
         "token_files": inversion.FILES[: len(token.vectors)] if token else (),
         "prompt": data.prompts[0],
+        "data": args.dataset_name or args.instance_data_dir,
         "counts": {"photos": len(data.train), "held-out": len(data.held_out), "class images": len(data.prior)},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
         "settings": {name: getattr(args, name) for name in ON_THE_CARD if getattr(args, name) is not None},
