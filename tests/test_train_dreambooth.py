@@ -30,12 +30,14 @@ from tests.tiny_runs import (
     difference,
     drawn_by_diffusers,
     forget_after,
+    same_bytes,
     subject_flags,
     teach,
 )
-from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, studio
+from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
 from utils.cli import UserError
 from utils.models import DEMO_MODEL
+from utils.parallel import available_cores
 from utils.picture_checks import load_clip
 
 TOKEN = ("--train_token", "<sks>", "--initializer_token", "shoes")
@@ -57,6 +59,23 @@ def test_any_division_of_a_batch_trains_the_same(trainer_data, tmp_path):
     for name in ("loss", "prior_loss"):
         assert np.allclose(column(tmp_path / "one", name), column(tmp_path / "other", name), rtol=1e-5)
     assert difference(tmp_path / "one", tmp_path / "other") < 1e-5
+
+
+def test_cores_that_share_a_batch_train_the_same_and_to_the_byte_again(trainer_data, tmp_path):
+    words = [*PRIOR, *TOKEN, "--max_train_steps", 3]
+    assert teach(trainer_data, tmp_path / "alone", *words) == 0
+    assert stepping.train_cores(torch.device("cpu"), 16) is None
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "again"):
+            assert teach(trainer_data, tmp_path / name, *words) == 0
+    finally:
+        torch.set_num_threads(1)
+    assert difference(tmp_path / "alone", tmp_path / "one") < 1e-5
+    if available_cores() > 1:
+        assert not same_bytes(tmp_path / "alone", tmp_path / "one")  # so it was another way
+    assert same_bytes(tmp_path / "one", tmp_path / "again")
+    assert column(tmp_path / "one", "loss") == column(tmp_path / "again", "loss")
 
 
 def test_two_processes_train_all_weights_the_same(trainer_data, tmp_path):

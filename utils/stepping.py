@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from utils import batches, encoding, guards
 from utils.cli import UserError
+from utils.generation import Cores, share_cores
 from utils.session import Session
 from utils.training import Training, skip_step
 
@@ -30,17 +31,46 @@ class Gradients(NamedTuple):
         return math.isfinite(self.norm) and all(math.isfinite(row[0]) for row in self.rows)
 
 
+def train_cores(device: torch.device, rows: int) -> Cores | None:
+    """A CPU's cores, each to take a part of a micro-batch; None elsewhere, or where torch is held to one thread."""
+    return share_cores(rows, torch.get_num_threads()) if device.type == "cpu" else None
+
+
+def go_backward(
+    compute: Callable, part: dict, number: int, parameters: list[torch.nn.Parameter], cores: Cores | None
+) -> torch.Tensor:
+    """Forward and backward of a micro-batch, its gradients added to what is there; the rows of its samples."""
+    count = len(part["samples"])
+    if cores is None or count < 2 * cores.parts:
+        loss, rows = compute(part, number)
+        loss.backward()
+        return rows
+
+    def work(piece: dict) -> tuple[tuple, torch.Tensor]:
+        loss, rows = compute(piece, number)
+        return torch.autograd.grad(loss, parameters, allow_unused=True), rows
+
+    pieces = batches.split_batch(part, math.ceil(count / cores.parts))
+    found = list(cores.pool.map(work, pieces))
+    for grads, _ in found:  # in order, so that equal runs are equal to the byte
+        for parameter, grad in zip(parameters, grads):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    return torch.cat([rows for _, rows in found])
+
+
 def compute_gradients(
     training: Training,
     parts: list[dict],
     micro: int,
-    compute: Callable[[dict, int], torch.Tensor],
+    compute: Callable[[dict, int], tuple[torch.Tensor, torch.Tensor]],
     accelerator: Accelerator,
     max_norm: float,
+    cores: Cores | None = None,
 ) -> Gradients:
     """Forward and backward of all parts, the gradients summed over the processes and clipped.
 
-    `compute` does it for one micro-batch, given its number, and returns a row of each sample. It is called again for
+    `compute` gives what is to be minimised in one micro-batch, and a row of each of its samples. It is called again for
     the same samples where memory ran out (half as many at once) or a float16 gradient overflowed (at half the scale).
     """
     optimizer, scaler = training.optimizer, training.scaler
@@ -48,7 +78,8 @@ def compute_gradients(
         parts = [half for part in parts for half in batches.split_batch(part, micro)]
         rows = None
         try:
-            rows = [compute(batches.to_device(part, accelerator.device), i) for i, part in enumerate(parts)]
+            there = (batches.to_device(part, accelerator.device) for part in parts)
+            rows = [go_backward(compute, part, i, training.parameters, cores) for i, part in enumerate(there)]
         except RuntimeError as error:
             if not guards.out_of_memory(error):
                 raise
