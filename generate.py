@@ -9,9 +9,7 @@ Killed and started again it goes on with what is missing; the set is a dataset i
 
 import argparse
 import hashlib
-import inspect
 import logging
-import math
 import os
 import time
 from collections import deque
@@ -20,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -29,7 +26,6 @@ from utils import (
     cli,
     conditions,
     devices,
-    encoding,
     flags,
     generated_set,
     generation,
@@ -37,7 +33,6 @@ from utils import (
     guards,
     lora_mix,
     models,
-    picture_checks,
     pictures,
     runs,
 )
@@ -47,9 +42,9 @@ from utils import prompts as prompt_lists
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.metrics_log import append_metrics
+from utils.studio import Studio, draw_pictures, open_studio, picture_seed, relieve_memory
 
 logger = logging.getLogger("generate")
-RETRY_SEEDS = 1_000_000_000  # between the seeds of one picture's tries; those of the set's pictures are neighbours
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
 # Neither where the result goes nor how the work is divided changes a picture.
 FREE = set(
@@ -64,116 +59,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     generation_flags.add_flags(parser, list(generation.SCHEDULERS))
     args = cli.parse_args(parser, argv)
     return generation_flags.check_flags(parser, args)
-
-
-class Studio(NamedTuple):
-    """What draws: the models on their device, and every text's features on the CPU."""
-
-    unet: torch.nn.Module
-    compiled: Callable  # the same, for whole batches: each other shape would be compiled anew
-    vae: torch.nn.Module
-    controlnet: torch.nn.Module | None
-    scheduler: object
-    features: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
-    dtype: torch.dtype
-    device: torch.device
-    cores: generation.Cores | None  # on a CPU each takes a part of a batch
-
-
-@torch.no_grad()
-def open_studio(args, model: str, family: str, texts: list[str], loras: list, dtype, device: torch.device) -> Studio:
-    """Every distinct text is encoded once, and the encoders are gone when this returns."""
-    controlnet = conditions.load_controlnet(args.controlnet, model, dtype) if args.controlnet else None
-    whole = torch.float32 if loras else dtype  # a LoRA is fused before anything is rounded
-    tokenizers, encoders = models.load_text_encoders(model, family, whole)
-    unet = models.load_unet(model, whole)
-    noise = models.load_noise_scheduler(model)
-    if args.prediction_type:
-        noise.register_to_config(prediction_type=args.prediction_type)
-    if loras:
-        pipeline = generation.build_pipeline(family, unet, None, noise)
-        names = ("text_encoder", "text_encoder_2")[: len(encoders)]
-        pipeline.register_modules(**dict(zip(names, encoders)))
-        lora_mix.apply_loras(pipeline, loras)
-        pipeline = None
-    features, zero = {}, models.empty_prompt_is_zero(model)
-    for encoder in encoders:
-        encoder.to(device, dtype)
-    encoding.report_long_captions(tokenizers[0], texts, "prompts")
-    for start in range(0, len(texts), 64):
-        part = texts[start : start + 64]
-        embeds, pooled = models.encode_prompts(tokenizers, encoders, part, zero)
-        for i, text in enumerate(part):
-            features[text] = embeds[i].cpu(), None if pooled is None else pooled[i].cpu()
-    del encoders, encoder
-    encoding.free_memory(device)
-    vae = models.load_vae(model)
-    torch.nn.Module.to(unet, dtype)  # without the warning of diffusers, which holds for other models
-    cores = generation.share_cores(args.batch_size * (1 + (args.guidance_scale > 1))) if device.type == "cpu" else None
-    solver = generation.make_scheduler(args.scheduler, noise)
-    # On a CPU the weights, laid out anew once, are half of the gain.
-    options = {"freezing": True} if device.type == "cpu" else None
-    compiled = torch.compile(unet, dynamic=False, options=options) if args.compile else unet
-    studio = Studio(unet, compiled, vae, controlnet, solver, features, dtype, device, cores)
-    for module in filter(None, (unet, vae, controlnet)):
-        module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    for name in generation.ECONOMIES:
-        if getattr(args, f"enable_{name}"):
-            generation.economise(unet, vae, controlnet, name, device)
-    return studio
-
-
-@torch.inference_mode()
-def draw_pictures(
-    studio: Studio, texts: list[str], negative: str, seeds: list[int], steps: int, guidance: float, size: int,
-    starts: torch.Tensor | None, strength: float, control: torch.Tensor | None, control_scale: float, whole: int
-) -> tuple[torch.Tensor, list[bool]]:  # fmt: skip
-    """The pixels (n, size, size, 3) of one batch, and which of them came from finite latents."""
-    unet = studio.compiled if len(texts) == whole else studio.unet
-    vae, scheduler, device = studio.vae, studio.scheduler, studio.device
-    # Whatever is drawn for a picture is drawn on the CPU by its own generator: no other picture changes it.
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    guided = guidance > 1
-    wanted = [negative] * len(texts) * guided + texts
-    embeds = torch.stack([studio.features[text][0] for text in wanted]).to(device)
-    pooled = ids = None
-    if studio.features[texts[0]][1] is not None:
-        pooled = torch.stack([studio.features[text][1] for text in wanted]).to(device)
-        ids = torch.tensor([[size, size, 0, 0, size, size]] * len(wanted), dtype=studio.dtype, device=device)
-    control = None if control is None else control.repeat(1 + guided, 1, 1, 1).to(device, studio.dtype)
-
-    scheduler.set_timesteps(steps, device=device)
-    timesteps, side = scheduler.timesteps, size // models.vae_step(vae.config)
-    shape = (1, vae.config.latent_channels, side, side)
-    if starts is None:
-        latents = torch.cat([torch.randn(shape, generator=one) for one in generators])
-        latents = (latents * scheduler.init_noise_sigma).to(device)
-    else:
-        latents, timesteps = generation.start_from(vae, scheduler, starts.to(device), generators, steps, strength)
-    step_options = {}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        step_options["generator"] = generators
-
-    @torch.inference_mode()  # said again: it holds for one thread
-    def predict(given, embeds, pooled, ids, control):
-        more = {} if pooled is None else {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
-        residuals = {}
-        if control is not None:
-            down, middle = studio.controlnet(
-                given, time_step, embeds, control, conditioning_scale=control_scale, return_dict=False, **more
-            )
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return unet(given, time_step, embeds, return_dict=False, **more, **residuals)[0].float()
-
-    for time_step in timesteps:
-        # One denoising step of the whole batch, with its negative half beside it where there is guidance.
-        given = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time_step).to(studio.dtype)
-        predicted = generation.on_cores(studio.cores, predict, given, embeds, pooled, ids, control)
-        if guided:
-            without, towards = predicted.chunk(2)
-            predicted = without + guidance * (towards - without)
-        latents = scheduler.step(predicted, time_step, latents, return_dict=False, **step_options)[0]
-    return generation.decode_pixels(vae, latents, studio.cores), picture_checks.finite_pictures(latents)
 
 
 def read_conditions(args, given: dict[str, list[Path]], size: int, device: torch.device) -> tuple[Callable, Callable]:
@@ -202,19 +87,6 @@ def describe_settings(args, prompts: list[dict], loras: list, given: dict, preci
     return settings
 
 
-def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:
-    """What to do where memory ran out, the cheapest first; the batch from here on."""
-    encoding.free_memory(studio.device)
-    if batch > 1:
-        logger.warning("out of memory: %s at once from here on", cli.counted(math.ceil(batch / 2), "image"))
-        return math.ceil(batch / 2)
-    if not left:
-        raise UserError("out of memory, one image at once and with every economy; lower --resolution, or free memory")
-    generation.economise(studio.unet, studio.vae, studio.controlnet, left[0], studio.device)
-    logger.warning("out of memory with one image at once: --enable_%s from here on", left.pop(0))
-    return 1
-
-
 def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
     """The model's place and family, the side of its pictures, and the LoRAs, which fit it."""
     place = args.output_dir.parent / "cache" / "models"
@@ -241,12 +113,11 @@ def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.d
     about |= {name: str(getattr(args, name)) for name in conditioned if args.controlnet}
 
     def draw(studio: Studio, jobs: list[outcome.Job]) -> list[tuple[dict, object, bool]]:
-        seeds = [args.seed + job.index + job.retry * RETRY_SEEDS for job in jobs]
+        seeds = [picture_seed(args.seed, job.index, job.retry) for job in jobs]
         asked = [prompts[job.index] for job in jobs]
         pixels, finite = draw_pictures(
             studio, [one["text"] for one in asked], args.negative_prompt, seeds, args.num_inference_steps,
-            args.guidance_scale, size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale,
-            args.batch_size
+            args.guidance_scale, size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale
         )  # fmt: skip
         more = {"precision": str(studio.dtype).removeprefix("torch.")}
         lines = [
@@ -367,7 +238,12 @@ def main(args) -> int:
         texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
         check = outcome.make_check(args.reject_near_train, args.min_clip_score, args.clip_model, device)
         draw = make_draw(args, prompts, given, size, device)
-        open_model = partial(open_studio, args, model, family, texts, loras, device=device)
+        economies = [name for name in generation.ECONOMIES if getattr(args, f"enable_{name}")]
+        open_model = partial(
+            open_studio, model, family, texts, device=device, scheduler=args.scheduler, batch=args.batch_size,
+            guided=args.guidance_scale > 1, loras=loras, prediction_type=args.prediction_type,
+            controlnet=args.controlnet, economies=economies, compiled=args.compile
+        )  # fmt: skip
         session = {"share": share, "began": datetime.now(UTC).isoformat(), "made": 0, "seconds": 0.0}
         shown = {"total": len(mine), "initial": len(mine) - len(todo), "unit": " images", **cli.progress(is_main)}
         note = outcome.make_note(out, part, session, missing, block)

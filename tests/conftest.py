@@ -27,6 +27,11 @@ def trainer_data(tmp_path_factory):
         )
         draw_shoe(kind, colour, str(i), (64, 64)).resize(size).save(folders["folder"] / f"{i}.png")
         (folders["folder"] / f"{i}.txt").write_text(f"a photo of {colour} {kind}".lower())
+    for name, kind, colour, count in (("subject", "Casual Shoes", "Purple", 5), ("class", "Boots", "Grey", 5)):
+        folders[name] = root / name
+        folders[name].mkdir()
+        for i in range(count):
+            draw_shoe(kind, colour, str(i), (32, 32)).save(folders[name] / f"shoe{i}.png")
     torch.set_num_threads(1)  # as the processes that some of these tests start
     yield folders
     torch.set_num_threads(threads)

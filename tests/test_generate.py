@@ -21,7 +21,7 @@ from PIL import Image
 import generate
 import prepare_dataset
 from tests.tiny_models import build_tiny
-from utils import conditions, generated_set, generation_folder, lora, lora_mix, models, runs, webdataset
+from utils import conditions, generated_set, generation_folder, lora, lora_mix, models, runs, studio, webdataset
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.prompts import read_prompts
@@ -338,7 +338,7 @@ def test_rejected_pictures_are_kept_with_the_reason_and_get_the_next_seed(refere
     monkeypatch.setattr(generate.picture_checks, "find_fault", third_is_noise)
     assert make(tmp_path / "set") == 0
     line = lines(tmp_path / "set/metadata.jsonl")[2]
-    assert line["seed"] == 2 + generate.RETRY_SEEDS
+    assert line["seed"] == 2 + studio.RETRY_SEEDS
     kept = lines(tmp_path / "set/rejected/metadata.jsonl")
     assert [(one["seed"], one["reason"]) for one in kept] == [(2, "noise")]
     assert apart(
@@ -357,7 +357,7 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
-        2 * generate.RETRY_SEEDS, 2 * generate.RETRY_SEEDS + 1
+        2 * studio.RETRY_SEEDS, 2 * studio.RETRY_SEEDS + 1
     ]  # fmt: skip
 
 

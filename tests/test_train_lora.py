@@ -14,15 +14,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
-from tests.tiny_runs import LORA, ROOT, column, difference, flags, lora_of, same_bytes, train
-from utils import batches, checkpoints, diffusion, sampling, validation
+from tests.tiny_runs import (
+    LORA,
+    ROOT,
+    cells,
+    column,
+    difference,
+    drawn_by_diffusers,
+    flags,
+    forget_after,
+    lora_of,
+    same_bytes,
+    train,
+)
+from utils import batches, checkpoints, diffusion, metrics_log, sampling, validation
 from utils.cli import UserError
 from utils.data import read_split
 
@@ -46,14 +58,6 @@ def halfway(copy):
     """The reference run as it was when the process ended after step 3."""
     forget_after(copy, 3)
     return copy
-
-
-def forget_after(run: Path, step: int) -> None:
-    for path in checkpoints.list_checkpoints(run):
-        if int(path.name.split("-")[1]) > step:
-            shutil.rmtree(path)
-    for name in (LORA, "summary.json", "README.md", "loss_curve.png"):
-        (run / name).unlink(missing_ok=True)
 
 
 def divide(micro: int, accumulation: int) -> list:
@@ -456,25 +460,10 @@ def test_a_folder_that_becomes_read_only_ends_the_run_in_one_line(trainer_data, 
 # The result
 
 
-def cells(path: Path, count: int, side: int) -> np.ndarray:
-    """The pictures of a grid of one row."""
-    grid = Image.open(path)
-    return np.stack(
-        [np.asarray(grid.crop((i * (side + 4), 0, i * (side + 4) + side, side)), int) for i in range(count)]
-    )
-
-
-def drawn_by_diffusers(model: Path, lora: Path, prompts: list[str], side: int, **name) -> np.ndarray:
+def with_lora(model: Path, lora: Path, **name) -> DiffusionPipeline:
     pipeline = DiffusionPipeline.from_pretrained(model)
     pipeline.load_lora_weights(lora, **name)
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    found = []
-    for seed, prompt in enumerate(prompts):
-        generator = torch.Generator().manual_seed(seed)
-        options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": side, "width": side}
-        found.append(np.asarray(pipeline(prompt, generator=generator, **options).images[0], int))
-    return np.stack(found)
+    return pipeline
 
 
 @pytest.mark.parametrize(
@@ -502,10 +491,12 @@ def test_every_family_trains_resumes_and_gives_its_pictures_in_diffusers(trainer
 
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
-    assert np.abs(drawn_by_diffusers(trainer_data[family], out, prompts, 16) - expected).max() <= 1
+    assert np.abs(drawn_by_diffusers(with_lora(trainer_data[family], out), prompts, 16) - expected).max() <= 1
     if "--output_kohya_format" in words:
         name = {"weight_name": "whole_kohya.safetensors"}
-        assert np.abs(drawn_by_diffusers(trainer_data[family], out, prompts, 16, **name) - expected).max() <= 1
+        assert (
+            np.abs(drawn_by_diffusers(with_lora(trainer_data[family], out, **name), prompts, 16) - expected).max() <= 1
+        )
 
 
 def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):
@@ -553,7 +544,7 @@ def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboar
     assert train(trainer_data, out, *words, "--max_train_steps", 3, "--learning_rate", 1) == 0
     grids = sorted(path.name for path in (out / "validation").iterdir())
     assert grids == ["step-000000.png", "step-000002.png", "step-000003.png"]
-    records = train_lora.metrics_log.read_metrics(out / "metrics.jsonl")
+    records = metrics_log.read_metrics(out / "metrics.jsonl")
     wanted = {"step", "loss", "loss_smooth", "lr", "grad_norm", "samples_per_second", "memory_gib", "seconds_data"}
     assert all(wanted <= one.keys() for one in records if "loss" in one)
     assert any(f"loss_q{n}" in one for one in records for n in (1, 2, 3, 4))
@@ -653,7 +644,12 @@ def test_a_mistyped_flag_can_be_mended_and_the_command_run_again(trainer_data, t
 
 @pytest.mark.parametrize(
     "words, said",
-    [("--rank 0", "--rank"), ("--learning_rate -1", "--learning_rate"), ("--reslution 16", "--reslution")],
+    [
+        ("--rank 0", "--rank"),
+        ("--learning_rate -1", "--learning_rate"),
+        ("--reslution 16", "--reslution"),
+        ("--hub_token x", "HF_TOKEN"),
+    ],
 )
 def test_a_flag_that_cannot_be_is_refused_in_one_line(capsys, words, said):
     with pytest.raises(SystemExit) as caught:

@@ -1,32 +1,55 @@
-"""Runs of train_lora.py that last a second: on tiny pipelines and drawn shoes, here or in a process to be killed."""
+"""Runs of a trainer that last a second: on tiny pipelines and drawn shoes, here or in a process to be killed."""
 
 import contextlib
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
 from safetensors.torch import load_file
 
+import train_dreambooth
 import train_lora
-from utils import cli, runs
+from utils import checkpoints, cli, metrics_log, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 LORA = "pytorch_lora_weights.safetensors"
 
 
 def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[str]:
-    """A command line: 6 steps of 8 samples, 16 x 16 pixels, a loss in every line, no pictures; `more` wins."""
+    """A command line of train_lora.py: 6 steps of 8 samples, 16 x 16 pixels, a loss in every line, no pictures.
+
+    `more` wins.
+    """
+    return short_flags(data, out, "--train_data_dir", data["prepared"], *more, family=family)
+
+
+def short_flags(data: dict[str, Path], out: Path, *more, family: str) -> list[str]:
     short = "--resolution 16 --rank 4 --lora_alpha 8 --max_train_steps 6 --learning_rate 1e-2 --lr_warmup_steps 2"
     short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
-    words += ["--pretrained_model_name_or_path", data[family], "--train_data_dir", data["prepared"]]
-    return [str(word) for word in [*words, "--output_dir", out, *more]]
+    words += ["--pretrained_model_name_or_path", data[family], "--output_dir", out]
+    return [str(word) for word in [*words, *more]]
+
+
+def subject_flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[str]:
+    """The same of train_dreambooth.py, with 5 photos that share a prompt."""
+    words = ["--instance_data_dir", data["subject"], "--instance_prompt", "a photo of <sks> shoes"]
+    words += ["--lr_scheduler", "constant_with_warmup"]
+    words += ["--class_data_dir", data["class"]] if PRIOR[0] in more else []
+    return short_flags(data, out, *words, *more, family=family)
+
+
+PRIOR = ("--with_prior_preservation", "--class_prompt", "a photo of shoes", "--num_class_images", 5)
 
 
 @contextlib.contextmanager
@@ -51,6 +74,41 @@ def train(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> int:
         return train_lora.main(train_lora.parse_args(flags(data, out, *more, family=family)))
 
 
+def teach(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> int:
+    """The command of `subject_flags`, here; its exit code."""
+    with as_in_a_process():
+        return train_dreambooth.main(train_dreambooth.parse_args(subject_flags(data, out, *more, family=family)))
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Leave the run as it was when the process ended after this step."""
+    for path in checkpoints.list_checkpoints(run):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    for name in (LORA, "summary.json", "README.md", "loss_curve.png"):
+        (run / name).unlink(missing_ok=True)
+
+
+def cells(path: Path, count: int, side: int) -> np.ndarray:
+    """The pictures of a grid of one row."""
+    grid = Image.open(path)
+    return np.stack(
+        [np.asarray(grid.crop((i * (side + 4), 0, i * (side + 4) + side, side)), int) for i in range(count)]
+    )
+
+
+def drawn_by_diffusers(pipeline: DiffusionPipeline, prompts: list[str], side: int) -> np.ndarray:
+    """What diffusers draws as a validation does: seeds from 0 on, 3 steps."""
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    found = []
+    for seed, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(seed)
+        options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": side, "width": side}
+        found.append(np.asarray(pipeline(prompt, generator=generator, **options).images[0], int))
+    return np.stack(found)
+
+
 def lora_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / LORA)
 
@@ -70,7 +128,7 @@ def same_bytes(first: Path, second: Path) -> bool:
 
 def column(folder: Path, name: str) -> list[float]:
     """A number of metrics.jsonl, in the order of its lines."""
-    return [one[name] for one in train_lora.metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
+    return [one[name] for one in metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
 
 
 def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: tuple[int, ...]) -> None:

@@ -1,14 +1,14 @@
 """A step's samples as tensors, and the arithmetic of batches."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 
 from utils.cli import UserError
 from utils.pictures import Picture, View, choose_view, time_ids
-from utils.sampling import Draw, draw_noise
+from utils.sampling import Draw, draw_noise, split_step
 
 
 class BatchPlan(NamedTuple):
@@ -50,6 +50,33 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
     return BatchPlan(share if micro == "auto" else micro, processes, effective)
 
 
+def count_steps(
+    pictures: int, effective: int, steps: int, epochs: int | None, every: int, every_epochs: int | None
+) -> tuple[int, int]:
+    """The steps of a training, and those from one validation to the next; epochs count where they are given."""
+    epoch = pictures / effective
+    return math.ceil(epochs * epoch) if epochs else steps, math.ceil(every_epochs * epoch) if every_epochs else every
+
+
+def load_steps(
+    steps: range,
+    plan: BatchPlan,
+    rank: int,
+    pictures: list[Picture],
+    draw: Callable[[int], list[Draw]],
+    load: Callable[[list[Draw], list[Picture]], dict],
+) -> Iterator[list[dict]]:
+    """One process's micro-batches of every step, by the sample plan: what a position means depends on it alone.
+
+    `draw` gives the samples of a position: one, or several that are trained together.
+    """
+    shapes = [one.shape for one in pictures]
+    for step in steps:
+        found = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
+        each, draws = len(found[0]), [one for several in found for one in several]
+        yield [load(part, pictures) for part in split_step(draws, shapes, plan.micro * each, rank, plan.processes)]
+
+
 def load_batch(
     draws: list[Draw],
     pictures: list[Picture],
@@ -58,9 +85,13 @@ def load_batch(
     scaling: float,
     noise_offset: float = 0.0,
     sample_posterior: bool = True,
+    masks: Callable[[Picture, View, tuple[int, int]], torch.Tensor] | None = None,
 ) -> dict:
-    """The tensors of some draws, on the CPU. `scaling` is the VAE's factor from its latents to those of the UNet."""
-    latents, noises, ids = [], [], []
+    """The tensors of some draws, on the CPU. `scaling` is the VAE's factor from its latents to those of the UNet.
+
+    `masks` says how much each place of a picture counts, in the size of its latents.
+    """
+    latents, noises, ids, counted = [], [], [], []
     for draw in draws:
         picture = pictures[draw.index]
         view = choose_view(picture, draw.crop, crops, draw.flip)
@@ -69,12 +100,15 @@ def load_batch(
         latents.append((mean + deviation * posterior if sample_posterior else mean) * scaling)
         noises.append(noise + noise_offset * offset if noise_offset else noise)
         ids.append(time_ids(picture, view))
-    return {
+        if masks:
+            counted.append(masks(picture, view, tuple(mean.shape[1:])))
+    return ({"mask": torch.stack(counted)} if masks else {}) | {
         "latents": torch.stack(latents),
         "noise": torch.stack(noises),
         "timesteps": torch.tensor([draw.timestep for draw in draws]),
         "time_ids": torch.tensor(ids, dtype=torch.float32),
         "texts": ["" if draw.drop_caption else pictures[draw.index].text for draw in draws],
+        "index": torch.tensor([draw.index for draw in draws]),
         "samples": [pictures[draw.index].id for draw in draws],
     }
 

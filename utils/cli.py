@@ -63,6 +63,20 @@ def make_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _Refused(argparse.Action):
+    """A flag of a diffusers example that has no place here: `const` says why."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string}: {self.const}")
+
+
+def add_refused_flags(parser: argparse.ArgumentParser, reasons: dict[str, str]) -> None:
+    """Flags that a command line for diffusers may have; each is an error that says what to do in its place."""
+    for name, why in reasons.items():
+        options = {"nargs": "?", "const": why, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        parser.add_argument(f"--{name}", action=_Refused, help=argparse.SUPPRESS, **options)
+
+
 def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
     """The settings in a YAML file, its `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error."""
     from omegaconf import OmegaConf  # here: check_environment.py must start where packages are missing

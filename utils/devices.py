@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -142,6 +144,11 @@ def choose_precision(device: torch.device, wanted: str | None = None) -> Precisi
         return Precision("no", torch.float32, f"float32 will be used, because in {choice} {failure}")
     reason = "bf16: this GPU has it in hardware" if choice == "bf16" else "fp16: this GPU only emulates bf16"
     return Precision(choice, DTYPES[choice], reason)
+
+
+def autocast(device: torch.device, precision: Precision) -> Callable:
+    """What makes the context that a training computes in. Accelerate's own does nothing in float16 on a CPU."""
+    return functools.partial(torch.autocast, device.type, precision.dtype, precision.mixed_precision != "no")
 
 
 def seed_everything(seed: int) -> None:

@@ -67,9 +67,21 @@ def snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float 
     return clipped  # the sample itself is predicted
 
 
-def sample_losses(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The mean squared error of each sample in float32, times its weight."""
-    losses = F.mse_loss(prediction.float(), target.float(), reduction="none").mean((1, 2, 3))
+def sample_losses(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The mean squared error of each sample in float32, times its weight.
+
+    Within a mask (n, 1, height, width) the mean is weighted by it, so that a small subject counts as much as a large.
+    """
+    losses = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    if mask is None:
+        losses = losses.mean((1, 2, 3))
+    else:
+        losses = (losses * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * losses.shape[1]).clamp(min=1e-3)
     return losses if weights is None else losses * weights
 
 

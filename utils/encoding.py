@@ -91,6 +91,13 @@ def encode_captions(
     return features
 
 
+def encode_distinct(encode: Callable, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What `encode` makes of texts, each of them encoded once: a batch of photos often shares one prompt."""
+    distinct = list(dict.fromkeys(texts))
+    rows = [distinct.index(text) for text in texts]
+    return tuple(None if tensor is None else tensor[rows] for tensor in encode(distinct))
+
+
 @torch.no_grad()
 def encode_picture(vae, picture: Picture, view: View, interpolation: str) -> torch.Tensor:
     """(2, channels, height, width): mean and standard deviation of a picture's latents, unscaled, in float32."""

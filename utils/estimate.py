@@ -1,4 +1,4 @@
-"""Parameters and memory of a LoRA training, foretold from the model's configs: nothing is loaded, nothing computed.
+"""Parameters and memory of a training, foretold from the model's configs: nothing is loaded, nothing computed.
 
 A whole training step is run on the meta device, where tensors have shapes and no content: forward, recomputation of
 checkpointed blocks, backward. A ledger books each storage when it appears and when it is freed, so that temporary
@@ -59,20 +59,23 @@ def text_parts(family: str) -> list[str]:
 
 
 def count_parameters(
-    model: str,
-    family: str,
-    rank: int,
-    targets: Iterable[str] = UNET_TARGETS,
-    text_targets: Iterable[str] = (),
-    use_dora: bool = False,
-) -> dict[str, Count]:
-    """Trained weights and all weights of every part."""
+    model: str, family: str, rank: int | None, targets: Iterable[str] = UNET_TARGETS, text_targets: Iterable[str] = (),
+    use_dora: bool = False
+) -> dict[str, Count]:  # fmt: skip
+    """Trained weights and all weights of every part; without a rank all weights of a part with targets are trained."""
     wanted, counts = {"unet": targets, **dict.fromkeys(text_parts(family), text_targets), "vae": ()}, {}
     for part, layers in wanted.items():
         module = build_part(model, part)
         total = _count(module.parameters())
-        counts[part] = Count(_count(attach_lora(module, rank, rank, 0.0, layers, use_dora)) if layers else 0, total)
+        counts[part] = Count(_count(_choose(module, rank, layers, use_dora)) if layers else 0, total)
     return counts
+
+
+def _choose(module: torch.nn.Module, rank: int | None, targets: Iterable[str], use_dora: bool) -> list:
+    """What is trained of a part: an adapter, or without a rank all of it."""
+    if rank:
+        return attach_lora(module, rank, rank, 0.0, targets, use_dora)
+    return list(module.requires_grad_(True).parameters())
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
@@ -158,25 +161,12 @@ def most_live_bytes(run: Callable[[], object], autocast: torch.dtype | None = No
 
 
 def predict_memory(
-    model: str,
-    family: str,
-    *,
-    rank: int,
-    micro_batch: int,
-    height: int,
-    width: int,
-    targets: Iterable[str] = UNET_TARGETS,
-    train_text_encoder: bool = False,
-    dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None,
-    gradient_checkpointing: bool = True,
-    optimizer: str = "adamw",
-    ema: bool = False,
-    use_dora: bool = False,
-    text_batch: int = 1,
-    vae_batch: int = 1,
-    vae_dtype: torch.dtype = torch.float32,
-) -> dict[str, dict[str, int]]:
+    model: str, family: str, *, rank: int | None, micro_batch: int, height: int, width: int,
+    targets: Iterable[str] = UNET_TARGETS, train_text_encoder: bool = False, dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None, gradient_checkpointing: bool = True, optimizer: str = "adamw",
+    ema: bool = False, use_dora: bool = False, text_batch: int = 1, vae_batch: int = 1,
+    vae_dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, int]]:  # fmt: skip
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs.
 
     `dtype` is that of the frozen weights, `autocast` the one that a training step computes in where it is another;
@@ -193,11 +183,10 @@ def predict_memory(
         "VAE encoding": {"weights": _bytes(vae), "activations": pictures},
     }
     unet = build_part(model, "unet", dtype).train()
-    trained = attach_lora(unet, rank, rank, 0.0, targets, use_dora)
-    parts = [unet]
+    trained, parts = _choose(unet, rank, targets, use_dora), [unet]
     if train_text_encoder:
         for encoder in encoders:
-            trained += attach_lora(encoder.train(), rank, rank, 0.0, TEXT_TARGETS, use_dora)
+            trained += _choose(encoder.train(), rank, TEXT_TARGETS, use_dora)
         parts += encoders
     if gradient_checkpointing:
         # a backward pass leaves the modes of the forward pass, and the recomputation must enter them again

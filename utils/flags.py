@@ -1,18 +1,25 @@
 """Flags that the trainers share, in groups; their names are those of the diffusers examples wherever one exists."""
 
 import argparse
-import contextlib
 import logging
-import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
+from utils.argument_types import batch_size, positive, seed_number, share
 from utils.lora import UNET_TARGETS
 from utils.models import DEFAULT_MODEL
 
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
+# Of diffusers' training scripts, what has no place here, and why.
+REFUSED = {
+    "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
+    "local_rank": "accelerate launch tells it by itself; leave it out",
+    "cache_dir": "set HF_HOME in the environment instead",
+    "revision": "give the folder of that revision as --pretrained_model_name_or_path",
+    "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
+}
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
     "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "
@@ -22,36 +29,6 @@ NOT_IN_TRAINING = (
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
     "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite"
 ).split()
-
-
-def batch_size(text: str) -> int | str:
-    """An argparse type: a whole number above 0, or `auto`."""
-    try:
-        return text if text == "auto" else positive(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
-
-
-def positive(text: str) -> int:
-    """An argparse type: a whole number above 0."""
-    if not re.fullmatch(r"0*[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
-    return int(text)
-
-
-def seed_number(text: str) -> int:
-    """An argparse type: a number that every generator takes as a seed."""
-    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 0 to {2**32 - 1}")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """An argparse type: 0 to 1."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 to 1")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,17 +47,26 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_column_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
+    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
+    group.add_argument("--caption_column", default="text", help="where the captions are")
+    group.add_argument(
+        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
+    )
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--train_data_dir", default="data/casual_shoes", metavar="DIR", help="in a layout named above")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
-    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
-    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
-    group.add_argument("--caption_column", default="text", help="where the captions are")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N pictures")
-    group.add_argument(
-        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
-    )
+    add_column_flags(group)
+    add_picture_flags(group)
+
+
+def add_picture_flags(group: argparse._ArgumentGroup) -> None:
+    """How pictures are seen."""
     group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
     group.add_argument("--aspect_ratio_buckets", action=OnOff, default=False, help="keep proportions, same area")
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
@@ -138,7 +124,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
 
     group = parser.add_argument_group("optimizer")
-    group.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes")
+    group.add_argument(
+        "--optimizer", type=str.lower, choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes"
+    )
     group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
     group.add_argument("--adam_beta1", type=float, default=0.9, help="memory of the gradient's mean")
     group.add_argument("--adam_beta2", type=float, default=0.999, help="memory of its square")

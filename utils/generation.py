@@ -128,12 +128,12 @@ class Cores(NamedTuple):
     parts: int
 
 
-def share_cores(rows: int) -> Cores | None:
-    """A CPU's cores, divided among parts of a batch of `rows`; None where one part is all.
+def share_cores(rows: int, most: int | None = None) -> Cores | None:
+    """A CPU's cores, `most` of them, divided among parts of a batch of `rows`; None where one part is all.
 
     Two threads of one core each draw a quarter more than one of two: small layers leave the second core idle.
     """
-    cores = available_cores()
+    cores = min(available_cores(), most or available_cores())
     parts = min(cores, rows // 4)
     if parts < 2:
         return None

@@ -5,7 +5,7 @@ import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from utils.flags import positive, share
+from utils.argument_types import positive, share
 from utils.lora_mix import split_weight
 from utils.parallel import available_cores
 

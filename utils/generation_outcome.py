@@ -1,7 +1,6 @@
 """What becomes of a picture that was drawn: judged, saved, noted."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from utils import picture_checks
 from utils.metrics_log import append_metrics
+from utils.studio import write_picture
 
 
 class Job(NamedTuple):
@@ -49,9 +49,7 @@ def save_picture(out: Path, job: Job, line: dict, pixels, finite: bool, check: C
     if reason:
         line = {**line, "file_name": f"{job.index:06d}-{line['seed']}.png", "reason": reason, "detail": detail}
         path = out / "rejected" / line["file_name"]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(partial, "PNG", compress_level=4)
-    os.replace(partial, path)
+    write_picture(path, picture)
     return job, line
 
 

@@ -132,9 +132,10 @@ def _settings(unet, text_encoders) -> dict:
     return settings
 
 
-def describe(base: str, rank: int, alpha: float, data: str, trigger: str | None) -> dict[str, str]:
-    """What a LoRA's file says of itself; `data` is the fingerprint of what it was trained on."""
-    facts = {"command": command_line(), "base_model": base, "rank": str(rank), "alpha": str(alpha)}
+def describe(base: str, rank: int | None, alpha: float | None, data: str, trigger: str | None) -> dict[str, str]:
+    """What a file says of itself (no LoRA where it has no rank); `data` is the fingerprint of what trained it."""
+    facts = {"command": command_line(), "base_model": base}
+    facts |= {"rank": str(rank), "alpha": str(alpha)} if rank else {}
     return facts | {"data_fingerprint": data} | ({"trigger_word": trigger} if trigger else {})
 
 

@@ -17,7 +17,10 @@ from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_t
 from utils.runs import package_versions
 
 # Not the checkpoints nor the logs; environment.json tells of the machine, and stays on it.
-PUSHED = re.compile(r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png")
+PUSHED = re.compile(
+    r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png|model_index\.json|"
+    r"(unet|vae|text_encoder(_2)?|tokenizer(_2)?|scheduler|feature_extractor)/[^/]+"
+)
 
 
 def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | None], records: list[dict]) -> None:
@@ -74,7 +77,7 @@ def _front_matter(facts: dict) -> dict:
     front = {"base_model": base} if _is_hub_id(base) else {}
     front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     front |= {"instance_prompt": facts["trigger_word"]} if facts.get("trigger_word") else {}
-    return front | {"tags": ["lora", "text-to-image", "diffusers"]}
+    return front | {"tags": ["lora"] * (facts.get("method") != "full") + ["text-to-image", "diffusers"]}
 
 
 def _what_it_is(facts: dict) -> str:
@@ -83,20 +86,29 @@ def _what_it_is(facts: dict) -> str:
     rank = f" of rank {facts['rank']}" if facts.get("rank") else ""
     word = facts.get("trigger_word")
     trigger = f" Its trigger is `{word}`: write it in the prompt." if word else ""
-    return f"A LoRA{rank} for {link}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
+    kind = f"A LoRA{rank} for {link}" if facts.get("method") != "full" else f"A pipeline, {link} trained further"
+    return f"{kind}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
 
 
 def _snippet(folder: Path, facts: dict) -> list[str]:
     where = facts.get("repo_id") or folder
-    base, remark = facts["base_model"], ""
-    if base == "demo":
+    base, remark, whole = facts["base_model"], "", facts.get("method") == "full"
+    if base == "demo" and not whole:
         base, remark = "demo/model", "  # from the repository's own folder"
+    base = where if whole else base
+    load = [] if whole else [f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")']
+    for n, name in enumerate(facts.get("token_files", ())):  # SDXL has one for each of its text encoders
+        end = "_2" if n else ""
+        load.append(
+            f"pipeline.load_textual_inversion({_quoted(where)}, weight_name={_quoted(name)}, "
+            f"text_encoder=pipeline.text_encoder{end}, tokenizer=pipeline.tokenizer{end})"
+        )
     return [
         "import torch",
         "from diffusers import DiffusionPipeline",
         "",
         f"pipeline = DiffusionPipeline.from_pretrained({_quoted(base)}, dtype=torch.float32){remark}",
-        f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")',
+        *load,
         f'pipeline({_quoted(facts["prompt"])}).images[0].save("image.png")',
     ]
 
@@ -147,7 +159,7 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     token, names = hub_token(), files_to_push(folder)
-    if WEIGHTS not in names:
+    if not {WEIGHTS, "model_index.json"} & set(names):
         raise UserError(f"--push_to_hub {repo_id}: {folder} holds no {WEIGHTS}; train first")
     for name in names:
         if token.encode() in (folder / name).read_bytes():
@@ -157,7 +169,7 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
         api.create_repo(repo_id, private=private, exist_ok=True)
         # Whole names, since a pattern's * would match a / too, and so the checkpoints.
         patterns = [glob.escape(name) for name in names]
-        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload LoRA")
+        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload weights")
     except Exception as error:  # of many kinds, by the hub's own library and those beneath it
         reason = mask_text(" ".join(str(error).split())) or type(error).__name__
         raise UserError(

@@ -158,6 +158,21 @@ def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
     return _load_frozen(UNet2DConditionModel, model, "unet", dtype)
 
 
+def tune_unet(unet: UNet2DConditionModel, checkpointing: bool, xformers: bool, compiled: bool) -> None:
+    """Switch on what saves memory or time in training."""
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    if xformers:
+        unet.enable_xformers_memory_efficient_attention()
+    if compiled:
+        unet.compile_repeated_blocks()
+
+
+def latent_scale(model: str) -> float:
+    """The VAE's factor from its latents to those of the UNet."""
+    return read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
+
+
 def load_noise_scheduler(model: str) -> DDPMScheduler:
     """The noise schedule that the model was trained with, and what it predicts."""
     from diffusers import DDPMScheduler

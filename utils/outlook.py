@@ -8,10 +8,13 @@ from utils import estimate, models
 from utils.models import read_config
 
 
-def describe_model(model: str, family: str, rank: int, targets: list[str], text_targets: tuple, use_dora: bool) -> str:
+def describe_model(
+    model: str, family: str, rank: int | None, targets: list[str], text_targets: tuple, use_dora: bool
+) -> str:
     """Family and parameters, from the configs alone."""
     counts = estimate.count_parameters(model, family, rank, targets, text_targets, use_dora)
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
+    total -= 0 if rank else trained
     return (
         f"family       {models.FAMILIES[family]}\n"
         f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})"

@@ -24,7 +24,8 @@ from utils.masking import mask_text
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 RUN_FILES = re.compile(
     r"checkpoint-\d+|best|validation|logs|trackers|metrics\.jsonl|loss_curve\.png|README\.md|(summary|environment)\.json|"
-    r"config\.yaml|[^/]+\.safetensors|results\.jsonl?|curves\.png"
+    r"config\.yaml|[^/]+\.safetensors|results\.jsonl?|curves\.png|model_index\.json|unet|vae|text_encoder(_2)?|"
+    r"tokenizer(_2)?|scheduler|feature_extractor"
 )
 
 

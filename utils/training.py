@@ -1,4 +1,4 @@
-"""What changes while a LoRA is trained, as one thing: saved as a checkpoint, and put back from it."""
+"""What changes in a training, as one thing: built, saved as a checkpoint, put back from it, written at the end."""
 
 import logging
 from collections.abc import Iterator
@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 import torch
 
-from utils import checkpoints, guards, lora
+from utils import checkpoints, guards, inversion, lora, optimizers, pipelines
 from utils.cli import UserError
+from utils.files import write_safetensors
 
 logger = logging.getLogger(__name__)
 
 
 class Training(NamedTuple):
-    """`progress` is plain: the step, the best held-out loss, what was skipped. `average` is the EMA of `parameters`."""
+    """`progress` is plain: the step, the best held-out loss, what was skipped. `average` is the EMA of `parameters`.
+
+    Adapters are trained, or where `whole` names a model, all weights of its UNet and of the text encoders given.
+    """
 
     unet: torch.nn.Module
     text_encoders: list[torch.nn.Module]
@@ -24,6 +28,8 @@ class Training(NamedTuple):
     scaler: torch.amp.GradScaler
     average: list[torch.Tensor] | None
     progress: dict
+    token: inversion.Token | None = None  # a new word, whose embedding is trained too
+    whole: str | None = None
 
 
 def new_progress() -> dict:
@@ -55,10 +61,72 @@ def averaged_weights(training: Training) -> Iterator[None]:
             torch._foreach_copy_(training.parameters, own)
 
 
-def write_lora(folder: Path, training: Training, facts: dict[str, str]) -> None:
-    """The LoRA as it is now, in the file that diffusers loads."""
+def start_training(
+    unet: torch.nn.Module,
+    encoders: list[torch.nn.Module],
+    groups: list[dict],
+    optimizer: str,
+    adam: tuple[tuple[float, float], float, float],
+    device: torch.device,
+    scaled: bool,
+    use_ema: bool,
+    token: inversion.Token | None = None,
+    whole: str | None = None,
+) -> Training:
+    """Models on their device, with an optimizer of the groups; `adam` is betas, weight decay, epsilon.
+
+    `scaled` where gradients are computed in float16.
+    """
+    for module in (unet, *encoders):
+        module.to(device).train()
+    if device.type == "cuda":  # what its convolutions like best; on a CPU it is slower
+        unet.to(memory_format=torch.channels_last)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    made = optimizers.make_optimizer(optimizer, groups, *adam, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+    average = [parameter.detach().clone() for parameter in parameters] if use_ema else None
+    return Training(unet, encoders, parameters, made, scaler, average, new_progress(), token, whole)
+
+
+def _modules(training: Training) -> dict[str, torch.nn.Module]:
+    """By the names of their folders in a pipeline."""
+    return {"unet": training.unet} | dict(zip(("text_encoder", "text_encoder_2"), training.text_encoders))
+
+
+def write_weights(folder: Path, training: Training, facts: dict[str, str]) -> None:
+    """What is trained, as it is now: the LoRA in the file that diffusers loads, or all weights, a file a part."""
+    if training.whole:
+        for name, module in _modules(training).items():
+            state = {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
+            write_safetensors(folder / f"{name}.safetensors", state)
+        return
     state = lora.lora_state(training.unet, training.text_encoders)
     lora.save_lora(folder, state, training.unet, training.text_encoders, facts)
+    if training.token:
+        inversion.write_token(folder, training.token, facts)
+
+
+def write_result(folder: Path, training: Training, facts: dict[str, str]) -> None:
+    """The same for those who will use it: where all weights were trained, a whole pipeline."""
+    if training.whole:
+        pipelines.write_pipeline(folder, training.whole, _modules(training), facts)
+    else:
+        write_weights(folder, training, facts)
+
+
+def read_weights(files: dict[str, dict[str, torch.Tensor]], training: Training) -> None:
+    """The way back of `write_weights`, to the byte."""
+    if training.whole:
+        for name, module in _modules(training).items():
+            if name not in files:
+                raise UserError(f"the checkpoint holds no {name}; give the --method and the parts it was made with")
+            module.load_state_dict(files[name])
+        return
+    if "pytorch_lora_weights" not in files:
+        raise UserError("the checkpoint holds no LoRA; give the --method that it was made with")
+    lora.load_lora_state(files["pytorch_lora_weights"], training.unet, training.text_encoders)
+    if training.token:
+        inversion.load_token(files, training.token)
 
 
 def kohya_path(folder: Path) -> Path:
@@ -83,7 +151,7 @@ def save_training(folder: Path, training: Training, identity: dict, facts: dict[
         "optimizer": rest,
         "scaler": training.scaler.state_dict(),
     }
-    checkpoints.save_checkpoint(folder, lambda partial: write_lora(partial, training, facts), files, state)
+    checkpoints.save_checkpoint(folder, lambda partial: write_weights(partial, training, facts), files, state)
 
 
 @torch.no_grad()
@@ -103,7 +171,7 @@ def restore_training(folder: Path, training: Training, identity: dict) -> None:
         )
     if (training.average is not None) != ("average" in files):
         raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
-    lora.load_lora_state(files["pytorch_lora_weights"], training.unet, training.text_encoders)
+    read_weights(files, training)
     try:
         training.optimizer.load_state_dict(checkpoints.unpack_optimizer(files["optimizer"], state["optimizer"]))
     except (ValueError, KeyError) as error:
@@ -139,11 +207,11 @@ def skip_step(policy: str, story: str, training: Training, saved: Path | None, i
 
 
 def save_best(folder: Path, training: Training, facts: dict[str, str]) -> None:
-    """The LoRA of the best held-out loss, in the folder's place in one step."""
+    """The weights of the best held-out loss, in the folder's place in one step."""
 
     def write(partial: Path) -> None:
         with averaged_weights(training):
-            write_lora(partial, training, facts)
+            write_result(partial, training, facts)
 
     state = {"step": training.progress["best_step"], "val_loss": training.progress["best_loss"]}
     checkpoints.save_checkpoint(folder, write, {}, state)

@@ -21,13 +21,13 @@ def read_records(
 ) -> tuple[list[dict], list[dict]]:
     """{"id", "source", "text"} of the training and of the held-out pictures, from whatever layout is there.
 
-    `flag` is the one that named the place: --train_data_dir is a folder, --dataset_name may be on the hub.
+    `flag` is the one that named the place: --dataset_name may be on the hub, any other is a folder.
     """
     root = Path(place)
-    if flag == "--train_data_dir" and not root.is_dir():
+    if flag != "--dataset_name" and not root.is_dir():
         raise UserError(
-            f"--train_data_dir {place}: no such folder; make it with prepare_dataset.py, give a folder of pictures "
-            "with captions, or name a hub dataset with --dataset_name"
+            f"{flag} {place}: no such folder; make it with prepare_dataset.py, give a folder of pictures, or name a "
+            "hub dataset with --dataset_name"
         )
     if (root / "metadata.json").is_file():
         return _read_prepared(root, flag, image_column, caption_column)

@@ -1,5 +1,6 @@
 """Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -118,6 +119,29 @@ def validate(
     for module in modules:
         module.train()
     return found
+
+
+def make_check(
+    training: Training,
+    scheduler: DDPMScheduler,
+    held_out: list[dict],
+    features: Callable,
+    autocast: Callable,
+    prompts: list[str],
+    count: int,
+    seed: int,
+    **drawing,
+) -> Callable[[Path], dict | None]:
+    """What validates, given the grid's file: `count` pictures of the prompts in turn, each of its own seed.
+
+    `drawing` are the further arguments of `validation_pictures`.
+    """
+    chosen = [prompts[i % len(prompts)] for i in range(count)]
+    seeds = [seed + i for i in range(count)]
+    draw = functools.partial(
+        validation_pictures, unet=training.unet, scheduler=scheduler, seeds=seeds, autocast=autocast, **drawing
+    )
+    return functools.partial(validate, training, scheduler, held_out, features, autocast, chosen, draw)
 
 
 def note_loss(progress: dict, loss: float | None) -> bool:

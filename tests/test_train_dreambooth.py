@@ -1,0 +1,436 @@
+"""train_dreambooth.py from end to end: exact and resumed like train_lora.py, with what a subject needs beside."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import train_dreambooth
+from demo.shoes import draw_shoe
+from tests.benchmarks import dreambooth_effect
+from tests.tiny_runs import (
+    LORA,
+    PRIOR,
+    ROOT,
+    as_in_a_process,
+    cells,
+    column,
+    difference,
+    drawn_by_diffusers,
+    forget_after,
+    same_bytes,
+    subject_flags,
+    teach,
+)
+from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
+from utils.cli import UserError
+from utils.models import DEMO_MODEL
+from utils.parallel import available_cores
+from utils.picture_checks import load_clip
+
+TOKEN = ("--train_token", "<sks>", "--initializer_token", "shoes")
+FULL = ("--method", "full", "--learning_rate", "1e-3")
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def divide(micro: int, accumulation: int) -> list:
+    return ["--train_batch_size", micro, "--gradient_accumulation_steps", accumulation]
+
+
+# Exactness
+
+
+def test_any_division_of_a_batch_trains_the_same(trainer_data, tmp_path):
+    words = [*PRIOR, "--prior_loss_weight", 0.5, "--random_flip", "--max_train_steps", 3]
+    assert teach(trainer_data, tmp_path / "one", *words) == 0
+    assert teach(trainer_data, tmp_path / "other", *words, *divide(2, 4)) == 0
+    for name in ("loss", "prior_loss"):
+        assert np.allclose(column(tmp_path / "one", name), column(tmp_path / "other", name), rtol=1e-5)
+    assert difference(tmp_path / "one", tmp_path / "other") < 1e-5
+
+
+def test_cores_that_share_a_batch_train_the_same_and_to_the_byte_again(trainer_data, tmp_path):
+    words = [*PRIOR, *TOKEN, "--max_train_steps", 3]
+    assert teach(trainer_data, tmp_path / "alone", *words) == 0
+    assert stepping.train_cores(torch.device("cpu"), 16) is None
+    torch.set_num_threads(2)
+    try:
+        for name in ("one", "again"):
+            assert teach(trainer_data, tmp_path / name, *words) == 0
+    finally:
+        torch.set_num_threads(1)
+    assert difference(tmp_path / "alone", tmp_path / "one") < 1e-5
+    if available_cores() > 1:
+        assert not same_bytes(tmp_path / "alone", tmp_path / "one")  # so it was another way
+    assert same_bytes(tmp_path / "one", tmp_path / "again")
+    assert column(tmp_path / "one", "loss") == column(tmp_path / "again", "loss")
+
+
+def test_two_processes_train_all_weights_the_same(trainer_data, tmp_path):
+    words = [*PRIOR, *FULL, "--max_train_steps", 3]
+    assert teach(trainer_data, tmp_path / "one", *words) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--main_process_port", "0", "train_dreambooth.py"]
+    launch += subject_flags(trainer_data, tmp_path / "two", *words, *divide(2, 2))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert np.allclose(column(tmp_path / "one", "loss"), column(tmp_path / "two", "loss"), rtol=1e-5)
+    first, second = (load_file(tmp_path / name / UNET) for name in ("one", "two"))
+    assert all(torch.allclose(first[key], second[key], atol=1e-5) for key in first)
+
+
+def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
+    """Photos and class images in one batch, the latter by their own weight; only the draws are taken from the plan."""
+    words = [*PRIOR, *FULL, "--prior_loss_weight", 0.3, "--lr_warmup_steps", 0, "--max_train_steps", 2]
+    assert teach(trainer_data, tmp_path / "run", *words) == 0
+    model = trainer_data["sd1"]
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+    vae = DiffusionPipeline.from_pretrained(model).vae
+    encoder = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2)
+    sides = [("subject", "a photo of <sks> shoes", 0, 1), ("class", "a photo of shoes", ("class", 0), 0.3)]
+    losses = []
+    for step in range(2):
+        total = {"subject": 0, "class": 0}
+        for position in range(8 * step, 8 * step + 8):
+            for name, prompt, seed, weight in sides:
+                draw = sampling.draw_position(position, seed, ((16, 16),) * 5, 8, 1000)
+                noise, posterior, _ = sampling.draw_noise(draw.noise_key, (4, 8, 8))
+                image = Image.open(trainer_data[name] / f"shoe{draw.index}.png")
+                image = image.resize((16, 16), Image.Resampling.LANCZOS)
+                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+                ids = tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt").input_ids
+                with torch.no_grad():
+                    moments, text = vae.encode(pixels).latent_dist, encoder(ids)[0]
+                latents = (moments.mean + moments.std * posterior) * vae.config.scaling_factor
+                timestep = torch.tensor([draw.timestep])
+                noisy = scheduler.add_noise(latents, noise[None], timestep)
+                loss = F.mse_loss(unet(noisy, timestep, text).sample, noise[None]) / 8
+                total[name] = total[name] + loss.item()
+                (loss * weight).backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append((total["subject"], total["class"]))
+    found = list(zip(column(tmp_path / "run", "loss"), column(tmp_path / "run", "prior_loss")))
+    assert np.allclose(found, losses, rtol=1e-5)
+    state, expected = load_file(tmp_path / "run" / UNET), unet.state_dict()
+    apart = sum((state[key] - expected[key]).square().sum() for key in state).sqrt()
+    whole = UNet2DConditionModel.from_pretrained(model, subfolder="unet").state_dict()
+    moved = sum((state[key] - whole[key]).square().sum() for key in state).sqrt()
+    assert apart < 1e-2 * moved
+
+
+@pytest.mark.parametrize(
+    "family, words",
+    [
+        ("sd1", [*TOKEN, *PRIOR, "--use_ema", "--ema_decay", 0.5, "--random_flip", "--caption_dropout", 0.2]),
+        ("sd2", [*FULL, "--train_text_encoder", "--use_ema", "--ema_decay", 0.5]),
+        ("sdxl", [*TOKEN, "--train_text_encoder", *PRIOR]),
+        ("sdxl", [*FULL]),
+    ],
+)
+def test_resumed_equals_uninterrupted_and_diffusers_draws_its_pictures(trainer_data, tmp_path, family, words):
+    prompts = ["a photo of <sks> shoes", "a photo of shoes"]
+    words = [*words, "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
+    words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
+    out, full = tmp_path / "whole", "full" in words
+    assert teach(trainer_data, out, *words, family=family) == 0
+    shutil.copytree(out, tmp_path / "broken")
+    forget_after(tmp_path / "broken", 2)
+    assert teach(trainer_data, tmp_path / "broken", *words, family=family) == 0
+    names = [path.relative_to(out) for path in out.rglob("*.safetensors") if "checkpoint" not in str(path)]
+    assert len(names) >= 3 if full else LORA in map(str, names)
+    assert all((out / name).read_bytes()[-4096:] == (tmp_path / "broken" / name).read_bytes()[-4096:] for name in names)
+    assert column(out, "loss") == column(tmp_path / "broken", "loss")
+
+    pipeline = DiffusionPipeline.from_pretrained(out if full else trainer_data[family], safety_checker=None)
+    if not full:
+        pipeline.load_lora_weights(out)
+    for name, end in zip(inversion.FILES, ("", "_2")):
+        if (out / name).exists():
+            parts = {part: getattr(pipeline, f"{part}{end}") for part in ("text_encoder", "tokenizer")}
+            pipeline.load_textual_inversion(out, weight_name=name, **parts)
+    assert (len(list(out.glob("learned_embeds*"))) > 0) == ("--train_token" in words)
+    expected = cells(out / "validation/step-000004.png", 2, 16)
+    assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
+    assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
+    card = (out / "README.md").read_text()
+    assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
+
+
+# What is learnt
+
+
+def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, tmp_path):
+    words = [*TOKEN, "--token_learning_rate", 0.1, "--lr_warmup_steps", 0, "--max_train_steps", 1]
+    assert teach(trainer_data, tmp_path / "run", *words) == 0
+    (vector,) = load_file(tmp_path / "run" / inversion.FILES[0]).values()
+    encoder = CLIPTextModel.from_pretrained(trainer_data["sd1"], subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(trainer_data["sd1"], subfolder="tokenizer")
+    first = inversion.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
+    assert 0 < (vector - first).abs().max() <= 0.1 + 1e-5  # Adam's first step is the rate at most
+    before = encoder.get_input_embeddings().weight.detach().clone()
+    token = inversion.read_token(tmp_path / "run", [tokenizer], [encoder])
+    table = encoder.get_input_embeddings()
+    number = tokenizer.convert_tokens_to_ids("<sks>")
+    assert token.text == "<sks>" and torch.equal(table.weight[: len(before)], before)
+    assert torch.equal(table(torch.tensor([[number, 5]]))[0], torch.stack([vector[0], before[5]]))
+    with pytest.raises(UserError, match="--train_token <sks>: the tokenizer knows this word already"):
+        inversion.new_token([tokenizer], [encoder], "<sks>", None)
+
+
+def test_texts_that_repeat_are_encoded_once():
+    seen = []
+
+    def encode(texts):
+        seen.append(texts)
+        return torch.tensor([[float(len(text))] for text in texts]), None
+
+    embeds, pooled = encoding.encode_distinct(encode, ["ab", "c", "ab"])
+    assert embeds.flatten().tolist() == [2, 1, 2] and pooled is None and seen == [["ab", "c"]]
+
+
+def test_the_subject_is_learnt_and_the_class_drifts_less_with_prior_preservation(tmp_path):
+    """As in tests/benchmarks/dreambooth_effect.py, shorter."""
+    clip, photos = load_clip("demo"), dreambooth_effect.save_photos(tmp_path / "photos")
+    before, found = dreambooth_effect.draw(None, 4, 8), {}
+    short = "--max_train_steps 30 --train_batch_size 3 --num_class_images 8 --validation_inference_steps 12"
+    for preserve in (True, False):
+        out = tmp_path / str(preserve)
+        words = dreambooth_effect.train_command(
+            tmp_path / "photos", tmp_path / "class", out, preserve, [*short.split(), "--dataloader_num_workers", "0"]
+        )
+        with as_in_a_process():
+            assert train_dreambooth.main(train_dreambooth.parse_args(words)) == 0
+        found[preserve] = dreambooth_effect.measure(clip, photos, before, dreambooth_effect.draw(out, 4, 8))
+    start = dreambooth_effect.measure(clip, photos, before, before)
+    assert start.likeness + 0.3 < min(one.likeness for one in found.values())
+    assert found[True].drift < 0.8 * found[False].drift
+
+
+# Masks
+
+
+def test_only_what_a_mask_shows_is_learnt():
+    prediction = torch.randn(2, 4, 6, 6, requires_grad=True)
+    target, mask = torch.randn(2, 4, 6, 6), torch.zeros(2, 1, 6, 6)
+    mask[0, :, 1:3, 2:5] = 1
+    mask[1] = 0.25
+    losses = diffusion.sample_losses(prediction, target, mask=mask)
+    inside = F.mse_loss(prediction[0, :, 1:3, 2:5], target[0, :, 1:3, 2:5])
+    assert torch.allclose(losses, torch.stack([inside, F.mse_loss(prediction[1], target[1])]))
+    losses[0].backward()
+    assert (prediction.grad[0] != 0).any(0).equal(mask[0, 0] > 0)
+
+
+def test_a_mask_is_seen_as_its_photo_is(tmp_path):
+    photo = draw_shoe("Boots", "Black", "0", (48, 32)).convert("L").convert("RGB")
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+        photo.save(tmp_path / folder / "a.png")
+    record = {"id": "a", "source": tmp_path / "photos/a.png", "text": "boots"}
+    (picture,) = pictures.load_pictures([record], [(16, 16)])
+    read, _ = loss_masks.mask_reader(tmp_path / "masks", [picture])
+    for view in (pictures.View(), pictures.View(0.9, 0.5, True)):
+        pixels = pictures.picture_tensor(picture, view, "bilinear")
+        expected = F.avg_pool2d(pixels[:1], 2) / 2 + 0.5
+        assert torch.allclose(read(picture, view, (8, 8)), expected, atol=0.01)
+    assert read(picture._replace(id="class/0"), pictures.View(), (8, 8)).eq(1).all()
+
+
+def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
+    def masks(size, colour, names=range(5)):
+        for name in names:
+            Image.new("L", size, colour).save(tmp_path / f"shoe{name}.png")
+
+    with pytest.raises(UserError, match=r"--mask_loss .*: 5 of 5 photos have no mask \(shoe0.png"):
+        teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
+    masks((16, 16), 255)
+    with pytest.raises(UserError, match=r"shoe0.png: is \(16, 16\), its photo \(32, 32\)"):
+        teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
+    masks((32, 32), 0)
+    with pytest.raises(UserError, match="shoe0.png: is all black"):
+        teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
+    masks((32, 32), 255)
+    words = ["--max_train_steps", 2]
+    assert teach(trainer_data, tmp_path / "run", *words, "--mask_loss", tmp_path) == 0  # white: as without
+    assert teach(trainer_data, tmp_path / "plain", *words) == 0
+    assert difference(tmp_path / "run", tmp_path / "plain") < 1e-5
+    masks((32, 32), 200, [2])
+    with pytest.raises(UserError, match="the masks has changed"):
+        teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path, "--max_train_steps", 4)
+
+
+# Class images
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """4 class images of the demo pipeline, and what draws more."""
+    torch.set_num_threads(1)
+    prompt, folder = "a professional product photo of shoes", tmp_path_factory.mktemp("class")
+    furnished = studio.open_studio(
+        str(DEMO_MODEL), "sd1", [prompt, ""], torch.float32, torch.device("cpu"), "dpm++", 4, False
+    )
+
+    def draw(folder, count=4, batch=4, prompt=prompt, opened=lambda: furnished):
+        prior.make_class_images(folder, prompt, count, 3, 64, (6, 1.0), batch, {"model": "demo"}, opened, Accelerator())
+
+    draw(folder)
+    return folder, draw, furnished
+
+
+def pixels_of(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path), int) for path in sorted(folder.glob("*.png"))}
+
+
+def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn, tmp_path):
+    folder, draw, furnished = drawn
+    texts = ["a professional product photo of shoes"] * 4
+    expected, _ = studio.draw_pictures(furnished, texts, "", [3, 4, 5, 6], 6, 1.0, 64, None, 1.0, None, 1.0)
+    found = pixels_of(folder)
+    assert list(found) == [f"00000{i}.png" for i in range(4)]
+    assert all(np.abs(picture - one.numpy()).max() <= 1 for picture, one in zip(found.values(), expected))
+
+    again = Path(shutil.copytree(folder, tmp_path / "class"))
+    (again / "000001.png").unlink()
+    (again / "000002.png").write_bytes((folder / "000002.png").read_bytes()[:-20])  # a power cut
+    times = {name: (again / name).stat().st_mtime_ns for name in ("000000.png", "000003.png")}
+    draw(again, batch=1)
+    assert all((again / name).stat().st_mtime_ns == time for name, time in times.items())
+    assert all(np.abs(one - found[name]).max() <= 1 for name, one in pixels_of(again).items()) and len(found) == 4
+    draw(again, opened=lambda: pytest.fail("nothing is missing"))
+
+
+def test_class_images_of_the_user_count_and_those_of_another_prompt_are_refused(drawn, tmp_path):
+    folder, draw, _ = drawn
+    mixed = Path(shutil.copytree(folder, tmp_path / "class"))
+    draw_shoe("Boots", "Grey", "0", (64, 64)).save(mixed / "mine.jpg")
+    draw(mixed, count=5, opened=lambda: pytest.fail("there are 5"))
+    assert len(prior.prior_pictures(mixed, "shoes", 5, 64)) == 5
+    with pytest.raises(UserError, match="--class_data_dir .*: 00000..png was drawn with another prompt"):
+        draw(mixed, prompt="a photo of hats")
+
+
+def test_a_bad_class_image_is_drawn_again_from_another_seed(drawn, tmp_path, monkeypatch):
+    folder, draw, _ = drawn
+    judge, judged = prior.find_fault, []
+
+    def fault(picture, finite):
+        judged.append(1)
+        return "noise" if len(judged) == 1 else judge(picture, finite)
+
+    monkeypatch.setattr(prior, "find_fault", fault)
+    draw(tmp_path, count=2)
+    with Image.open(tmp_path / "000000.png") as one:
+        assert one.info["seed"] == str(3 + studio.RETRY_SEEDS)
+    assert not np.array_equal(pixels_of(tmp_path)["000000.png"], pixels_of(folder)["000000.png"])
+    monkeypatch.setattr(prior, "find_fault", lambda *args: "noise")
+    with pytest.raises(UserError, match=r"--class_prompt .*: image \d is bad with each of 4 seeds \(noise\)"):
+        draw(tmp_path / "none", count=1)
+
+
+# The user's command
+
+
+def parameters(model: Path) -> int:
+    return sum(one.numel() for one in UNet2DConditionModel.from_pretrained(model, subfolder="unet").parameters())
+
+
+def test_dry_run_tells_what_would_be_drawn_and_trained_and_makes_nothing(trainer_data, tmp_path, capsys):
+    words = ["--with_prior_preservation", "--class_data_dir", tmp_path / "none", "--class_prompt", "shoes", "--dry_run"]
+    for more in (FULL, ()):
+        assert teach(trainer_data, tmp_path / "run", *words, *more) is None
+        told = capsys.readouterr().out
+        assert "100, of which 100 are to be drawn" in told and "8 a step" in told and "MiB at the peak" in told
+        assert (f"{parameters(trainer_data['sd1']):,} trainable" in told) == (more == FULL)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "none").exists()
+
+
+def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_data, tmp_path, capsys):
+    words = [*FULL, "--max_train_steps", 1]
+    assert teach(trainer_data, tmp_path / "run", *words) == 0
+    before = (tmp_path / "run" / UNET).stat().st_mtime_ns
+    assert teach(trainer_data, tmp_path / "run", *words) == 0
+    assert ": finished;" in capsys.readouterr().out and (tmp_path / "run" / UNET).stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="method was full, now lora"):
+        teach(trainer_data, tmp_path / "run", "--max_train_steps", 1, "--learning_rate", "1e-3")
+    assert teach(trainer_data, tmp_path / "run", *words, "--overwrite", "--seed", 1) == 0
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+
+
+def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
+    photos = Path(shutil.copytree(trainer_data["subject"], tmp_path / "photos"))
+    (photos / "shoe1.txt").write_text("a photo of sks shoes in the rain")
+    parse = train_dreambooth.parse_args
+    read = train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos), "--instance_prompt", "sks"]))[0]
+    assert sorted(one["text"] for one in read) == ["a photo of sks shoes in the rain"] + ["sks"] * 4
+    with pytest.raises(UserError, match="--instance_prompt: 4 of the photos have no caption"):
+        train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos)]))
+
+
+def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp_path):
+    shared = (
+        f"--pretrained_model_name_or_path={trainer_data['sd1']} --instance_data_dir={trainer_data['subject']} "
+        "--resolution=16 --train_batch_size=1 --gradient_accumulation_steps=1 --lr_scheduler=constant "
+        "--lr_warmup_steps=0 --max_train_steps=2 --checkpointing_steps=100 --report_to=tensorboard --seed=0 "
+        "--mixed_precision=no --validation_prompt=boots --num_validation_images=1 --center_crop --use_8bit_adam "
+    ).replace("--use_8bit_adam ", "")
+    lora = "--learning_rate=1e-4 --validation_epochs=25 --rank=4 --gradient_checkpointing --instance_prompt"
+    full = f"--with_prior_preservation --prior_loss_weight=1.0 --class_data_dir={trainer_data['class']} "
+    full += "--num_class_images=5 --sample_batch_size=2 --learning_rate=2e-6 --train_text_encoder --method=full "
+    full += "--class_prompt=shoes --validation_steps=100 --prior_generation_precision=fp32 --instance_prompt"
+    for name, words in (("lora", lora), ("full", full)):
+        line = [*shared.split(), *words.split(), "a photo of sks dog", f"--output_dir={tmp_path / name}"]
+        with as_in_a_process():
+            assert train_dreambooth.main(train_dreambooth.parse_args(line)) == 0
+    assert (tmp_path / "lora" / LORA).is_file() and (tmp_path / "full/text_encoder/model.safetensors").is_file()
+    assert json.loads((tmp_path / "full/summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--hub_token x", "--hub_token: put the token into the environment as HF_TOKEN"),
+        ("--offset_noise", "--offset_noise: use --noise_offset 0.1"),
+        ("--set_grads_to_none", "--set_grads_to_none: it is always done"),
+        ("--repeats=5", "--repeats: use more --max_train_steps"),
+        ("--with_prior_preservation", "--with_prior_preservation: needs --class_data_dir"),
+        ("--train_token <x>", "--train_token <x>: isn't in --instance_prompt"),
+        ("--initializer_token shoe", "--initializer_token: needs --train_token"),
+        ("--method full --use_dora", "--use_dora: needs --method lora"),
+        ("--method full --lora_layers to_k", "--lora_layers: needs --method lora"),
+        ("--learning_rate 0", "--learning_rate 0"),
+        ("--prior_loss_weight 0", "--prior_loss_weight 0: expected more than 0"),
+        ("--dataset_name a/b", "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, words, said):
+    line = ["--instance_data_dir", "photos", "--instance_prompt", "a photo of sks shoes"]
+    with pytest.raises(SystemExit) as caught:
+        train_dreambooth.parse_args([*line, *words.split()])
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and said in told and told.count("\n") == 1
+
+
+def test_the_method_chooses_the_rate_and_alpha_is_the_rank():
+    line = ["--instance_data_dir", "photos", "--instance_prompt", "a photo of sks shoes"]
+    for words, rate, alpha in ((["--rank", "4"], 1e-4, 4), (["--method", "full"], 5e-6, 8)):
+        args = train_dreambooth.parse_args([*line, *words])
+        assert (args.learning_rate, args.lora_alpha, args.gradient_accumulation_steps) == (rate, alpha, 1)

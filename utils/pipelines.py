@@ -1,0 +1,34 @@
+"""A whole diffusers pipeline in a run's folder, around the parts that were trained."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from utils import models
+from utils.files import replaced_folder, write_json
+
+
+def write_pipeline(folder: Path, model: str, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
+    """Its parts in float32, those not trained as `model` has them, so that the folder is a model like any other.
+
+    Written aside first; model_index.json, without which it is no pipeline, is moved last.
+    """
+    from diffusers import DiffusionPipeline
+
+    options = {} if models.model_family(model) == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, use_safetensors=True, **options, **trained)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".pipeline"
+    with replaced_folder(aside) as new:
+        pipeline.save_pretrained(new, safe_serialization=True)
+        write_json(new / "unet" / "training.json", facts)
+    index = folder / "model_index.json"
+    index.unlink(missing_ok=True)
+    for entry in sorted(aside.iterdir(), key=lambda one: one.name == index.name):
+        target = folder / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    aside.rmdir()

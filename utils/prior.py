@@ -1,0 +1,122 @@
+"""Class images for prior preservation: what the model draws of the class before it learns the subject."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
+
+from utils import cli, encoding, generation, guards, pictures, studio
+from utils.cli import UserError
+from utils.generation_folder import whole_png
+from utils.picture_checks import SUFFIXES, find_fault
+
+logger = logging.getLogger(__name__)
+TRIES = 4  # seeds for one picture
+
+
+def list_class_images(folder: Path) -> list[Path]:
+    """The pictures there, sorted; a PNG that doesn't reach its end counts as missing."""
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    return [path for path in found if path.suffix.lower() != ".png" or whole_png(path)]
+
+
+def check_origin(folder: Path, facts: dict[str, str]) -> None:
+    """That the pictures drawn here earlier were drawn of the same; those of a user's own say nothing of it."""
+    for path in folder.glob("[0-9]*.png"):
+        if whole_png(path):
+            with Image.open(path) as picture:
+                told = picture.info
+            for name, value in facts.items():
+                if told.get(name, value) != value:
+                    raise UserError(
+                        f"--class_data_dir {folder}: {path.name} was drawn with another {name} ({told[name]}, now "
+                        f"{value}); name another folder, or remove those pictures"
+                    )
+
+
+def missing_indices(folder: Path, count: int) -> list[int]:
+    """The numbers of the pictures to draw, so that there are `count`; each number has its own seed."""
+    there = list_class_images(folder)
+    names = {path.name for path in there}
+    free = (number for number in range(10 * count) if image_name(number) not in names)
+    return [next(free) for _ in range(max(0, count - len(there)))]
+
+
+def image_name(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def make_class_images(
+    folder: Path,
+    prompt: str,
+    count: int,
+    seed: int,
+    size: int,
+    drawing: tuple[int, float],
+    batch: int,
+    facts: dict[str, str],
+    open_studio: Callable[[], studio.Studio],
+    accelerator: Accelerator,
+) -> None:
+    """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
+
+    `drawing` is steps and guidance, `facts` what a picture says of itself; those there must say the same.
+    The same pictures come out however often this is broken off, and whatever the batch and the number of processes.
+    """
+    facts = {"prompt": prompt, **facts}
+    folder.mkdir(parents=True, exist_ok=True)
+    check_origin(folder, facts)
+    missing = missing_indices(folder, count)
+    accelerator.wait_for_everyone()  # all have looked before the first one draws
+    jobs = [(number, 0) for number in missing[accelerator.process_index :: accelerator.num_processes]]
+    if jobs:
+        furnished = open_studio()
+        with tqdm(total=len(jobs), unit=" class images", **cli.progress()) as bar:
+            _draw_all(folder, jobs, prompt, seed, size, drawing, batch, facts, furnished, bar)
+        furnished = None
+        encoding.free_memory(accelerator.device)
+    accelerator.wait_for_everyone()
+
+
+def _draw_all(folder, jobs, prompt, seed, size, drawing, batch, facts, furnished, bar) -> None:
+    left = list(generation.ECONOMIES) if furnished.device.type != "cpu" else []
+    while jobs:
+        now, jobs = jobs[:batch], jobs[batch:]
+        seeds = [studio.picture_seed(seed, number, retry) for number, retry in now]
+        pixels = []
+        try:
+            texts = [prompt] * len(now)
+            drawn = studio.draw_pictures(furnished, texts, "", seeds, *drawing, size, None, 1.0, None, 1.0)
+            pixels, finite = drawn
+        except RuntimeError as error:
+            if not guards.out_of_memory(error):
+                raise
+        if not len(pixels):
+            batch, jobs = studio.relieve_memory(furnished, len(now), left), now + jobs
+            continue
+        for (number, retry), one, sound, used in zip(now, pixels, finite, seeds):
+            picture = Image.fromarray(one.numpy())
+            fault = find_fault(picture, sound)
+            if fault is None:
+                studio.write_picture(folder / image_name(number), picture, {**facts, "seed": str(used)})
+                bar.update()
+            elif retry + 1 < TRIES:
+                jobs.append((number, retry + 1))
+            else:
+                raise UserError(
+                    f"--class_prompt {prompt!r}: image {number} is bad with each of {TRIES} seeds ({fault}); look at "
+                    f"what the model draws of it with generate.py, try --prior_generation_precision fp32"
+                )
+
+
+def class_records(folder: Path, prompt: str, count: int) -> list[dict]:
+    """What pictures.load_pictures reads: the first `count` pictures, all with the class prompt."""
+    paths = list_class_images(folder)[:count]
+    return [{"id": f"class/{path.stem}", "source": path, "text": prompt} for path in paths]
+
+
+def prior_pictures(folder: Path, prompt: str, count: int, resolution: int) -> list[pictures.Picture]:
+    return pictures.load_pictures(class_records(folder, prompt, count), [(resolution, resolution)])
