@@ -21,7 +21,18 @@ from PIL import Image
 import generate
 import prepare_dataset
 from tests.tiny_models import build_tiny
-from utils import conditions, generated_set, generation_folder, lora, lora_mix, models, runs, studio, webdataset
+from utils import (
+    conditions,
+    generated_set,
+    generation_folder,
+    lora,
+    lora_mix,
+    models,
+    picture_checks,
+    runs,
+    studio,
+    webdataset,
+)
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.prompts import read_prompts
@@ -329,13 +340,13 @@ def test_tar_shards_hold_the_same_pictures(reference, tmp_path):
 
 
 def test_rejected_pictures_are_kept_with_the_reason_and_get_the_next_seed(reference, tmp_path, monkeypatch):
-    real = generate.picture_checks.find_fault
+    real = picture_checks.find_fault
 
     def third_is_noise(picture, finite):
         wanted = np.abs(np.asarray(picture, np.int16) - pixels(reference)[2]).max() <= 1
         return "noise" if wanted else real(picture, finite)
 
-    monkeypatch.setattr(generate.picture_checks, "find_fault", third_is_noise)
+    monkeypatch.setattr(picture_checks, "find_fault", third_is_noise)
     assert make(tmp_path / "set") == 0
     line = lines(tmp_path / "set/metadata.jsonl")[2]
     assert line["seed"] == 2 + studio.RETRY_SEEDS
@@ -597,7 +608,7 @@ def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatch):
-    monkeypatch.setattr(generate.picture_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all
+    monkeypatch.setattr(picture_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all
     build_tiny(tmp_path / "tiny", family)
     words = ["--pretrained_model_name_or_path", tmp_path / "tiny", "--resolution", 32, "--num_images", 2]
     assert make(tmp_path / "set", *words, "--negative_prompt", "ugly") == 0
