@@ -36,6 +36,7 @@ from tests.tiny_runs import (
 )
 from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
 from utils.cli import UserError
+from utils.lora_mix import parse_lora
 from utils.models import DEMO_MODEL
 from utils.parallel import available_cores
 from utils.picture_checks import load_clip
@@ -145,7 +146,7 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
         ("sdxl", [*FULL]),
     ],
 )
-def test_resumed_equals_uninterrupted_and_diffusers_draws_its_pictures(trainer_data, tmp_path, family, words):
+def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_data, tmp_path, family, words):
     prompts = ["a photo of <sks> shoes", "a photo of shoes"]
     words = [*words, "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
     words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
@@ -170,6 +171,13 @@ def test_resumed_equals_uninterrupted_and_diffusers_draws_its_pictures(trainer_d
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
     assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
+    loras = [] if full else [parse_lora(str(out))]
+    opened = studio.open_studio(
+        str(out if full else trainer_data[family]), family, [*prompts, ""], torch.float32, torch.device("cpu"),
+        "dpm++", 4, loras=loras
+    )  # fmt: skip
+    pixels, _ = studio.draw_pictures(opened, prompts, "", [0, 1], 3, 7.5, 16, None, 1.0, None, 1.0)
+    assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
     assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
 
