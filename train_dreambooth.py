@@ -27,6 +27,7 @@ from utils import (
     dreambooth_flags,
     encoding,
     estimate,
+    faces,
     flags,
     inversion,
     lora,
@@ -36,6 +37,7 @@ from utils import (
     optimizers,
     outlook,
     pictures,
+    portraits,
     prior,
     runs,
     sampling,
@@ -79,8 +81,11 @@ def trains_texts(args) -> bool:
     return bool(args.train_text_encoder or args.train_token)
 
 
-def read_photos(args) -> tuple[list[dict], list[dict]]:
-    """The photos to train on and those held out, not yet opened; the instance prompt where one has no caption."""
+def read_photos(args, heads: Path | None = None) -> tuple[list[dict], list[dict]]:
+    """The photos to train on and those held out, not yet opened; the instance prompt where one has no caption.
+
+    With --face_crop their heads and shoulders, which are kept in `heads`; without that folder, whole.
+    """
     place, flag = (args.dataset_name, "--dataset_name") if args.dataset_name else (args.instance_data_dir, "")
     found = training_data.read_training_records(
         place, flag or "--instance_data_dir", args.image_column, args.caption_column, args.dataset_config_name,
@@ -93,6 +98,9 @@ def read_photos(args) -> tuple[list[dict], list[dict]]:
     word = args.train_token
     if word and not any(word in one["text"] for one in read[0]):
         raise UserError(f"--train_token {word}: is in none of the photos' captions, so nothing would be learnt; add it")
+    if args.face_crop and heads:
+        detector = faces.load_faces(args.face_detector or "yunet")
+        read = [portraits.head_crops(part, detector, heads) if part else part for part in read]
     return read
 
 
@@ -115,7 +123,7 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
 def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args))
+    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, cache / "heads"))
     if args.early_stopping_patience and not held_out:
         raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
     drawn = []

@@ -34,6 +34,7 @@ from tests.tiny_runs import (
     subject_flags,
     teach,
 )
+from tests.toy_faces import draw_portrait, write_detector
 from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
 from utils.cli import UserError
 from utils.lora_mix import parse_lora
@@ -174,7 +175,7 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
     loras = [] if full else [parse_lora(str(out))]
     opened = studio.open_studio(
         str(out if full else trainer_data[family]), family, [*prompts, ""], torch.float32, torch.device("cpu"),
-        "dpm++", 4, loras=loras
+        "dpm++", 2, True, loras=loras
     )  # fmt: skip
     pixels, _ = studio.draw_pictures(opened, prompts, "", [0, 1], 3, 7.5, 16, None, 1.0, None, 1.0)
     assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
@@ -283,6 +284,22 @@ def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
     masks((32, 32), 200, [2])
     with pytest.raises(UserError, match="the masks has changed"):
         teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path, "--max_train_steps", 4)
+
+
+def test_a_face_crop_trains_on_heads_and_shoulders(trainer_data, tmp_path):
+    photos, plain = tmp_path / "photos", tmp_path / "plain"
+    for folder in (photos, plain):
+        folder.mkdir()
+        for i in range(3):
+            faces = [] if folder is plain else [(1, 48, (60 + 20 * i, 40))]
+            draw_portrait((240, 180), faces, seed=i).save(folder / f"{i}.png")
+    words = ["--face_crop", "--face_detector", write_detector(tmp_path / "yunet.onnx"), "--max_train_steps", 1]
+    words += ["--latent_cache_dir", tmp_path / "cache"]
+    assert teach(trainer_data, tmp_path / "run", *words, "--instance_data_dir", photos) == 0
+    crops = [Image.open(path) for path in (tmp_path / "cache/heads").iterdir()]
+    assert len(crops) == 3 and all(one.width == one.height < 180 for one in crops)
+    with pytest.raises(UserError, match="--face_crop: no face is found in any of 3 photos"):
+        teach(trainer_data, tmp_path / "other", *words, "--instance_data_dir", plain)
 
 
 # Class images

@@ -5,7 +5,7 @@ import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from utils import cli, flags
+from utils import cli, faces, flags
 from utils.argument_types import positive
 
 # Of diffusers' dreambooth scripts, what has no place here, and why.
@@ -39,6 +39,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --instance_data_dir")
     group.add_argument("--instance_prompt", metavar="TEXT", help="with a rare word: a photo of sks shoes")
     group.add_argument("--mask_loss", type=Path, metavar="DIR", help="masks named as the photos: white is what counts")
+    faces.add_face_flags(group)
     flags.add_column_flags(group)
     flags.add_picture_flags(group)
 
@@ -82,6 +83,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     need(len(places) == 1, "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two")
     for name in ("initializer_token", "token_learning_rate"):
         need(not getattr(args, name) or args.train_token, f"--{name}: needs --train_token")
+    need(args.face_crop or not args.face_detector, "--face_detector: needs --face_crop")
+    need(not (args.face_crop and args.mask_loss), "--face_crop: the masks of --mask_loss are of whole photos")
     rate = args.token_learning_rate
     need(rate is None or 0 < rate < float("inf"), f"--token_learning_rate {rate}: expected more than 0, and finite")
     word = args.train_token
