@@ -45,7 +45,10 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("method")
     group.add_argument(
-        "--method", choices=["lora", "full"], default="lora", help="a LoRA, or all weights: a whole pipeline"
+        "--method",
+        choices=["lora", "full"],
+        default="lora",
+        help="a LoRA (rate 1e-4, alpha = rank), or all weights (rate 5e-6): a whole pipeline",
     )
     group.add_argument("--train_token", metavar="WORD", help="a new word, whose embedding is learnt with the LoRA")
     group.add_argument("--initializer_token", metavar="TEXT", help="where it begins; default: at random")
