@@ -157,16 +157,16 @@ def identity_figures(rows: list[dict], base: np.ndarray, faces: Faces) -> list[d
     encoder, n = faces.embedder, counted(len(base), "reference photo")
     figures = []
     for name, title, how in (
-        ("face_found", "pictures with a face", "share of the pictures in which the detector finds a face (Wilson)"),
-        ("centroid", "cosine to the mean reference", f"largest face against the mean of {n}; pictures with a face"),
+        ("face_found", "Pictures with a face", "share of the pictures in which the detector finds a face (Wilson)"),
+        ("centroid", "Cosine to the mean reference", f"largest face against the mean of {n}; pictures with a face"),
         (
             "nearest",
-            "cosine to the nearest reference",
+            "Cosine to the nearest reference",
             f"largest face against the nearest of {n}; pictures with a face",
         ),
         (
             "verified",
-            "verified as the person",
+            "Verified as the person",
             f"share of all pictures whose face passes {faces.threshold:g} with at least half of {n}; {NOTE} (Wilson)",
         ),
     ):

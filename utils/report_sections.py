@@ -23,18 +23,18 @@ def prompts_section(metrics: dict, folder: Path) -> str:
         entries = metrics.get("pictures", {}).get(key, [])
         tiles = [tile(one["file"], folder, one.get("text") or "", _score(one.get("score"))) for one in entries]
         parts += [f"<h3>{title}</h3>{grid(tiles)}"] if tiles else []
-    parts += _splits(metrics, of_faces=False)
+    parts += _splits(metrics, [key for key in metrics.get("splits", {}) if not key.startswith("identity_")])
     return section("prompts", "Best and worst by prompt", *parts, intro="By the CLIP score of picture and prompt.")
 
 
-def _splits(metrics: dict, of_faces: bool) -> list[str]:
-    """The means by each value of an attribute: those of the group `identity`, or all others."""
+def _splits(metrics: dict, keys: list[str]) -> list[str]:
+    """The means of these figures by each value of an attribute."""
     known, parts = {}, []
     for one in metrics["figures"]:
         known[one["id"].partition("/")[0]] = known[one["id"].replace("/", "_")] = one
-    for figure, columns in metrics.get("splits", {}).items():
+    for figure in keys:
         one = known.get(figure, {"name": figure.replace("_", " "), "unit": "%" if "accuracy" in figure else ""})
-        for column, values in columns.items() if (one.get("group") == "identity") == of_faces else ():
+        for column, values in metrics.get("splits", {}).get(figure, {}).items():
             title = f"{one['name']} by {'prompt' if column == 'text' else column}"
             title = title[:1].upper() + title[1:]
             parts += [f"<h3>{escape(title)}</h3>{_split_rows(values, one.get('unit', ''))}"] if values else []
@@ -64,7 +64,13 @@ def identity_section(metrics: dict, folder: Path) -> str:
     tiles = [tile(one["file"], folder, one.get("text") or "") for one in faceless[:SHOWN_FACES]]
     parts += [f"<h3>Without a face: {len(faceless)} of {len(rows)}</h3>{grid(tiles, 'small')}"] if tiles else []
     intro = "By the cosine of the largest face to the references; the lowest are shown."
-    return section("identity", "The same person?", *parts, *_splits(metrics, of_faces=True), intro=intro)
+    return section(
+        "identity",
+        "The same person?",
+        *parts,
+        *_splits(metrics, ["identity_verified", "identity_centroid"]),
+        intro=intro,
+    )
 
 
 def _score(value: float | None) -> str:

@@ -15,10 +15,6 @@ ENCODERS = ("clip", "dinov2", "demo")  # whose cosines say how alike two picture
 PRIOR = ("prior_before", "prior_after")
 SETS = ("instance_data_dir", *PRIOR)
 IDENTITY = [f"identity/{name}" for name in ("face_found", "centroid", "nearest", "verified")]
-FIDELITY = {
-    "instance_data_dir": ["fidelity/subject", "fidelity/prompt"],
-    "prior_after": [f"fidelity/{name}" for name in ("prior_distance", "prior_variety", "prior_leak")],
-}
 WITHOUT_REAL = "Without --real nothing says of quality, variety, novelty, or of the faults of product photos."
 
 logger = logging.getLogger(__name__)
@@ -50,8 +46,14 @@ def check_flags(given: set[str], encoders: list[str]) -> None:
 
 
 def known_figures(given: set[str]) -> list[str]:
-    found = IDENTITY if "identity_reference" in given else []
-    return [*found, *(name for flag, names in FIDELITY.items() if flag in given for name in names)]
+    """The names that a target may have; where the pictures carry no texts, there will be no fidelity/prompt."""
+    found = list(IDENTITY) if "identity_reference" in given else []
+    found += ["fidelity/prompt"] if given & {"identity_reference", *SETS} else []
+    found += ["fidelity/subject"] if "instance_data_dir" in given else []
+    if "prior_after" in given:
+        found += ["fidelity/prior_distance", "fidelity/prior_variety"]
+        found += ["fidelity/prior_leak"] if "instance_data_dir" in given else []
+    return found
 
 
 def pair_pictures(before: list[dict], after: list[dict]) -> list[tuple[int, int]]:
