@@ -325,8 +325,8 @@ def main(args) -> int | None:
         guidance=args.validation_guidance_scale, stop=lambda: bool(here.received)
     )  # fmt: skip
 
-    def train_on(part: dict, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss that stepping goes backward from; (loss, timestep, whether of a class image) of each sample."""
+    def learn(part: dict, number: int, backward: Callable) -> torch.Tensor:
+        """Forward and backward of one micro-batch; (loss, timestep, whether of a class image) of each sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
             devices.seed_everything(sampling.key_seed("dropout", args.seed, progress["step"], number))
         with autocast():
@@ -335,8 +335,8 @@ def main(args) -> int | None:
         loss = diffusion.sample_losses(prediction, target, weights, part.get("mask"))
         is_prior = part["index"] >= photos
         counts = torch.where(is_prior, args.prior_loss_weight, 1.0)
-        rows = torch.stack([loss.detach(), part["timesteps"], is_prior], 1)
-        return scaler.scale((loss * counts).sum() / plan.effective), rows
+        backward(scaler.scale((loss * counts).sum() / plan.effective))
+        return torch.stack([loss.detach(), part["timesteps"], is_prior], 1)
 
     micro, window = plan.micro * (1 + bool(data.prior)), []
     cores = None if args.lora_dropout else stepping.train_cores(device, micro)  # dropout draws from one generator
@@ -347,10 +347,12 @@ def main(args) -> int | None:
         step = progress["step"]
         with runs.timed(seconds, "step"):
             optimizers.set_rates(optimizer, rates_at(step))
-            found = stepping.compute_gradients(training, parts, micro, train_on, accelerator, args.max_grad_norm, cores)
+            # `learn` from each micro-batch, over again in smaller ones where memory gives out; sum and clip.
+            found = stepping.compute_gradients(training, parts, micro, learn, accelerator, args.max_grad_norm, cores)
             micro = found.micro
             if found.finite:
-                stepping.update_weights(training, args.ema_decay)
+                scaler.step(optimizer)
+                stepping.follow_weights(training, args.ema_decay)
                 window += found.rows
             else:
                 stepping.skip_nonfinite(here, found, args.on_nonfinite, scheduler, features, autocast)

@@ -265,16 +265,16 @@ def main(args) -> int | None:
         stop=lambda: bool(here.received)
     )  # fmt: skip
 
-    def train_on(part: dict, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss that stepping goes backward from; (loss, timestep) of each sample."""
+    def learn(part: dict, number: int, backward: Callable) -> torch.Tensor:
+        """Forward and backward of one micro-batch; (loss, timestep) of each sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
             devices.seed_everything(sampling.key_seed("dropout", args.seed, progress["step"], number))
         with autocast():
             prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
         weights = diffusion.snr_weights(scheduler, part["timesteps"], args.snr_gamma)
         loss = diffusion.sample_losses(prediction, target, weights)
-        rows = torch.stack([loss.detach(), part["timesteps"]], 1)
-        return scaler.scale(loss.sum() / plan.effective), rows
+        backward(scaler.scale(loss.sum() / plan.effective))
+        return torch.stack([loss.detach(), part["timesteps"]], 1)
 
     micro, window = plan.micro, []
     cores = None if args.lora_dropout else stepping.train_cores(device, micro)  # dropout draws from one generator
@@ -285,10 +285,12 @@ def main(args) -> int | None:
         step = progress["step"]
         with runs.timed(seconds, "step"):
             optimizers.set_rates(optimizer, rates_at(step))
-            found = stepping.compute_gradients(training, parts, micro, train_on, accelerator, args.max_grad_norm, cores)
+            # `learn` from each micro-batch, over again in smaller ones where memory gives out; sum and clip.
+            found = stepping.compute_gradients(training, parts, micro, learn, accelerator, args.max_grad_norm, cores)
             micro = found.micro
             if found.finite:
-                stepping.update_weights(training, args.ema_decay)
+                scaler.step(optimizer)
+                stepping.follow_weights(training, args.ema_decay)
                 window += found.rows
             else:
                 stepping.skip_nonfinite(here, found, args.on_nonfinite, scheduler, features, autocast)
