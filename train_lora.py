@@ -180,11 +180,6 @@ def describe_result(args, data: Data) -> dict:
     }
 
 
-def push(args) -> None:
-    address = model_card.push_folder(args.output_dir, args.hub_model_id or args.output_dir.name, private=True)
-    print(f"uploaded to {address}")
-
-
 def main(args) -> int | None:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main = accelerator.device, accelerator.is_main_process
@@ -218,7 +213,7 @@ def main(args) -> int | None:
     if complete and runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
         accelerator.print(f"{args.output_dir}: finished; more --max_train_steps go on, --overwrite begins anew")
         if args.push_to_hub and is_main:
-            push(args)
+            model_card.push_run(args.output_dir, args.hub_model_id)
         return 0
 
     seconds: dict[str, float] = {}
@@ -304,7 +299,7 @@ def main(args) -> int | None:
         kohya = family if args.output_kohya_format else None
         session.finish(here, describe_result(args, data), plan.effective, asked, kohya)
         if args.push_to_hub:
-            push(args)
+            model_card.push_run(args.output_dir, args.hub_model_id)
     return session.close_session(here, done)
 
 
