@@ -201,6 +201,9 @@ def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, tm
     assert told == [file_sha256(tmp_path / "run" / name)[:16] for name in (LORA, inversion.FILES[0])]
     with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
         inversion.read_token(tmp_path / "run", [tokenizer] * 2, [encoder] * 2)
+    (tmp_path / inversion.FILES[0]).write_bytes(b"half a file")
+    with pytest.raises(UserError, match="--lora .*learned_embeds.safetensors: can't be read"):
+        inversion.read_token(tmp_path, [tokenizer], [encoder])
     before = encoder.get_input_embeddings().weight.detach().clone()
     token = inversion.read_token(tmp_path / "run", [tokenizer], [encoder])
     table = encoder.get_input_embeddings()

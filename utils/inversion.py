@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
 from utils.cli import UserError
 from utils.files import write_safetensors
+from utils.lora import read_lora
 
 FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of the first text encoder, and SDXL's second
 
@@ -83,7 +83,7 @@ def token_files(folder: Path) -> list[Path]:
 
 def read_token(folder: Path, tokenizers: list, encoders: list[torch.nn.Module]) -> Token | None:
     """The word that was trained with the LoRA in a folder, taught to tokenizers and encoders; None where none was."""
-    states = [load_file(path) for path in token_files(folder)[: len(encoders)]]
+    states = [read_lora(path)[0] for path in token_files(folder)[: len(encoders)]]
     if not states:
         return None
     if len(states) < len(encoders):
