@@ -16,8 +16,13 @@ from utils.cli import UserError
 NAMES = list(COLOURS)
 
 
-def draw_set(folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots", "Sandals"), wrong: int = 0) -> Path:
-    """Pictures with texts and attributes; the texts are those of the picture `wrong` places on."""
+def draw_set(
+    folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots", "Sandals"), wrong: int = 0, own: bool = False
+) -> Path:
+    """Pictures with texts and attributes; the texts are those of the picture `wrong` places on.
+
+    With `own` names and values of attributes are those of a user's template, baseColour=red.
+    """
     folder.mkdir()
     asked = [(kinds[i % len(kinds)], colours[i // len(kinds) % len(colours)]) for i in range(count)]
     rows = []
@@ -25,7 +30,10 @@ def draw_set(folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots",
         draw_shoe(kind, colour, f"{seed}{i}", (64, 64)).save(folder / f"{i:03d}.png")
         kind, colour = asked[(i + wrong) % count]
         text = f"a photo of {colour.lower()} {kind.lower()}"
-        rows.append({"file_name": f"{i:03d}.png", "text": text, "article": kind, "colour": colour})
+        said = {"article": kind, "colour": colour}
+        if own:
+            said = {"articleType": kind.lower(), "baseColour": colour.lower()}
+        rows.append({"file_name": f"{i:03d}.png", "text": text, **said})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -37,7 +45,7 @@ def sets(tmp_path_factory):
         "root": root,
         "real": draw_set(root / "real", 104, "r"),
         "train": draw_set(root / "train", 48, "t"),
-        "good": draw_set(root / "good", 104, "g"),
+        "good": draw_set(root / "good", 104, "g", own=True),
     }
 
 

@@ -10,9 +10,16 @@ import numpy as np
 from utils import comparison, diversity, intervals
 from utils.cli import UserError
 
-HALVES = "the floor is the same between two halves of the real set, and at_floor_n the generated set's at their size"
+HALVES = (
+    "the floor is the same between two halves of the real set, and is compared with what so many generated ones get"
+)
 QUALITY = {
-    "frechet": ("Fréchet distance", "lower", "", "between Gaussians fitted to both sets' features; biased by n"),
+    "frechet": (
+        "Fréchet distance",
+        "lower",
+        "",
+        "between Gaussians fitted to both sets' features; the larger, the fewer pictures there are",
+    ),
     "kid": ("KID", "lower", "", "squared MMD of the features, cubic kernel, unbiased, over all pairs"),
     "cmmd": ("CMMD", "lower", "", "1000 times the squared MMD of features of length 1, Gaussian kernel of width 10"),
     "precision": ("Precision", "higher", "%", "share of generated pictures in the balls around real ones"),
@@ -35,7 +42,7 @@ NOVELTY = {
     ),
     "copies": (
         "Suspected copies of training pictures", "lower", "%",
-        "share nearer to a training picture than 99 % of the real test pictures are",
+        "share nearer to a training picture than 99 % of the real test pictures are; by that choice the floor is 1 %",
     ),
 }  # fmt: skip
 
@@ -72,7 +79,9 @@ def quality(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: in
     """Fréchet, KID, CMMD (of CLIP alone, which it is defined on), precision, recall, density, coverage."""
     unequal = ""
     if len(real) != len(generated):
-        unequal = f"; {len(real)} real and {len(generated)} generated: what n biases is computed at the smaller n"
+        unequal = (
+            f"; {len(real)} real and {len(generated)} generated: what the number changes is computed at the smaller"
+        )
     blanks = {
         key: figure(key, "quality", name, better, unit, f"{how}; {HALVES}{unequal}", encoder)
         for key, (name, better, unit, how) in QUALITY.items()
