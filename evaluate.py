@@ -319,12 +319,19 @@ def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[di
 
 def study_or_compare(args) -> int:
     """The two tasks that stand alone."""
+    cli.show_settings(args)
+    check_writable(args.output_dir)
     if args.compare:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
+        if args.dry_run:
+            return 0
         print(compare_page.write_comparison(args.compare, args.output_dir / "comparison.html"))
         return 0
     real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
-    print(human_study.write_study(args.output_dir, real, generated, args.human_study, args.seed))
+    for name, records in (("real", real), ("generated", generated)):
+        print(f"{name}: {describe(records)}")
+    if not args.dry_run:
+        found = human_study.write_study(args.output_dir, real, generated, args.human_study, args.seed, args.overwrite)
+        print(found)
     return 0
 
 

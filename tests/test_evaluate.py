@@ -187,6 +187,14 @@ def test_mistakes_are_told_before_the_work(sets, tmp_path, words, message):
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
+def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_path, capsys):
+    before = sets["root"] / "evaluation"
+    words = f"--real {sets['real']} --generated {sets['good']} --human_study 4", f"--compare {before} {before}"
+    for task in words:
+        assert evaluate.main(evaluate.parse_args(f"{task} --output_dir {tmp_path / 'out'} --dry_run".split())) == 0
+    assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
 def test_training_pictures_are_no_test_of_novelty(sets, tmp_path):
     with pytest.raises(UserError, match="share 104 pictures"):
         run(sets, sets["good"], tmp_path / "out", "--train", sets["real"])
