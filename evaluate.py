@@ -4,6 +4,8 @@
         --generated data/synthetic/casual_shoes --output_dir runs/casual_shoes/evaluation
     python evaluate.py --real data/x/test --generated pictures --encoders demo --targets "clip_score>0.25" \\
         "invalid<0.10" --fail_under_targets --output_dir runs/x/evaluation
+    python evaluate.py --generated runs/me/persona --identity_reference photos/others --instance_data_dir photos/me \\
+        --output_dir runs/me/evaluation
 """
 
 import argparse
@@ -26,9 +28,11 @@ from utils import (
     human_study,
     picture_measures,
     runs,
+    subject,
     targets,
 )
 from utils.cli import UserError
+from utils.faces import load_faces
 from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores
@@ -38,6 +42,7 @@ from utils.report_html import read_evaluation, write_report
 logger = logging.getLogger("evaluate")
 SHOWN = 24  # pictures of a kind in the report
 SURE = 0.8  # an attribute is read off pictures by CLIP if it reads the real ones right at least so often
+SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
 COPY_JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are shown: the best at telling things apart
 
 
@@ -47,6 +52,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--real", type=Path, metavar="DIR", help="real pictures that nothing was trained on")
     group.add_argument("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
     group.add_argument("--generated", type=Path, metavar="DIR", help="the set to judge")
+    subject.add_subject_flags(parser)
     group = parser.add_argument_group("figures")
     group.add_argument(
         "--encoders", nargs="+", type=cli.mapped, default=["clip", "dinov2"], metavar="NAME[=SOURCE]",
@@ -76,7 +82,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     for name in ("resamples", "batch_size", "num_workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be 1 or more")
-    needed = ["output_dir"] if args.compare else ["real", "generated", "output_dir"]
+    alone = any(getattr(args, name) for name in ("identity_reference", *subject.SETS))
+    real = [] if alone and not args.train and args.human_study is None else ["real"]
+    needed = ["output_dir"] if args.compare else [*real, "generated", "output_dir"]
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         parser.error(f"{' and '.join(lacking)} must be given")
     if args.fail_under_targets and not args.targets:
@@ -97,10 +105,14 @@ def read_encoders(words: list[str], inception: str | None) -> dict[str, str | No
     return sources | ({"inception": inception} if inception else {})
 
 
-def known_figures() -> list[str]:
+def known_figures(given: set[str]) -> list[str]:
+    """`given`: the names of the flags that have a value."""
+    if "real" not in given:
+        return ["invalid", *subject.known_figures(given)]
     novelty = [*evaluation.NOVELTY, "near_copies"]
     adhering = ["clip_score", "clip_score_lowest"]
-    return [*evaluation.QUALITY, *evaluation.DIVERSITY, *novelty, *adhering, *failures.LIMITS]
+    found = [*evaluation.QUALITY, *evaluation.DIVERSITY, *novelty, *adhering, *failures.LIMITS]
+    return found + subject.known_figures(given)
 
 
 def check_folder(args, out: Path) -> None:
@@ -115,7 +127,7 @@ def check_folder(args, out: Path) -> None:
     except UserError as error:  # damaged: there is nothing to lose
         logger.warning("%s", error)
         return
-    for name in ("real", "train", "generated"):
+    for name in (*SETS, "identity_reference"):
         before, now = was.get(name, {}).get("path"), getattr(args, name)
         if before and now and before != str(now):
             raise UserError(
@@ -273,6 +285,18 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     return {"figures": figures, "splits": splits, "shares": shares, "pictures": pictures}
 
 
+def compute_without_real(encoders: list, sets: dict, measures: dict, rows: dict) -> dict:
+    """What can be said of pictures that have none to be compared with: those that are no pictures, and a look."""
+    records, scores = sets["generated"], None
+    if told := [one for one in encoders if one.embed_texts]:
+        scores = adherence.clip_scores(told[0], rows[told[0].name]["generated"], records)
+    nothing = measures["generated"][:0]
+    failed, listed = failures.judge(sets["all generated"], measures["all generated"], [], nothing)
+    pictures = choose_pictures(records, scores) | {"copies": [], "failures": listed[:1]}
+    said = {"figures": failed[:1], "splits": {}, "shares": {}, "pictures": pictures}  # the first is "invalid"
+    return said | {"left_out": [subject.WITHOUT_REAL]}
+
+
 def summarise(metrics: dict) -> str:
     """The figures as a text table, and the targets."""
 
@@ -289,6 +313,7 @@ def summarise(metrics: dict) -> str:
         ends = f"{number(one, 'low', scale)} to {number(one, 'high', scale)}"
         floor = number(one["floor"], "value", scale) if one["floor"] else ""
         lines.append(f"{name:<40}{number(one, 'value', scale):>9}  {ends:<22}{floor:>8}  {one['unit']}")
+    lines += metrics.get("left_out", [])
     words = {True: "met", False: "not met", None: "not shown"}
     lines += [f"target {one['target']} {one['asked']}: {words[one['met']]}" for one in metrics["targets"]]
     return "\n".join(lines)
@@ -342,9 +367,17 @@ def main(args) -> int:
     accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
     is_main, out = accelerator.is_main_process, args.output_dir
     sources = read_encoders(args.encoders, args.inception)
+    given = {name for name, value in vars(args).items() if value is not None}
+    subject.check_flags(given, list(sources))
     for words in args.targets:
-        targets.check_target(words, list(sources), known_figures())
-    sets = {n: read_pictures(getattr(args, n), f"--{n}") for n in ("real", "train", "generated") if getattr(args, n)}
+        targets.check_target(words, list(sources), known_figures(given))
+    sets = {n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)}
+    faces, references = None, []
+    if args.identity_reference:
+        faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
+        references = [one["path"] for one in read_pictures(args.identity_reference, "--identity_reference")]
+    if args.prior_before:
+        subject.pair_pictures(sets["prior_before"], sets["prior_after"])
     check_folder(args, out)
     human = human_study.merge_ratings(out / "study_key.json", args.ratings) if args.ratings else None
     if args.utility and not (args.utility / "results.json").is_file():
@@ -371,7 +404,15 @@ def main(args) -> int:
     for name in counts:
         sets[name], keys[name], measures[name] = readable(name, sets[name], keys[name], measures[name])
 
-    found = compute_figures(args, encoders, sets, keys, measures, rows)
+    if "real" in sets:
+        found = compute_figures(args, encoders, sets, keys, measures, rows)
+    else:
+        found = compute_without_real(encoders, sets, measures, rows)
+    if given & {"identity_reference", *subject.SETS}:
+        more = subject.judge_subject(encoders, rows, sets, references, faces, args.attributes)
+        found["figures"] += more.pop("figures")
+        found["splits"] |= more.pop("splits")
+        found |= more
     asked = [targets.judge(words, found["figures"]) for words in args.targets]
     metrics = {
         "version": 1,
@@ -389,6 +430,8 @@ def main(args) -> int:
         **relative(found, out),
         "targets": asked,
     }
+    if references:
+        metrics["sets"]["identity_reference"] = {"path": str(args.identity_reference), "n": len(references)}
     metrics["sets"]["generated"]["unreadable"] = counts["generated"] - len(sets["generated"])
     if args.ratings:
         metrics["human"] = human

@@ -10,8 +10,10 @@ from PIL import Image
 
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
+from tests.toy_faces import draw_portrait, write_detector, write_embedder
 from utils import adherence, failures, picture_measures, targets
 from utils.cli import UserError
+from utils.compare_page import compare_figures
 
 NAMES = list(COLOURS)
 
@@ -236,3 +238,116 @@ def test_a_candidate_differs_from_another_in_the_value_alone():
     one, other = (adherence.phrase("colour", colour, "Boots") for colour in ("Red", "Navy Blue"))
     assert one == "a photo of red boots" and other == "a photo of navy blue boots"
     assert adherence.phrase("article", "Handbags", None) == "a photo of handbag"
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory):
+    """A red person's photos, four of them; two runs of the same prompts and seeds: faithful, and half of a stranger."""
+    root = tmp_path_factory.mktemp("person")
+    words = ["--face_detector", write_detector(root / "yunet.onnx"), "--face_embedder", write_embedder(root / "f.onnx")]
+    (root / "photos").mkdir()
+    for i in range(4):
+        draw_portrait((96, 96), [(1, 60, (10 + 4 * i, 20))], seed=i).save(root / f"photos/{i}.png")
+    for name, step in (("faithful", 0), ("other", 2)):
+        (root / name).mkdir()
+        rows = []
+        for i in range(16):
+            faces = [] if i == 15 else [(2 if step and i % step else 1, 60, (12, 10 + i))]
+            draw_portrait((96, 96), faces, seed=20 + i).save(root / name / f"{i:02d}.png")
+            place = ("at home", "on a beach")[i // 8]
+            rows.append({"file_name": f"{i:02d}.png", "text": f"sks {place}", "seed": i, "place": place})
+        (root / name / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root, words
+
+
+def run_person(root: Path, name: str, out: Path, *more) -> tuple[int, dict]:
+    words = ["--generated", root / name, "--output_dir", out, "--encoders", "demo", "--num_workers", 1, *more]
+    try:
+        code = evaluate.main(evaluate.parse_args([str(word) for word in words]))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    metrics = json.loads((out / "metrics.json").read_text())
+    return code, metrics | {one["id"]: one for one in metrics["figures"]}
+
+
+@pytest.fixture(scope="module")
+def judged(person):
+    """Evaluations of both runs, without real pictures."""
+    root, words = person
+    words = [*words, "--identity_reference", root / "photos", "--instance_data_dir", root / "photos"]
+    words += ["--prior_before", root / "faithful", "--targets", "identity/verified>0.6", "fidelity/subject>0.1"]
+    return [
+        run_person(root, name, root / f"of {name}", *words, "--prior_after", root / name)
+        for name in ("faithful", "other")
+    ]
+
+
+def test_a_person_is_judged_without_real_pictures_and_what_is_left_out_is_said(person, judged):
+    (code, faithful), (_, other) = judged
+    names = ["face_found", "centroid", "nearest", "verified"]
+    ids = ["invalid", *(f"identity/{name}" for name in names), "fidelity/subject/demo", "fidelity/prompt/demo"]
+    ids += [f"fidelity/{name}/demo" for name in ("prior_distance", "prior_variety", "prior_leak")]
+    assert code == 0 and [one["id"] for one in faithful["figures"]] == ids
+    assert faithful["identity/verified"]["value"] == 15 / 16 and other["identity/verified"]["value"] == 8 / 16
+    assert faithful["fidelity/prior_distance/demo"]["high"] < 1e-6 < other["fidelity/prior_distance/demo"]["low"]
+    assert [one["met"] for one in faithful["targets"]] == [True, True] and other["targets"][0]["met"] is not True
+    by_place = faithful["splits"]["identity_verified"]["place"]
+    assert [(row["value"], row["n"]) for row in by_place] == [("at home", 8), ("on a beach", 8)]
+    text = (person[0] / "of faithful/report.html").read_text()
+    assert "Without --real nothing says of quality" in text and "Without a face: 1 of 16" in text
+    assert 'class="missing"' not in text and "Verified as the person by place" in text
+    assert faithful["sets"]["identity_reference"]["n"] == faithful["sets"]["instance_data_dir"]["n"] == 4
+
+
+def test_two_runs_of_one_person_are_compared(person, judged):
+    root, _ = person
+    words = ["--compare", root / "of faithful", root / "of other", "--output_dir", root / "compared"]
+    assert evaluate.main(evaluate.parse_args(list(map(str, words)))) == 0
+    text = (root / "compared/comparison.html").read_text()
+    assert "16 pictures in all runs share prompt and seed" in text and "measured against different" not in text
+    assert "no difference shown in" in text and "worse in" in text
+    rows = {row["figure"]["id"]: row["against"][0] for row in compare_figures([found for _, found in judged])}
+    assert rows["identity/face_found"]["verdict"] == "no difference shown"
+    assert rows["identity/verified"]["verdict"] == rows["fidelity/prior_distance/demo"]["verdict"] == "worse"
+    assert rows["fidelity/subject/demo"]["low"] < 0 < rows["fidelity/subject/demo"]["high"]  # red squares are no shoes
+
+
+def test_a_persons_figures_join_those_beside_real_pictures(sets, person, tmp_path):
+    words = ["--instance_data_dir", sets["train"], "--targets", "fidelity/prompt/demo>0"]
+    found = run(sets, draw_set(tmp_path / "few", 12, "f"), tmp_path / "out", *words)[1]
+    assert found["vendi/demo"] and found["fidelity/subject/demo"]["n_real"] == 48 and "left_out" not in found
+    assert found["fidelity/prompt/demo"]["value"] == pytest.approx(found["clip_score/demo"]["value"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--prior_before", "."], "--prior_before and --prior_after: .*give both"),
+        (["--instance_data_dir", ".", "--face_embedder", "sface"], "--face_embedder: there is no --identity_reference"),
+        (["--instance_data_dir", ".", "--encoders", "inception"], "name one of clip, dinov2, demo"),
+        (["--instance_data_dir", ".", "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
+        (["--instance_data_dir", "nowhere"], "--instance_data_dir nowhere: no such folder"),
+        (["--identity_reference", ".", "--face_detector", "x.onnx"], "--face_detector x.onnx: .*huggingface.co"),
+    ],
+)
+def test_mistakes_about_a_person_are_told_before_the_work(person, tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        run_person(person[0], "faithful", tmp_path / "out", *words)
+
+
+def test_class_images_of_other_prompts_or_seeds_are_no_pairs(person, tmp_path):
+    root, _ = person
+    for key, value in (("text", "a cat"), ("seed", "7")):
+        folder = shutil.copytree(root / "faithful", tmp_path / key)
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        rows[3][key] = value
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(UserError, match=f"03.png has the {key} '{value}', in --prior_before"):
+            run_person(root, "other", tmp_path / "o", "--prior_before", root / "faithful", "--prior_after", folder)
+
+
+def test_real_pictures_may_be_left_out_only_where_something_else_is_asked(capsys):
+    for words in ("", "--identity_reference r --train t", "--instance_data_dir i --human_study 4"):
+        with pytest.raises(SystemExit):
+            evaluate.parse_args(f"--generated g --output_dir o {words}".split())
+        assert "--real must be given" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) 
     values = {key: {one[key] for records in sets for one in records if one.get(key)} for key in wanted or USUAL}
     for key in wanted:
         if not values[key]:
-            there = sorted({name for records in sets for one in records for name in one} - {"path", "text", "id"})
+            there = sorted({name for records in sets for one in records for name in one} - set(OWN))
             raise UserError(f"--attributes {key}: no picture has one; there are {', '.join(there) or 'none'}")
     return [key for key, found in values.items() if 1 < len(found) <= MOST_VALUES]
 

@@ -14,6 +14,12 @@ from utils.report_verdict import GROUPS, group_of
 
 ROWS = 12  # of pictures
 UNBIASED = ("kid",)  # figures of quality and diversity that n does not bias
+AGAINST = {
+    "real": "real sets",
+    "instance_data_dir": "photos of the subject",
+    "identity_reference": "reference photos",
+    "prior_before": "class images before",
+}
 SAME_N = 0.02  # numbers of pictures that differ by less are one n
 
 
@@ -92,13 +98,16 @@ def summaries(rows: list[dict], names: list[str]) -> list[str]:
 
 
 def _warnings(runs: list[dict], names: list[str]) -> list[str]:
-    first = runs[0].get("sets", {}).get("real", {})
+    """Where what the runs were measured against is not the same."""
     notes = []
-    for run, name in zip(runs[1:], names[1:]):
-        real = run.get("sets", {}).get("real", {})
-        if (real.get("path"), real.get("n")) != (first.get("path"), first.get("n")):
-            where = [f"{one.get('path')} ({counted(one.get('n', 0), 'picture')})" for one in (first, real)]
-            notes.append(f"{names[0]} and {name} were measured against different real sets: {where[0]} and {where[1]}.")
+    for kind, words in AGAINST.items():
+        first = runs[0].get("sets", {}).get(kind, {})
+        for run, name in zip(runs[1:], names[1:]):
+            other = run.get("sets", {}).get(kind, {})
+            both = [(one["path"], one["n"]) for one in (first, other) if one]
+            if len(set(both)) > 1:  # figures that only one of them has say so themselves
+                where = [f"{path} ({counted(n, 'picture')})" for path, n in both]
+                notes.append(f"{names[0]} and {name} were measured against different {words}: {' and '.join(where)}.")
     return notes
 
 

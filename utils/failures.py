@@ -62,9 +62,8 @@ def judge(records: list[dict], rows: np.ndarray, real: list[dict], real_rows: np
     figures, listed = [], []
     for reason, (name, threshold) in LIMITS.items():
         known, real_known = (~np.isnan(one[reason]) for one in (found, floors))
-        one = evaluation.figure(
-            reason, "failures", name, "lower", "%", f"{threshold}; the floor is the real set's share"
-        )
+        how = threshold + ("; the floor is the real set's share" if real else "")
+        one = evaluation.figure(reason, "failures", name, "lower", "%", how)
         if not known.any():
             figures.append(evaluation.refused(one, "no picture is asked to have a colour that is known here"))
             continue

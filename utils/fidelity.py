@@ -60,7 +60,7 @@ def subject_similarity(instance: np.ndarray, pictures: np.ndarray, encoder: str)
     """
     instance, pictures = _rows(instance, "instance photos"), _rows(pictures, "pictures")
     each = (pictures @ instance.T).mean(1)
-    name = {"clip": "CLIP-I", "dinov2": "DINO"}.get(encoder, f"{encoder}, pictures")
+    name = {"clip": "CLIP-I", "dinov2": "DINO"}.get(encoder, "Likeness to the photos")
     floor = jackknife([instance], mean_similarity) if len(instance) >= 3 else None
     how = f"mean cosine of {len(pictures)} pictures to {len(instance)} photos of the subject, Student over pictures"
     how += "; floor: photos among themselves, jackknife" if floor else ""
@@ -96,16 +96,16 @@ def prior_divergence(
     if before.shape != after.shape:
         raise UserError(f"divergence from the prior: {before.shape} before, {after.shape} after; expected one for one")
     n = len(before)
-    moved = mean_interval(1 - (before * after).sum(1))
+    moved = mean_interval((1 - (before * after).sum(1)).round(12))  # the same picture twice: 0, and not 1e-17
     how = "mean of 1 - cosine between the class images of one prompt and seed, before and after training; Student"
-    figures = [_figure("prior_distance", "distance from the prior", encoder, moved, n, "lower", how)]
+    figures = [_figure("prior_distance", "Distance from the prior", encoder, moved, n, "lower", how)]
     if n >= 3:
         lost = jackknife([before, after], lambda one, other: mean_similarity(other) - mean_similarity(one))
         how = "mean cosine among the class images after, less that before (0: as varied as it was); jackknife"
-        figures.append(_figure("prior_variety", "variety of the class lost", encoder, lost, n, "lower", how))
+        figures.append(_figure("prior_variety", "Variety of the class lost", encoder, lost, n, "lower", how))
     if instance is not None:
         instance = _rows(instance, "instance photos")
         drift = mean_interval(((after - before) @ instance.T).mean(1))
         how = "mean cosine of the class images to the subject's photos after, less that before (0: no leak); Student"
-        figures.append(_figure("prior_leak", "subject in the class", encoder, drift, n, "lower", how))
+        figures.append(_figure("prior_leak", "Subject in the class", encoder, drift, n, "lower", how))
     return figures

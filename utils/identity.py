@@ -8,10 +8,12 @@ from tqdm import tqdm
 
 from utils import images
 from utils.cli import UserError, counted, progress
+from utils.evaluation import refused
 from utils.faces import Faces, face_embedding, find_faces
 from utils.intervals import mean_interval, wilson
 
 logger = logging.getLogger(__name__)
+KEYS = {"face_found": "face", "centroid": "centroid", "nearest": "nearest", "verified": "verified"}  # figure: column
 NOTE = "with the threshold as published, for a pair of photos; not looked at for generated ones"
 
 
@@ -80,10 +82,11 @@ def figure(
 ) -> dict:
     """One figure of metrics.json; refused where there are too few values for an interval."""
     head = {"id": f"identity/{name}", "group": "identity", "name": title, "encoder": encoder}
-    head |= {"better": "higher", "unit": "", "n": len(values), "how": how, "floor": floor, "at_floor_n": None}
+    head |= {"better": "higher", "unit": "%" if of_shares else "", "n": len(values)}
+    head |= {"how": how, "floor": floor, "at_floor_n": None}
     least = 1 if of_shares else 2
     if len(values) < least:
-        return head | {"refused": f"needs a face in at least {counted(least, 'picture')}, found {len(values)}"}
+        return refused(head, f"needs a face in at least {counted(least, 'picture')}, found {len(values)}")
     estimate = wilson(int(values.sum()), len(values)) if of_shares else mean_interval(values)
     return head | dict(zip(("value", "low", "high"), map(float, estimate)))
 
@@ -94,7 +97,7 @@ def split_figures(rows: list[dict], column: str, key: str) -> list[dict]:
     for value in dict.fromkeys(row[column] for row in rows):
         mine = [row[key] for row in rows if row[column] == value and row[key] is not None]
         of_shares = key in ("face", "verified")
-        if len(mine) < (1 if of_shares else 2):  # no interval: left out
+        if value is None or len(mine) < (1 if of_shares else 2):  # no interval: left out
             continue
         mean, low, high = wilson(sum(mine), len(mine)) if of_shares else mean_interval(mine)
         parts.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
@@ -122,7 +125,7 @@ def compare_identity(
         except images.BadImage as error:
             raise UserError(f"{one['path']}: {error}; remove the file, or mend it") from None
         row = {
-            "file": str(one["path"]),
+            "file": one["path"],
             **{name: one.get(name) for name in split_by},
             "face": count > 0,
             "faces": count,
@@ -135,16 +138,16 @@ def compare_identity(
         values = zip(to_centroid(found, base), cosines, is_verified(found, base, faces.threshold))
         for (at, _), (centre, pairs, verified) in zip(embedded, values):
             near = int(pairs.argmax())
-            measured = {"centroid": float(centre), "nearest": float(pairs[near]), "nearest_reference": str(used[near])}
+            measured = {"centroid": float(centre), "nearest": float(pairs[near]), "nearest_reference": used[near]}
             rows[at] |= measured | {"verified": bool(verified)}
     return {
         "figures": identity_figures(rows, base, faces),
         "splits": {
-            f"identity_{key}": {name: split_figures(rows, name, key) for name in split_by}
-            for key in ("centroid", "nearest", "verified", "face")
+            f"identity_{figure}": {name: split_figures(rows, name, key) for name in split_by}
+            for figure, key in KEYS.items()
         },
         "pictures": rows,
-        "references": {"used": [str(path) for path in used], "without_face": [str(path) for path in without]},
+        "references": {"used": used, "without_face": without},
     }
 
 
@@ -154,20 +157,20 @@ def identity_figures(rows: list[dict], base: np.ndarray, faces: Faces) -> list[d
     encoder, n = faces.embedder, counted(len(base), "reference photo")
     figures = []
     for name, title, how in (
-        ("face_found", "pictures with a face", "share of the pictures in which the detector finds a face (Wilson)"),
-        ("centroid", "cosine to the mean reference", f"largest face against the mean of {n}; pictures with a face"),
+        ("face_found", "Pictures with a face", "share of the pictures in which the detector finds a face (Wilson)"),
+        ("centroid", "Cosine to the mean reference", f"largest face against the mean of {n}; pictures with a face"),
         (
             "nearest",
-            "cosine to the nearest reference",
+            "Cosine to the nearest reference",
             f"largest face against the nearest of {n}; pictures with a face",
         ),
         (
             "verified",
-            "verified as the person",
+            "Verified as the person",
             f"share of all pictures whose face passes {faces.threshold:g} with at least half of {n}; {NOTE} (Wilson)",
         ),
     ):
-        key, of_shares = {"face_found": "face"}.get(name, name), name in ("face_found", "verified")
+        key, of_shares = KEYS[name], name in ("face_found", "verified")
         values = np.array([row[key] for row in rows if row[key] is not None], dtype=np.float64)
         floor = _spread(real[key], of_shares) if key in real else None
         how += "; floor: each reference against the others" if floor else ""

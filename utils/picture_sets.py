@@ -9,7 +9,7 @@ from utils.cli import UserError, counted
 from utils.splits import SPLITS
 from utils.tables import canonical
 
-OWN = ("file_name", "text", "id", "path")  # what a record has besides attributes
+OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides attributes
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _read_generated(folder: Path, flag: str) -> list[dict]:
         logger.warning("%s %s: not finished; what is there is taken", flag, folder)
     return [
         {key: value for key, value in one["attributes"].items() if key not in OWN}
-        | {"path": folder / name, "text": one["text"], "id": Path(name).stem}
+        | {"path": folder / name, "text": one["text"], "id": Path(name).stem, "seed": one.get("seed")}
         for name, one in kept.items()
     ]
 

@@ -11,6 +11,7 @@ from utils.page import contents, interval, make_page, section, value_html
 from utils.report_sections import (
     copies_section,
     failures_section,
+    identity_section,
     people_section,
     prompts_section,
     sample_section,
@@ -45,6 +46,7 @@ def write_report(folder: Path) -> Path:
         figures_section(metrics["figures"]),
         sample_section(pictures.get("sample", []), folder),
         prompts_section(metrics, folder),
+        identity_section(metrics, folder),
         copies_section(pictures.get("copies", []), folder),
         failures_section(pictures.get("failures", []), folder),
         shares_section(metrics.get("shares", {})),
@@ -64,13 +66,24 @@ def write_report(folder: Path) -> Path:
 
 
 def _sizes(sets: dict, made: dict) -> str:
-    parts = [f"{counted(sets[key]['n'], word)}" for key, word in _SETS if isinstance(sets.get(key), dict)]
+    parts = [_count(sets[key]["n"], word) for key, word in _SETS if isinstance(sets.get(key), dict)]
     said = ", ".join(parts[:1]) + (" against " + " and ".join(parts[1:]) if parts[1:] else "")
     date = f"<span class=nowrap>{escape(str(made['date'])[:10])}</span>" if made.get("date") else ""
     return " · ".join(one for one in (escape(said), date) if one)
 
 
-_SETS = (("generated", "generated picture"), ("real", "real one"), ("train", "training picture"))
+_SETS = (
+    ("generated", "generated picture"),
+    ("real", "real one"),
+    ("train", "training picture"),
+    ("instance_data_dir", "photo of the subject"),
+    ("identity_reference", "reference photo"),
+)
+
+
+def _count(n: int, noun: str) -> str:
+    first, of, rest = noun.partition(" of ")
+    return counted(n, first) + of + rest
 
 
 def verdict_section(metrics: dict, utility: dict | None) -> str:
@@ -170,7 +183,7 @@ def making_section(metrics: dict) -> str:
     for key, one in metrics.get("sets", {}).items():
         said = f"{escape(str(one['path']))}</code>, {counted(one['n'], 'picture')}"
         said += f", {one['unreadable']:,} more could not be read" if one.get("unreadable") else ""
-        facts += f"<dt>{escape(key)} set</dt><dd><code>{said}</dd>"
+        facts += f"<dt>{escape(key.replace('_', ' '))}</dt><dd><code>{said}</dd>"
     figures = f"<dl>{entries}</dl>" if entries else ""
     return section(
         "making", "How each number was made", figures, f"<h3>This evaluation</h3><dl>{facts}</dl>" if facts else ""

@@ -8,6 +8,7 @@ from utils.cli import counted
 from utils.page import grid, interval, picture, section, tile, value_html
 
 SHOWN_VALUES = 12  # of an attribute; the rest can be unfolded
+SHOWN_FACES = 12  # pictures of a kind
 
 
 def sample_section(entries: list[dict], folder: Path) -> str:
@@ -22,13 +23,54 @@ def prompts_section(metrics: dict, folder: Path) -> str:
         entries = metrics.get("pictures", {}).get(key, [])
         tiles = [tile(one["file"], folder, one.get("text") or "", _score(one.get("score"))) for one in entries]
         parts += [f"<h3>{title}</h3>{grid(tiles)}"] if tiles else []
-    names = {one["id"].partition("/")[0]: one["name"] for one in metrics["figures"]}
-    for figure, columns in metrics.get("splits", {}).items():
-        for column, values in columns.items():
-            title = f"{names.get(figure, figure.replace('_', ' '))} by {column}"
-            title = title[:1].upper() + title[1:]
-            parts.append(f"<h3>{escape(title)}</h3>{_split_rows(values, '%' if 'accuracy' in figure else '')}")
+    parts += _splits(metrics, [key for key in metrics.get("splits", {}) if not key.startswith("identity_")])
     return section("prompts", "Best and worst by prompt", *parts, intro="By the CLIP score of picture and prompt.")
+
+
+def _splits(metrics: dict, keys: list[str]) -> list[str]:
+    """The means of these figures by each value of an attribute."""
+    known, parts = {}, []
+    for one in metrics["figures"]:
+        known[one["id"].partition("/")[0]] = known[one["id"].replace("/", "_")] = one
+    for figure in keys:
+        one = known.get(figure, {"name": figure.replace("_", " "), "unit": "%" if "accuracy" in figure else ""})
+        for column, values in metrics.get("splits", {}).get(figure, {}).items():
+            title = f"{one['name']} by {'prompt' if column == 'text' else column}"
+            title = title[:1].upper() + title[1:]
+            parts += [f"<h3>{escape(title)}</h3>{_split_rows(values, one.get('unit', ''))}"] if values else []
+    return parts
+
+
+def identity_section(metrics: dict, folder: Path) -> str:
+    """The reference photos, the pictures that are least like them, and the means by prompt and attribute."""
+    found = metrics.get("identity")
+    if not found:
+        return ""
+    parts = []
+    for key, title in (("used", "Reference photos"), ("without_face", "Reference photos without a face, not used")):
+        tiles = [tile(file, folder, "", alt=title) for file in found["references"][key][:SHOWN_FACES]]
+        parts += [f"<h3>{title}</h3>{grid(tiles, 'small')}"] if tiles else []
+    rows = found["pictures"]
+    faceless = [one for one in rows if not one["face"]]
+    pairs = []
+    for one in sorted((one for one in rows if one["face"]), key=lambda one: one["centroid"])[:SHOWN_FACES]:
+        images = picture(one["file"], folder, "generated picture")
+        images += picture(one["nearest_reference"], folder, "nearest reference photo")
+        sides = "<span class=sides><span>generated</span><span>nearest reference</span></span>"
+        word, state = ("verified", "good") if one["verified"] else ("not verified", "bad")
+        said = f"<span class='state {state}'>{word}</span> to the mean {one['centroid']:.3f}"
+        pairs.append(f"<figure class=pair>{images}<figcaption>{sides}{said}</figcaption></figure>")
+    parts += [f"<h3>Least like the person</h3><div class=pairs>{''.join(pairs)}</div>"] if pairs else []
+    tiles = [tile(one["file"], folder, one.get("text") or "") for one in faceless[:SHOWN_FACES]]
+    parts += [f"<h3>Without a face: {len(faceless)} of {len(rows)}</h3>{grid(tiles, 'small')}"] if tiles else []
+    intro = "By the cosine of the largest face to the references; the lowest are shown."
+    return section(
+        "identity",
+        "The same person?",
+        *parts,
+        *_splits(metrics, ["identity_verified", "identity_centroid"]),
+        intro=intro,
+    )
 
 
 def _score(value: float | None) -> str:

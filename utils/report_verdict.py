@@ -63,6 +63,7 @@ def verdict(metrics: dict, utility: dict | None) -> tuple[str, list[str]]:
     sentences += _copies(figures, metrics.get("pictures", {}).get("copies", []))
     sentences += _failures(metrics.get("pictures", {}).get("failures", []), figures)
     sentences += _utility(utility)
+    sentences += metrics.get("left_out", [])
     if human := metrics.get("human"):
         told, around = interval(human["told"], "%")
         sentences.append(f"People told real from generated {told} of the time ({around}): {human['told']['verdict']}.")

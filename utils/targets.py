@@ -23,7 +23,7 @@ def find_figure(name: str, figures: list[dict]) -> dict:
     wanted = USUAL.get(name, name)
     by_id = {one["id"]: one for one in figures}
     if wanted not in by_id:
-        same = [one for key, one in by_id.items() if key.partition("/")[0] == name]
+        same = [one for key, one in by_id.items() if key.rpartition("/")[0] == name]
         if same and name not in ("fid", "fd_dinov2"):
             return same[0]
         hint = "; add inception to --encoders" if name == "fid" else ""
@@ -34,9 +34,14 @@ def find_figure(name: str, figures: list[dict]) -> dict:
 def check_target(words: str, encoders: list[str], known: list[str]) -> None:
     """Before any work: that the target can be read and that there will be such a figure. `known`: names of figures."""
     name = parse_target(words)[0]
-    base, _, encoder = USUAL.get(name, name).partition("/")
+    wanted = USUAL.get(name, name)
+    whole = wanted in known or "/" not in wanted
+    base, _, encoder = (wanted, "", "") if whole else wanted.rpartition("/")
     if base not in known and not base.endswith("_accuracy"):
-        raise UserError(f"--targets {words}: no figure is called `{name}`; there are {', '.join([*USUAL, *known])}")
+        there = [*(key for key, one in USUAL.items() if one.partition("/")[0] in known), *known]
+        raise UserError(
+            f"--targets {words}: no figure is called `{name}` with these flags; there are {', '.join(there)}"
+        )
     if encoder and encoder not in encoders and not (name == "cmmd" and "demo" in encoders):
         raise UserError(f"--targets {words}: needs {encoder} among --encoders")
 
