@@ -159,7 +159,7 @@ def judge_adherence(args, encoder, rows: dict, sets: dict) -> tuple[list[dict], 
     scores = adherence.clip_scores(encoder, rows["generated"], generated)
     real_scores = adherence.clip_scores(encoder, rows["real"], real)
     figures = adherence.scores_figures(encoder.name, scores, real_scores, args.resamples, args.seed)
-    splits, shares = {"clip_score": {}, "attribute_accuracy": {}}, {}
+    splits, shares = {"clip_score": {}}, {}
     for key in adherence.usable_attributes([real, generated], args.attributes):
         values = sorted({one[key] for one in (*real, *generated) if one.get(key)})
         seen = adherence.read_off(encoder, rows["generated"], generated, key, values)
@@ -167,9 +167,9 @@ def judge_adherence(args, encoder, rows: dict, sets: dict) -> tuple[list[dict], 
         hits = adherence.attribute_hits(generated, seen, key)
         real_hits = adherence.attribute_hits(real, real_seen, key)
         able = adherence.can_judge(real_hits, real, key)
-        figures.append(adherence.accuracy_figure(encoder.name, key, hits, real_hits, len(values), able))
+        figures.append(adherence.accuracy_figure(encoder.name, key, hits, real_hits, len(values), values[0], able))
         if able:
-            splits["attribute_accuracy"][key] = adherence.split_means(generated, hits, key)
+            splits[f"{key}_accuracy"] = {key: adherence.split_means(generated, hits, key)}
         if not np.isnan(scores).all():
             splits["clip_score"][key] = adherence.split_means(generated, scores, key)
         sure = able and np.nanmean(real_hits) >= SURE
@@ -260,6 +260,7 @@ def relative(value, out: Path):
 
 def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict) -> dict:
     """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}."""
+    sets = sets | {"generated": adherence.spell_alike(sets["generated"], sets["real"])}
     real, generated = sets["real"], sets["generated"]
     figures, splits, shares, scores = [], {}, {}, None
     for encoder in encoders:
@@ -276,7 +277,7 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     figures += failed
     colours = 1 - failures.find_failures(generated, measures["generated"])["wrong_colour"]
     if by_colour := adherence.split_means(generated, colours, "colour"):
-        splits["colour_accuracy"] = {"colour": by_colour}
+        splits["measured_colour_accuracy"] = {"colour": by_colour}
     pictures = choose_pictures(generated, scores) | {"copies": [], "failures": listed}
     if "train" in sets:
         some, pictures["copies"] = judge_novelty(sets, keys, measures, rows)
@@ -343,12 +344,19 @@ def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[di
 
 def study_or_compare(args) -> int:
     """The two tasks that stand alone."""
+    cli.show_settings(args)
+    check_writable(args.output_dir)
     if args.compare:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
+        if args.dry_run:
+            return 0
         print(compare_page.write_comparison(args.compare, args.output_dir / "comparison.html"))
         return 0
     real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
-    print(human_study.write_study(args.output_dir, real, generated, args.human_study, args.seed))
+    for name, records in (("real", real), ("generated", generated)):
+        print(f"{name}: {describe(records)}")
+    if not args.dry_run:
+        found = human_study.write_study(args.output_dir, real, generated, args.human_study, args.seed, args.overwrite)
+        print(found)
     return 0
 
 

@@ -18,8 +18,13 @@ from utils.compare_page import compare_figures
 NAMES = list(COLOURS)
 
 
-def draw_set(folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots", "Sandals"), wrong: int = 0) -> Path:
-    """Pictures with texts and attributes; the texts are those of the picture `wrong` places on."""
+def draw_set(
+    folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots", "Sandals"), wrong: int = 0, own: bool = False
+) -> Path:
+    """Pictures with texts and attributes; the texts are those of the picture `wrong` places on.
+
+    With `own` names and values of attributes are those of a user's template, baseColour=red.
+    """
     folder.mkdir()
     asked = [(kinds[i % len(kinds)], colours[i // len(kinds) % len(colours)]) for i in range(count)]
     rows = []
@@ -27,7 +32,10 @@ def draw_set(folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots",
         draw_shoe(kind, colour, f"{seed}{i}", (64, 64)).save(folder / f"{i:03d}.png")
         kind, colour = asked[(i + wrong) % count]
         text = f"a photo of {colour.lower()} {kind.lower()}"
-        rows.append({"file_name": f"{i:03d}.png", "text": text, "article": kind, "colour": colour})
+        said = {"article": kind, "colour": colour}
+        if own:
+            said = {"articleType": kind.lower(), "baseColour": colour.lower()}
+        rows.append({"file_name": f"{i:03d}.png", "text": text, **said})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -39,7 +47,7 @@ def sets(tmp_path_factory):
         "root": root,
         "real": draw_set(root / "real", 104, "r"),
         "train": draw_set(root / "train", 48, "t"),
-        "good": draw_set(root / "good", 104, "g"),
+        "good": draw_set(root / "good", 104, "g", own=True),
     }
 
 
@@ -179,6 +187,14 @@ def test_mistakes_are_told_before_the_work(sets, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run(sets, sets["good"], tmp_path / "out", *words)
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_path, capsys):
+    before = sets["root"] / "evaluation"
+    words = f"--real {sets['real']} --generated {sets['good']} --human_study 4", f"--compare {before} {before}"
+    for task in words:
+        assert evaluate.main(evaluate.parse_args(f"{task} --output_dir {tmp_path / 'out'} --dry_run".split())) == 0
+    assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 def test_training_pictures_are_no_test_of_novelty(sets, tmp_path):

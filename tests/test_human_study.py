@@ -97,6 +97,17 @@ def test_the_same_seed_makes_the_same_study_and_another_does_not(study, sets, tm
     assert again.read_bytes() == study.read_bytes() and key_of(other)["study"] != key_of(study)["study"]
 
 
+def test_a_key_that_ratings_may_hang_on_is_not_replaced_unasked(sets, tmp_path):
+    key = write_study(tmp_path, *sets, N, 0).with_name("study_key.json")
+    before = key.read_bytes()
+    write_study(tmp_path, *sets, N, 0)  # the same again
+    with pytest.raises(UserError, match="study_key.json: is of another study .*--overwrite"):
+        write_study(tmp_path, *sets, N, 1)
+    assert key.read_bytes() == before
+    write_study(tmp_path, *sets, N, 1, overwrite=True)
+    assert key.read_bytes() != before
+
+
 def test_an_unreadable_picture_is_replaced_by_another(sets, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     real, generated = sets

@@ -12,6 +12,7 @@ from utils.features import Encoder, text_features
 from utils.metrics import require
 from utils.picture_checks import cosines
 from utils.picture_sets import OWN
+from utils.tables import canonical
 
 FEWEST = 10  # pictures for a mean; splits say their n, and need two
 USUAL = ("article", "colour", "gender", "season")
@@ -21,12 +22,25 @@ LOWEST = 0.1
 
 def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> list[str]:
     """The wanted columns, or those of USUAL that the sets have; each with two values at least."""
+    wanted = [canonical(key) for key in wanted or ()]
     values = {key: {one[key] for records in sets for one in records if one.get(key)} for key in wanted or USUAL}
-    for key in wanted or ():
+    for key in wanted:
         if not values[key]:
             there = sorted({name for records in sets for one in records for name in one} - set(OWN))
             raise UserError(f"--attributes {key}: no picture has one; there are {', '.join(there) or 'none'}")
     return [key for key, found in values.items() if 1 < len(found) <= MOST_VALUES]
+
+
+def spell_alike(records: list[dict], real: list[dict]) -> list[dict]:
+    """The records, their attributes spelt as the real set's: a prompt may say `red` where the catalogue has `Red`."""
+    spelling = {
+        (key, value.casefold()): value for one in real for key, value in one.items() if value and key not in OWN
+    }
+
+    def spell(key: str, value: str | None) -> str | None:
+        return spelling.get((key, value.casefold()), value) if value and key not in OWN else value
+
+    return [{key: spell(key, value) for key, value in one.items()} for one in records]
 
 
 def clip_scores(encoder: Encoder, features: np.ndarray, records: list[dict]) -> np.ndarray:
@@ -139,11 +153,15 @@ def can_judge(hits: np.ndarray, records: list[dict], key: str) -> bool:
     return intervals.wilson(int(known.sum()), len(known))[1] > labels.most_common(1)[0][1] / len(known)
 
 
-def accuracy_figure(name: str, key: str, hits: np.ndarray, real_hits: np.ndarray, values: int, able: bool) -> dict:
+def accuracy_figure(
+    name: str, key: str, hits: np.ndarray, real_hits: np.ndarray, values: int, example: str, able: bool
+) -> dict:
+    """`values`: how many there are to choose from; `example`: one of them."""
     blank = evaluation.figure(
-        f"{key}_accuracy", "adherence", f"Asked {key} is what CLIP sees", "higher", "%",
-        f"share of pictures that CLIP finds most like `{phrase(key, '…', '…')}` with the value asked for, of {values}; "
-        f"guessing gives about {1 / values:.0%}; the floor is the real pictures' own", name,
+        f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%",
+        f"share of pictures that {name} finds more like the {key} asked for than like any other of {values}, each put "
+        f"as in `{phrase(key, example, 'Boots')}`; guessing gives about {1 / values:.0%}; the floor is the real "
+        f"pictures', by their labels", name,
     )  # fmt: skip
     if not able:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"

@@ -10,22 +10,30 @@ import numpy as np
 from utils import comparison, diversity, intervals
 from utils.cli import UserError
 
-HALVES = "the floor is the same between two halves of the real set, and at_floor_n the generated set's at their size"
+HALVES = "the floor is the same between two halves of the real set, compared with what so many generated ones get"
 QUALITY = {
-    "frechet": ("Fréchet distance", "lower", "", "between Gaussians fitted to both sets' features; biased by n"),
+    "frechet": ("Fréchet distance", "lower", "", "between Gaussians fitted to both sets' features; rises as n falls"),
     "kid": ("KID", "lower", "", "squared MMD of the features, cubic kernel, unbiased, over all pairs"),
     "cmmd": ("CMMD", "lower", "", "1000 times the squared MMD of features of length 1, Gaussian kernel of width 10"),
-    "precision": ("Precision", "higher", "%", "share of generated pictures in the balls around real ones"),
-    "recall": ("Recall", "higher", "%", "share of real pictures in the balls around generated ones"),
-    "density": ("Density", "near floor", "", "how many real balls a generated picture is in, 1 where nothing differs"),
-    "coverage": ("Coverage", "higher", "%", "share of real balls that hold a generated picture"),
-}
+    "precision": (
+        "Precision", "higher", "%", "share of generated pictures nearer to a real one than its fifth real neighbour"
+    ),
+    "recall": (
+        "Recall", "higher", "%", "share of real pictures nearer to a generated one than its fifth generated neighbour"
+    ),
+    "density": (
+        "Density", "near floor", "", "how many real ones a generated picture is so near to, over 5: 1 if all is alike"
+    ),
+    "coverage": (
+        "Coverage", "higher", "%", "share of real pictures with a generated one nearer than their fifth real neighbour"
+    ),
+}  # fmt: skip
 DIVERSITY = {
     "vendi": ("Vendi score", "near floor", "", "effective number of different pictures, by the cosine of features"),
     "mean_distance": ("Mean pairwise distance", "near floor", "", "of the features of two pictures of the set"),
     "near_duplicates": (
         "Near-duplicates inside the set", "lower", "%",
-        "share of pictures with another of the set nearer than the nearest 1 % of real ones are",
+        "share with another of the set nearer than the nearest 1 % of the real are (by that choice 1 % of those)",
     ),
 }  # fmt: skip
 NOVELTY = {
@@ -35,7 +43,7 @@ NOVELTY = {
     ),
     "copies": (
         "Suspected copies of training pictures", "lower", "%",
-        "share nearer to a training picture than 99 % of the real test pictures are",
+        "share nearer to a training picture than 99 % of the real test pictures are (by that choice 1 % of those are)",
     ),
 }  # fmt: skip
 
@@ -72,7 +80,7 @@ def quality(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: in
     """Fréchet, KID, CMMD (of CLIP alone, which it is defined on), precision, recall, density, coverage."""
     unequal = ""
     if len(real) != len(generated):
-        unequal = f"; {len(real)} real and {len(generated)} generated: what n biases is computed at the smaller n"
+        unequal = f"; of {len(real)} real and {len(generated)} generated: at the smaller number, KID and CMMD of all"
     blanks = {
         key: figure(key, "quality", name, better, unit, f"{how}; {HALVES}{unequal}", encoder)
         for key, (name, better, unit, how) in QUALITY.items()

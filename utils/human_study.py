@@ -38,11 +38,14 @@ def _draw(records: list[dict], count: int, rng: random.Random, flag: str) -> lis
     return found
 
 
-def write_study(folder: Path, real: list[dict], generated: list[dict], n: int, seed: int) -> Path:
+def write_study(
+    folder: Path, real: list[dict], generated: list[dict], n: int, seed: int, overwrite: bool = False
+) -> Path:
     """study.html of n pictures, half of them real, and study_key.json, which says which; the key is not for raters.
 
     Every picture goes the same way: fitted in a square of one size, encoded as the same JPEG, without its name. The
-    key's file names are whole paths. The same pictures and seed make the same page.
+    key's file names are whole paths. The same pictures and seed make the same page. Another study's key is not replaced
+    without `overwrite`: no rating of that study could be read any more.
     """
     if n < 4 or n % 2:
         raise UserError(f"--human_study {n}: expected an even number of at least 4, half of the pictures being real")
@@ -53,9 +56,12 @@ def write_study(folder: Path, real: list[dict], generated: list[dict], n: int, s
     side = min(LARGEST, *(max(image.size) for _, _, image in drawn))  # none is enlarged, which would show
     pictures = [data_uri(fit_square(image, side), "JPEG", 92) for _, _, image in drawn]
     study = hashlib.sha256("".join(pictures).encode()).hexdigest()[:12]
+    key = folder / "study_key.json"
+    if key.is_file() and not overwrite and (other := read_key(key)[0]) != study:
+        raise UserError(f"{key}: is of another study ({other}); name another --output_dir, or add --overwrite")
     items = [{"item": i, "kind": kind, "file": str(path.resolve())} for i, (kind, path, _) in enumerate(drawn, 1)]
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "study_key.json", {"version": 1, "study": study, "seed": seed, "items": items})
+    write_json(key, {"version": 1, "study": study, "seed": seed, "items": items})
     content = json.dumps({"id": study, "pictures": pictures}).replace("<", "\\u003c")
     page = fill("study.html", count=str(n), study=content, style=fill("study.css"), script=fill("study.js"))
     write_text(folder / "study.html", page)
@@ -83,7 +89,7 @@ def read_key(path: Path) -> tuple[str, list[str]]:
             raise ValueError("items must be real and generated")
         return key["study"], kinds
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no key of a study ({error!r}); make the study again") from None
+        raise UserError(f"{path} is no key of a study ({error!r}); make the study again, with --overwrite") from None
 
 
 def read_ratings(path: Path, study: str, count: int) -> dict:

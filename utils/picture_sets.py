@@ -7,6 +7,7 @@ from pathlib import Path
 from utils import data, generation_folder, sources
 from utils.cli import UserError, counted
 from utils.splits import SPLITS
+from utils.tables import canonical
 
 OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides attributes
 
@@ -14,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_pictures(folder: Path, flag: str) -> list[dict]:
-    """{"path", "text" (None where nothing is said), "id", …attributes} of every picture; none is opened."""
+    """{"path", "text" (None where nothing is said), "id", …attributes} of every picture; none is opened.
+
+    Attributes are text under the short names of prepared sets: a template's `articleType` is `article`.
+    """
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder; give a split such as data/x/test, or a folder of pictures")
     if (folder / "environment.json").is_file() and (folder / "config.yaml").is_file():  # only generate.py writes these
@@ -30,7 +34,12 @@ def read_pictures(folder: Path, flag: str) -> list[dict]:
         records = _read_folder(folder, flag)
     if not records:
         raise UserError(f"{flag} {folder}: holds no pictures")
-    return records
+    return [_plain(one) for one in records]
+
+
+def _plain(record: dict) -> dict:
+    own = {key: value for key, value in record.items() if key in OWN or value is None}
+    return own | {canonical(key): str(value) for key, value in record.items() if key not in own}
 
 
 def _read_generated(folder: Path, flag: str) -> list[dict]:

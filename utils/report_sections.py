@@ -13,7 +13,7 @@ SHOWN_FACES = 12  # pictures of a kind
 
 def sample_section(entries: list[dict], folder: Path) -> str:
     tiles = [tile(one["file"], folder, one.get("text") or "") for one in entries]
-    return section("sample", "A sample", grid(tiles) if tiles else "", intro="Taken at random, not chosen.")
+    return section("sample", "A sample", grid(tiles) if tiles else "", intro="Spread evenly over the set, not chosen.")
 
 
 def prompts_section(metrics: dict, folder: Path) -> str:
@@ -162,11 +162,18 @@ def shares_section(shares: dict) -> str:
         for i, (name, marks) in enumerate(rows):
             texts = [f"<span>{mark['kind']} <b>{interval(mark, '%')[0]}</b></span>" for mark in marks]
             lines.append(_row(name, None, marks, axis, "%", "".join(texts), i in _scaled(len(rows))))
-        parts += [f"<h3>{escape(column)}</h3>{_folded(lines)}"] if lines else []
+        parts += [f"<h3>{escape(column)}</h3>{_by(values)}{_folded(lines)}"] if lines else []
     if any(one.get("plan") is not None for values in shares.values() for one in values):
         kinds.append(("plan", "plan"))
     intro = "How often each value occurs, as a share of its set."
     return section("shares", "Attributes", charts.legend(kinds), *parts, intro=intro) if parts else ""
+
+
+def _by(values: list[dict]) -> str:
+    """Where the generated set's shares are from, if that is said."""
+    said = {"clip": "as an encoder reads them off the pictures", "labels": "as they were asked for, not as they look"}
+    word = said.get(values[0].get("by"))
+    return f"<p class=note>Generated: {word}; real: by their labels.</p>" if word else ""
 
 
 def people_section(human: dict | None) -> str:

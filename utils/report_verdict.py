@@ -33,6 +33,7 @@ def against_floor(figure: dict) -> tuple[str, str]:
 
     A figure that n biases is known at the floor's own n, and the floor's ends are where another set of real photos
     would fall 95 times in 100. Else the floor is the real set's own figure, and their difference has an interval.
+    Where it holds 0 nothing is shown: with few pictures that is said of anything.
     """
     floor, better = figure["floor"], figure.get("better")
     if figure.get("at_floor_n") is not None:
@@ -40,7 +41,7 @@ def against_floor(figure: dict) -> tuple[str, str]:
     else:
         apart = difference(floor, figure)
     if apart["low"] <= 0 <= apart["high"]:
-        return "like real photos", "good"
+        return "no difference shown", "soft"
     above = apart["low"] > 0
     if better == "near floor":
         return ("above" if above else "below") + " real photos", "bad"
@@ -52,15 +53,15 @@ def verdict(metrics: dict, utility: dict | None) -> tuple[str, list[str]]:
     """(a headline, a few sentences): targets first, then the floor, copies, failures, use, people, what is refused."""
     figures = metrics["figures"]
     floors = [against_floor(one) for one in figures if one.get("floor") and one.get("value") is not None]
-    same = sum(state == "good" for _, state in floors)
+    count = sum(state != "bad" for _, state in floors)
     headline, sentences = _targets_headline(metrics.get("targets", [])), []
-    level = f"At the level of real photos in {same} of {counted(len(floors), 'figure')}."
+    level = f"Not shown to fall short of real photos in {count} of {counted(len(floors), 'figure')}."
     if not headline:
         headline = level if floors else f"{counted(len(figures), 'figure')}, and no targets were set."
     elif floors:
         sentences.append(level)
     sentences += _copies(figures, metrics.get("pictures", {}).get("copies", []))
-    sentences += _failures(metrics.get("pictures", {}).get("failures", []))
+    sentences += _failures(metrics.get("pictures", {}).get("failures", []), figures)
     sentences += _utility(utility)
     sentences += metrics.get("left_out", [])
     if human := metrics.get("human"):
@@ -95,7 +96,7 @@ def _copies(figures: list[dict], copies: list[dict]) -> list[str]:
     return [f"Suspected copies of training pictures: {suspected} of {len(copies)} looked at."] if copies else []
 
 
-def _failures(failures: list[dict]) -> list[str]:
+def _failures(failures: list[dict], figures: list[dict]) -> list[str]:
     if not failures:
         return []
     worst = max(failures, key=lambda one: one["share"])
@@ -103,7 +104,9 @@ def _failures(failures: list[dict]) -> list[str]:
         return ["No picture failed a check."]
     share, around = interval({**worst, "value": worst["share"]}, "%")
     reason = worst["reason"][:1].lower() + worst["reason"][1:]
-    return [f"Most frequent failure: {reason}, {share} ({around})."]
+    floor = next((one["floor"] for one in figures if one.get("floor") and one["name"] == worst["reason"]), None)
+    real = f"; of real photos, {interval(floor, '%')[0]}" if floor else ""
+    return [f"Most frequent failure: {reason}, {share} ({around}){real}."]
 
 
 def _utility(utility: dict | None) -> list[str]:
