@@ -186,7 +186,7 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
 def test_mistakes_are_told_before_the_work(sets, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run(sets, sets["good"], tmp_path / "out", *words)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_path, capsys):
@@ -195,6 +195,27 @@ def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_p
     for task in words:
         assert evaluate.main(evaluate.parse_args(f"{task} --output_dir {tmp_path / 'out'} --dry_run".split())) == 0
     assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--real a --generated b --human_study 4 --ratings c.json", "--ratings does not go with --human_study"),
+        ("--compare a b --real c --generated d", "--real and --generated do not go with --compare"),
+        ("--compare a b --human_study 4", "--human_study does not go with --compare"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(capsys, words, message):
+    with pytest.raises(SystemExit):
+        evaluate.parse_args([*words.split(), "--output_dir", "out"])
+    assert message in capsys.readouterr().err
+
+
+def test_a_sample_of_a_set_in_which_kinds_take_turns_holds_every_kind():
+    records = [{"path": Path(f"{i}.png"), "text": f"kind {i % 5}"} for i in range(120)]
+    first, again, other = (evaluate.choose_pictures(records, None, seed)["sample"] for seed in (0, 0, 1))
+    assert len({one["text"] for one in first}) == 5 and first == again != other
+    assert len({one["file"] for one in first}) == len(first) == evaluate.SHOWN
 
 
 def test_training_pictures_are_no_test_of_novelty(sets, tmp_path):
