@@ -19,7 +19,7 @@ demo: setup  ## run the whole pipeline on the embedded demo model
 	$(PY) demo/run.py
 
 test: setup lint  ## lint, then run every test
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## check style with ruff
 	$(PY) -m ruff check .

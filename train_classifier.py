@@ -342,7 +342,8 @@ def main(args) -> int:
     data.lines.extend(left)
     seeds, n_test = range(args.seed, args.seed + args.seeds), len(data.parts["test"].paths)
     settings = cli.settings_of(args) | {"precision": precision.mixed_precision}
-    settings["data_sha256"] = labelled.data_fingerprint(data.parts)
+    for flag, names in (("real", ("train", "test")), ("synthetic", sizes)):
+        settings[f"{flag}_sha256"] = labelled.data_fingerprint({name: data.parts[name] for name in names})
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
