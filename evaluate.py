@@ -38,7 +38,7 @@ from utils.faces import load_faces
 from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores
-from utils.picture_sets import read_pictures, spell_alike
+from utils.picture_sets import check_apart, read_pictures, spell_alike
 from utils.report_html import read_evaluation, write_report
 from utils.tables import canonical
 
@@ -115,14 +115,16 @@ def read_encoders(words: list[str], inception: str | None) -> dict[str, str | No
     return sources | ({"inception": inception} if inception else {})
 
 
-def known_figures(given: set[str]) -> list[str]:
-    """`given`: the names of the flags that have a value."""
+def known_figures(given: set[str], encoders: list[str], columns: list[str]) -> list[str]:
+    """`given`: the names of the flags that have a value; `columns`: the attributes that can be read off."""
     if "real" not in given:
         return ["invalid", *subject.known_figures(given)]
-    novelty = [*evaluation.NOVELTY, "near_copies"]
-    adhering = ["clip_score", "clip_score_lowest"]
-    found = [*evaluation.QUALITY, *evaluation.DIVERSITY, *novelty, *adhering, *failures.LIMITS]
-    return found + subject.known_figures(given)
+    found = [*evaluation.QUALITY, *evaluation.DIVERSITY] if encoders else []
+    if "train" in given:
+        found += [*(evaluation.NOVELTY if encoders else ()), "near_copies"]
+    if {"clip", "demo"} & {*encoders}:
+        found += ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
+    return [*found, *failures.LIMITS, *subject.known_figures(given)]
 
 
 def check_folder(args, out: Path) -> None:
@@ -351,6 +353,8 @@ def study_or_compare(args) -> int:
 
 def main(args) -> int:
     began = time.monotonic()
+    read = {name: getattr(args, name) for name in (*SETS, "identity_reference")}
+    check_apart(args.output_dir, {name: folder for name, folder in read.items() if folder})
     if args.compare or args.human_study is not None:
         return study_or_compare(args)
     accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
@@ -358,10 +362,12 @@ def main(args) -> int:
     sources = read_encoders(args.encoders, args.inception)
     given = {name for name, value in vars(args).items() if value is not None}
     subject.check_flags(given, list(sources))
-    for words in args.targets:
-        targets.check_target(words, list(sources), known_figures(given))
     sets = spell_alike({n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)})
-    adherence.check_attributes([sets[name] for name in ("real", "generated") if name in sets], args.attributes)
+    judged = [sets[name] for name in ("real", "generated") if name in sets]
+    adherence.check_attributes(judged, args.attributes)
+    columns = adherence.usable_attributes(judged, args.attributes)
+    for words in args.targets:
+        targets.check_target(words, list(sources), known_figures(given, list(sources), columns))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")

@@ -37,6 +37,17 @@ def read_pictures(folder: Path, flag: str) -> list[dict]:
     return [_plain(one) for one in records]
 
 
+def check_apart(out: Path, folders: dict[str, Path]) -> None:
+    """That nothing is written among pictures that are read. An own folder within a generated set is no harm."""
+    for name, folder in folders.items():
+        same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
+        if same or (inside and name != "generated"):
+            raise UserError(
+                f"--output_dir {out}: {'is' if same else 'lies in'} --{name} {folder}, which is only read; name a "
+                "folder elsewhere"
+            )
+
+
 def spell_alike(sets: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """The sets, each value of an attribute spelt as where it is first: a prompt's `red` is the real set's `Red`."""
     spelling = {}
