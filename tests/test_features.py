@@ -149,6 +149,9 @@ def test_inception_is_a_torchscript_file_with_its_checksum(files, tmp_path):
     assert encoder.size == 12 and image_features(encoder, files, tmp_path).shape == (4, 12)
     with pytest.raises(UserError, match="no such file"):
         load_encoder("inception", str(tmp_path / "none.pt"))
+    path.write_bytes(b"weights of another kind")
+    with pytest.raises(UserError, match="network.pt: does not give features"):
+        load_encoder("inception", str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_without_the_hub_one_line_says_what_to_do(monkeypatch):

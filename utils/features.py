@@ -137,9 +137,9 @@ def _load_inception(source: str, device, sha256: str) -> Encoder:
             f"--inception {source}: its sha256 is {found}, expected {sha256}; it is another file or not whole "
             "(--inception_sha256 states that of a network that you trust)"
         )
-    network = torch.jit.load(path, map_location=device).eval()
-    forward = functools.partial(_forward, lambda x: network(x, return_features=True), device)
     try:
+        network = torch.jit.load(path, map_location=device).eval()
+        forward = functools.partial(_forward, lambda x: network(x, return_features=True), device)
         size = forward(np.zeros((1, 3, INCEPTION_SIDE, INCEPTION_SIDE), np.uint8)).shape[1]
     except Exception as error:  # TorchScript's own, of whatever the file computes
         detail = " ".join(str(error).split())[-200:]

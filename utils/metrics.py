@@ -199,15 +199,3 @@ def near_pairs(features, threshold: float) -> list[tuple[int, int]]:
         rows, columns = np.nonzero(squared_distances(features[block], features) <= threshold**2)
         pairs += [(int(i), int(j)) for i, j in zip(rows + block.start, columns) if i < j]
     return pairs
-
-
-def macro_f1(truth: Sequence, predicted: Sequence) -> float:
-    """The mean of the classes' F1, over the classes that occur in either; one that is never found counts as 0."""
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    if truth.shape != predicted.shape or not truth.size:
-        raise UserError(f"macro-F1: {truth.size} labels and {predicted.size} predictions; give one for each item")
-    scores = []
-    for label in np.union1d(truth, predicted):
-        hits = ((truth == label) & (predicted == label)).sum()
-        scores.append(2 * hits / ((truth == label).sum() + (predicted == label).sum()))
-    return float(np.mean(scores))

@@ -10,6 +10,7 @@ from utils import adherence, faces, fidelity, identity
 from utils.cli import UserError, counted
 from utils.features import Encoder, text_features
 from utils.picture_sets import OWN
+from utils.tables import canonical
 
 ENCODERS = ("clip", "dinov2", "demo")  # whose cosines say how alike two pictures are; Inception's were made for the FID
 PRIOR = ("prior_before", "prior_after")
@@ -98,7 +99,8 @@ def judge_fidelity(encoder: Encoder, rows: dict[str, np.ndarray], sets: dict[str
 def split_columns(records: list[dict], wanted: list[str] | None) -> tuple[str, ...]:
     """The prompts, and the attributes that differ between the pictures."""
     there = [key for key in dict.fromkeys(key for one in records for key in one) if key not in OWN]
-    values = {key: {one[key] for one in records if one.get(key)} for key in ("text", *(wanted or there))}
+    wanted = [canonical(key) for key in wanted or there]
+    values = {key: {one[key] for one in records if one.get(key)} for key in ("text", *wanted)}
     return tuple(key for key, found in values.items() if 1 < len(found) <= adherence.MOST_VALUES)
 
 
