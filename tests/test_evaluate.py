@@ -180,7 +180,10 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
     [
         (["--targets", "beauty>3"], "no figure is called `beauty`"),
         (["--targets", "fid<50"], "needs inception"),
-        (["--targets", "article_colour>3"], "there are fid, kid, cmmd, frechet, .*article_accuracy, colour_accuracy"),
+        (
+            ["--targets", "article_colour>3"],
+            "there are fid, kid, fd_dinov2, cmmd, frechet, .*article_accuracy, colour_accuracy",
+        ),
         (["--targets", "copies<0.1"], "no figure is called `copies` with these flags"),
         (["--targets", "invalid<200%"], "a share is 0% to 100%"),
         (["--targets", "fid"], "expected a figure and its limit"),
