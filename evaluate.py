@@ -12,6 +12,7 @@ import argparse
 import datetime
 import logging
 import os
+import random
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from utils import (
     picture_measures,
     runs,
     subject,
+    summary,
     targets,
 )
 from utils.cli import UserError
@@ -37,13 +39,15 @@ from utils.faces import load_faces
 from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores, thread_map
-from utils.picture_sets import read_pictures
+from utils.picture_sets import check_apart, read_pictures, spell_alike
 from utils.report_html import read_evaluation, write_report
+from utils.tables import canonical
 
 logger = logging.getLogger("evaluate")
 SHOWN = 24  # pictures of a kind in the report
 SURE = 0.8  # an attribute is read off pictures by CLIP if it reads the real ones right at least so often
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
+LATER = ("ratings", "utility", "fail_under_targets")  # of an evaluation, not of a study or a comparison
 COPY_JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are shown: the best at telling things apart
 
 
@@ -61,9 +65,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--inception", metavar="FILE|URL", help="the FID network as TorchScript; adds that encoder")
     group.add_argument("--inception_sha256", default=features.INCEPTION_SHA256, help="what that file must have")
-    group.add_argument("--attributes", nargs="+", help="columns to split by and to check (default: article, colour …)")
+    group.add_argument(
+        "--attributes", nargs="+", type=canonical, help="columns to split by and to check (default: article, colour …)"
+    )
     group.add_argument("--resamples", type=int, default=1000, help="bootstraps for each interval")
-    group.add_argument("--seed", type=int, default=0, help="of bootstraps, halves, and the human study")
+    group.add_argument("--seed", type=int, default=0, help="of bootstraps, halves, samples, and the human study")
     group = parser.add_argument_group("targets and reports")
     group.add_argument(
         "--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT",
@@ -78,16 +84,20 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--batch_size", type=int, default=32, help="pictures at once through an encoder")
     group.add_argument("--num_workers", type=int, default=available_cores(), help="threads that decode pictures")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
-    group.add_argument("--overwrite", action="store_true", help="replace the evaluation of another set there")
+    group.add_argument("--overwrite", action="store_true", help="replace another set's evaluation or study there")
     args = cli.parse_args(parser, argv)
     for name in ("resamples", "batch_size", "num_workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: must be 1 or more")
-    alone = any(getattr(args, name) for name in ("identity_reference", *subject.SETS))
-    real = [] if alone and not args.train and args.human_study is None else ["real"]
+    person = any(getattr(args, name) for name in ("identity_reference", *subject.SETS))
+    real = [] if person and not args.train and args.human_study is None else ["real"]
     needed = ["output_dir"] if args.compare else [*real, "generated", "output_dir"]
     if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
         parser.error(f"{' and '.join(lacking)} must be given")
+    alone = "compare" if args.compare else "human_study" if args.human_study is not None else None
+    strange = {"compare": (*SETS, "identity_reference", "human_study", *LATER), "human_study": LATER}.get(alone, ())
+    if wrong := [f"--{name}" for name in strange if getattr(args, name) not in (None, False)]:
+        parser.error(f"{' and '.join(wrong)} {'do' if wrong[1:] else 'does'} not go with --{alone}; give two commands")
     if args.fail_under_targets and not args.targets:
         parser.error("--fail_under_targets: there are no --targets")
     return args
@@ -106,14 +116,16 @@ def read_encoders(words: list[str], inception: str | None) -> dict[str, str | No
     return sources | ({"inception": inception} if inception else {})
 
 
-def known_figures(given: set[str]) -> list[str]:
-    """`given`: the names of the flags that have a value."""
+def known_figures(given: set[str], encoders: list[str], columns: list[str]) -> list[str]:
+    """`given`: the names of the flags that have a value; `columns`: the attributes that can be read off."""
     if "real" not in given:
         return ["invalid", *subject.known_figures(given)]
-    novelty = [*evaluation.NOVELTY, "near_copies"]
-    adhering = ["clip_score", "clip_score_lowest"]
-    found = [*evaluation.QUALITY, *evaluation.DIVERSITY, *novelty, *adhering, *failures.LIMITS]
-    return found + subject.known_figures(given)
+    found = [*evaluation.QUALITY, *evaluation.DIVERSITY] if encoders else []
+    if "train" in given:
+        found += [*(evaluation.NOVELTY if encoders else ()), "near_copies"]
+    if {"clip", "demo"} & {*encoders}:
+        found += ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
+    return [*found, *failures.LIMITS, *subject.known_figures(given)]
 
 
 def check_folder(args, out: Path) -> None:
@@ -235,10 +247,12 @@ def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[l
     return figures, pairs[: 2 * SHOWN]
 
 
-def choose_pictures(records: list[dict], scores: np.ndarray | None) -> dict[str, list[dict]]:
-    """An even sample of the set, and those whose texts fit best and worst (of the lowest tenth, at most)."""
-    step = max(1, len(records) / SHOWN)
-    sample = [records[int(i * step)] for i in range(min(SHOWN, len(records)))]
+def choose_pictures(records: list[dict], scores: np.ndarray | None, seed: int) -> dict[str, list[dict]]:
+    """A random sample of the set, and those whose texts fit best and worst (of the lowest tenth, at most).
+
+    No even one: its stride would meet the same kind again and again in a set whose kinds take turns.
+    """
+    sample = random.Random(seed).sample(records, min(SHOWN, len(records)))
     found = {"sample": [{"file": one["path"], "text": one["text"]} for one in sample]}
     if scores is not None and not np.isnan(scores).all():
         order = [int(i) for i in scores.argsort(kind="stable") if not np.isnan(scores[i])]
@@ -261,7 +275,6 @@ def relative(value, out: Path):
 
 def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict) -> dict:
     """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}."""
-    sets = sets | {"generated": adherence.spell_alike(sets["generated"], sets["real"])}
     real, generated = sets["real"], sets["generated"]
     figures, splits, shares, scores = [], {}, {}, None
 
@@ -284,45 +297,23 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     colours = 1 - failures.find_failures(generated, measures["generated"])["wrong_colour"]
     if by_colour := adherence.split_means(generated, colours, "colour"):
         splits["measured_colour_accuracy"] = {"colour": by_colour}
-    pictures = choose_pictures(generated, scores) | {"copies": [], "failures": listed}
+    pictures = choose_pictures(generated, scores, args.seed) | {"copies": [], "failures": listed}
     if "train" in sets:
         some, pictures["copies"] = judge_novelty(sets, keys, measures, rows)
         figures += some
     return {"figures": figures, "splits": splits, "shares": shares, "pictures": pictures}
 
 
-def compute_without_real(encoders: list, sets: dict, measures: dict, rows: dict) -> dict:
+def compute_without_real(encoders: list, sets: dict, measures: dict, rows: dict, seed: int) -> dict:
     """What can be said of pictures that have none to be compared with: those that are no pictures, and a look."""
     records, scores = sets["generated"], None
     if told := [one for one in encoders if one.embed_texts]:
         scores = adherence.clip_scores(told[0], rows[told[0].name]["generated"], records)
     nothing = measures["generated"][:0]
     failed, listed = failures.judge(sets["all generated"], measures["all generated"], [], nothing)
-    pictures = choose_pictures(records, scores) | {"copies": [], "failures": listed[:1]}
+    pictures = choose_pictures(records, scores, seed) | {"copies": [], "failures": listed[:1]}
     said = {"figures": failed[:1], "splits": {}, "shares": {}, "pictures": pictures}  # the first is "invalid"
     return said | {"left_out": [subject.WITHOUT_REAL]}
-
-
-def summarise(metrics: dict) -> str:
-    """The figures as a text table, and the targets."""
-
-    def number(one: dict, key: str, scale: float) -> str:
-        return f"{scale * one[key]:.4g}"
-
-    lines = [f"{'figure':<40}{'value':>9}  {'95 % interval':<22}{'real':>8}"]
-    for one in metrics["figures"]:
-        name = f"{one['name']}, {one['encoder']}" if one["encoder"] else one["name"]
-        if one["value"] is None:
-            lines.append(f"{name:<40}  refused: {one['refused']}")
-            continue
-        scale = 100 if one["unit"] == "%" else 1
-        ends = f"{number(one, 'low', scale)} to {number(one, 'high', scale)}"
-        floor = number(one["floor"], "value", scale) if one["floor"] else ""
-        lines.append(f"{name:<40}{number(one, 'value', scale):>9}  {ends:<22}{floor:>8}  {one['unit']}")
-    lines += metrics.get("left_out", [])
-    words = {True: "met", False: "not met", None: "not shown"}
-    lines += [f"target {one['target']} {one['asked']}: {words[one['met']]}" for one in metrics["targets"]]
-    return "\n".join(lines)
 
 
 def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[dict, dict]:
@@ -368,6 +359,8 @@ def study_or_compare(args) -> int:
 
 def main(args) -> int:
     began = time.monotonic()
+    read = {name: getattr(args, name) for name in (*SETS, "identity_reference")}
+    check_apart(args.output_dir, {name: folder for name, folder in read.items() if folder})
     if args.compare or args.human_study is not None:
         return study_or_compare(args)
     accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
@@ -375,9 +368,12 @@ def main(args) -> int:
     sources = read_encoders(args.encoders, args.inception)
     given = {name for name, value in vars(args).items() if value is not None}
     subject.check_flags(given, list(sources))
+    sets = spell_alike({n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)})
+    judged = [sets[name] for name in ("real", "generated") if name in sets]
+    adherence.check_attributes(judged, args.attributes)
+    columns = adherence.usable_attributes(judged, args.attributes)
     for words in args.targets:
-        targets.check_target(words, list(sources), known_figures(given))
-    sets = {n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)}
+        targets.check_target(words, list(sources), known_figures(given, list(sources), columns))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
@@ -413,7 +409,7 @@ def main(args) -> int:
     if "real" in sets:
         found = compute_figures(args, encoders, sets, keys, measures, rows)
     else:
-        found = compute_without_real(encoders, sets, measures, rows)
+        found = compute_without_real(encoders, sets, measures, rows, args.seed)
     if given & {"identity_reference", *subject.SETS}:
         more = subject.judge_subject(encoders, rows, sets, references, faces, args.attributes)
         found["figures"] += more.pop("figures")
@@ -445,7 +441,7 @@ def main(args) -> int:
         metrics["utility"] = relative(args.utility / "results.json", out)
     write_json(out / "metrics.json", metrics)
     report = write_report(out)
-    print(summarise(metrics))
+    print(summary.summarise(metrics))
     print(f"\n{out / 'metrics.json'}, {report}")
     return 3 if args.fail_under_targets and not all(one["met"] for one in asked) else 0
 

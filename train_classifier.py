@@ -28,7 +28,7 @@ from utils.files import write_json
 from utils.flags import OnOff, positive, seed_number
 from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
-from utils.picture_sets import read_pictures
+from utils.picture_sets import read_pictures, spell_alike
 from utils.sampling import key_seed, keyed_generator
 
 logger = logging.getLogger("train_classifier")
@@ -141,19 +141,17 @@ def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Dat
             )
     places = {"train": (real / "train", "--real"), "test": (real / "test", "--real")}
     places |= {name: (place, "--synthetic") for name, place in zip(names, synthetic)}
-    records, labels = {}, {}
-    for name, (place, flag) in places.items():
-        records[name] = read_pictures(place, flag)
-        labels[name] = labelled.read_labels(records[name], target, f"{flag} {place}")
+    records = spell_alike({name: read_pictures(*place) for name, place in places.items()})
+    labels = {
+        name: labelled.read_labels(records[name], target, f"{flag} {place}") for name, (place, flag) in places.items()
+    }
     classes, lines = labelled.choose_classes(labels["train"], labels["test"], least)
     if len(classes) < 2:
         raise UserError(
             f"--target {target}: {'1 value has' if classes else '0 values have'} --min_per_class {least} real pictures "
             f"to train and to test, and two are needed; lower it, or choose another column ({'; '.join(lines)})"
         )
-    parts, spelling = {}, {name.casefold(): name for name in classes}
-    for name in names:  # a prompt may have said "red" where the catalogue says "Red"
-        labels[name] = [one if one in classes else spelling.get((one or "").casefold(), one) for one in labels[name]]
+    parts = {}
     for name in places:
         kept = [i for i, label in enumerate(labels[name]) if label in classes]
         if name in names:

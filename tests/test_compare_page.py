@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -91,7 +92,13 @@ def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tm
 
 
 def test_in_a_browser_at_both_widths(folders, tmp_path):
-    path = write_comparison([*folders, folders[0]], tmp_path / "page.html")
+    long = tmp_path / "a_run_whose_name_is_longer_than_the_screen_of_a_phone_is_wide" / "evaluation"
+    shutil.copytree(folders[1].parent, long.parent)
+    metrics = json.loads((long / "metrics.json").read_text())
+    why = "a mean, pictures: needs at least 10 items, found 0; the pictures carry too few attributes to be judged by"
+    metrics["figures"][0] |= {"value": None, "low": None, "high": None, "refused": why}
+    (long / "metrics.json").write_text(json.dumps(metrics))
+    path = write_comparison([*folders, long], tmp_path / "page.html")
     with open_browser() as browser:
         for width in (1280, 390):
             with open_page(browser, path, width) as tab:

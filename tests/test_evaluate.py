@@ -158,12 +158,15 @@ def test_bad_pictures_are_counted_by_what_is_wrong(sets, tmp_path):
     assert any(one.endswith("010.png") for one in failed["Not the colour asked for"]["examples"])
 
 
-def test_too_few_pictures_are_refused_and_not_measured(sets, tmp_path):
+def test_too_few_pictures_are_refused_and_not_measured(sets, tmp_path, capsys):
     few = draw_set(tmp_path / "few", 24, "f")
     code, found = run(sets, few, tmp_path / "out", "--train", sets["train"], "--targets", "frechet<50")
     assert found["frechet/demo"]["value"] is None and "at least 100" in found["frechet/demo"]["refused"]
     assert "at least 50" in found["kid/demo"]["refused"] and found["vendi/demo"]["value"]
     assert found["targets"][0]["met"] is None and code == 0
+    assert (
+        "target frechet <50: refused: " in capsys.readouterr().out and "at least 100" in found["targets"][0]["refused"]
+    )
 
 
 def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
@@ -177,6 +180,12 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
     [
         (["--targets", "beauty>3"], "no figure is called `beauty`"),
         (["--targets", "fid<50"], "needs inception"),
+        (
+            ["--targets", "article_colour>3"],
+            "there are fid, kid, fd_dinov2, cmmd, frechet, .*article_accuracy, colour_accuracy",
+        ),
+        (["--targets", "copies<0.1"], "no figure is called `copies` with these flags"),
+        (["--targets", "invalid<200%"], "a share is 0% to 100%"),
         (["--targets", "fid"], "expected a figure and its limit"),
         (["--encoders", "vgg"], "no such encoder"),
         (["--attributes", "heel"], "no picture has one; there are article, colour"),
@@ -186,7 +195,7 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
 def test_mistakes_are_told_before_the_work(sets, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run(sets, sets["good"], tmp_path / "out", *words)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_path, capsys):
@@ -195,6 +204,35 @@ def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_p
     for task in words:
         assert evaluate.main(evaluate.parse_args(f"{task} --output_dir {tmp_path / 'out'} --dry_run".split())) == 0
     assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--real a --generated b --human_study 4 --ratings c.json", "--ratings does not go with --human_study"),
+        ("--compare a b --real c --generated d", "--real and --generated do not go with --compare"),
+        ("--compare a b --human_study 4", "--human_study does not go with --compare"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(capsys, words, message):
+    with pytest.raises(SystemExit):
+        evaluate.parse_args([*words.split(), "--output_dir", "out"])
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_is_written_among_pictures_that_are_read(sets):
+    for name, folder in (("real", "real"), ("real", "real/evaluation"), ("generated", "good")):
+        words = f"--real {sets['real']} --generated {sets['good']} --output_dir {sets['root'] / folder} --dry_run"
+        for more in ("", " --human_study 4"):
+            with pytest.raises(UserError, match=f"--output_dir .*(is|lies in) --{name} .*which is only read"):
+                evaluate.main(evaluate.parse_args((words + more).split()))
+
+
+def test_a_sample_of_a_set_in_which_kinds_take_turns_holds_every_kind():
+    records = [{"path": Path(f"{i}.png"), "text": f"kind {i % 5}"} for i in range(120)]
+    first, again, other = (evaluate.choose_pictures(records, None, seed)["sample"] for seed in (0, 0, 1))
+    assert len({one["text"] for one in first}) == 5 and first == again != other
+    assert len({one["file"] for one in first}) == len(first) == evaluate.SHOWN
 
 
 def test_training_pictures_are_no_test_of_novelty(sets, tmp_path):

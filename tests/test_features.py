@@ -14,7 +14,7 @@ from demo.shoes import draw_shoe
 from utils import features, picture_checks
 from utils.cli import UserError
 from utils.features import image_features, load_encoder, text_features
-from utils.picture_sets import read_pictures
+from utils.picture_sets import read_pictures, spell_alike
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,29 @@ def test_a_set_is_a_split_a_generation_folder_or_any_pictures(files, trainer_dat
         (made / f"images/{i:06d}.png").write_bytes(files[0].read_bytes())
     found = read_pictures(made, "--generated")
     assert [one["id"] for one in found] == ["000000", "000001"] and found[0]["colour"] == "Red"
+    for name in ("config.yaml", "environment.json", "MANIFEST.json"):  # the lines and pictures alone, copied elsewhere
+        (made / name).unlink()
+    assert read_pictures(made, "--generated") == found
     with pytest.raises(UserError, match="--train .*no such folder"):
         read_pictures(tmp_path / "none", "--train")
+
+
+def test_columns_have_one_name_and_values_one_spelling_in_all_sets(files, tmp_path):
+    """As catalogue, template and hand-written table call them: what differs in case alone is the same colour."""
+    said = {
+        "real": {"baseColour": "Black", "season": "Fall"},
+        "generated": {"colour": "black ", "ArticleType": "Boots", "year": 2012.0},
+        "other": {"attributes": {"Colour": "", "color": "BLACK", "articleType": "boots", "ID": "mine", "heel": None}},
+    }
+    for name, row in said.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(files[0].read_bytes())
+        (tmp_path / name / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "x", **row}) + "\n")
+    found = spell_alike({name: read_pictures(tmp_path / name, "--real") for name in said})
+    real, generated, other = (found[name][0] for name in said)
+    assert real["colour"] == generated["colour"] == other["colour"] == "Black" and real["season"] == "Fall"
+    assert generated["article"] == other["article"] == "Boots" and generated["year"] == "2012"
+    assert other["id"] == "a" and not {"baseColour", "Colour", "articleType"} & {*real, *generated, *other}
 
 
 def test_clip_scores_are_cosines_of_these_features(encoder, files):

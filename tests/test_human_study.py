@@ -14,6 +14,7 @@ from tests.browser import open_browser, open_page
 from utils.cli import UserError
 from utils.human_study import merge_ratings, write_study
 from utils.intervals import crossed_interval
+from utils.summary import describe_people
 
 N = 8
 
@@ -126,7 +127,7 @@ def test_half_must_be_real(sets, tmp_path, n):
 def test_a_keyboard_a_reload_and_a_second_thought(study, tmp_path):
     with open_browser() as browser, open_page(browser, study, 1280) as page:
         page.fill("#name", "Anna <b> R5g")  # letters and digits of the name rate nothing
-        page.click("#begin")
+        page.press("#name", "Enter")
         for item in range(1, 4):
             assert page.inner_text("#place") == f"{item} of {N}"
             page.keyboard.press(str(item))
@@ -206,6 +207,13 @@ def test_merging_gives_what_was_said(study, tmp_path):
     assert human["good"]["generated"]["value"] == 0 and human["mean"]["real"]["n"] == 12
     assert human["told"]["value"] == 1 and human["told"]["verdict"] == "people can tell"
     assert 0 < human["agreement"]["value"] < 1
+    said = "\n".join(describe_people(human))
+    assert (
+        "3 raters, 8 pictures" in said
+        and "real 4.67 (" in said
+        and "difference −2.0" in said
+        and "people can tell" in said
+    )
 
 
 def test_people_who_guess_are_said_to_show_no_difference(study, tmp_path):
@@ -246,14 +254,19 @@ def test_damaged_and_foreign_ratings_are_refused_by_name(study, tmp_path):
     good = rate(study, tmp_path, "Good", fair, honest)
     wrong = {
         "another study": rate(study, tmp_path, "X", fair, honest, study="0000"),
-        "rating 9": rate(study, tmp_path, "X", lambda **_: 9, honest),
-        "guess 'maybe'": rate(study, tmp_path, "X", fair, lambda **_: "maybe"),
-        "KeyError": rate(study, tmp_path, "X", fair, honest, answers=[{"item": 1}]),
+        "item 1: the rating is 9": rate(study, tmp_path, "X", lambda **_: 9, honest),
+        'item 1: the guess is "maybe"': rate(study, tmp_path, "X", fair, lambda **_: "maybe"),
+        "item 1: the rating is null": rate(study, tmp_path, "X", fair, honest, answers=[{"item": 1}]),
+        "item 99 is not in the study, which has 8": rate(
+            study, tmp_path, "X", fair, honest, answers=[{"item": 99, "rating": 1, "guess": "real"}]
+        ),
+        "answer 1 does not say of which item": rate(study, tmp_path, "X", fair, honest, answers=["good"]),
+        "is the key of a study": key,
         "in it twice": rate(
             study, tmp_path, "X", fair, honest, answers=[{"item": 1, "rating": 1, "guess": "real"}] * 2
         ),
         "has no answers": rate(study, tmp_path, "X", fair, honest, answers=[]),
-        "must be text": rate(study, tmp_path, "X", fair, honest, rater=["X"]),
+        "`rater` is no text": rate(study, tmp_path, "X", fair, honest, rater=["X"]),
         "damaged": tmp_path / "torn.json",
         "No such file": tmp_path / "gone.json",
     }
@@ -262,6 +275,11 @@ def test_damaged_and_foreign_ratings_are_refused_by_name(study, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             merge_ratings(key, [good, path])
         assert path.name in str(caught.value), message
+    (tmp_path / "quoted").mkdir()
+    rate(study, tmp_path / "quoted", "Eva", fair, honest)
+    assert merge_ratings(key, [tmp_path / "quoted/E*.json"])["raters"] == ["Eva"]
+    with pytest.raises(UserError, match=r"--ratings .*none\*: no file has such a name"):
+        merge_ratings(key, [tmp_path / "none*"])
     with pytest.raises(UserError, match="no key of a study"):
         merge_ratings(good, [good])
     with pytest.raises(UserError, match="fewer than 2"):

@@ -270,3 +270,16 @@ def test_no_difference_is_not_called_one_but_a_large_one_is():
     better = classifier_scores.scores(np.zeros(100, int), rng.integers(0, 50, (5, 100)) // 49, weights)
     worse = classifier_scores.scores(np.zeros(100, int), rng.integers(0, 3, (5, 100)) // 2, weights)
     assert {one["verdict"] for one in classifier_scores.compare([(*arms, worse, better)])} == {"better"}
+
+
+def test_an_interval_of_two_seeds_stays_within_what_a_difference_can_be():
+    weights, arms = classifier_scores.resample_weights(40, 200, 0), [{"name": "real", "real_share": 1.0}] * 2
+    bad, mixed = np.ones((2, 40), int), np.array([[0] * 40, [1] * 40])
+    one, other = (classifier_scores.scores(np.zeros(40, int), seen, weights) for seen in (bad, mixed))
+    assert all(-1 <= line["low"] < line["high"] <= 1 for line in classifier_scores.compare([(*arms, one, other)]))
+
+
+def test_a_column_of_captions_is_not_listed_whole():
+    labels = [f"a photo of shoe {i}" for i in range(500)]
+    _, lines = labelled.choose_classes(labels, labels[:100], 5)
+    assert len(lines[0]) < 400 and "and 495 others" in lines[0]

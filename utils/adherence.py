@@ -12,7 +12,6 @@ from utils.features import Encoder, text_features
 from utils.metrics import require
 from utils.picture_checks import cosines
 from utils.picture_sets import OWN
-from utils.tables import canonical
 
 FEWEST = 10  # pictures for a mean; splits say their n, and need two
 USUAL = ("article", "colour", "gender", "season")
@@ -20,27 +19,17 @@ MOST_VALUES = 60
 LOWEST = 0.1
 
 
+def check_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> None:
+    there = {key for records in sets for one in records for key, value in one.items() if value} - set(OWN)
+    for key in wanted or ():
+        if key not in there:
+            raise UserError(f"--attributes {key}: no picture has one; there are {', '.join(sorted(there)) or 'none'}")
+
+
 def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> list[str]:
     """The wanted columns, or those of USUAL that the sets have; each with two values at least."""
-    wanted = [canonical(key) for key in wanted or ()]
     values = {key: {one[key] for records in sets for one in records if one.get(key)} for key in wanted or USUAL}
-    for key in wanted:
-        if not values[key]:
-            there = sorted({name for records in sets for one in records for name in one} - set(OWN))
-            raise UserError(f"--attributes {key}: no picture has one; there are {', '.join(there) or 'none'}")
     return [key for key, found in values.items() if 1 < len(found) <= MOST_VALUES]
-
-
-def spell_alike(records: list[dict], real: list[dict]) -> list[dict]:
-    """The records, their attributes spelt as the real set's: a prompt may say `red` where the catalogue has `Red`."""
-    spelling = {
-        (key, value.casefold()): value for one in real for key, value in one.items() if value and key not in OWN
-    }
-
-    def spell(key: str, value: str | None) -> str | None:
-        return spelling.get((key, value.casefold()), value) if value and key not in OWN else value
-
-    return [{key: spell(key, value) for key, value in one.items()} for one in records]
 
 
 def clip_scores(encoder: Encoder, features: np.ndarray, records: list[dict]) -> np.ndarray:

@@ -78,6 +78,7 @@ def compare(pairs: list[tuple[dict, dict, dict[str, np.ndarray], dict[str, np.nd
         tests = [paired_test(first[metric][0], second[metric][0]) for *_, first, second in pairs]
         for (one, other, first, second), test, p in zip(pairs, tests, holm([test["p_t"] for test in tests])):
             mean, low, high = interval(second[metric] - first[metric])
+            low, high = max(-1.0, low), min(1.0, high)
             shown = p < 1 - LEVEL and (low > 0 or high < 0)
             verdict = ("better" if mean > 0 else "worse") if shown else NO_DIFFERENCE
             line = {

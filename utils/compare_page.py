@@ -1,5 +1,6 @@
 """Several evaluations side by side: their figures, the differences with intervals, pictures of one seed."""
 
+import random
 from html import escape
 from pathlib import Path
 
@@ -182,16 +183,15 @@ def _pictures(folders: list[Path], runs: list[dict], names: list[str]) -> str:
     if not shared:
         note = "No prompt and seed are in all runs (or their generation folders are no longer there)."
         return section("pictures", "The same prompt and seed", f"<p class=soft>{note}</p>")
-    step = max(1, len(shared) / ROWS)
     parts = []
-    for text, seed in (shared[int(i * step)] for i in range(min(ROWS, len(shared)))):
+    for text, seed in random.Random(0).sample(shared, min(ROWS, len(shared))):
         cells = "".join(
             f"<div>{picture(files[text, seed], Path(), f'{name}: {text}')}<small>{escape(name)}</small></div>"
             for files, name in zip(found, names)
         )
         caption = f"<figcaption>{escape(text)} · seed {seed}</figcaption>"
         parts.append(f'<figure class=abreast style="--columns:{len(names)}">{cells}{caption}</figure>')
-    intro = f"{counted(len(shared), 'picture')} in all runs share prompt and seed; these are spread over them."
+    intro = f"{counted(len(shared), 'picture')} in all runs share prompt and seed; these are drawn at random."
     return section("pictures", "The same prompt and seed", f"<div class=rows2>{''.join(parts)}</div>", intro=intro)
 
 

@@ -71,7 +71,7 @@ def judge(records: list[dict], rows: np.ndarray, real: list[dict], real_rows: np
         floor = evaluation.share(floors[reason][real_known] > 0) if real_known.any() else None
         figures.append(evaluation.fill(one, share, floor))
         failing = np.flatnonzero(found[reason] == 1)
-        step = max(1, len(failing) // SHOWN)
+        shown = np.random.default_rng(0).permutation(failing)[:SHOWN]
         listed.append(
             {
                 "reason": name,
@@ -81,7 +81,7 @@ def judge(records: list[dict], rows: np.ndarray, real: list[dict], real_rows: np
                 "low": share["low"],
                 "high": share["high"],
                 "threshold": threshold,
-                "examples": [records[i]["path"] for i in failing[::step][:SHOWN]],
+                "examples": [records[i]["path"] for i in sorted(shown)],
             }
         )
     return figures, listed

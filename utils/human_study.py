@@ -88,32 +88,59 @@ def read_key(path: Path) -> tuple[str, list[str]]:
         if set(kinds) != {"real", "generated"}:
             raise ValueError("items must be real and generated")
         return key["study"], kinds
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no key of a study ({error!r}); make the study again, with --overwrite") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is no key of a study; make the study again, with --overwrite") from None
 
 
 def read_ratings(path: Path, study: str, count: int) -> dict:
     """One rater's answers: {"rater", "session", "saved", "answers": {item: (rating, guess)}}."""
     wanted = "a file that study.html let a rater download"
     value = _read_json(path, "--ratings", wanted)
+    if "items" in value and "answers" not in value:
+        raise UserError(f"--ratings {path}: is the key of a study, not a rater's answers; expected {wanted}")
     if value.get("study") != study:
         found = value.get("study", "none")
         raise UserError(f"--ratings {path}: of another study ({found}), this one's key is of {study}; leave it out")
-    try:
-        answers = {one["item"]: (one["rating"], one["guess"]) for one in value["answers"]}
-        found = {key: value[key] for key in ("rater", "session", "saved")}
-        if not all(isinstance(one, str) for one in found.values()):
-            raise ValueError("rater, session and saved must be text")
-        for item, (rating, guess) in answers.items():
-            if item not in range(1, count + 1) or rating not in range(1, 6) or guess not in ("real", "generated"):
-                raise ValueError(f"item {item}: rating {rating!r}, guess {guess!r}")
-        if len(answers) < len(value["answers"]):
-            raise ValueError("an item is in it twice")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--ratings {path}: {error!r}; expected {wanted}; ask the rater for it again") from None
+    if fault := _find_fault(value, count):
+        raise UserError(f"--ratings {path}: {fault}; expected {wanted}; ask the rater for it again")
+    answers = {one["item"]: (one["rating"], one["guess"]) for one in value["answers"]}
     if not answers:
         raise UserError(f"--ratings {path}: has no answers; leave it out")
-    return {**found, "answers": answers, "path": path}
+    return {**{key: value[key] for key in ("rater", "session", "saved")}, "answers": answers, "path": path}
+
+
+def _find_fault(value: dict, count: int) -> str | None:
+    """What is wrong with a rater's answers, and with which of them."""
+    for key in ("rater", "session", "saved"):
+        if not isinstance(value.get(key), str):
+            return f"its `{key}` is no text"
+    if not isinstance(value.get("answers"), list):
+        return "its `answers` are no list"
+    seen = set()
+    for place, one in enumerate(value["answers"], 1):
+        item, rating, guess = (one.get(key) if isinstance(one, dict) else None for key in ("item", "rating", "guess"))
+        if type(item) is not int:
+            return f"answer {place} does not say of which item it is"
+        if not 1 <= item <= count:
+            return f"item {item} is not in the study, which has {count}"
+        if type(rating) is not int or not 1 <= rating <= 5:
+            return f"item {item}: the rating is {json.dumps(rating)}, not 1 to 5"
+        if guess not in ("real", "generated"):
+            return f"item {item}: the guess is {json.dumps(guess)}, neither real nor generated"
+        if item in seen:
+            return f"item {item} is in it twice"
+        seen.add(item)
+    return None
+
+
+def _expand(path: Path) -> list[Path]:
+    """What a pattern stands for that no shell has expanded, in quotes or in a recipe."""
+    if "*" not in path.name:
+        return [path]
+    found = sorted(path.parent.glob(path.name))
+    if not found:
+        raise UserError(f"--ratings {path}: no file has such a name; name the files that the raters downloaded")
+    return found
 
 
 def _one_each(found: list[dict], count: int) -> tuple[list[dict], list[str]]:
@@ -148,7 +175,9 @@ def merge_ratings(study_key: Path, paths: list[Path]) -> dict:
     study, kinds = read_key(study_key)
     if not paths:
         raise UserError("--ratings: name the files that the raters downloaded")
-    raters, notes = _one_each([read_ratings(path, study, len(kinds)) for path in paths], len(kinds))
+    raters, notes = _one_each(
+        [read_ratings(path, study, len(kinds)) for given in paths for path in _expand(given)], len(kinds)
+    )
     ratings, told = (np.full((len(raters), len(kinds)), np.nan) for _ in range(2))
     for row, one in enumerate(raters):
         for item, (rating, guess) in one["answers"].items():

@@ -46,13 +46,18 @@ def read_labels(records: list[dict], target: str, flag: str) -> list[str | None]
     return labels
 
 
+def some(words: Sequence[str], most: int = 5) -> str:
+    """A list as text, no longer than can be read: a column may hold a value of its own for each picture."""
+    return ", ".join(words[:most]) + (f", and {len(words) - most:,} others" if len(words) > most else "")
+
+
 def choose_classes(train: list, test: list, least: int) -> tuple[list[str], list[str]]:
     """The classes with at least `least` pictures in both lists of labels, and a line on what is left out."""
     in_train, in_test = (Counter(filter(None, labels)) for labels in (train, test))
     every = sorted(in_train | in_test)
     classes = [name for name in every if min(in_train[name], in_test[name]) >= least]
     told = [f"{name} ({in_train[name]} to train, {in_test[name]} to test)" for name in every if name not in classes]
-    lines = [f"left out, fewer than {least} real pictures to train or to test: {', '.join(told)}"] if told else []
+    lines = [f"left out, fewer than {least} real pictures to train or to test: {some(told)}"] if told else []
     missing = sum(label is None for label in [*train, *test])
     lines += [f"left out, no label: {counted(missing, 'real picture')}"] if missing else []
     return classes, lines
@@ -61,8 +66,8 @@ def choose_classes(train: list, test: list, least: int) -> tuple[list[str], list
 def stranger_lines(labels: list, classes: list[str], name: str) -> list[str]:
     """What of a synthetic set has no place in the comparison."""
     strange = Counter(label if label else "no label" for label in labels if label not in classes).most_common()
-    told = ", ".join(f"{label} {count}" for label, count in strange)
-    return [f"left out of {name}, not among the real classes: {told}"] if strange else []
+    told = [f"{label} {count}" for label, count in strange]
+    return [f"left out of {name}, not among the real classes: {some(told)}"] if strange else []
 
 
 def plan_arms(

@@ -7,7 +7,7 @@ from pathlib import Path
 from utils import data, generation_folder, sources
 from utils.cli import UserError, counted
 from utils.splits import SPLITS
-from utils.tables import canonical
+from utils.tables import canonical, clean_cell
 
 OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides attributes
 
@@ -21,7 +21,7 @@ def read_pictures(folder: Path, flag: str) -> list[dict]:
     """
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder; give a split such as data/x/test, or a folder of pictures")
-    if (folder / "environment.json").is_file() and (folder / "config.yaml").is_file():  # only generate.py writes these
+    if _is_generated(folder):
         records = _read_generated(folder, flag)
     elif (folder.parent / "metadata.json").is_file() and folder.name in SPLITS:
         records = [{"text": None, **one} for one in data.read_split(folder.parent, folder.name)]
@@ -37,25 +37,61 @@ def read_pictures(folder: Path, flag: str) -> list[dict]:
     return [_plain(one) for one in records]
 
 
+def check_apart(out: Path, folders: dict[str, Path]) -> None:
+    """That nothing is written among pictures that are read. An own folder within a generated set is no harm."""
+    for name, folder in folders.items():
+        same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
+        if same or (inside and name != "generated"):
+            raise UserError(
+                f"--output_dir {out}: {'is' if same else 'lies in'} --{name} {folder}, which is only read; name a "
+                "folder elsewhere"
+            )
+
+
+def spell_alike(sets: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The sets, each value of an attribute spelt as where it is first: a prompt's `red` is the real set's `Red`."""
+    spelling = {}
+
+    def spell(key: str, value):
+        return value if key in OWN or value is None else spelling.setdefault((key, value.casefold()), value)
+
+    return {
+        name: [{key: spell(key, value) for key, value in one.items()} for one in records]
+        for name, records in sets.items()
+    }
+
+
 def _plain(record: dict) -> dict:
-    own = {key: value for key, value in record.items() if key in OWN or value is None}
-    return own | {canonical(key): str(value) for key, value in record.items() if key not in own}
+    """Of two columns that are one (articleType and article) the first that says something counts."""
+    plain = {key: value for key, value in record.items() if key in OWN}
+    for key, value in record.items():
+        if plain.get(canonical(key)) is None and key not in OWN:
+            plain[canonical(key)] = clean_cell(value)
+    return plain
+
+
+def _is_generated(folder: Path) -> bool:
+    """Whether generate.py made it, or its lines were copied from there: with attributes in a table of their own."""
+    if (folder / "environment.json").is_file() and (folder / "config.yaml").is_file():  # only generate.py writes these
+        return True
+    return any(isinstance(one.get("attributes"), dict) for one in generation_folder.read_parts(folder).values())
 
 
 def _read_generated(folder: Path, flag: str) -> list[dict]:
     lines = generation_folder.read_parts(folder)
     kept = {name: one for name, one in lines.items() if (folder / name).is_file()}
-    if lines and not kept:
+    if not kept and (folder / "shards").is_dir():
         raise UserError(
             f"{flag} {folder}: its pictures are in tar shards; unpack them, or generate without --webdataset"
         )
     if len(kept) < len(lines):
-        logger.warning("%s %s: %d pictures are not there", flag, folder, len(lines) - len(kept))
-    if not (folder / "MANIFEST.json").is_file():
+        lost = counted(len(lines) - len(kept), "picture")
+        logger.warning("%s %s: of its lines %s cannot be found", flag, folder, lost)
+    if (folder / "config.yaml").is_file() and not (folder / "MANIFEST.json").is_file():
         logger.warning("%s %s: not finished; what is there is taken", flag, folder)
     return [
-        {key: value for key, value in one["attributes"].items() if key not in OWN}
-        | {"path": folder / name, "text": one["text"], "id": Path(name).stem, "seed": one.get("seed")}
+        {key: value for key, value in (one.get("attributes") or {}).items() if canonical(key) not in OWN}
+        | {"path": folder / name, "text": one.get("text"), "id": Path(name).stem, "seed": one.get("seed")}
         for name, one in kept.items()
     ]
 

@@ -13,7 +13,7 @@ SHOWN_FACES = 12  # pictures of a kind
 
 def sample_section(entries: list[dict], folder: Path) -> str:
     tiles = [tile(one["file"], folder, one.get("text") or "") for one in entries]
-    return section("sample", "A sample", grid(tiles) if tiles else "", intro="Spread evenly over the set, not chosen.")
+    return section("sample", "A sample", grid(tiles) if tiles else "", intro="Drawn at random, not chosen.")
 
 
 def prompts_section(metrics: dict, folder: Path) -> str:

@@ -24,7 +24,7 @@ def target_state(target: dict) -> tuple[str, str]:
     """(word, its colour) of a target; `met` is None where its interval holds the limit."""
     states = {True: ("✓ met", "good"), False: ("✕ missed", "bad"), None: ("? undecided", "unsure")}
     if target.get("value") is None:
-        return "? not measured", "unsure"
+        return "? refused" if target.get("refused") else "? not measured", "unsure"
     return states[target.get("met")]
 
 

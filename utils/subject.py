@@ -70,7 +70,7 @@ def pair_pictures(before: list[dict], after: list[dict]) -> list[tuple[int, int]
         pair = before[tables[0][name]], after[tables[1][name]]
         for key in ("text", "seed"):
             one, other = (record.get(key) for record in pair)
-            if one is not None and other is not None and one != other:
+            if one is not None and other is not None and str(one) != str(other):
                 raise UserError(
                     f"--prior_after: {name} has the {key} {other!r}, in --prior_before {one!r}; draw both with the "
                     "same prompts and seeds"

@@ -6,7 +6,9 @@ import re
 # The names that captions and flags use for the columns of the Fashion Product Images dataset and its kin.
 NAMES = {"basecolour": "colour", "basecolor": "colour", "color": "colour", "articletype": "article"}
 NAMES |= {"productdisplayname": "name"}
-NAMES |= {name: name for name in ("id", "gender", "season", "year", "usage")}  # whatever their case
+NAMES |= {
+    name: name for name in ("id", "article", "colour", "gender", "season", "year", "usage")
+}  # whatever their case
 MISSING = ("", "na", "n/a", "nan", "none", "null")
 
 

@@ -15,6 +15,8 @@ def parse_target(words: str) -> tuple[str, str, float]:
     if not found:
         raise UserError(f"--targets {words}: expected a figure and its limit, such as `fid<50` or `clip_score>0.25`")
     name, sign, limit, percent = found.groups()
+    if percent and not 0 <= float(limit) <= 100:
+        raise UserError(f"--targets {words}: a share is 0% to 100%")
     return name, sign[0], float(limit) * (0.01 if percent else 1)
 
 
@@ -37,8 +39,8 @@ def check_target(words: str, encoders: list[str], known: list[str]) -> None:
     wanted = USUAL.get(name, name)
     whole = wanted in known or "/" not in wanted
     base, _, encoder = (wanted, "", "") if whole else wanted.rpartition("/")
-    if base not in known and not base.endswith("_accuracy"):
-        there = [*(key for key, one in USUAL.items() if one.partition("/")[0] in known), *known]
+    if base not in known:
+        there = dict.fromkeys([*(key for key, one in USUAL.items() if one.partition("/")[0] in known), *known])
         raise UserError(
             f"--targets {words}: no figure is called `{name}` with these flags; there are {', '.join(there)}"
         )
@@ -56,4 +58,5 @@ def judge(asked: str, figures: list[dict]) -> dict:
         met = (below if sign == "<" else above) or (None if not (below or above) else False)
     said = asked.strip()[len(name) :].lstrip().removeprefix("=").strip()
     ends = {key: one[key] for key in ("value", "low", "high")}
-    return {"target": name, "asked": said, "figure": one["id"], **ends, "met": met}
+    found = {"target": name, "asked": said, "figure": one["id"], **ends, "met": met}
+    return found | ({"refused": one["refused"]} if one.get("refused") else {})

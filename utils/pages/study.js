@@ -97,6 +97,7 @@ $("again").onclick = () => {
   show(open < 0 ? count - 1 : open);
 };
 $("name").oninput = () => { state.rater = $("name").value.trim(); keep(); };
+$("name").onkeydown = event => { if (event.key === "Enter" && !event.isComposing) $("begin").click(); };
 $("begin").onclick = () => { state.started ||= new Date().toISOString(); show(0); };
 $("download").onclick = download;
 recall();
