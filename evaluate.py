@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from utils import (
     adherence,
@@ -37,7 +38,7 @@ from utils.cli import UserError
 from utils.faces import load_faces
 from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
-from utils.parallel import available_cores
+from utils.parallel import available_cores, thread_map
 from utils.picture_sets import check_apart, read_pictures, spell_alike
 from utils.report_html import read_evaluation, write_report
 from utils.tables import canonical
@@ -276,10 +277,15 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}."""
     real, generated = sets["real"], sets["generated"]
     figures, splits, shares, scores = [], {}, {}, None
-    for encoder in encoders:
-        pair = rows[encoder.name]["real"], rows[encoder.name]["generated"]
-        figures += evaluation.quality(encoder.name, *pair, args.resamples, args.seed)
-        figures += evaluation.variety(encoder.name, *pair, args.resamples, args.seed)
+
+    def judge(encoder) -> list[dict]:
+        against = rows[encoder.name]["real"], rows[encoder.name]["generated"], args.resamples, args.seed
+        return evaluation.quality(encoder.name, *against) + evaluation.variety(encoder.name, *against)
+
+    with threadpool_limits(1):  # a core for each encoder: two at the matrices of one gain next to nothing
+        judged = list(thread_map(judge, encoders, available_cores()))
+    for encoder, found in zip(encoders, judged):
+        figures += found
         if encoder.embed_texts and scores is None:
             some, splits, shares, scores = judge_adherence(args, encoder, rows[encoder.name], sets)
             figures += some

@@ -31,6 +31,7 @@ from utils import (
     generation,
     generation_flags,
     guards,
+    inversion,
     lora_mix,
     models,
     pictures,
@@ -81,7 +82,8 @@ def describe_settings(args, prompts: list[dict], loras: list, given: dict, preci
     """All that decides what the pictures are, with checksums of what the named files hold."""
     settings = cli.settings_of(args) | {"resolution": size, "precision": precision, "num_images": len(prompts)}
     settings["prompts_sha256"] = folders.prompts_digest(prompts)
-    settings["lora_sha256"] = [file_sha256(one.path)[:16] for one in loras]
+    read = [path for one in loras for path in (one.path, *inversion.token_files(one.path.parent))]
+    settings["lora_sha256"] = [file_sha256(path)[:16] for path in read]
     for flag, found in given.items():
         settings[f"{flag}_sha256"] = hashlib.sha256(" ".join(map(file_sha256, found)).encode()).hexdigest()[:16]
     return settings
@@ -137,7 +139,8 @@ def make_images(
     """Draw what is to do, a batch at a time, while threads judge and save; {index: reason} where no seed was good."""
     out, studio, batch = args.output_dir, open_model(dtype), args.batch_size
     on_cpu = studio.device.type == "cpu"
-    left = [name for name in generation.ECONOMIES if not on_cpu and not getattr(args, f"enable_{name}")]
+    spare = [name for name in generation.ECONOMIES if not on_cpu and not getattr(args, f"enable_{name}")]
+    left = list(spare)
     failed, waiting, packing, first, began = {}, deque(), [], True, time.monotonic()
     with tqdm(**shown) as bar, ThreadPoolExecutor(args.num_workers) as pool:  # an error has its own line, below the bar
         while waiting or (todo and not received):
@@ -170,7 +173,7 @@ def make_images(
                     logger.warning("%s in %s; going on in float32", story, studio.dtype)
                     (out / ".float32").touch()
                     studio = None  # its memory is free before the next is loaded
-                    studio = open_model(torch.float32)
+                    studio, left = open_model(torch.float32), list(spare)
                     todo.extendleft(reversed(jobs))
                     continue
                 if len(jobs) > 3:

@@ -37,6 +37,7 @@ from utils import (
     optimizers,
     outlook,
     pictures,
+    pipelines,
     portraits,
     prior,
     runs,
@@ -99,9 +100,19 @@ def read_photos(args, heads: Path | None = None) -> tuple[list[dict], list[dict]
     if word and not any(word in one["text"] for one in read[0]):
         raise UserError(f"--train_token {word}: is in none of the photos' captions, so nothing would be learnt; add it")
     if args.face_crop and heads:
-        detector = faces.load_faces(args.face_detector or "yunet")
-        read = [portraits.head_crops(part, detector, heads) if part else part for part in read]
+        detector, count = faces.load_faces(args.face_detector or "yunet"), len(read[0])
+        cropped = portraits.head_crops(read[0] + read[1], detector, heads)
+        read = [cropped[:count], cropped[count:]]
     return read
+
+
+def load_photos(args, model: str, cache: Path) -> tuple[list[pictures.Picture], list[pictures.Picture], Callable, str]:
+    """Those to train on and those held out, opened; with --mask_loss what gives their masks, and a checksum of all."""
+    shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
+    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, cache / "heads"))
+    if args.early_stopping_patience and not held_out:
+        raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
+    return train, held_out, *(loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, ""))
 
 
 def make_class_images(args, model: str, family: str, precision: devices.Precision, accelerator: Accelerator) -> None:
@@ -120,18 +131,16 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
     )  # fmt: skip
 
 
-def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
-    """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
-    shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, cache / "heads"))
-    if args.early_stopping_patience and not held_out:
-        raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
+def load_data(args, photos, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
+    """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded.
+
+    `photos`: what `load_photos` gives.
+    """
+    train, held_out, masks, masks_sha256 = photos
     drawn = []
     if args.with_prior_preservation:
         drawn = prior.prior_pictures(args.class_data_dir, args.class_prompt, args.num_class_images, args.resolution)
-    identity, masks = {"data": pictures.data_fingerprint(train + drawn)}, None
-    if args.mask_loss:
-        masks, identity["masks"] = loss_masks.mask_reader(args.mask_loss, train)
+    identity = {"data": pictures.data_fingerprint(train + drawn)} | ({"masks": masks_sha256} if masks else {})
     prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
     texts, features = [one.text for one in train + drawn + held_out] + prompts, None
     if not trains_texts(args):
@@ -183,10 +192,12 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
         features = functools.partial(encoding.encode_distinct, encode)
     if args.output_kohya_format:  # what has no name in that format is told now, and not after the training
         lora.kohya_tensors(lora.lora_state(unet, encoders), unet, encoders, family)
+    changes = diffusion.schedule_changes(args.prediction_type, args.zero_terminal_snr)
+    whole = pipelines.Base(model, changes) if full else None
     training = start_training(
         unet, encoders, groups, args.optimizer,
         ((args.adam_beta1, args.adam_beta2), args.adam_weight_decay, args.adam_epsilon), device,
-        precision.mixed_precision == "fp16", args.use_ema, token, model if full else None
+        precision.mixed_precision == "fp16", args.use_ema, token, whole
     )  # fmt: skip
     return training, features
 
@@ -213,9 +224,8 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
     train, held_out = read_photos(args)
     if args.with_prior_preservation:
         lacking = len(prior.missing_indices(args.class_data_dir, args.num_class_images))
-        print(
-            f"class images {args.num_class_images:,}, of which {lacking:,} are to be drawn into {args.class_data_dir}"
-        )
+        count = f"{args.num_class_images:,}, of which {lacking:,}"
+        print(f"class images {count} are to be drawn into {args.class_data_dir}")
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     steps = batches.count_steps(len(train), plan.effective, args.max_train_steps, args.num_train_epochs, 0, None)[0]
     print(outlook.describe_length(len(train), len(held_out), steps, plan.effective))
@@ -256,6 +266,8 @@ def main(args) -> int | None:
         foretell = functools.partial(foretell_memory, args, model, family, precision)
         plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], foretell))
         logger.warning("--train_batch_size auto: %s", plan)
+    if args.lora_layers != list(lora.UNET_TARGETS):  # a name that is wrong is told before anything is encoded
+        lora.check_targets(estimate.build_part(model, "unet"), args.lora_layers)
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
         return dry_run(args, model, family, precision, plan, free) if is_main else None
@@ -266,17 +278,21 @@ def main(args) -> int | None:
     complete = not args.output_kohya_format or kohya_path(out).exists()
     if complete and runs.already_done(out, asked):
         accelerator.print(f"{out}: finished; more --max_train_steps go on, --overwrite begins anew")
+        if args.push_to_hub and is_main:
+            model_card.push_run(out, args.hub_model_id)
         return 0
 
     # What is trained, and on what.
     seconds: dict[str, float] = {}
     scheduler = models.load_noise_scheduler(model)
     scheduler = diffusion.training_scheduler(scheduler, args.prediction_type, args.zero_terminal_snr)
+    with runs.timed(seconds, "loading"):
+        photos = load_photos(args, model, cache)  # first: what is wrong with them is told before class images are drawn
     if args.with_prior_preservation:
         with runs.timed(seconds, "class_images"):
             make_class_images(args, model, family, precision, accelerator)
     with runs.timed(seconds, "loading"):
-        data = load_data(args, model, family, cache, precision.dtype, accelerator)
+        data = load_data(args, photos, model, family, cache, precision.dtype, accelerator)
         texts = [one.text for one in data.train + data.prior]
         training, features = build_training(args, model, family, precision, plan.effective, texts, device)
     features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
@@ -325,8 +341,8 @@ def main(args) -> int | None:
         guidance=args.validation_guidance_scale, stop=lambda: bool(here.received)
     )  # fmt: skip
 
-    def train_on(part: dict, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss that stepping goes backward from; (loss, timestep, whether of a class image) of each sample."""
+    def learn(part: dict, number: int, backward: Callable) -> torch.Tensor:
+        """Forward and backward of one micro-batch; (loss, timestep, whether of a class image) of each sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
             devices.seed_everything(sampling.key_seed("dropout", args.seed, progress["step"], number))
         with autocast():
@@ -335,8 +351,8 @@ def main(args) -> int | None:
         loss = diffusion.sample_losses(prediction, target, weights, part.get("mask"))
         is_prior = part["index"] >= photos
         counts = torch.where(is_prior, args.prior_loss_weight, 1.0)
-        rows = torch.stack([loss.detach(), part["timesteps"], is_prior], 1)
-        return scaler.scale((loss * counts).sum() / plan.effective), rows
+        backward(scaler.scale((loss * counts).sum() / plan.effective))
+        return torch.stack([loss.detach(), part["timesteps"], is_prior], 1)
 
     micro, window = plan.micro * (1 + bool(data.prior)), []
     cores = None if args.lora_dropout else stepping.train_cores(device, micro)  # dropout draws from one generator
@@ -347,10 +363,12 @@ def main(args) -> int | None:
         step = progress["step"]
         with runs.timed(seconds, "step"):
             optimizers.set_rates(optimizer, rates_at(step))
-            found = stepping.compute_gradients(training, parts, micro, train_on, accelerator, args.max_grad_norm, cores)
+            # `learn` from each micro-batch, over again in smaller ones where memory gives out; sum and clip.
+            found = stepping.compute_gradients(training, parts, micro, learn, accelerator, args.max_grad_norm, cores)
             micro = found.micro
             if found.finite:
-                stepping.update_weights(training, args.ema_decay)
+                scaler.step(optimizer)
+                stepping.follow_weights(training, args.ema_decay)
                 window += found.rows
             else:
                 stepping.skip_nonfinite(here, found, args.on_nonfinite, scheduler, features, autocast)
@@ -365,7 +383,7 @@ def main(args) -> int | None:
         kohya = family if args.output_kohya_format else None
         session.finish(here, describe_result(args, data, training.token), plan.effective, asked, kohya)
         if args.push_to_hub:
-            print(f"uploaded to {model_card.push_folder(out, args.hub_model_id or out.name, private=True)}")
+            model_card.push_run(out, args.hub_model_id)
     return session.close_session(here, done)
 
 

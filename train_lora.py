@@ -180,11 +180,6 @@ def describe_result(args, data: Data) -> dict:
     }
 
 
-def push(args) -> None:
-    address = model_card.push_folder(args.output_dir, args.hub_model_id or args.output_dir.name, private=True)
-    print(f"uploaded to {address}")
-
-
 def main(args) -> int | None:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main = accelerator.device, accelerator.is_main_process
@@ -218,7 +213,7 @@ def main(args) -> int | None:
     if complete and runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
         accelerator.print(f"{args.output_dir}: finished; more --max_train_steps go on, --overwrite begins anew")
         if args.push_to_hub and is_main:
-            push(args)
+            model_card.push_run(args.output_dir, args.hub_model_id)
         return 0
 
     seconds: dict[str, float] = {}
@@ -265,16 +260,16 @@ def main(args) -> int | None:
         stop=lambda: bool(here.received)
     )  # fmt: skip
 
-    def train_on(part: dict, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss that stepping goes backward from; (loss, timestep) of each sample."""
+    def learn(part: dict, number: int, backward: Callable) -> torch.Tensor:
+        """Forward and backward of one micro-batch; (loss, timestep) of each sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
             devices.seed_everything(sampling.key_seed("dropout", args.seed, progress["step"], number))
         with autocast():
             prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
         weights = diffusion.snr_weights(scheduler, part["timesteps"], args.snr_gamma)
         loss = diffusion.sample_losses(prediction, target, weights)
-        rows = torch.stack([loss.detach(), part["timesteps"]], 1)
-        return scaler.scale(loss.sum() / plan.effective), rows
+        backward(scaler.scale(loss.sum() / plan.effective))
+        return torch.stack([loss.detach(), part["timesteps"]], 1)
 
     micro, window = plan.micro, []
     cores = None if args.lora_dropout else stepping.train_cores(device, micro)  # dropout draws from one generator
@@ -285,10 +280,12 @@ def main(args) -> int | None:
         step = progress["step"]
         with runs.timed(seconds, "step"):
             optimizers.set_rates(optimizer, rates_at(step))
-            found = stepping.compute_gradients(training, parts, micro, train_on, accelerator, args.max_grad_norm, cores)
+            # `learn` from each micro-batch, over again in smaller ones where memory gives out; sum and clip.
+            found = stepping.compute_gradients(training, parts, micro, learn, accelerator, args.max_grad_norm, cores)
             micro = found.micro
             if found.finite:
-                stepping.update_weights(training, args.ema_decay)
+                scaler.step(optimizer)
+                stepping.follow_weights(training, args.ema_decay)
                 window += found.rows
             else:
                 stepping.skip_nonfinite(here, found, args.on_nonfinite, scheduler, features, autocast)
@@ -302,7 +299,7 @@ def main(args) -> int | None:
         kohya = family if args.output_kohya_format else None
         session.finish(here, describe_result(args, data), plan.effective, asked, kohya)
         if args.push_to_hub:
-            push(args)
+            model_card.push_run(args.output_dir, args.hub_model_id)
     return session.close_session(here, done)
 
 

@@ -208,7 +208,12 @@ def test_merging_gives_what_was_said(study, tmp_path):
     assert human["told"]["value"] == 1 and human["told"]["verdict"] == "people can tell"
     assert 0 < human["agreement"]["value"] < 1
     said = "\n".join(describe_people(human))
-    assert "3 raters, 8 pictures" in said and "real 4.67 (" in said and "difference −2.0" in said and "people can tell" in said
+    assert (
+        "3 raters, 8 pictures" in said
+        and "real 4.67 (" in said
+        and "difference −2.0" in said
+        and "people can tell" in said
+    )
 
 
 def test_people_who_guess_are_said_to_show_no_difference(study, tmp_path):

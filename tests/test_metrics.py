@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import linalg, stats
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from utils import intervals, metrics
 from utils.cli import UserError
@@ -37,6 +38,23 @@ def test_frechet_agrees_with_the_formula_from_a_matrix_root(n, m, d):
     assert metrics.frechet_distance(real, generated) == pytest.approx(expected, rel=1e-5)
     by_moments = metrics.frechet_from_moments(real.mean(0), a, generated.mean(0), b)
     assert by_moments == pytest.approx(expected, rel=1e-5)
+
+
+class Given(torch.nn.Module):
+    """An encoder whose pictures are features already."""
+
+    num_features = 40
+
+    def forward(self, features):
+        return features
+
+
+def test_frechet_agrees_with_torchmetrics_on_the_same_features():
+    real, generated = normal(300, 40) @ normal(40, 40, seed=1), normal(250, 40, seed=2) * 1.5 + 0.3
+    other = FrechetInceptionDistance(feature=Given()).set_dtype(torch.float64)
+    for features, is_real in ((real, True), (generated, False)):
+        other.update(torch.from_numpy(features), real=is_real)
+    assert metrics.frechet_distance(real, generated) == pytest.approx(float(other.compute()), rel=1e-6)
 
 
 @pytest.mark.parametrize(

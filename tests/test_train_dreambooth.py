@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import generate
 import train_dreambooth
 from demo.shoes import draw_shoe
 from tests.benchmarks import dreambooth_effect
@@ -37,6 +38,7 @@ from tests.tiny_runs import (
 from tests.toy_faces import draw_portrait, write_detector
 from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
 from utils.cli import UserError
+from utils.files import file_sha256
 from utils.lora_mix import parse_lora
 from utils.models import DEMO_MODEL
 from utils.parallel import available_cores
@@ -144,7 +146,7 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
         ("sd1", [*TOKEN, *PRIOR, "--use_ema", "--ema_decay", 0.5, "--random_flip", "--caption_dropout", 0.2]),
         ("sd2", [*FULL, "--train_text_encoder", "--use_ema", "--ema_decay", 0.5]),
         ("sdxl", [*TOKEN, "--train_text_encoder", *PRIOR]),
-        ("sdxl", [*FULL]),
+        ("sdxl", [*FULL, "--prediction_type", "v_prediction", "--zero_terminal_snr"]),  # so must what draws
     ],
 )
 def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_data, tmp_path, family, words):
@@ -194,6 +196,14 @@ def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, tm
     tokenizer = CLIPTokenizer.from_pretrained(trainer_data["sd1"], subfolder="tokenizer")
     first = inversion.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
     assert 0 < (vector - first).abs().max() <= 0.1 + 1e-5  # Adam's first step is the rate at most
+    args = generate.parse_args(["--lora", str(tmp_path / "run"), "--prompt", "x"])
+    told = generate.describe_settings(args, [], [parse_lora(args.lora[0])], {}, "no", 16)["lora_sha256"]
+    assert told == [file_sha256(tmp_path / "run" / name)[:16] for name in (LORA, inversion.FILES[0])]
+    with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
+        inversion.read_token(tmp_path / "run", [tokenizer] * 2, [encoder] * 2)
+    (tmp_path / inversion.FILES[0]).write_bytes(b"half a file")
+    with pytest.raises(UserError, match="--lora .*learned_embeds.safetensors: can't be read"):
+        inversion.read_token(tmp_path, [tokenizer], [encoder])
     before = encoder.get_input_embeddings().weight.detach().clone()
     token = inversion.read_token(tmp_path / "run", [tokenizer], [encoder])
     table = encoder.get_input_embeddings()
@@ -269,7 +279,9 @@ def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
             Image.new("L", size, colour).save(tmp_path / f"shoe{name}.png")
 
     with pytest.raises(UserError, match=r"--mask_loss .*: 5 of 5 photos have no mask \(shoe0.png"):
-        teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
+        words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--mask_loss", tmp_path]
+        teach(trainer_data, tmp_path / "run", *words)
+    assert not (tmp_path / "class").exists()  # it is told before class images are drawn
     masks((16, 16), 255)
     with pytest.raises(UserError, match=r"shoe0.png: is \(16, 16\), its photo \(32, 32\)"):
         teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
@@ -298,6 +310,11 @@ def test_a_face_crop_trains_on_heads_and_shoulders(trainer_data, tmp_path):
     assert teach(trainer_data, tmp_path / "run", *words, "--instance_data_dir", photos) == 0
     crops = [Image.open(path) for path in (tmp_path / "cache/heads").iterdir()]
     assert len(crops) == 3 and all(one.width == one.height < 180 for one in crops)
+    shutil.copy(photos / "0.png", plain / "face.png")  # so that only one of the two parts has a face
+    line = ["--instance_data_dir", plain, "--instance_prompt", "sks", "--held_out", 0.5, *words[:3]]
+    train_dreambooth.read_photos(train_dreambooth.parse_args(list(map(str, line))), tmp_path / "heads")
+    assert len(list((tmp_path / "heads").iterdir())) == 1
+    (plain / "face.png").unlink()
     with pytest.raises(UserError, match="--face_crop: no face is found in any of 3 photos"):
         teach(trainer_data, tmp_path / "other", *words, "--instance_data_dir", plain)
 
@@ -415,8 +432,8 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
         f"--pretrained_model_name_or_path={trainer_data['sd1']} --instance_data_dir={trainer_data['subject']} "
         "--resolution=16 --train_batch_size=1 --gradient_accumulation_steps=1 --lr_scheduler=constant "
         "--lr_warmup_steps=0 --max_train_steps=2 --checkpointing_steps=100 --report_to=tensorboard --seed=0 "
-        "--mixed_precision=no --validation_prompt=boots --num_validation_images=1 --center_crop --use_8bit_adam "
-    ).replace("--use_8bit_adam ", "")
+        "--mixed_precision=no --validation_prompt=boots --num_validation_images=1 --center_crop "
+    )
     lora = "--learning_rate=1e-4 --validation_epochs=25 --rank=4 --gradient_checkpointing --instance_prompt"
     full = f"--with_prior_preservation --prior_loss_weight=1.0 --class_data_dir={trainer_data['class']} "
     full += "--num_class_images=5 --sample_batch_size=2 --learning_rate=2e-6 --train_text_encoder --method=full "
@@ -452,6 +469,19 @@ def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, wo
         train_dreambooth.parse_args([*line, *words.split()])
     told = capsys.readouterr().err
     assert caught.value.code == 2 and said in told and told.count("\n") == 1
+
+
+def test_a_flag_of_the_class_images_is_not_ignored_in_silence(caplog):
+    line = ["--instance_data_dir", "photos", "--instance_prompt", "sks"]
+    train_dreambooth.parse_args([*line, "--num_class_images", "5"])
+    assert "--num_class_images has no use without --with_prior_preservation" in caplog.text
+    assert "--class_prompt" not in caplog.text
+
+
+def test_a_layer_that_is_not_there_is_told_first(trainer_data, tmp_path):
+    with pytest.raises(UserError, match="--lora_layers nothing"):
+        teach(trainer_data, tmp_path / "run", "--lora_layers", "nothing")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_method_chooses_the_rate_and_alpha_is_the_rank():

@@ -19,8 +19,8 @@ def list_pictures(flag: str, place: Path, most: int) -> list[Path]:
     found = [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.suffix.lower() in SUFFIXES)
     if not found:
         raise UserError(f"{flag} {place}: no pictures there; give a picture or a folder of them")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda path: read_picture(flag, path), found[:most]))  # now, and not after an hour of drawing
+    with ThreadPoolExecutor() as pool:  # each is read now, and not after an hour of drawing; none is kept
+        all(pool.map(lambda path: read_picture(flag, path).size, found[:most]))
     return found
 
 

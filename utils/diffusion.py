@@ -10,15 +10,19 @@ from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from utils.cli import UserError
 
 
+def schedule_changes(prediction_type: str | None, zero_terminal_snr: bool) -> dict:
+    """What a recipe changes in the config of the model's noise schedule."""
+    changes = {"prediction_type": prediction_type} if prediction_type else {}
+    # Pictures must begin where training ended, at pure noise; a schedule's `leading` steps begin after it.
+    return changes | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_terminal_snr else {})
+
+
 def training_scheduler(
     scheduler: DDPMScheduler, prediction_type: str | None = None, zero_terminal_snr: bool = False
 ) -> DDPMScheduler:
     """The model's own noise schedule, with what the recipe changes in it."""
-    if prediction_type:
-        scheduler.register_to_config(prediction_type=prediction_type)
+    scheduler.register_to_config(**schedule_changes(prediction_type, zero_terminal_snr))
     if zero_terminal_snr:
-        # Pictures must begin where training ended, at pure noise; a schedule's `leading` steps begin after it.
-        scheduler.register_to_config(rescale_betas_zero_snr=True, timestep_spacing="trailing")
         scheduler.betas = rescale_zero_terminal_snr(scheduler.betas)
         scheduler.alphas = 1 - scheduler.betas
         scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)

@@ -31,6 +31,9 @@ REFUSED = flags.REFUSED | {
 }
 logger = logging.getLogger(__name__)
 RATES = {"lora": 1e-4, "full": 5e-6}
+OF_PRIOR = (
+    "class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size prior_generation_precision"
+).split()
 
 
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
@@ -96,10 +99,12 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         not word or not args.instance_prompt or word in args.instance_prompt,
         f"--train_token {word}: isn't in --instance_prompt {args.instance_prompt!r}; write it there",
     )
-    for name in ("class_data_dir", "class_prompt"):
-        if args.with_prior_preservation:
-            need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
-        elif getattr(args, name):  # a recipe may name them, and the command line leave them out
+    for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
+        need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
+    for name in () if args.with_prior_preservation else OF_PRIOR:
+        if getattr(args, name) != parser.get_default(
+            name
+        ):  # a recipe may name them, and the command line undo the rest
             logger.warning("--%s has no use without --with_prior_preservation", name)
     need(args.prior_loss_weight > 0, f"--prior_loss_weight {args.prior_loss_weight:g}: expected more than 0")
     args.learning_rate = RATES[args.method] if args.learning_rate is None else args.learning_rate
@@ -116,7 +121,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_subject_flags(parser)
     add_prior_flags(parser)
     flags.add_lora_flags(parser)
-    flags.add_training_flags(parser)
+    flags.add_training_flags(parser, accumulation=1)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/dreambooth")

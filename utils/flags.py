@@ -91,17 +91,22 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
     group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
     group.add_argument("--ema_decay", type=share, default=0.999, help="of that average, a step")
-    group.add_argument("--train_text_encoder", action=OnOff, default=False, help="a LoRA on the text encoder too")
+    group.add_argument(
+        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, beside the UNet"
+    )
     group.add_argument("--text_encoder_lr", type=float, help="default: --learning_rate")
     group.add_argument("--output_kohya_format", action=OnOff, default=False, help="also a file for A1111 and ComfyUI")
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
+def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
     group.add_argument(
-        "--gradient_accumulation_steps", type=positive, metavar="N", help="micro-batches a step; default: 8"
+        "--gradient_accumulation_steps",
+        type=positive,
+        metavar="N",
+        help=f"micro-batches a step; default: {accumulation}",
     )
     group.add_argument(
         "--effective_batch_size",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 
 from utils.cli import UserError
 from utils.files import write_safetensors
+from utils.lora import read_lora
 
 FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of the first text encoder, and SDXL's second
 
@@ -76,10 +76,17 @@ def load_token(files: dict[str, dict[str, torch.Tensor]], token: Token) -> None:
         vector.copy_(state[token.text])
 
 
+def token_files(folder: Path) -> list[Path]:
+    """The files of a word that was trained with the LoRA in a folder."""
+    return [folder / name for name in FILES if (folder / name).is_file()]
+
+
 def read_token(folder: Path, tokenizers: list, encoders: list[torch.nn.Module]) -> Token | None:
     """The word that was trained with the LoRA in a folder, taught to tokenizers and encoders; None where none was."""
-    states = [load_file(folder / name) for name in FILES[: len(encoders)] if (folder / name).is_file()]
-    if len(states) < len(encoders):
+    states = [read_lora(path)[0] for path in token_files(folder)[: len(encoders)]]
+    if not states:
         return None
+    if len(states) < len(encoders):
+        raise UserError(f"--lora {folder}: holds one of {' and '.join(FILES)}, and SDXL needs both; bring the other")
     (text,) = states[0]
     return add_token(tokenizers, encoders, text, [state[text] for state in states], f"--lora {folder}: its word")

@@ -176,3 +176,8 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
             f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}; mend that and push again"
         ) from error
     return f"{api.endpoint}/{repo_id}"
+
+
+def push_run(folder: Path, repo_id: str | None) -> None:
+    """A run's folder to a private repository, of the folder's name where none is given."""
+    print(f"uploaded to {push_folder(folder, repo_id or folder.name, private=True)}")

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -10,15 +11,24 @@ from utils import models
 from utils.files import replaced_folder, write_json
 
 
-def write_pipeline(folder: Path, model: str, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
-    """Its parts in float32, those not trained as `model` has them, so that the folder is a model like any other.
+class Base(NamedTuple):
+    """The model that was trained, and what the training changed in its noise schedule: so must whoever draws."""
+
+    model: str
+    schedule: dict
+
+
+def write_pipeline(folder: Path, base: Base, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
+    """Its parts in float32, those not trained as the base has them, so that the folder is a model like any other.
 
     Written aside first; model_index.json, without which it is no pipeline, is moved last.
     """
     from diffusers import DiffusionPipeline
 
-    options = {} if models.model_family(model) == "sdxl" else {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32, use_safetensors=True, **options, **trained)
+    sdxl = models.model_family(base.model) == "sdxl"
+    parts = trained if sdxl else {"safety_checker": None, "requires_safety_checker": False, **trained}
+    pipeline = DiffusionPipeline.from_pretrained(base.model, dtype=torch.float32, use_safetensors=True, **parts)
+    pipeline.scheduler.register_to_config(**base.schedule)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".pipeline"
     with replaced_folder(aside) as new:

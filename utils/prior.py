@@ -81,23 +81,26 @@ def make_class_images(
     accelerator.wait_for_everyone()
 
 
-def _draw_all(folder, jobs, prompt, seed, size, drawing, batch, facts, furnished, bar) -> None:
+def _draw_all(
+    folder: Path, jobs: list[tuple[int, int]], prompt: str, seed: int, size: int, drawing: tuple[int, float],
+    batch: int, facts: dict[str, str], furnished: studio.Studio, bar: tqdm
+) -> None:  # fmt: skip
+    """The pictures of `jobs`: (number, how many of its seeds gave a bad one)."""
     left = list(generation.ECONOMIES) if furnished.device.type != "cpu" else []
     while jobs:
         now, jobs = jobs[:batch], jobs[batch:]
         seeds = [studio.picture_seed(seed, number, retry) for number, retry in now]
-        pixels = []
+        drawn = None
         try:
             texts = [prompt] * len(now)
             drawn = studio.draw_pictures(furnished, texts, "", seeds, *drawing, size, None, 1.0, None, 1.0)
-            pixels, finite = drawn
         except RuntimeError as error:
             if not guards.out_of_memory(error):
                 raise
-        if not len(pixels):
+        if drawn is None:  # told here, where the error and the tensors that it holds are gone
             batch, jobs = studio.relieve_memory(furnished, len(now), left), now + jobs
             continue
-        for (number, retry), one, sound, used in zip(now, pixels, finite, seeds):
+        for (number, retry), one, sound, used in zip(now, *drawn, seeds):
             picture = Image.fromarray(one.numpy())
             fault = find_fault(picture, sound)
             if fault is None:

@@ -37,18 +37,21 @@ def train_cores(device: torch.device, rows: int) -> Cores | None:
 
 
 def go_backward(
-    compute: Callable, part: dict, number: int, parameters: list[torch.nn.Parameter], cores: Cores | None
+    learn: Callable, part: dict, number: int, parameters: list[torch.nn.Parameter], cores: Cores | None
 ) -> torch.Tensor:
-    """Forward and backward of a micro-batch, its gradients added to what is there; the rows of its samples."""
+    """`learn` from a micro-batch, its gradients added to what is there; the rows of its samples."""
     count = len(part["samples"])
     if cores is None or count < 2 * cores.parts:
-        loss, rows = compute(part, number)
-        loss.backward()
-        return rows
+        return learn(part, number, torch.Tensor.backward)
 
-    def work(piece: dict) -> tuple[tuple, torch.Tensor]:
-        loss, rows = compute(piece, number)
-        return torch.autograd.grad(loss, parameters, allow_unused=True), rows
+    def work(piece: dict) -> tuple[list, torch.Tensor]:
+        grads = []  # apart from those of the other threads
+
+        def backward(loss: torch.Tensor) -> None:
+            grads.extend(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+        rows = learn(piece, number, backward)
+        return grads, rows
 
     pieces = batches.split_batch(part, math.ceil(count / cores.parts))
     found = list(cores.pool.map(work, pieces))
@@ -63,15 +66,16 @@ def compute_gradients(
     training: Training,
     parts: list[dict],
     micro: int,
-    compute: Callable[[dict, int], tuple[torch.Tensor, torch.Tensor]],
+    learn: Callable[[dict, int, Callable], torch.Tensor],
     accelerator: Accelerator,
     max_norm: float,
     cores: Cores | None = None,
 ) -> Gradients:
     """Forward and backward of all parts, the gradients summed over the processes and clipped.
 
-    `compute` gives what is to be minimised in one micro-batch, and a row of each of its samples. It is called again for
-    the same samples where memory ran out (half as many at once) or a float16 gradient overflowed (at half the scale).
+    `learn(part, number, backward)` goes forward with one micro-batch and calls `backward` with its loss; what it gives
+    back are rows, one a sample. It is called again for the same samples where memory ran out (half as many at once) or
+    a float16 gradient overflowed (at half the scale).
     """
     optimizer, scaler = training.optimizer, training.scaler
     while True:
@@ -79,7 +83,7 @@ def compute_gradients(
         rows = None
         try:
             there = (batches.to_device(part, accelerator.device) for part in parts)
-            rows = [go_backward(compute, part, i, training.parameters, cores) for i, part in enumerate(there)]
+            rows = [go_backward(learn, part, i, training.parameters, cores) for i, part in enumerate(there)]
         except RuntimeError as error:
             if not guards.out_of_memory(error):
                 raise
@@ -105,19 +109,18 @@ def compute_gradients(
         optimizer.zero_grad()
 
 
-def update_weights(training: Training, ema_decay: float) -> None:
-    """The optimizer's step, and the average that follows it."""
-    training.scaler.step(training.optimizer)
-    if training.average is not None:
-        torch._foreach_lerp_(training.average, training.parameters, 1 - ema_decay)
-    training.progress["skipped_in_a_row"] = 0
-    end_step(training)
-
-
 def end_step(training: Training) -> None:
     training.scaler.update()  # after a skipped step too: it refuses to unscale twice without
     training.optimizer.zero_grad()
     training.progress["step"] += 1
+
+
+def follow_weights(training: Training, decay: float) -> None:
+    """After the optimizer's step: the average follows the weights, and the step is done."""
+    if training.average is not None:
+        torch._foreach_lerp_(training.average, training.parameters, 1 - decay)
+    training.progress["skipped_in_a_row"] = 0
+    end_step(training)
 
 
 def skip_nonfinite(

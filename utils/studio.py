@@ -62,8 +62,8 @@ def open_studio(
         names = ("text_encoder", "text_encoder_2")[: len(encoders)]
         pipeline.register_modules(**dict(zip(names, encoders)))
         lora_mix.apply_loras(pipeline, loras)
-        for one in loras:
-            inversion.read_token(one.path.parent, tokenizers, encoders)
+        for folder in dict.fromkeys(one.path.parent for one in loras):  # once, where two lie in one folder
+            inversion.read_token(folder, tokenizers, encoders)
         pipeline = None
     features, zero = {}, models.empty_prompt_is_zero(model)
     for encoder in encoders:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Training(NamedTuple):
     """`progress` is plain: the step, the best held-out loss, what was skipped. `average` is the EMA of `parameters`.
 
-    Adapters are trained, or where `whole` names a model, all weights of its UNet and of the text encoders given.
+    Adapters are trained, or where there is a `whole` model, all weights of its UNet and of the text encoders given.
     """
 
     unet: torch.nn.Module
@@ -29,7 +29,7 @@ class Training(NamedTuple):
     average: list[torch.Tensor] | None
     progress: dict
     token: inversion.Token | None = None  # a new word, whose embedding is trained too
-    whole: str | None = None
+    whole: pipelines.Base | None = None
 
 
 def new_progress() -> dict:
@@ -71,7 +71,7 @@ def start_training(
     scaled: bool,
     use_ema: bool,
     token: inversion.Token | None = None,
-    whole: str | None = None,
+    whole: pipelines.Base | None = None,
 ) -> Training:
     """Models on their device, with an optimizer of the groups; `adam` is betas, weight decay, epsilon.
 

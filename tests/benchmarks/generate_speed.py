@@ -55,7 +55,7 @@ def plain_loop(args: argparse.Namespace) -> None:
     pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, safety_checker=None).to(device)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    prompts, began = args.prompts_file.read_text("utf-8").splitlines(), time.perf_counter()
+    prompts, began = args.prompts_file.read_text("utf-8").splitlines()[: args.loop_images], time.perf_counter()
     for i, prompt in enumerate(prompts):
         picture = pipeline(
             prompt,
@@ -95,12 +95,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts_file", type=Path, help="one a line (default: shoes in four colours)")
     parser.add_argument("--plain_loop", type=Path, metavar="DIR", help="draw the loop's pictures there, no more")
+    parser.add_argument("--loop_images", type=int, help="that the plain loop draws; default: as many")
     parser.add_argument("--ours_flags", default="", help="more flags for generate.py, in one string")
     values = {"pretrained_model_name_or_path": "demo", "num_images": 64, "num_inference_steps": 25, "seed": 0}
     values |= {"guidance_scale": 7.5, "batch_size": 8, "mixed_precision": "no", "repeats": 1, "threads": os.cpu_count()}
     for flag, value in values.items():
         parser.add_argument(f"--{flag}", type=type(value), default=value, help=f"default: {value}")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.loop_images = args.loop_images or args.num_images
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
@@ -120,27 +123,28 @@ def main(args: argparse.Namespace) -> None:
             words = {
                 "ours": f"generate.py {shared} --num_images {args.num_images} --batch_size {args.batch_size} "
                 f"--output_dir {folder['ours']} {args.ours_flags}",
-                "plain loop": f"tests/benchmarks/generate_speed.py {shared} --plain_loop {folder['plain loop']}",
+                "plain loop": f"tests/benchmarks/generate_speed.py {shared} --loop_images {args.loop_images} "
+                f"--plain_loop {folder['plain loop']}",
             }
             for who in sorted(runs, reverse=turn % 2 == 1):  # by turns, who goes first too
                 run = measure([sys.executable, *shlex.split(words[who])], environment, folder[who])
                 print(f"{who}: {run.seconds:.1f} s, loop {run.loop:.2f} images/s", flush=True)
                 runs[who].append(run)
                 shown[who] = "python " + words[who].replace(name, "DIR")
-            apart = max(apart, largest_difference(folder["ours"] / "images", folder["plain loop"], args.num_images))
+            apart = max(apart, largest_difference(folder["ours"] / "images", folder["plain loop"], args.loop_images))
     print(f"\n{describe_device(working_device())}; {setting(args.threads)}\n")
     print("| | images/s, whole run | seconds, whole run | images/s, loop | peak MiB | others' load, cores |")
     print("|---|---|---|---|---|---|")
+    images = {"ours": args.num_images, "plain loop": args.loop_images}
     for who, done in runs.items():
-        cells = [spread([args.num_images / run.seconds for run in done], 2), spread([run.seconds for run in done])]
+        cells = [spread([images[who] / run.seconds for run in done], 2), spread([run.seconds for run in done])]
         cells += [spread([run.loop for run in done], 2), spread([run.memory for run in done], 0)]
         print(f"| {who} | {' | '.join(cells)} | {spread([run.others for run in done], 2)} |")
     pairs = list(zip(runs["ours"], runs["plain loop"]))
-    whole = spread([theirs.seconds / ours.seconds for ours, theirs in pairs], 2)
+    more = args.num_images / args.loop_images
+    whole = spread([more * theirs.seconds / ours.seconds for ours, theirs in pairs], 2)
     loop = spread([ours.loop / theirs.loop for ours, theirs in pairs], 2)
-    print(
-        f"\nours / plain loop, images/s: {whole} over the whole run, {loop} in the loop; {args.num_images} images each"
-    )
+    print(f"\nours / plain loop, images/s: {whole} over the whole run, {loop} in the loop; images: {images}")
     print(f"the pictures differ by at most {apart} levels of 255\n")
     print("".join(f"    {command}\n" for command in shown.values()))
 
