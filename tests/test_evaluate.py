@@ -357,13 +357,16 @@ def test_a_persons_figures_join_those_beside_real_pictures(sets, person, tmp_pat
     assert found["fidelity/prompt/demo"]["value"] == pytest.approx(found["clip_score/demo"]["value"])
 
 
+PICTURES = Path(__file__).resolve().parent.parent / "docs/images"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["--prior_before", "."], "--prior_before and --prior_after: .*give both"),
         (["--instance_data_dir", ".", "--face_embedder", "sface"], "--face_embedder: there is no --identity_reference"),
         (["--instance_data_dir", ".", "--encoders", "inception"], "name one of clip, dinov2, demo"),
-        (["--instance_data_dir", ".", "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
+        (["--instance_data_dir", PICTURES, "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
         (["--instance_data_dir", "nowhere"], "--instance_data_dir nowhere: no such folder"),
         (["--identity_reference", ".", "--face_detector", "x.onnx"], "--face_detector x.onnx: .*huggingface.co"),
     ],
