@@ -91,14 +91,16 @@ def describe_settings(args, prompts: list[dict], loras: list, given: dict, preci
 
 def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
     """The model's place and family, the side of its pictures, and the LoRAs, which fit it."""
+    loras = [lora_mix.parse_lora(spec) for spec in args.lora]
+    for lora in loras if not args.allow_other_base else []:  # before the base is looked for: it may be the wrong one
+        lora_mix.check_base(lora, args.pretrained_model_name_or_path)
     place = args.output_dir.parent / "cache" / "models"
     model = models.resolve_model(args.pretrained_model_name_or_path, place, args.model_config)
     family = models.model_family(model)
     size = args.resolution or generation.native_size(model)
     pictures.training_shapes(model, size, buckets=False)  # an error where the model can't draw that size
-    loras = [lora_mix.parse_lora(spec) for spec in args.lora]
     for lora in loras:
-        lora_mix.check_lora(lora, args.pretrained_model_name_or_path, model, family, args.allow_other_base)
+        lora_mix.check_lora(lora, args.pretrained_model_name_or_path, model, family)
     return model, family, size, loras
 
 

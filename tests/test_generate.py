@@ -473,7 +473,7 @@ def test_a_lora_of_another_family_or_base_is_refused_with_both_named(tmp_path, l
     build_tiny(tmp_path / "sdxl", "sdxl")
     other = write_lora(tmp_path / "lora", 3, "some/sdxl", str(tmp_path / "sdxl"), "sdxl")
     with pytest.raises(UserError, match=r"made for Stable Diffusion XL .*, but demo is Stable Diffusion 1.x"):
-        make(tmp_path / "set", "--lora", other)
+        make(tmp_path / "set", "--lora", other, "--allow_other_base")
     same = write_lora(tmp_path / "same", 1, base="stable-diffusion-v1-5/stable-diffusion-v1-5")
     with pytest.raises(UserError, match=r"trained on stable-diffusion-v1-5/.* and --pretrained.* is demo"):
         make(tmp_path / "set", "--lora", same)

@@ -210,8 +210,9 @@ def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, tm
     number = tokenizer.convert_tokens_to_ids("<sks>")
     assert token.text == "<sks>" and torch.equal(table.weight[: len(before)], before)
     assert torch.equal(table(torch.tensor([[number, 5]]))[0], torch.stack([vector[0], before[5]]))
-    with pytest.raises(UserError, match="--train_token <sks>: the tokenizer knows this word already"):
-        inversion.new_token([tokenizer], [encoder], "<sks>", None)
+    for known in ("<sks>", "shoes"):
+        with pytest.raises(UserError, match=f"--train_token {known}: the tokenizer knows this word already"):
+            inversion.new_token([tokenizer], [encoder], known, None)
 
 
 def test_texts_that_repeat_are_encoded_once():

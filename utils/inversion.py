@@ -36,8 +36,9 @@ def add_token(
     """Teach tokenizers and encoders the word. Gradients flow to its embedding alone; all others stay as they are."""
     trained = []
     for tokenizer, encoder, vector in zip(tokenizers, encoders, vectors):
-        if not tokenizer.add_tokens(text):
+        if len(tokenizer.tokenize(text)) == 1:
             raise UserError(f"{flag} {text}: the tokenizer knows this word already; choose another, as <sks>")
+        tokenizer.add_tokens(text)
         number = tokenizer.convert_tokens_to_ids(text)
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         table = encoder.get_input_embeddings()

@@ -36,7 +36,10 @@ def parse_lora(spec: str) -> Lora:
     if path.is_dir():
         path = path / FILE_NAME
         if not path.is_file():
-            raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; name a finished run, its best/, or a file")
+            whole = (path.parent / "model_index.json").is_file()
+            advice = "it is a whole pipeline: give it as --pretrained_model_name_or_path" if whole else ""
+            advice = advice or "name a finished run, its best/, or a file"
+            raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; {advice}")
     elif not path.is_file():
         raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
     elif path.suffix != ".safetensors":
@@ -82,8 +85,18 @@ def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
         )
 
 
-def check_lora(lora: Lora, model_name: str, model: str, family: str, allow_other_base: bool) -> None:
-    """That a LoRA was made for this model; the error names both."""
+def check_base(lora: Lora, model_name: str) -> None:
+    """That a LoRA was trained on this model, by what it says of itself; the error names both."""
+    base = read_lora(lora.path)[1].get("base_model")
+    if base and not same_base(base, model_name):
+        raise UserError(
+            f"--lora {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give that "
+            "one, or add --allow_other_base where the two are known to go together"
+        )
+
+
+def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
+    """That a LoRA was made for this kind of model; the error names both."""
     state, facts = read_lora(lora.path)
     check_whole(lora.path, state)
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
@@ -94,12 +107,6 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str, allow_other
             f"--lora {lora.path}: made for {made_for} (text features {reads} wide), but {model_name} is "
             f"{FAMILIES[family]} ({width} wide); take the base model that it was trained on"
             + (f", {facts['base_model']}" if facts.get("base_model") else "")
-        )
-    base = facts.get("base_model")
-    if base and not same_base(base, model_name) and not allow_other_base:
-        raise UserError(
-            f"--lora {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give that "
-            "one, or add --allow_other_base where the two are known to go together"
         )
 
 

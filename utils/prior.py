@@ -69,6 +69,8 @@ def make_class_images(
     facts = {"prompt": prompt, **facts}
     folder.mkdir(parents=True, exist_ok=True)
     check_origin(folder, facts)
+    if cut := sorted(path.name for path in folder.glob("*.png") if not whole_png(path)):
+        logger.warning("--class_data_dir %s: not whole, so others are drawn in their place: %s", folder, ", ".join(cut))
     missing = missing_indices(folder, count)
     accelerator.wait_for_everyone()  # all have looked before the first one draws
     jobs = [(number, 0) for number in missing[accelerator.process_index :: accelerator.num_processes]]
