@@ -53,9 +53,11 @@ def verdict(metrics: dict, utility: dict | None) -> tuple[str, list[str]]:
     """(a headline, a few sentences): targets first, then the floor, copies, failures, use, people, what is refused."""
     figures = metrics["figures"]
     floors = [against_floor(one) for one in figures if one.get("floor") and one.get("value") is not None]
-    count = sum(state != "bad" for _, state in floors)
+    short = sum(state == "bad" for _, state in floors)
     headline, sentences = _targets_headline(metrics.get("targets", [])), []
-    level = f"Not shown to fall short of real photos in {count} of {counted(len(floors), 'figure')}."
+    level = f"Short of real photos in {short} of {counted(len(floors), 'figure')}; in the others, not shown to be."
+    if not short:
+        level = f"Not shown to fall short of real photos in any of {counted(len(floors), 'figure')}."
     if not headline:
         headline = level if floors else f"{counted(len(figures), 'figure')}, and no targets were set."
     elif floors:
