@@ -82,7 +82,7 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--enable_vae_tiling", action=OnOff, default=False, help="decode in tiles: for large images")
     group.add_argument("--enable_attention_slicing", action=OnOff, default=False, help="less memory, slower")
     group.add_argument("--enable_cpu_offload", action=OnOff, default=False, help="weights visit the GPU in turn; slow")
-    group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet; pays in large sets")
+    group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet: a minute or more first")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
 
     group = parser.add_argument_group("output")

@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.lora_speed import others_busy, setting, spread, tree_memory
+from tests.benchmarks.side_by_side import others_busy, setting, spread, tree_memory
 from utils.devices import describe_device, working_device
 from utils.models import resolve_model
 from utils.prompts import read_prompts
