@@ -121,7 +121,7 @@ def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.d
         asked = [prompts[job.index] for job in jobs]
         pixels, finite = draw_pictures(
             studio, [one["text"] for one in asked], args.negative_prompt, seeds, args.num_inference_steps,
-            args.guidance_scale, size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale
+            size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale
         )  # fmt: skip
         more = {"precision": str(studio.dtype).removeprefix("torch.")}
         lines = [
@@ -246,7 +246,7 @@ def main(args) -> int:
         economies = [name for name in generation.ECONOMIES if getattr(args, f"enable_{name}")]
         open_model = partial(
             open_studio, model, family, texts, device=device, scheduler=args.scheduler, batch=args.batch_size,
-            guided=args.guidance_scale > 1, loras=loras, prediction_type=args.prediction_type,
+            guidance=args.guidance_scale, loras=loras, prediction_type=args.prediction_type,
             controlnet=args.controlnet, economies=economies, compiled=args.compile
         )  # fmt: skip
         session = {"share": share, "began": datetime.now(UTC).isoformat(), "made": 0, "seconds": 0.0}

@@ -121,13 +121,12 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
     furnish = functools.partial(
         studio.open_studio, model, family, [args.class_prompt, ""], precision.dtype, accelerator.device, "dpm++",
-        args.sample_batch_size, args.validation_guidance_scale > 1, prediction_type=args.prediction_type
+        args.sample_batch_size, args.validation_guidance_scale, prediction_type=args.prediction_type
     )  # fmt: skip
     facts = {"model": args.pretrained_model_name_or_path, "size": str(args.resolution)}
     prior.make_class_images(
         args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, args.resolution,
-        (args.validation_inference_steps, args.validation_guidance_scale), args.sample_batch_size, facts, furnish,
-        accelerator
+        args.validation_inference_steps, args.sample_batch_size, facts, furnish, accelerator
     )  # fmt: skip
 
 

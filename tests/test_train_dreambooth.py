@@ -177,9 +177,9 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
     loras = [] if full else [parse_lora(str(out))]
     opened = studio.open_studio(
         str(out if full else trainer_data[family]), family, [*prompts, ""], torch.float32, torch.device("cpu"),
-        "dpm++", 2, True, loras=loras
+        "dpm++", 2, 7.5, loras=loras
     )  # fmt: skip
-    pixels, _ = studio.draw_pictures(opened, prompts, "", [0, 1], 3, 7.5, 16, None, 1.0, None, 1.0)
+    pixels, _ = studio.draw_pictures(opened, prompts, "", [0, 1], 3, 16)
     assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
     assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
@@ -329,11 +329,11 @@ def drawn(tmp_path_factory):
     torch.set_num_threads(1)
     prompt, folder = "a professional product photo of shoes", tmp_path_factory.mktemp("class")
     furnished = studio.open_studio(
-        str(DEMO_MODEL), "sd1", [prompt, ""], torch.float32, torch.device("cpu"), "dpm++", 4, False
+        str(DEMO_MODEL), "sd1", [prompt, ""], torch.float32, torch.device("cpu"), "dpm++", 4, 1.0
     )
 
     def draw(folder, count=4, batch=4, prompt=prompt, opened=lambda: furnished):
-        prior.make_class_images(folder, prompt, count, 3, 64, (6, 1.0), batch, {"model": "demo"}, opened, Accelerator())
+        prior.make_class_images(folder, prompt, count, 3, 64, 6, batch, {"model": "demo"}, opened, Accelerator())
 
     draw(folder)
     return folder, draw, furnished
@@ -346,7 +346,7 @@ def pixels_of(folder: Path) -> dict[str, np.ndarray]:
 def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn, tmp_path):
     folder, draw, furnished = drawn
     texts = ["a professional product photo of shoes"] * 4
-    expected, _ = studio.draw_pictures(furnished, texts, "", [3, 4, 5, 6], 6, 1.0, 64, None, 1.0, None, 1.0)
+    expected, _ = studio.draw_pictures(furnished, texts, "", [3, 4, 5, 6], 6, 64)
     found = pixels_of(folder)
     assert list(found) == [f"00000{i}.png" for i in range(4)]
     assert all(np.abs(picture - one.numpy()).max() <= 1 for picture, one in zip(found.values(), expected))

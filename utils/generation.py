@@ -1,7 +1,9 @@
 """Pictures from a pipeline, one seed each, decoded outside it since the VAE may need another precision."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import diffusers
@@ -34,6 +36,7 @@ SCHEDULERS = {  # by the names that people know them by: the class, and its sett
 
 # What saves memory, the cheapest in time first.
 ECONOMIES = ("vae_slicing", "attention_slicing", "vae_tiling", "cpu_offload")
+DECODED_AT_ONCE = 4  # pictures: the VAE needs far more memory for one than the UNet, and no more of them to be fast
 
 
 def native_size(model: str) -> int:
@@ -140,25 +143,37 @@ def share_cores(rows: int, most: int | None = None) -> Cores | None:
     return Cores(ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(cores // parts,)), parts)
 
 
-def on_cores(cores: Cores | None, work: Callable, *batch: torch.Tensor | None) -> torch.Tensor:
-    """What `work` makes of the rows of a batch, in order; a None among its tensors is a None for each part."""
-    if cores is None:
-        return work(*batch)
-    rows = batch[0].chunk(cores.parts)
-    parts = [[None] * len(rows) if one is None else one.chunk(cores.parts) for one in batch]
-    return torch.cat(list(cores.pool.map(work, *parts)))
+def on_cores(cores: Cores | None, work: Callable[[slice], object], rows: int) -> list:
+    """What `work` makes of each core's part of a batch, in order."""
+    size = math.ceil(rows / cores.parts) if cores else rows
+    parts = [slice(start, start + size) for start in range(0, rows, size)]
+    return list(cores.pool.map(work, parts)) if cores else [work(parts[0])]
 
 
-def decode_pixels(vae, latents: torch.Tensor, cores: Cores | None = None) -> torch.Tensor:
+def share_first_layers(unet: torch.nn.Module) -> None:
+    """Let guidance's two halves of a batch share the layers before the first that sees the text: they hold the same.
+
+    Models without such layers (SDXL's time embedding holds the text) stay as they are.
+    """
+    first = unet.down_blocks[0]
+    if unet.config.addition_embed_type or unet.config.only_cross_attention or not hasattr(first, "attentions"):
+        return
+    attention = first.attentions[0]
+    inner = attention.transformer_blocks[0]
+    for layer in (unet.conv_in, first.resnets[0], attention.norm, attention.proj_in, inner.norm1, inner.attn1):
+        layer.forward = partial(_on_one_half, layer.forward)
+
+
+def _on_one_half(forward: Callable, *given, **options) -> torch.Tensor:
+    half = forward(*(one.chunk(2)[0] if isinstance(one, torch.Tensor) else one for one in given), **options)
+    return torch.cat([half, half])
+
+
+@torch.inference_mode()
+def decode_pixels(vae, latents: torch.Tensor) -> torch.Tensor:
     """(n, height, width, 3) in 0..255 on the CPU, by the VAE in its own dtype; black where latents are not finite."""
-
-    @torch.inference_mode()
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        # On a CPU the layers of a few pictures stay in its cache.
-        few = 4 if latents.device.type == "cpu" else 16
-        with torch.autocast(latents.device.type, enabled=False):  # else a VAE would run in float16, and give NaN
-            return torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(few)])
-
-    pixels = on_cores(cores, decode, latents.to(vae.dtype) / vae.config.scaling_factor)
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor
+    with torch.autocast(latents.device.type, enabled=False):  # else a VAE would run in float16, and give NaN
+        pixels = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(DECODED_AT_ONCE)])
     pixels = (pixels.float().nan_to_num(-1, 1, -1) / 2 + 0.5).clamp(0, 1)
     return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()

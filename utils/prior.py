@@ -55,7 +55,7 @@ def make_class_images(
     count: int,
     seed: int,
     size: int,
-    drawing: tuple[int, float],
+    steps: int,
     batch: int,
     facts: dict[str, str],
     open_studio: Callable[[], studio.Studio],
@@ -63,7 +63,7 @@ def make_class_images(
 ) -> None:
     """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
 
-    `drawing` is steps and guidance, `facts` what a picture says of itself; those there must say the same.
+    `facts` are what a picture says of itself; those there must say the same.
     The same pictures come out however often this is broken off, and whatever the batch and the number of processes.
     """
     facts = {"prompt": prompt, **facts}
@@ -77,14 +77,14 @@ def make_class_images(
     if jobs:
         furnished = open_studio()
         with tqdm(total=len(jobs), unit=" class images", **cli.progress()) as bar:
-            _draw_all(folder, jobs, prompt, seed, size, drawing, batch, facts, furnished, bar)
+            _draw_all(folder, jobs, prompt, seed, size, steps, batch, facts, furnished, bar)
         furnished = None
         encoding.free_memory(accelerator.device)
     accelerator.wait_for_everyone()
 
 
 def _draw_all(
-    folder: Path, jobs: list[tuple[int, int]], prompt: str, seed: int, size: int, drawing: tuple[int, float],
+    folder: Path, jobs: list[tuple[int, int]], prompt: str, seed: int, size: int, steps: int,
     batch: int, facts: dict[str, str], furnished: studio.Studio, bar: tqdm
 ) -> None:  # fmt: skip
     """The pictures of `jobs`: (number, how many of its seeds gave a bad one)."""
@@ -95,7 +95,7 @@ def _draw_all(
         drawn = None
         try:
             texts = [prompt] * len(now)
-            drawn = studio.draw_pictures(furnished, texts, "", seeds, *drawing, size, None, 1.0, None, 1.0)
+            drawn = studio.draw_pictures(furnished, texts, "", seeds, steps, size)
         except RuntimeError as error:
             if not guards.out_of_memory(error):
                 raise

@@ -1,5 +1,6 @@
 """What draws pictures of texts, one seed each: for generate.py, and for the class images of train_dreambooth.py."""
 
+import copy
 import inspect
 import logging
 import math
@@ -27,6 +28,7 @@ class Studio(NamedTuple):
     vae: torch.nn.Module
     controlnet: torch.nn.Module | None
     scheduler: object
+    guidance: float
     features: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
     dtype: torch.dtype
     device: torch.device
@@ -42,7 +44,7 @@ def open_studio(
     device: torch.device,
     scheduler: str,
     batch: int,
-    guided: bool,
+    guidance: float,
     loras: Sequence[lora_mix.Lora] = (),
     prediction_type: str | None = None,
     controlnet: str | None = None,
@@ -78,36 +80,57 @@ def open_studio(
     encoding.free_memory(device)
     vae = models.load_vae(model)
     torch.nn.Module.to(unet, dtype)  # without the warning of diffusers, which holds for other models
-    cores = generation.share_cores(batch * (1 + guided)) if device.type == "cpu" else None
+    cores = generation.share_cores(batch * (1 + (guidance > 1))) if device.type == "cpu" else None
     solver = generation.make_scheduler(scheduler, noise)
     for module in filter(None, (unet, vae, control)):
         module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    if guidance > 1:
+        generation.share_first_layers(unet)
     for name in economies:
         generation.economise(unet, vae, control, name, device)
     # On a CPU the weights, laid out anew once, are half of the gain.
     options = {"freezing": True} if device.type == "cpu" else None
     quick = torch.compile(unet, dynamic=False, options=options) if compiled else unet
-    return Studio(unet, quick, batch, vae, control, solver, features, dtype, device, cores)
+    return Studio(unet, quick, batch, vae, control, solver, guidance, features, dtype, device, cores)
 
 
-@torch.inference_mode()
 def draw_pictures(
-    studio: Studio, texts: list[str], negative: str, seeds: list[int], steps: int, guidance: float, size: int,
-    starts: torch.Tensor | None, strength: float, control: torch.Tensor | None, control_scale: float
+    studio: Studio, texts: list[str], negative: str, seeds: list[int], steps: int, size: int,
+    starts: torch.Tensor | None = None, strength: float = 1.0,
+    control: torch.Tensor | None = None, control_scale: float = 1.0
 ) -> tuple[torch.Tensor, list[bool]]:  # fmt: skip
     """The pixels (n, size, size, 3) of one batch, and which of them came from finite latents."""
     unet = studio.compiled if len(texts) == studio.batch else studio.unet
-    vae, scheduler, device = studio.vae, studio.scheduler, studio.device
+
+    def draw(rows: slice) -> tuple[torch.Tensor, list[bool]]:
+        given = [None if one is None else one[rows] for one in (starts, control)]
+        return _draw_part(
+            studio, unet, texts[rows], negative, seeds[rows], steps, size, *given, strength, control_scale
+        )
+
+    # Each core of a CPU draws its part from start to end: none waits for another at every step.
+    pixels, finite = zip(*generation.on_cores(studio.cores, draw, len(texts)))
+    return torch.cat(pixels), [one for part in finite for one in part]
+
+
+@torch.inference_mode()
+def _draw_part(
+    studio: Studio, unet: torch.nn.Module, texts: list[str], negative: str, seeds: list[int], steps: int, size: int,
+    starts: torch.Tensor | None, control: torch.Tensor | None, strength: float, control_scale: float
+) -> tuple[torch.Tensor, list[bool]]:  # fmt: skip
+    vae, device, scheduler = studio.vae, studio.device, copy.deepcopy(studio.scheduler)  # it remembers steps
     # Whatever is drawn for a picture is drawn on the CPU by its own generator: no other picture changes it.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    guided = guidance > 1
+    guided = studio.guidance > 1
     wanted = [negative] * len(texts) * guided + texts
     embeds = torch.stack([studio.features[text][0] for text in wanted]).to(device)
-    pooled = ids = None
+    more = {}
     if studio.features[texts[0]][1] is not None:
         pooled = torch.stack([studio.features[text][1] for text in wanted]).to(device)
         ids = torch.tensor([[size, size, 0, 0, size, size]] * len(wanted), dtype=studio.dtype, device=device)
-    control = None if control is None else control.repeat(1 + guided, 1, 1, 1).to(device, studio.dtype)
+        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+    if control is not None:
+        control = control.repeat(1 + guided, 1, 1, 1).to(device, studio.dtype)
 
     scheduler.set_timesteps(steps, device=device)
     timesteps, side = scheduler.timesteps, size // models.vae_step(vae.config)
@@ -121,26 +144,21 @@ def draw_pictures(
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_options["generator"] = generators
 
-    @torch.inference_mode()  # said again: it holds for one thread
-    def predict(given, embeds, pooled, ids, control):
-        more = {} if pooled is None else {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+    for time_step in timesteps:
+        # One denoising step, the negative half of the batch beside the other where there is guidance.
+        given = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time_step).to(studio.dtype)
         residuals = {}
         if control is not None:
             down, middle = studio.controlnet(
                 given, time_step, embeds, control, conditioning_scale=control_scale, return_dict=False, **more
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return unet(given, time_step, embeds, return_dict=False, **more, **residuals)[0].float()
-
-    for time_step in timesteps:
-        # One denoising step of the whole batch, with its negative half beside it where there is guidance.
-        given = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time_step).to(studio.dtype)
-        predicted = generation.on_cores(studio.cores, predict, given, embeds, pooled, ids, control)
+        predicted = unet(given, time_step, embeds, return_dict=False, **more, **residuals)[0].float()
         if guided:
             without, towards = predicted.chunk(2)
-            predicted = without + guidance * (towards - without)
+            predicted = without + studio.guidance * (towards - without)
         latents = scheduler.step(predicted, time_step, latents, return_dict=False, **step_options)[0]
-    return generation.decode_pixels(vae, latents, studio.cores), picture_checks.finite_pictures(latents)
+    return generation.decode_pixels(vae, latents), picture_checks.finite_pictures(latents)
 
 
 def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:

@@ -38,10 +38,10 @@ def draw(run: Path | None, count: int, steps: int) -> dict[str, list[Image.Image
     """Pictures of the subject and of the class, by the demo pipeline with the LoRA of a run or without."""
     loras = [lora_mix.parse_lora(str(run))] if run else []
     texts, cpu = [SUBJECT, CLASS, NEGATIVE], torch.device("cpu")
-    opened = studio.open_studio(str(DEMO_MODEL), "sd1", texts, torch.float32, cpu, "dpm++", count, True, loras=loras)
+    opened = studio.open_studio(str(DEMO_MODEL), "sd1", texts, torch.float32, cpu, "dpm++", count, 3.0, loras=loras)
     seeds, found = [FIRST_SEED + i for i in range(count)], {}
     for text in (SUBJECT, CLASS):
-        pixels, _ = studio.draw_pictures(opened, [text] * count, NEGATIVE, seeds, steps, 3.0, 128, None, 1.0, None, 1.0)
+        pixels, _ = studio.draw_pictures(opened, [text] * count, NEGATIVE, seeds, steps, 128)
         found[text] = [Image.fromarray(one.numpy()) for one in pixels]
     return found
 
