@@ -166,15 +166,14 @@ def readable(name: str, records: list[dict], keys: list[str], rows: np.ndarray) 
     return [records[i] for i in kept], [keys[i] for i in kept], rows[kept]
 
 
-def judge_adherence(args, encoder, rows: dict, sets: dict) -> tuple[list[dict], dict, dict, np.ndarray]:
-    """Figures, splits and shares by attribute, and each picture's score."""
+def judge_adherence(args, encoder, rows: dict, sets: dict, columns: dict) -> tuple[list, dict, dict, np.ndarray]:
+    """Figures, splits and shares by attribute, and each picture's score. `columns`: {attribute: its values}."""
     real, generated = sets["real"], sets["generated"]
     scores = adherence.clip_scores(encoder, rows["generated"], generated)
     real_scores = adherence.clip_scores(encoder, rows["real"], real)
     figures = adherence.scores_figures(encoder.name, scores, real_scores, args.resamples, args.seed)
     splits, shares = {"clip_score": {}}, {}
-    for key in adherence.usable_attributes([real, generated], args.attributes):
-        values = sorted({one[key] for one in (*real, *generated) if one.get(key)})
+    for key, values in columns.items():
         seen = adherence.read_off(encoder, rows["generated"], generated, key, values)
         real_seen = adherence.read_off(encoder, rows["real"], real, key, values)
         hits = adherence.attribute_hits(generated, seen, key)
@@ -213,18 +212,14 @@ def judge_looks(sets: dict, measures: dict) -> tuple[list[dict], list[dict]]:
     return [one], copies
 
 
-def list_neighbours(encoder: str, rows: dict, sets: dict, copies: dict) -> list[dict]:
+def list_neighbours(encoder: str, sets: dict, copies: dict) -> list[dict]:
     """The generated pictures nearest to a training picture, suspected or not."""
-    from utils.metrics import nearest
-
-    distances, which = (column[:, 0] for column in nearest(rows["generated"], rows["train"]))
     return [
         {
-            "file": sets["generated"][i]["path"], "nearest": sets["train"][which[i]]["path"],
-            "distance": float(distances[i]), "limit": copies["threshold"],
-            "suspected": bool(distances[i] < copies["threshold"]), "by": encoder,
+            "file": sets["generated"][i]["path"], "nearest": sets["train"][which]["path"], "distance": distance,
+            "limit": copies["threshold"], "suspected": distance < copies["threshold"], "by": encoder,
         }
-        for i in distances.argsort(kind="stable")[:SHOWN]
+        for i, which, distance in copies["nearest"][:SHOWN]
     ]  # fmt: skip
 
 
@@ -241,7 +236,7 @@ def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[l
         some, copies = evaluation.novelty(name, *(rows[name][part] for part in ("train", "real", "generated")))
         figures += some
         if copies and not any(pair["by"] != "look" for pair in pairs):
-            listed = list_neighbours(name, rows[name], sets, copies)
+            listed = list_neighbours(name, sets, copies)
             known = {pair["file"] for pair in listed}
             pairs = listed + [pair for pair in pairs if pair["file"] not in known]
     return figures, pairs[: 2 * SHOWN]
@@ -273,8 +268,8 @@ def relative(value, out: Path):
     return [relative(one, out) for one in value] if isinstance(value, list) else value
 
 
-def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict) -> dict:
-    """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}."""
+def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict, columns: dict) -> dict:
+    """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}; `columns`: {attribute: values}."""
     real, generated = sets["real"], sets["generated"]
     figures, splits, shares, scores = [], {}, {}, None
 
@@ -287,11 +282,10 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     for encoder, found in zip(encoders, judged):
         figures += found
         if encoder.embed_texts and scores is None:
-            some, splits, shares, scores = judge_adherence(args, encoder, rows[encoder.name], sets)
+            some, splits, shares, scores = judge_adherence(args, encoder, rows[encoder.name], sets, columns)
             figures += some
     if not shares:
-        for key in adherence.usable_attributes([real, generated], args.attributes):
-            shares[key] = adherence.shares(real, generated, key, None, None)
+        shares = {key: adherence.shares(real, generated, key, None, None) for key in columns}
     failed, listed = failures.judge(sets["all generated"], measures["all generated"], real, measures["real"])
     figures += failed
     colours = 1 - failures.find_failures(generated, measures["generated"])["wrong_colour"]
@@ -373,7 +367,7 @@ def main(args) -> int:
     adherence.check_attributes(judged, args.attributes)
     columns = adherence.usable_attributes(judged, args.attributes)
     for words in args.targets:
-        targets.check_target(words, list(sources), known_figures(given, list(sources), columns))
+        targets.check_target(words, list(sources), known_figures(given, list(sources), list(columns)))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
@@ -407,7 +401,7 @@ def main(args) -> int:
         sets[name], keys[name], measures[name] = readable(name, sets[name], keys[name], measures[name])
 
     if "real" in sets:
-        found = compute_figures(args, encoders, sets, keys, measures, rows)
+        found = compute_figures(args, encoders, sets, keys, measures, rows, columns)
     else:
         found = compute_without_real(encoders, sets, measures, rows, args.seed)
     if given & {"identity_reference", *subject.SETS}:
