@@ -117,15 +117,16 @@ def read_encoders(words: list[str], inception: str | None) -> dict[str, str | No
 
 
 def known_figures(given: set[str], encoders: list[str], columns: list[str]) -> list[str]:
-    """`given`: the names of the flags that have a value; `columns`: the attributes that can be read off."""
+    """The ids that metrics.json will have. `given`: the flags that have a value; `columns`: what can be read off."""
+    about_one = subject.known_figures(given, encoders)
     if "real" not in given:
-        return ["invalid", *subject.known_figures(given)]
-    found = [*evaluation.QUALITY, *evaluation.DIVERSITY] if encoders else []
-    if "train" in given:
-        found += [*(evaluation.NOVELTY if encoders else ()), "near_copies"]
-    if {"clip", "demo"} & {*encoders}:
-        found += ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
-    return [*found, *failures.LIMITS, *subject.known_figures(given)]
+        return ["invalid", *about_one]
+    kinds = [*evaluation.QUALITY, *evaluation.DIVERSITY, *(evaluation.NOVELTY if "train" in given else ())]
+    found = [f"{kind}/{name}" for name in encoders for kind in kinds if kind != "cmmd" or name in features.CLIPS]
+    for name in [name for name in encoders if name in features.CLIPS][:1]:
+        kinds = ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
+        found += [f"{kind}/{name}" for kind in kinds]
+    return [*found, *failures.LIMITS, *(["near_copies"] if "train" in given else []), *about_one]
 
 
 def check_folder(args, out: Path) -> None:
@@ -367,7 +368,7 @@ def main(args) -> int:
     adherence.check_attributes(judged, args.attributes)
     columns = adherence.usable_attributes(judged, args.attributes)
     for words in args.targets:
-        targets.check_target(words, list(sources), known_figures(given, list(sources), list(columns)))
+        targets.check_target(words, known_figures(given, list(sources), list(columns)))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")

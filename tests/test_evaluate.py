@@ -11,7 +11,7 @@ from PIL import Image
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
-from utils import adherence, failures, picture_measures, targets
+from utils import adherence, failures, picture_measures, subject, targets
 from utils.cli import UserError
 from utils.compare_page import compare_figures
 
@@ -62,6 +62,16 @@ def run(sets: dict, generated: Path, out: Path, *more) -> tuple[int, dict]:
     return code, metrics | {one["id"]: one for one in metrics["figures"]}
 
 
+def check_foreseen(found: dict, given: set[str], columns: tuple = ()) -> None:
+    """That a target is held against the figures that come, and against what they can be."""
+    ids = [one["id"] for one in found["figures"]]
+    assert sorted(ids) == sorted(evaluate.known_figures(given, ["demo"], columns))
+    for one in found["figures"]:
+        low, high = targets.figure_range(one["id"])
+        assert (one["unit"] == "%") == ((low, high) == targets.SHARE), one["id"]
+        assert low <= one["high"] and one["low"] <= high, one["id"]
+
+
 @pytest.fixture(scope="module")
 def good(sets):
     return run(sets, sets["good"], sets["root"] / "evaluation", "--train", sets["train"])[1]
@@ -78,6 +88,7 @@ def test_every_figure_has_its_n_and_an_interval_around_it(good, sets):
     assert (out / "report.html").stat().st_size > 10_000
     assert {row["value"] for row in good["shares"]["colour"]} == set(NAMES)
     assert good["shares"]["colour"][0]["by"] == "clip" and good["shares"]["colour"][0]["plan"]
+    check_foreseen(good, {"real", "train"}, good["shares"])
 
 
 def test_a_good_set_is_found_good(good):
@@ -182,10 +193,18 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--targets", "fid<50"], "needs inception"),
         (
             ["--targets", "article_colour>3"],
-            "there are fid, kid, fd_dinov2, cmmd, frechet, .*article_accuracy, colour_accuracy",
+            "there are frechet/demo, kid/demo, cmmd/demo, .*article_accuracy/demo, colour_accuracy/demo",
         ),
         (["--targets", "copies<0.1"], "no figure is called `copies` with these flags"),
-        (["--targets", "invalid<200%"], "a share is 0% to 100%"),
+        (["--targets", "clip_score/dinov2>0"], "no figure is called `clip_score/dinov2`"),
+        (["--targets", "invalid<200%"], r"invalid is 0 to 1 \(0% to 100%\)"),
+        (["--targets", "invalid<2"], "invalid is 0 to 1"),
+        (["--targets", "recall>1"], "recall/demo is 0 to 1"),
+        (["--targets", "frechet<-5"], "frechet/demo is 0 or more"),
+        (["--targets", "kid<5%"], "kid/demo is no share"),
+        (["--targets", "frechet<50%"], "frechet/demo is no share"),
+        (["--targets", "clip_score>25"], "clip_score/demo is -1 to 1"),
+        (["--targets", "frechet=50"], "expected a figure and its limit"),
         (["--targets", "fid"], "expected a figure and its limit"),
         (["--encoders", "vgg"], "no such encoder"),
         (["--attributes", "heel"], "no picture has one; there are article, colour"),
@@ -262,6 +281,11 @@ def test_a_target_is_shown_only_where_the_interval_is_clear_of_it(low, value, hi
     assert found["asked"].replace(" ", "") == asked.replace(" ", "")
 
 
+@pytest.mark.parametrize("words", ["invalid<1", "auth_pct>0", "kid<0", "cmmd<5", "vendi>1", "colour_accuracy>=90%"])
+def test_a_limit_that_can_be_met_and_missed_is_taken(good, words):
+    targets.check_target(words, [one["id"] for one in good["figures"]])
+
+
 def test_a_share_as_a_target_may_be_in_per_cent():
     assert targets.parse_target("invalid=<10%") == ("invalid", "<", 0.1)
 
@@ -326,6 +350,7 @@ def test_a_person_is_judged_without_real_pictures_and_what_is_left_out_is_said(p
     ids = ["invalid", *(f"identity/{name}" for name in names), "fidelity/subject/demo", "fidelity/prompt/demo"]
     ids += [f"fidelity/{name}/demo" for name in ("prior_distance", "prior_variety", "prior_leak")]
     assert code == 0 and [one["id"] for one in faithful["figures"]] == ids
+    check_foreseen(faithful, {"identity_reference", *subject.SETS})
     assert faithful["identity/verified"]["value"] == 15 / 16 and other["identity/verified"]["value"] == 8 / 16
     assert faithful["fidelity/prior_distance/demo"]["high"] < 1e-6 < other["fidelity/prior_distance/demo"]["low"]
     assert [one["met"] for one in faithful["targets"]] == [True, True] and other["targets"][0]["met"] is not True
