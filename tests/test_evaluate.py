@@ -11,7 +11,7 @@ from PIL import Image
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
-from utils import adherence, failures, picture_measures, subject, targets
+from utils import adherence, cli, evaluation_flags, failures, picture_measures, subject, targets
 from utils.cli import UserError
 from utils.compare_page import compare_figures
 
@@ -207,6 +207,7 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--targets", "frechet=50"], "expected a figure and its limit"),
         (["--targets", "fid"], "expected a figure and its limit"),
         (["--encoders", "vgg"], "no such encoder"),
+        (["--encoders", "inception=a", "--inception", "b"], "inception=b: a second inception; give one"),
         (["--attributes", "heel"], "no picture has one; there are article, colour"),
         (["--utility", "nowhere"], "no results.json there"),
     ],
@@ -225,18 +226,76 @@ def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_p
     assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
+EVERY_FLAG = (
+    "--real r", "--train t", "--generated g", "--identity_reference i", "--face_detector d", "--face_embedder e",
+    "--instance_data_dir p", "--prior_before b", "--prior_after a", "--encoders demo", "--inception f",
+    "--inception_sha256 0", "--attributes colour", "--resamples 9", "--seed 9", "--targets fid<5",
+    "--fail_under_targets", "--utility u", "--human_study 4", "--ratings c", "--compare x y", "--batch_size 9",
+    "--num_workers 99", "--output_dir o", "--overwrite",
+)  # fmt: skip
+
+
+def refusal(words: str, capsys) -> str:
+    with pytest.raises(SystemExit):
+        evaluate.parse_args(words.split())
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "task, useful",
+    [
+        ("--compare x y --output_dir o", ["--dry_run"]),
+        ("--human_study 4 --real r --generated g --output_dir o", ["--seed 9", "--overwrite", "--dry_run"]),
+    ],
+)
+def test_what_means_nothing_to_a_task_that_stands_alone_is_refused(capsys, task, useful):
+    name = task.split()[0]
+    evaluate.parse_args([*task.split(), *" ".join(useful).split()])
+    for words in EVERY_FLAG:
+        flag = words.split()[0]
+        if flag not in task.split() and words not in useful and flag != "--compare":
+            assert f"{flag} does nothing beside {name}" in refusal(f"{task} {words}", capsys)
+    said = refusal(f"{task} --train t --targets fid<5", capsys)
+    assert f"--train and --targets do nothing beside {name}; leave out, or give two commands" in said
+
+
+def test_every_flag_is_among_those_that_are_tried():
+    parser = cli.make_parser("")
+    evaluation_flags.add_flags(parser)
+    there = {action.option_strings[-1] for action in parser._actions}
+    assert there == {words.split()[0] for words in EVERY_FLAG} | {"--help", "--config", "--dry_run", "--debug"}
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--real a --generated b --human_study 4 --ratings c.json", "--ratings does not go with --human_study"),
-        ("--compare a b --real c --generated d", "--real and --generated do not go with --compare"),
-        ("--compare a b --human_study 4", "--human_study does not go with --compare"),
+        ("--human_study 4 --compare x y", "--human_study does nothing beside --compare"),
+        ("--real r --fail_under_targets", "--fail_under_targets: does nothing without --targets"),
+        ("--real r --inception_sha256 0", "--inception_sha256: does nothing without --inception"),
+        ("--real r --encoders none --batch_size 9", "--batch_size: does nothing without --encoders NAME"),
+        ("--real r --encoders none --resamples 9", "--resamples: does nothing without --encoders NAME"),
+        ("--real r --face_embedder sface", "--face_embedder: does nothing without --identity_reference"),
+        ("--instance_data_dir p --resamples 9", "--resamples: does nothing without --real"),
+        ("--instance_data_dir p --encoders clip inception", "--inception: does nothing without --real"),
+        ("--instance_data_dir p --attributes colour", "does nothing without --real or --identity_reference; give both"),
+        ("--real r --seed -1", "--seed: -1: expected a whole number"),
     ],
 )
-def test_flags_that_would_do_nothing_are_refused(capsys, words, message):
-    with pytest.raises(SystemExit):
-        evaluate.parse_args([*words.split(), "--output_dir", "out"])
-    assert message in capsys.readouterr().err
+def test_a_flag_that_would_do_nothing_is_refused(capsys, words, message):
+    assert message in refusal(f"{words} {'' if '--compare' in words else '--generated g'} --output_dir o", capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--real r --encoders clip inception --inception_sha256 0",
+        "--real r --encoders none --inception f --inception_sha256 0 --resamples 9 --batch_size 9",
+        "--real r --encoders none --attributes colour",
+        "--identity_reference i --attributes place --face_detector d --encoders demo --batch_size 9",
+    ],
+)
+def test_flags_that_belong_together_are_taken(words):
+    evaluate.parse_args(f"{words} --generated g --output_dir o".split())
 
 
 def test_nothing_is_written_among_pictures_that_are_read(sets):
@@ -389,8 +448,7 @@ PICTURES = Path(__file__).resolve().parent.parent / "docs/images"
     "words, message",
     [
         (["--prior_before", "."], "--prior_before and --prior_after: .*give both"),
-        (["--instance_data_dir", ".", "--face_embedder", "sface"], "--face_embedder: there is no --identity_reference"),
-        (["--instance_data_dir", ".", "--encoders", "inception"], "name one of clip, dinov2, demo"),
+        (["--instance_data_dir", ".", "--encoders", "none"], "name one of clip, dinov2, demo"),
         (["--instance_data_dir", PICTURES, "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
         (["--instance_data_dir", "nowhere"], "--instance_data_dir nowhere: no such folder"),
         (["--identity_reference", ".", "--face_detector", "x.onnx"], "--face_detector x.onnx: .*huggingface.co"),

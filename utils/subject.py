@@ -36,9 +36,6 @@ def check_flags(given: set[str], encoders: list[str]) -> None:
     """`given`: the names of the flags that have a value."""
     if len(given & set(PRIOR)) == 1:
         raise UserError("--prior_before and --prior_after: one says nothing without the other; give both")
-    alone = {"face_detector", "face_embedder"} & given
-    if alone and "identity_reference" not in given:
-        raise UserError(f"--{min(alone)}: there is no --identity_reference to compare faces with")
     measured = given & set(SETS)
     if measured and not set(encoders) & set(ENCODERS):
         raise UserError(
