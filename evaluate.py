@@ -25,6 +25,7 @@ from utils import (
     compare_page,
     devices,
     evaluation,
+    evaluation_flags,
     failures,
     features,
     human_study,
@@ -41,91 +42,33 @@ from utils.files import check_writable, write_json
 from utils.parallel import available_cores, thread_map
 from utils.picture_sets import check_apart, read_pictures, spell_alike
 from utils.report_html import read_evaluation, write_report
-from utils.tables import canonical
 
 logger = logging.getLogger("evaluate")
 SHOWN = 24  # pictures of a kind in the report
 SURE = 0.8  # an attribute is read off pictures by CLIP if it reads the real ones right at least so often
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
-LATER = ("ratings", "utility", "fail_under_targets")  # of an evaluation, not of a study or a comparison
 COPY_JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are shown: the best at telling things apart
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    group = parser.add_argument_group("pictures: a split of a prepared dataset, what generate.py made, or any folder")
-    group.add_argument("--real", type=Path, metavar="DIR", help="real pictures that nothing was trained on")
-    group.add_argument("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
-    group.add_argument("--generated", type=Path, metavar="DIR", help="the set to judge")
-    subject.add_subject_flags(parser)
-    group = parser.add_argument_group("figures")
-    group.add_argument(
-        "--encoders", nargs="+", type=cli.mapped, default=["clip", "dinov2"], metavar="NAME[=SOURCE]",
-        help=f"of {', '.join(features.NAMES)}; a hub id or folder after `=`; `none` for what needs no encoder",
-    )  # fmt: skip
-    group.add_argument("--inception", metavar="FILE|URL", help="the FID network as TorchScript; adds that encoder")
-    group.add_argument("--inception_sha256", default=features.INCEPTION_SHA256, help="what that file must have")
-    group.add_argument(
-        "--attributes", nargs="+", type=canonical, help="columns to split by and to check (default: article, colour …)"
-    )
-    group.add_argument("--resamples", type=int, default=1000, help="bootstraps for each interval")
-    group.add_argument("--seed", type=int, default=0, help="of bootstraps, halves, samples, and the human study")
-    group = parser.add_argument_group("targets and reports")
-    group.add_argument(
-        "--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT",
-        help='what is asked for: "fid<50" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {fid: "<50"}`',
-    )  # fmt: skip
-    group.add_argument("--fail_under_targets", action="store_true", help="exit with 3 unless all are shown to be met")
-    group.add_argument("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
-    group.add_argument("--human_study", type=int, metavar="N", help="write a page to rate N pictures on, and stop")
-    group.add_argument("--ratings", type=Path, nargs="+", metavar="JSON", help="what raters downloaded from that page")
-    group.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="put these evaluations side by side")
-    group = parser.add_argument_group("work")
-    group.add_argument("--batch_size", type=int, default=32, help="pictures at once through an encoder")
-    group.add_argument("--num_workers", type=int, default=available_cores(), help="threads that decode pictures")
-    group.add_argument("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
-    group.add_argument("--overwrite", action="store_true", help="replace another set's evaluation or study there")
+    evaluation_flags.add_flags(parser)
     args = cli.parse_args(parser, argv)
-    for name in ("resamples", "batch_size", "num_workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: must be 1 or more")
-    person = any(getattr(args, name) for name in ("identity_reference", *subject.SETS))
-    real = [] if person and not args.train and args.human_study is None else ["real"]
-    needed = ["output_dir"] if args.compare else [*real, "generated", "output_dir"]
-    if lacking := [f"--{name}" for name in needed if getattr(args, name) is None]:
-        parser.error(f"{' and '.join(lacking)} must be given")
-    alone = "compare" if args.compare else "human_study" if args.human_study is not None else None
-    strange = {"compare": (*SETS, "identity_reference", "human_study", *LATER), "human_study": LATER}.get(alone, ())
-    if wrong := [f"--{name}" for name in strange if getattr(args, name) not in (None, False)]:
-        parser.error(f"{' and '.join(wrong)} {'do' if wrong[1:] else 'does'} not go with --{alone}; give two commands")
-    if args.fail_under_targets and not args.targets:
-        parser.error("--fail_under_targets: there are no --targets")
+    evaluation_flags.check_flags(parser, args)
     return args
 
 
-def read_encoders(words: list[str], inception: str | None) -> dict[str, str | None]:
-    """{name: where it is, if that was said}."""
-    if words == ["none"]:
-        return {"inception": inception} if inception else {}
-    sources = {}
-    for word in words:
-        name, _, source = word.partition("=")
-        if name not in features.NAMES:
-            raise UserError(f"--encoders {word}: no such encoder; choose among {', '.join(features.NAMES)}, or `none`")
-        sources[name] = source or None
-    return sources | ({"inception": inception} if inception else {})
-
-
 def known_figures(given: set[str], encoders: list[str], columns: list[str]) -> list[str]:
-    """`given`: the names of the flags that have a value; `columns`: the attributes that can be read off."""
+    """The ids that metrics.json will have. `given`: the flags that have a value; `columns`: what can be read off."""
+    about_one = subject.known_figures(given, encoders)
     if "real" not in given:
-        return ["invalid", *subject.known_figures(given)]
-    found = [*evaluation.QUALITY, *evaluation.DIVERSITY] if encoders else []
-    if "train" in given:
-        found += [*(evaluation.NOVELTY if encoders else ()), "near_copies"]
-    if {"clip", "demo"} & {*encoders}:
-        found += ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
-    return [*found, *failures.LIMITS, *subject.known_figures(given)]
+        return ["invalid", *about_one]
+    kinds = [*evaluation.QUALITY, *evaluation.DIVERSITY, *(evaluation.NOVELTY if "train" in given else ())]
+    found = [f"{kind}/{name}" for name in encoders for kind in kinds if kind != "cmmd" or name in features.CLIPS]
+    for name in [name for name in encoders if name in features.CLIPS][:1]:
+        kinds = ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
+        found += [f"{kind}/{name}" for kind in kinds]
+    return [*found, *failures.LIMITS, *(["near_copies"] if "train" in given else []), *about_one]
 
 
 def check_folder(args, out: Path) -> None:
@@ -166,15 +109,14 @@ def readable(name: str, records: list[dict], keys: list[str], rows: np.ndarray) 
     return [records[i] for i in kept], [keys[i] for i in kept], rows[kept]
 
 
-def judge_adherence(args, encoder, rows: dict, sets: dict) -> tuple[list[dict], dict, dict, np.ndarray]:
-    """Figures, splits and shares by attribute, and each picture's score."""
+def judge_adherence(args, encoder, rows: dict, sets: dict, columns: dict) -> tuple[list, dict, dict, np.ndarray]:
+    """Figures, splits and shares by attribute, and each picture's score. `columns`: {attribute: its values}."""
     real, generated = sets["real"], sets["generated"]
     scores = adherence.clip_scores(encoder, rows["generated"], generated)
     real_scores = adherence.clip_scores(encoder, rows["real"], real)
     figures = adherence.scores_figures(encoder.name, scores, real_scores, args.resamples, args.seed)
     splits, shares = {"clip_score": {}}, {}
-    for key in adherence.usable_attributes([real, generated], args.attributes):
-        values = sorted({one[key] for one in (*real, *generated) if one.get(key)})
+    for key, values in columns.items():
         seen = adherence.read_off(encoder, rows["generated"], generated, key, values)
         real_seen = adherence.read_off(encoder, rows["real"], real, key, values)
         hits = adherence.attribute_hits(generated, seen, key)
@@ -213,18 +155,14 @@ def judge_looks(sets: dict, measures: dict) -> tuple[list[dict], list[dict]]:
     return [one], copies
 
 
-def list_neighbours(encoder: str, rows: dict, sets: dict, copies: dict) -> list[dict]:
+def list_neighbours(encoder: str, sets: dict, copies: dict) -> list[dict]:
     """The generated pictures nearest to a training picture, suspected or not."""
-    from utils.metrics import nearest
-
-    distances, which = (column[:, 0] for column in nearest(rows["generated"], rows["train"]))
     return [
         {
-            "file": sets["generated"][i]["path"], "nearest": sets["train"][which[i]]["path"],
-            "distance": float(distances[i]), "limit": copies["threshold"],
-            "suspected": bool(distances[i] < copies["threshold"]), "by": encoder,
+            "file": sets["generated"][i]["path"], "nearest": sets["train"][which]["path"], "distance": distance,
+            "limit": copies["threshold"], "suspected": distance < copies["threshold"], "by": encoder,
         }
-        for i in distances.argsort(kind="stable")[:SHOWN]
+        for i, which, distance in copies["nearest"][:SHOWN]
     ]  # fmt: skip
 
 
@@ -241,7 +179,7 @@ def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[l
         some, copies = evaluation.novelty(name, *(rows[name][part] for part in ("train", "real", "generated")))
         figures += some
         if copies and not any(pair["by"] != "look" for pair in pairs):
-            listed = list_neighbours(name, rows[name], sets, copies)
+            listed = list_neighbours(name, sets, copies)
             known = {pair["file"] for pair in listed}
             pairs = listed + [pair for pair in pairs if pair["file"] not in known]
     return figures, pairs[: 2 * SHOWN]
@@ -273,8 +211,8 @@ def relative(value, out: Path):
     return [relative(one, out) for one in value] if isinstance(value, list) else value
 
 
-def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict) -> dict:
-    """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}."""
+def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict, rows: dict, columns: dict) -> dict:
+    """All that metrics.json says about the sets. `rows`: {encoder: {set: features}}; `columns`: {attribute: values}."""
     real, generated = sets["real"], sets["generated"]
     figures, splits, shares, scores = [], {}, {}, None
 
@@ -287,11 +225,10 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     for encoder, found in zip(encoders, judged):
         figures += found
         if encoder.embed_texts and scores is None:
-            some, splits, shares, scores = judge_adherence(args, encoder, rows[encoder.name], sets)
+            some, splits, shares, scores = judge_adherence(args, encoder, rows[encoder.name], sets, columns)
             figures += some
     if not shares:
-        for key in adherence.usable_attributes([real, generated], args.attributes):
-            shares[key] = adherence.shares(real, generated, key, None, None)
+        shares = {key: adherence.shares(real, generated, key, None, None) for key in columns}
     failed, listed = failures.judge(sets["all generated"], measures["all generated"], real, measures["real"])
     figures += failed
     colours = 1 - failures.find_failures(generated, measures["generated"])["wrong_colour"]
@@ -365,7 +302,7 @@ def main(args) -> int:
         return study_or_compare(args)
     accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
     is_main, out = accelerator.is_main_process, args.output_dir
-    sources = read_encoders(args.encoders, args.inception)
+    sources = evaluation_flags.read_encoders(args.encoders, args.inception)
     given = {name for name, value in vars(args).items() if value is not None}
     subject.check_flags(given, list(sources))
     sets = spell_alike({n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)})
@@ -373,7 +310,7 @@ def main(args) -> int:
     adherence.check_attributes(judged, args.attributes)
     columns = adherence.usable_attributes(judged, args.attributes)
     for words in args.targets:
-        targets.check_target(words, list(sources), known_figures(given, list(sources), columns))
+        targets.check_target(words, known_figures(given, list(sources), list(columns)))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
@@ -407,7 +344,7 @@ def main(args) -> int:
         sets[name], keys[name], measures[name] = readable(name, sets[name], keys[name], measures[name])
 
     if "real" in sets:
-        found = compute_figures(args, encoders, sets, keys, measures, rows)
+        found = compute_figures(args, encoders, sets, keys, measures, rows, columns)
     else:
         found = compute_without_real(encoders, sets, measures, rows, args.seed)
     if given & {"identity_reference", *subject.SETS}:

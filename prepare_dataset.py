@@ -199,11 +199,18 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     return metadata
 
 
+def source_flag(args) -> str:
+    """The flag that named the pictures: photos are read as any catalogue is."""
+    return "--portraits" if args.portraits else "--catalogue"
+
+
 def check_output(args: argparse.Namespace) -> None:
     """What may not be written or replaced is named before any work."""
     folder, source = args.output_dir.resolve(), Path(args.catalogue).resolve()
     if source.exists() and (folder == source or source in folder.parents or folder in source.parents):
-        raise UserError(f"--output_dir {args.output_dir}: lies in the catalogue or around it; name a folder beside it")
+        raise UserError(
+            f"--output_dir {args.output_dir}: lies in {args.catalogue} or around it; name a folder beside it"
+        )
     files.recover_folder(args.output_dir)
     if args.overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         files.check_writable(args.output_dir)
@@ -234,7 +241,7 @@ def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[
         rejected = rejected + silent
     if not products:
         why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
-        raise UserError(f"--catalogue {args.catalogue}: no product can be used ({why})")
+        raise UserError(f"{source_flag(args)} {args.catalogue}: no product can be used ({why})")
     return products, rejected, categories, columns
 
 
@@ -327,7 +334,8 @@ def prepare(
     if args.strict:
         refuse_faults(rejected)
     if not placed:
-        raise UserError(f"--catalogue {args.catalogue}: not one picture can be used ({rejected[0]['reason']}, …)")
+        why = rejected[0]["reason"]
+        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used ({why}, …)")
     analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
     if args.portraits:
         analysis["photos"] = portraits.photo_rows(products, good, rejected)
@@ -349,17 +357,6 @@ def prepare(
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        return run(args)
-    except UserError as error:  # photos are read as any catalogue is, but were named by another flag
-        if not args.portraits:
-            raise
-        raise UserError(
-            str(error).replace("--catalogue", "--portraits").replace("the catalogue", "that folder")
-        ) from None
-
-
-def run(args: argparse.Namespace) -> int:
     if args.verify:
         pictures, broken = data.verify_dataset(args.verify, args.num_workers)
         verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
@@ -370,8 +367,9 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
     models = faces.load_faces(args.face_detector) if args.face_detector else None  # it, too, may be missing
     found = sources.read_catalogue(
-        args.catalogue, args.image_column, args.caption_column, args.dataset_config_name, args.dataset_split
-    )
+        args.catalogue, source_flag(args), args.image_column, args.caption_column, args.dataset_config_name,
+        args.dataset_split
+    )  # fmt: skip
     facts = report.catalogue_facts(found)
     print("\n".join(report.catalogue_lines(facts)))
     products, rejected, categories, columns = choose_products(found, args)

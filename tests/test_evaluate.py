@@ -11,7 +11,7 @@ from PIL import Image
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
-from utils import adherence, failures, picture_measures, targets
+from utils import adherence, cli, evaluation_flags, failures, picture_measures, subject, targets
 from utils.cli import UserError
 from utils.compare_page import compare_figures
 
@@ -62,6 +62,16 @@ def run(sets: dict, generated: Path, out: Path, *more) -> tuple[int, dict]:
     return code, metrics | {one["id"]: one for one in metrics["figures"]}
 
 
+def check_foreseen(found: dict, given: set[str], columns: tuple = ()) -> None:
+    """That a target is held against the figures that come, and against what they can be."""
+    ids = [one["id"] for one in found["figures"]]
+    assert sorted(ids) == sorted(evaluate.known_figures(given, ["demo"], columns))
+    for one in found["figures"]:
+        low, high = targets.figure_range(one["id"])
+        assert (one["unit"] == "%") == ((low, high) == targets.SHARE), one["id"]
+        assert low <= one["high"] and one["low"] <= high, one["id"]
+
+
 @pytest.fixture(scope="module")
 def good(sets):
     return run(sets, sets["good"], sets["root"] / "evaluation", "--train", sets["train"])[1]
@@ -78,6 +88,7 @@ def test_every_figure_has_its_n_and_an_interval_around_it(good, sets):
     assert (out / "report.html").stat().st_size > 10_000
     assert {row["value"] for row in good["shares"]["colour"]} == set(NAMES)
     assert good["shares"]["colour"][0]["by"] == "clip" and good["shares"]["colour"][0]["plan"]
+    check_foreseen(good, {"real", "train"}, good["shares"])
 
 
 def test_a_good_set_is_found_good(good):
@@ -182,12 +193,21 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--targets", "fid<50"], "needs inception"),
         (
             ["--targets", "article_colour>3"],
-            "there are fid, kid, fd_dinov2, cmmd, frechet, .*article_accuracy, colour_accuracy",
+            "there are frechet/demo, kid/demo, cmmd/demo, .*article_accuracy/demo, colour_accuracy/demo",
         ),
         (["--targets", "copies<0.1"], "no figure is called `copies` with these flags"),
-        (["--targets", "invalid<200%"], "a share is 0% to 100%"),
+        (["--targets", "clip_score/dinov2>0"], "no figure is called `clip_score/dinov2`"),
+        (["--targets", "invalid<200%"], r"invalid is 0 to 1 \(0% to 100%\)"),
+        (["--targets", "invalid<2"], "invalid is 0 to 1"),
+        (["--targets", "recall>1"], "recall/demo is 0 to 1"),
+        (["--targets", "frechet<-5"], "frechet/demo is 0 or more"),
+        (["--targets", "kid<5%"], "kid/demo is no share"),
+        (["--targets", "frechet<50%"], "frechet/demo is no share"),
+        (["--targets", "clip_score>25"], "clip_score/demo is -1 to 1"),
+        (["--targets", "frechet=50"], "expected a figure and its limit"),
         (["--targets", "fid"], "expected a figure and its limit"),
         (["--encoders", "vgg"], "no such encoder"),
+        (["--encoders", "inception=a", "--inception", "b"], "inception=b: a second inception; give one"),
         (["--attributes", "heel"], "no picture has one; there are article, colour"),
         (["--utility", "nowhere"], "no results.json there"),
     ],
@@ -206,18 +226,76 @@ def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_p
     assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
+EVERY_FLAG = (
+    "--real r", "--train t", "--generated g", "--identity_reference i", "--face_detector d", "--face_embedder e",
+    "--instance_data_dir p", "--prior_before b", "--prior_after a", "--encoders demo", "--inception f",
+    "--inception_sha256 0", "--attributes colour", "--resamples 9", "--seed 9", "--targets fid<5",
+    "--fail_under_targets", "--utility u", "--human_study 4", "--ratings c", "--compare x y", "--batch_size 9",
+    "--num_workers 99", "--output_dir o", "--overwrite",
+)  # fmt: skip
+
+
+def refusal(words: str, capsys) -> str:
+    with pytest.raises(SystemExit):
+        evaluate.parse_args(words.split())
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "task, useful",
+    [
+        ("--compare x y --output_dir o", ["--dry_run"]),
+        ("--human_study 4 --real r --generated g --output_dir o", ["--seed 9", "--overwrite", "--dry_run"]),
+    ],
+)
+def test_what_means_nothing_to_a_task_that_stands_alone_is_refused(capsys, task, useful):
+    name = task.split()[0]
+    evaluate.parse_args([*task.split(), *" ".join(useful).split()])
+    for words in EVERY_FLAG:
+        flag = words.split()[0]
+        if flag not in task.split() and words not in useful and flag != "--compare":
+            assert f"{flag} does nothing beside {name}" in refusal(f"{task} {words}", capsys)
+    said = refusal(f"{task} --train t --targets fid<5", capsys)
+    assert f"--train and --targets do nothing beside {name}; leave out, or give two commands" in said
+
+
+def test_every_flag_is_among_those_that_are_tried():
+    parser = cli.make_parser("")
+    evaluation_flags.add_flags(parser)
+    there = {action.option_strings[-1] for action in parser._actions}
+    assert there == {words.split()[0] for words in EVERY_FLAG} | {"--help", "--config", "--dry_run", "--debug"}
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--real a --generated b --human_study 4 --ratings c.json", "--ratings does not go with --human_study"),
-        ("--compare a b --real c --generated d", "--real and --generated do not go with --compare"),
-        ("--compare a b --human_study 4", "--human_study does not go with --compare"),
+        ("--human_study 4 --compare x y", "--human_study does nothing beside --compare"),
+        ("--real r --fail_under_targets", "--fail_under_targets: does nothing without --targets"),
+        ("--real r --inception_sha256 0", "--inception_sha256: does nothing without --inception"),
+        ("--real r --encoders none --batch_size 9", "--batch_size: does nothing without --encoders NAME"),
+        ("--real r --encoders none --resamples 9", "--resamples: does nothing without --encoders NAME"),
+        ("--real r --face_embedder sface", "--face_embedder: does nothing without --identity_reference"),
+        ("--instance_data_dir p --resamples 9", "--resamples: does nothing without --real"),
+        ("--instance_data_dir p --encoders clip inception", "--inception: does nothing without --real"),
+        ("--instance_data_dir p --attributes colour", "does nothing without --real or --identity_reference; give both"),
+        ("--real r --seed -1", "--seed: -1: expected a whole number"),
     ],
 )
-def test_flags_that_would_do_nothing_are_refused(capsys, words, message):
-    with pytest.raises(SystemExit):
-        evaluate.parse_args([*words.split(), "--output_dir", "out"])
-    assert message in capsys.readouterr().err
+def test_a_flag_that_would_do_nothing_is_refused(capsys, words, message):
+    assert message in refusal(f"{words} {'' if '--compare' in words else '--generated g'} --output_dir o", capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--real r --encoders clip inception --inception_sha256 0",
+        "--real r --encoders none --inception f --inception_sha256 0 --resamples 9 --batch_size 9",
+        "--real r --encoders none --attributes colour",
+        "--identity_reference i --attributes place --face_detector d --encoders demo --batch_size 9",
+    ],
+)
+def test_flags_that_belong_together_are_taken(words):
+    evaluate.parse_args(f"{words} --generated g --output_dir o".split())
 
 
 def test_nothing_is_written_among_pictures_that_are_read(sets):
@@ -260,6 +338,11 @@ def test_a_target_is_shown_only_where_the_interval_is_clear_of_it(low, value, hi
     found = targets.judge(f"fid{asked}", [one])
     assert found["met"] is met and found["figure"] == "frechet/inception"
     assert found["asked"].replace(" ", "") == asked.replace(" ", "")
+
+
+@pytest.mark.parametrize("words", ["invalid<1", "auth_pct>0", "kid<0", "cmmd<5", "vendi>1", "colour_accuracy>=90%"])
+def test_a_limit_that_can_be_met_and_missed_is_taken(good, words):
+    targets.check_target(words, [one["id"] for one in good["figures"]])
 
 
 def test_a_share_as_a_target_may_be_in_per_cent():
@@ -326,6 +409,7 @@ def test_a_person_is_judged_without_real_pictures_and_what_is_left_out_is_said(p
     ids = ["invalid", *(f"identity/{name}" for name in names), "fidelity/subject/demo", "fidelity/prompt/demo"]
     ids += [f"fidelity/{name}/demo" for name in ("prior_distance", "prior_variety", "prior_leak")]
     assert code == 0 and [one["id"] for one in faithful["figures"]] == ids
+    check_foreseen(faithful, {"identity_reference", *subject.SETS})
     assert faithful["identity/verified"]["value"] == 15 / 16 and other["identity/verified"]["value"] == 8 / 16
     assert faithful["fidelity/prior_distance/demo"]["high"] < 1e-6 < other["fidelity/prior_distance/demo"]["low"]
     assert [one["met"] for one in faithful["targets"]] == [True, True] and other["targets"][0]["met"] is not True
@@ -364,8 +448,7 @@ PICTURES = Path(__file__).resolve().parent.parent / "docs/images"
     "words, message",
     [
         (["--prior_before", "."], "--prior_before and --prior_after: .*give both"),
-        (["--instance_data_dir", ".", "--face_embedder", "sface"], "--face_embedder: there is no --identity_reference"),
-        (["--instance_data_dir", ".", "--encoders", "inception"], "name one of clip, dinov2, demo"),
+        (["--instance_data_dir", ".", "--encoders", "none"], "name one of clip, dinov2, demo"),
         (["--instance_data_dir", PICTURES, "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
         (["--instance_data_dir", "nowhere"], "--instance_data_dir nowhere: no such folder"),
         (["--identity_reference", ".", "--face_detector", "x.onnx"], "--face_detector x.onnx: .*huggingface.co"),

@@ -338,8 +338,9 @@ def test_copies_are_suspected_nearest_first_and_new_ones_are_not():
     train, test, new = normal(300, 16), normal(100, 16, seed=1), normal(150, 16, seed=2)
     generated = np.concatenate([new, train[[5, 9]] + 0.01 * normal(2, 16), train[[7]]])
     found = compare_novelty(train, test, generated)
-    assert [pair[:2] for pair in found["copies"]["suspects"]][:1] == [[152, 7]]
-    assert {tuple(pair[:2]) for pair in found["copies"]["suspects"][1:3]} == {(150, 5), (151, 9)}
+    nearest = found["copies"]["nearest"]
+    assert len(nearest) == 153 and nearest[0][:2] == (152, 7)
+    assert {pair[:2] for pair in nearest[1:3]} == {(150, 5), (151, 9)}
     assert found["copies"]["value"] < 0.05 and found["auth_pct"]["value"] > 40
     copied = compare_novelty(train, test, train[:60])
     assert copied["auth_pct"]["value"] == 0 and copied["copies"]["low"] > copied["copies"]["real"]["high"]

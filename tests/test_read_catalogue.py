@@ -70,7 +70,7 @@ def test_the_caption_may_be_a_column_that_has_a_short_name(tmp_path):
         '{"file_name": "1.png", "productDisplayName": "Rook", "baseColour": "Red"}'
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
-    found = read_catalogue(str(tmp_path), None, "productDisplayName", None, "train")
+    found = read_catalogue(str(tmp_path), "--catalogue", None, "productDisplayName", None, "train")
     assert found.products[0]["text"] == "Rook" and found.products[0]["attributes"] == {"colour": "Red"}
 
 
@@ -193,7 +193,7 @@ def test_a_dataset_that_datasets_reads(tmp_path, kind):
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     (tmp_path / "d").mkdir()
     dataset.to_parquet(tmp_path / "d/x.parquet") if kind == "parquet" else dataset.save_to_disk(tmp_path / "d")
-    found = read_catalogue(str(tmp_path / "d"), None, "text", None, "train")
+    found = read_catalogue(str(tmp_path / "d"), "--catalogue", None, "text", None, "train")
     assert [(one["id"], one["text"], one["attributes"]["colour"]) for one in found.products] == [
         ("7", "a red shoe", "Red"),
         ("8", "a blue shoe", None),
@@ -203,10 +203,22 @@ def test_a_dataset_that_datasets_reads(tmp_path, kind):
         read_hub(str(tmp_path / "d"), None, "train", "photo", "text")
 
 
-def test_what_is_neither_folder_nor_dataset_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="--catalogue .*nowhere"):
-        read_catalogue(str(tmp_path / "nowhere"), None, "text", None, "train")
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: folder.rmdir(), "no such folder"),
+        (lambda folder: folder.rmdir() or folder.write_text(""), "is a file"),
+        (lambda folder: None, "it is empty"),
+        (lambda folder: (folder / "styles.csv").write_text(HEADER), "no folder images/"),
+        (lambda folder: (folder / "metadata.csv").write_text("a,b\n1,2\n"), "line 1: found `a,b`"),
+        (lambda folder: (folder / "state.json").write_text("{}"), "its split train can't be read"),
+    ],
+)
+def test_what_can_not_be_read_is_told_with_the_flag_that_named_it(tmp_path, make, message):
+    (tmp_path / "place").mkdir()
+    make(tmp_path / "place")
+    with pytest.raises(UserError, match=f"^--real .*place.*{message}"):
+        read_catalogue(str(tmp_path / "place"), "--real", None, "text", None, "train")
 
 
 def test_an_unknown_category_is_answered_with_near_ones(tmp_path):

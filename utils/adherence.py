@@ -26,10 +26,10 @@ def check_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -
             raise UserError(f"--attributes {key}: no picture has one; there are {', '.join(sorted(there)) or 'none'}")
 
 
-def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> list[str]:
-    """The wanted columns, or those of USUAL that the sets have; each with two values at least."""
+def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> dict[str, list[str]]:
+    """The wanted columns, or those of USUAL that the sets have, and the values of each, at least two."""
     values = {key: {one[key] for records in sets for one in records if one.get(key)} for key in wanted or USUAL}
-    return [key for key, found in values.items() if 1 < len(found) <= MOST_VALUES]
+    return {key: sorted(found) for key, found in values.items() if 1 < len(found) <= MOST_VALUES}
 
 
 def clip_scores(encoder: Encoder, features: np.ndarray, records: list[dict]) -> np.ndarray:

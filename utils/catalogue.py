@@ -36,7 +36,7 @@ def left_out(product: dict, reason: str, detail: str = "") -> dict:
     return {key: product[key] for key in ("id", "row", "attributes")} | {"reason": reason, "detail": detail}
 
 
-def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue) -> list[tuple[int, dict]]:
+def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag: str) -> list[tuple[int, dict]]:
     """(line number, row) of a CSV file, each damage mended or told in `catalogue`; every row must have a `key`."""
     lines, odd = decode_lines(path.read_bytes())
     header = split_records(lines[:1], 1)
@@ -45,9 +45,7 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue) -> li
         columns.pop()
     if key not in columns:
         found = ",".join(header[0][1])[:80] if header else "an empty file"
-        raise UserError(
-            f"--catalogue: {path}: line 1: found `{found}`; expected names of columns with `{key}` among them"
-        )
+        raise UserError(f"{flag} {path}: line 1: found `{found}`; expected names of columns with `{key}` among them")
     if odd:
         catalogue.notes.append(f"{path.name}: {counted(odd, 'line')} not in UTF-8, read as Latin-1")
     free = columns.index(free_text) if free_text in columns else None
@@ -71,14 +69,14 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue) -> li
     return rows
 
 
-def read_styles(folder: Path) -> Catalogue:
+def read_styles(folder: Path, flag: str = "--catalogue") -> Catalogue:
     """styles.csv and images/<id>.jpg, the layout of the Fashion Product Images dataset."""
     catalogue = Catalogue("styles.csv")
-    rows = read_table(folder / "styles.csv", "id", "name", catalogue)
+    rows = read_table(folder / "styles.csv", "id", "name", catalogue, flag)
     images = folder / "images"
     if not images.is_dir():
         raise UserError(
-            f"--catalogue {folder}: there is a styles.csv but no folder images/ beside it; put the pictures there"
+            f"{flag} {folder}: there is a styles.csv but no folder images/ beside it; put the pictures there"
         )
     by_name, by_stem = {}, {}
     for name in list_files(images):
@@ -123,7 +121,9 @@ def _add_picture(catalogue: Catalogue, taken: set[str], name: str, row, image, t
     catalogue.products.append({"id": product_id, "row": row, "image": image, "text": text, "attributes": attributes})
 
 
-def read_imagefolder(tables: list[Path], image_column: str, caption_column: str) -> Catalogue:
+def read_imagefolder(
+    tables: list[Path], image_column: str, caption_column: str, flag: str = "--catalogue"
+) -> Catalogue:
     """Folders with metadata.jsonl or metadata.csv, whose `file_name` is relative to the table's own folder."""
     catalogue = Catalogue("imagefolder")
     taken, listed = set(), {}
@@ -131,7 +131,7 @@ def read_imagefolder(tables: list[Path], image_column: str, caption_column: str)
         prefix = f"{table.parent.name}/" if len(tables) > 1 else ""
         files = list_files(table.parent)
         if table.suffix == ".csv":
-            rows = read_table(table, image_column, caption_column, catalogue)
+            rows = read_table(table, image_column, caption_column, catalogue, flag)
         else:
             rows = _read_jsonl(table, image_column, catalogue)
         for line, row in rows:
@@ -166,7 +166,7 @@ def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, 
     return rows
 
 
-def read_folder(folder: Path) -> Catalogue:
+def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
     """Pictures with their captions in <name>.txt beside them."""
     catalogue = Catalogue("picture folder")
     taken, files = set(), list_files(folder)
@@ -186,7 +186,7 @@ def read_folder(folder: Path) -> Catalogue:
         tables = ", ".join(name for name in files if name.endswith(".csv"))
         hint = f"found {tables or counted(len(files), 'other file')}" if files else "it is empty"
         raise UserError(
-            f"--catalogue {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or pictures "
+            f"{flag} {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or pictures "
             f"({', '.join(IMAGE_TYPES)})"
         )
     catalogue.rows = len(catalogue.products)

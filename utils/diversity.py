@@ -94,8 +94,8 @@ def share(hits: np.ndarray, scale: float = 1.0) -> dict:
 def compare_novelty(train, test, generated) -> dict[str, dict]:
     """AuthPct and the share of suspected copies, and the same of the test photos (`real`), which are no copies.
 
-    Suspected is what lies nearer to a training photo than all but 1 % of the test photos do; `suspects` lists
-    [generated item, training item, distance], nearest first.
+    Suspected is what lies nearer to a training photo than all but 1 % of the test photos do; `nearest` lists
+    (generated item, its training item, distance) of all of them, nearest first.
     """
     train, generated = as_pair(train, generated)
     test = as_features(test, what="test features")
@@ -104,8 +104,6 @@ def compare_novelty(train, test, generated) -> dict[str, dict]:
     distances, which = (column[:, 0] for column in nearest(generated, train))
     calibration = nearest(test, train)[0][:, 0]
     threshold = float(np.quantile(calibration, NEAR))
-    suspects = np.flatnonzero(distances < threshold)
-    suspects = suspects[distances[suspects].argsort(kind="stable")]
     found = {
         "auth_pct": [share(metrics.authentic(train, features), 100) for features in (test, generated)],
         "copies": [share(one < threshold) for one in (calibration, distances)],
@@ -114,6 +112,6 @@ def compare_novelty(train, test, generated) -> dict[str, dict]:
     results = {name: own | sizes | {"real": real} for name, (real, own) in found.items()}
     results["copies"] |= {
         "threshold": threshold,
-        "suspects": [[int(i), int(which[i]), float(distances[i])] for i in suspects],
+        "nearest": [(int(i), int(which[i]), float(distances[i])) for i in distances.argsort(kind="stable")],
     }
     return results

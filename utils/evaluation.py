@@ -9,6 +9,7 @@ import numpy as np
 
 from utils import comparison, diversity, intervals
 from utils.cli import UserError
+from utils.features import CLIPS
 
 HALVES = "the floor is the same between two halves of the real set, compared with what so many generated ones get"
 QUALITY = {
@@ -89,7 +90,7 @@ def quality(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: in
     figures = _try([blanks["frechet"]], lambda: [(comparison.compare_frechet(real, generated, **options),)])
     for one in figures:  # a distance is not below 0
         one["low"] = one["low"] and max(0.0, one["low"])
-    for name in ("kid", "cmmd") if encoder in ("clip", "demo") else ("kid",):
+    for name in ("kid", "cmmd") if encoder in CLIPS else ("kid",):
         figures += _try([blanks[name]], lambda: [(comparison.compare_mmd(real, generated, name, **options),)])  # noqa: B023
     names = ("precision", "recall", "density", "coverage")
 

@@ -23,6 +23,7 @@ from utils.hub import hub_failure
 from utils.parallel import thread_map
 
 NAMES = ("clip", "dinov2", "inception", "demo")
+CLIPS = ("clip", "demo")  # what these know of pictures and of texts can be compared
 HUB = {"clip": "openai/clip-vit-base-patch32", "dinov2": "facebook/dinov2-base"}
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -44,7 +45,7 @@ def load_encoder(
     name: str, source: str | None = None, device="cpu", flag: str = "--encoders", sha256: str = INCEPTION_SHA256
 ) -> Encoder:
     """An encoder of NAMES; `source` is a hub id or folder, or for Inception a file or URL with that `sha256`."""
-    if name in ("clip", "demo"):
+    if name in CLIPS:
         return _load_clip(name, source or HUB.get(name, "demo"), device, flag)
     if name == "dinov2":
         return _load_dinov2(source or HUB[name], device, flag)

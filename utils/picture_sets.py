@@ -97,10 +97,7 @@ def _read_generated(folder: Path, flag: str) -> list[dict]:
 
 
 def _read_folder(folder: Path, flag: str) -> list[dict]:
-    try:
-        found = sources.read_catalogue(str(folder), None, "text", None, "train")
-    except UserError as error:
-        raise UserError(str(error).replace("--catalogue", flag)) from None
+    found = sources.read_catalogue(str(folder), flag, None, "text", None, "train")
     if found.dataset is not None:
         raise UserError(f"{flag} {folder}: is a saved dataset; give a folder of pictures")
     if found.rejected:

@@ -14,22 +14,25 @@ from utils.hub import hub_failure
 from utils.tables import canonical, clean_cell
 
 
-def read_catalogue(name: str, image_column, caption_column, config, split) -> Catalogue:
-    """Whatever the layout: styles.csv wins over metadata.*, that over what `datasets` has saved, that over pictures."""
+def read_catalogue(name: str, flag: str, image_column, caption_column, config, split) -> Catalogue:
+    """Whatever the layout: styles.csv wins over metadata.*, that over what `datasets` has saved, that over pictures.
+
+    `flag` is the one that named the place, for what is wrong with it.
+    """
     folder, caption_column = Path(name), canonical(caption_column)
     if folder.is_file():
-        raise UserError(f"--catalogue {name}: is a file; give the folder it is in")
+        raise UserError(f"{flag} {name}: is a file; give the folder it is in")
     if folder.is_dir():
         if (folder / "styles.csv").exists():
-            return catalogue.read_styles(folder)
+            return catalogue.read_styles(folder, flag)
         tables = [path for path in sorted(folder.glob("metadata.*")) if path.suffix in (".jsonl", ".csv")]
         tables = tables or [path for path in sorted(folder.glob("*/metadata.*")) if path.suffix in (".jsonl", ".csv")]
         if tables:
-            return catalogue.read_imagefolder(tables, image_column or "file_name", caption_column)
+            return catalogue.read_imagefolder(tables, image_column or "file_name", caption_column, flag)
         saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
         if not saved and not any(folder.rglob("*.parquet")):
-            return catalogue.read_folder(folder)
-    return read_hub(name, config, split, image_column or "image", caption_column)
+            return catalogue.read_folder(folder, flag)
+    return read_hub(name, config, split, image_column or "image", caption_column, flag)
 
 
 def select_products(found: Catalogue, wanted: list[str] | None, column: str) -> tuple[list[dict], list[dict], Counter]:
@@ -69,11 +72,11 @@ def source_fingerprint(found: Catalogue, products: list[dict], rejected: list[di
     return digest.hexdigest()
 
 
-def load_dataset(name: str, config: str | None, split: str):
+def load_dataset(name: str, config: str | None, split: str, flag: str):
     """A split of a dataset of the hub, or of a folder that `datasets` has saved or can load."""
     path = Path(name)
     if not path.exists() and (name.count("/") != 1 or name[0] in "./~" or path.parent.is_dir()):
-        raise UserError(f"--catalogue {name}: no such folder (a hub dataset is named owner/name)")
+        raise UserError(f"{flag} {name}: no such folder (a hub dataset is named owner/name)")
     import datasets
 
     try:
@@ -82,13 +85,15 @@ def load_dataset(name: str, config: str | None, split: str):
             return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
         return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of the network, the hub, the loader: a dozen types
-        what = f"can't be read with --dataset_split {split}" if path.exists() else "no such folder; as a hub id"
-        raise UserError(f"--catalogue {name}: {what}: {hub_failure(error)}") from error
+        what = f"its split {split} can't be read" if path.exists() else "no such folder; as a hub id"
+        raise UserError(f"{flag} {name}: {what}: {hub_failure(error)}") from error
 
 
-def read_hub(name: str, config: str | None, split: str, image_column: str, caption_column: str) -> Catalogue:
+def read_hub(
+    name: str, config: str | None, split: str, image_column: str, caption_column: str, flag: str = "--catalogue"
+) -> Catalogue:
     """What `datasets` can load; pictures are read when they are needed."""
-    dataset = load_dataset(name, config, split)
+    dataset = load_dataset(name, config, split, flag)
     import datasets  # after the check of the name: the import takes seconds
 
     if image_column not in dataset.column_names:

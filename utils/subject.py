@@ -8,7 +8,7 @@ import numpy as np
 
 from utils import adherence, faces, fidelity, identity
 from utils.cli import UserError, counted
-from utils.features import Encoder, text_features
+from utils.features import CLIPS, Encoder, text_features
 from utils.picture_sets import OWN
 from utils.tables import canonical
 
@@ -36,9 +36,6 @@ def check_flags(given: set[str], encoders: list[str]) -> None:
     """`given`: the names of the flags that have a value."""
     if len(given & set(PRIOR)) == 1:
         raise UserError("--prior_before and --prior_after: one says nothing without the other; give both")
-    alone = {"face_detector", "face_embedder"} & given
-    if alone and "identity_reference" not in given:
-        raise UserError(f"--{min(alone)}: there is no --identity_reference to compare faces with")
     measured = given & set(SETS)
     if measured and not set(encoders) & set(ENCODERS):
         raise UserError(
@@ -46,15 +43,15 @@ def check_flags(given: set[str], encoders: list[str]) -> None:
         )
 
 
-def known_figures(given: set[str]) -> list[str]:
-    """The names that a target may have; where the pictures carry no texts, there will be no fidelity/prompt."""
+def known_figures(given: set[str], encoders: list[str]) -> list[str]:
+    """The ids that metrics.json will have; where the pictures carry no texts, there will be no fidelity/prompt."""
     found = list(IDENTITY) if "identity_reference" in given else []
-    found += ["fidelity/prompt"] if given & {"identity_reference", *SETS} else []
-    found += ["fidelity/subject"] if "instance_data_dir" in given else []
+    kinds = ["prompt"] if given & {"identity_reference", *SETS} else []
+    kinds += ["subject"] if "instance_data_dir" in given else []
     if "prior_after" in given:
-        found += ["fidelity/prior_distance", "fidelity/prior_variety"]
-        found += ["fidelity/prior_leak"] if "instance_data_dir" in given else []
-    return found
+        kinds += ["prior_distance", "prior_variety"] + (["prior_leak"] if "instance_data_dir" in given else [])
+    told = [name for name in encoders if name in ENCODERS]
+    return found + [f"fidelity/{kind}/{name}" for name in told for kind in kinds if kind != "prompt" or name in CLIPS]
 
 
 def pair_pictures(before: list[dict], after: list[dict]) -> list[tuple[int, int]]:

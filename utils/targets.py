@@ -1,11 +1,19 @@
 """What a recipe asks of a set, `fid: "<50"`, and whether an evaluation shows it, given the interval."""
 
+import math
 import re
 
 from utils.cli import UserError
 
 # A name that says no encoder means the one of the figure's usual kind, or else the first that was used.
 USUAL = {"fid": "frechet/inception", "kid": "kid/inception", "fd_dinov2": "frechet/dinov2", "cmmd": "cmmd/clip"}
+SHARE, COSINE, AMOUNT = (0, 1), (-1, 1), (0, math.inf)
+RANGES = {  # what a figure can be, whatever the encoder; those that are not here are shares
+    "frechet": AMOUNT, "kid": (-math.inf, math.inf), "cmmd": AMOUNT, "density": AMOUNT, "vendi": (1, math.inf),
+    "mean_distance": AMOUNT, "clip_score": COSINE, "clip_score_lowest": COSINE, "identity/centroid": COSINE,
+    "identity/nearest": COSINE, "fidelity/subject": COSINE, "fidelity/prompt": COSINE,
+    "fidelity/prior_distance": (0, 2), "fidelity/prior_variety": (-2, 2), "fidelity/prior_leak": (-2, 2),
+}  # fmt: skip
 PATTERN = re.compile(r"([\w/]+?)\s*=?\s*(<=?|>=?)\s*(-?\d+(?:\.\d+)?(?:[eE]-?\d+)?)\s*(%?)")
 
 
@@ -15,43 +23,44 @@ def parse_target(words: str) -> tuple[str, str, float]:
     if not found:
         raise UserError(f"--targets {words}: expected a figure and its limit, such as `fid<50` or `clip_score>0.25`")
     name, sign, limit, percent = found.groups()
-    if percent and not 0 <= float(limit) <= 100:
-        raise UserError(f"--targets {words}: a share is 0% to 100%")
     return name, sign[0], float(limit) * (0.01 if percent else 1)
 
 
-def find_figure(name: str, figures: list[dict]) -> dict:
-    """The figure that a target means."""
-    wanted = USUAL.get(name, name)
-    by_id = {one["id"]: one for one in figures}
-    if wanted not in by_id:
-        same = [one for key, one in by_id.items() if key.rpartition("/")[0] == name]
-        if same and name not in ("fid", "fd_dinov2"):
-            return same[0]
-        hint = "; add inception to --encoders" if name == "fid" else ""
-        raise UserError(f"--targets {name}: this evaluation has no such figure{hint}; it has {', '.join(by_id)}")
-    return by_id[wanted]
-
-
-def check_target(words: str, encoders: list[str], known: list[str]) -> None:
-    """Before any work: that the target can be read and that there will be such a figure. `known`: names of figures."""
+def find_figure(words: str, figures: list[str]) -> str:
+    """Of the figures' ids the one that a target means."""
     name = parse_target(words)[0]
     wanted = USUAL.get(name, name)
-    whole = wanted in known or "/" not in wanted
-    base, _, encoder = (wanted, "", "") if whole else wanted.rpartition("/")
-    if base not in known:
-        there = dict.fromkeys([*(key for key, one in USUAL.items() if one.partition("/")[0] in known), *known])
-        raise UserError(
-            f"--targets {words}: no figure is called `{name}` with these flags; there are {', '.join(there)}"
-        )
-    if encoder and encoder not in encoders and not (name == "cmmd" and "demo" in encoders):
-        raise UserError(f"--targets {words}: needs {encoder} among --encoders")
+    if wanted in figures:
+        return wanted
+    if same := [one for one in figures if one.rpartition("/")[0] == name]:
+        return same[0]
+    lacking = f" (it needs {wanted.rpartition('/')[2]} among --encoders)" if name in USUAL else ""
+    raise UserError(
+        f"--targets {words}: no figure is called `{name}` with these flags{lacking}; there are {', '.join(figures)}"
+    )
+
+
+def figure_range(figure: str) -> tuple[float, float]:
+    return RANGES.get(figure) or RANGES.get(figure.rpartition("/")[0], SHARE)
+
+
+def check_target(words: str, figures: list[str]) -> None:
+    """Before any work: that there will be such a figure, and that it can be on either side of the limit."""
+    figure = find_figure(words, figures)
+    (low, high), (_, sign, limit) = figure_range(figure), parse_target(words)
+    possible = low < limit <= high if sign == "<" else low <= limit < high
+    strange = "%" in words and (low, high) != SHARE
+    if strange or not possible:
+        reach = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        reach = "no share" if strange else f"{reach} (0% to 100%)" if (low, high) == SHARE else reach
+        raise UserError(f"--targets {words}: {figure} is {reach}; give a limit that it can be below and above")
 
 
 def judge(asked: str, figures: list[dict]) -> dict:
     """`met` is None where the interval holds the limit, or the figure was refused: then nothing is shown."""
     name, sign, limit = parse_target(asked)
-    one = find_figure(name, figures)
+    by_id = {one["id"]: one for one in figures}
+    one = by_id[find_figure(asked, list(by_id))]
     met = None
     if one["value"] is not None:
         below, above = one["high"] < limit, one["low"] > limit

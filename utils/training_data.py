@@ -53,10 +53,7 @@ def _read_prepared(root: Path, flag: str, image_column: str | None, caption_colu
 
 
 def _read_products(name: str, flag: str, image_column, caption_column: str, config: str | None) -> list[dict]:
-    try:
-        found = sources.read_catalogue(name, image_column, caption_column, config, "train")
-    except UserError as error:
-        raise UserError(str(error).replace("--catalogue", flag)) from None
+    found = sources.read_catalogue(name, flag, image_column, caption_column, config, "train")
     reasons = Counter(one["reason"] for one in found.rejected)
     left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
     if not found.products:
