@@ -17,9 +17,6 @@ PARTNERS = [  # of an evaluation: a flag, and what it does nothing without
     ("inception", "real"),
     ("inception_sha256", "inception"),
     ("attributes", "real or --identity_reference"),
-    ("resamples", "real"),
-    ("resamples", "encoders NAME"),
-    ("batch_size", "encoders NAME"),
     ("face_detector", "identity_reference"),
     ("face_embedder", "identity_reference"),
     ("fail_under_targets", "targets"),
@@ -76,7 +73,6 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         verb = "do" if idle[1:] else "does"
         parser.error(f"{' and '.join(idle)} {verb} nothing beside --{alone}; leave out, or give two commands")
     there = {*given, *(word.partition("=")[0] for word in args.encoders)}  # `inception` may be named so, too
-    there |= {"encoders NAME"} if args.encoders != ["none"] or args.inception else set()
     for flag, partner in PARTNERS:
         if flag in there and not there.intersection(partner.split(" or --")):
             parser.error(f"--{flag}: does nothing without --{partner}; give both, or leave it out")
