@@ -201,5 +201,6 @@ def test_secrets_are_masked_and_nothing_else():
     } | plain  # fmt: skip
     command = f"HF_TOKEN=abc train.py --hub_token abc --api-key='a b' --rank 8 hf_{'abc' * 10}"
     assert mask_text(command) == "HF_TOKEN=*** train.py --hub_token *** --api-key=*** --rank 8 ***"
-    for text in ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'"):
+    told = ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'")
+    for text in (*told, "--train_token '<sks>' --initializer_token=shoes"):
         assert mask_text(text) == text

@@ -3,8 +3,8 @@
 import re
 
 MASK = "***"
-_WORD = r"(?:token|password|passwd|secret|api[_-]?key|access[_-]?key)"
-# By how a name ends: max_tokens and tokenizer_name are no secrets.
+_WORD = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key)"
+# By how a name ends: max_tokens and tokenizer_name are no secrets. Nor is --train_token, a word to be learnt.
 _SECRET_NAME = re.compile(rf"(?:^|[\W_]){_WORD}$", re.IGNORECASE)
 _SECRET_TEXT = (
     # `--hub_token x` and `HF_TOKEN=x`, but not a prompt that speaks of a secret garden.
