@@ -218,6 +218,8 @@ def main(args) -> int:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
         prompt_lists.tell_plan(prompts, mine, share, shares)
+        for folder in dict.fromkeys(lora.path.parent for lora in loras):
+            inversion.warn_of_word(folder, [one["text"] for one in prompts])
     if args.dry_run:
         return 0
     lock = folders.enter_folder(out, settings, prompts, FREE, part, block)

@@ -39,6 +39,7 @@ from tests.toy_faces import draw_portrait, write_detector
 from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
 from utils.cli import UserError
 from utils.files import file_sha256
+from utils.lora import read_lora
 from utils.lora_mix import parse_lora
 from utils.models import DEMO_MODEL
 from utils.parallel import available_cores
@@ -188,24 +189,32 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
 # What is learnt
 
 
-def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, tmp_path):
+@pytest.fixture(scope="module")
+def worded(trainer_data, tmp_path_factory):
+    """A run that has learnt the word <sks> for one step."""
     words = [*TOKEN, "--token_learning_rate", 0.1, "--lr_warmup_steps", 0, "--max_train_steps", 1]
-    assert teach(trainer_data, tmp_path / "run", *words) == 0
-    (vector,) = load_file(tmp_path / "run" / inversion.FILES[0]).values()
+    run = tmp_path_factory.mktemp("worded") / "run"
+    assert teach(trainer_data, run, *words) == 0
+    return run
+
+
+def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, worded, tmp_path):
+    (vector,) = load_file(worded / inversion.FILES[0]).values()
     encoder = CLIPTextModel.from_pretrained(trainer_data["sd1"], subfolder="text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(trainer_data["sd1"], subfolder="tokenizer")
     first = inversion.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
     assert 0 < (vector - first).abs().max() <= 0.1 + 1e-5  # Adam's first step is the rate at most
-    args = generate.parse_args(["--lora", str(tmp_path / "run"), "--prompt", "x"])
+    args = generate.parse_args(["--lora", str(worded), "--prompt", "x"])
     told = generate.describe_settings(args, [], [parse_lora(args.lora[0])], {}, "no", 16)["lora_sha256"]
-    assert told == [file_sha256(tmp_path / "run" / name)[:16] for name in (LORA, inversion.FILES[0])]
+    assert told == [file_sha256(worded / name)[:16] for name in (LORA, inversion.FILES[0])]
+    assert read_lora(worded)[1]["trigger_word"] == "<sks>"
     with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
-        inversion.read_token(tmp_path / "run", [tokenizer] * 2, [encoder] * 2)
+        inversion.read_token(worded, [tokenizer] * 2, [encoder] * 2)
     (tmp_path / inversion.FILES[0]).write_bytes(b"half a file")
     with pytest.raises(UserError, match="--lora .*learned_embeds.safetensors: can't be read"):
         inversion.read_token(tmp_path, [tokenizer], [encoder])
     before = encoder.get_input_embeddings().weight.detach().clone()
-    token = inversion.read_token(tmp_path / "run", [tokenizer], [encoder])
+    token = inversion.read_token(worded, [tokenizer], [encoder])
     table = encoder.get_input_embeddings()
     number = tokenizer.convert_tokens_to_ids("<sks>")
     assert token.text == "<sks>" and torch.equal(table.weight[: len(before)], before)
@@ -213,6 +222,18 @@ def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, tm
     for known in ("<sks>", "shoes"):
         with pytest.raises(UserError, match=f"--train_token {known}: the tokenizer knows this word already"):
             inversion.new_token([tokenizer], [encoder], known, None)
+
+
+def test_a_learnt_word_that_prompts_lack_is_told_once_before_anything_is_drawn(trainer_data, worded, tmp_path, caplog):
+    (tmp_path / "prompts.txt").write_text("a photo of <SKS> shoes\na photo of shoes\nboots\nboots\n")
+    line = ["--lora", worded, "--prompts_file", tmp_path / "prompts.txt", "--output_dir", tmp_path / "out"]
+    line += ["--pretrained_model_name_or_path", trainer_data["sd1"], "--resolution", 16, "--dry_run"]
+    assert generate.main(generate.parse_args(list(map(str, line)))) == 0
+    told = [one.getMessage() for one in caplog.records if "comes with the word" in one.getMessage()]
+    assert len(told) == 1 and told[0].endswith("the word <sks>, and 2 of 3 prompts lack it, as: a photo of shoes")
+    inversion.warn_of_word(worded, ["a <sks> boot"])
+    inversion.warn_of_word(trainer_data["subject"], ["a boot"])  # a folder without a word
+    assert caplog.text.count("comes with the word") == 1
 
 
 def test_texts_that_repeat_are_encoded_once():

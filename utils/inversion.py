@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.lora import read_lora
 
+logger = logging.getLogger(__name__)
 FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of the first text encoder, and SDXL's second
 
 
@@ -80,6 +83,17 @@ def load_token(files: dict[str, dict[str, torch.Tensor]], token: Token) -> None:
 def token_files(folder: Path) -> list[Path]:
     """The files of a word that was trained with the LoRA in a folder."""
     return [folder / name for name in FILES if (folder / name).is_file()]
+
+
+def warn_of_word(folder: Path, texts: list[str]) -> None:
+    """Of a word that was trained with the LoRA in a folder, where texts lack it; CLIP's tokenizers know no case."""
+    word = next((name for path in token_files(folder)[:1] for name in read_lora(path)[0]), "")
+    lacking = [text for text in dict.fromkeys(texts) if word.lower() not in text.lower()]
+    if lacking:
+        logger.warning(
+            "--lora %s comes with the word %s, and %d of %d prompts lack it, as: %s",
+            folder, word, len(lacking), len(set(texts)), shorten(lacking[0], 200)
+        )  # fmt: skip
 
 
 def read_token(folder: Path, tokenizers: list, encoders: list[torch.nn.Module]) -> Token | None:
