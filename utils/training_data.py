@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from utils import data, sources
-from utils.cli import UserError
+from utils.cli import UserError, counted
 from utils.sampling import keyed_generator
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,14 @@ def read_training_records(
     """What to train on and what is held out, of any layout."""
     train, held_out = read_records(place, flag, image_column, caption_column, config)
     if share_held_out and not held_out:
+        count = len(train)
         train, held_out = hold_out(train, share_held_out)
+        if not (train and held_out):
+            advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
+            raise UserError(
+                f"--held_out {share_held_out:g}: holds out {'all' if held_out else 'none'} of "
+                f"{counted(count, 'picture')}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
+            )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
         train = [train[i] for i in sorted(chosen.tolist())]
