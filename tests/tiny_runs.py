@@ -29,11 +29,11 @@ def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[
 
     `more` wins.
     """
-    return short_flags(data, out, "--train_data_dir", data["prepared"], *more, family=family)
+    return short_flags(data, out, *SMALL, "--train_data_dir", data["prepared"], *more, family=family)
 
 
 def short_flags(data: dict[str, Path], out: Path, *more, family: str) -> list[str]:
-    short = "--resolution 16 --rank 4 --lora_alpha 8 --max_train_steps 6 --learning_rate 1e-2 --lr_warmup_steps 2"
+    short = "--resolution 16 --max_train_steps 6 --learning_rate 1e-2 --lr_warmup_steps 2"
     short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
@@ -46,9 +46,11 @@ def subject_flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") 
     words = ["--instance_data_dir", data["subject"], "--instance_prompt", "a photo of <sks> shoes"]
     words += ["--lr_scheduler", "constant_with_warmup"]
     words += ["--class_data_dir", data["class"]] if PRIOR[0] in more else []
+    words += [] if "full" in more else SMALL
     return short_flags(data, out, *words, *more, family=family)
 
 
+SMALL = ("--rank", 4, "--lora_alpha", 8)
 PRIOR = ("--with_prior_preservation", "--class_prompt", "a photo of shoes", "--num_class_images", 5)
 
 

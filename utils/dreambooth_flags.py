@@ -31,6 +31,7 @@ REFUSED = flags.REFUSED | {
 }
 logger = logging.getLogger(__name__)
 RATES = {"lora": 1e-4, "full": 5e-6}
+OF_LORA = "rank lora_alpha lora_dropout lora_layers use_dora use_rslora output_kohya_format train_token".split()
 OF_PRIOR = (
     "class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size prior_generation_precision"
 ).split()
@@ -51,7 +52,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=["lora", "full"],
         default="lora",
-        help="a LoRA (rate 1e-4, alpha = rank), or all weights (rate 5e-6): a whole pipeline",
+        help="a LoRA (rate 1e-4, alpha = rank), or all weights (rate 5e-6, no flags of a LoRA): a whole pipeline",
     )
     group.add_argument("--train_token", metavar="WORD", help="a new word, whose embedding is learnt with the LoRA")
     group.add_argument("--initializer_token", metavar="TEXT", help="where it begins; default: at random")
@@ -80,11 +81,12 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         if not condition:
             parser.error(message)
 
-    lora_only = "train_token output_kohya_format use_dora use_rslora lora_dropout".split()
-    for name in lora_only if args.method == "full" else []:
-        need(not getattr(args, name), f"--{name}: needs --method lora")
-    whole = args.lora_layers == parser.get_default("lora_layers")
-    need(args.method == "lora" or whole, "--lora_layers: needs --method lora")
+    for name in OF_LORA if args.method == "full" else ():
+        value = getattr(args, name)
+        need(
+            value == parser.get_default(name),
+            f"--{name} {value}: has no place in --method full; leave it out, or take --method lora",
+        )
     places = [place for place in (args.instance_data_dir, args.dataset_name) if place]
     need(len(places) == 1, "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two")
     for name in ("initializer_token", "token_learning_rate"):
