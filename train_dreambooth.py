@@ -232,6 +232,7 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
 
 def describe_result(args, data: Data, token: inversion.Token | None) -> dict:
     """What the card says, beside what the file says of itself."""
+    hidden = () if args.with_prior_preservation else dreambooth_flags.OF_PRIOR
     return {
         "script": "train_dreambooth.py",
         "method": args.method,
@@ -240,7 +241,9 @@ def describe_result(args, data: Data, token: inversion.Token | None) -> dict:
         "data": args.dataset_name or args.instance_data_dir,
         "counts": {"photos": len(data.train), "held-out": len(data.held_out), "class images": len(data.prior)},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: getattr(args, name) for name in ON_THE_CARD if getattr(args, name) is not None},
+        "settings": {
+            name: value for name in ON_THE_CARD if (value := getattr(args, name)) is not None and name not in hidden
+        },
     }
 
 
@@ -305,8 +308,9 @@ def main(args) -> int | None:
 
     # Where this folder's run stands.
     rank, alpha = (args.rank, args.lora_alpha) if args.method == "lora" else (None, None)
-    trigger, progress = args.train_token or args.instance_prompt, training.progress
-    facts = lora.describe(args.pretrained_model_name_or_path, rank, alpha, data.identity["data"], trigger)
+    base, progress = args.pretrained_model_name_or_path, training.progress
+    facts = lora.describe(base, rank, alpha, data.identity["data"], args.train_token)
+    facts |= {"instance_prompt": args.instance_prompt} if args.instance_prompt else {}
     here = session.open_session(
         accelerator, out, training, data.identity, facts, seconds, args.resume_from_checkpoint, precision.reason,
         (names, args.logging_dir, cli.settings_of(args))

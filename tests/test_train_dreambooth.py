@@ -184,6 +184,12 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
     assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
     assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
+    assert (
+        "Its instance prompt is `a photo of <sks> shoes`" in card and "instance_prompt: a photo of <sks> shoes" in card
+    )
+    assert ("Its trigger is `<sks>`" in card) == ("trigger" in card) == ("--train_token" in words)
+    for told in ("| class prompt |", "| prior loss weight |", "| num class images |", "5 class images"):
+        assert (told in card) == (PRIOR[0] in words), told
 
 
 # What is learnt

@@ -26,8 +26,9 @@ PUSHED = re.compile(
 def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | None], records: list[dict]) -> None:
     """README.md of a run, from what is known; what is not is left out.
 
-    facts: base_model, command and prompt (an example); if known also script, trigger_word, repo_id, data (its name),
-    data_fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see summary_rows).
+    facts: base_model, command and prompt (an example); if known also script, trigger_word, instance_prompt, repo_id,
+    data (its name), data_fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see
+    summary_rows).
     samples: the first and the last validation grid, in the folder.
     """
     lines = ["---", yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(), "---", ""]
@@ -76,7 +77,8 @@ def _front_matter(facts: dict) -> dict:
     base = facts["base_model"]
     front = {"base_model": base} if _is_hub_id(base) else {}
     front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    front |= {"instance_prompt": facts["trigger_word"]} if facts.get("trigger_word") else {}
+    prompt = facts.get("instance_prompt") or facts.get("trigger_word")
+    front |= {"instance_prompt": prompt} if prompt else {}
     return front | {"tags": ["lora"] * (facts.get("method") != "full") + ["text-to-image", "diffusers"]}
 
 
@@ -86,6 +88,8 @@ def _what_it_is(facts: dict) -> str:
     rank = f" of rank {facts['rank']}" if facts.get("rank") else ""
     word = facts.get("trigger_word")
     trigger = f" Its trigger is `{word}`: write it in the prompt." if word else ""
+    if prompt := facts.get("instance_prompt"):
+        trigger += f" Its instance prompt is `{prompt}`: ask for the subject in these words."
     kind = f"A LoRA{rank} for {link}" if facts.get("method") != "full" else f"A pipeline, {link} trained further"
     return f"{kind}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
 
@@ -122,7 +126,7 @@ def _link(path: Path, folder: Path) -> str:
 
 
 def _data(facts: dict) -> list[str]:
-    counts = ", ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items())
+    counts = ", ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items() if count)
     lines = [f"{facts['data']}{': ' + counts if counts else ''}."] if facts.get("data") else []
     return lines + ([f"Fingerprint `{facts['data_fingerprint']}`."] if facts.get("data_fingerprint") else [])
 
