@@ -213,21 +213,28 @@ def foretell_memory(args, model: str, family: str, precision: devices.Precision,
     )  # fmt: skip
 
 
-def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, free: set[str]) -> None:
+def count_steps(args, photos: int) -> tuple[int, int]:
+    """The steps of the training, and those from one validation to the next."""
+    return batches.count_steps(
+        photos, args.effective_batch_size, args.max_train_steps, args.num_train_epochs, args.validation_steps,
+        args.validation_epochs
+    )  # fmt: skip
+
+
+def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, free: set[str], end: Callable) -> None:
     """What would be trained and what it would take, from the configs alone: no weights are read."""
     rank = None if args.method == "full" else args.rank
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     print(outlook.describe_model(model, family, rank, args.lora_layers, texts, args.use_dora))
     print(f"precision    {precision.reason}\nbatch        {plan}")
-    print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), free)}")
+    print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), free, end)}")
     train, held_out = read_photos(args)
     if args.with_prior_preservation:
         lacking = len(prior.missing_indices(args.class_data_dir, args.num_class_images))
         count = f"{args.num_class_images:,}, of which {lacking:,}"
         print(f"class images {count} are to be drawn into {args.class_data_dir}")
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
-    steps = batches.count_steps(len(train), plan.effective, args.max_train_steps, args.num_train_epochs, 0, None)[0]
-    print(outlook.describe_length(len(train), len(held_out), steps, plan.effective))
+    print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
 
 
 def describe_result(args, data: Data, token: inversion.Token | None) -> dict:
@@ -271,15 +278,19 @@ def main(args) -> int | None:
     if args.lora_layers != list(lora.UNET_TARGETS):  # a name that is wrong is told before anything is encoded
         lora.check_targets(estimate.build_part(model, "unet"), args.lora_layers)
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
-    if args.dry_run:
-        return dry_run(args, model, family, precision, plan, free) if is_main else None
-    if is_main:
-        runs.open_run(out, cli.settings_of(args), free, args.overwrite)
-    accelerator.wait_for_everyone()
     asked = [args.max_train_steps, args.num_train_epochs]
-    complete = not args.output_kohya_format or kohya_path(out).exists()
-    if complete and runs.already_done(out, asked):
-        accelerator.print(f"{out}: finished; more --max_train_steps go on, --overwrite begins anew")
+    end = functools.partial(
+        runs.describe_end, out, asked, args.resume_from_checkpoint,
+        lambda: count_steps(args, len(read_photos(args)[0]) if args.num_train_epochs else 0)[0],
+        args.output_kohya_format and not kohya_path(out).exists()
+    )  # fmt: skip
+    if args.dry_run:
+        return dry_run(args, model, family, precision, plan, free, end) if is_main else None
+    if is_main:
+        runs.open_run(out, cli.settings_of(args), free, args.overwrite, end)
+    accelerator.wait_for_everyone()
+    if told := end():
+        accelerator.print(told)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
         return 0
@@ -298,9 +309,7 @@ def main(args) -> int | None:
         texts = [one.text for one in data.train + data.prior]
         training, features = build_training(args, model, family, precision, plan.effective, texts, device)
     features, unet, optimizer, scaler = features or data.features, training.unet, training.optimizer, training.scaler
-    last, every = batches.count_steps(
-        len(data.train), plan.effective, *asked, args.validation_steps, args.validation_epochs
-    )
+    last, every = count_steps(args, len(data.train))
     rates = [group["lr"] for group in optimizer.param_groups]
     rates_at = optimizers.rate_schedule(
         args.lr_scheduler, rates, args.lr_warmup_steps, last, args.lr_num_cycles, args.lr_power

@@ -155,12 +155,12 @@ def count_steps(args, pictures: int) -> tuple[int, int]:
     )  # fmt: skip
 
 
-def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan) -> None:
+def dry_run(args, model: str, family: str, precision: devices.Precision, plan: batches.BatchPlan, end) -> None:
     """What would be trained and what it would take, from the configs alone: no weights are read."""
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     print(outlook.describe_model(model, family, args.rank, args.lora_layers, texts, args.use_dora))
     print(f"precision    {precision.reason}\nbatch        {plan}")
-    print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args))}")
+    print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), end)}")
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     train, held_out = read_records(args)
     print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
@@ -204,14 +204,19 @@ def main(args) -> int | None:
         logger.warning("--train_batch_size auto: %s", plan)
     if args.lora_layers != list(lora.UNET_TARGETS):  # a name that is wrong is told before anything is encoded
         lora.check_targets(estimate.build_part(model, "unet"), args.lora_layers)
+    asked = [args.max_train_steps, args.num_train_epochs]
+    end = functools.partial(
+        runs.describe_end, args.output_dir, asked, args.resume_from_checkpoint,
+        lambda: count_steps(args, len(read_records(args)[0]) if args.num_train_epochs else 0)[0],
+        args.output_kohya_format and not kohya_path(args.output_dir).exists()
+    )  # fmt: skip
     if args.dry_run:
-        return dry_run(args, model, family, precision, plan) if is_main else None
+        return dry_run(args, model, family, precision, plan, end) if is_main else None
     if is_main:
-        runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite)
+        runs.open_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), args.overwrite, end)
     accelerator.wait_for_everyone()
-    complete = not args.output_kohya_format or kohya_path(args.output_dir).exists()
-    if complete and runs.already_done(args.output_dir, [args.max_train_steps, args.num_train_epochs]):
-        accelerator.print(f"{args.output_dir}: finished; more --max_train_steps go on, --overwrite begins anew")
+    if told := end():
+        accelerator.print(told)
         if args.push_to_hub and is_main:
             model_card.push_run(args.output_dir, args.hub_model_id)
         return 0
@@ -295,7 +300,6 @@ def main(args) -> int | None:
             window = []
     done = session.is_done(progress, last, patience)
     if is_main and done:
-        asked = [args.max_train_steps, args.num_train_epochs]
         kohya = family if args.output_kohya_format else None
         session.finish(here, describe_result(args, data), plan.effective, asked, kohya)
         if args.push_to_hub:

@@ -48,7 +48,7 @@ def start(folder, settings=None, free=(), overwrite=False, wait=0):
 def open_run(monkeypatch):
     """open_run, after which its lock is given back: as if each call were a process of its own."""
 
-    def call(folder, settings=SETTINGS, free=(), overwrite=False):
+    def call(folder, settings=SETTINGS, free=(), overwrite=False, end=lambda: None):
         locks = []
 
         def remember(path):
@@ -57,7 +57,7 @@ def open_run(monkeypatch):
 
         monkeypatch.setattr(runs, "lock_folder", remember)
         try:
-            runs.open_run(folder, settings, free, overwrite)
+            runs.open_run(folder, settings, free, overwrite, end)
         finally:
             for lock in locks:
                 os.close(lock)
@@ -199,16 +199,47 @@ def test_two_processes_never_hold_one_run_and_a_kill_frees_it(tmp_path):
     first.stdout.close()
 
 
+def end(folder, steps, epochs=None, resume="latest", lacks=False):
+    return runs.describe_end(folder, [steps, epochs], resume, lambda: 20 * epochs if epochs else steps, lacks)
+
+
 def test_a_run_is_done_when_it_came_to_what_is_asked(tmp_path):
-    assert not runs.already_done(tmp_path, [100, None])
+    assert end(tmp_path, 100) is None
     files.write_json(tmp_path / "summary.json", {"steps": 100, "asked": [100, None]})
-    assert runs.already_done(tmp_path, [100, None]) and not runs.already_done(tmp_path, [200, None])
+    assert "finished, 100 steps are trained" in end(tmp_path, 100) and end(tmp_path, 200) is None
+    assert "finished" in end(tmp_path, 3000, epochs=5) and end(tmp_path, 100, lacks=True) is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_has_gone_beyond_what_is_asked_is_an_error(tmp_path, finished):
+    if finished:
+        files.write_json(tmp_path / "summary.json", {"steps": 100, "asked": [100, None]})
+    else:
+        for step in (20, 100):
+            mark(tmp_path, f"checkpoint-{step}")
+        assert end(tmp_path, 40, resume="checkpoint-20") is None  # back to an earlier one, by its name
+    with pytest.raises(UserError, match="--max_train_steps 99: .* is trained for 100 steps already.*--overwrite"):
+        end(tmp_path, 99)
+    with pytest.raises(UserError, match=r"--num_train_epochs 4 \(80 steps\): .*100 steps already"):
+        end(tmp_path, 3000, epochs=4)
+    assert end(tmp_path, 101) is None
+
+
+def test_a_run_at_its_end_keeps_its_settings_as_they_are(tmp_path, open_run):
+    open_run(tmp_path)
+    mark(tmp_path)
+    before = (tmp_path / "config.yaml").stat().st_mtime_ns
+    open_run(tmp_path, SETTINGS | {"on": False}, free=["on"], end=lambda: "finished")
+    assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
+    told = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"], lambda: "finished")
+    assert told == "finished"
+    assert "begun anew" in runs.describe_run(tmp_path, SETTINGS | {"overwrite": True}, [])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 3}', "\x00"])
 def test_a_damaged_summary_is_no_end(tmp_path, content):
     (tmp_path / "summary.json").write_text(content)
-    assert not runs.already_done(tmp_path, [100, None])
+    assert end(tmp_path, 100) is None
 
 
 @pytest.fixture

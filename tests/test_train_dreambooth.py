@@ -32,6 +32,7 @@ from tests.tiny_runs import (
     drawn_by_diffusers,
     forget_after,
     same_bytes,
+    snapshot,
     subject_flags,
     teach,
 )
@@ -435,10 +436,17 @@ def test_dry_run_tells_what_would_be_drawn_and_trained_and_makes_nothing(trainer
 
 def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_data, tmp_path, capsys):
     words = [*FULL, "--max_train_steps", 1]
-    assert teach(trainer_data, tmp_path / "run", *words) == 0
-    before = (tmp_path / "run" / UNET).stat().st_mtime_ns
-    assert teach(trainer_data, tmp_path / "run", *words) == 0
-    assert ": finished;" in capsys.readouterr().out and (tmp_path / "run" / UNET).stat().st_mtime_ns == before
+    assert teach(trainer_data, tmp_path / "run", *words[:-1], 2) == 0
+    before = snapshot(tmp_path / "run")
+    for same in (["--max_train_steps", 2], ["--num_train_epochs", 3]):  # 5 photos, 8 a step
+        assert teach(trainer_data, tmp_path / "run", *words, *same, "--logging_steps", 2) == 0
+        assert ": finished, 2 steps are trained, and nothing is changed" in capsys.readouterr().out
+    for fewer in ([], ["--dry_run"], ["--num_train_epochs", 1]):
+        with pytest.raises(
+            UserError, match="trained for 2 steps already, and is left as it is; for fewer, name another"
+        ):
+            teach(trainer_data, tmp_path / "run", *words, *fewer)
+    assert snapshot(tmp_path / "run") == before
     with pytest.raises(UserError, match="method was full, now lora"):
         teach(trainer_data, tmp_path / "run", "--max_train_steps", 1, "--learning_rate", "1e-3")
     assert teach(trainer_data, tmp_path / "run", *words, "--overwrite", "--seed", 1) == 0

@@ -32,6 +32,7 @@ from tests.tiny_runs import (
     forget_after,
     lora_of,
     same_bytes,
+    snapshot,
     train,
 )
 from utils import batches, checkpoints, diffusion, metrics_log, sampling, validation
@@ -289,11 +290,12 @@ def test_a_kohya_file_that_can_not_be_is_told_before_the_training(trainer_data, 
 
 
 def test_a_finished_run_does_nothing_and_more_steps_continue_it(trainer_data, reference, copy, tmp_path, capsys):
-    before = (copy / LORA).stat().st_mtime_ns
-    assert train(trainer_data, copy) == 0
-    assert (
-        ": finished; more --max_train_steps" in capsys.readouterr().out and (copy / LORA).stat().st_mtime_ns == before
-    )
+    before = snapshot(copy)
+    assert train(trainer_data, copy, "--logging_steps", 2) == 0  # of no consequence for the training, and so no error
+    assert ": finished, 6 steps are trained, and nothing is changed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--max_train_steps 4: .* is trained for 6 steps already"):
+        train(trainer_data, copy, "--max_train_steps", 4)
+    assert snapshot(copy) == before
     assert train(trainer_data, copy, "--max_train_steps", 8) == 0
     assert "resuming from" in capsys.readouterr().out
     assert train(trainer_data, tmp_path / "eight", "--max_train_steps", 8) == 0
@@ -438,7 +440,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_checkpoint_is_whole(t
     assert not list((small_disk / "run").glob(".*partial"))
     shutil.rmtree(checkpoints.list_checkpoints(small_disk / "run")[-1])
     shutil.rmtree(checkpoints.list_checkpoints(small_disk / "run")[-1])
-    assert train(trainer_data, small_disk / "run", "--max_train_steps", 6) == 0
+    more = int(last.name.rpartition("-")[2]) + 1
+    assert train(trainer_data, small_disk / "run", "--max_train_steps", more) == 0
     assert checkpoints.find_checkpoint(small_disk / "run", "latest") is not None
 
 

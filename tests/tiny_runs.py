@@ -128,6 +128,12 @@ def same_bytes(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(a[key].numpy().tobytes() == b[key].numpy().tobytes() for key in a)
 
 
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All that is in a folder, and when it was written."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
 def column(folder: Path, name: str) -> list[float]:
     """A number of metrics.jsonl, in the order of its lines."""
     return [one[name] for one in metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]

@@ -114,7 +114,7 @@ def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -
         metavar="N",
         help="samples a step, from which accumulation follows; default: batch size x accumulation x processes",
     )
-    group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps")
+    group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps in all")
     group.add_argument("--num_train_epochs", type=positive, metavar="N", help="in place of --max_train_steps")
     group.add_argument("--learning_rate", type=float, default=1e-4, help="at its highest; 1 for prodigy")
     group.add_argument("--scale_lr", action=OnOff, default=False, help="multiply the rates by the effective batch")

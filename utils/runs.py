@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -121,10 +121,13 @@ def has_begun(folder: Path) -> bool:
     return any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl"))
 
 
-def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool) -> None:
+def open_run(
+    folder: Path, settings: dict, free: Iterable[str], overwrite: bool, end: Callable[[], str | None] = lambda: None
+) -> None:
     """Make or enter a run folder, and lock it until this process ends.
 
     One that was begun with other settings is an error that shows the difference, and what is no run folder is refused.
+    Where the run has come to its `end` (see `describe_end`), nothing in it changes.
     """
     config = folder / "config.yaml"
     if folder.exists() and not folder.is_dir():
@@ -145,32 +148,63 @@ def open_run(folder: Path, settings: dict, free: Iterable[str], overwrite: bool)
                     f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
                     "name another folder, give those settings, or add --overwrite to begin anew"
                 )
-        write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        if not end():
+            write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise UserError(
             f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written"
         ) from None
 
 
-def describe_run(folder: Path, settings: dict, free: Iterable[str]) -> str:
+def describe_run(
+    folder: Path, settings: dict, free: Iterable[str], end: Callable[[], str | None] = lambda: None
+) -> str:
     """What the same command without --dry_run would find."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     if not has_begun(folder):
         return f"{folder}, a new one"
+    if settings["overwrite"]:
+        return f"{folder}, whose run is removed and begun anew"
     changes = training_changes(read_settings(folder), settings, free)
     if changes:
         return f"{folder}, begun with other settings ({'; '.join(changes)}): an error without --overwrite"
-    return f"{folder}, which goes on from {found[-1].name if found else 'its beginning'}"
+    return end() or f"{folder}, which goes on from {found[-1].name if found else 'its beginning'}"
 
 
-def already_done(folder: Path, asked: list) -> bool:
-    """Whether the run in a folder has come to the end that is asked for."""
+def read_summary(folder: Path) -> dict:
+    """What a run said of itself at its end; nothing where it is damaged: it is made again from the last checkpoint."""
     try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["asked"] == asked
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError):  # damaged: the run goes to its end again from the last checkpoint
-        return False
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def describe_end(folder: Path, asked: list, resume: str, count: Callable[[], int], lacks: bool = False) -> str | None:
+    """What to tell where no step is left to train, else None; an error where more are trained than are asked for.
+
+    asked: --max_train_steps and --num_train_epochs, and `count` how many steps they come to; resume: the checkpoint
+    that is gone on from; `lacks`: a file that is asked for has yet to be written.
+    """
+    summary, latest = read_summary(folder), resume == "latest"
+    names = [path.name for path in folder.glob("checkpoint-*")] if latest else [Path(resume).name]
+    reached = [int(name.rpartition("-")[2]) for name in names if re.fullmatch(r"checkpoint-\d+", name)]
+    trained = max([*reached, summary.get("steps", 0) * latest])
+    done = summary.get("asked") == asked
+    if trained and not done:
+        if trained > (wanted := count()):
+            flag = f"--num_train_epochs {asked[1]} ({wanted} steps)" if asked[1] else f"--max_train_steps {wanted}"
+            raise UserError(
+                f"{flag}: the run in {folder} is trained for {trained:,} steps already, and is left as it is; for "
+                "fewer, name another --output_dir, or begin anew with --overwrite"
+            )
+        done = summary.get("steps") == wanted
+    if lacks or not done:
+        return None
+    return (
+        f"{folder}: finished, {summary['steps']:,} steps are trained, and nothing is changed; more --max_train_steps "
+        "go on where the rate is constant, --overwrite begins anew"
+    )
 
 
 def catch_signals(doing: str = "saving a checkpoint") -> list[int]:
