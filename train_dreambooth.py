@@ -106,13 +106,23 @@ def read_photos(args, heads: Path | None = None) -> tuple[list[dict], list[dict]
     return read
 
 
-def load_photos(args, model: str, cache: Path) -> tuple[list[pictures.Picture], list[pictures.Picture], Callable, str]:
-    """Those to train on and those held out, opened; with --mask_loss what gives their masks, and a checksum of all."""
+def load_photos(
+    args, model: str, heads: Path | None
+) -> tuple[list[pictures.Picture], list[pictures.Picture], Callable | None, str]:
+    """Those to train on and those held out, opened; with --mask_loss what gives their masks, and a checksum of all.
+
+    `heads`: see `read_photos`.
+    """
     shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, cache / "heads"))
+    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, heads))
     if args.early_stopping_patience and not held_out:
         raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
     return train, held_out, *(loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, ""))
+
+
+def class_facts(args) -> dict[str, str]:
+    """What class images are drawn of, and how."""
+    return {name: str(getattr(args, flag)) for name, flag in prior.FLAGS.items()}
 
 
 def make_class_images(args, model: str, family: str, precision: devices.Precision, accelerator: Accelerator) -> None:
@@ -123,10 +133,9 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
         studio.open_studio, model, family, [args.class_prompt, ""], precision.dtype, accelerator.device, "dpm++",
         args.sample_batch_size, args.validation_guidance_scale, prediction_type=args.prediction_type
     )  # fmt: skip
-    facts = {"model": args.pretrained_model_name_or_path, "size": str(args.resolution)}
     prior.make_class_images(
         args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, args.resolution,
-        args.validation_inference_steps, args.sample_batch_size, facts, furnish, accelerator
+        args.validation_inference_steps, args.sample_batch_size, class_facts(args), furnish, accelerator
     )  # fmt: skip
 
 
@@ -222,17 +231,20 @@ def count_steps(args, photos: int) -> tuple[int, int]:
 
 
 def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, free: set[str], end: Callable) -> None:
-    """What would be trained and what it would take, from the configs alone: no weights are read."""
+    """What would be trained and what it would take, from the configs and pictures alone: no weights are read."""
     rank = None if args.method == "full" else args.rank
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     print(outlook.describe_model(model, family, rank, args.lora_layers, texts, args.use_dora))
     print(f"precision    {precision.reason}\nbatch        {plan}")
     print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), free, end)}")
-    train, held_out = read_photos(args)
+    train, held_out, *_ = load_photos(args, model, None)
+    there = []
     if args.with_prior_preservation:
-        lacking = len(prior.missing_indices(args.class_data_dir, args.num_class_images))
-        count = f"{args.num_class_images:,}, of which {lacking:,}"
-        print(f"class images {count} are to be drawn into {args.class_data_dir}")
+        folder, prompt, count = args.class_data_dir, args.class_prompt, args.num_class_images
+        prior.check_folder(folder, class_facts(args))
+        there = prior.prior_pictures(folder, prompt, count, args.resolution)
+        print(f"class images {count:,}: {len(there):,} in {folder}, {count - len(there):,} to be drawn into it")
+    pictures.check_whole(train + held_out + there)
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
 
@@ -300,7 +312,8 @@ def main(args) -> int | None:
     scheduler = models.load_noise_scheduler(model)
     scheduler = diffusion.training_scheduler(scheduler, args.prediction_type, args.zero_terminal_snr)
     with runs.timed(seconds, "loading"):
-        photos = load_photos(args, model, cache)  # first: what is wrong with them is told before class images are drawn
+        # First: what is wrong with them is told before class images are drawn.
+        photos = load_photos(args, model, cache / "heads")
     if args.with_prior_preservation:
         with runs.timed(seconds, "class_images"):
             make_class_images(args, model, family, precision, accelerator)

@@ -224,6 +224,18 @@ def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, 
         training_data.read_training_records(str(tmp_path), "--train_data_dir", None, "text", share_held_out=share)
 
 
+def test_a_picture_that_breaks_off_is_found_without_training(tmp_path):
+    for i, suffix in enumerate((".jpg", ".bmp", ".png")):
+        noise(300, 300, i).save(tmp_path / f"{i}{suffix}")
+    for name in ("0.jpg", "1.bmp"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-2000])
+    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    found = pictures.load_pictures(records, [(64, 64)])  # their headers are sound
+    with pytest.raises(UserError, match=r"2 of 3 pictures: .*0.jpg can't be read \(truncated.*1.bmp .*; remove them"):
+        pictures.check_whole(found)
+    pictures.check_whole(found[2:])
+
+
 def make_imagefolder(root, splits):
     for number, split in enumerate(splits):
         folder = root / split

@@ -360,8 +360,9 @@ def drawn(tmp_path_factory):
         str(DEMO_MODEL), "sd1", [prompt, ""], torch.float32, torch.device("cpu"), "dpm++", 4, 1.0
     )
 
-    def draw(folder, count=4, batch=4, prompt=prompt, opened=lambda: furnished):
-        prior.make_class_images(folder, prompt, count, 3, 64, 6, batch, {"model": "demo"}, opened, Accelerator())
+    def draw(folder, count=4, batch=4, opened=lambda: furnished, **other):
+        facts = {"prompt": prompt, "model": "demo", "steps": "6", "guidance_scale": "1.0"} | other
+        prior.make_class_images(folder, prompt, count, 3, 64, 6, batch, facts, opened, Accelerator())
 
     draw(folder)
     return folder, draw, furnished
@@ -389,14 +390,26 @@ def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn
     draw(again, opened=lambda: pytest.fail("nothing is missing"))
 
 
-def test_class_images_of_the_user_count_and_those_of_another_prompt_are_refused(drawn, tmp_path):
+def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(drawn, tmp_path):
     folder, draw, _ = drawn
     mixed = Path(shutil.copytree(folder, tmp_path / "class"))
     draw_shoe("Boots", "Grey", "0", (64, 64)).save(mixed / "mine.jpg")
     draw(mixed, count=5, opened=lambda: pytest.fail("there are 5"))
     assert len(prior.prior_pictures(mixed, "shoes", 5, 64)) == 5
-    with pytest.raises(UserError, match="--class_data_dir .*: 00000..png was drawn with another prompt"):
-        draw(mixed, prompt="a photo of hats")
+    for other, flag in (
+        ({"prompt": "hats"}, "class_prompt a professional product photo of shoes, now it is hats"),
+        ({"steps": "7"}, "validation_inference_steps 6, now it is 7"),
+        ({"guidance_scale": "7.5"}, "validation_guidance_scale 1.0, now it is 7.5"),
+    ):
+        with pytest.raises(
+            UserError, match=f"--class_data_dir .*: 00000..png was drawn with --{flag}; give that again"
+        ):
+            draw(mixed, **other)
+    for path in mixed.glob("0*.png"):  # as earlier versions wrote them
+        studio.write_picture(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
+    draw(mixed, steps="7", opened=lambda: pytest.fail("nothing is missing"))
+    with pytest.raises(UserError, match="--class_data_dir .*/mine.jpg: is a file"):
+        draw(mixed / "mine.jpg")
 
 
 def test_a_bad_class_image_is_drawn_again_from_another_seed(drawn, tmp_path, monkeypatch):
@@ -429,9 +442,27 @@ def test_dry_run_tells_what_would_be_drawn_and_trained_and_makes_nothing(trainer
     for more in (FULL, ()):
         assert teach(trainer_data, tmp_path / "run", *words, *more) is None
         told = capsys.readouterr().out
-        assert "100, of which 100 are to be drawn" in told and "8 a step" in told and "MiB at the peak" in told
+        assert f"100: 0 in {tmp_path / 'none'}, 100 to be drawn into it" in told
+        assert "8 a step" in told and "MiB at the peak" in told
         assert (f"{parameters(trainer_data['sd1']):,} trainable" in told) == (more == FULL)
     assert not (tmp_path / "run").exists() and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("broken", ["photos/shoe0.png", "photos/shoe1.jpg", "class/shoe0.png", "class/shoe1.jpg"])
+def test_dry_run_counts_class_images_and_finds_damaged_pictures_as_the_run_does(trainer_data, tmp_path, capsys, broken):
+    for name, source in (("photos", "subject"), ("class", "class")):
+        shutil.copytree(trainer_data[source], tmp_path / name)
+        draw_shoe("Boots", "Grey", "0", (64, 64)).save(tmp_path / name / "shoe1.jpg")
+    words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--instance_data_dir", tmp_path / "photos"]
+    before = snapshot(tmp_path)
+    assert teach(trainer_data, tmp_path / "run", *words, "--num_class_images", 9, "--dry_run") is None
+    assert f"9: 6 in {tmp_path / 'class'}, 3 to be drawn into it" in capsys.readouterr().out
+    content = (tmp_path / broken).read_bytes()  # the header stays, and of a PNG the end, by which it counts as whole
+    (tmp_path / broken).write_bytes(content[:-100] + (content[-12:] if broken.endswith(".png") else b""))
+    for more in (["--dry_run"], []):
+        with pytest.raises(UserError, match=f"{broken} can't be read"):
+            teach(trainer_data, tmp_path / "run", *words, "--latent_cache_dir", tmp_path / "cache", *more)
+        assert more == [] or snapshot(tmp_path).keys() == before.keys()
 
 
 def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_data, tmp_path, capsys):

@@ -62,7 +62,9 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prior preservation")
     group.add_argument("--with_prior_preservation", action=OnOff, default=False, help="train class images beside")
-    group.add_argument("--class_data_dir", type=Path, metavar="DIR", help="what is missing there is drawn")
+    group.add_argument(
+        "--class_data_dir", type=Path, metavar="DIR", help="what is missing is drawn, as validation pictures are"
+    )
     group.add_argument("--class_prompt", metavar="TEXT", help="the subject's kind: a photo of shoes")
     group.add_argument("--num_class_images", type=positive, default=100, metavar="N", help="in all")
     group.add_argument("--prior_loss_weight", type=float, default=1.0, help="beside the 1 of the photos")

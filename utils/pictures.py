@@ -96,13 +96,29 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
         )
     with ThreadPoolExecutor() as pool:
         facts = list(pool.map(_file_facts, records))
-    bad = [fault for fault in facts if isinstance(fault, str)]
-    if bad:
-        raise UserError(f"{len(bad)} of {len(records)} pictures: {'; '.join(bad[:5])}; remove them, or mend them")
+    _refuse_bad([fault for fault in facts if isinstance(fault, str)], len(records))
     return [
         Picture(str(one["id"]), one["source"], one["text"], sha256, size, nearest_shape(size, shapes))
         for one, (sha256, size) in zip(records, facts)
     ]
+
+
+def _refuse_bad(faults: list[str], count: int) -> None:
+    if faults:
+        raise UserError(f"{len(faults)} of {count} pictures: {'; '.join(faults[:5])}; remove them, or mend them")
+
+
+def check_whole(found: list[Picture]) -> None:
+    """That every picture decodes to its end; a JPEG is decoded small, which takes less time."""
+
+    def fault(picture: Picture) -> str | None:
+        try:
+            read_image(open_source(picture.source), longest=64)
+        except BadImage as error:
+            return f"{describe(picture)} can't be read ({error})"
+
+    with ThreadPoolExecutor() as pool:
+        _refuse_bad(list(filter(None, pool.map(fault, found))), len(found))
 
 
 class View(NamedTuple):

@@ -15,6 +15,13 @@ from utils.picture_checks import SUFFIXES, find_fault
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one picture
+FLAGS = {  # what a picture that was drawn here says of itself, and the flag that said it
+    "prompt": "class_prompt",
+    "model": "pretrained_model_name_or_path",
+    "size": "resolution",
+    "steps": "validation_inference_steps",
+    "guidance_scale": "validation_guidance_scale",
+}
 
 
 def list_class_images(folder: Path) -> list[Path]:
@@ -23,18 +30,25 @@ def list_class_images(folder: Path) -> list[Path]:
     return [path for path in found if path.suffix.lower() != ".png" or whole_png(path)]
 
 
-def check_origin(folder: Path, facts: dict[str, str]) -> None:
-    """That the pictures drawn here earlier were drawn of the same; those of a user's own say nothing of it."""
+def check_folder(folder: Path, facts: dict[str, str]) -> None:
+    """That the pictures drawn here earlier were drawn of the same; those of a user's own say nothing of it.
+
+    What is cut off is told of: other pictures are drawn in its place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--class_data_dir {folder}: is a file; name a folder")
     for path in folder.glob("[0-9]*.png"):
         if whole_png(path):
             with Image.open(path) as picture:
                 told = picture.info
             for name, value in facts.items():
-                if told.get(name, value) != value:
+                if told.get(name, value) != value:  # earlier versions said less
                     raise UserError(
-                        f"--class_data_dir {folder}: {path.name} was drawn with another {name} ({told[name]}, now "
-                        f"{value}); name another folder, or remove those pictures"
+                        f"--class_data_dir {folder}: {path.name} was drawn with --{FLAGS[name]} {told[name]}, now "
+                        f"it is {value}; give that again, name another folder, or remove those pictures"
                     )
+    if cut := sorted(path.name for path in folder.glob("*.png") if not whole_png(path)):
+        logger.warning("--class_data_dir %s: not whole, so others are drawn in their place: %s", folder, ", ".join(cut))
 
 
 def missing_indices(folder: Path, count: int) -> list[int]:
@@ -63,14 +77,11 @@ def make_class_images(
 ) -> None:
     """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
 
-    `facts` are what a picture says of itself; those there must say the same.
+    `facts` are what a picture says of itself (see FLAGS); those there must say the same.
     The same pictures come out however often this is broken off, and whatever the batch and the number of processes.
     """
-    facts = {"prompt": prompt, **facts}
+    check_folder(folder, facts)
     folder.mkdir(parents=True, exist_ok=True)
-    check_origin(folder, facts)
-    if cut := sorted(path.name for path in folder.glob("*.png") if not whole_png(path)):
-        logger.warning("--class_data_dir %s: not whole, so others are drawn in their place: %s", folder, ", ".join(cut))
     missing = missing_indices(folder, count)
     accelerator.wait_for_everyone()  # all have looked before the first one draws
     jobs = [(number, 0) for number in missing[accelerator.process_index :: accelerator.num_processes]]
