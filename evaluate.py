@@ -336,6 +336,7 @@ def main(args) -> int:
     out.mkdir(parents=True, exist_ok=True)
     keys = {name: content_keys([one["path"] for one in records], args.num_workers) for name, records in sets.items()}
     measures, rows = gather_rows(args, encoders, sets, keys, accelerator)
+    accelerator.end_training()  # the others need not wait for what the first process does alone
     if not is_main:
         return 0
     counts = {name: len(records) for name, records in sets.items()}

@@ -392,7 +392,6 @@ def main(args) -> int:
         figures.utility_curves(out / "curves.png", entries)
         print_results(results, args.real_shares)
         print(f"\n{out / 'results.json'}, {out / 'curves.png'}" + ("" if todo else ": nothing was left to train"))
-    accelerator.end_training()
     return 0
 
 

@@ -118,3 +118,12 @@ def test_user_error_is_one_line_and_debug_shows_the_traceback():
 def test_disk_errors_are_one_line_too():
     result = run_script("--rank", "14")
     assert result.returncode == 1 and "Traceback" not in result.stderr and "/nonexistent/file" in result.stderr
+
+
+def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(parser):
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda args: 3, cli.parse_args(parser, []))
+    assert ended.value.code == 3 and not distributed.is_initialized()

@@ -1,12 +1,16 @@
 """evaluate.py from end to end, on drawn shoes with the demo's encoder: good sets, and sets that are bad in one way."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors import safe_open
 
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
@@ -15,6 +19,7 @@ from utils import adherence, cli, evaluation_flags, failures, picture_measures, 
 from utils.cli import UserError
 from utils.compare_page import compare_figures
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = list(COLOURS)
 
 
@@ -102,6 +107,26 @@ def test_the_same_again_uses_the_cache_and_replaces_the_figures(good, sets, monk
     monkeypatch.setattr(picture_measures, "measure", lambda path: pytest.fail("measured again"))
     code, again = run(sets, sets["good"], sets["root"] / "evaluation", "--train", sets["train"])
     assert code == 0 and again["figures"] == good["figures"] and again["made"] != good["made"]
+
+
+def test_two_processes_share_the_encoding_and_find_the_same(good, sets, tmp_path):
+    launch = "-m accelerate.commands.launch --config_file accelerate_configs/cpu_2proc.yaml --main_process_port 0"
+    words = f"--real {sets['real']} --train {sets['train']} --generated {sets['good']} --output_dir {tmp_path / 'out'}"
+    words = f"{launch} evaluate.py {words} --encoders demo --resamples 100 --batch_size 16"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    for one, expected in zip(found["figures"], good["figures"], strict=True):
+        ends = [[each[key] for key in ("value", "low", "high")] for each in (one, expected)]
+        assert one["id"] == expected["id"] and ends[0] == pytest.approx(ends[1], rel=1e-4, abs=1e-4), one["id"]
+    assert found["pictures"]["copies"][0]["distance"] == pytest.approx(
+        good["pictures"]["copies"][0]["distance"], abs=1e-4
+    )
+    for folder in (tmp_path / "out/features").iterdir():  # of each set half by each process, and none of it twice
+        rows = [safe_open(path, "np").get_slice("rows").get_shape()[0] for path in folder.iterdir()]
+        assert sorted(rows) == [24, 24, 52, 52, 52, 52], folder.name
+    assert done.stdout.count("# settings") == 1
 
 
 def test_another_set_does_not_replace_an_evaluation(good, sets):
@@ -438,7 +463,7 @@ def test_a_persons_figures_join_those_beside_real_pictures(sets, person, tmp_pat
     assert found["fidelity/prompt/demo"]["value"] == pytest.approx(found["clip_score/demo"]["value"])
 
 
-PICTURES = Path(__file__).resolve().parent.parent / "docs/images"
+PICTURES = ROOT / "docs/images"
 
 
 @pytest.mark.parametrize(

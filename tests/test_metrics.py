@@ -95,14 +95,6 @@ def test_kid_is_the_mean_over_all_pairs_and_has_no_bias():
     assert abs(np.mean(values)) < 3 * np.std(values) / 20 and min(values) < 0
 
 
-def test_kid_by_subsets_fits_the_subset_to_n_and_repeats_exactly():
-    real, generated = normal(60, 6), normal(45, 6, seed=1) + 0.5
-    mean, spread, size = metrics.kid_by_subsets(real, generated)
-    assert size == 45 and (mean, spread, size) == metrics.kid_by_subsets(real, generated)
-    mean, spread, size = metrics.kid_by_subsets(real, generated, size=20)
-    assert size == 20 and mean == pytest.approx(metrics.kid(real, generated), abs=4 * spread / 10)
-
-
 def test_cmmd_has_its_known_values():
     x = np.array([[3.0, 0], [0, 2]])  # of any length: they are normalised
     assert metrics.cmmd(x, x) == pytest.approx(0, abs=1e-9)
@@ -262,6 +254,14 @@ def every_figure(real, generated, resamples=100, seed=0, half_samples=100) -> di
     found["frechet"] = compare_frechet(real, generated, resamples, seed)
     found |= compare_prdc(real, generated, resamples=half_samples, seed=seed)
     return found | compare_diversity(real, generated, resamples, seed)
+
+
+def test_what_an_evaluation_reports_is_the_kid_and_the_cmmd_of_all_pairs():
+    real, generated = normal(80, 12), normal(80, 12, seed=1) + 0.3
+    for name, function in (("kid", metrics.kid), ("cmmd", metrics.cmmd)):
+        assert compare_mmd(real, generated, name, 100)["value"] == pytest.approx(function(real, generated))
+    more = normal(60, 12, seed=2)
+    assert compare_mmd(real, more, "kid", 100)["value"] == pytest.approx(metrics.kid(real, more))
 
 
 def test_intervals_hold_the_truth_95_times_in_100():

@@ -194,6 +194,13 @@ def progress(shown: bool = True) -> dict:
     return {"disable": not shown, "mininterval": 0.2 if sys.stderr.isatty() else 10}
 
 
+def close_process_group() -> None:
+    """Part from the other processes of `accelerate launch`, as NCCL wants it; without torch there are none."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Call main and exit with its code; a user's mistake or a failing disk is one line, with --debug a traceback."""
     name = os.path.basename(sys.argv[0])
@@ -207,4 +214,6 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
             traceback.print_exc()
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 1
+    else:  # after an error another process may still wait for this one, and the launcher ends it
+        close_process_group()
     sys.exit(code or 0)

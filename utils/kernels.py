@@ -60,23 +60,6 @@ def kernel_diagonal(features: np.ndarray, kernel: Callable) -> np.ndarray:
     return ((features**2).sum(1) / features.shape[1] + 1) ** 3
 
 
-def subset_mmd(real: np.ndarray, generated: np.ndarray, kernel: Callable, size: int, chosen_real, chosen_generated):
-    """The unbiased squared MMD of subsets of one size; row r of `chosen` marks with 1 what is in subset r."""
-    inside = 0.0
-    for features, chosen in ((real, chosen_real), (generated, chosen_generated)):
-        own = kernel_sums(features, features, kernel, chosen, chosen)[3] - chosen @ kernel_diagonal(features, kernel)
-        inside = inside + own / (size * (size - 1))
-    return inside - 2 * kernel_sums(real, generated, kernel, chosen_real, chosen_generated)[3] / size**2
-
-
-def draw_subsets(total: int, size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` rows with 1 for the `size` items that are in, 0 for the others."""
-    chosen = np.zeros((count, total))
-    for row in chosen:
-        row[rng.permutation(total)[:size]] = 1
-    return chosen
-
-
 def mmd(real: np.ndarray, generated: np.ndarray, kernel: Callable, biased: bool) -> float:
     none = np.empty((0, len(real))), np.empty((0, len(generated)))
     value = -2 * kernel_sums(real, generated, kernel, *none)[0].sum() / (len(real) * len(generated))

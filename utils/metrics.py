@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.cli import UserError, counted
-from utils.kernels import blocks, draw_subsets, gaussian_kernel, mmd, polynomial_kernel, squared_distances, subset_mmd
+from utils.kernels import blocks, gaussian_kernel, mmd, polynomial_kernel, squared_distances
 
 CMMD_SCALE = 1000  # as published
 
@@ -92,17 +92,6 @@ def kid(real, generated) -> float:
     real, generated = as_pair(real, generated)
     require(min(len(real), len(generated)), 2, "KID")
     return mmd(real, generated, polynomial_kernel, biased=False)
-
-
-def kid_by_subsets(real, generated, size: int = 1000, count: int = 100, seed: int = 0) -> tuple[float, float, int]:
-    """KID as it is published: mean and standard deviation over random subsets, and their size, which n may lower."""
-    real, generated = as_pair(real, generated)
-    size = min(size, len(real), len(generated))
-    require(size, 2, "KID")
-    rng = np.random.default_rng(seed)
-    chosen = [draw_subsets(len(features), size, count, rng) for features in (real, generated)]
-    values = subset_mmd(real, generated, polynomial_kernel, size, *chosen)
-    return float(values.mean()), float(values.std()), size
 
 
 def cmmd(real, generated) -> float:

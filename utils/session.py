@@ -190,5 +190,4 @@ def finish(session: Session, card: dict, effective: int, asked: list, kohya_fami
 def close_session(session: Session, done: bool) -> int:
     """The exit code: 0, or as a shell says that a signal ended it."""
     trackers.end_trackers(session.followers)
-    session.accelerator.end_training()
     return 0 if done else 128 + (session.received or [signal.SIGTERM])[0]
