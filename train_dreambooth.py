@@ -241,7 +241,7 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
     there = []
     if args.with_prior_preservation:
         folder, prompt, count = args.class_data_dir, args.class_prompt, args.num_class_images
-        prior.check_folder(folder, class_facts(args))
+        prior.check_folder(folder, class_facts(args), count)
         there = prior.prior_pictures(folder, prompt, count, args.resolution)
         print(f"class images {count:,}: {len(there):,} in {folder}, {count - len(there):,} to be drawn into it")
     pictures.check_whole(train + held_out + there)

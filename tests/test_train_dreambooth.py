@@ -404,7 +404,8 @@ def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(dr
         with pytest.raises(
             UserError, match=f"--class_data_dir .*: 00000..png was drawn with --{flag}; give that again"
         ):
-            draw(mixed, **other)
+            draw(mixed, count=6, **other)
+    draw(mixed, count=5, steps="7", opened=lambda: pytest.fail("nothing is to be drawn"))
     for path in mixed.glob("0*.png"):  # as earlier versions wrote them
         studio.write_picture(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
     draw(mixed, steps="7", opened=lambda: pytest.fail("nothing is missing"))

@@ -22,6 +22,7 @@ FLAGS = {  # what a picture that was drawn here says of itself, and the flag tha
     "steps": "validation_inference_steps",
     "guidance_scale": "validation_guidance_scale",
 }
+HOW = ("steps", "guidance_scale")
 
 
 def list_class_images(folder: Path) -> list[Path]:
@@ -30,13 +31,16 @@ def list_class_images(folder: Path) -> list[Path]:
     return [path for path in found if path.suffix.lower() != ".png" or whole_png(path)]
 
 
-def check_folder(folder: Path, facts: dict[str, str]) -> None:
+def check_folder(folder: Path, facts: dict[str, str], count: int) -> None:
     """That the pictures drawn here earlier were drawn of the same; those of a user's own say nothing of it.
 
-    What is cut off is told of: other pictures are drawn in its place.
+    Where all `count` are there, it is no matter how others would be drawn. What is cut off is told of: other pictures
+    are drawn in its place.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--class_data_dir {folder}: is a file; name a folder")
+    if len(list_class_images(folder)) >= count:
+        facts = {name: value for name, value in facts.items() if name not in HOW}
     for path in folder.glob("[0-9]*.png"):
         if whole_png(path):
             with Image.open(path) as picture:
@@ -80,7 +84,7 @@ def make_class_images(
     `facts` are what a picture says of itself (see FLAGS); those there must say the same.
     The same pictures come out however often this is broken off, and whatever the batch and the number of processes.
     """
-    check_folder(folder, facts)
+    check_folder(folder, facts, count)
     folder.mkdir(parents=True, exist_ok=True)
     missing = missing_indices(folder, count)
     accelerator.wait_for_everyone()  # all have looked before the first one draws
