@@ -40,7 +40,7 @@ from utils.faces import load_faces
 from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores, thread_map
-from utils.picture_sets import check_apart, read_pictures, spell_alike
+from utils.picture_sets import check_apart, check_new, read_pictures, spell_alike
 from utils.report_html import read_evaluation, write_report
 
 logger = logging.getLogger("evaluate")
@@ -311,10 +311,12 @@ def main(args) -> int:
     columns = adherence.usable_attributes(judged, args.attributes)
     for words in args.targets:
         targets.check_target(words, known_figures(given, list(sources), list(columns)))
-    faces, references = None, []
+    faces, against = None, {name: sets[name] for name in ("real", "instance_data_dir") if name in sets}
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
-        references = [one["path"] for one in read_pictures(args.identity_reference, "--identity_reference")]
+        against["identity_reference"] = read_pictures(args.identity_reference, "--identity_reference")
+    check_new(sets["generated"], against)
+    references = [one["path"] for one in against.get("identity_reference", [])]
     if args.prior_before:
         subject.pair_pictures(sets["prior_before"], sets["prior_after"])
     check_folder(args, out)

@@ -481,6 +481,17 @@ def test_mistakes_about_a_person_are_told_before_the_work(person, tmp_path, word
         run_person(person[0], "faithful", tmp_path / "out", *words)
 
 
+@pytest.mark.parametrize("flag", ["--real", "--identity_reference", "--instance_data_dir"])
+def test_a_picture_is_not_compared_with_itself(person, tmp_path, flag):
+    root, words = person
+    (tmp_path / "photos").mkdir()
+    for copy, of in (("me.png", "photos/0.png"), ("new.png", "faithful/03.png")):
+        shutil.copy(root / of, tmp_path / "photos" / copy)
+    words = words if flag == "--identity_reference" else []
+    with pytest.raises(UserError, match=f"{flag} and --generated share 1 picture \\(new.png\\): what is compared"):
+        run_person(root, "faithful", tmp_path / "out", *words, flag, tmp_path / "photos", "--dry_run")
+
+
 def test_class_images_of_other_prompts_or_seeds_are_no_pairs(person, tmp_path):
     root, _ = person
     for key, value in (("text", "a cat"), ("seed", "7")):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils import data, generation_folder, sources
 from utils.cli import UserError, counted
+from utils.files import file_sha256
 from utils.splits import SPLITS
 from utils.tables import canonical, clean_cell
 
@@ -45,6 +46,19 @@ def check_apart(out: Path, folders: dict[str, Path]) -> None:
             raise UserError(
                 f"--output_dir {out}: {'is' if same else 'lies in'} --{name} {folder}, which is only read; name a "
                 "folder elsewhere"
+            )
+
+
+def check_new(generated: list[dict], others: dict[str, list[dict]]) -> None:
+    """That no generated picture is, byte by byte, one of those that it is held against: it would be found perfect."""
+    for name, records in others.items():
+        files = [[one["path"] for one in part] for part in (generated, records)]
+        sizes = set.intersection(*({path.stat().st_size for path in some} for some in files))  # to read few of them
+        own, given = ({file_sha256(path): path for path in some if path.stat().st_size in sizes} for some in files)
+        if shared := sorted(given[key].name for key in own.keys() & given.keys()):
+            raise UserError(
+                f"--{name} and --generated share {counted(len(shared), 'picture')} ({shared[0]}): what is compared "
+                "with itself is perfect; give folders that share none"
             )
 
 
