@@ -93,6 +93,43 @@ def test_references_without_a_face_are_named_or_refused(person, caplog):
         identity.compare_identity([pictures[7]["path"]], pictures, models)
 
 
+def test_references_of_several_people_are_named(person, tmp_path, caplog):
+    models, references, _ = person
+    stranger = [tmp_path / f"stranger{i}.png" for i in range(2)]
+    for i, path in enumerate(stranger):
+        draw_portrait((300, 300), [(2, 100, (60 + 20 * i, 80))], seed=40 + i).save(path)
+    _, found = identity.embed_references([*references, stranger[0]], models, "--identity_reference")
+    assert found["unlike_others"] == stranger[:1]
+    assert "--identity_reference: below 0.363 with most of the others are stranger0.png; give" in caplog.text
+    _, found = identity.embed_references([*references[:2], *stranger], models, "--identity_reference")
+    assert found["unlike_others"] == [*references[:2], *stranger]  # who is meant, nobody can tell
+    caplog.clear()
+    assert not identity.embed_references(references, models, "--identity_reference")[1]["unlike_others"]
+    assert not caplog.text
+
+
+def test_a_reference_with_several_faces_and_one_reference_alone_are_warned_of(person, tmp_path, caplog):
+    models, references, pictures = person
+    faces = [(1, 150, (40, 60)), (2, 100, (460, 340))]
+    draw_portrait((640, 500), faces).save(tmp_path / "both.png")
+    draw_portrait((640, 500), [faces[0], (2, 60, (460, 340))]).save(tmp_path / "behind.png")
+    photos = [*references, tmp_path / "both.png", tmp_path / "behind.png"]
+    _, found = identity.embed_references(photos, models, "--identity_reference")
+    assert found["several_faces"] == [tmp_path / "both.png"] and "several faces of about one size" in caplog.text
+    figures = identity.compare_identity(references[:1], pictures, models)["figures"]
+    assert "--identity_reference: one photo has no floor" in caplog.text
+    assert figures[3]["floor"] is None and "no floor: it needs a second photo" in figures[3]["how"]
+
+
+def test_a_picture_that_cannot_be_read_shows_nobody(person, tmp_path):
+    models, references, pictures = person
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    torn = {"path": tmp_path / "torn.png", "text": "at home"}
+    figures = {one["id"]: one for one in identity.compare_identity(references, [*pictures, torn], models)["figures"]}
+    assert figures["identity/verified"]["value"] == 6 / 9 and figures["identity/face_found"]["value"] == 7 / 9
+    assert figures["identity/centroid"]["n"] == 7
+
+
 def directions(n: int, spread: float, seed: int, size: int = 24) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.eye(size)[0] + spread * rng.standard_normal((n, size)) / np.sqrt(size)

@@ -34,6 +34,7 @@ LICENCE = "the weights of insightface's packs are for non-commercial research on
 ALIGNED = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j])
 HEAD = 2.5  # faces high, and as wide: from above the hair to the shoulders
 ABOVE = 0.55  # of the face's height: hair
+SECOND = 0.25  # of the largest face's area: smaller ones are the background's
 
 
 class Face(NamedTuple):
@@ -180,6 +181,11 @@ def find_faces(faces: Faces, image: Image.Image) -> list[Face]:
             if all(overlap(face.box, other.box) < OVERLAP for other in found):
                 found.append(face)
     return sorted(found, key=lambda face: -area(face.box))
+
+
+def large_faces(found: list[Face]) -> list[Face]:
+    """Those of about the size of the largest, which is the first."""
+    return [one for one in found if area(one.box) >= SECOND * area(found[0].box)]
 
 
 def area(box: tuple[float, float, float, float]) -> float:

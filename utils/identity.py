@@ -9,7 +9,7 @@ from tqdm import tqdm
 from utils import images
 from utils.cli import UserError, counted, progress
 from utils.evaluation import refused
-from utils.faces import Faces, face_embedding, find_faces
+from utils.faces import Face, Faces, face_embedding, find_faces, large_faces
 from utils.intervals import mean_interval, wilson
 
 logger = logging.getLogger(__name__)
@@ -17,30 +17,48 @@ KEYS = {"face_found": "face", "centroid": "centroid", "nearest": "nearest", "ver
 NOTE = "with the threshold as published, for a pair of photos; not looked at for generated ones"
 
 
-def embed_file(path: Path, faces: Faces) -> tuple[np.ndarray | None, int]:
-    """The embedding of a picture's largest face, and how many faces it has."""
+def embed_file(path: Path, faces: Faces) -> tuple[np.ndarray | None, list[Face]]:
+    """The embedding of a picture's largest face, and its faces."""
     image, _ = images.read_image(path)
     found = find_faces(faces, image)
-    return (face_embedding(faces, image, found[0]) if found else None), len(found)
+    return (face_embedding(faces, image, found[0]) if found else None), found
 
 
-def embed_references(references: list[Path], faces: Faces, flag: str) -> tuple[np.ndarray, list[Path], list[Path]]:
-    """The embeddings of the photos with a face, those photos, and those without; none with one is an error."""
-    rows, with_face, without = [], [], []
+def embed_references(references: list[Path], faces: Faces, flag: str) -> tuple[np.ndarray, dict[str, list[Path]]]:
+    """The embeddings of the photos with a face, and which photos those are, and which are doubtful, by the reason.
+
+    None with a face is an error.
+    """
+    rows, sorted_out = [], {"used": [], "without_face": [], "several_faces": []}
     for path in references:
         try:
-            row, _ = embed_file(path, faces)
+            row, found = embed_file(path, faces)
         except images.BadImage as error:
             raise UserError(f"{flag}: {path}: {error}; remove the file, or mend it") from None
-        (without if row is None else with_face).append(path)
+        sorted_out["without_face" if row is None else "used"].append(path)
+        sorted_out["several_faces"] += [path] if len(large_faces(found)) > 1 else []
         rows += [] if row is None else [row]
     if not rows:
         raise UserError(
             f"{flag}: no face is found in {counted(len(references), 'photo')}; give clear photos of one person"
         )
-    if without:
-        logger.warning("%s: no face is found in %s", flag, ", ".join(path.name for path in without))
-    return np.stack(rows), with_face, without
+    base = np.stack(rows)
+    alike = leave_one_out(base, faces.threshold)["verified"] if len(rows) > 1 else [True]
+    sorted_out["unlike_others"] = [path for path, one in zip(sorted_out["used"], alike) if not one]
+    warn_of_references(sorted_out, faces.threshold, flag)
+    return base, sorted_out
+
+
+def warn_of_references(sorted_out: dict[str, list[Path]], threshold: float, flag: str) -> None:
+    for key, said in (
+        ("without_face", "no face is found in %s"),
+        ("several_faces", "several faces of about one size are in %s, of which the largest is taken; crop to one"),
+        ("unlike_others", f"below {threshold:g} with most of the others are %s; give photos of one person alone"),
+    ):
+        if sorted_out[key]:
+            logger.warning(f"%s: {said}", flag, ", ".join(path.name for path in sorted_out[key]))
+    if len(sorted_out["used"]) == 1:
+        logger.warning("%s: one photo has no floor, what photos of the person get among themselves; give more", flag)
 
 
 def to_centroid(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -113,22 +131,23 @@ def compare_identity(
 ) -> dict:
     """{"figures", "splits", "pictures", "references"} of the pictures ({"path", "text", …}) for metrics.json.
 
-    A picture without a face counts as not verified, and has no cosine.
+    A picture without a face, or that can't be read, counts as not verified, and has no cosine.
     """
     if not references:
         raise UserError(f"{flag}: holds no pictures; give a folder of photos of the person")
-    base, used, without = embed_references(references, faces, flag)
+    base, sorted_out = embed_references(references, faces, flag)
+    used = sorted_out["used"]
     rows, embedded = [], []
     for one in tqdm(pictures, unit=" images", **progress()):
         try:
-            embedding, count = embed_file(one["path"], faces)
-        except images.BadImage as error:
-            raise UserError(f"{one['path']}: {error}; remove the file, or mend it") from None
+            embedding, there = embed_file(one["path"], faces)
+        except images.BadImage:  # told before, among the invalid ones; nobody is to be seen in it
+            embedding, there = None, []
         row = {
             "file": one["path"],
             **{name: one.get(name) for name in split_by},
-            "face": count > 0,
-            "faces": count,
+            "face": bool(there),
+            "faces": len(there),
         }
         rows.append(row | {"centroid": None, "nearest": None, "nearest_reference": None, "verified": False})
         embedded += [] if embedding is None else [(len(rows) - 1, embedding)]
@@ -147,7 +166,7 @@ def compare_identity(
             for figure, key in KEYS.items()
         },
         "pictures": rows,
-        "references": {"used": used, "without_face": without},
+        "references": sorted_out,
     }
 
 
@@ -173,6 +192,7 @@ def identity_figures(rows: list[dict], base: np.ndarray, faces: Faces) -> list[d
         key, of_shares = KEYS[name], name in ("face_found", "verified")
         values = np.array([row[key] for row in rows if row[key] is not None], dtype=np.float64)
         floor = _spread(real[key], of_shares) if key in real else None
-        how += "; floor: each reference against the others" if floor else ""
+        if key != "face":
+            how += "; floor: each reference against the others" if floor else "; no floor: it needs a second photo"
         figures.append(figure(name, title, encoder, values, of_shares, how, floor))
     return figures

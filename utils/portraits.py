@@ -13,14 +13,13 @@ from scipy import ndimage
 
 from utils import images
 from utils.cli import UserError, counted
-from utils.faces import Face, Faces, area, crop_head, crop_to_head, find_faces
+from utils.faces import Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
 from utils.files import file_sha256, replaced_file
 from utils.shapes import bucket_shapes, nearest_shape
 
 logger = logging.getLogger(__name__)
 TEMPLATE = "a portrait photo"  # what is said of a photo that brings no caption, after the trigger word
 NO_DETECTOR = "no face is looked for, and each photo is cropped about its middle"
-SECOND = 0.25  # of the largest face's area: smaller ones are the background's
 Box = tuple[float, float, float, float]
 
 
@@ -123,7 +122,6 @@ def prepare_portrait(
     if face:
         inside = tuple((side - at) * scale for side, at in zip(face.box, (box[0], box[1]) * 2))
         inside = (max(0.0, inside[0]), max(0.0, inside[1]), min(shape[0], inside[2]), min(shape[1], inside[3]))
-    large = [one for one in found if area(one.box) >= SECOND * area(found[0].box)]
     quality = {
         "width": size[0],
         "height": size[1],
@@ -131,7 +129,7 @@ def prepare_portrait(
         "shape": list(shape),
         "enlarged": round(scale, 2),
         **measure_photo(crop, inside),
-        "faces": len(large) if faces else None,  # None: nobody looked
+        "faces": len(large_faces(found)) if faces else None,  # None: nobody looked
         "face_share": round(area(inside) / (shape[0] * shape[1]), 4) if inside else None,
     }
     return crop, size, {"quality": quality, "fault": find_fault(quality, limits)}

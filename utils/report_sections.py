@@ -47,7 +47,12 @@ def identity_section(metrics: dict, folder: Path) -> str:
     if not found:
         return ""
     parts = []
-    for key, title in (("used", "Reference photos"), ("without_face", "Reference photos without a face, not used")):
+    for key, title in (
+        ("used", "Reference photos"),
+        ("unlike_others", "Reference photos unlike the others"),
+        ("several_faces", "Reference photos with several faces, the largest used"),
+        ("without_face", "Reference photos without a face, not used"),
+    ):
         tiles = [tile(file, folder, "", alt=title) for file in found["references"][key][:SHOWN_FACES]]
         parts += [f"<h3>{title}</h3>{grid(tiles, 'small')}"] if tiles else []
     rows = found["pictures"]

@@ -112,9 +112,8 @@ def judge_subject(
     """{"figures", "splits", "identity" (of those references, where there are models)} for metrics.json."""
     found = {"figures": [], "splits": {}}
     if models:
-        compared = identity.compare_identity(
-            references, sets["generated"], models, split_columns(sets["generated"], attributes)
-        )
+        pictures = sets["all generated"]
+        compared = identity.compare_identity(references, pictures, models, split_columns(pictures, attributes))
         found = {key: compared.pop(key) for key in ("figures", "splits")} | {"identity": compared}
     for encoder in encoders:
         if encoder.name in ENCODERS:
