@@ -355,6 +355,7 @@ def main(args) -> int:
         found["figures"] += more.pop("figures")
         found["splits"] |= more.pop("splits")
         found |= more
+    targets.keep_in_range(found)
     asked = [targets.judge(words, found["figures"]) for words in args.targets]
     metrics = {
         "version": 1,

@@ -74,7 +74,7 @@ def check_foreseen(found: dict, given: set[str], columns: tuple = ()) -> None:
     for one in found["figures"]:
         low, high = targets.figure_range(one["id"])
         assert (one["unit"] == "%") == ((low, high) == targets.SHARE), one["id"]
-        assert low <= one["high"] and one["low"] <= high, one["id"]
+        assert low <= one["low"] and one["high"] <= high, one["id"]
 
 
 @pytest.fixture(scope="module")
@@ -360,6 +360,21 @@ def test_a_target_is_shown_only_where_the_interval_is_clear_of_it(low, value, hi
     found = targets.judge(f"fid{asked}", [one])
     assert found["met"] is met and found["figure"] == "frechet/inception"
     assert found["asked"].replace(" ", "") == asked.replace(" ", "")
+
+
+def test_an_interval_ends_where_the_figure_does():
+    def part(name, value, low, high):
+        return {name: value, "low": low, "high": high}
+
+    cosine = {"id": "identity/centroid", **part("value", 0.96, 0.88, 1.04), "floor": part("value", 0.99, 0.97, 1.01)}
+    cmmd = {"id": "cmmd/clip", **part("value", -0.01, -0.04, 0.02), "floor": None}
+    kid = {"id": "kid/clip", **part("value", 0.1, -0.4, 0.6), "floor": None}
+    refused = {"id": "frechet/clip", **part("value", None, None, None), "floor": None}
+    splits = {"identity_centroid": {"text": [part("mean", 0.9, 0.7, 1.1)]}}
+    targets.keep_in_range({"figures": [cosine, cmmd, kid, refused], "splits": splits})
+    assert (cosine["low"], cosine["high"], cosine["floor"]["high"]) == (0.88, 1, 1)
+    assert (cmmd["low"], cmmd["high"]) == (-0.01, 0.02) and kid["low"] == -0.4 and refused["low"] is None
+    assert splits["identity_centroid"]["text"][0]["high"] == 1
 
 
 @pytest.mark.parametrize("words", ["invalid<1", "auth_pct>0", "kid<0", "cmmd<5", "vendi>1", "colour_accuracy>=90%"])

@@ -88,8 +88,6 @@ def quality(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: in
     }
     options = {"resamples": resamples, "seed": seed}
     figures = _try([blanks["frechet"]], lambda: [(comparison.compare_frechet(real, generated, **options),)])
-    for one in figures:  # a distance is not below 0
-        one["low"] = one["low"] and max(0.0, one["low"])
     for name in ("kid", "cmmd") if encoder in CLIPS else ("kid",):
         figures += _try([blanks[name]], lambda: [(comparison.compare_mmd(real, generated, name, **options),)])  # noqa: B023
     names = ("precision", "recall", "density", "coverage")

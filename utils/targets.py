@@ -1,5 +1,6 @@
 """What a recipe asks of a set, `fid: "<50"`, and whether an evaluation shows it, given the interval."""
 
+import itertools
 import math
 import re
 
@@ -42,6 +43,20 @@ def find_figure(words: str, figures: list[str]) -> str:
 
 def figure_range(figure: str) -> tuple[float, float]:
     return RANGES.get(figure) or RANGES.get(figure.rpartition("/")[0], SHARE)
+
+
+def keep_in_range(found: dict) -> None:
+    """End the intervals of figures, floors and splits where the figure does: Student's would go on.
+
+    A value that is beyond by itself, as an estimate without bias may be, is an end of its interval.
+    """
+    parts = [(one["id"], "value", part) for one in found["figures"] for part in (one, one["floor"]) if part]
+    for key, columns in found["splits"].items():
+        parts += [(key.replace("identity_", "identity/"), "mean", part) for part in itertools.chain(*columns.values())]
+    for key, name, part in parts:
+        if (value := part[name]) is not None:
+            (least, most), low, high = figure_range(key), part["low"], part["high"]
+            part |= {"low": min(value, max(low, least)), "high": max(value, min(high, most))}
 
 
 def check_target(words: str, figures: list[str]) -> None:
