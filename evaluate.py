@@ -10,6 +10,7 @@
 
 import argparse
 import datetime
+import hashlib
 import logging
 import os
 import random
@@ -202,6 +203,12 @@ def choose_pictures(records: list[dict], scores: np.ndarray | None, seed: int) -
     return found
 
 
+def describe_set(folder: Path, keys: list[str]) -> dict:
+    """What metrics.json says of a set; the checksum tells another run whether its pictures were the same."""
+    digest = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()
+    return {"path": str(folder), "n": len(keys), "sha256": digest[:16]}
+
+
 def relative(value, out: Path):
     """Every path in it as seen from the evaluation's folder, so that both can be moved together."""
     if isinstance(value, Path):
@@ -283,7 +290,8 @@ def study_or_compare(args) -> int:
     if args.compare:
         if args.dry_run:
             return 0
-        print(compare_page.write_comparison(args.compare, args.output_dir / "comparison.html"))
+        page = args.output_dir / "comparison.html"
+        print(*compare_page.write_comparison(args.compare, page), page, sep="\n")
         return 0
     real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
     for name, records in (("real", real), ("generated", generated)):
@@ -346,6 +354,8 @@ def main(args) -> int:
     for name in counts:
         sets[name], keys[name], measures[name] = readable(name, sets[name], keys[name], measures[name])
 
+    if references:
+        keys["identity_reference"] = content_keys(references)
     if "real" in sets:
         found = compute_figures(args, encoders, sets, keys, measures, rows, columns)
     else:
@@ -369,12 +379,10 @@ def main(args) -> int:
             "encoders": {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders},
             "seed": args.seed,
         },
-        "sets": {name: {"path": str(getattr(args, name)), "n": len(sets[name])} for name in counts},
+        "sets": {name: describe_set(getattr(args, name), those) for name, those in keys.items()},
         **relative(found, out),
         "targets": asked,
     }
-    if references:
-        metrics["sets"]["identity_reference"] = {"path": str(args.identity_reference), "n": len(references)}
     metrics["sets"]["generated"]["unreadable"] = counts["generated"] - len(sets["generated"])
     if args.ratings:
         metrics["human"] = human

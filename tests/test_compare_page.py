@@ -9,7 +9,7 @@ import pytest
 from tests.browser import open_browser, open_page
 from tests.sample_evaluation import write_evaluation
 from utils.cli import UserError
-from utils.compare_page import compare_figures, find_pictures, judge, run_names, write_comparison
+from utils.compare_page import AGAINST, compare_figures, different, find_pictures, judge, run_names, write_comparison
 from utils.intervals import difference
 from utils.report_html import read_evaluation
 
@@ -36,6 +36,29 @@ def test_a_difference_is_called_so_only_when_its_interval_leaves_out_0():
     assert judge(one(10), one(8.5))["verdict"] == "better"
     assert judge(one(10, better="higher"), one(11.5))["verdict"] == "better"
     assert judge(one(10, better="near floor"), one(11.5))["verdict"] == "higher"
+
+
+def test_figures_that_rest_on_different_pictures_are_not_graded():
+    def refused(key, *apart):
+        return judge(one(0.5, id=key, better="higher"), one(5, id=key, better="higher"), apart).get("refused")
+
+    why = "not compared: measured against different reference photos"
+    assert refused("identity/verified", "identity_reference") == why
+    assert refused("fidelity/subject/clip", "instance_data_dir") and refused("near_duplicates/clip", "real")
+    for kind in ("instance_data_dir", "prior_before"):
+        assert refused("fidelity/prior_leak/clip", kind)
+    for key in ("identity/face_found", "fidelity/prompt/clip", "vendi/clip"):  # of the generated pictures alone
+        assert not refused(key, *AGAINST)
+    assert not refused("identity/verified", "real", "instance_data_dir")
+
+
+def test_pictures_are_the_same_wherever_they_lie():
+    def run(**more):
+        return {"sets": {"identity_reference": {"path": "photos", "n": 4, **more}}}
+
+    assert different(run(), run()) == different(run(sha256="a"), run(sha256="a", path="/home/photos")) == []
+    assert different(run(sha256="a"), run(sha256="b")) == different(run(), run(n=5)) == ["identity_reference"]
+    assert different(run(), {"sets": {}}) == []
 
 
 def test_what_cannot_be_compared_is_not():
@@ -83,11 +106,15 @@ def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tm
     metrics = json.loads((folders[1] / "metrics.json").read_text())
     metrics["sets"]["real"]["path"] = "<b>elsewhere"
     (other / "metrics.json").write_text(json.dumps(metrics))
-    text = write_comparison([folders[0], folders[1]], tmp_path / "page.html").read_text()
-    assert "second: better in 1, no difference shown in 10, not compared in 1, of 12 figures." in text
-    assert "different real sets" not in text and text.count("<img ") == 2 * 5
-    text = write_comparison([folders[0], other], tmp_path / "page.html").read_text()
-    assert "different real sets" in text and "&lt;b&gt;elsewhere" in text
+    page = tmp_path / "page.html"
+    said = write_comparison([folders[0], folders[1]], page)
+    assert said == ["second: better in 1, no difference shown in 10, not compared in 1, of 12 figures."]
+    text = page.read_text()
+    assert said[0] in text and "different real sets" not in text and text.count("<img ") == 2 * 5
+    said = write_comparison([folders[0], other], page)
+    text = page.read_text()
+    assert said[0].startswith("other: no difference shown in ") and "not compared in 7, of 12" in said[0]
+    assert "different real sets" in said[1] and "&lt;b&gt;elsewhere" in text
     assert not re.search(r"<script|https?://", text)
 
 
@@ -98,7 +125,8 @@ def test_in_a_browser_at_both_widths(folders, tmp_path):
     why = "a mean, pictures: needs at least 10 items, found 0; the pictures carry too few attributes to be judged by"
     metrics["figures"][0] |= {"value": None, "low": None, "high": None, "refused": why}
     (long / "metrics.json").write_text(json.dumps(metrics))
-    path = write_comparison([*folders, long], tmp_path / "page.html")
+    path = tmp_path / "page.html"
+    write_comparison([*folders, long], path)
     with open_browser() as browser:
         for width in (1280, 390):
             with open_page(browser, path, width) as tab:

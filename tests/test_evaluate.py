@@ -86,7 +86,8 @@ def test_every_figure_has_its_n_and_an_interval_around_it(good, sets):
     assert len(good["figures"]) > 18 and not [one["id"] for one in good["figures"] if one.get("refused")]
     for one in good["figures"]:
         assert one["low"] <= one["value"] <= one["high"] and one["n"] >= 100 and one["how"] and one["floor"], one["id"]
-    assert good["sets"]["generated"] == {"path": str(sets["good"]), "n": 104, "unreadable": 0}
+    of = good["sets"]["generated"]
+    assert (of["path"], of["n"], of["unreadable"]) == (str(sets["good"]), 104, 0)
     out = sets["root"] / "evaluation"
     for one in good["pictures"]["sample"] + good["pictures"]["worst"] + good["pictures"]["copies"]:
         assert (out / one["file"]).is_file()
@@ -458,10 +459,12 @@ def test_a_person_is_judged_without_real_pictures_and_what_is_left_out_is_said(p
     assert faithful["sets"]["identity_reference"]["n"] == faithful["sets"]["instance_data_dir"]["n"] == 4
 
 
-def test_two_runs_of_one_person_are_compared(person, judged):
+def test_two_runs_of_one_person_are_compared(person, judged, capsys):
     root, _ = person
     words = ["--compare", root / "of faithful", root / "of other", "--output_dir", root / "compared"]
     assert evaluate.main(evaluate.parse_args(list(map(str, words)))) == 0
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert "worse in" in said[0] and said[1] == str(root / "compared/comparison.html")
     text = (root / "compared/comparison.html").read_text()
     assert "16 pictures in all runs share prompt and seed" in text and "measured against different" not in text
     assert "no difference shown in" in text and "worse in" in text

@@ -1,6 +1,7 @@
 """Several evaluations side by side: their figures, the differences with intervals, pictures of one seed."""
 
 import random
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,31 +16,38 @@ from utils.report_verdict import GROUPS, group_of
 
 ROWS = 12  # of pictures
 UNBIASED = ("kid",)  # figures of quality and diversity that n does not bias
-AGAINST = {
-    "real": "real sets",
-    "instance_data_dir": "photos of the subject",
-    "identity_reference": "reference photos",
-    "prior_before": "class images before",
+AGAINST = {  # what is measured against, in words, and how the ids of the figures begin that would be others without it
+    "real": (
+        "real sets",
+        ("frechet", "kid", "cmmd", "precision", "recall", "density", "coverage", "near_duplicates", "copies"),
+    ),
+    "instance_data_dir": ("photos of the subject", ("fidelity/subject", "fidelity/prior_leak")),
+    "identity_reference": ("reference photos", ("identity/centroid", "identity/nearest", "identity/verified")),
+    "prior_before": ("class images before", ("fidelity/prior",)),
 }
 SAME_N = 0.02  # numbers of pictures that differ by less are one n
 
 
-def write_comparison(folders: list[Path], output: Path) -> Path:
-    """One page of evaluations (folders with metrics.json), each compared with the first; `output` is the HTML file."""
+def write_comparison(folders: list[Path], output: Path) -> list[str]:
+    """One page of evaluations (folders with metrics.json), each compared with the first; `output` is the HTML file.
+
+    What is returned is its verdict: a sentence for each run, and where what they were measured against differs.
+    """
     if not 2 <= len(folders) <= 6:
         raise UserError(f"--compare: takes 2 to 6 evaluations, found {len(folders)}")
     runs = [read_evaluation(folder) for folder in folders]
     names = run_names(folders)
     rows = compare_figures(runs)
-    sections = [_figures(rows, names, _warnings(runs, names)), _pictures(folders, runs, names), _making(runs, names)]
+    sections = [_figures(rows, names), _pictures(folders, runs, names), _making(runs, names)]
     head = f"<header><p class=eyebrow>Comparison</p><h1>{escape(' · '.join(names))}</h1></header>"
-    verdicts = "".join(f"<li>{escape(one)}</li>" for one in summaries(rows, names))
+    verdicts, warnings = summaries(rows, names), _warnings(runs, names)
+    points = [f"<li>{escape(one)}</li>" for one in verdicts] + [f"<li class=bad>{escape(one)}</li>" for one in warnings]
     title = f"Compared with {names[0]}"
-    top = f"<section class=verdict id=verdict><h2>{escape(title)}</h2><ul>{verdicts}</ul></section>"
+    top = f"<section class=verdict id=verdict><h2>{escape(title)}</h2><ul>{''.join(points)}</ul></section>"
     body = head + top + contents(sections) + "".join(sections)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, make_page("Comparison of evaluations", body))
-    return output
+    return verdicts + warnings
 
 
 def run_names(folders: list[Path]) -> list[str]:
@@ -53,13 +61,30 @@ def run_names(folders: list[Path]) -> list[str]:
     return [f"{number}: {folder.name}" for number, folder in enumerate(folders, 1)]  # the same one twice
 
 
-def judge(first: dict, second: dict) -> dict:
-    """{"value", "low", "high", "verdict", "state"} of two runs' figures, or {"refused": why}."""
+def different(first: dict, second: dict) -> list[str]:
+    """The kinds of AGAINST that two runs both have, and that are not the same pictures in both."""
+    found = []
+    for kind in AGAINST:
+        both = [run.get("sets", {}).get(kind) for run in (first, second)]
+        if all(both):
+            keys = ("sha256",) if all("sha256" in one for one in both) else ("path", "n")  # older: by the name
+            found += [kind] if len({tuple(one[key] for key in keys) for one in both}) > 1 else []
+    return found
+
+
+def judge(first: dict, second: dict, apart: Sequence[str] = ()) -> dict:
+    """{"value", "low", "high", "verdict", "state"} of two runs' figures, or {"refused": why}.
+
+    `apart`: in which kinds of AGAINST the runs are `different`.
+    """
     for one in (first, second):
         if one is None or one.get("value") is None:
             return {"refused": "not in both" if one is None else one.get("refused") or "no value"}
     if first.get("low") is None or second.get("low") is None:
         return {"refused": "no interval"}
+    for words, begins in map(AGAINST.get, apart):
+        if first["id"].startswith(begins):
+            return {"refused": f"not compared: measured against different {words}"}
     n, other = first.get("n"), second.get("n")
     biased = group_of(first) in ("quality", "diversity") and first["id"].partition("/")[0] not in UNBIASED
     if biased and n and other and abs(n - other) > SAME_N * max(n, other):
@@ -77,10 +102,10 @@ def judge(first: dict, second: dict) -> dict:
 def compare_figures(runs: list[dict]) -> list[dict]:
     """[{"figure": how it is described, "runs": [each run's figure or None], "against": [judged with the first]}]."""
     tables = [{(one["id"], one.get("encoder")): one for one in run["figures"]} for run in runs]
-    rows = []
+    rows, apart = [], [different(runs[0], other) for other in runs[1:]]
     for key in dict.fromkeys(key for table in tables for key in table):
         found = [table.get(key) for table in tables]
-        against = [judge(found[0], other) for other in found[1:]]
+        against = [judge(found[0], *other) for other in zip(found[1:], apart)]
         rows.append({"figure": next(filter(None, found)), "runs": found, "against": against})
     return rows
 
@@ -101,21 +126,20 @@ def summaries(rows: list[dict], names: list[str]) -> list[str]:
 def _warnings(runs: list[dict], names: list[str]) -> list[str]:
     """Where what the runs were measured against is not the same."""
     notes = []
-    for kind, words in AGAINST.items():
-        first = runs[0].get("sets", {}).get(kind, {})
-        for run, name in zip(runs[1:], names[1:]):
-            other = run.get("sets", {}).get(kind, {})
-            both = [(one["path"], one["n"]) for one in (first, other) if one]
-            if len(set(both)) > 1:  # figures that only one of them has say so themselves
-                where = [f"{path} ({counted(n, 'picture')})" for path, n in both]
-                notes.append(f"{names[0]} and {name} were measured against different {words}: {' and '.join(where)}.")
+    for run, name in zip(runs[1:], names[1:]):
+        for kind in different(runs[0], run):  # figures that only one of them has say so themselves
+            where = [
+                f"{one['path']} ({counted(one['n'], 'picture')})" for one in (runs[0]["sets"][kind], run["sets"][kind])
+            ]
+            words = f"{names[0]} and {name} were measured against different {AGAINST[kind][0]}"
+            notes.append(f"{words}: {' and '.join(where)}.")
     return notes
 
 
-def _figures(rows: list[dict], names: list[str], warnings: list[str]) -> str:
+def _figures(rows: list[dict], names: list[str]) -> str:
     kinds = [(f"run{i}", name) for i, name in enumerate(names)]
     kinds += [("band", f"floor of {names[0]}")] if any((row["runs"][0] or {}).get("floor") for row in rows) else []
-    parts = [f"<p class=bad>{escape(note)}</p>" for note in warnings] + [charts.legend(kinds)]
+    parts = [charts.legend(kinds)]
     for group, title in GROUPS.items():
         found = "".join(_row(row, names) for row in rows if group_of(row["figure"]) == group)
         parts += [f"<h3>{title}</h3><div class=rows>{found}</div>"] if found else []
