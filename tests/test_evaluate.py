@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from safetensors import safe_open
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
-from utils import adherence, cli, evaluation_flags, failures, picture_measures, subject, targets
+from utils import adherence, cli, evaluation_flags, failures, picture_measures, subject, summary, targets
 from utils.cli import UserError
 from utils.compare_page import compare_figures
 
@@ -457,6 +458,13 @@ def test_a_person_is_judged_without_real_pictures_and_what_is_left_out_is_said(p
     assert "Without --real nothing says of quality" in text and "Without a face: 1 of 16" in text
     assert 'class="missing"' not in text and "Verified as the person by place" in text
     assert faithful["sets"]["identity_reference"]["n"] == faithful["sets"]["instance_data_dir"]["n"] == 4
+
+
+def test_the_printed_table_says_what_stands_beside_a_figure(judged):
+    head, *lines = summary.summarise(judged[0][1]).splitlines()
+    (verified,) = (line for line in lines if line.startswith("Verified as the person, sface"))
+    assert head.split()[-1] == "floor" and "real" not in head
+    assert re.search(r" 93.75 %  \S+ to \S+ % +100 %$", verified)
 
 
 def test_two_runs_of_one_person_are_compared(person, judged, capsys):

@@ -7,19 +7,19 @@ from utils.page import interval
 def summarise(metrics: dict) -> str:
     """The figures as a text table, and the targets."""
 
-    def number(one: dict, key: str, scale: float) -> str:
-        return f"{scale * one[key]:.4g}"
+    def number(value: float, unit: str) -> str:
+        return f"{100 * value:.4g} %" if unit == "%" else f"{value:.4g}"
 
-    lines = [f"{'figure':<40}{'value':>9}  {'95 % interval':<22}{'real':>8}"]
+    lines = [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}"]
     for one in metrics["figures"]:
         name = f"{one['name']}, {one['encoder']}" if one["encoder"] else one["name"]
         if one["value"] is None:
-            lines.append(f"{name:<40}  refused: {one['refused']}")
+            lines.append(f"{name:<46}  refused: {one['refused']}")
             continue
-        scale = 100 if one["unit"] == "%" else 1
-        ends = f"{number(one, 'low', scale)} to {number(one, 'high', scale)}"
-        floor = number(one["floor"], "value", scale) if one["floor"] else ""
-        lines.append(f"{name:<40}{number(one, 'value', scale):>9}  {ends:<22}{floor:>8}  {one['unit']}")
+        value, low, high = (number(one[key], one["unit"]) for key in ("value", "low", "high"))
+        floor = number(one["floor"]["value"], one["unit"]) if one["floor"] else ""
+        ends = f"{low.removesuffix(' %')} to {high}"
+        lines.append(f"{name:<46}{value:>9}  {ends:<24}{floor:>9}".rstrip())
     lines += metrics.get("left_out", [])
     words = {True: "met", False: "not met", None: "not shown"}
     for one in metrics["targets"]:
