@@ -81,7 +81,10 @@ def test_the_two_kinds_of_embedder_differ_in_what_they_are_given(files, caplog):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("missing.onnx", ["no such file", "face_detection_yunet_2023mar.onnx", "leave out --face_crop"]),
+        (
+            "missing.onnx",
+            ["no such file", "face_detection_yunet_2023mar.onnx", "leave out --face_detector and --face_crop"],
+        ),
         ("yunet", ["hub", "huggingface.co/opencv/face_detection_yunet"]),
         ("pointer", ["Git LFS"]),
         ("text", ["OpenCV can't use it"]),

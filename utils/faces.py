@@ -32,6 +32,11 @@ KINDS = {128: ("sface", 0.363), 512: ("insightface", 0.28)}
 LICENCE = "the weights of insightface's packs are for non-commercial research only"
 # Where the eyes, the nose and the corners of the mouth are in an aligned face of 112x112, as both kinds were trained.
 ALIGNED = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j])
+NO_FACE = "without it no face is looked for: crop the photos by hand, and leave out --face_detector and --face_crop"
+NO_IDENTITY = (
+    "without it no identity is measured: leave out --identity_reference, and compare by CLIP-I and DINO with "
+    "--instance_data_dir"
+)
 HEAD = 2.5  # faces high, and as wide: from above the hair to the shoulders
 ABOVE = 0.55  # of the face's height: hair
 SECOND = 0.25  # of the largest face's area: smaller ones are the background's
@@ -83,8 +88,9 @@ def load_faces(
 ) -> Faces:
     """The models that are named: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
     found = network = kind = threshold = None
+    without = NO_IDENTITY if embedder else NO_FACE
     paths = [
-        None if name is None else _locate(name, flag, default)
+        None if name is None else _locate(name, flag, default, without)
         for name, flag, default in ((detector, detector_flag, "yunet"), (embedder, embedder_flag, "sface"))
     ]
     if paths[0]:
@@ -100,7 +106,7 @@ def load_faces(
     return Faces(found, paths[0], network, kind, paths[1], threshold)
 
 
-def _locate(name: str, flag: str, default: str) -> Path:
+def _locate(name: str, flag: str, default: str, without: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         packs = [one for pattern in ("w600k_*.onnx", "glint360k_*.onnx") for one in sorted(path.glob(pattern))]
@@ -111,23 +117,19 @@ def _locate(name: str, flag: str, default: str) -> Path:
         return path
     parts = name.split("/")
     if name not in ON_HUB and (len(parts) < 3 or not name.endswith(".onnx") or name[0] in "./~"):
-        raise UserError(f"{flag} {name}: no such file; {_advice(flag, default)}")
+        raise UserError(f"{flag} {name}: no such file; {_advice(flag, default, without)}")
     repository, file = ON_HUB.get(name, ("/".join(parts[:2]), "/".join(parts[2:])))
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # of the network, the hub, the cache
-        raise UserError(f"{flag} {name}: {hub_failure(error)}; {_advice(flag, default)}") from error
+        raise UserError(f"{flag} {name}: {hub_failure(error)}; {_advice(flag, default, without)}") from error
 
 
-def _advice(flag: str, default: str) -> str:
+def _advice(flag: str, default: str, without: str) -> str:
     repository, file = ON_HUB[default]
-    without = {
-        "yunet": "without it no face is looked for: crop the photos by hand, and leave out --face_crop",
-        "sface": "without it no identity is measured: leave it out, and compare by CLIP-I and DINO",
-    }
-    return f"get {file} from huggingface.co/{repository} and give its path with {flag}; {without[default]}"
+    return f"get {file} from huggingface.co/{repository} and give its path with {flag}; {without}"
 
 
 def _open(path: Path, flag: str, opener, *more):
