@@ -26,6 +26,7 @@ from utils import (
     cli,
     conditions,
     devices,
+    encoding,
     flags,
     generated_set,
     generation,
@@ -42,6 +43,7 @@ from utils import generation_outcome as outcome
 from utils import prompts as prompt_lists
 from utils.cli import UserError
 from utils.files import file_sha256
+from utils.lora import read_lora
 from utils.metrics_log import append_metrics
 from utils.studio import Studio, draw_pictures, open_studio, picture_seed, relieve_memory
 
@@ -102,6 +104,14 @@ def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
     for lora in loras:
         lora_mix.check_lora(lora, args.pretrained_model_name_or_path, model, family)
     return model, family, size, loras
+
+
+def tell_long_prompts(model: str, family: str, loras: list[lora_mix.Lora], texts: list[str]) -> None:
+    """What a run would say of prompts that are cut off, by the tokenizer alone."""
+    tokenizer = models.load_tokenizers(model, family)[0]
+    for path in [path for one in loras for path in inversion.token_files(one.path.parent)[:1]]:
+        tokenizer.add_tokens(list(read_lora(path)[0]))
+    encoding.report_long_captions(tokenizer, texts, "prompts")
 
 
 def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.device) -> Callable:
@@ -221,6 +231,8 @@ def main(args) -> int:
         for folder in dict.fromkeys(lora.path.parent for lora in loras):
             inversion.warn_of_word(folder, [one["text"] for one in prompts])
     if args.dry_run:
+        if is_main:
+            tell_long_prompts(model, family, loras, [one["text"] for one in prompts] + [args.negative_prompt])
         return 0
     lock = folders.enter_folder(out, settings, prompts, FREE, part, block)
     if lock is None:

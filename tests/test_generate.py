@@ -647,6 +647,18 @@ def test_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys):
     assert "6 images of 4 prompts" in capsys.readouterr().out and not (tmp_path / "set").exists()
 
 
+def test_dry_run_tells_of_prompts_that_are_cut_off_without_reading_weights(loras, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(models, "_load_frozen", lambda *_: pytest.fail("weights are read"))
+    folder = shutil.copytree(loras[0], tmp_path / "lora")
+    write_safetensors(folder / "learned_embeds.safetensors", {"<sks>": torch.zeros(1, 4)})
+    command = ["--pretrained_model_name_or_path", "demo", "--output_dir", str(tmp_path / "set"), "--dry_run"]
+    command += ["--prompt", "<sks> " * 20]
+    assert make_plain([*command, "--lora", str(folder), "--allow_other_base"]) == 0
+    assert "longer than" not in caplog.text  # the LoRA's word is one token
+    assert make_plain(command) == 0
+    assert "1 of 1 prompts are longer than the tokenizer's limit of 32 tokens" in caplog.text
+
+
 @pytest.mark.parametrize("damage, said", [("half", "one matrix of two"), ("nan", "holds NaN or infinity")])
 def test_a_lora_that_is_not_whole_is_refused(loras, tmp_path, damage, said):
     state, facts = lora.read_lora(loras[0])

@@ -126,16 +126,21 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
     return pipeline
 
 
+def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
+    from transformers import CLIPTokenizer
+
+    parts = ["tokenizer", "tokenizer_2"] if family == "sdxl" else ["tokenizer"]
+    return [_load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=part)) for part in parts]  # noqa: B023
+
+
 def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
     """Tokenizers and frozen text encoders: one of each, two for SDXL."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    classes = {"": CLIPTextModel, "_2": CLIPTextModelWithProjection} if family == "sdxl" else {"": CLIPTextModel}
-    tokenizers, encoders = [], []
-    for end, kind in classes.items():
-        tokenizers.append(_load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=f"tokenizer{end}")))  # noqa: B023
-        encoders.append(_load_frozen(kind, model, f"text_encoder{end}", dtype))
-    return tokenizers, encoders
+    tokenizers = load_tokenizers(model, family)
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    parts = list(kinds)[: len(tokenizers)]
+    return tokenizers, [_load_frozen(kinds[part], model, part, dtype) for part in parts]
 
 
 def _load_frozen(kind, model: str, part: str, dtype: torch.dtype):
