@@ -533,7 +533,7 @@ def test_class_images_of_other_prompts_or_seeds_are_no_pairs(person, tmp_path):
 
 
 def test_real_pictures_may_be_left_out_only_where_something_else_is_asked(capsys):
-    for words in ("", "--identity_reference r --train t", "--instance_data_dir i --human_study 4"):
-        with pytest.raises(SystemExit):
-            evaluate.parse_args(f"--generated g --output_dir o {words}".split())
-        assert "--real must be given" in capsys.readouterr().err
+    said = refusal("--generated g --output_dir o --face_detector d.onnx", capsys)
+    assert "--real (or, of one person or subject, --identity_reference, " in said and "must be given" in said
+    for words in ("--identity_reference r --train t", "--instance_data_dir i --human_study 4"):
+        assert "--real must be given" in refusal(f"--generated g --output_dir o {words}", capsys)

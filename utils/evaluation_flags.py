@@ -67,6 +67,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     optional = {"identity_reference", *subject.SETS} & {*given} and alone is None and not args.train
     needed = ["output_dir"] if alone == "compare" else [*([] if optional else ["real"]), "generated", "output_dir"]
     if lacking := [f"--{name}" for name in needed if name not in given]:
+        if lacking[0] == "--real" and alone is None and not args.train:
+            lacking[0] += " (or, of one person or subject, --identity_reference, --instance_data_dir or --prior_before)"
         parser.error(f"{' and '.join(lacking)} must be given")
     useful = (alone, "config", "dry_run", "debug", *ALONE.get(alone, given))
     if idle := [f"--{name}" for name in given if name not in useful]:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("one person or subject (--real is then optional)")
     group.add_argument(
-        "--identity_reference", type=Path, metavar="DIR", help="photos of the person, best not those trained on"
+        "--identity_reference", type=Path, metavar="DIR", help="photos of one person, best several not trained on"
     )
     faces.add_face_flags(group, crop=False, embedder=True)
     group.add_argument("--instance_data_dir", type=Path, metavar="DIR", help="photos of the subject that was trained")
