@@ -107,11 +107,12 @@ def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tm
     metrics["sets"]["real"]["path"] = "<b>elsewhere"
     (other / "metrics.json").write_text(json.dumps(metrics))
     page = tmp_path / "page.html"
-    said = write_comparison([folders[0], folders[1]], page)
+    title, *said = write_comparison([folders[0], folders[1]], page)
+    assert title == "Compared with first"
     assert said == ["second: better in 1, no difference shown in 10, not compared in 1, of 12 figures."]
     text = page.read_text()
     assert said[0] in text and "different real sets" not in text and text.count("<img ") == 2 * 5
-    said = write_comparison([folders[0], other], page)
+    _, *said = write_comparison([folders[0], other], page)
     text = page.read_text()
     assert said[0].startswith("other: no difference shown in ") and "not compared in 7, of 12" in said[0]
     assert "different real sets" in said[1] and "&lt;b&gt;elsewhere" in text

@@ -31,7 +31,7 @@ SAME_N = 0.02  # numbers of pictures that differ by less are one n
 def write_comparison(folders: list[Path], output: Path) -> list[str]:
     """One page of evaluations (folders with metrics.json), each compared with the first; `output` is the HTML file.
 
-    What is returned is its verdict: a sentence for each run, and where what they were measured against differs.
+    What is returned is its verdict in lines: on each run, and where what they were measured against differs.
     """
     if not 2 <= len(folders) <= 6:
         raise UserError(f"--compare: takes 2 to 6 evaluations, found {len(folders)}")
@@ -47,7 +47,7 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     body = head + top + contents(sections) + "".join(sections)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, make_page("Comparison of evaluations", body))
-    return verdicts + warnings
+    return [title, *verdicts, *warnings]
 
 
 def run_names(folders: list[Path]) -> list[str]:
