@@ -137,8 +137,9 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     return placed, out, dict(sorted((kept | places).items()))
 
 
-def default_template(args: argparse.Namespace) -> str:
-    return portraits.TEMPLATE if args.portraits else captions.DEFAULT_TEMPLATE
+def default_template(args: argparse.Namespace) -> str | None:
+    """What is said of a product; of a photo, which may be of anyone, nothing is made up."""
+    return None if args.portraits else captions.DEFAULT_TEMPLATE
 
 
 def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
@@ -148,7 +149,7 @@ def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
         for name in names:
             if name not in columns:
                 raise UserError(f"{flag} {name}: there is no such column; there are {there}")
-    used = captions.PLACEHOLDER.findall(args.caption_template or default_template(args))
+    used = captions.PLACEHOLDER.findall(args.caption_template or default_template(args) or "")
     for name in used if args.caption_template else []:
         if name not in columns:
             raise UserError(f"--caption_template: no column `{name}`; there are {there}")
@@ -193,7 +194,7 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     files.write_json(folder / "splits.json", places)
     metadata = describe_dataset(args, analysis, members, tokenizer, data.content_fingerprint(sums))
     files.write_json(folder / "metadata.json", metadata)
-    examples = list(dict.fromkeys(one["caption"] for one in members["train"]))[:5]
+    examples = list(dict.fromkeys(one["caption"] for one in members["train"] if one["caption"]))[:5]
     (folder / "README.md").write_text(report.dataset_card(metadata, examples), encoding="utf-8")
     files.write_manifest(folder, sums)
     return metadata
@@ -286,7 +287,10 @@ def describe_plan(args, products: list[dict]) -> None:
         return
     expected = splits.apportion(len(products), dict(zip(splits.SPLITS, args.split_ratio)))
     sizes = ", ".join(f"{split} {count:,}" for split, count in expected.items())
-    print(f"first caption: {products[0]['caption']}")
+    texts = [one["caption"] for one in products]
+    print(f"first caption: {next(filter(None, texts), 'none')}")
+    if empty := texts.count(""):
+        print(portraits.describe_silent(empty, len(texts), args.trigger_word))
     if args.portraits and not args.face_detector:
         print(f"no --face_detector: {portraits.NO_DETECTOR}")
     print(f"would write {args.output_dir}: {sizes}, if every picture is good")
@@ -404,6 +408,8 @@ def main(args: argparse.Namespace) -> int:
         told = metadata["captions"]
         longest = f"longest {told['longest']}, by {told['counted_by']}"
         print(f"captions over {told['limit']} tokens: {told['over_limit']} ({longest})")
+        if told["empty"]:
+            print(portraits.describe_silent(told["empty"], metadata["counts"]["written"], args.trigger_word))
     print(f"written: {args.output_dir}")
     return 0
 

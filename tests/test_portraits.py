@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 import prepare_dataset
+import train_dreambooth
 from tests.toy_faces import draw_portrait, write_detector
-from utils import faces, portraits, training_data
+from utils import faces, pictures, portraits, training_data
 from utils.cli import UserError
 from utils.data import read_metadata, read_split
 from utils.faces import Face
@@ -73,13 +74,26 @@ def test_every_photo_is_judged_and_what_is_left_out_has_its_reason(prepared):
 def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
     records = {one["id"]: one for one in read_split(prepared, "train")}
     assert {one: record["text"] for one, record in records.items()} == {
-        "tall": "sks, a portrait photo",
+        "tall": "",
         "wide": "sks, a person at home",
     }
     sizes = {one: Image.open(record["path"]).size for one, record in records.items()}
     assert sizes["tall"][0] < sizes["tall"][1] and sizes["wide"] == sizes["tall"][::-1]
     assert all(abs(width * height - SIDE**2) < 0.15 * SIDE**2 for width, height in sizes.values())
     assert read_metadata(prepared)["counts"]["train"] == 2
+
+
+def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, prepared, tmp_path, capsys):
+    assert prepare(photos, tmp_path / "d", "--trigger_word", "sks") == 0
+    said = "1 of 2 photos has no caption: --instance_prompt of train_dreambooth.py will be theirs; write sks in it"
+    assert said in capsys.readouterr().out
+    assert prepare(photos, tmp_path / "dry", "--dry_run") == 0
+    assert "7 of 8 photos have no caption" in capsys.readouterr().out
+    words = ["--instance_data_dir", str(prepared), "--instance_prompt", "a photo of sks person"]
+    read = train_dreambooth.read_photos(train_dreambooth.parse_args(words))[0]
+    assert {one["id"]: one["text"] for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
+    with pytest.raises(UserError, match="1 of 2 pictures have no caption .*train_dreambooth.py --instance_prompt"):
+        pictures.load_pictures(training_data.read_records(str(prepared), "--train_data_dir", None, "text")[0], [])
 
 
 def test_the_trainers_read_it_and_verify_finds_every_promise_kept(prepared, capsys):
@@ -122,10 +136,11 @@ def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tm
         lines.append({"file_name": f"{name}.png", "place": place})
     (tmp_path / "photos/metadata.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     (tmp_path / "yunet.onnx").write_bytes((photos.parent / "yunet.onnx").read_bytes())
-    more = ["--caption_template", "a photo of {person}, in a {place}".replace("{person}", "sks"), "--face_crop"]
+    more = ["--caption_template", "a photo of sks, in a {place}", "--face_crop"]
     assert prepare(tmp_path / "photos", tmp_path / "d", *more, "--max_enlargement", "3") == 0
     records = {one["id"]: one for one in read_split(tmp_path / "d", "train")}
     assert records["tall"]["text"] == "a photo of sks, in a park" and records["tall"]["place"] == "park"
+    assert records["wide"]["text"] == "a photo of sks"
     picture = Image.open(records["tall"]["path"])
     assert picture.size == (SIDE, SIDE)
     reds = np.asarray(picture).astype(int)

@@ -92,7 +92,8 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
     if silent:
         raise UserError(
             f"{len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); put a <name>.txt "
-            "beside each, or name the column that holds the captions with --caption_column"
+            "beside each, name the column that holds the captions with --caption_column, or give all of them one with "
+            "train_dreambooth.py --instance_prompt"
         )
     with ThreadPoolExecutor() as pool:
         facts = list(pool.map(_file_facts, records))

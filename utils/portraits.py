@@ -18,7 +18,6 @@ from utils.files import file_sha256, replaced_file
 from utils.shapes import bucket_shapes, nearest_shape
 
 logger = logging.getLogger(__name__)
-TEMPLATE = "a portrait photo"  # what is said of a photo that brings no caption, after the trigger word
 NO_DETECTOR = "no face is looked for, and each photo is cropped about its middle"
 SECOND = 0.25  # of the largest face's area: smaller ones are the background's
 Box = tuple[float, float, float, float]
@@ -164,6 +163,13 @@ def photo_lines(rows: list[dict]) -> list[str]:
     if measured and all(row["faces"] is None for row in measured):
         lines.append(f"  no --face_detector: {NO_DETECTOR}")
     return lines
+
+
+def describe_silent(empty: int, count: int, trigger: str | None) -> str:
+    """What is to be known of photos with an empty caption."""
+    word = f"; write {trigger} in it" if trigger else ""
+    said = f"{empty} of {counted(count, 'photo')} {'has' if empty == 1 else 'have'} no caption"
+    return f"{said}: --instance_prompt of train_dreambooth.py will be theirs{word}"
 
 
 def head_crops(records: list[dict], faces: Faces, folder: Path) -> list[dict]:

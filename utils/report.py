@@ -171,7 +171,7 @@ def dataset_card(metadata: dict, captions: list[str]) -> str:
     lines += _markdown("| split | pictures |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
     lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]
     lines += [f"Over {tokens['limit']} tokens: {counted(tokens['over_limit'], 'caption')}; the longest has"]
-    lines += [f"{tokens['longest']}, by {tokens['counted_by']}.", ""]
+    lines += [f"{tokens['longest']}, by {tokens['counted_by']}. Empty: {tokens['empty']}.", ""]
     for column, values in metadata["shares"].items():
         cells = {name: f"{value['count']:,} | {value['share']:.1%}" for name, value in list(values.items())[:20]}
         lines += [f"## {column.capitalize()}", "", *_markdown("| | count | share |", cells)]

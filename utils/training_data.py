@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +108,21 @@ def trigger_word(folder: str) -> str | None:
     """The trigger word that prepare_dataset.py put before every caption, if it did."""
     root = Path(folder)
     return data.read_metadata(root)["options"].get("trigger_word") if (root / "metadata.json").is_file() else None
+
+
+def tell_captions(texts: list[str], prompt: str | None) -> None:
+    """How many photos train with a caption of their own, and which words of the instance prompt none of these holds."""
+    own = [text for text in texts if text != prompt]
+    if not (prompt and own):
+        return
+    held = {word for text in own for word in _words(text)}
+    lacking = ", ".join(word for word in _words(prompt) if word not in held)
+    logger.warning(
+        "--instance_prompt %r: %s with it, %d with captions of their own%s", prompt,
+        f"{counted(len(texts) - len(own), 'photo')} train{'s' * (len(texts) - len(own) == 1)}", len(own),
+        f"; none of these holds: {lacking}. Write into them what names the subject, or remove them" if lacking else ""
+    )  # fmt: skip
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
