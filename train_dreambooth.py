@@ -273,7 +273,8 @@ def main(args) -> int | None:
     plan = batches.plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
-    args.effective_batch_size = plan.effective
+    args.effective_batch_size, place = plan.effective, args.dataset_name or args.instance_data_dir
+    args.aspect_ratio_buckets = training_data.choose_buckets(args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)

@@ -9,11 +9,13 @@ from PIL import Image, ImageFilter
 
 import prepare_dataset
 import train_dreambooth
+import train_lora
 from tests.toy_faces import draw_portrait, write_detector
 from utils import faces, pictures, portraits, training_data
 from utils.cli import UserError
 from utils.data import read_metadata, read_split
 from utils.faces import Face
+from utils.models import DEMO_MODEL
 
 SIDE = 256
 
@@ -94,6 +96,19 @@ def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, pre
     assert {one["id"]: one["text"] for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
     with pytest.raises(UserError, match="1 of 2 pictures have no caption .*train_dreambooth.py --instance_prompt"):
         pictures.load_pictures(training_data.read_records(str(prepared), "--train_data_dir", None, "text")[0], [])
+
+
+def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prepared, capsys):
+    words = ["--instance_data_dir", str(prepared), "--instance_prompt", "sks", "--resolution", str(SIDE), "--dry_run"]
+    for more, buckets in ((), True), (("--no-aspect_ratio_buckets",), False):
+        args = train_dreambooth.parse_args([*words, "--pretrained_model_name_or_path", "demo", *more])
+        train_dreambooth.main(args)
+        assert f"aspect_ratio_buckets: {str(buckets).lower()}" in capsys.readouterr().out
+        found = train_dreambooth.load_photos(args, str(DEMO_MODEL), prepared.parent)[0]
+        assert [one.size == one.shape for one in found] == [buckets] * 2
+    lora = ["--train_data_dir", str(prepared), "--pretrained_model_name_or_path", "demo", "--dry_run"]
+    train_lora.main(train_lora.parse_args(lora))
+    assert "aspect_ratio_buckets: true" in capsys.readouterr().out
 
 
 def test_the_trainers_read_it_and_verify_finds_every_promise_kept(prepared, capsys):

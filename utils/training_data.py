@@ -104,10 +104,15 @@ def read_training_records(
     return train, held_out
 
 
-def trigger_word(folder: str) -> str | None:
-    """The trigger word that prepare_dataset.py put before every caption, if it did."""
+def prepared_with(folder: str, option: str):
+    """The value of an option of prepare_dataset.py; None where the folder is not its, or the option had no say."""
     root = Path(folder)
-    return data.read_metadata(root)["options"].get("trigger_word") if (root / "metadata.json").is_file() else None
+    return data.read_metadata(root)["options"].get(option) if (root / "metadata.json").is_file() else None
+
+
+def choose_buckets(asked: bool | None, folder: str) -> bool:
+    """--aspect_ratio_buckets; by itself as the dataset was prepared, since a square of its crops may lack the face."""
+    return bool(prepared_with(folder, "aspect_ratio_buckets")) if asked is None else asked
 
 
 def tell_captions(texts: list[str], prompt: str | None) -> None:
