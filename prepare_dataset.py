@@ -224,7 +224,7 @@ def refuse_faults(rejected: list[dict]) -> None:
     """What --strict does: anything left out is an error, but for what --drop_duplicates asked for."""
     faults = [one for one in rejected if one["reason"] != "near duplicate"]
     if faults:
-        print("\n".join(map(report.fault_line, faults)), file=sys.stderr)
+        print("\n".join(map(catalogue.fault_line, faults)), file=sys.stderr)
         raise UserError(f"--strict: {cli.counted(len(faults), 'row')} can't be used, see above; nothing was written")
 
 
@@ -242,7 +242,8 @@ def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[
         rejected = rejected + silent
     if not products:
         why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
-        raise UserError(f"{source_flag(args)} {args.catalogue}: no product can be used ({why})")
+        first = "".join(f"; the first, {catalogue.fault_line(one)}" for one in rejected[:1])
+        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used ({why}){first}")
     return products, rejected, categories, columns
 
 
@@ -328,8 +329,8 @@ def prepare(
     if pictures:
         pictures.mkdir()
     good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, fit=fit), args.num_workers)
-    if args.portraits:  # of two alike the one with more pixels is kept, of equal ones the sharper
-        good.sort(key=lambda one: (one["quality"]["enlarged"], -one["quality"]["sharpness"]))
+    if args.portraits:  # of two alike the one with more pixels is kept, of equal ones that with a caption, the sharper
+        good.sort(key=lambda one: (one["quality"]["enlarged"], not one["text"], -one["quality"]["sharpness"]))
     old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
     within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
     linked = [pair[:2] for pair in within]
@@ -338,8 +339,8 @@ def prepare(
     if args.strict:
         refuse_faults(rejected)
     if not placed:
-        why = rejected[0]["reason"]
-        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used ({why}, …)")
+        first = catalogue.fault_line(rejected[0])
+        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used; the first, {first}")
     analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
     if args.portraits:
         analysis["photos"] = portraits.photo_rows(products, good, rejected)

@@ -163,6 +163,16 @@ def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tm
     assert share == pytest.approx(1 / faces.HEAD**2, rel=0.15)
 
 
+def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_path):
+    (tmp_path / "photos").mkdir()
+    picture = Image.open(photos / "wide.png")
+    picture.save(tmp_path / "photos/a.png")
+    picture.filter(ImageFilter.GaussianBlur(0.5)).save(tmp_path / "photos/b.png")
+    (tmp_path / "photos/b.txt").write_text("a person at home")
+    assert prepare(tmp_path / "photos", tmp_path / "d", detector=False) == 0
+    assert [(one["id"], one["text"]) for one in read_split(tmp_path / "d", "train")] == [("b", "a person at home")]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

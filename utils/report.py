@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from utils import figures, portraits
+from utils.catalogue import fault_line
 from utils.cli import counted
 from utils.files import write_json
 from utils.images import fit_square
@@ -87,12 +88,6 @@ def catalogue_lines(facts: dict) -> list[str]:
         lines.append(f"torn rows recovered: {_count_lines(facts['recovered_rows'])}")
     lines.append(f"rows not recovered: {_count_lines(facts['unreadable_rows'])}")
     return lines + [f"note: {note}" for note in facts["notes"]]
-
-
-def fault_line(entry: dict) -> str:
-    """What was left out, and why."""
-    detail = f" – {entry['detail']}" if entry["detail"] else ""
-    return f"{entry['id'] or '?'} (row {entry['row']}): {entry['reason']}{detail}"
 
 
 def report_text(analysis: dict) -> str:

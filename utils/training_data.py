@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from utils import data, sources
+from utils.catalogue import fault_line
 from utils.cli import UserError, counted
 from utils.sampling import keyed_generator
 
@@ -57,10 +58,13 @@ def _read_products(name: str, flag: str, image_column, caption_column: str, conf
     found = sources.read_catalogue(name, flag, image_column, caption_column, config, "train")
     reasons = Counter(one["reason"] for one in found.rejected)
     left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    first = "".join(f"; the first, {fault_line(one)}" for one in found.rejected[:1])
     if not found.products:
-        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out}); see --image_column")
+        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out}{first})")
     if found.rejected:
-        logger.warning("%s: %d of %d rows are left out (%s)", name, len(found.rejected), found.rows, left_out)
+        logger.warning("%s: %d of %d rows are left out (%s%s)", name, len(found.rejected), found.rows, left_out, first)
+    for note in found.notes:
+        logger.warning("%s: %s", name, note)
 
     def source(image: Path | int) -> Path | Callable:
         return functools.partial(sources.picture_source, found.dataset, image) if isinstance(image, int) else image
