@@ -165,7 +165,7 @@ def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], token
     return {
         "format": data.FORMAT,
         **({"shapes": analysis["shapes"]} if "shapes" in analysis else {}),
-        "source": {"catalogue": args.catalogue, **analysis["catalogue"]},
+        "source": {"catalogue": source_of(args)[1], **analysis["catalogue"]},
         **{key: analysis[key] for key in ("options", "source_fingerprint", "kept_splits")},
         "counts": {
             **{key: analysis["selection"][key] for key in ("rows", "usable")},
@@ -200,18 +200,17 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     return metadata
 
 
-def source_flag(args) -> str:
-    """The flag that named the pictures: photos are read as any catalogue is."""
-    return "--portraits" if args.portraits else "--catalogue"
+def source_of(args) -> tuple[str, str]:
+    """The flag that named the pictures, and what it named: photos are read as any catalogue is."""
+    return ("--portraits", args.portraits) if args.portraits else ("--catalogue", args.catalogue)
 
 
 def check_output(args: argparse.Namespace) -> None:
     """What may not be written or replaced is named before any work."""
-    folder, source = args.output_dir.resolve(), Path(args.catalogue).resolve()
+    named = source_of(args)[1]
+    folder, source = args.output_dir.resolve(), Path(named).resolve()
     if source.exists() and (folder == source or source in folder.parents or folder in source.parents):
-        raise UserError(
-            f"--output_dir {args.output_dir}: lies in {args.catalogue} or around it; name a folder beside it"
-        )
+        raise UserError(f"--output_dir {args.output_dir}: lies in {named} or around it; name a folder beside it")
     files.recover_folder(args.output_dir)
     if args.overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         files.check_writable(args.output_dir)
@@ -243,7 +242,7 @@ def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[
     if not products:
         why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
         first = "".join(f"; the first, {catalogue.fault_line(one)}" for one in rejected[:1])
-        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used ({why}){first}")
+        raise UserError(f"{' '.join(source_of(args))}: not one picture can be used ({why}){first}")
     return products, rejected, categories, columns
 
 
@@ -340,7 +339,7 @@ def prepare(
         refuse_faults(rejected)
     if not placed:
         first = catalogue.fault_line(rejected[0])
-        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used; the first, {first}")
+        raise UserError(f"{' '.join(source_of(args))}: not one picture can be used; the first, {first}")
     analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
     if args.portraits:
         analysis["photos"] = portraits.photo_rows(products, good, rejected)
@@ -372,8 +371,7 @@ def main(args: argparse.Namespace) -> int:
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
     models = faces.load_faces(args.face_detector) if args.face_detector else None  # it, too, may be missing
     found = sources.read_catalogue(
-        args.catalogue, source_flag(args), args.image_column, args.caption_column, args.dataset_config_name,
-        args.dataset_split
+        *source_of(args)[::-1], args.image_column, args.caption_column, args.dataset_config_name, args.dataset_split
     )  # fmt: skip
     facts = report.catalogue_facts(found)
     print("\n".join(report.catalogue_lines(facts)))

@@ -179,7 +179,15 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--pad", "white"], "--pad: not with --portraits"),
         (["--catalogue", "a", "--face_crop"], "--face_crop: needs --portraits"),
         (["--portraits", "a", "--any_faces"], "--any_faces: needs --face_detector"),
-        (["--portraits", "a", "--exposure", "9", "3"], "--exposure 9 3"),
+        (
+            ["--portraits", "a", "--exposure", "9", "3"],
+            "--exposure 9 3: expected two numbers, 0 to 255, the first below",
+        ),
+        (["--portraits", "a", "--exposure", "nan", "3"], "--exposure: nan: expected a finite number"),
+        (["--portraits", "a", "--min_sharpness", "inf"], "--min_sharpness: inf: expected a finite number"),
+        (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
+        (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
+        (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),
     ],
 )
@@ -187,6 +195,12 @@ def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
     with pytest.raises(SystemExit):
         prepare_dataset.parse_args([*words, "--output_dir", "b"])
     assert said in capsys.readouterr().err
+
+
+def test_the_folder_to_write_is_asked_for_beside_the_photos(capsys):
+    with pytest.raises(SystemExit):
+        prepare_dataset.parse_args(["--portraits", "me"])
+    assert "--output_dir: is missing; name the folder to write, beside me" in capsys.readouterr().err
 
 
 def test_a_face_crop_without_a_model_to_be_had_says_where_to_get_one(photos, tmp_path, monkeypatch):
