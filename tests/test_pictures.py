@@ -189,6 +189,15 @@ def test_what_is_no_picture_is_named_before_any_work(tmp_path, content):
         load_one(tmp_path / "a.png")
 
 
+def test_a_picture_of_too_many_pixels_is_told_in_one_line_without_pillows_own(tmp_path, recwarn):
+    for width in (9_500, 10_500):
+        Image.new("1", (width, 10_000)).save(tmp_path / f"{width}.png")
+    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(UserError, match="1 of 2 pictures: .*10500.png has 10500x10000 pixels, more than 100,000,000"):
+        pictures.load_pictures(records, [(64, 64)])
+    assert not [one for one in recwarn if one.category is Image.DecompressionBombWarning]
+
+
 def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
     noise(200, 100).save(tmp_path / "a.png")
     picture, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
