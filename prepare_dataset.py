@@ -125,7 +125,10 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     if args.drop_duplicates:
         groups = [sorted(group, key=lambda one: one not in kept) for group in groups]  # the one that was there stays
         twins = {twin: group[0] for group in groups for twin in group[1:]}
-        out += [catalogue.left_out(by_id[twin], "near duplicate", f"kept {first}") for twin, first in twins.items()]
+        out += [
+            catalogue.left_out(by_id[twin], "near duplicate", f"of {first} (--drop_duplicates)")
+            for twin, first in twins.items()
+        ]
         groups = [group[:1] for group in groups]
     members = [one for one in ids if one not in twins]
     values = [tuple(by_id[one]["attributes"].get(column) for column in args.stratify_by) for one in members]
@@ -261,11 +264,11 @@ def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
     changes = data.changes_since(folder, request) + (["--new_splits"] if args.new_splits else [])
     if changes and not args.overwrite:
         what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
-        raise UserError(f"{what}. Add --overwrite to replace it; products keep their splits")
+        raise UserError(f"{what}. Add --overwrite to replace it; splits are kept")
     if changes:
         print(f"{folder} will be replaced: {'; '.join(changes)}")
     else:
-        print(f"{folder} is up to date: same catalogue, same options. Nothing to do. (Contents: --verify)")
+        print(f"{folder} is up to date: same pictures, same options. Nothing to do. (Contents: --verify)")
     return not changes
 
 

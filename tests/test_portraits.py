@@ -69,6 +69,8 @@ def test_every_photo_is_judged_and_what_is_left_out_has_its_reason(prepared):
     assert rows["tall"]["face_share"] == pytest.approx(130**2 / ((right - left) * (bottom - top)), rel=0.05)
     assert rows["tiny"]["enlarged"] == pytest.approx(SIDE / 90, rel=0.01)
     assert rows["tall"]["sharpness"] > 20 * rows["soft"]["sharpness"]
+    for one, flag in (("nobody", "--any_faces"), ("soft", "--min_sharpness"), ("tiny", "--max_enlargement")):
+        assert flag in rows[one]["detail"]
     text = (prepared / "report.txt").read_text()
     assert "sharpness" in text and "face share" in text and "two" in text
 
@@ -83,6 +85,9 @@ def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
     assert sizes["tall"][0] < sizes["tall"][1] and sizes["wide"] == sizes["tall"][::-1]
     assert all(abs(width * height - SIDE**2) < 0.15 * SIDE**2 for width, height in sizes.values())
     assert read_metadata(prepared)["counts"]["train"] == 2
+    card = (prepared / "README.md").read_text()
+    assert "# Photos of one subject" in card and "about 256×256 pixels, each in the shape nearest" in card
+    assert "Empty: 1." in card and "usable product" not in (prepared / "report.txt").read_text()
 
 
 def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, prepared, tmp_path, capsys):
@@ -186,6 +191,7 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--exposure", "nan", "3"], "--exposure: nan: expected a finite number"),
         (["--portraits", "a", "--min_sharpness", "inf"], "--min_sharpness: inf: expected a finite number"),
         (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
+        (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
         (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),

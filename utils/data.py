@@ -231,7 +231,7 @@ def changes_since(folder: Path, request: dict) -> list[str]:
         changes += (
             ["files in it are missing or changed"] if any(there.get(n) != size for n, size in sizes.items()) else []
         )
-        changes += ["the catalogue has changed"] if was["source_fingerprint"] != request["source_fingerprint"] else []
+        changes += ["what is read has changed"] if was["source_fingerprint"] != request["source_fingerprint"] else []
         return changes + (["the splits to keep have changed"] if was["kept_splits"] != request["kept_splits"] else [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["it is damaged"]

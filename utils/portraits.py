@@ -34,9 +34,9 @@ class Limits(NamedTuple):
 
 
 def portrait_shapes(resolution: int, buckets: bool) -> list[tuple[int, int]]:
-    """The shapes to crop to: sides in steps of 64 pixels, as Stable Diffusion takes them, or finer for a small side."""
+    """The shapes to crop to: sides in steps of 64 pixels, as Stable Diffusion takes them, of a small side down to 8."""
     step = math.gcd(resolution, 64)
-    while step * 8 > resolution and step > 1:
+    while step * 8 > resolution and step > 8:
         step //= 2
     return bucket_shapes(resolution, step) if buckets else [(resolution, resolution)]
 
@@ -83,21 +83,24 @@ def find_fault(quality: dict, limits: Limits) -> tuple[str, str] | None:
     faces, bright = quality["faces"], quality["brightness"]
     if faces is not None and not limits.any_faces:
         if not faces:
-            return "no face found", "turned away, covered, or smaller than the detector sees"
+            return "no face found", "turned away, covered, or smaller than the detector sees; --any_faces keeps it"
         if faces > 1:
-            return "several faces", f"{faces} faces of about one size; crop the photo by hand to one"
+            return "several faces", f"{faces} of about one size; crop the photo by hand to one; --any_faces keeps it"
         if quality["face_share"] < limits.face_share:
-            return "face too small", f"{quality['face_share']:.1%} of the crop, expected {limits.face_share:.1%}"
+            expected = f"expected {limits.face_share:.1%} or more (--min_face_share)"
+            return "face too small", f"{quality['face_share']:.1%} of the crop, {expected}"
     if quality["enlarged"] > limits.enlargement:
         return (
             "too small",
-            f"would be enlarged {quality['enlarged']:.1f} times, expected {limits.enlargement:g} at most",
+            f"would be enlarged {quality['enlarged']:.1f} times, expected {limits.enlargement:g} at most "
+            "(--max_enlargement)",
         )
     if not low <= bright <= high:
         reason = "too dark" if bright < low else "too bright"
-        return reason, f"mean brightness {bright:g} of 255, expected {low:g} to {high:g}"
+        return reason, f"mean brightness {bright:g} of 255, expected {low:g} to {high:g} (--exposure)"
     if quality["sharpness"] < limits.sharpness:
-        return "not sharp", f"variance of the Laplacian {quality['sharpness']:g}, expected {limits.sharpness:g} or more"
+        figure = f"variance of the Laplacian {quality['sharpness']:g}"
+        return "not sharp", f"{figure}, expected {limits.sharpness:g} or more (--min_sharpness)"
     return None
 
 

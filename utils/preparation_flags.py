@@ -165,6 +165,9 @@ def check_portraits(parser: argparse.ArgumentParser, args: argparse.Namespace, n
         0 <= low < high <= 255,
         f"--exposure {low:g} {high:g}: expected two numbers, 0 to 255, the first below the second",
     )
+    side = args.resolution
+    near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
+    need(side % 8 == 0, f"--resolution {side}: expected a multiple of 8, {near}")
     need(args.max_enlargement >= 1, f"--max_enlargement {args.max_enlargement:g}: expected 1 or more")
     need(args.min_sharpness >= 0, f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
     args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
