@@ -275,7 +275,7 @@ def test_rows_that_are_left_out_are_told(tmp_path, caplog):
     root = make_imagefolder(tmp_path, ["train"])
     (root / "train/train1.png").unlink()
     train, _ = training_data.read_records(str(root / "train"), "--train_data_dir", None, "text")
-    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1; the first, " in caplog.text
+    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1, as " in caplog.text
 
 
 def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):

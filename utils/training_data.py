@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from utils import data, sources
-from utils.catalogue import fault_line
 from utils.cli import UserError, counted
 from utils.sampling import keyed_generator
 
@@ -57,12 +56,12 @@ def _read_prepared(root: Path, flag: str, image_column: str | None, caption_colu
 def _read_products(name: str, flag: str, image_column, caption_column: str, config: str | None) -> list[dict]:
     found = sources.read_catalogue(name, flag, image_column, caption_column, config, "train")
     reasons = Counter(one["reason"] for one in found.rejected)
-    left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
-    first = "".join(f"; the first, {fault_line(one)}" for one in found.rejected[:1])
+    example = {one["reason"]: "as {id}, {detail}".format(**one) for one in reversed(found.rejected)}
+    left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
     if not found.products:
-        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out}{first})")
+        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out})")
     if found.rejected:
-        logger.warning("%s: %d of %d rows are left out (%s%s)", name, len(found.rejected), found.rows, left_out, first)
+        logger.warning("%s: %d of %d rows are left out (%s)", name, len(found.rejected), found.rows, left_out)
     for note in found.notes:
         logger.warning("%s: %s", name, note)
 
