@@ -126,7 +126,7 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
         groups = [sorted(group, key=lambda one: one not in kept) for group in groups]  # the one that was there stays
         twins = {twin: group[0] for group in groups for twin in group[1:]}
         out += [
-            catalogue.left_out(by_id[twin], "near duplicate", f"of {first} (--drop_duplicates)")
+            catalogue.left_out(by_id[twin], "near duplicate", f"of {first}; --no-drop_duplicates keeps both")
             for twin, first in twins.items()
         ]
         groups = [group[:1] for group in groups]

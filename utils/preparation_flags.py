@@ -86,8 +86,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--crop", choices=["none", "centre", "foreground"], default="none", help="before it is fitted")
 
     group = parser.add_argument_group("captions")
-    group.add_argument("--caption_template", help=f"with {{column}} placeholders; default: {captions.DEFAULT_TEMPLATE}")
-    group.add_argument("--trigger_word", help="put before every caption")
+    group.add_argument(
+        "--caption_template",
+        help=f"with {{column}} placeholders; default: of photos none, or {captions.DEFAULT_TEMPLATE}",
+    )
+    group.add_argument("--trigger_word", help="put before every caption that lacks it")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
     group.add_argument(
         "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
