@@ -522,6 +522,15 @@ def test_an_instance_prompt_that_captions_overrule_is_told(caplog, texts, said):
     assert ("none of these" in caplog.text) == ("none" in said)
 
 
+def test_the_card_names_no_instance_prompt_that_captions_kept_from_every_photo(trainer_data, tmp_path):
+    photos = Path(shutil.copytree(trainer_data["subject"], tmp_path / "photos"))
+    for photo in photos.glob("*.png"):
+        photo.with_suffix(".txt").write_text("boots")
+    assert teach(trainer_data, tmp_path / "run", "--instance_data_dir", photos, "--max_train_steps", 1) == 0
+    assert "instance_prompt" not in read_lora(tmp_path / "run" / LORA)[1]
+    assert "Its instance prompt" not in (tmp_path / "run/README.md").read_text()
+
+
 def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp_path):
     shared = (
         f"--pretrained_model_name_or_path={trainer_data['sd1']} --instance_data_dir={trainer_data['subject']} "
