@@ -125,7 +125,10 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     if args.drop_duplicates:
         groups = [sorted(group, key=lambda one: one not in kept) for group in groups]  # the one that was there stays
         twins = {twin: group[0] for group in groups for twin in group[1:]}
-        out += [catalogue.left_out(by_id[twin], "near duplicate", f"kept {first}") for twin, first in twins.items()]
+        out += [
+            catalogue.left_out(by_id[twin], "near duplicate", f"of {first}; --no-drop_duplicates keeps both")
+            for twin, first in twins.items()
+        ]
         groups = [group[:1] for group in groups]
     members = [one for one in ids if one not in twins]
     values = [tuple(by_id[one]["attributes"].get(column) for column in args.stratify_by) for one in members]
@@ -137,8 +140,9 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     return placed, out, dict(sorted((kept | places).items()))
 
 
-def default_template(args: argparse.Namespace) -> str:
-    return portraits.TEMPLATE if args.portraits else captions.DEFAULT_TEMPLATE
+def default_template(args: argparse.Namespace) -> str | None:
+    """What is said of a product; of a photo, which may be of anyone, nothing is made up."""
+    return None if args.portraits else captions.DEFAULT_TEMPLATE
 
 
 def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
@@ -148,7 +152,7 @@ def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
         for name in names:
             if name not in columns:
                 raise UserError(f"{flag} {name}: there is no such column; there are {there}")
-    used = captions.PLACEHOLDER.findall(args.caption_template or default_template(args))
+    used = captions.PLACEHOLDER.findall(args.caption_template or default_template(args) or "")
     for name in used if args.caption_template else []:
         if name not in columns:
             raise UserError(f"--caption_template: no column `{name}`; there are {there}")
@@ -164,7 +168,7 @@ def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], token
     return {
         "format": data.FORMAT,
         **({"shapes": analysis["shapes"]} if "shapes" in analysis else {}),
-        "source": {"catalogue": args.catalogue, **analysis["catalogue"]},
+        "source": {"catalogue": source_of(args)[1], **analysis["catalogue"]},
         **{key: analysis[key] for key in ("options", "source_fingerprint", "kept_splits")},
         "counts": {
             **{key: analysis["selection"][key] for key in ("rows", "usable")},
@@ -193,24 +197,23 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     files.write_json(folder / "splits.json", places)
     metadata = describe_dataset(args, analysis, members, tokenizer, data.content_fingerprint(sums))
     files.write_json(folder / "metadata.json", metadata)
-    examples = list(dict.fromkeys(one["caption"] for one in members["train"]))[:5]
+    examples = list(dict.fromkeys(one["caption"] for one in members["train"] if one["caption"]))[:5]
     (folder / "README.md").write_text(report.dataset_card(metadata, examples), encoding="utf-8")
     files.write_manifest(folder, sums)
     return metadata
 
 
-def source_flag(args) -> str:
-    """The flag that named the pictures: photos are read as any catalogue is."""
-    return "--portraits" if args.portraits else "--catalogue"
+def source_of(args) -> tuple[str, str]:
+    """The flag that named the pictures, and what it named: photos are read as any catalogue is."""
+    return ("--portraits", args.portraits) if args.portraits else ("--catalogue", args.catalogue)
 
 
 def check_output(args: argparse.Namespace) -> None:
     """What may not be written or replaced is named before any work."""
-    folder, source = args.output_dir.resolve(), Path(args.catalogue).resolve()
+    named = source_of(args)[1]
+    folder, source = args.output_dir.resolve(), Path(named).resolve()
     if source.exists() and (folder == source or source in folder.parents or folder in source.parents):
-        raise UserError(
-            f"--output_dir {args.output_dir}: lies in {args.catalogue} or around it; name a folder beside it"
-        )
+        raise UserError(f"--output_dir {args.output_dir}: lies in {named} or around it; name a folder beside it")
     files.recover_folder(args.output_dir)
     if args.overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         files.check_writable(args.output_dir)
@@ -223,7 +226,7 @@ def refuse_faults(rejected: list[dict]) -> None:
     """What --strict does: anything left out is an error, but for what --drop_duplicates asked for."""
     faults = [one for one in rejected if one["reason"] != "near duplicate"]
     if faults:
-        print("\n".join(map(report.fault_line, faults)), file=sys.stderr)
+        print("\n".join(map(catalogue.fault_line, faults)), file=sys.stderr)
         raise UserError(f"--strict: {cli.counted(len(faults), 'row')} can't be used, see above; nothing was written")
 
 
@@ -241,7 +244,8 @@ def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[
         rejected = rejected + silent
     if not products:
         why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
-        raise UserError(f"{source_flag(args)} {args.catalogue}: no product can be used ({why})")
+        first = "".join(f"; the first, {catalogue.fault_line(one)}" for one in rejected[:1])
+        raise UserError(f"{' '.join(source_of(args))}: not one picture can be used ({why}){first}")
     return products, rejected, categories, columns
 
 
@@ -260,11 +264,11 @@ def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
     changes = data.changes_since(folder, request) + (["--new_splits"] if args.new_splits else [])
     if changes and not args.overwrite:
         what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
-        raise UserError(f"{what}. Add --overwrite to replace it; products keep their splits")
+        raise UserError(f"{what}. Add --overwrite to replace it; splits are kept")
     if changes:
         print(f"{folder} will be replaced: {'; '.join(changes)}")
     else:
-        print(f"{folder} is up to date: same catalogue, same options. Nothing to do. (Contents: --verify)")
+        print(f"{folder} is up to date: same pictures, same options. Nothing to do. (Contents: --verify)")
     return not changes
 
 
@@ -286,7 +290,10 @@ def describe_plan(args, products: list[dict]) -> None:
         return
     expected = splits.apportion(len(products), dict(zip(splits.SPLITS, args.split_ratio)))
     sizes = ", ".join(f"{split} {count:,}" for split, count in expected.items())
-    print(f"first caption: {products[0]['caption']}")
+    texts = [one["caption"] for one in products]
+    print(f"first caption: {next(filter(None, texts), 'none')}")
+    if empty := texts.count(""):
+        print(portraits.describe_silent(empty, len(texts), args.trigger_word))
     if args.portraits and not args.face_detector:
         print(f"no --face_detector: {portraits.NO_DETECTOR}")
     print(f"would write {args.output_dir}: {sizes}, if every picture is good")
@@ -324,8 +331,8 @@ def prepare(
     if pictures:
         pictures.mkdir()
     good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, fit=fit), args.num_workers)
-    if args.portraits:  # of two alike the one with more pixels is kept, of equal ones the sharper
-        good.sort(key=lambda one: (one["quality"]["enlarged"], -one["quality"]["sharpness"]))
+    if args.portraits:  # of two alike the one with more pixels is kept, of equal ones that with a caption, the sharper
+        good.sort(key=lambda one: (one["quality"]["enlarged"], not one["text"], -one["quality"]["sharpness"]))
     old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
     within, beyond = find_look_alikes(old_first, args.duplicate_threshold)
     linked = [pair[:2] for pair in within]
@@ -334,8 +341,8 @@ def prepare(
     if args.strict:
         refuse_faults(rejected)
     if not placed:
-        why = rejected[0]["reason"]
-        raise UserError(f"{source_flag(args)} {args.catalogue}: not one picture can be used ({why}, …)")
+        first = catalogue.fault_line(rejected[0])
+        raise UserError(f"{' '.join(source_of(args))}: not one picture can be used; the first, {first}")
     analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
     if args.portraits:
         analysis["photos"] = portraits.photo_rows(products, good, rejected)
@@ -367,8 +374,7 @@ def main(args: argparse.Namespace) -> int:
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)  # first: it may be missing
     models = faces.load_faces(args.face_detector) if args.face_detector else None  # it, too, may be missing
     found = sources.read_catalogue(
-        args.catalogue, source_flag(args), args.image_column, args.caption_column, args.dataset_config_name,
-        args.dataset_split
+        *source_of(args)[::-1], args.image_column, args.caption_column, args.dataset_config_name, args.dataset_split
     )  # fmt: skip
     facts = report.catalogue_facts(found)
     print("\n".join(report.catalogue_lines(facts)))
@@ -404,6 +410,8 @@ def main(args: argparse.Namespace) -> int:
         told = metadata["captions"]
         longest = f"longest {told['longest']}, by {told['counted_by']}"
         print(f"captions over {told['limit']} tokens: {told['over_limit']} ({longest})")
+        if told["empty"]:
+            print(portraits.describe_silent(told["empty"], metadata["counts"]["written"], args.trigger_word))
     print(f"written: {args.output_dir}")
     return 0
 

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from utils import backbones, cli, devices, figures, labelled, runs
 from utils import classifier_scores as scoring
+from utils.argument_types import positive, seed_number, workers
 from utils.cli import UserError
 from utils.files import write_json
-from utils.flags import OnOff, positive, seed_number
+from utils.flags import OnOff
 from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
 from utils.picture_sets import read_pictures, spell_alike
@@ -88,7 +89,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument(
         "--feature_cache", type=Path, metavar="DIR", help="default: `cache/features` beside --output_dir"
     )
-    group.add_argument("--num_workers", type=positive, default=available_cores(), help="processes that read pictures")
+    group.add_argument("--num_workers", type=workers, default=available_cores(), help="processes that read pictures")
     args = cli.parse_args(parser, argv)
     for name in ("real", "synthetic", "target"):
         if not getattr(args, name):

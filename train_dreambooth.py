@@ -117,6 +117,7 @@ def load_photos(
     train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, heads))
     if args.early_stopping_patience and not held_out:
         raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
+    training_data.tell_captions([one.text for one in train], args.instance_prompt)
     return train, held_out, *(loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, ""))
 
 
@@ -272,7 +273,8 @@ def main(args) -> int | None:
     plan = batches.plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
-    args.effective_batch_size = plan.effective
+    args.effective_batch_size, place = plan.effective, args.dataset_name or args.instance_data_dir
+    args.aspect_ratio_buckets = training_data.choose_buckets(args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
@@ -332,7 +334,8 @@ def main(args) -> int | None:
     rank, alpha = (args.rank, args.lora_alpha) if args.method == "lora" else (None, None)
     base, progress = args.pretrained_model_name_or_path, training.progress
     facts = lora.describe(base, rank, alpha, data.identity["data"], args.train_token)
-    facts |= {"instance_prompt": args.instance_prompt} if args.instance_prompt else {}
+    used = args.instance_prompt in [one.text for one in data.train]  # captions of their own may have overruled it
+    facts |= {"instance_prompt": args.instance_prompt} if used else {}
     here = session.open_session(
         accelerator, out, training, data.identity, facts, seconds, args.resume_from_checkpoint, precision.reason,
         (names, args.logging_dir, cli.settings_of(args))

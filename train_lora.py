@@ -186,7 +186,8 @@ def main(args) -> int | None:
     plan = batches.plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
-    args.effective_batch_size = plan.effective
+    args.effective_batch_size, place = plan.effective, args.dataset_name or args.train_data_dir
+    args.aspect_ratio_buckets = training_data.choose_buckets(args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
@@ -239,7 +240,7 @@ def main(args) -> int | None:
 
     # Where this folder's run stands.
     identity = {"data": pictures.data_fingerprint(data.train)}
-    trigger, progress = training_data.trigger_word(args.dataset_name or args.train_data_dir), training.progress
+    trigger, progress = training_data.prepared_with(place, "trigger_word"), training.progress
     facts = lora.describe(args.pretrained_model_name_or_path, args.rank, args.lora_alpha, identity["data"], trigger)
     here = session.open_session(
         accelerator, args.output_dir, training, identity, facts, seconds, args.resume_from_checkpoint,

@@ -75,6 +75,8 @@ def test_the_trigger_comes_first_and_names_keep_their_capital():
     assert add_trigger("A professional photo", "sks") == "sks, a professional photo"
     assert add_trigger("USB stick", "sks") == "sks, USB stick"
     assert add_trigger("A photo", None) == "A photo"
+    assert add_trigger("A photo of Sks, person", "sks") == "A photo of Sks, person"
+    assert add_trigger("Two desks", "sks") == "sks, two desks" and add_trigger("", "sks") == ""
 
 
 def test_the_estimate_grows_with_the_text_and_finds_long_captions():

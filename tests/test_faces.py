@@ -87,8 +87,9 @@ def test_the_two_kinds_of_embedder_differ_in_what_they_are_given(files, caplog):
         ),
         ("yunet", ["hub", "huggingface.co/opencv/face_detection_yunet"]),
         ("pointer", ["Git LFS"]),
-        ("text", ["OpenCV can't use it"]),
-        ("sface", ["OpenCV can't use it"]),
+        ("text", ["text: is not a YuNet model that OpenCV can use; get face_detection_yunet_2023mar.onnx"]),
+        ("sface", ["is not a YuNet model that OpenCV can use"]),
+        ("", ["is a folder; give the .onnx file itself"]),
     ],
 )
 def test_what_is_no_detector_is_told_with_what_to_do(files, tmp_path, monkeypatch, name, words):

@@ -1,7 +1,9 @@
+import logging
+
 import pytest
 from huggingface_hub import snapshot_download
 
-from utils.hub import hub_failure
+from utils.hub import hub_failure, without_retries_told
 
 
 def test_what_is_not_in_the_cache_is_told_in_one_line(tmp_path):
@@ -25,3 +27,10 @@ def test_other_errors_keep_their_text_in_one_line():
         'Unknown split "tost". Should be one of [train]'
     )
     assert hub_failure(KeyError()) == "KeyError"
+
+
+def test_the_hubs_own_account_of_its_retries_is_silent_and_others_are_not():
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    with without_retries_told():
+        assert not retries.isEnabledFor(logging.WARNING)
+    assert retries.isEnabledFor(logging.WARNING)

@@ -189,6 +189,15 @@ def test_what_is_no_picture_is_named_before_any_work(tmp_path, content):
         load_one(tmp_path / "a.png")
 
 
+def test_a_picture_of_too_many_pixels_is_told_in_one_line_without_pillows_own(tmp_path, recwarn):
+    for width in (9_500, 10_500):
+        Image.new("1", (width, 10_000)).save(tmp_path / f"{width}.png")
+    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(UserError, match="1 of 2 pictures: .*10500.png has 10500x10000 pixels, more than 100,000,000"):
+        pictures.load_pictures(records, [(64, 64)])
+    assert not [one for one in recwarn if one.category is Image.DecompressionBombWarning]
+
+
 def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
     noise(200, 100).save(tmp_path / "a.png")
     picture, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
@@ -266,7 +275,7 @@ def test_rows_that_are_left_out_are_told(tmp_path, caplog):
     root = make_imagefolder(tmp_path, ["train"])
     (root / "train/train1.png").unlink()
     train, _ = training_data.read_records(str(root / "train"), "--train_data_dir", None, "text")
-    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1)" in caplog.text
+    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1, as " in caplog.text
 
 
 def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):

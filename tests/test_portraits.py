@@ -8,11 +8,14 @@ import pytest
 from PIL import Image, ImageFilter
 
 import prepare_dataset
+import train_dreambooth
+import train_lora
 from tests.toy_faces import draw_portrait, write_detector
-from utils import faces, portraits, training_data
+from utils import faces, pictures, portraits, training_data
 from utils.cli import UserError
 from utils.data import read_metadata, read_split
 from utils.faces import Face
+from utils.models import DEMO_MODEL
 
 SIDE = 256
 
@@ -66,6 +69,8 @@ def test_every_photo_is_judged_and_what_is_left_out_has_its_reason(prepared):
     assert rows["tall"]["face_share"] == pytest.approx(130**2 / ((right - left) * (bottom - top)), rel=0.05)
     assert rows["tiny"]["enlarged"] == pytest.approx(SIDE / 90, rel=0.01)
     assert rows["tall"]["sharpness"] > 20 * rows["soft"]["sharpness"]
+    for one, flag in (("nobody", "--any_faces"), ("soft", "--min_sharpness"), ("tiny", "--max_enlargement")):
+        assert flag in rows[one]["detail"]
     text = (prepared / "report.txt").read_text()
     assert "sharpness" in text and "face share" in text and "two" in text
 
@@ -73,13 +78,42 @@ def test_every_photo_is_judged_and_what_is_left_out_has_its_reason(prepared):
 def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
     records = {one["id"]: one for one in read_split(prepared, "train")}
     assert {one: record["text"] for one, record in records.items()} == {
-        "tall": "sks, a portrait photo",
+        "tall": "",
         "wide": "sks, a person at home",
     }
     sizes = {one: Image.open(record["path"]).size for one, record in records.items()}
     assert sizes["tall"][0] < sizes["tall"][1] and sizes["wide"] == sizes["tall"][::-1]
     assert all(abs(width * height - SIDE**2) < 0.15 * SIDE**2 for width, height in sizes.values())
     assert read_metadata(prepared)["counts"]["train"] == 2
+    card = (prepared / "README.md").read_text()
+    assert "# Photos of one subject" in card and "about 256×256 pixels, each in the shape nearest" in card
+    assert "Empty: 1." in card and "usable product" not in (prepared / "report.txt").read_text()
+
+
+def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, prepared, tmp_path, capsys):
+    assert prepare(photos, tmp_path / "d", "--trigger_word", "sks") == 0
+    said = "1 of 2 photos has no caption: --instance_prompt of train_dreambooth.py will be theirs; write sks in it"
+    assert said in capsys.readouterr().out
+    assert prepare(photos, tmp_path / "dry", "--dry_run") == 0
+    assert "7 of 8 photos have no caption" in capsys.readouterr().out
+    words = ["--instance_data_dir", str(prepared), "--instance_prompt", "a photo of sks person"]
+    read = train_dreambooth.read_photos(train_dreambooth.parse_args(words))[0]
+    assert {one["id"]: one["text"] for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
+    with pytest.raises(UserError, match="1 of 2 pictures have no caption .*train_dreambooth.py --instance_prompt"):
+        pictures.load_pictures(training_data.read_records(str(prepared), "--train_data_dir", None, "text")[0], [])
+
+
+def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prepared, capsys):
+    words = ["--instance_data_dir", str(prepared), "--instance_prompt", "sks", "--resolution", str(SIDE), "--dry_run"]
+    for more, buckets in ((), True), (("--no-aspect_ratio_buckets",), False):
+        args = train_dreambooth.parse_args([*words, "--pretrained_model_name_or_path", "demo", *more])
+        train_dreambooth.main(args)
+        assert f"aspect_ratio_buckets: {str(buckets).lower()}" in capsys.readouterr().out
+        found = train_dreambooth.load_photos(args, str(DEMO_MODEL), prepared.parent)[0]
+        assert [one.size == one.shape for one in found] == [buckets] * 2
+    lora = ["--train_data_dir", str(prepared), "--pretrained_model_name_or_path", "demo", "--dry_run"]
+    train_lora.main(train_lora.parse_args(lora))
+    assert "aspect_ratio_buckets: true" in capsys.readouterr().out
 
 
 def test_the_trainers_read_it_and_verify_finds_every_promise_kept(prepared, capsys):
@@ -122,15 +156,26 @@ def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tm
         lines.append({"file_name": f"{name}.png", "place": place})
     (tmp_path / "photos/metadata.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     (tmp_path / "yunet.onnx").write_bytes((photos.parent / "yunet.onnx").read_bytes())
-    more = ["--caption_template", "a photo of {person}, in a {place}".replace("{person}", "sks"), "--face_crop"]
+    more = ["--caption_template", "a photo of sks, in a {place}", "--face_crop"]
     assert prepare(tmp_path / "photos", tmp_path / "d", *more, "--max_enlargement", "3") == 0
     records = {one["id"]: one for one in read_split(tmp_path / "d", "train")}
     assert records["tall"]["text"] == "a photo of sks, in a park" and records["tall"]["place"] == "park"
+    assert records["wide"]["text"] == "a photo of sks"
     picture = Image.open(records["tall"]["path"])
     assert picture.size == (SIDE, SIDE)
     reds = np.asarray(picture).astype(int)
     share = ((reds[..., 0] - reds[..., 1:].mean(-1)) > 100).mean()
     assert share == pytest.approx(1 / faces.HEAD**2, rel=0.15)
+
+
+def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_path):
+    (tmp_path / "photos").mkdir()
+    picture = Image.open(photos / "wide.png")
+    picture.save(tmp_path / "photos/a.png")
+    picture.filter(ImageFilter.GaussianBlur(0.5)).save(tmp_path / "photos/b.png")
+    (tmp_path / "photos/b.txt").write_text("a person at home")
+    assert prepare(tmp_path / "photos", tmp_path / "d", detector=False) == 0
+    assert [(one["id"], one["text"]) for one in read_split(tmp_path / "d", "train")] == [("b", "a person at home")]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +184,16 @@ def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tm
         (["--portraits", "a", "--pad", "white"], "--pad: not with --portraits"),
         (["--catalogue", "a", "--face_crop"], "--face_crop: needs --portraits"),
         (["--portraits", "a", "--any_faces"], "--any_faces: needs --face_detector"),
-        (["--portraits", "a", "--exposure", "9", "3"], "--exposure 9 3"),
+        (
+            ["--portraits", "a", "--exposure", "9", "3"],
+            "--exposure 9 3: expected two numbers, 0 to 255, the first below",
+        ),
+        (["--portraits", "a", "--exposure", "nan", "3"], "--exposure: nan: expected a finite number"),
+        (["--portraits", "a", "--min_sharpness", "inf"], "--min_sharpness: inf: expected a finite number"),
+        (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
+        (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
+        (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
+        (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),
     ],
 )
@@ -147,6 +201,12 @@ def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
     with pytest.raises(SystemExit):
         prepare_dataset.parse_args([*words, "--output_dir", "b"])
     assert said in capsys.readouterr().err
+
+
+def test_the_folder_to_write_is_asked_for_beside_the_photos(capsys):
+    with pytest.raises(SystemExit):
+        prepare_dataset.parse_args(["--portraits", "me"])
+    assert "--output_dir: is missing; name the folder to write, beside me" in capsys.readouterr().err
 
 
 def test_a_face_crop_without_a_model_to_be_had_says_where_to_get_one(photos, tmp_path, monkeypatch):

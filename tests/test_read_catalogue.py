@@ -4,7 +4,7 @@ import random
 import pytest
 from PIL import Image
 
-from utils.catalogue import read_folder, read_imagefolder, read_styles
+from utils.catalogue import fault_line, read_folder, read_imagefolder, read_styles
 from utils.cli import UserError
 from utils.sources import picture_source, read_catalogue, read_hub, select_products
 from utils.tables import split_records
@@ -74,7 +74,7 @@ def test_the_caption_may_be_a_column_that_has_a_short_name(tmp_path):
     assert found.products[0]["text"] == "Rook" and found.products[0]["attributes"] == {"colour": "Red"}
 
 
-@pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".png", ".webp", ".JPG"])
+@pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".png", ".webp", ".JPG", ".gif", ".bmp", ".tif"])
 def test_every_ending_is_found(tmp_path, ending):
     assert ids(read_styles(write(tmp_path / "c", "\n".join([HEADER, row(1)]), "1", ending=ending))) == ["1"]
 
@@ -155,6 +155,30 @@ def test_a_plain_folder_with_captions(tmp_path):
         "sub_b": "a blue shoe",
     }
     assert "1 .doc" in found.notes[0]
+
+
+def test_what_of_a_folder_is_not_read_is_named_with_its_reason(tmp_path):
+    for name in ("me.png", "noise.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "noise.txt").write_bytes(b"a\x00\x07photo")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "you.txt").write_text("a photo of you")
+    found = read_folder(tmp_path)
+    assert ids(found) == ["me"] and found.rows == 4
+    lines = " | ".join(fault_line(one) for one in found.rejected)
+    assert "noise.png (row noise.png): caption is no text – noise.txt holds '\\x00'" in lines
+    assert "IMG_1.HEIC (row IMG_1.HEIC): HEIC is not read – convert it to JPEG" in lines
+    assert "lost.jpg (row lost.jpg): broken link" in lines
+    assert found.notes == ["captions without a picture: you.txt"]
+
+
+def test_pictures_that_no_line_tells_of_are_named(tmp_path):
+    for name in ("a.png", "b.png", "c.bmp"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}')
+    found = read_imagefolder([tmp_path / "metadata.jsonl"], "file_name", "text")
+    assert found.notes == [f"pictures without a line in {tmp_path.name}/metadata: b.png, c.bmp"]
 
 
 def test_an_empty_folder_and_another_table_are_named(tmp_path):

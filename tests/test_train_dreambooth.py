@@ -37,7 +37,19 @@ from tests.tiny_runs import (
     teach,
 )
 from tests.toy_faces import draw_portrait, write_detector
-from utils import checkpoints, diffusion, encoding, inversion, loss_masks, pictures, prior, sampling, stepping, studio
+from utils import (
+    checkpoints,
+    diffusion,
+    encoding,
+    inversion,
+    loss_masks,
+    pictures,
+    prior,
+    sampling,
+    stepping,
+    studio,
+    training_data,
+)
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.lora import read_lora
@@ -493,6 +505,30 @@ def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
     assert sorted(one["text"] for one in read) == ["a photo of sks shoes in the rain"] + ["sks"] * 4
     with pytest.raises(UserError, match="--instance_prompt: 4 of the photos have no caption"):
         train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos)]))
+
+
+@pytest.mark.parametrize(
+    "texts, said",
+    [
+        (["sks", "sks"], ""),
+        (["sks", "sks at home"], "1 photo trains with it, 1 with captions of their own"),
+        (["Sks at home"] * 3, "'sks': 0 photos train with it, 3 with captions of their own"),
+        (["sks", "at his desks"], "1 photo trains with it, 1 with captions of their own; none of these holds: sks."),
+    ],
+)
+def test_an_instance_prompt_that_captions_overrule_is_told(caplog, texts, said):
+    training_data.tell_captions(texts, "sks")
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+    assert ("none of these" in caplog.text) == ("none" in said)
+
+
+def test_the_card_names_no_instance_prompt_that_captions_kept_from_every_photo(trainer_data, tmp_path):
+    photos = Path(shutil.copytree(trainer_data["subject"], tmp_path / "photos"))
+    for photo in photos.glob("*.png"):
+        photo.with_suffix(".txt").write_text("boots")
+    assert teach(trainer_data, tmp_path / "run", "--instance_data_dir", photos, "--max_train_steps", 1) == 0
+    assert "instance_prompt" not in read_lora(tmp_path / "run" / LORA)[1]
+    assert "Its instance prompt" not in (tmp_path / "run/README.md").read_text()
 
 
 def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp_path):

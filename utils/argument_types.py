@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import math
 import re
+
+MOST_WORKERS = 256  # as processes, each of some 100 MB
 
 
 def batch_size(text: str) -> int | str:
@@ -32,4 +35,19 @@ def share(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= float(text) <= 1:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 to 1")
+    raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 to 1, such as 0.05 for 5 %")
+
+
+def finite(text: str) -> float:
+    """An argparse type: a value that is neither infinite nor NaN."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
+
+
+def workers(text: str) -> int:
+    """An argparse type: a whole number of processes or threads."""
+    if positive(text) > MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text}: expected {MOST_WORKERS} or fewer")
+    return int(text)

@@ -95,8 +95,8 @@ def _with_article(phrase: str, words: dict, countable: bool, capital: bool) -> s
 
 
 def add_trigger(caption: str, trigger: str | None) -> str:
-    """`sks, a professional …`: the trigger word first, where no truncation reaches it."""
-    if not trigger:
+    """`sks, a professional …`: the trigger word first, where no truncation reaches it; as it is where it is there."""
+    if not (trigger and caption) or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     rest = caption[:1].lower() + caption[1:] if caption[1:2] in (" ", "n") or caption[1:2].islower() else caption
     return f"{trigger}, {rest}"
@@ -107,21 +107,26 @@ def caption_products(
     template: str | None,
     only: list[str] | None,
     trigger: str | None,
-    default: str = DEFAULT_TEMPLATE,
+    default: str | None = DEFAULT_TEMPLATE,
 ) -> tuple[list[dict], list[dict]]:
     """The products with their captions, and those about which there is nothing to say.
 
-    A product's own text is its caption, unless a template is given.
+    A product's own text is its caption, unless a template is given. A template that opens with a clause of plain words
+    has something to say of all. With no `default`, nothing to say is an empty caption.
     """
-    pattern = template or default
+    pattern = template or default or ""
+    opening = pattern.split(",")[0]
+    plain = opening.strip() and not PLACEHOLDER.search(opening)
     used = PLACEHOLDER.findall(pattern)
     good, rejected = [], []
     for one in products:
         said = {key: one["attributes"].get(key) for key in only or used}
         if one["text"] and not template:
             text = one["text"]
-        elif any(said.values()) or not used:
+        elif any(said.values()) or plain:
             text = fill_template(pattern, said)
+        elif default is None:
+            text = ""
         else:
             detail = "no text of its own, and nothing for the template to fill in"
             rejected.append(left_out(one, "no caption", detail))
@@ -194,10 +199,11 @@ def write_prompt_plan(path: Path, train: list[dict], count: int, level: list[str
 
 
 def measure(texts: list[str], count_tokens: Callable[[list[str]], list[int]], limit: int, counter: str) -> dict:
-    """How many captions a tokenizer would cut off, and by whose count."""
+    """How many captions are empty or would be cut off by a tokenizer, and by whose count."""
     lengths = count_tokens(texts)
     over = sum(length > limit for length in lengths)
-    return {"limit": limit, "over_limit": over, "longest": max(lengths), "counted_by": counter}
+    empty = texts.count("")
+    return {"limit": limit, "over_limit": over, "longest": max(lengths), "counted_by": counter, "empty": empty}
 
 
 def load_tokenizer(name: str | None) -> tuple[Callable[[list[str]], list[int]], int, str]:

@@ -4,7 +4,9 @@ Nothing is dropped in silence: a row is a product or it is in `rejected` with a 
 """
 
 import json
+import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from utils.cli import UserError, counted
 from utils.files import list_files
 from utils.tables import canonical, clean_cell, decode_lines, fit_cells, split_records
 
-IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CONVERT = "convert it to JPEG: on a Mac `sips -s format jpeg a.heic --out a.jpg`, elsewhere `heif-convert a.heic a.jpg`"
+NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufffd]")  # control characters, and bytes that stand for none
 
 
 @dataclass
@@ -30,10 +34,25 @@ class Catalogue:
         entry = {"id": product_id, "row": row, "reason": reason, "detail": detail, "attributes": attributes or {}}
         self.rejected.append(entry)
 
+    def note_names(self, what: str, names: list[str]):
+        if names:
+            more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
+            self.notes.append(f"{what}: {', '.join(names[:12])}{more}")
+
+
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_TYPES)
+
 
 def left_out(product: dict, reason: str, detail: str = "") -> dict:
     """The entry in `rejected` for a product."""
     return {key: product[key] for key in ("id", "row", "attributes")} | {"reason": reason, "detail": detail}
+
+
+def fault_line(entry: dict) -> str:
+    """What was left out, and why."""
+    detail = f" – {entry['detail']}" if entry["detail"] else ""
+    return f"{entry['id'] or '?'} (row {entry['row']}): {entry['reason']}{detail}"
 
 
 def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag: str) -> list[tuple[int, dict]]:
@@ -80,10 +99,9 @@ def read_styles(folder: Path, flag: str = "--catalogue") -> Catalogue:
         )
     by_name, by_stem = {}, {}
     for name in list_files(images):
-        stem, dot, ending = name.rpartition(".")
-        if dot + ending.lower() in IMAGE_TYPES:
+        if is_picture(name):
             by_name[name] = images / name
-            by_stem.setdefault(stem, images / name)
+            by_stem.setdefault(name.rpartition(".")[0], images / name)
     seen, used = {}, set()
     for line, row in rows:
         product_id = row.pop("id")
@@ -146,6 +164,10 @@ def read_imagefolder(
                 listed[table, name] = line
                 base = name.removeprefix("images/") if not prefix else name.rpartition("/")[2]
                 _add_picture(catalogue, taken, base, row_id, table.parent / name, text, attributes)
+    used = {one["image"] for one in catalogue.products}
+    for folder in dict.fromkeys(table.parent for table in tables):
+        unlisted = [name for name in list_files(folder) if is_picture(name) and folder / name not in used]
+        catalogue.note_names(f"pictures without a line in {folder.name}/metadata", unlisted)
     return catalogue
 
 
@@ -169,25 +191,35 @@ def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, 
 def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
     """Pictures with their captions in <name>.txt beside them."""
     catalogue = Catalogue("picture folder")
-    taken, files = set(), list_files(folder)
-    other = {}
+    taken, files, other = set(), list_files(folder), Counter()
     for name in files:
         stem, dot, ending = name.rpartition(".")
-        if (dot + ending).lower() in IMAGE_TYPES:
+        if is_picture(name):
             caption = folder / f"{stem}.txt"
-            text = clean_cell(" ".join(decode_lines(caption.read_bytes())[0])) if f"{stem}.txt" in files else None
-            _add_picture(catalogue, taken, name, name, folder / name, text, {})
+            text = " ".join(decode_lines(caption.read_bytes())[0]) if f"{stem}.txt" in files else None
+            if odd := NO_TEXT.search(text or ""):
+                catalogue.reject(name, name, "caption is no text", f"{stem}.txt holds {odd[0]!r}; remove or rewrite it")
+            else:
+                _add_picture(catalogue, taken, name, name, folder / name, clean_cell(text), {})
+        elif ending.lower() in ("heic", "heif"):
+            catalogue.reject(name, name, "HEIC is not read", CONVERT)
         elif ending != "txt":
-            other[dot + ending] = other.get(dot + ending, 0) + 1
+            other[dot + ending] += 1
+    for link in sorted(path for path in folder.rglob("[!.]*") if is_picture(path.name) and not path.exists()):
+        name = link.relative_to(folder).as_posix()
+        catalogue.reject(name, name, "broken link", f"{os.readlink(link)} is not there")
+    stems = {name.rpartition(".")[0] for name in files if not name.endswith(".txt")}
+    lone = [name for name in files if name.endswith(".txt") and name.removesuffix(".txt") not in stems]
+    catalogue.note_names("captions without a picture", lone)
     if other:
         counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(other.items()))
         catalogue.notes.append(f"other files left alone: {counts}")
-    if not catalogue.products:
+    if not (catalogue.products or catalogue.rejected):
         tables = ", ".join(name for name in files if name.endswith(".csv"))
         hint = f"found {tables or counted(len(files), 'other file')}" if files else "it is empty"
         raise UserError(
             f"{flag} {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or pictures "
             f"({', '.join(IMAGE_TYPES)})"
         )
-    catalogue.rows = len(catalogue.products)
+    catalogue.rows = len(catalogue.products) + len(catalogue.rejected)
     return catalogue

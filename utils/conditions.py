@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from utils import images
+from utils.catalogue import is_picture
 from utils.cli import UserError
 from utils.hub import load_named
 from utils.models import read_config
-from utils.picture_checks import SUFFIXES
 
 
 def list_pictures(flag: str, place: Path, most: int) -> list[Path]:
     """One picture, or the first in a folder by name, each whole; image i uses the i-th, and round again."""
-    found = [place] if place.is_file() else sorted(one for one in place.rglob("*") if one.suffix.lower() in SUFFIXES)
+    found = [place] if place.is_file() else sorted(one for one in place.rglob("*") if is_picture(one.name))
     if not found:
         raise UserError(f"{flag} {place}: no pictures there; give a picture or a folder of them")
     with ThreadPoolExecutor() as pool:  # each is read now, and not after an hour of drawing; none is kept

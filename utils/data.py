@@ -98,8 +98,13 @@ def check_picture(job: tuple[Path, dict, list]) -> tuple[str, np.ndarray | None,
         return f"cannot be read: {error}", None, None
 
 
-def verify_split(folder: Path, split: str, files: Iterable[str], count: int) -> tuple[list[str], list[str]]:
-    """(what is broken, ids) of one split, whose tables and pictures are to tell of the same products."""
+def verify_split(
+    folder: Path, split: str, files: Iterable[str], count: int, silent: bool = False
+) -> tuple[list[str], list[str]]:
+    """(what is broken, ids) of one split, whose tables and pictures are to tell of the same products.
+
+    `silent`: empty captions are no fault.
+    """
     try:
         ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
         captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
@@ -111,7 +116,8 @@ def verify_split(folder: Path, split: str, files: Iterable[str], count: int) -> 
         broken.append(f"{split}: ids.txt and images/ do not agree")
     if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids:
         broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
-    broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
+    empty = [one for one, text in captions.items() if not (silent or text.strip())]
+    broken += [f"{split}/captions.json: {one}: empty caption" for one in empty]
     if len(ids) != count:
         broken.append(f"{split}: {len(ids)} ids, metadata.json says {count}")
     return broken, ids
@@ -136,7 +142,8 @@ def verify_layout(folder: Path, metadata: dict) -> tuple[list[str], dict]:
     for split in SPLITS:
         if split not in metadata["counts"] and not (folder / split).exists():  # a generated set is all for training
             continue
-        wrong, ids = verify_split(folder, split, files, metadata["counts"].get(split))
+        silent = bool(metadata.get("captions", {}).get("empty"))
+        wrong, ids = verify_split(folder, split, files, metadata["counts"].get(split), silent)
         broken += wrong + [f"{one}: in {owner[one]} and in {split}" for one in ids if one in owner]
         owner |= dict.fromkeys(ids, split)
     return broken, manifest
@@ -224,7 +231,7 @@ def changes_since(folder: Path, request: dict) -> list[str]:
         changes += (
             ["files in it are missing or changed"] if any(there.get(n) != size for n, size in sizes.items()) else []
         )
-        changes += ["the catalogue has changed"] if was["source_fingerprint"] != request["source_fingerprint"] else []
+        changes += ["what is read has changed"] if was["source_fingerprint"] != request["source_fingerprint"] else []
         return changes + (["the splits to keep have changed"] if was["kept_splits"] != request["kept_splits"] else [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["it is damaged"]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from utils import cli, features, subject
-from utils.argument_types import positive, seed_number
+from utils.argument_types import positive, seed_number, workers
 from utils.cli import UserError
 from utils.parallel import available_cores
 from utils.tables import canonical
@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="put these evaluations side by side")
     group = parser.add_argument_group("work")
     group.add_argument("--batch_size", type=positive, default=32, help="pictures at once through an encoder")
-    group.add_argument("--num_workers", type=positive, default=available_cores(), help="threads that decode pictures")
+    group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that decode pictures")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
     group.add_argument("--overwrite", action="store_true", help="replace another set's evaluation or study there")
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from utils.cli import UserError
-from utils.hub import hub_failure
+from utils.hub import hub_failure, without_retries_told
 
 logger = logging.getLogger(__name__)
 # 2023mar has a fixed input of 640x640. Of 2026may the weights are the same, and any input will do.
@@ -94,9 +94,9 @@ def load_faces(
         for name, flag, default in ((detector, detector_flag, "yunet"), (embedder, embedder_flag, "sface"))
     ]
     if paths[0]:
-        found = _open(paths[0], detector_flag, _open_detector, score)
+        found = _open(paths[0], detector_flag, "yunet", _open_detector, score)
     if paths[1]:
-        network, features = _open(paths[1], embedder_flag, _open_embedder)
+        network, features = _open(paths[1], embedder_flag, "sface", _open_embedder)
         if features not in KINDS:
             known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
             raise UserError(f"{embedder_flag} {embedder}: gives {features} features; expected {known}")
@@ -108,6 +108,8 @@ def load_faces(
 
 def _locate(name: str, flag: str, default: str, without: str) -> Path:
     path = Path(name).expanduser()
+    if path.is_dir() and default == "yunet":
+        raise UserError(f"{flag} {name}: is a folder; give the .onnx file itself")
     if path.is_dir():
         packs = [one for pattern in ("w600k_*.onnx", "glint360k_*.onnx") for one in sorted(path.glob(pattern))]
         if not packs:
@@ -119,10 +121,14 @@ def _locate(name: str, flag: str, default: str, without: str) -> Path:
     if name not in ON_HUB and (len(parts) < 3 or not name.endswith(".onnx") or name[0] in "./~"):
         raise UserError(f"{flag} {name}: no such file; {_advice(flag, default, without)}")
     repository, file = ON_HUB.get(name, ("/".join(parts[:2]), "/".join(parts[2:])))
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    if isinstance(cached := try_to_load_from_cache(repository, file), str):
+        return Path(cached)
+    logger.warning("%s %s: is asked of the hub, as %s/%s", flag, name, repository, file)
     try:
-        return Path(hf_hub_download(repository, file))
+        with without_retries_told():
+            return Path(hf_hub_download(repository, file))
     except Exception as error:  # of the network, the hub, the cache
         raise UserError(f"{flag} {name}: {hub_failure(error)}; {_advice(flag, default, without)}") from error
 
@@ -132,7 +138,7 @@ def _advice(flag: str, default: str, without: str) -> str:
     return f"get {file} from huggingface.co/{repository} and give its path with {flag}; {without}"
 
 
-def _open(path: Path, flag: str, opener, *more):
+def _open(path: Path, flag: str, kind: str, opener, *more):
     """What OpenCV makes of the file; an error that says what the file is where it can't."""
     start = path.read_bytes()[:40]
     if start.startswith(b"version https://git-lfs"):
@@ -144,10 +150,8 @@ def _open(path: Path, flag: str, opener, *more):
     try:
         return opener(path, *more)
     except cv2.error as error:
-        reason = " ".join(str(error.err or error).split())[:120]
-        raise UserError(
-            f"{flag} {path}: OpenCV can't use it ({reason}); expected the ONNX file of that model"
-        ) from None
+        named = {"yunet": "a YuNet model", "sface": "a model of SFace or insightface"}[kind]
+        raise UserError(f"{flag} {path}: is not {named} that OpenCV can use; {_advice(flag, kind)}") from error
     finally:
         cv2.utils.logging.setLogLevel(level)
 

@@ -68,7 +68,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 def add_picture_flags(group: argparse._ArgumentGroup) -> None:
     """How pictures are seen."""
     group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
-    group.add_argument("--aspect_ratio_buckets", action=OnOff, default=False, help="keep proportions, same area")
+    group.add_argument(
+        "--aspect_ratio_buckets", action=OnOff, help="keep proportions, same area; default: as the data was prepared"
+    )
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
     group.add_argument("--cache_crops", type=int, default=4, help="random crops a picture; 0: endless, uncached only")
     group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")

@@ -5,7 +5,7 @@ import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from utils.argument_types import positive, share
+from utils.argument_types import positive, share, workers
 from utils.lora_mix import split_weight
 from utils.parallel import available_cores
 
@@ -74,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
 
     group = parser.add_argument_group("performance")
     group.add_argument("--batch_size", type=positive, default=16, help="images at once; changes none of them")
-    group.add_argument("--num_workers", type=positive, default=available_cores(), help="threads that check and save")
+    group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that check and save")
     group.add_argument(
         "--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that this device does right"
     )

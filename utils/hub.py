@@ -1,6 +1,7 @@
 """What a library's error means when something of the hub can't be had: one clear line."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from utils.cli import UserError
@@ -16,6 +17,19 @@ def load_named(flag: str, name: str, kind: str, load: Callable):
     except Exception as error:  # each library raises its own
         said = f"holds no whole {kind} ({' '.join(str(error).split())[:120]})" if here else hub_failure(error)
         raise UserError(f"{flag} {name}: {said}; give the hub id or folder of a {kind}") from error
+
+
+@contextlib.contextmanager
+def without_retries_told() -> Iterator[None]:
+    """The hub's library tells each of its attempts in two lines; what came of them is told once, by `hub_failure`."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
 
 
 def hub_failure(error: Exception) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from scipy import fft, ndimage
 
+MOST_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
 
 
@@ -21,7 +22,7 @@ class BadImage(Exception):
 
 
 def read_image(
-    source: Path | bytes, max_pixels: int = 100_000_000, longest: int | None = None, shortest: int | None = None
+    source: Path | bytes, max_pixels: int = MOST_PIXELS, longest: int | None = None, shortest: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """A picture as RGB, upright, decoded to its last byte, and the size it has on disk (upright). Raises BadImage.
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from utils.catalogue import is_picture
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.images import BadImage, read_image
-from utils.picture_checks import SUFFIXES
 from utils.pictures import Picture, View, crop_place
 
 
@@ -20,7 +20,7 @@ def find_masks(folder: Path, found: list[Picture]) -> dict[str, Path]:
     """{id: mask} for every picture: the file that has its name, whatever its ending."""
     if not folder.is_dir():
         raise UserError(f"--mask_loss {folder}: no such folder; give one with a mask for each photo, of the same name")
-    there = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    there = {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path.name)}
     names = {one.id: one.source.stem if isinstance(one.source, Path) else one.id for one in found}
     lacking = [name for name in names.values() if name not in there]
     if lacking:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from utils import images
+from utils.catalogue import is_picture
 from utils.cli import UserError
 from utils.files import list_files
 from utils.hub import load_named
@@ -29,7 +30,6 @@ NOISE_MEAN, NOISE_QUARTER = 0.6, 0.14
 # 80 drawn shoes through the VAE and back. Of what is no copy: no two of the photos, none of 72 demo pictures among 1500
 # drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not seen: a shift by 2 of 128 pixels.
 NEAR_BITS, NEAR_COLOUR = 16, 3.0
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def noise_measure(picture: Image.Image) -> tuple[float, float]:
@@ -82,7 +82,7 @@ def index_pictures(folder: Path, workers: int = 1, flag: str = "--reject_near_tr
     """The index of a prepared split or any folder of pictures; an id is the file's path in it without its ending."""
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder; give a split of a prepared dataset, or a folder of pictures")
-    names = [name for name in list_files(folder) if name.lower().endswith(SUFFIXES)]
+    names = [name for name in list_files(folder) if is_picture(name)]
     if not names:
         raise UserError(f"{flag} {folder}: holds no pictures; give a split of a prepared dataset, such as data/x/train")
     looks = list(parallel_map(_look, (folder / name for name in names), workers))

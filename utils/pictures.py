@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils import models
 from utils.cli import UserError
-from utils.images import FORMATS, BadImage, read_image
+from utils.images import FORMATS, MOST_PIXELS, BadImage, read_image
 from utils.sampling import keyed_generator
 from utils.shapes import bucket_shapes, nearest_shape
 
@@ -47,6 +48,8 @@ def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
         # Of a TIFF, Pillow gives the upright size already.
         turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in range(5, 9)
         size = image.size[::-1] if turned else image.size
+        if size[0] * size[1] > MOST_PIXELS:
+            return f"{describe(record)} has {size[0]}x{size[1]} pixels, more than {MOST_PIXELS:,}"
     except UnidentifiedImageError:
         return f"{describe(record)} is not an image"
     except Exception as error:  # whatever a damaged file makes a decoder raise
@@ -92,9 +95,11 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
     if silent:
         raise UserError(
             f"{len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); put a <name>.txt "
-            "beside each, or name the column that holds the captions with --caption_column"
+            "beside each, name the column that holds the captions with --caption_column, or give all of them one with "
+            "train_dreambooth.py --instance_prompt"
         )
-    with ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is told by `_file_facts`
         facts = list(pool.map(_file_facts, records))
     _refuse_bad([fault for fault in facts if isinstance(fault, str)], len(records))
     return [

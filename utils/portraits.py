@@ -18,7 +18,6 @@ from utils.files import file_sha256, replaced_file
 from utils.shapes import bucket_shapes, nearest_shape
 
 logger = logging.getLogger(__name__)
-TEMPLATE = "a portrait photo"  # what is said of a photo that brings no caption, after the trigger word
 NO_DETECTOR = "no face is looked for, and each photo is cropped about its middle"
 Box = tuple[float, float, float, float]
 
@@ -34,9 +33,9 @@ class Limits(NamedTuple):
 
 
 def portrait_shapes(resolution: int, buckets: bool) -> list[tuple[int, int]]:
-    """The shapes to crop to: sides in steps of 64 pixels, as Stable Diffusion takes them, or finer for a small side."""
+    """The shapes to crop to: sides in steps of 64 pixels, as Stable Diffusion takes them, of a small side down to 8."""
     step = math.gcd(resolution, 64)
-    while step * 8 > resolution and step > 1:
+    while step * 8 > resolution and step > 8:
         step //= 2
     return bucket_shapes(resolution, step) if buckets else [(resolution, resolution)]
 
@@ -83,21 +82,24 @@ def find_fault(quality: dict, limits: Limits) -> tuple[str, str] | None:
     faces, bright = quality["faces"], quality["brightness"]
     if faces is not None and not limits.any_faces:
         if not faces:
-            return "no face found", "turned away, covered, or smaller than the detector sees"
+            return "no face found", "turned away, covered, or smaller than the detector sees; --any_faces keeps it"
         if faces > 1:
-            return "several faces", f"{faces} faces of about one size; crop the photo by hand to one"
+            return "several faces", f"{faces} of about one size; crop the photo by hand to one; --any_faces keeps it"
         if quality["face_share"] < limits.face_share:
-            return "face too small", f"{quality['face_share']:.1%} of the crop, expected {limits.face_share:.1%}"
+            expected = f"expected {limits.face_share:.1%} or more (--min_face_share)"
+            return "face too small", f"{quality['face_share']:.1%} of the crop, {expected}"
     if quality["enlarged"] > limits.enlargement:
         return (
             "too small",
-            f"would be enlarged {quality['enlarged']:.1f} times, expected {limits.enlargement:g} at most",
+            f"would be enlarged {quality['enlarged']:.1f} times, expected {limits.enlargement:g} at most "
+            "(--max_enlargement)",
         )
     if not low <= bright <= high:
         reason = "too dark" if bright < low else "too bright"
-        return reason, f"mean brightness {bright:g} of 255, expected {low:g} to {high:g}"
+        return reason, f"mean brightness {bright:g} of 255, expected {low:g} to {high:g} (--exposure)"
     if quality["sharpness"] < limits.sharpness:
-        return "not sharp", f"variance of the Laplacian {quality['sharpness']:g}, expected {limits.sharpness:g} or more"
+        figure = f"variance of the Laplacian {quality['sharpness']:g}"
+        return "not sharp", f"{figure}, expected {limits.sharpness:g} or more (--min_sharpness)"
     return None
 
 
@@ -162,6 +164,13 @@ def photo_lines(rows: list[dict]) -> list[str]:
     if measured and all(row["faces"] is None for row in measured):
         lines.append(f"  no --face_detector: {NO_DETECTOR}")
     return lines
+
+
+def describe_silent(empty: int, count: int, trigger: str | None) -> str:
+    """What is to be known of photos with an empty caption."""
+    word = f"; write {trigger} in it" if trigger else ""
+    said = f"{empty} of {counted(count, 'photo')} {'has' if empty == 1 else 'have'} no caption"
+    return f"{said}: --instance_prompt of train_dreambooth.py will be theirs{word}"
 
 
 def head_crops(records: list[dict], faces: Faces, folder: Path) -> list[dict]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from utils import captions, parallel, tables
+from utils.argument_types import finite, share, workers
 from utils.faces import add_face_flags
 
 OF_PORTRAITS = (
@@ -26,17 +27,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset_split", default="train", metavar="NAME", help="the split of a hub dataset to read")
 
     group = parser.add_argument_group("portraits (in place of --catalogue)")
-    group.add_argument(
-        "--portraits", type=Path, metavar="DIR", help="photos of one person or subject, to judge and crop"
-    )
+    group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to judge and crop")
     add_face_flags(group)
     group.add_argument("--aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
-    group.add_argument("--min_sharpness", type=float, default=5, help="variance of the Laplacian, at training size")
+    group.add_argument("--min_sharpness", type=finite, default=5, help="variance of the Laplacian, at training size")
     group.add_argument(
-        "--exposure", type=float, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
+        "--exposure", type=finite, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
     )
-    group.add_argument("--max_enlargement", type=float, default=2, help="of a crop that is smaller than training takes")
-    group.add_argument("--min_face_share", type=float, default=0.02, help="of the crop's area")
+    group.add_argument(
+        "--max_enlargement", type=finite, default=2, help="of a crop that is smaller than training takes"
+    )
+    group.add_argument("--min_face_share", type=share, default=0.02, help="of the crop's area")
     group.add_argument("--any_faces", action=OnOff, default=False, help="keep photos with no face, or with several")
 
     group = parser.add_argument_group("what to do")
@@ -46,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("cleaning and duplicates")
     yes_or_no = {"action": argparse.BooleanOptionalAction, "default": False}  # a recipe's yes can be undone
     group.add_argument("--strict", **yes_or_no, help="anything left out is an error; nothing is written")
-    group.add_argument("--max_megapixels", type=float, default=100, help="above this it is a decompression bomb")
+    group.add_argument("--max_megapixels", type=finite, default=100, help="above this it is a decompression bomb")
     group.add_argument(
         "--duplicate_threshold",
         type=int,
@@ -62,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     names = ("TRAIN", "VAL", "TEST")
     group.add_argument(
         "--split_ratio",
-        type=float,
+        type=finite,
         nargs=3,
         metavar=names,
         help="shares, any unit; default: 70 15 15, and 100 0 0 for portraits",
@@ -85,8 +86,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--crop", choices=["none", "centre", "foreground"], default="none", help="before it is fitted")
 
     group = parser.add_argument_group("captions")
-    group.add_argument("--caption_template", help=f"with {{column}} placeholders; default: {captions.DEFAULT_TEMPLATE}")
-    group.add_argument("--trigger_word", help="put before every caption")
+    group.add_argument(
+        "--caption_template",
+        help=f"with {{column}} placeholders; default: of photos none, or {captions.DEFAULT_TEMPLATE}",
+    )
+    group.add_argument("--trigger_word", help="put before every caption that lacks it")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
     group.add_argument(
         "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
@@ -101,7 +105,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output and performance")
     group.add_argument("--output_dir", type=Path, help="the dataset's folder")
     group.add_argument("--overwrite", action="store_true", help="replace the dataset that is there; splits are kept")
-    group.add_argument("--num_workers", type=int, help="processes; default: all cores")
+    group.add_argument("--num_workers", type=workers, help="processes; default: all cores")
 
 
 def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
@@ -113,11 +117,14 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
 
     check_portraits(parser, args, need)
     args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
-    need(args.num_workers >= 1, f"--num_workers {args.num_workers}: expected 1 or more")
     if args.verify:
         need(not (args.catalogue or args.output_dir), "--verify goes alone, without --catalogue and --output_dir")
         return args
-    need(args.catalogue and args.output_dir, "--catalogue and --output_dir are both needed (or --verify alone)")
+    need(args.catalogue or args.portraits, "--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
+    need(
+        args.output_dir,
+        f"--output_dir: is missing; name the folder to write, beside {args.catalogue or args.portraits}",
+    )
     ratio = args.split_ratio
     need(min(ratio) >= 0 < ratio[0], f"--split_ratio {ratio}: expected e.g. 70 15 15")
     need(0 <= args.duplicate_threshold <= 64, f"--duplicate_threshold {args.duplicate_threshold}: expected 0 to 64")
@@ -156,12 +163,15 @@ def check_portraits(parser: argparse.ArgumentParser, args: argparse.Namespace, n
     args.drop_duplicates = bool(args.portraits) if args.drop_duplicates is None else args.drop_duplicates
     if not args.portraits:
         return
-    args.catalogue = str(args.portraits)
     low, high = args.exposure
-    need(0 <= low < high <= 255, f"--exposure {low:g} {high:g}: expected two numbers between 0 and 255")
+    need(
+        0 <= low < high <= 255,
+        f"--exposure {low:g} {high:g}: expected two numbers, 0 to 255, the first below the second",
+    )
+    side = args.resolution
+    near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
+    need(side % 8 == 0, f"--resolution {side}: expected a multiple of 8, {near}")
     need(args.max_enlargement >= 1, f"--max_enlargement {args.max_enlargement:g}: expected 1 or more")
-    share = args.min_face_share
-    need(0 <= share <= 1, f"--min_face_share {share:g}: expected 0 to 1")
     need(args.min_sharpness >= 0, f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
     args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
     for name in [] if args.face_detector else changed(["min_face_share", "any_faces"]):

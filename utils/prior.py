@@ -9,9 +9,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils import cli, encoding, generation, guards, pictures, studio
+from utils.catalogue import is_picture
 from utils.cli import UserError
 from utils.generation_folder import whole_png
-from utils.picture_checks import SUFFIXES, find_fault
+from utils.picture_checks import find_fault
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one picture
@@ -27,7 +28,7 @@ HOW = ("steps", "guidance_scale")
 
 def list_class_images(folder: Path) -> list[Path]:
     """The pictures there, sorted; a PNG that doesn't reach its end counts as missing."""
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    found = sorted(path for path in folder.glob("*") if is_picture(path.name) and path.name[0] != ".")
     return [path for path in found if path.suffix.lower() != ".png" or whole_png(path)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from utils import figures, portraits
+from utils.catalogue import fault_line
 from utils.cli import counted
 from utils.files import write_json
 from utils.images import fit_square
@@ -81,7 +82,7 @@ def _count_lines(numbers: list) -> str:
 def catalogue_lines(facts: dict) -> list[str]:
     """The table alone: what was read, recovered, not recovered."""
     lines = [
-        f"catalogue: {facts['kind']}, {counted(facts['rows'], 'row')}, columns: {', '.join(facts['columns']) or 'none'}"
+        f"read: {facts['kind']}, {counted(facts['rows'], 'row')}, columns: {', '.join(facts['columns']) or 'none'}"
     ]
     if facts["recovered_rows"]:
         lines.append(f"torn rows recovered: {_count_lines(facts['recovered_rows'])}")
@@ -89,20 +90,14 @@ def catalogue_lines(facts: dict) -> list[str]:
     return lines + [f"note: {note}" for note in facts["notes"]]
 
 
-def fault_line(entry: dict) -> str:
-    """What was left out, and why."""
-    detail = f" – {entry['detail']}" if entry["detail"] else ""
-    return f"{entry['id'] or '?'} (row {entry['row']}): {entry['reason']}{detail}"
-
-
 def report_text(analysis: dict) -> str:
     """report.txt, from what analysis.json holds."""
-    chosen = " + ".join(analysis["options"]["category"] or ["all categories"])
+    chosen = "photos" if "photos" in analysis else " + ".join(analysis["options"]["category"] or ["all categories"])
     lines = [*catalogue_lines(analysis["catalogue"]), ""]
     if analysis["categories"]:
         lines += ["categories", *_table(analysis["categories"]), ""]
     rows, usable = counted(analysis["selection"]["rows"], "row"), analysis["selection"]["usable"]
-    lines += [f"{chosen}: {rows}, {counted(usable, 'usable product')}"]
+    lines += [f"{chosen}: {rows}, {counted(usable, 'usable picture')}"]
     problems = analysis["problems"]
     lines += ["", f"left out: {sum(problems.values())}", *(f"  {reason:40} {n:6,}" for reason, n in problems.items())]
     for entry in analysis["rejected"][:40]:
@@ -164,21 +159,23 @@ def dataset_card(metadata: dict, captions: list[str]) -> str:
     size = next(name for limit, name in sizes if total < limit)
     reasons = Counter(entry["reason"] for entry in metadata["excluded"])
     lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---"]
-    lines += [f"# {' + '.join(options['category'] or ['All categories'])}", ""]
-    shape = "pixels in shapes of about {0}×{0}" if len(metadata.get("shapes", ())) > 1 else "{0}×{0} pixels"
-    lines += [f"{counted(total, 'picture')} of {shape.format(side)} with captions, made by `prepare_dataset.py`"]
+    title = "Photos of one subject" if "shapes" in metadata else " + ".join(options["category"] or ["All categories"])
+    lines += [f"# {title}", ""]
+    several = ", each in the shape nearest to its own," if len(metadata.get("shapes", ())) > 1 else ""
+    lines += [f"{counted(total, 'picture')} of {'about ' * bool(several)}{side}×{side} pixels{several} with captions,"]
+    lines += ["made by `prepare_dataset.py`"]
     lines += [f"from {source['kind']} ({counted(source['rows'], 'row')}).", ""]
     lines += _markdown("| split | pictures |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
     lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]
     lines += [f"Over {tokens['limit']} tokens: {counted(tokens['over_limit'], 'caption')}; the longest has"]
-    lines += [f"{tokens['longest']}, by {tokens['counted_by']}.", ""]
+    lines += [f"{tokens['longest']}, by {tokens['counted_by']}. Empty: {tokens['empty']}.", ""]
     for column, values in metadata["shares"].items():
         cells = {name: f"{value['count']:,} | {value['share']:.1%}" for name, value in list(values.items())[:20]}
         lines += [f"## {column.capitalize()}", "", *_markdown("| | count | share |", cells)]
     lines += ["## Left out", "", *([f"- {reason}: {n:,}" for reason, n in reasons.most_common()] or ["Nothing."]), ""]
     lines += ["Each one, with its row and the reason, is in `metadata.json`.", "", "## Splits", ""]
     lines += [f"Stratified by {', '.join(options['stratify_by']) or 'nothing'}; look-alikes are always in one split."]
-    lines += ["`splits.json` holds the place of every product that ever had one: keep it.", "", "## Use", ""]
+    lines += ["`splits.json` holds the place of every picture that ever had one: keep it.", "", "## Use", ""]
     lines += ["```python", "import datasets", ""]
     lines += ['train = datasets.load_dataset("imagefolder", data_dir=".../train", split="train")', "```", ""]
     lines += ["`python prepare_dataset.py --verify <this folder>` checks every file."]

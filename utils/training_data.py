@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -55,11 +56,14 @@ def _read_prepared(root: Path, flag: str, image_column: str | None, caption_colu
 def _read_products(name: str, flag: str, image_column, caption_column: str, config: str | None) -> list[dict]:
     found = sources.read_catalogue(name, flag, image_column, caption_column, config, "train")
     reasons = Counter(one["reason"] for one in found.rejected)
-    left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+    example = {one["reason"]: "as {id}, {detail}".format(**one) for one in reversed(found.rejected)}
+    left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
     if not found.products:
-        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out}); see --image_column")
+        raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out})")
     if found.rejected:
         logger.warning("%s: %d of %d rows are left out (%s)", name, len(found.rejected), found.rows, left_out)
+    for note in found.notes:
+        logger.warning("%s: %s", name, note)
 
     def source(image: Path | int) -> Path | Callable:
         return functools.partial(sources.picture_source, found.dataset, image) if isinstance(image, int) else image
@@ -103,7 +107,30 @@ def read_training_records(
     return train, held_out
 
 
-def trigger_word(folder: str) -> str | None:
-    """The trigger word that prepare_dataset.py put before every caption, if it did."""
+def prepared_with(folder: str, option: str):
+    """The value of an option of prepare_dataset.py; None where the folder is not its, or the option had no say."""
     root = Path(folder)
-    return data.read_metadata(root)["options"].get("trigger_word") if (root / "metadata.json").is_file() else None
+    return data.read_metadata(root)["options"].get(option) if (root / "metadata.json").is_file() else None
+
+
+def choose_buckets(asked: bool | None, folder: str) -> bool:
+    """--aspect_ratio_buckets; by itself as the dataset was prepared, since a square of its crops may lack the face."""
+    return bool(prepared_with(folder, "aspect_ratio_buckets")) if asked is None else asked
+
+
+def tell_captions(texts: list[str], prompt: str | None) -> None:
+    """How many photos train with a caption of their own, and which words of the instance prompt none of these holds."""
+    own = [text for text in texts if text != prompt]
+    if not (prompt and own):
+        return
+    held = {word for text in own for word in _words(text)}
+    lacking = ", ".join(word for word in _words(prompt) if word not in held)
+    logger.warning(
+        "--instance_prompt %r: %s with it, %d with captions of their own%s", prompt,
+        f"{counted(len(texts) - len(own), 'photo')} train{'s' * (len(texts) - len(own) == 1)}", len(own),
+        f"; none of these holds: {lacking}. Write into them what names the subject, or remove them" if lacking else ""
+    )  # fmt: skip
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
