@@ -19,10 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -391,7 +392,7 @@ def save_models(work: Path, tokenizer, clip: CLIPModel, judge: CLIPModel, vae, u
     """demo/model, demo/clip and, for demo/measure.py, what the training took and came to."""
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())
-    pipeline = StableDiffusionPipeline(
+    pipeline = diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
         tokenizer=tokenizer,

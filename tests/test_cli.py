@@ -127,3 +127,17 @@ def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(pars
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda args: 3, cli.parse_args(parser, []))
     assert ended.value.code == 3 and not distributed.is_initialized()
+
+
+def test_a_script_is_silent_about_torchvision_which_nothing_needs():
+    script = """
+from utils import cli
+
+def main(args):
+    import diffusers
+    print(diffusers.StableDiffusionPipeline)
+
+cli.run(main, cli.parse_args(cli.make_parser("doc")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "class" in done.stdout and "torchvision" not in done.stderr

@@ -17,7 +17,7 @@ SOURCES = [path for folder in (".", "utils", "demo", "tests") for path in sorted
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help_shows_two_runnable_examples_and_every_flag_has_a_text(path):
     done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "torchvision" not in done.stderr, done.stderr
     name = path.relative_to(ROOT)
     assert len(re.findall(rf"^    python3? {name}", path.read_text(), re.M)) >= 2
     assert f"{name}" in done.stdout and "--config" in done.stdout and "--dry_run" in done.stdout

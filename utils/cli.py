@@ -4,6 +4,7 @@ from __future__ import annotations  # check_environment.py must start on an olde
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
@@ -201,9 +202,18 @@ def close_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """False where transformers says that torchvision is missing: what it falls back to is what is wanted.
+
+    diffusers' pipelines ask it for image processors that no script here uses.
+    """
+    return "requires torchvision (not installed); falling back" not in str(record.msg)
+
+
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Call main and exit with its code; a user's mistake or a failing disk is one line, with --debug a traceback."""
     name = os.path.basename(sys.argv[0])
+    logging.getLogger("transformers.utils.import_utils").addFilter(is_news)
     try:
         code = main(args)
     except KeyboardInterrupt:

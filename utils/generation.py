@@ -12,8 +12,6 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     SchedulerMixin,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
 )
 from PIL import Image
 
@@ -74,9 +72,9 @@ def build_pipeline(family: str, unet, vae, scheduler: SchedulerMixin, empty_is_z
     parts |= {"feature_extractor": None}
     if family == "sdxl":
         parts |= {"text_encoder_2": None, "tokenizer_2": None, "force_zeros_for_empty_prompt": empty_is_zero}
-        pipeline = StableDiffusionXLPipeline(**parts)
+        pipeline = diffusers.StableDiffusionXLPipeline(**parts)
     else:
-        pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+        pipeline = diffusers.StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
