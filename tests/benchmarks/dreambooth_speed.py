@@ -77,6 +77,6 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     values = {"pretrained_model_name_or_path": "demo", "mixed_precision": "no", "resolution": 128, "rank": 8}
-    values |= {"train_batch_size": 4, "max_train_steps": 200, "dataloader_num_workers": 0}
+    values |= {"train_batch_size": 4, "max_train_steps": 500, "dataloader_num_workers": 0}
     values |= {"num_instance_images": 8, "num_class_images": 32}
     main(side_by_side.make_parser(__doc__, "train_dreambooth_lora.py", values).parse_args())
