@@ -4,6 +4,7 @@ Both draw the same prompts and seeds with the same scheduler and steps, by turns
 `whole run` is the process from start to exit; `loop` is without the start, to the last picture on the disk.
 
     python tests/benchmarks/generate_speed.py --num_images 64 --repeats 3
+    python tests/benchmarks/generate_speed.py --lora runs/demo/lora --num_images 64 --repeats 3
     python tests/benchmarks/generate_speed.py --pretrained_model_name_or_path FOLDER --prompts_file prompts.txt
 """
 
@@ -55,6 +56,8 @@ def plain_loop(args: argparse.Namespace) -> None:
     pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, safety_checker=None).to(device)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
+    if args.lora:
+        pipeline.load_lora_weights(args.lora)
     prompts, began = args.prompts_file.read_text("utf-8").splitlines()[: args.loop_images], time.perf_counter()
     for i, prompt in enumerate(prompts):
         picture = pipeline(
@@ -94,6 +97,7 @@ def largest_difference(ours: Path, theirs: Path, count: int) -> int:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts_file", type=Path, help="one a line (default: shoes in four colours)")
+    parser.add_argument("--lora", help="the folder of a run, for both; default: none")
     parser.add_argument("--plain_loop", type=Path, metavar="DIR", help="draw the loop's pictures there, no more")
     parser.add_argument("--loop_images", type=int, help="that the plain loop draws; default: as many")
     parser.add_argument("--ours_flags", default="", help="more flags for generate.py, in one string")
@@ -117,6 +121,7 @@ def main(args: argparse.Namespace) -> None:
         same = "pretrained_model_name_or_path num_inference_steps guidance_scale seed mixed_precision"
         for flag in same.split():
             shared += f" --{flag} {shlex.quote(str(getattr(args, flag)))}"
+        shared += f" --lora {shlex.quote(args.lora)}" if args.lora else ""
         for turn in range(args.repeats):
             folder = {"ours": Path(name) / f"ours{turn}", "plain loop": Path(name) / f"loop{turn}"}
             folder["plain loop"].mkdir()
