@@ -115,4 +115,4 @@ def verdict_lines(comparisons: list[dict], shares: Sequence[float]) -> list[str]
 
 
 def _tell(one: dict) -> str:
-    return f"(accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f})"
+    return f"(accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f}, p {one['p_holm']:.2g})"
