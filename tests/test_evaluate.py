@@ -300,7 +300,7 @@ def test_every_flag_is_among_those_that_are_tried():
         ("--real r --fail_under_targets", "--fail_under_targets: does nothing without --targets"),
         ("--real r --inception_sha256 0", "--inception_sha256: does nothing without --inception"),
         ("--real r --face_embedder sface", "--face_embedder: does nothing without --identity_reference"),
-        ("--instance_data_dir p --encoders clip inception", "--inception: does nothing without --real"),
+        ("--instance_data_dir p --encoders clip inception", "--encoders inception: does nothing without --real"),
         ("--instance_data_dir p --attributes colour", "does nothing without --real or --identity_reference; give both"),
         ("--real r --seed -1", "--seed: -1: expected a whole number"),
     ],

@@ -77,7 +77,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     there = {*given, *(word.partition("=")[0] for word in args.encoders)}  # `inception` may be named so, too
     for flag, partner in PARTNERS:
         if flag in there and not there.intersection(partner.split(" or --")):
-            parser.error(f"--{flag}: does nothing without --{partner}; give both, or leave it out")
+            named = flag if flag in given else f"encoders {flag}"
+            parser.error(f"--{named}: does nothing without --{partner}; give both, or leave it out")
 
 
 def read_encoders(words: list[str], inception: str | None) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ The models are ONNX files that this project does not bring along: from a path, o
 import argparse
 import logging
 from argparse import BooleanOptionalAction as OnOff
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ ON_HUB = {
 SIDE = 640  # of what the detector is given, so that files of a fixed input serve too
 # YuNet knows faces of about 10 to 300 pixels: the smaller look finds those that fill a photo.
 LOOKS = (640, 320)
+DETECTOR, EMBEDDER = "--face_detector", "--face_embedder"
 SCORE, OVERLAP = 0.9, 0.3  # OpenCV's own limits for YuNet
 # The cosine from which two faces count as one person's, by number of features. SFace: OpenCV's. 512: the upper limit
 # in insightface's web demo of buffalo_l.
@@ -79,30 +81,24 @@ def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: 
         )
 
 
-def load_faces(
-    detector: str | None,
-    embedder: str | None = None,
-    detector_flag: str = "--face_detector",
-    embedder_flag: str = "--face_embedder",
-    score: float = SCORE,
-) -> Faces:
+def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
     """The models that are named: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
     found = network = kind = threshold = None
     without = NO_IDENTITY if embedder else NO_FACE
     paths = [
         None if name is None else _locate(name, flag, default, without)
-        for name, flag, default in ((detector, detector_flag, "yunet"), (embedder, embedder_flag, "sface"))
+        for name, flag, default in ((detector, DETECTOR, "yunet"), (embedder, EMBEDDER, "sface"))
     ]
     if paths[0]:
-        found = _open(paths[0], detector_flag, "yunet", _open_detector, score)
+        found = _open(paths[0], DETECTOR, "yunet", without, _open_detector)
     if paths[1]:
-        network, features = _open(paths[1], embedder_flag, "sface", _open_embedder)
+        network, features = _open(paths[1], EMBEDDER, "sface", without, _open_embedder)
         if features not in KINDS:
             known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
-            raise UserError(f"{embedder_flag} {embedder}: gives {features} features; expected {known}")
+            raise UserError(f"{EMBEDDER} {embedder}: gives {features} features; expected {known}")
         kind, threshold = KINDS[features]
         if kind == "insightface":
-            logger.warning("%s %s: %s", embedder_flag, embedder, LICENCE)
+            logger.warning("%s %s: %s", EMBEDDER, embedder, LICENCE)
     return Faces(found, paths[0], network, kind, paths[1], threshold)
 
 
@@ -138,7 +134,7 @@ def _advice(flag: str, default: str, without: str) -> str:
     return f"get {file} from huggingface.co/{repository} and give its path with {flag}; {without}"
 
 
-def _open(path: Path, flag: str, kind: str, opener, *more):
+def _open(path: Path, flag: str, kind: str, without: str, opener: Callable):
     """What OpenCV makes of the file; an error that says what the file is where it can't."""
     start = path.read_bytes()[:40]
     if start.startswith(b"version https://git-lfs"):
@@ -148,16 +144,16 @@ def _open(path: Path, flag: str, kind: str, opener, *more):
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # OpenCV 5 warns of each model that it opens
     try:
-        return opener(path, *more)
+        return opener(path)
     except cv2.error as error:
         named = {"yunet": "a YuNet model", "sface": "a model of SFace or insightface"}[kind]
-        raise UserError(f"{flag} {path}: is not {named} that OpenCV can use; {_advice(flag, kind)}") from error
+        raise UserError(f"{flag} {path}: is not {named} that OpenCV can use; {_advice(flag, kind, without)}") from error
     finally:
         cv2.utils.logging.setLogLevel(level)
 
 
-def _open_detector(path: Path, score: float) -> "cv2.FaceDetectorYN":
-    detector = cv2.FaceDetectorYN.create(str(path), "", (SIDE, SIDE), score, OVERLAP)
+def _open_detector(path: Path) -> "cv2.FaceDetectorYN":
+    detector = cv2.FaceDetectorYN.create(str(path), "", (SIDE, SIDE), SCORE, OVERLAP)
     detector.detect(np.zeros((SIDE, SIDE, 3), np.uint8))  # an error now, if its outputs are not YuNet's
     return detector
 

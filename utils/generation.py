@@ -154,9 +154,11 @@ def share_first_layers(unet: torch.nn.Module) -> None:
     Models without such layers (SDXL's time embedding holds the text) stay as they are.
     """
     first = unet.down_blocks[0]
-    if unet.config.addition_embed_type or unet.config.only_cross_attention or not hasattr(first, "attentions"):
+    attention = getattr(first, "attentions", [None])[0]
+    if unet.config.addition_embed_type or unet.config.only_cross_attention:
         return
-    attention = first.attentions[0]
+    if not hasattr(attention, "transformer_blocks"):
+        return
     inner = attention.transformer_blocks[0]
     for layer in (unet.conv_in, first.resnets[0], attention.norm, attention.proj_in, inner.norm1, inner.attn1):
         layer.forward = partial(_on_one_half, layer.forward)

@@ -118,7 +118,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     check_portraits(parser, args, need)
     args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
     if args.verify:
-        need(not (args.catalogue or args.output_dir), "--verify goes alone, without --catalogue and --output_dir")
+        alone = not (args.catalogue or args.portraits or args.output_dir)
+        need(alone, "--verify goes alone, without --catalogue, --portraits and --output_dir")
         return args
     need(args.catalogue or args.portraits, "--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
     need(

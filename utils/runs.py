@@ -148,12 +148,12 @@ def open_run(
                     f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
                     "name another folder, give those settings, or add --overwrite to begin anew"
                 )
-        if not end():
-            write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise UserError(
             f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written"
         ) from None
+    if not end():
+        write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def describe_run(
@@ -187,16 +187,18 @@ def describe_end(folder: Path, asked: list, resume: str, count: Callable[[], int
     that is gone on from; `lacks`: a file that is asked for has yet to be written.
     """
     summary, latest = read_summary(folder), resume == "latest"
-    names = [path.name for path in folder.glob("checkpoint-*")] if latest else [Path(resume).name]
+    known = folder.glob("checkpoint-*") if latest else {folder / resume, Path(resume)}
+    names = [path.name for path in known if path.is_dir()]
     reached = [int(name.rpartition("-")[2]) for name in names if re.fullmatch(r"checkpoint-\d+", name)]
     trained = max([*reached, summary.get("steps", 0) * latest])
     done = summary.get("asked") == asked
     if trained and not done:
         if trained > (wanted := count()):
             flag = f"--num_train_epochs {asked[1]} ({wanted} steps)" if asked[1] else f"--max_train_steps {wanted}"
+            what = f"the run in {folder}" if latest else f"--resume_from_checkpoint {resume}"
             raise UserError(
-                f"{flag}: the run in {folder} is trained for {trained:,} steps already, and is left as it is; for "
-                "fewer, name another --output_dir, or begin anew with --overwrite"
+                f"{flag}: {what} is trained for {trained:,} steps already, and is left as it is; for fewer, name "
+                "another --output_dir, or begin anew with --overwrite"
             )
         done = summary.get("steps") == wanted
     if lacks or not done:

@@ -85,7 +85,8 @@ def load_dataset(name: str, config: str | None, split: str, flag: str):
             return dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
         return datasets.load_dataset(name, config, split=split)
     except Exception as error:  # of the network, the hub, the loader: a dozen types
-        what = f"its split {split} can't be read" if path.exists() else "no such folder; as a hub id"
+        named = " (--dataset_split)" if flag == "--catalogue" else ""
+        what = f"its split {split}{named} can't be read" if path.exists() else "no such folder; as a hub id"
         raise UserError(f"{flag} {name}: {what}: {hub_failure(error)}") from error
 
 

@@ -13,6 +13,7 @@ import torch
 from utils import data, sources
 from utils.cli import UserError, counted
 from utils.sampling import keyed_generator
+from utils.splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def read_training_records(
 def prepared_with(folder: str, option: str):
     """The value of an option of prepare_dataset.py; None where the folder is not its, or the option had no say."""
     root = Path(folder)
+    root = root.parent if root.name in SPLITS else root
     return data.read_metadata(root)["options"].get(option) if (root / "metadata.json").is_file() else None
 
 
@@ -124,7 +126,7 @@ def tell_captions(texts: list[str], prompt: str | None) -> None:
     if not (prompt and own):
         return
     held = {word for text in own for word in _words(text)}
-    lacking = ", ".join(word for word in _words(prompt) if word not in held)
+    lacking = ", ".join(word for word in dict.fromkeys(_words(prompt)) if word not in held)
     logger.warning(
         "--instance_prompt %r: %s with it, %d with captions of their own%s", prompt,
         f"{counted(len(texts) - len(own), 'photo')} train{'s' * (len(texts) - len(own) == 1)}", len(own),
