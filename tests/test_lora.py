@@ -6,11 +6,14 @@ from itertools import product
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.lora import Linear
 from safetensors import safe_open
 
 from tests.tiny_models import build_tiny
 from utils import lora, models
 from utils.cli import UserError
+from utils.lora_layer import DirectLinear
 
 FACTS = {"base_model": "demo", "trigger": "a photo of", "rank": "4"}
 CPU = torch.device("cpu")
@@ -83,6 +86,35 @@ def test_only_the_adapter_trains_in_float32_and_changes_nothing_at_first(folders
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
 
 
+@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 2, 3, 6)])
+def test_our_layer_gives_what_pefts_own_gives_forward_and_back(shape):
+    found = []
+    for kind in (DirectLinear, Linear):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, lora_alpha=6)
+        layer = kind(torch.nn.Linear(6, 5), lora.ADAPTER, config, r=2, lora_alpha=6).double()
+        torch.nn.init.normal_(layer.lora_B[lora.ADAPTER].weight)
+        x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+        result = layer(x)
+        trained = [x, layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
+        found.append([result, *torch.autograd.grad(result.square().sum(), trained)])
+        with torch.no_grad():
+            layer.merge()
+            found[-1].append(layer(x))
+    for ours, theirs in zip(*found):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_our_layer_is_used_where_it_can_be(folders):
+    for options, kind in (({}, DirectLinear), ({"use_rslora": True}, DirectLinear), ({"use_dora": True}, Linear)):
+        unet = models.load_unet(folders["sd1"], torch.float32)
+        lora.attach_lora(unet, 4, 8, 0.0, lora.UNET_TARGETS, **options)
+        assert {type(layer) for layer in unet.modules() if isinstance(layer, Linear)} == {kind}
+    unet = models.load_unet(folders["sd1"], torch.float32)
+    lora.attach_lora(unet, 4, 8, 0.1, lora.UNET_TARGETS)
+    assert not any(isinstance(layer, DirectLinear) for layer in unet.modules())
+
+
 def test_one_seed_one_adapter(folders):
     states = []
     for seed in (0, 0, 1):
@@ -113,8 +145,8 @@ def test_an_unmodified_pipeline_gives_the_very_outputs_of_the_trained_adapter(fo
     encoders = encoders if text else []
     lora.save_lora(tmp_path, lora.lora_state(unet, encoders), unet, encoders, FACTS)
     ours = outputs_of_ours(*parts)
-    # Not to the bit on every CPU: where a weight lies in memory decides which of its kernels multiplies.
-    assert torch.allclose(ours, outputs_of_diffusers(folders[family], tmp_path), atol=1e-5)
+    # Not to the bit: ours adds in another order, and where a weight lies in memory decides which kernel multiplies.
+    assert torch.allclose(ours, outputs_of_diffusers(folders[family], tmp_path), atol=1e-4)
     assert (ours - outputs_of_diffusers(folders[family])).abs().max() > 1e-3
 
 
@@ -126,7 +158,7 @@ def test_a_kohya_file_keeps_alpha_and_the_outputs(folders, tmp_path, family, tex
     path = tmp_path / "shoes.safetensors"
     lora.save_kohya(path, lora.lora_state(unet, encoders), unet, encoders, family, FACTS)
     ours, theirs = outputs_of_ours(*parts), outputs_of_diffusers(folders[family], tmp_path, weight_name=path.name)
-    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(ours, theirs, atol=1e-4)
     tensors, facts = lora.read_lora(path)
     assert facts["ss_network_dim"] == "4" and facts["ss_output_name"] == "shoes" and facts["trigger"] == "a photo of"
     assert float(facts["ss_network_alpha"]) == (12 if rslora else 6)

@@ -4,6 +4,7 @@ from __future__ import annotations  # check_environment.py must start on an olde
 
 import argparse
 import difflib
+import gc
 import logging
 import os
 import re
@@ -156,7 +157,9 @@ def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str
 
 def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; with --config, on top of that file's settings."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # a script's own start
+        gc.freeze()  # what was imported stays: to look at it again, at the exit above all, takes more than a second
+        argv = sys.argv[1:]
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config

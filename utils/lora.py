@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils.cli import UserError
 from utils.files import write_safetensors
+from utils.lora_layer import DirectLinear
 from utils.runs import command_line
 
 UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
@@ -50,6 +51,8 @@ def attach_lora(
         use_dora=use_dora,
         use_rslora=use_rslora,
     )
+    if not dropout and not use_dora:
+        config._register_custom_module({torch.nn.Linear: DirectLinear})
     module.add_adapter(config, adapter_name=ADAPTER)
     trained = list(_adapter(module).values())
     for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient
