@@ -28,6 +28,7 @@ class Run(NamedTuple):
     loop_rate: float  # samples/s after the first step
     memory: float  # MiB at the peak, of the process and its children
     others: float  # cores that everybody else kept busy
+    cores: float  # how many this machine really had, before and after
 
 
 def tree_memory(root: psutil.Process) -> int:
@@ -47,6 +48,17 @@ def others_busy() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0) - sum(os.times()[2:4])
 
 
+def count_cores() -> float:
+    """How much more a loop on every core does than one alone: the host of a virtual machine may give it fewer."""
+    loop = "import time; n, end = 0, time.monotonic() + 1\nwhile time.monotonic() < end: n += 1\nprint(n)"
+
+    def turns(copies: int) -> int:
+        running = [psutil.Popen([sys.executable, "-c", loop], stdout=subprocess.PIPE) for _ in range(copies)]
+        return sum(int(one.communicate()[0]) for one in running)
+
+    return turns(os.cpu_count()) / turns(1)
+
+
 def read_progress(stream, steps: int, log: Path) -> list[tuple[float, int]]:
     """(when, steps done) at each change of the progress bar; everything goes to the log."""
     seen, tail, pattern = [], b"", re.compile(rb"\b(\d+)/%d\b" % steps)
@@ -61,6 +73,7 @@ def read_progress(stream, steps: int, log: Path) -> list[tuple[float, int]]:
 
 
 def measure(command: list[str], environment: dict, samples: int, steps: int, log: Path) -> Run:
+    cores = [count_cores()]
     before, start, seen, memory = others_busy(), time.perf_counter(), [], 0
     process = psutil.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     reader = threading.Thread(target=lambda: seen.extend(read_progress(process.stdout, steps, log)))
@@ -76,7 +89,9 @@ def measure(command: list[str], environment: dict, samples: int, steps: int, log
     loop = math.nan  # where no progress was seen
     if len(seen) > 1:
         loop = (seen[-1][1] - seen[0][1]) / steps * samples / (seen[-1][0] - seen[0][0])
-    return Run(seconds, samples / seconds, loop, memory / 2**20, max(0.0, others_busy() - before) / seconds)
+    others = max(0.0, others_busy() - before) / seconds
+    cores.append(count_cores())
+    return Run(seconds, samples / seconds, loop, memory / 2**20, others, statistics.mean(cores))
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -95,12 +110,13 @@ def setting(threads: int) -> str:
 
 def print_table(runs: dict[str, list[Run]], shown: dict[str, str], threads: int) -> None:
     print(f"\n{setting(threads)}")
-    print("\n| | samples/s, whole run | seconds, whole run | samples/s, loop | peak MiB | others' load, cores |")
-    print("|---|---|---|---|---|---|")
+    print("\n| | samples/s, whole run | seconds, whole run | samples/s, loop | peak MiB | cores given | others' load |")
+    print("|---|---|---|---|---|---|---|")
     for who, done in runs.items():
         cells = [spread([run.rate for run in done], 2), spread([run.seconds for run in done])]
         cells += [spread([run.loop_rate for run in done]), spread([run.memory for run in done], 0)]
-        print(f"| {who} | {' | '.join(cells)} | {spread([run.others for run in done], 2)} |")
+        cells += [spread([run.cores for run in done]), spread([run.others for run in done], 2)]
+        print(f"| {who} | {' | '.join(cells)} |")
     if len(runs) == 2:
         pairs = list(zip(runs["ours"], runs["diffusers"]))
         rate = spread([ours.rate / theirs.rate for ours, theirs in pairs], 2)
@@ -141,7 +157,7 @@ def compare(
             if who == "diffusers" and args.baseline_path:
                 environment["PYTHONPATH"] = str(args.baseline_path.resolve())
             run = measure(command, environment, samples[who], args.max_train_steps, place / "output.txt")
-            print(f"{who}: {run.seconds:.1f} s, {run.rate:.2f} samples/s", flush=True)
+            print(f"{who}: {run.seconds:.1f} s, {run.rate:.2f} samples/s, {run.cores:.1f} cores given", flush=True)
             runs[who].append(run)
             plain = shlex.join(["python", *command[1:]]).replace(str(place), "OUT").replace(str(data), "DATA")
             shown[who] = plain.replace(f"{args.baseline.parent}/", "").replace(f"{ROOT}/", "")
