@@ -314,9 +314,9 @@ def main(args) -> int | None:
     scheduler = models.load_noise_scheduler(model)
     scheduler = diffusion.training_scheduler(scheduler, args.prediction_type, args.zero_terminal_snr)
     with runs.timed(seconds, "loading"):
-        # First: what is wrong with them is told before class images are drawn.
         photos = load_photos(args, model, cache / "heads")
     if args.with_prior_preservation:
+        pictures.check_whole(photos[0] + photos[1])  # a damaged one is told before class images are drawn
         with runs.timed(seconds, "class_images"):
             make_class_images(args, model, family, precision, accelerator)
     with runs.timed(seconds, "loading"):

@@ -467,7 +467,7 @@ def test_dry_run_counts_class_images_and_finds_damaged_pictures_as_the_run_does(
         shutil.copytree(trainer_data[source], tmp_path / name)
         draw_shoe("Boots", "Grey", "0", (64, 64)).save(tmp_path / name / "shoe1.jpg")
     words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--instance_data_dir", tmp_path / "photos"]
-    before = snapshot(tmp_path)
+    before, drawn = snapshot(tmp_path), snapshot(tmp_path / "class")
     assert teach(trainer_data, tmp_path / "run", *words, "--num_class_images", 9, "--dry_run") is None
     assert f"9: 6 in {tmp_path / 'class'}, 3 to be drawn into it" in capsys.readouterr().out
     content = (tmp_path / broken).read_bytes()  # the header stays, and of a PNG the end, by which it counts as whole
@@ -476,6 +476,8 @@ def test_dry_run_counts_class_images_and_finds_damaged_pictures_as_the_run_does(
         with pytest.raises(UserError, match=f"{broken} can't be read"):
             teach(trainer_data, tmp_path / "run", *words, "--latent_cache_dir", tmp_path / "cache", *more)
         assert more == [] or snapshot(tmp_path).keys() == before.keys()
+    if broken.startswith("photos"):  # told before any class image is drawn
+        assert snapshot(tmp_path / "class") == drawn
 
 
 def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_data, tmp_path, capsys):

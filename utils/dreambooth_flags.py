@@ -1,7 +1,6 @@
 """The flags that train_dreambooth.py has beside those of every trainer; their names are those of diffusers' scripts."""
 
 import argparse
-import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
@@ -29,7 +28,6 @@ REFUSED = flags.REFUSED | {
     "prodigy_use_bias_correction": "it is always on; leave it out",
     "prodigy_safeguard_warmup": "it is always on; leave it out",
 }
-logger = logging.getLogger(__name__)
 RATES = {"lora": 1e-4, "full": 5e-6}
 OF_LORA = "rank lora_alpha lora_dropout lora_layers use_dora use_rslora output_kohya_format train_token".split()
 OF_PRIOR = (
@@ -105,11 +103,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     )
     for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
         need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
-    for name in () if args.with_prior_preservation else OF_PRIOR:
-        if getattr(args, name) != parser.get_default(
-            name
-        ):  # a recipe may name them, and the command line undo the rest
-            logger.warning("--%s has no use without --with_prior_preservation", name)
+    cli.tell_useless(parser, args, dict.fromkeys(OF_PRIOR, "with_prior_preservation"))
     need(args.prior_loss_weight > 0, f"--prior_loss_weight {args.prior_loss_weight:g}: expected more than 0")
     args.learning_rate = RATES[args.method] if args.learning_rate is None else args.learning_rate
     args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha

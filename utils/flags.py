@@ -5,6 +5,7 @@ import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
+from utils import cli
 from utils.argument_types import batch_size, positive, seed_number, share
 from utils.lora import UNET_TARGETS
 from utils.models import DEFAULT_MODEL
@@ -20,6 +21,9 @@ REFUSED = {
     "revision": "give the folder of that revision as --pretrained_model_name_or_path",
     "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
 }
+# A flag, and what it is of no use without.
+PARTNERS = {"ema_decay": "use_ema", "hub_model_id": "push_to_hub", "lr_power": "lr_scheduler polynomial"}
+PARTNERS["lr_num_cycles"] = "lr_scheduler cosine_with_restarts"
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
     "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "
@@ -212,9 +216,8 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
         need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0, and finite")
     need(args.held_out < 1, f"--held_out {args.held_out:g}: expected less than 1, or nothing is left to train on")
     logs = Path(args.logging_dir)
-    need(
-        not logs.is_absolute() and ".." not in logs.parts, f"--logging_dir {logs}: expected a name within --output_dir"
-    )
+    inside = not logs.is_absolute() and ".." not in logs.parts
+    need(inside, f"--logging_dir {logs}: expected a name within --output_dir")
     single = args.pretrained_model_name_or_path.endswith(".safetensors")
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     rate = args.text_encoder_lr
@@ -231,8 +234,8 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"
-    patience = args.early_stopping_patience
-    validates = args.validation_steps or args.validation_epochs
+    cli.tell_useless(parser, args, PARTNERS)
+    patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
     if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
         logger.warning(
             "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d",

@@ -15,6 +15,7 @@ from diffusers import (
 )
 from PIL import Image
 
+from utils.cli import UserError
 from utils.models import read_config, vae_step
 from utils.parallel import available_cores
 
@@ -40,7 +41,9 @@ DECODED_AT_ONCE = 4  # pictures: the VAE needs far more memory for one than the 
 def native_size(model: str) -> int:
     """The side of the pictures that the model was trained on."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    return unet["sample_size"] * vae_step(vae)
+    if not isinstance(side := unet.get("sample_size"), int):
+        raise UserError(f"--resolution: {model} doesn't say for which one it was trained; give the side in pixels")
+    return side * vae_step(vae)
 
 
 def economise(unet, vae, controlnet, name: str, device: torch.device) -> None:
