@@ -123,7 +123,11 @@ def test_every_flag_has_a_place_in_the_help():
 
 
 def test_a_flag_that_does_nothing_alone_is_told_and_with_its_partner_is_not(caplog):
-    lonely = {"--ema_decay 0.9": "use_ema", "--lr_power 2": "lr_scheduler polynomial", "--hub_model_id a/b": "push_to_hub"}
+    lonely = {
+        "--ema_decay 0.9": "use_ema",
+        "--lr_power 2": "lr_scheduler polynomial",
+        "--hub_model_id a/b": "push_to_hub",
+    }
     for line, partner in lonely.items():
         parse(line)
         assert f"{line.split()[0]} has no use without --{partner}" in caplog.text

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.benchmarks.side_by_side import count_cores
 from utils import features, picture_measures
 from utils.feature_cache import content_keys, write_rows
 
@@ -59,8 +61,8 @@ def write_pictures(folder: Path, count: int, seed: int, size: int) -> list[Path]
     return sorted(folder.glob("*.png"))
 
 
-def time_cached(root: Path, models: dict[str, Path], args) -> float:
-    """Seconds of the whole command, its features in the cache: random ones, since only their number counts."""
+def time_cached(root: Path, models: dict[str, Path], args) -> Iterator[float]:
+    """Seconds of the whole command, each time; its features are in the cache: random ones, only their number counts."""
     sets = {name: write_pictures(root / name, getattr(args, name), i, args.size) for i, name in enumerate(args.sets)}
     rng, cache = np.random.default_rng(0), root / "out" / "features"
     keys = content_keys([one for files in sets.values() for one in files], 2)
@@ -77,9 +79,10 @@ def time_cached(root: Path, models: dict[str, Path], args) -> float:
     encoders = " ".join(f"{name}={place}" for name, place in models.items())
     places = " ".join(f"--{name} {root / name}" for name in sets)
     command = f"evaluate.py {places} --encoders {encoders} --output_dir {root / 'out'} --resamples {args.resamples}"
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    for _ in range(args.repeats):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        yield time.perf_counter() - began
 
 
 def time_extraction(root: Path, place: Path, name: str, args) -> tuple[float, float]:
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--extract", type=int, default=192, help="pictures to take features of")
     parser.add_argument("--size", type=int, default=512, help="of the pictures, in pixels")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3, help="of the command with cached features")
     args = parser.parse_args()
     args.sets = ("real", "generated", "train") if args.train else ("real", "generated")
     print(f"{os.cpu_count()} cores, torch threads {torch.get_num_threads()}, pictures of {args.size} pixels")
@@ -121,9 +125,10 @@ def main() -> None:
                 print(f"{name}: forward {forward:.1f} s, features {whole:.1f} s: {whole / forward:.2f}x, {rate:.1f}/s")
         for some in ({"clip": models["clip"]}, models):
             out = root / "-".join(some)
-            seconds = time_cached(out, some, args)
             sizes = ", ".join(f"{getattr(args, name):,} {name}" for name in args.sets)
-            print(f"{' and '.join(some)}: {sizes}, {args.resamples:,} bootstraps, features cached: {seconds:.1f} s")
+            print(f"{' and '.join(some)}: {sizes}, {args.resamples:,} bootstraps, features cached:")
+            for seconds in time_cached(out, some, args):
+                print(f"    {seconds:.1f} s, {count_cores():.1f} cores given", flush=True)
 
 
 if __name__ == "__main__":
