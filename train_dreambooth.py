@@ -219,7 +219,8 @@ def foretell_memory(args, model: str, family: str, precision: devices.Precision,
         ema=args.use_ema, height=args.resolution, width=args.resolution, optimizer=args.optimizer,
         micro_batch=micro * (1 + args.with_prior_preservation), train_text_encoder=trains_texts(args),
         dtype=torch.float32 if full else precision.dtype, gradient_checkpointing=args.gradient_checkpointing,
-        autocast=precision.dtype if precision.mixed_precision != "no" else None
+        autocast=precision.dtype if precision.mixed_precision != "no" else None,
+        vae_batch=encoding.encoded_at_once(devices.working_device())
     )  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def foretell_memory(args, model: str, family: str, precision: devices.Precision,
         model, family, rank=args.rank, targets=args.lora_layers, use_dora=args.use_dora, ema=args.use_ema,
         height=args.resolution, width=args.resolution, micro_batch=micro, train_text_encoder=args.train_text_encoder,
         dtype=precision.dtype, autocast=autocast, gradient_checkpointing=args.gradient_checkpointing,
-        optimizer=args.optimizer
+        optimizer=args.optimizer, vae_batch=encoding.encoded_at_once(devices.working_device())
     )  # fmt: skip
 
 

@@ -174,6 +174,18 @@ def test_cached_latents_are_those_made_without_a_cache(model, tmp_path, accelera
     assert len({one.sum().item() for one in cached}) == 4
 
 
+def test_pictures_encoded_side_by_side_are_the_same_in_any_number(model, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # each picture keeps one core, however many there are
+    views = [(one, View(across)) for one in make_pictures(tmp_path / "d") for across in (0.2, 0.5, 0.8)]
+    found = []
+    for most in (3, 2):
+        monkeypatch.setattr(encoding, "MOST_AT_ONCE", most)
+        assert encoding.encoded_at_once(torch.device("cpu")) == most
+        found.append(read_latents(model, tmp_path / f"cache{most}", views, accelerator))
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+    assert encoding.encoded_at_once(torch.device("cuda")) == 1
+
+
 def test_a_change_of_anything_that_decides_latents_is_a_new_entry(model, tmp_path, accelerator, encoded):
     folder, cache = tmp_path / "d", tmp_path / "cache"
     first, second = make_pictures(folder)

@@ -65,11 +65,12 @@ def ensure_cached(
     compute: Callable[[str], dict[str, torch.Tensor]],
     unit: str,
     accelerator: Accelerator,
+    spread: Callable = map,
 ) -> dict[str, safe_open]:
     """The index of a cache that holds every key: what is missing is computed, the processes taking turns.
 
-    One item at a time: so its bytes never depend on what else was missing. `compute` gives {key: tensor}, and may add
-    tensors of other names.
+    Each item by itself: so its bytes never depend on what else was missing. `compute` gives {key: tensor}, and may add
+    tensors of other names; `spread` maps it, in order, over the keys.
     """
     keys = set(keys)
     missing = sorted(keys - read_index(folder).keys())
@@ -77,7 +78,7 @@ def ensure_cached(
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     if mine:
         try:
-            fill_cache(folder, map(compute, mine), len(mine), unit)
+            fill_cache(folder, spread(compute, mine), len(mine), unit)
         except OSError as error:
             raise UserError(
                 f"--latent_cache_dir: {folder} can't be written ({error.strerror}); make room, or name another"

@@ -48,10 +48,13 @@ def parallel_map(function: Callable, items: Iterable, workers: int) -> Iterator:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def thread_map(function: Callable, items: Iterable, workers: int) -> Iterator:
-    """As parallel_map, in threads: for what lets Python's lock go, as decoding does, beside other work that does."""
+def thread_map(function: Callable, items: Iterable, workers: int, begin: Callable | None = None) -> Iterator:
+    """As parallel_map, in threads: for what lets Python's lock go, as decoding does, beside other work that does.
+
+    `begin` is called in each thread first.
+    """
     waiting = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=begin) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
