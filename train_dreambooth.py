@@ -316,8 +316,9 @@ def main(args) -> int | None:
     scheduler = diffusion.training_scheduler(scheduler, args.prediction_type, args.zero_terminal_snr)
     with runs.timed(seconds, "loading"):
         photos = load_photos(args, model, cache / "heads")
+        if args.with_prior_preservation:  # a damaged one is told before class images are drawn
+            pictures.check_whole(photos[0] + photos[1])
     if args.with_prior_preservation:
-        pictures.check_whole(photos[0] + photos[1])  # a damaged one is told before class images are drawn
         with runs.timed(seconds, "class_images"):
             make_class_images(args, model, family, precision, accelerator)
     with runs.timed(seconds, "loading"):

@@ -122,15 +122,24 @@ def test_every_flag_has_a_place_in_the_help():
     assert isinstance(make_parser(), argparse.ArgumentParser)
 
 
-def test_a_flag_that_does_nothing_alone_is_told_and_with_its_partner_is_not(caplog):
-    lonely = {
-        "--ema_decay 0.9": "use_ema",
-        "--lr_power 2": "lr_scheduler polynomial",
-        "--hub_model_id a/b": "push_to_hub",
-    }
-    for line, partner in lonely.items():
-        parse(line)
-        assert f"{line.split()[0]} has no use without --{partner}" in caplog.text
-        caplog.clear()
-        parse(f"{line} --{partner}")
-        assert not caplog.text
+RESTARTS = "--lr_scheduler cosine_with_restarts"
+
+
+@pytest.mark.parametrize(
+    "line, partner, with_it",
+    [
+        ("--ema_decay 0.9", "--use_ema", "--use_ema"),
+        ("--hub_model_id a/b", "--push_to_hub", "--push_to_hub"),
+        ("--lr_power 2.5", "--lr_scheduler polynomial", "--lr_scheduler polynomial"),
+        ("--lr_num_cycles 3 --lr_scheduler cosine", RESTARTS, RESTARTS),
+        ("--cache_crops 9", "--no-center_crop", "--no-center_crop"),
+        ("--dataset_config_name en", "--dataset_name", "--dataset_name a/b"),
+        ("--lr_warmup_steps 5 --lr_scheduler constant", "an --lr_scheduler that warms up", "--lr_scheduler cosine"),
+    ],
+)
+def test_a_flag_that_does_nothing_alone_is_told_and_with_its_partner_is_not(caplog, line, partner, with_it):
+    parse(line)
+    assert caplog.messages == [f"{' '.join(line.split()[:2])} has no use without {partner}"]
+    caplog.clear()
+    parse(f"{line} {with_it}")
+    assert not caplog.messages

@@ -606,6 +606,15 @@ def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):
 # Families, and mistakes
 
 
+def test_a_model_that_names_no_size_asks_for_one(tmp_path):
+    build_tiny(tmp_path / "tiny", "sd1")
+    config = tmp_path / "tiny/unet/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": None}))
+    line = ["--pretrained_model_name_or_path", str(tmp_path / "tiny"), "--prompt", "x", "--output_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="--resolution: .*tiny names no one side"):
+        generate.main(generate.parse_args(line))
+
+
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatch):
     monkeypatch.setattr(picture_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all

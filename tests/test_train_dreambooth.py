@@ -586,7 +586,7 @@ def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, wo
 def test_a_flag_of_the_class_images_is_not_ignored_in_silence(caplog):
     line = ["--instance_data_dir", "photos", "--instance_prompt", "sks"]
     train_dreambooth.parse_args([*line, "--num_class_images", "5"])
-    assert "--num_class_images has no use without --with_prior_preservation" in caplog.text
+    assert "--num_class_images 5 has no use without --with_prior_preservation" in caplog.text
     assert "--class_prompt" not in caplog.text
 
 

@@ -173,15 +173,6 @@ def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -
     return parser.parse_args(words + argv)
 
 
-def tell_useless(parser: argparse.ArgumentParser, args: argparse.Namespace, partners: dict[str, str]) -> None:
-    """What is given and does nothing: no error, since a recipe may name it, and the command line undo the rest."""
-    for name, partner in partners.items():
-        flag, _, value = partner.partition(" ")
-        used = getattr(args, flag) == value if value else getattr(args, flag)
-        if getattr(args, name) != parser.get_default(name) and not used:
-            logging.getLogger(parser.prog).warning("--%s has no use without --%s", name, partner)
-
-
 def settings_of(args: argparse.Namespace) -> dict:
     """What was resolved, in types that YAML has; --config reads it back."""
 

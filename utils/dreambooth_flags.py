@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils import cli, faces, flags
 from utils.argument_types import positive
+from utils.lonely_flags import tell_lonely
 
 # Of diffusers' dreambooth scripts, what has no place here, and why.
 REFUSED = flags.REFUSED | {
@@ -103,7 +104,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     )
     for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
         need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
-    cli.tell_useless(parser, args, dict.fromkeys(OF_PRIOR, "with_prior_preservation"))
+    prior = "--with_prior_preservation", args.with_prior_preservation
+    tell_lonely(parser, args, dict.fromkeys(OF_PRIOR, prior))
     need(args.prior_loss_weight > 0, f"--prior_loss_weight {args.prior_loss_weight:g}: expected more than 0")
     args.learning_rate = RATES[args.method] if args.learning_rate is None else args.learning_rate
     args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha

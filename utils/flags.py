@@ -5,8 +5,8 @@ import logging
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from utils import cli
 from utils.argument_types import batch_size, positive, seed_number, share
+from utils.lonely_flags import tell_lonely_training
 from utils.lora import UNET_TARGETS
 from utils.models import DEFAULT_MODEL
 
@@ -21,9 +21,6 @@ REFUSED = {
     "revision": "give the folder of that revision as --pretrained_model_name_or_path",
     "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
 }
-# A flag, and what it is of no use without.
-PARTNERS = {"ema_decay": "use_ema", "hub_model_id": "push_to_hub", "lr_power": "lr_scheduler polynomial"}
-PARTNERS["lr_num_cycles"] = "lr_scheduler cosine_with_restarts"
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
     "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "
@@ -234,7 +231,7 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"
-    cli.tell_useless(parser, args, PARTNERS)
+    tell_lonely_training(parser, args)
     patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
     if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
         logger.warning(

@@ -42,7 +42,7 @@ def native_size(model: str) -> int:
     """The side of the pictures that the model was trained on."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
     if not isinstance(side := unet.get("sample_size"), int):
-        raise UserError(f"--resolution: {model} doesn't say for which one it was trained; give the side in pixels")
+        raise UserError(f"--resolution: {model} names no one side that it was trained at; give it in pixels")
     return side * vae_step(vae)
 
 

@@ -6,15 +6,15 @@ from peft.tuners.lora import Linear
 
 
 class DirectLinear(Linear):
-    """For an adapter without dropout and DoRA: the product with B, the scale and the sum are one operation.
+    """For one adapter, with neither dropout nor DoRA: the product with B, the scale and the sum are one operation.
 
     peft's way makes two more tensors of the output's size, and in mixed precision one of the input's, in float32.
     """
 
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.disable_adapters or self.merged:
-            return super().forward(x, *args, **kwargs)
+            return super().forward(x)
         (name,), result = self.active_adapters, self.base_layer(x)
         down, up = (part[name].weight.to(result.dtype) for part in (self.lora_A, self.lora_B))
-        low = F.linear(x.to(result.dtype), down)
-        return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), up.T, alpha=self.scaling[name]).view_as(result)
+        low = F.linear(x, down).flatten(0, -2)
+        return torch.addmm(result.flatten(0, -2), low, up.T, alpha=self.scaling[name]).view_as(result)

@@ -28,7 +28,7 @@ class Run(NamedTuple):
     loop_rate: float  # samples/s after the first step
     memory: float  # MiB at the peak, of the process and its children
     others: float  # cores that everybody else kept busy
-    cores: float  # how many this machine really had, before and after
+    cores: float  # how many this machine really had: the mean of before and after
 
 
 def tree_memory(root: psutil.Process) -> int:
