@@ -194,7 +194,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
             if args.train_text_encoder:
                 groups.append(choose(encoder, lora.TEXT_TARGETS, rate))
             if args.gradient_checkpointing:
-                encoder.gradient_checkpointing_enable()
+                encoder.activation_checkpointing_enable()
         encoding.report_long_captions(tokenizers[0], texts)
         zero = models.empty_prompt_is_zero(model)
         encode = functools.partial(models.encode_prompts, tokenizers, encoders, empty_is_zero=zero)

@@ -123,7 +123,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
         for encoder in encoders:
             groups.append({"params": lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter), "lr": rate})
             if args.gradient_checkpointing:
-                encoder.gradient_checkpointing_enable()
+                encoder.activation_checkpointing_enable()
         encoding.report_long_captions(tokenizers[0], texts)
         features = functools.partial(
             models.encode_prompts, tokenizers, encoders, empty_is_zero=models.empty_prompt_is_zero(model)
@@ -163,6 +163,7 @@ def dry_run(args, model: str, family: str, precision: devices.Precision, plan: b
     print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), end)}")
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     train, held_out = read_records(args)
+    pictures.check_captions(train + held_out)
     print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
     views = (len(train) * crops_each(args) * (1 + args.random_flip) + len(held_out)) * args.cache_latents
     captions = 0 if args.train_text_encoder else len({one["text"] for one in train + held_out} | {""})

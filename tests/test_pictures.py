@@ -240,7 +240,7 @@ def test_a_picture_that_breaks_off_is_found_without_training(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-2000])
     records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
     found = pictures.load_pictures(records, [(64, 64)])  # their headers are sound
-    with pytest.raises(UserError, match=r"2 of 3 pictures: .*0.jpg can't be read \(truncated.*1.bmp .*; remove them"):
+    with pytest.raises(UserError, match=r"2 of 3 pictures: .*0.jpg can't be read \(truncated.*1.bmp .*; remove"):
         pictures.check_whole(found)
     pictures.check_whole(found[2:])
 

@@ -280,12 +280,6 @@ def test_on_nonfinite_as_asked(trainer_data, halfway, monkeypatch, caplog, polic
         assert ": rollback" in caplog.text and column(halfway, "skipped_steps")[-1] == 1
 
 
-def test_a_kohya_file_that_can_not_be_is_told_before_the_training(trainer_data, tmp_path):
-    with pytest.raises(UserError, match="--output_kohya_format: with --use_dora"):
-        train(trainer_data, tmp_path / "run", "--output_kohya_format", "--use_dora")
-    assert not column(tmp_path / "run", "loss")
-
-
 # Where a folder's run stands
 
 

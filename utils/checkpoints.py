@@ -110,7 +110,10 @@ def find_checkpoint(run: Path, wanted: str) -> Path | None:
         path = next((path for path in (run / wanted, Path(wanted)) if path.is_dir()), None)
         there = ", ".join(path.name for path in list_checkpoints(run)) or "none"
         if path is None:
-            raise UserError(f"--resume_from_checkpoint {wanted}: no such checkpoint; in {run} there are: {there}")
+            raise UserError(
+                f"--resume_from_checkpoint {wanted}: no such checkpoint; in {run} there are: {there}; "
+                "leave the flag out to go on from the newest, or to begin"
+            )
         if damage := checkpoint_damage(path):
             raise UserError(f"--resume_from_checkpoint {wanted}: damaged ({damage}); in {run} there are: {there}")
         return path

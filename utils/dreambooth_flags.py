@@ -30,7 +30,7 @@ REFUSED = flags.REFUSED | {
     "prodigy_safeguard_warmup": "it is always on; leave it out",
 }
 RATES = {"lora": 1e-4, "full": 5e-6}
-OF_LORA = "rank lora_alpha lora_dropout lora_layers use_dora use_rslora output_kohya_format train_token".split()
+OF_LORA = "rank lora_alpha lora_dropout lora_layers use_dora use_rslora".split()
 OF_PRIOR = (
     "class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size prior_generation_precision"
 ).split()
@@ -82,12 +82,10 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         if not condition:
             parser.error(message)
 
-    for name in OF_LORA if args.method == "full" else ():
-        value = getattr(args, name)
-        need(
-            value == parser.get_default(name),
-            f"--{name} {value}: has no place in --method full; leave it out, or take --method lora",
-        )
+    for name in ("output_kohya_format", "train_token") if args.method == "full" else ():
+        given = getattr(args, name)
+        need(not given, f"--{name} {given}: not with --method full; leave it out, or take --method lora")
+    tell_lonely(parser, args, dict.fromkeys(OF_LORA, ("--method lora", args.method == "lora")))
     places = [place for place in (args.instance_data_dir, args.dataset_name) if place]
     need(len(places) == 1, "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two")
     for name in ("initializer_token", "token_learning_rate"):

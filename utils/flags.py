@@ -231,6 +231,9 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"
+    # diffusers passes over DoRA's magnitudes in such a file, and the pictures would change.
+    kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
+    need(not (args.use_dora and args.output_kohya_format), kohya)
     tell_lonely_training(parser, args)
     patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
     if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:

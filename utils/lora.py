@@ -177,11 +177,6 @@ def kohya_tensors(
 ) -> dict[str, torch.Tensor]:
     """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
     parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
-    if any("lora_magnitude_vector" in key for key in state):
-        raise UserError(
-            "--output_kohya_format: with --use_dora there is no such file, since diffusers passes over the magnitudes "
-            "in it and the pictures would change; use the diffusers file, or train without --use_dora"
-        )
     tensors = {}
     for key, value in state.items():
         part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()

@@ -89,8 +89,8 @@ def data_fingerprint(found: list[Picture]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Picture]:
-    """The records with what their files say; pictures without a caption are an error that counts them."""
+def check_captions(records: list[dict]) -> None:
+    """Pictures without one are an error that counts them."""
     silent = [describe(one) for one in records if not one["text"]]
     if silent:
         raise UserError(
@@ -98,6 +98,11 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
             "beside each, name the column that holds the captions with --caption_column, or give all of them one with "
             "train_dreambooth.py --instance_prompt"
         )
+
+
+def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Picture]:
+    """The records, each with its caption, with what their files say."""
+    check_captions(records)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is told by `_file_facts`
         facts = list(pool.map(_file_facts, records))
@@ -110,7 +115,7 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
 
 def _refuse_bad(faults: list[str], count: int) -> None:
     if faults:
-        raise UserError(f"{len(faults)} of {count} pictures: {'; '.join(faults[:5])}; remove them, or mend them")
+        raise UserError(f"{len(faults)} of {count} pictures: {'; '.join(faults[:5])}; remove or mend what is named")
 
 
 def check_whole(found: list[Picture]) -> None:

@@ -190,4 +190,7 @@ def finish(session: Session, card: dict, effective: int, asked: list, kohya_fami
 def close_session(session: Session, done: bool) -> int:
     """The exit code: 0, or as a shell says that a signal ended it."""
     trackers.end_trackers(session.followers)
+    if not done:
+        saved = f"{session.saved[-1]} is saved" if session.saved else "nothing is trained yet"
+        session.accelerator.print(f"stopped; {saved}; the same command goes on")
     return 0 if done else 128 + (session.received or [signal.SIGTERM])[0]
