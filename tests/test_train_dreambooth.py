@@ -581,13 +581,14 @@ def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, wo
 @pytest.mark.parametrize(
     "words, partner",
     [("--num_class_images 5", "--with_prior_preservation")]
-    + [(words, "--method lora") for words in ("--rank 4", "--lora_alpha 8.0", "--lora_dropout 0.1", "--use_dora")],
+    + [(words, "--method lora") for words in ("--rank 4", "--lora_alpha 8.0", "--lora_dropout 0.1", "--use_dora")]
+    + [(words, "--method lora") for words in ("--use_rslora", "--lora_layers to_k")],
 )
 def test_a_flag_of_class_images_or_of_a_lora_is_not_ignored_in_silence(caplog, words, partner):
     line = ["--instance_data_dir", "photos", "--instance_prompt", "sks", "--method", "full", *words.split()]
     train_dreambooth.parse_args(line)
     (told,) = caplog.messages
-    assert told.startswith(words) and told.endswith(f" has no use without {partner}")
+    assert told.startswith(words.replace("to_k", "['to_k']")) and told.endswith(f" has no use without {partner}")
 
 
 def test_a_layer_that_is_not_there_is_told_first(trainer_data, tmp_path):
