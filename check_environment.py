@@ -350,7 +350,7 @@ def check_hub(args) -> list[Check]:
     from huggingface_hub import HfApi, get_token, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from utils.models import DEFAULT_MODEL
+    from families.models import DEFAULT_MODEL
 
     found = []
     try:

@@ -20,29 +20,16 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from utils import (
-    adherence,
-    cli,
-    compare_page,
-    devices,
-    evaluation,
-    evaluation_flags,
-    failures,
-    features,
-    human_study,
-    picture_measures,
-    runs,
-    subject,
-    summary,
-    targets,
-)
+from evaluation import adherence, assessment, failures, features, flags, human_study, image_measures, subject, targets
+from evaluation.feature_cache import content_keys
+from evaluation.image_sets import check_apart, check_new, read_pictures, spell_alike
+from evaluation.report import compare, summary
+from evaluation.report.html import read_evaluation, write_report
+from utils import cli, devices, runs
 from utils.cli import UserError
 from utils.faces import load_faces
-from utils.feature_cache import content_keys
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores, thread_map
-from utils.picture_sets import check_apart, check_new, read_pictures, spell_alike
-from utils.report_html import read_evaluation, write_report
 
 logger = logging.getLogger("evaluate")
 SHOWN = 24  # pictures of a kind in the report
@@ -53,9 +40,9 @@ COPY_JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are sh
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    evaluation_flags.add_flags(parser)
+    flags.add_flags(parser)
     args = cli.parse_args(parser, argv)
-    evaluation_flags.check_flags(parser, args)
+    flags.check_flags(parser, args)
     return args
 
 
@@ -64,7 +51,7 @@ def known_figures(given: set[str], encoders: list[str], columns: list[str]) -> l
     about_one = subject.known_figures(given, encoders)
     if "real" not in given:
         return ["invalid", *about_one]
-    kinds = [*evaluation.QUALITY, *evaluation.DIVERSITY, *(evaluation.NOVELTY if "train" in given else ())]
+    kinds = [*assessment.QUALITY, *assessment.DIVERSITY, *(assessment.NOVELTY if "train" in given else ())]
     found = [f"{kind}/{name}" for name in encoders for kind in kinds if kind != "cmmd" or name in features.CLIPS]
     for name in [name for name in encoders if name in features.CLIPS][:1]:
         kinds = ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
@@ -100,7 +87,7 @@ def describe(records: list[dict]) -> str:
 
 def readable(name: str, records: list[dict], keys: list[str], rows: np.ndarray) -> tuple[list, list, np.ndarray]:
     """Without the pictures that can't be read; of the generated set they are counted as invalid."""
-    good = rows[:, 0] != picture_measures.FAULTS.index("unreadable")
+    good = rows[:, 0] != image_measures.FAULTS.index("unreadable")
     if not good.all():
         bad = records[int(np.argmin(good))]["path"]
         logger.warning("--%s: %s cannot be read (%s …)", name, cli.counted(int((~good).sum()), "picture"), bad)
@@ -135,16 +122,16 @@ def judge_adherence(args, encoder, rows: dict, sets: dict, columns: dict) -> tup
 
 def judge_looks(sets: dict, measures: dict) -> tuple[list[dict], list[dict]]:
     """Near-copies by hash and colours, which need no encoder: the figure, and the pairs."""
-    blank = evaluation.figure(
+    blank = assessment.figure(
         "near_copies", "novelty", "Near-copies by look", "lower", "%",
         "share that looks like a training picture or its mirror: of 256 bits of a perceptual hash 16 at most differ, "
         "and the colours by 3 levels; the floor is the real test pictures' own",
     )  # fmt: skip
     ids = [str(i) for i in range(len(sets["train"]))]
-    found = picture_measures.find_look_alikes(ids, measures["train"], measures["generated"])
-    floor = picture_measures.find_look_alikes(ids, measures["train"], measures["real"])
-    one = evaluation.fill(
-        blank, evaluation.share([copy for _, copy in found]), evaluation.share([copy for _, copy in floor])
+    found = image_measures.find_look_alikes(ids, measures["train"], measures["generated"])
+    floor = image_measures.find_look_alikes(ids, measures["train"], measures["real"])
+    one = assessment.fill(
+        blank, assessment.share([copy for _, copy in found]), assessment.share([copy for _, copy in floor])
     )
     copies = [
         {
@@ -177,7 +164,7 @@ def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[l
         )
     figures, pairs = judge_looks(sets, measures)
     for name in sorted(rows, key=COPY_JUDGES.index):
-        some, copies = evaluation.novelty(name, *(rows[name][part] for part in ("train", "real", "generated")))
+        some, copies = assessment.novelty(name, *(rows[name][part] for part in ("train", "real", "generated")))
         figures += some
         if copies and not any(pair["by"] != "look" for pair in pairs):
             listed = list_neighbours(name, sets, copies)
@@ -225,7 +212,7 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
 
     def judge(encoder) -> list[dict]:
         against = rows[encoder.name]["real"], rows[encoder.name]["generated"], args.resamples, args.seed
-        return evaluation.quality(encoder.name, *against) + evaluation.variety(encoder.name, *against)
+        return assessment.quality(encoder.name, *against) + assessment.variety(encoder.name, *against)
 
     with threadpool_limits(1):  # a core for each encoder: two at the matrices of one gain next to nothing
         judged = list(thread_map(judge, encoders, available_cores()))
@@ -269,8 +256,8 @@ def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[di
             files, sums = [one["path"] for one in records][share], keys[name][share]
             if not files:
                 continue
-            measures[name] = picture_measures.measure_pictures(files, out, args.num_workers, sums)
-            good = measures[name][:, 0] != picture_measures.FAULTS.index("unreadable")
+            measures[name] = image_measures.measure_pictures(files, out, args.num_workers, sums)
+            good = measures[name][:, 0] != image_measures.FAULTS.index("unreadable")
             files, sums = ([one for one, kept in zip(part, good) if kept] for part in (files, sums))
             for encoder in encoders:
                 rows[encoder.name][name] = features.image_features(
@@ -291,7 +278,7 @@ def study_or_compare(args) -> int:
         if args.dry_run:
             return 0
         page = args.output_dir / "comparison.html"
-        print(*compare_page.write_comparison(args.compare, page), page, sep="\n")
+        print(*compare.write_comparison(args.compare, page), page, sep="\n")
         return 0
     real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
     for name, records in (("real", real), ("generated", generated)):
@@ -310,7 +297,7 @@ def main(args) -> int:
         return study_or_compare(args)
     accelerator, _ = devices.start_accelerator("no")  # features are float32 wherever they are made
     is_main, out = accelerator.is_main_process, args.output_dir
-    sources = evaluation_flags.read_encoders(args.encoders, args.inception)
+    sources = flags.read_encoders(args.encoders, args.inception)
     given = {name for name, value in vars(args).items() if value is not None}
     subject.check_flags(given, list(sources))
     sets = spell_alike({n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)})

@@ -22,30 +22,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from utils import (
-    cli,
-    conditions,
-    devices,
-    encoding,
-    flags,
-    generated_set,
-    generation,
-    generation_flags,
-    guards,
-    inversion,
-    lora_mix,
-    models,
-    pictures,
-    runs,
-)
-from utils import generation_folder as folders
-from utils import generation_outcome as outcome
-from utils import prompts as prompt_lists
+from families import conditions, lora_mix, models, sampling, tokens
+from families.drawing import Studio, draw_pictures, open_studio, picture_seed, relieve_memory
+from families.lora import read_lora
+from generation import flags, generated_set, outcome
+from generation import prompts as prompt_lists
+from utils import cli, devices, runs
+from utils import image_set as folders
 from utils.cli import UserError
 from utils.files import file_sha256
-from utils.lora import read_lora
 from utils.metrics_log import append_metrics
-from utils.studio import Studio, draw_pictures, open_studio, picture_seed, relieve_memory
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
@@ -58,10 +44,10 @@ FREE = set(
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    flags.add_model_flags(parser)
-    generation_flags.add_flags(parser, list(generation.SCHEDULERS))
+    models.add_model_flags(parser)
+    flags.add_flags(parser, list(sampling.SCHEDULERS))
     args = cli.parse_args(parser, argv)
-    return generation_flags.check_flags(parser, args)
+    return flags.check_flags(parser, args)
 
 
 def read_conditions(args, given: dict[str, list[Path]], size: int, device: torch.device) -> tuple[Callable, Callable]:
@@ -84,7 +70,7 @@ def describe_settings(args, prompts: list[dict], loras: list, given: dict, preci
     """All that decides what the pictures are, with checksums of what the named files hold."""
     settings = cli.settings_of(args) | {"resolution": size, "precision": precision, "num_images": len(prompts)}
     settings["prompts_sha256"] = folders.prompts_digest(prompts)
-    read = [path for one in loras for path in (one.path, *inversion.token_files(one.path.parent))]
+    read = [path for one in loras for path in (one.path, *tokens.token_files(one.path.parent))]
     settings["lora_sha256"] = [file_sha256(path)[:16] for path in read]
     for flag, found in given.items():
         settings[f"{flag}_sha256"] = hashlib.sha256(" ".join(map(file_sha256, found)).encode()).hexdigest()[:16]
@@ -99,8 +85,8 @@ def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
     place = args.output_dir.parent / "cache" / "models"
     model = models.resolve_model(args.pretrained_model_name_or_path, place, args.model_config)
     family = models.model_family(model)
-    size = args.resolution or generation.native_size(model)
-    pictures.training_shapes(model, size, buckets=False)  # an error where the model can't draw that size
+    size = args.resolution or sampling.native_size(model)
+    models.training_shapes(model, size, buckets=False)  # an error where the model can't draw that size
     for lora in loras:
         lora_mix.check_lora(lora, args.pretrained_model_name_or_path, model, family)
     return model, family, size, loras
@@ -109,9 +95,9 @@ def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
 def tell_long_prompts(model: str, family: str, loras: list[lora_mix.Lora], texts: list[str]) -> None:
     """What a run would say of prompts that are cut off, by the tokenizer alone."""
     tokenizer = models.load_tokenizers(model, family)[0]
-    for path in [path for one in loras for path in inversion.token_files(one.path.parent)[:1]]:
+    for path in [path for one in loras for path in tokens.token_files(one.path.parent)[:1]]:
         tokenizer.add_tokens(list(read_lora(path)[0]))
-    encoding.report_long_captions(tokenizer, texts, "prompts")
+    models.report_long_captions(tokenizer, texts, "prompts")
 
 
 def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.device) -> Callable:
@@ -151,7 +137,7 @@ def make_images(
     """Draw what is to do, a batch at a time, while threads judge and save; {index: reason} where no seed was good."""
     out, studio, batch = args.output_dir, open_model(dtype), args.batch_size
     on_cpu = studio.device.type == "cpu"
-    spare = [name for name in generation.ECONOMIES if not on_cpu and not getattr(args, f"enable_{name}")]
+    spare = [name for name in sampling.ECONOMIES if not on_cpu and not getattr(args, f"enable_{name}")]
     left = list(spare)
     failed, waiting, packing, first, began = {}, deque(), [], True, time.monotonic()
     with tqdm(**shown) as bar, ThreadPoolExecutor(args.num_workers) as pool:  # an error has its own line, below the bar
@@ -161,7 +147,7 @@ def make_images(
             try:
                 drawn = draw(studio, jobs) if jobs else []
             except RuntimeError as error:
-                if not guards.out_of_memory(error):
+                if not devices.out_of_memory(error):
                     raise
                 drawn = []
             if jobs and not drawn:
@@ -229,7 +215,7 @@ def main(args) -> int:
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
         prompt_lists.tell_plan(prompts, mine, share, shares)
         for folder in dict.fromkeys(lora.path.parent for lora in loras):
-            inversion.warn_of_word(folder, [one["text"] for one in prompts])
+            tokens.warn_of_word(folder, [one["text"] for one in prompts])
     if args.dry_run:
         if is_main:
             tell_long_prompts(model, family, loras, [one["text"] for one in prompts] + [args.negative_prompt])
@@ -257,7 +243,7 @@ def main(args) -> int:
         texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
         check = outcome.make_check(args.reject_near_train, args.min_clip_score, args.clip_model, device)
         draw = make_draw(args, prompts, given, size, device)
-        economies = [name for name in generation.ECONOMIES if getattr(args, f"enable_{name}")]
+        economies = [name for name in sampling.ECONOMIES if getattr(args, f"enable_{name}")]
         open_model = partial(
             open_studio, model, family, texts, device=device, scheduler=args.scheduler, batch=args.batch_size,
             guidance=args.guidance_scale, loras=loras, prediction_type=args.prediction_type,

@@ -25,21 +25,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from utils import (
-    captions,
-    catalogue,
-    cli,
-    data,
-    faces,
-    files,
-    images,
-    parallel,
-    portraits,
-    preparation_flags,
-    report,
-    sources,
-    splits,
-)
+from preparation import captions, flags, portraits, report, splits
+from utils import catalogue, cli, dataset, faces, files, images, parallel, sources, wording
 from utils.cli import UserError
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour is further off
@@ -52,8 +39,8 @@ NOT_IN_RESULT = (
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    preparation_flags.add_flags(parser)
-    return preparation_flags.check_flags(parser, cli.parse_args(parser, argv))
+    flags.add_flags(parser)
+    return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 
 def square_picture(
@@ -133,7 +120,7 @@ def place_products(products: list[dict], pairs: list[tuple], kept: dict[str, str
     members = [one for one in ids if one not in twins]
     values = [tuple(by_id[one]["attributes"].get(column) for column in args.stratify_by) for one in members]
     strata = dict(zip(members, splits.pool_rare(values, args.min_stratum)))
-    ratio = dict(zip(splits.SPLITS, args.split_ratio))
+    ratio = dict(zip(dataset.SPLITS, args.split_ratio))
     places = splits.assign_splits(groups, strata, ratio, args.seed, kept)
     placed = [by_id[one] | {"split": places[one]} for one in members]
     places |= {twin: places[first] for twin, first in twins.items()}
@@ -152,7 +139,7 @@ def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
         for name in names:
             if name not in columns:
                 raise UserError(f"{flag} {name}: there is no such column; there are {there}")
-    used = captions.PLACEHOLDER.findall(args.caption_template or default_template(args) or "")
+    used = wording.PLACEHOLDER.findall(args.caption_template or default_template(args) or "")
     for name in used if args.caption_template else []:
         if name not in columns:
             raise UserError(f"--caption_template: no column `{name}`; there are {there}")
@@ -163,10 +150,10 @@ def check_columns(args: argparse.Namespace, columns: list[str]) -> None:
 
 def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], tokenizer, fingerprint: str) -> dict:
     """The content of metadata.json."""
-    products = [one for split in splits.SPLITS for one in members[split]]
+    products = [one for split in dataset.SPLITS for one in members[split]]
     train_counts = report.count_values(members["train"], ["colour", "gender", "season"])
     return {
-        "format": data.FORMAT,
+        "format": dataset.FORMAT,
         **({"shapes": analysis["shapes"]} if "shapes" in analysis else {}),
         "source": {"catalogue": source_of(args)[1], **analysis["catalogue"]},
         **{key: analysis[key] for key in ("options", "source_fingerprint", "kept_splits")},
@@ -174,7 +161,7 @@ def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], token
             **{key: analysis["selection"][key] for key in ("rows", "usable")},
             "left_out": len(analysis["rejected"]),
             "written": len(products),
-            **{split: len(members[split]) for split in splits.SPLITS},
+            **{split: len(members[split]) for split in dataset.SPLITS},
         },
         "shares": {key: analysis["shares"][key] for key in ("colour", "gender") if key in analysis["shares"]},
         "train_shares": {column: report.with_shares(counts) for column, counts in train_counts.items()},
@@ -187,15 +174,15 @@ def describe_dataset(args, analysis: dict, members: dict[str, list[dict]], token
 
 def write_dataset(folder: Path, args, analysis: dict, products: list[dict], places: dict, columns, tokenizer) -> dict:
     """The splits and all that describes them; the content of metadata.json."""
-    members = {split: [one for one in products if one["split"] == split] for split in splits.SPLITS}
+    members = {split: [one for one in products if one["split"] == split] for split in dataset.SPLITS}
     sums = {}
-    for split in splits.SPLITS:
-        sums |= data.write_split(folder, split, members[split], columns, pictures=folder / "pictures")
+    for split in dataset.SPLITS:
+        sums |= dataset.write_split(folder, split, members[split], columns, pictures=folder / "pictures")
     shutil.rmtree(folder / "pictures")  # what is left there are duplicates that were dropped
     if args.write_prompt_plan:
         captions.write_prompt_plan(folder / "prompt_plan.jsonl", members["train"], args.write_prompt_plan, args.balance)
     files.write_json(folder / "splits.json", places)
-    metadata = describe_dataset(args, analysis, members, tokenizer, data.content_fingerprint(sums))
+    metadata = describe_dataset(args, analysis, members, tokenizer, dataset.content_fingerprint(sums))
     files.write_json(folder / "metadata.json", metadata)
     examples = list(dict.fromkeys(one["caption"] for one in members["train"] if one["caption"]))[:5]
     (folder / "README.md").write_text(report.dataset_card(metadata, examples), encoding="utf-8")
@@ -217,7 +204,7 @@ def check_output(args: argparse.Namespace) -> None:
     files.recover_folder(args.output_dir)
     if args.overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         files.check_writable(args.output_dir)
-    data.check_replaceable(args.output_dir, args.overwrite)
+    dataset.check_replaceable(args.output_dir, args.overwrite)
     if args.analyse_only and (folder / "metadata.json").exists():
         raise UserError(f"--output_dir {args.output_dir}: holds a dataset; name another folder for the analysis")
 
@@ -253,7 +240,7 @@ def read_kept(args: argparse.Namespace) -> dict[str, str]:
     """{id: split} of the products that have their place already."""
     own = any((args.output_dir / name).exists() for name in ("splits.json", "metadata.json"))
     keep_from = args.keep_splits or (args.output_dir if own and not args.new_splits else None)
-    return data.read_saved_splits(keep_from) if keep_from else {}
+    return dataset.read_saved_splits(keep_from) if keep_from else {}
 
 
 def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
@@ -261,7 +248,7 @@ def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
     folder = args.output_dir
     if not (folder.exists() and any(folder.iterdir())):
         return False
-    changes = data.changes_since(folder, request) + (["--new_splits"] if args.new_splits else [])
+    changes = dataset.changes_since(folder, request) + (["--new_splits"] if args.new_splits else [])
     if changes and not args.overwrite:
         what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
         raise UserError(f"{what}. Add --overwrite to replace it; splits are kept")
@@ -274,7 +261,7 @@ def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
 
 def warn_of_empty(counts: dict[str, int], ratio: list[float]) -> None:
     """A split that was asked for and gets nothing: the set is tiny."""
-    for split, share in zip(splits.SPLITS, ratio):
+    for split, share in zip(dataset.SPLITS, ratio):
         if share and not counts[split]:
             print(f"warning: {split} gets no picture; there are too few for --split_ratio {ratio}", file=sys.stderr)
 
@@ -288,7 +275,7 @@ def describe_plan(args, products: list[dict]) -> None:
     if args.analyse_only:
         print(f"would read {pictures} and write {args.output_dir}: report.txt, analysis.json, figures/")
         return
-    expected = splits.apportion(len(products), dict(zip(splits.SPLITS, args.split_ratio)))
+    expected = splits.apportion(len(products), dict(zip(dataset.SPLITS, args.split_ratio)))
     sizes = ", ".join(f"{split} {count:,}" for split, count in expected.items())
     texts = [one["caption"] for one in products]
     print(f"first caption: {next(filter(None, texts), 'none')}")
@@ -365,7 +352,7 @@ def prepare(
 
 def main(args: argparse.Namespace) -> int:
     if args.verify:
-        pictures, broken = data.verify_dataset(args.verify, args.num_workers)
+        pictures, broken = dataset.verify_dataset(args.verify, args.num_workers)
         verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
         print("\n".join([*broken, f"{args.verify}: {cli.counted(pictures, 'picture')}, {verdict}"]))
         return 1 if broken else 0
@@ -380,7 +367,7 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(report.catalogue_lines(facts)))
     products, rejected, categories, columns = choose_products(found, args)
     kept = read_kept(args)
-    left_aside = NOT_IN_RESULT if args.portraits else [*NOT_IN_RESULT, *preparation_flags.OF_PORTRAITS]
+    left_aside = NOT_IN_RESULT if args.portraits else [*NOT_IN_RESULT, *flags.OF_PORTRAITS]
     options = {key: value for key, value in vars(args).items() if key not in left_aside}
     if models:
         options["face_detector"] = files.file_sha256(models.detector_file)[:16]
@@ -405,7 +392,7 @@ def main(args: argparse.Namespace) -> int:
         analysis, metadata = prepare(folder, args, found.dataset, chosen, kept, about, tokenizer, fit)
     print(report.report_text(analysis))
     if metadata:
-        print(", ".join(f"{split} {metadata['counts'][split]:,}" for split in splits.SPLITS))
+        print(", ".join(f"{split} {metadata['counts'][split]:,}" for split in dataset.SPLITS))
         warn_of_empty(metadata["counts"], args.split_ratio)
         told = metadata["captions"]
         longest = f"longest {told['longest']}, by {told['counted_by']}"

@@ -21,16 +21,17 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from utils import backbones, cli, devices, figures, labelled, runs
-from utils import classifier_scores as scoring
+from evaluation import backbones, curves, labelled
+from evaluation import classifier_scores as scoring
+from evaluation.image_sets import read_pictures, spell_alike
+from training.flags import OnOff
+from utils import cli, devices, runs
 from utils.argument_types import positive, seed_number, workers
 from utils.cli import UserError
+from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
-from utils.flags import OnOff
 from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
-from utils.picture_sets import read_pictures, spell_alike
-from utils.sampling import key_seed, keyed_generator
 
 logger = logging.getLogger("train_classifier")
 RATES = {"cnn": 3e-3, "probe": 3e-3, "finetune": 1e-4}
@@ -195,7 +196,7 @@ def load_inputs(args, parts: dict[str, Part], classes: int, device: torch.device
     """Every picture of all parts, one after another, as bytes or as features; and what makes a new model for them."""
     paths = [path for part in parts.values() for path in part.paths]
     if args.model == "probe":
-        from utils.features import image_features, load_encoder
+        from evaluation.features import image_features, load_encoder
 
         encoder = load_encoder(args.encoder, args.encoder_path, device, "--encoder")
         cache = args.feature_cache or args.output_dir.parent / "cache" / "features"
@@ -390,7 +391,7 @@ def main(args) -> int:
         results |= {"n_test": n_test, "left_out": data.lines, "arms": entries, "comparisons": comparisons}
         results["verdict"] = scoring.verdict_lines(comparisons, args.real_shares)
         write_json(out / "results.json", results)
-        figures.utility_curves(out / "curves.png", entries)
+        curves.utility_curves(out / "curves.png", entries)
         print_results(results, args.real_shares)
         print(f"\n{out / 'results.json'}, {out / 'curves.png'}" + ("" if todo else ": nothing was left to train"))
     return 0

@@ -19,38 +19,29 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
-from utils import (
+from families import diffusion, drawing, lora, models, pipelines, tokens
+from preparation import portraits
+from training import (
     batches,
-    cli,
-    devices,
-    diffusion,
     dreambooth_flags,
     encoding,
-    estimate,
-    faces,
+    examples,
     flags,
-    inversion,
-    lora,
     loss_masks,
+    memory,
     model_card,
-    models,
     optimizers,
     outlook,
-    pictures,
-    pipelines,
-    portraits,
     prior,
-    runs,
-    sampling,
+    read_data,
+    sample_plan,
     session,
     stepping,
-    studio,
-    trackers,
-    training_data,
     validation,
 )
+from training.training import kohya_path, start_training
+from utils import cli, devices, faces, runs, trackers
 from utils.cli import UserError
-from utils.training import kohya_path, start_training
 
 logger = logging.getLogger("train_dreambooth")
 ON_THE_CARD = (
@@ -68,9 +59,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 class Data(NamedTuple):
     """Photos and class images, and what gives their latents' moments, masks and captions' features."""
 
-    train: list[pictures.Picture]
-    prior: list[pictures.Picture]
-    held_out: list[pictures.Picture]
+    train: list[examples.Picture]
+    prior: list[examples.Picture]
+    held_out: list[examples.Picture]
     prompts: list[str]  # of the validation pictures
     moments: Callable
     masks: Callable | None
@@ -88,7 +79,7 @@ def read_photos(args, heads: Path | None = None) -> tuple[list[dict], list[dict]
     With --face_crop their heads and shoulders, which are kept in `heads`; without that folder, whole.
     """
     place, flag = (args.dataset_name, "--dataset_name") if args.dataset_name else (args.instance_data_dir, "")
-    found = training_data.read_training_records(
+    found = read_data.read_training_records(
         place, flag or "--instance_data_dir", args.image_column, args.caption_column, args.dataset_config_name,
         args.held_out
     )  # fmt: skip
@@ -108,16 +99,16 @@ def read_photos(args, heads: Path | None = None) -> tuple[list[dict], list[dict]
 
 def load_photos(
     args, model: str, heads: Path | None
-) -> tuple[list[pictures.Picture], list[pictures.Picture], Callable | None, str]:
+) -> tuple[list[examples.Picture], list[examples.Picture], Callable | None, str]:
     """Those to train on and those held out, opened; with --mask_loss what gives their masks, and a checksum of all.
 
     `heads`: see `read_photos`.
     """
-    shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (pictures.load_pictures(part, shapes) for part in read_photos(args, heads))
+    shapes = models.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
+    train, held_out = (examples.load_pictures(part, shapes) for part in read_photos(args, heads))
     if args.early_stopping_patience and not held_out:
         raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
-    training_data.tell_captions([one.text for one in train], args.instance_prompt)
+    read_data.tell_captions([one.text for one in train], args.instance_prompt)
     return train, held_out, *(loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, ""))
 
 
@@ -131,7 +122,7 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
     if wanted := args.prior_generation_precision:
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
     furnish = functools.partial(
-        studio.open_studio, model, family, [args.class_prompt, ""], precision.dtype, accelerator.device, "dpm++",
+        drawing.open_studio, model, family, [args.class_prompt, ""], precision.dtype, accelerator.device, "dpm++",
         args.sample_batch_size, args.validation_guidance_scale, prediction_type=args.prediction_type
     )  # fmt: skip
     prior.make_class_images(
@@ -149,13 +140,13 @@ def load_data(args, photos, model: str, family: str, cache: Path, dtype: torch.d
     drawn = []
     if args.with_prior_preservation:
         drawn = prior.prior_pictures(args.class_data_dir, args.class_prompt, args.num_class_images, args.resolution)
-    identity = {"data": pictures.data_fingerprint(train + drawn)} | ({"masks": masks_sha256} if masks else {})
+    identity = {"data": examples.data_fingerprint(train + drawn)} | ({"masks": masks_sha256} if masks else {})
     prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
     texts, features = [one.text for one in train + drawn + held_out] + prompts, None
     if not trains_texts(args):
         features = encoding.encode_captions(cache, model, family, texts, dtype, accelerator)
-    views = pictures.all_views(train + drawn, crops_each(args), args.random_flip)
-    views += pictures.all_views(held_out, 1, flip=False)
+    views = examples.all_views(train + drawn, crops_each(args), args.random_flip)
+    views += examples.all_views(held_out, 1, flip=False)
     filter = args.image_interpolation_mode
     moments = encoding.latent_reader(cache, model, views, filter, args.cache_latents, accelerator)
     return Data(train, drawn, held_out, prompts, moments, masks, features, identity)
@@ -187,7 +178,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
         for encoder in encoders:
             encoder.to(device)
         if args.train_token:
-            token = inversion.new_token(tokenizers, encoders, args.train_token, args.initializer_token)
+            token = tokens.new_token(tokenizers, encoders, args.train_token, args.initializer_token)
             at = (args.token_learning_rate or rate) * scale
             groups.append({"params": token.vectors, "lr": at, "weight_decay": 0.0})  # no pull of a word towards 0
         for encoder in encoders:
@@ -195,7 +186,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
                 groups.append(choose(encoder, lora.TEXT_TARGETS, rate))
             if args.gradient_checkpointing:
                 encoder.activation_checkpointing_enable()
-        encoding.report_long_captions(tokenizers[0], texts)
+        models.report_long_captions(tokenizers[0], texts)
         zero = models.empty_prompt_is_zero(model)
         encode = functools.partial(models.encode_prompts, tokenizers, encoders, empty_is_zero=zero)
         features = functools.partial(encoding.encode_distinct, encode)
@@ -214,7 +205,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
 def foretell_memory(args, model: str, family: str, precision: devices.Precision, micro: int) -> dict:
     """Bytes by phase and part, with `micro` photos at once, and as many class images."""
     full = args.method == "full"
-    return estimate.predict_memory(
+    return memory.predict_memory(
         model, family, rank=None if full else args.rank, targets=args.lora_layers, use_dora=args.use_dora,
         ema=args.use_ema, height=args.resolution, width=args.resolution, optimizer=args.optimizer,
         micro_batch=micro * (1 + args.with_prior_preservation), train_text_encoder=trains_texts(args),
@@ -246,18 +237,18 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
         prior.check_folder(folder, class_facts(args), count)
         there = prior.prior_pictures(folder, prompt, count, args.resolution)
         print(f"class images {count:,}: {len(there):,} in {folder}, {count - len(there):,} to be drawn into it")
-    pictures.check_whole(train + held_out + there)
+    examples.check_whole(train + held_out + there)
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
 
 
-def describe_result(args, data: Data, token: inversion.Token | None) -> dict:
+def describe_result(args, data: Data, token: tokens.Token | None) -> dict:
     """What the card says, beside what the file says of itself."""
     hidden = () if args.with_prior_preservation else dreambooth_flags.OF_PRIOR
     return {
         "script": "train_dreambooth.py",
         "method": args.method,
-        "token_files": inversion.FILES[: len(token.vectors)] if token else (),
+        "token_files": tokens.FILES[: len(token.vectors)] if token else (),
         "prompt": data.prompts[0],
         "data": args.dataset_name or args.instance_data_dir,
         "counts": {"photos": len(data.train), "held-out": len(data.held_out), "class images": len(data.prior)},
@@ -275,7 +266,7 @@ def main(args) -> int | None:
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
     args.effective_batch_size, place = plan.effective, args.dataset_name or args.instance_data_dir
-    args.aspect_ratio_buckets = training_data.choose_buckets(args.aspect_ratio_buckets, place)
+    args.aspect_ratio_buckets = read_data.choose_buckets(args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
@@ -291,7 +282,7 @@ def main(args) -> int | None:
         plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], foretell))
         logger.warning("--train_batch_size auto: %s", plan)
     if args.lora_layers != list(lora.UNET_TARGETS):  # a name that is wrong is told before anything is encoded
-        lora.check_targets(estimate.build_part(model, "unet"), args.lora_layers)
+        lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     asked = [args.max_train_steps, args.num_train_epochs]
     end = functools.partial(
@@ -317,7 +308,7 @@ def main(args) -> int | None:
     with runs.timed(seconds, "loading"):
         photos = load_photos(args, model, cache / "heads")
         if args.with_prior_preservation:  # a damaged one is told before class images are drawn
-            pictures.check_whole(photos[0] + photos[1])
+            examples.check_whole(photos[0] + photos[1])
     if args.with_prior_preservation:
         with runs.timed(seconds, "class_images"):
             make_class_images(args, model, family, precision, accelerator)
@@ -347,12 +338,12 @@ def main(args) -> int | None:
     autocast = devices.autocast(device, precision)
     timesteps, photos = scheduler.config.num_train_timesteps, len(data.train)
     view = functools.partial(
-        sampling.draw_position, group=plan.effective, timesteps=timesteps, flip=0.5 * args.random_flip,
+        sample_plan.draw_position, group=plan.effective, timesteps=timesteps, flip=0.5 * args.random_flip,
         dropout=args.caption_dropout
     )  # fmt: skip
     shapes, prior_shapes = (tuple(one.shape for one in part) for part in (data.train, data.prior))
 
-    def draw(position: int) -> list[sampling.Draw]:
+    def draw(position: int) -> list[sample_plan.Draw]:
         found = [view(position, args.seed, shapes)]
         if data.prior:
             beside = view(position, ("class", args.seed), prior_shapes)
@@ -363,7 +354,7 @@ def main(args) -> int | None:
     take = functools.partial(load, crops=crops_each(args), noise_offset=args.noise_offset, masks=data.masks)
     steps = range(progress["step"], last)
     steps = batches.load_steps(steps, plan, accelerator.process_index, data.train + data.prior, draw, take)
-    steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
+    steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     held_out = validation.held_out_batches(data.held_out, args.num_validation_samples, timesteps, load)
     check = validation.make_check(
         training, scheduler, held_out, features, autocast, data.prompts, args.num_validation_images, args.seed,
@@ -374,7 +365,7 @@ def main(args) -> int | None:
     def learn(part: dict, number: int, backward: Callable) -> torch.Tensor:
         """Forward and backward of one micro-batch; (loss, timestep, whether of a class image) of each sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
-            devices.seed_everything(sampling.key_seed("dropout", args.seed, progress["step"], number))
+            devices.seed_everything(devices.key_seed("dropout", args.seed, progress["step"], number))
         with autocast():
             prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
         weights = diffusion.snr_weights(scheduler, part["timesteps"], args.snr_gamma)

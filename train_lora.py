@@ -17,30 +17,25 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
-from utils import (
+from families import diffusion, lora, models
+from training import (
     batches,
-    cli,
-    devices,
-    diffusion,
     encoding,
-    estimate,
+    examples,
     flags,
-    lora,
+    memory,
     model_card,
-    models,
     optimizers,
     outlook,
-    pictures,
-    runs,
-    sampling,
+    read_data,
+    sample_plan,
     session,
     stepping,
-    trackers,
-    training_data,
     validation,
 )
+from training.training import kohya_path, start_training
+from utils import cli, devices, runs, trackers
 from utils.cli import UserError
-from utils.training import kohya_path, start_training
 
 logger = logging.getLogger("train_lora")
 ON_THE_CARD = (
@@ -51,7 +46,7 @@ ON_THE_CARD = (
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
-    flags.add_model_flags(parser)
+    models.add_model_flags(parser)
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser)
     flags.add_training_flags(parser)
@@ -67,8 +62,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 class Data(NamedTuple):
     """Pictures, and what gives their latents' moments and their captions' features."""
 
-    train: list[pictures.Picture]
-    held_out: list[pictures.Picture]
+    train: list[examples.Picture]
+    held_out: list[examples.Picture]
     prompts: list[str]  # of the validation pictures
     moments: Callable
     features: Callable | None  # None where the text encoder is trained
@@ -77,7 +72,7 @@ class Data(NamedTuple):
 def read_records(args) -> tuple[list[dict], list[dict]]:
     """The pictures to train on and those held out, not yet opened."""
     place = (args.dataset_name, "--dataset_name") if args.dataset_name else (args.train_data_dir, "--train_data_dir")
-    return training_data.read_training_records(
+    return read_data.read_training_records(
         *place, args.image_column, args.caption_column, args.dataset_config_name, args.held_out, args.max_train_samples,
         args.seed
     )  # fmt: skip
@@ -90,8 +85,8 @@ def crops_each(args) -> int:
 
 def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
     """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
-    shapes = pictures.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (pictures.load_pictures(part, shapes) for part in read_records(args))
+    shapes = models.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
+    train, held_out = (examples.load_pictures(part, shapes) for part in read_records(args))
     if args.early_stopping_patience and not held_out:
         raise UserError(
             f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out pictures to go by; "
@@ -101,7 +96,7 @@ def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, ac
     texts, features = [one.text for one in train + held_out] + prompts, None
     if not args.train_text_encoder:
         features = encoding.encode_captions(cache, model, family, texts, dtype, accelerator)
-    views = pictures.all_views(train, crops_each(args), args.random_flip) + pictures.all_views(held_out, 1, flip=False)
+    views = examples.all_views(train, crops_each(args), args.random_flip) + examples.all_views(held_out, 1, flip=False)
     moments = encoding.latent_reader(
         cache, model, views, args.image_interpolation_mode, args.cache_latents, accelerator
     )
@@ -124,7 +119,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
             groups.append({"params": lora.attach_lora(encoder, targets=lora.TEXT_TARGETS, **adapter), "lr": rate})
             if args.gradient_checkpointing:
                 encoder.activation_checkpointing_enable()
-        encoding.report_long_captions(tokenizers[0], texts)
+        models.report_long_captions(tokenizers[0], texts)
         features = functools.partial(
             models.encode_prompts, tokenizers, encoders, empty_is_zero=models.empty_prompt_is_zero(model)
         )
@@ -139,7 +134,7 @@ def build_training(args, model: str, family: str, precision, effective: int, tex
 def foretell_memory(args, model: str, family: str, precision: devices.Precision, micro: int) -> dict:
     """Bytes by phase and part, with `micro` samples at once."""
     autocast = precision.dtype if precision.mixed_precision != "no" else None
-    return estimate.predict_memory(
+    return memory.predict_memory(
         model, family, rank=args.rank, targets=args.lora_layers, use_dora=args.use_dora, ema=args.use_ema,
         height=args.resolution, width=args.resolution, micro_batch=micro, train_text_encoder=args.train_text_encoder,
         dtype=precision.dtype, autocast=autocast, gradient_checkpointing=args.gradient_checkpointing,
@@ -163,7 +158,7 @@ def dry_run(args, model: str, family: str, precision: devices.Precision, plan: b
     print(f"run          {runs.describe_run(args.output_dir, cli.settings_of(args), flags.free_to_change(args), end)}")
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))
     train, held_out = read_records(args)
-    pictures.check_captions(train + held_out)
+    examples.check_captions(train + held_out)
     print(outlook.describe_length(len(train), len(held_out), count_steps(args, len(train))[0], plan.effective))
     views = (len(train) * crops_each(args) * (1 + args.random_flip) + len(held_out)) * args.cache_latents
     captions = 0 if args.train_text_encoder else len({one["text"] for one in train + held_out} | {""})
@@ -188,7 +183,7 @@ def main(args) -> int | None:
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
     args.effective_batch_size, place = plan.effective, args.dataset_name or args.train_data_dir
-    args.aspect_ratio_buckets = training_data.choose_buckets(args.aspect_ratio_buckets, place)
+    args.aspect_ratio_buckets = read_data.choose_buckets(args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
@@ -205,7 +200,7 @@ def main(args) -> int | None:
         plan = plan._replace(micro=outlook.largest_batch(plan.micro, devices.device_memory(device)[1], foretell))
         logger.warning("--train_batch_size auto: %s", plan)
     if args.lora_layers != list(lora.UNET_TARGETS):  # a name that is wrong is told before anything is encoded
-        lora.check_targets(estimate.build_part(model, "unet"), args.lora_layers)
+        lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
     asked = [args.max_train_steps, args.num_train_epochs]
     end = functools.partial(
         runs.describe_end, args.output_dir, asked, args.resume_from_checkpoint,
@@ -240,8 +235,8 @@ def main(args) -> int | None:
     )
 
     # Where this folder's run stands.
-    identity = {"data": pictures.data_fingerprint(data.train)}
-    trigger, progress = training_data.prepared_with(place, "trigger_word"), training.progress
+    identity = {"data": examples.data_fingerprint(data.train)}
+    trigger, progress = read_data.prepared_with(place, "trigger_word"), training.progress
     facts = lora.describe(args.pretrained_model_name_or_path, args.rank, args.lora_alpha, identity["data"], trigger)
     here = session.open_session(
         accelerator, args.output_dir, training, identity, facts, seconds, args.resume_from_checkpoint,
@@ -253,13 +248,13 @@ def main(args) -> int | None:
     timesteps, shapes = scheduler.config.num_train_timesteps, tuple(one.shape for one in data.train)
     load = functools.partial(batches.load_batch, moments=data.moments, scaling=models.latent_scale(model))
     position = functools.partial(
-        sampling.draw_position, seed=args.seed, shapes=shapes, group=plan.effective, timesteps=timesteps,
+        sample_plan.draw_position, seed=args.seed, shapes=shapes, group=plan.effective, timesteps=timesteps,
         flip=0.5 * args.random_flip, dropout=args.caption_dropout
     )  # fmt: skip
     take = functools.partial(load, crops=crops_each(args), noise_offset=args.noise_offset)
     steps = range(progress["step"], last)
     steps = batches.load_steps(steps, plan, accelerator.process_index, data.train, lambda p: [position(p)], take)
-    steps = sampling.prefetch(steps) if args.dataloader_num_workers else steps
+    steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     check = validation.make_check(
         training, scheduler, validation.held_out_batches(data.held_out, args.num_validation_samples, timesteps, load),
         features, autocast, data.prompts, args.num_validation_images, args.seed, model=model, family=family,
@@ -270,7 +265,7 @@ def main(args) -> int | None:
     def learn(part: dict, number: int, backward: Callable) -> torch.Tensor:
         """Forward and backward of one micro-batch; (loss, timestep) of each sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
-            devices.seed_everything(sampling.key_seed("dropout", args.seed, progress["step"], number))
+            devices.seed_everything(devices.key_seed("dropout", args.seed, progress["step"], number))
         with autocast():
             prediction, target = diffusion.predict(unet, scheduler, part, *features(part["texts"]))
         weights = diffusion.snr_weights(scheduler, part["timesteps"], args.snr_gamma)

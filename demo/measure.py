@@ -23,8 +23,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from demo.catalogue import draw_product, product
 from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, HELD_BACK, KINDS, KNOWN_KINDS
+from families.sampling import generate
 from utils import cli, devices, images, runs
-from utils.generation import generate
 
 DEMO = Path(__file__).resolve().parent
 TEST_SEED = 3_000  # apart from every seed that anything was trained on

@@ -17,8 +17,9 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
 from demo.shoes import COLOURS, KINDS
-from utils import cli, devices, images, models, runs
-from utils.generation import generate
+from families import models
+from families.sampling import generate
+from utils import cli, devices, images, runs
 
 
 def load_demo_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:

@@ -12,8 +12,8 @@ import torch
 from demo.measure import judge_pictures
 from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS, draw_shoe
-from utils import models
-from utils.generation import generate
+from families import models
+from families.sampling import generate
 from utils.images import foreground_colour
 
 ROOT = Path(__file__).resolve().parent.parent

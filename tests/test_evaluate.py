@@ -15,10 +15,12 @@ from safetensors import safe_open
 
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
+from evaluation import adherence, failures, flags, image_measures, subject, targets
+from evaluation.report import summary
+from evaluation.report.compare import compare_figures
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
-from utils import adherence, cli, evaluation_flags, failures, picture_measures, subject, summary, targets
+from utils import cli
 from utils.cli import UserError
-from utils.compare_page import compare_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = list(COLOURS)
@@ -106,7 +108,7 @@ def test_a_good_set_is_found_good(good):
 
 
 def test_the_same_again_uses_the_cache_and_replaces_the_figures(good, sets, monkeypatch):
-    monkeypatch.setattr(picture_measures, "measure", lambda path: pytest.fail("measured again"))
+    monkeypatch.setattr(image_measures, "measure", lambda path: pytest.fail("measured again"))
     code, again = run(sets, sets["good"], sets["root"] / "evaluation", "--train", sets["train"])
     assert code == 0 and again["figures"] == good["figures"] and again["made"] != good["made"]
 
@@ -288,7 +290,7 @@ def test_what_means_nothing_to_a_task_that_stands_alone_is_refused(capsys, task,
 
 def test_every_flag_is_among_those_that_are_tried():
     parser = cli.make_parser("")
-    evaluation_flags.add_flags(parser)
+    flags.add_flags(parser)
     there = {action.option_strings[-1] for action in parser._actions}
     assert there == {words.split()[0] for words in EVERY_FLAG} | {"--help", "--config", "--dry_run", "--debug"}
 
@@ -390,8 +392,8 @@ def test_a_share_as_a_target_may_be_in_per_cent():
 
 def test_catalogue_names_of_colours_have_their_place_in_the_palette():
     named = {"Navy Blue": "navy blue", "Off White": "white", "Coffee Brown": "brown", "Maroon": "red", "Multi": None}
-    assert {name: picture_measures.colour_group(name) for name in named} == named
-    assert picture_measures.colour_group(None) is None and set(failures.LIMITS) >= {"invalid", "cut_off"}
+    assert {name: image_measures.colour_group(name) for name in named} == named
+    assert image_measures.colour_group(None) is None and set(failures.LIMITS) >= {"invalid", "cut_off"}
 
 
 def test_a_candidate_differs_from_another_in_the_value_alone():

@@ -20,23 +20,14 @@ from PIL import Image
 
 import generate
 import prepare_dataset
+from families import conditions, drawing, lora, lora_mix, models
+from generation import generated_set
+from generation.prompts import read_prompts
 from tests.tiny_models import build_tiny
-from utils import (
-    conditions,
-    generated_set,
-    generation_folder,
-    lora,
-    lora_mix,
-    models,
-    picture_checks,
-    runs,
-    studio,
-    webdataset,
-)
+from training.read_data import read_training_records
+from utils import image_checks, image_set, runs, webdataset
 from utils.cli import UserError
 from utils.files import write_safetensors
-from utils.prompts import read_prompts
-from utils.training_data import read_training_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOES = [
@@ -64,9 +55,9 @@ def make(out: Path, *more) -> int:
 def make_plain(command: list[str]) -> int:
     """This command, here; what the end of a process would undo is undone."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    locks, claim = [], generation_folder.claim_part
+    locks, claim = [], image_set.claim_part
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation_folder, "claim_part", lambda *args: locks.append(claim(*args)) or os.dup(locks[-1]))
+        patch.setattr(image_set, "claim_part", lambda *args: locks.append(claim(*args)) or os.dup(locks[-1]))
         try:
             return generate.main(generate.parse_args(command))
         finally:
@@ -202,8 +193,8 @@ SETTINGS = {"num_images": 2, "seed": 0, "webdataset": False}
 def enter(folder: Path, prompts: list[str], settings: dict, block=0) -> int | None:
     """enter_folder with one prompt an image."""
     asked = [{"text": text, "attributes": {}} for text in prompts]
-    more = {"num_images": len(asked), "prompts_sha256": generation_folder.prompts_digest(asked)}
-    return generation_folder.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, "metadata.jsonl", block)
+    more = {"num_images": len(asked), "prompts_sha256": image_set.prompts_digest(asked)}
+    return image_set.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, "metadata.jsonl", block)
 
 
 def test_a_folder_without_a_picture_takes_other_settings_but_not_from_under_a_running_process(tmp_path):
@@ -340,16 +331,16 @@ def test_tar_shards_hold_the_same_pictures(reference, tmp_path):
 
 
 def test_rejected_pictures_are_kept_with_the_reason_and_get_the_next_seed(reference, tmp_path, monkeypatch):
-    real = picture_checks.find_fault
+    real = image_checks.find_fault
 
     def third_is_noise(picture, finite):
         wanted = np.abs(np.asarray(picture, np.int16) - pixels(reference)[2]).max() <= 1
         return "noise" if wanted else real(picture, finite)
 
-    monkeypatch.setattr(picture_checks, "find_fault", third_is_noise)
+    monkeypatch.setattr(image_checks, "find_fault", third_is_noise)
     assert make(tmp_path / "set") == 0
     line = lines(tmp_path / "set/metadata.jsonl")[2]
-    assert line["seed"] == 2 + studio.RETRY_SEEDS
+    assert line["seed"] == 2 + drawing.RETRY_SEEDS
     kept = lines(tmp_path / "set/rejected/metadata.jsonl")
     assert [(one["seed"], one["reason"]) for one in kept] == [(2, "noise")]
     assert apart(
@@ -368,7 +359,7 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
-        2 * studio.RETRY_SEEDS, 2 * studio.RETRY_SEEDS + 1
+        2 * drawing.RETRY_SEEDS, 2 * drawing.RETRY_SEEDS + 1
     ]  # fmt: skip
 
 
@@ -617,7 +608,7 @@ def test_a_model_that_names_no_size_asks_for_one(tmp_path):
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatch):
-    monkeypatch.setattr(picture_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all
+    monkeypatch.setattr(image_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all
     build_tiny(tmp_path / "tiny", family)
     words = ["--pretrained_model_name_or_path", tmp_path / "tiny", "--resolution", 32, "--num_images", 2]
     assert make(tmp_path / "set", *words, "--negative_prompt", "ugly") == 0

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import generate
-from utils.prompts import read_prompts
+from generation.prompts import read_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "configs/persona_prompts.yaml"

@@ -16,9 +16,9 @@ from PIL import Image
 import prepare_dataset
 from demo.catalogue import write_catalogue
 from demo.shoes import KINDS
+from preparation.splits import apportion
 from utils.cli import UserError
-from utils.data import read_metadata, read_split
-from utils.splits import SPLITS, apportion
+from utils.dataset import SPLITS, read_metadata, read_split
 
 ROOT = Path(__file__).resolve().parent.parent
 RATIO = dict(zip(SPLITS, (70, 15, 15)))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py")) + [
     path for path in sorted((ROOT / "demo").glob("*.py")) if path.stem not in ("shoes", "captions")
 ]
-SOURCES = [path for folder in (".", "utils", "demo", "tests") for path in sorted((ROOT / folder).glob("*.py"))]
+SOURCES = [ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

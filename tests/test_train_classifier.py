@@ -11,7 +11,9 @@ import torch
 
 import train_classifier
 from demo.shoes import draw_shoe
-from utils import classifier_scores, labelled, report_utility, runs
+from evaluation import classifier_scores, labelled
+from evaluation.report import utility
+from utils import runs
 from utils.cli import UserError
 
 COLOURS = ("Red", "Blue", "Green", "White")
@@ -108,7 +110,7 @@ def test_all_arms_make_equal_steps_with_the_same_seeds_and_every_figure_has_its_
 
 def test_the_report_of_an_evaluation_shows_its_results(finished):
     out, results = finished
-    section = report_utility.utility_section(report_utility.read_utility(str(out), out))
+    section = utility.utility_section(utility.read_utility(str(out), out))
     for one in results["comparisons"]:
         assert f"{one['second']}, against {one['first']}" in section
 

@@ -20,6 +20,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import generate
 import train_dreambooth
 from demo.shoes import draw_shoe
+from families import diffusion, drawing, tokens
+from families.lora import read_lora
+from families.lora_mix import parse_lora
+from families.models import DEMO_MODEL
 from tests.benchmarks import dreambooth_effect
 from tests.tiny_runs import (
     LORA,
@@ -37,26 +41,12 @@ from tests.tiny_runs import (
     teach,
 )
 from tests.toy_faces import draw_portrait, write_detector
-from utils import (
-    checkpoints,
-    diffusion,
-    encoding,
-    inversion,
-    loss_masks,
-    pictures,
-    prior,
-    sampling,
-    stepping,
-    studio,
-    training_data,
-)
+from training import encoding, examples, loss_masks, prior, read_data, sample_plan, stepping
+from utils import checkpoints
 from utils.cli import UserError
 from utils.files import file_sha256
-from utils.lora import read_lora
-from utils.lora_mix import parse_lora
-from utils.models import DEMO_MODEL
+from utils.image_checks import load_clip
 from utils.parallel import available_cores
-from utils.picture_checks import load_clip
 
 TOKEN = ("--train_token", "<sks>", "--initializer_token", "shoes")
 FULL = ("--method", "full", "--learning_rate", "1e-3")
@@ -127,8 +117,8 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
         total = {"subject": 0, "class": 0}
         for position in range(8 * step, 8 * step + 8):
             for name, prompt, seed, weight in sides:
-                draw = sampling.draw_position(position, seed, ((16, 16),) * 5, 8, 1000)
-                noise, posterior, _ = sampling.draw_noise(draw.noise_key, (4, 8, 8))
+                draw = sample_plan.draw_position(position, seed, ((16, 16),) * 5, 8, 1000)
+                noise, posterior, _ = sample_plan.draw_noise(draw.noise_key, (4, 8, 8))
                 image = Image.open(trainer_data[name] / f"shoe{draw.index}.png")
                 image = image.resize((16, 16), Image.Resampling.LANCZOS)
                 pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
@@ -180,7 +170,7 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
     pipeline = DiffusionPipeline.from_pretrained(out if full else trainer_data[family], safety_checker=None)
     if not full:
         pipeline.load_lora_weights(out)
-    for name, end in zip(inversion.FILES, ("", "_2")):
+    for name, end in zip(tokens.FILES, ("", "_2")):
         if (out / name).exists():
             parts = {part: getattr(pipeline, f"{part}{end}") for part in ("text_encoder", "tokenizer")}
             pipeline.load_textual_inversion(out, weight_name=name, **parts)
@@ -189,11 +179,11 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
     assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
     loras = [] if full else [parse_lora(str(out))]
-    opened = studio.open_studio(
+    opened = drawing.open_studio(
         str(out if full else trainer_data[family]), family, [*prompts, ""], torch.float32, torch.device("cpu"),
         "dpm++", 2, 7.5, loras=loras
     )  # fmt: skip
-    pixels, _ = studio.draw_pictures(opened, prompts, "", [0, 1], 3, 16)
+    pixels, _ = drawing.draw_pictures(opened, prompts, "", [0, 1], 3, 16)
     assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
     assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
@@ -218,29 +208,29 @@ def worded(trainer_data, tmp_path_factory):
 
 
 def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, worded, tmp_path):
-    (vector,) = load_file(worded / inversion.FILES[0]).values()
+    (vector,) = load_file(worded / tokens.FILES[0]).values()
     encoder = CLIPTextModel.from_pretrained(trainer_data["sd1"], subfolder="text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(trainer_data["sd1"], subfolder="tokenizer")
-    first = inversion.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
+    first = tokens.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
     assert 0 < (vector - first).abs().max() <= 0.1 + 1e-5  # Adam's first step is the rate at most
     args = generate.parse_args(["--lora", str(worded), "--prompt", "x"])
     told = generate.describe_settings(args, [], [parse_lora(args.lora[0])], {}, "no", 16)["lora_sha256"]
-    assert told == [file_sha256(worded / name)[:16] for name in (LORA, inversion.FILES[0])]
+    assert told == [file_sha256(worded / name)[:16] for name in (LORA, tokens.FILES[0])]
     assert read_lora(worded)[1]["trigger_word"] == "<sks>"
     with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
-        inversion.read_token(worded, [tokenizer] * 2, [encoder] * 2)
-    (tmp_path / inversion.FILES[0]).write_bytes(b"half a file")
+        tokens.read_token(worded, [tokenizer] * 2, [encoder] * 2)
+    (tmp_path / tokens.FILES[0]).write_bytes(b"half a file")
     with pytest.raises(UserError, match="--lora .*learned_embeds.safetensors: can't be read"):
-        inversion.read_token(tmp_path, [tokenizer], [encoder])
+        tokens.read_token(tmp_path, [tokenizer], [encoder])
     before = encoder.get_input_embeddings().weight.detach().clone()
-    token = inversion.read_token(worded, [tokenizer], [encoder])
+    token = tokens.read_token(worded, [tokenizer], [encoder])
     table = encoder.get_input_embeddings()
     number = tokenizer.convert_tokens_to_ids("<sks>")
     assert token.text == "<sks>" and torch.equal(table.weight[: len(before)], before)
     assert torch.equal(table(torch.tensor([[number, 5]]))[0], torch.stack([vector[0], before[5]]))
     for known in ("<sks>", "shoes"):
         with pytest.raises(UserError, match=f"--train_token {known}: the tokenizer knows this word already"):
-            inversion.new_token([tokenizer], [encoder], known, None)
+            tokens.new_token([tokenizer], [encoder], known, None)
 
 
 def test_a_learnt_word_that_prompts_lack_is_told_once_before_anything_is_drawn(trainer_data, worded, tmp_path, caplog):
@@ -250,8 +240,8 @@ def test_a_learnt_word_that_prompts_lack_is_told_once_before_anything_is_drawn(t
     assert generate.main(generate.parse_args(list(map(str, line)))) == 0
     told = [one.getMessage() for one in caplog.records if "comes with the word" in one.getMessage()]
     assert len(told) == 1 and told[0].endswith("the word <sks>, and 2 of 3 prompts lack it, as: a photo of shoes")
-    inversion.warn_of_word(worded, ["a <sks> boot"])
-    inversion.warn_of_word(trainer_data["subject"], ["a boot"])  # a folder without a word
+    tokens.warn_of_word(worded, ["a <sks> boot"])
+    tokens.warn_of_word(trainer_data["subject"], ["a boot"])  # a folder without a word
     assert caplog.text.count("comes with the word") == 1
 
 
@@ -305,13 +295,13 @@ def test_a_mask_is_seen_as_its_photo_is(tmp_path):
         (tmp_path / folder).mkdir()
         photo.save(tmp_path / folder / "a.png")
     record = {"id": "a", "source": tmp_path / "photos/a.png", "text": "boots"}
-    (picture,) = pictures.load_pictures([record], [(16, 16)])
+    (picture,) = examples.load_pictures([record], [(16, 16)])
     read, _ = loss_masks.mask_reader(tmp_path / "masks", [picture])
-    for view in (pictures.View(), pictures.View(0.9, 0.5, True)):
-        pixels = pictures.picture_tensor(picture, view, "bilinear")
+    for view in (examples.View(), examples.View(0.9, 0.5, True)):
+        pixels = examples.picture_tensor(picture, view, "bilinear")
         expected = F.avg_pool2d(pixels[:1], 2) / 2 + 0.5
         assert torch.allclose(read(picture, view, (8, 8)), expected, atol=0.01)
-    assert read(picture._replace(id="class/0"), pictures.View(), (8, 8)).eq(1).all()
+    assert read(picture._replace(id="class/0"), examples.View(), (8, 8)).eq(1).all()
 
 
 def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
@@ -368,7 +358,7 @@ def drawn(tmp_path_factory):
     """4 class images of the demo pipeline, and what draws more."""
     torch.set_num_threads(1)
     prompt, folder = "a professional product photo of shoes", tmp_path_factory.mktemp("class")
-    furnished = studio.open_studio(
+    furnished = drawing.open_studio(
         str(DEMO_MODEL), "sd1", [prompt, ""], torch.float32, torch.device("cpu"), "dpm++", 4, 1.0
     )
 
@@ -387,7 +377,7 @@ def pixels_of(folder: Path) -> dict[str, np.ndarray]:
 def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn, tmp_path):
     folder, draw, furnished = drawn
     texts = ["a professional product photo of shoes"] * 4
-    expected, _ = studio.draw_pictures(furnished, texts, "", [3, 4, 5, 6], 6, 64)
+    expected, _ = drawing.draw_pictures(furnished, texts, "", [3, 4, 5, 6], 6, 64)
     found = pixels_of(folder)
     assert list(found) == [f"00000{i}.png" for i in range(4)]
     assert all(np.abs(picture - one.numpy()).max() <= 1 for picture, one in zip(found.values(), expected))
@@ -419,7 +409,7 @@ def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(dr
             draw(mixed, count=6, **other)
     draw(mixed, count=5, steps="7", opened=lambda: pytest.fail("nothing is to be drawn"))
     for path in mixed.glob("0*.png"):  # as earlier versions wrote them
-        studio.write_picture(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
+        drawing.write_picture(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
     draw(mixed, steps="7", opened=lambda: pytest.fail("nothing is missing"))
     with pytest.raises(UserError, match="--class_data_dir .*/mine.jpg: is a file"):
         draw(mixed / "mine.jpg")
@@ -436,7 +426,7 @@ def test_a_bad_class_image_is_drawn_again_from_another_seed(drawn, tmp_path, mon
     monkeypatch.setattr(prior, "find_fault", fault)
     draw(tmp_path, count=2)
     with Image.open(tmp_path / "000000.png") as one:
-        assert one.info["seed"] == str(3 + studio.RETRY_SEEDS)
+        assert one.info["seed"] == str(3 + drawing.RETRY_SEEDS)
     assert not np.array_equal(pixels_of(tmp_path)["000000.png"], pixels_of(folder)["000000.png"])
     monkeypatch.setattr(prior, "find_fault", lambda *args: "noise")
     with pytest.raises(UserError, match=r"--class_prompt .*: image \d is bad with each of 4 seeds \(noise\)"):
@@ -519,7 +509,7 @@ def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
     ],
 )
 def test_an_instance_prompt_that_captions_overrule_is_told(caplog, texts, said):
-    training_data.tell_captions(texts, "sks")
+    read_data.tell_captions(texts, "sks")
     assert said in caplog.text and bool(said) == bool(caplog.text)
     assert ("none of these" in caplog.text) == ("none" in said)
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
+from families import diffusion
 from tests.tiny_runs import (
     LORA,
     ROOT,
@@ -35,9 +36,10 @@ from tests.tiny_runs import (
     snapshot,
     train,
 )
-from utils import batches, checkpoints, diffusion, metrics_log, sampling, validation
+from training import batches, sample_plan, validation
+from utils import checkpoints, metrics_log
 from utils.cli import UserError
-from utils.data import read_split
+from utils.dataset import read_split
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +129,8 @@ def by_hand(model: Path, data: Path, steps: int, effective: int = 8) -> tuple[li
         optimizer.param_groups[0]["lr"] = 1e-2 * min(1, step / 2)
         total = 0
         for position in range(step * effective, (step + 1) * effective):
-            draw = sampling.draw_position(position, 0, ((16, 16),) * len(records), effective, 1000)
-            noise, posterior, _ = sampling.draw_noise(draw.noise_key, (4, 8, 8))
+            draw = sample_plan.draw_position(position, 0, ((16, 16),) * len(records), effective, 1000)
+            noise, posterior, _ = sample_plan.draw_noise(draw.noise_key, (4, 8, 8))
             record = records[draw.index]
             image = Image.open(record["path"]).resize((16, 16), Image.Resampling.LANCZOS)
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1

@@ -46,8 +46,8 @@ def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(traine
     run, told = tmp_path / "run", tmp_path / "told"
     command = flags(trainer_data, run, *words, "--latent_cache_dir", tmp_path / "cache")
     inside = [
-        ("utils.cache", "write_safetensors", 1),  # the captions are encoded, and lost
-        ("utils.cache", "write_safetensors", 2),  # the captions are kept, the latents lost
+        ("training.cache", "write_safetensors", 1),  # the captions are encoded, and lost
+        ("training.cache", "write_safetensors", 2),  # the captions are kept, the latents lost
         ("utils.checkpoints", "write_manifest", 2),  # a checkpoint that has all but its manifest (best/ comes first)
         ("utils.files", "_replace", 2),  # one that is whole and has not its name yet
         ("utils.checkpoints", "rotate_checkpoints", 2),  # one too many
@@ -90,7 +90,7 @@ def test_the_user_s_command_answers_sigterm_with_143_and_goes_on(trainer_data, w
 
 def test_one_interrupt_saves_and_two_end_the_process_at_once(trainer_data, words, tmp_path):
     command = flags(trainer_data, tmp_path / "run", *words)
-    process = start(command, tmp_path / "told", ("utils.diffusion", "sample_losses", 12), (signal.SIGINT,))
+    process = start(command, tmp_path / "told", ("families.diffusion", "sample_losses", 12), (signal.SIGINT,))
     assert finish(process) == 130
     there = checkpoints.list_checkpoints(tmp_path / "run")
     assert there[0].name == "checkpoint-11"  # the first call was of the validation at step 0

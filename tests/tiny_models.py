@@ -12,7 +12,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from utils.models import DEMO_MODEL
+from families.models import DEMO_MODEL
 
 BLOCKS = {
     "block_out_channels": (16, 32),

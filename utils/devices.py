@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
+import hashlib
 import os
 import random
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -220,3 +222,31 @@ def peak_memory_gib(device: torch.device) -> float:
         return int(found[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def free_memory(device: torch.device) -> None:
+    """Give what was freed back to the device: its allocator would keep it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def key_seed(*key: Hashable) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
+
+
+def keyed_generator(*key: Hashable) -> torch.Generator:
+    """A CPU generator that depends on the key alone."""
+    return torch.Generator().manual_seed(key_seed(*key))
+
+
+# How CUDA, its libraries, MPS and the CPU's allocators say it; only CUDA's own allocator has an exception for it.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory is full."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from utils.cli import UserError
 
+DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
+
 
 def load_named(flag: str, name: str, kind: str, load: Callable):
     """What `load` returns; where a folder or hub id holds no such thing, whatever a library says of it is one line."""

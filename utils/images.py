@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +248,18 @@ def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int
     distance = np.linalg.norm(_lab(pixels)[:, None] - _lab(list(palette.values()))[None], axis=-1)
     votes = np.bincount(distance.argmin(1), minlength=len(palette))
     return list(palette)[votes.argmax()]
+
+
+def bucket_shapes(resolution: int, step: int) -> list[tuple[int, int]]:
+    """Shapes of about resolution² pixels, sides multiples of `step`, from 1:2 to 2:1 and the square."""
+    shapes = {(resolution, resolution)}
+    for side in range(step * math.ceil(resolution / math.sqrt(2) / step), resolution, step):
+        other = int(resolution * resolution / side) // step * step
+        shapes |= {(side, other), (other, side)}
+    return sorted(shapes)
+
+
+def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The shape whose proportions are nearest to the picture's."""
+    aspect = math.log(size[0] / size[1])
+    return min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1]) - aspect), shape))

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from demo.subject import draw_subject
-from utils import lora_mix, picture_checks, studio
-from utils.models import DEMO_MODEL
+from families import drawing, lora_mix
+from families.models import DEMO_MODEL
+from utils import image_checks
 
 SUBJECT, CLASS = "a professional product photo of sks shoes", "a professional product photo of shoes"
 NEGATIVE, FIRST_SEED = "", 5000  # seeds that no class image has
@@ -38,16 +39,16 @@ def draw(run: Path | None, count: int, steps: int) -> dict[str, list[Image.Image
     """Pictures of the subject and of the class, by the demo pipeline with the LoRA of a run or without."""
     loras = [lora_mix.parse_lora(str(run))] if run else []
     texts, cpu = [SUBJECT, CLASS, NEGATIVE], torch.device("cpu")
-    opened = studio.open_studio(str(DEMO_MODEL), "sd1", texts, torch.float32, cpu, "dpm++", count, 3.0, loras=loras)
+    opened = drawing.open_studio(str(DEMO_MODEL), "sd1", texts, torch.float32, cpu, "dpm++", count, 3.0, loras=loras)
     seeds, found = [FIRST_SEED + i for i in range(count)], {}
     for text in (SUBJECT, CLASS):
-        pixels, _ = studio.draw_pictures(opened, [text] * count, NEGATIVE, seeds, steps, 128)
+        pixels, _ = drawing.draw_pictures(opened, [text] * count, NEGATIVE, seeds, steps, 128)
         found[text] = [Image.fromarray(one.numpy()) for one in pixels]
     return found
 
 
 @torch.no_grad()
-def features(clip: picture_checks.Clip, pictures: list[Image.Image]) -> torch.Tensor:
+def features(clip: image_checks.Clip, pictures: list[Image.Image]) -> torch.Tensor:
     """CLIP's, of length 1."""
     pixels = clip.processor(pictures, return_tensors="pt").pixel_values
     output = clip.model.visual_projection(clip.model.vision_model(pixel_values=pixels).pooler_output)
@@ -55,7 +56,7 @@ def features(clip: picture_checks.Clip, pictures: list[Image.Image]) -> torch.Te
 
 
 def measure(
-    clip: picture_checks.Clip, photos: list[Image.Image], before: dict[str, list], after: dict[str, list]
+    clip: image_checks.Clip, photos: list[Image.Image], before: dict[str, list], after: dict[str, list]
 ) -> Effect:
     likeness = (features(clip, after[SUBJECT]) @ features(clip, photos).T).mean()
     drift = 1 - (features(clip, after[CLASS]) * features(clip, before[CLASS])).sum(1).mean()
@@ -80,7 +81,7 @@ def save_photos(folder: Path, count: int = 8) -> list[Image.Image]:
 
 def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder, clip = Path(name), picture_checks.load_clip("demo")
+        folder, clip = Path(name), image_checks.load_clip("demo")
         photos = save_photos(folder / "photos")
         before = draw(None, args.num_images, 20)
         found = {"before": measure(clip, photos, before, before)}

@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from families.models import resolve_model
 from tests.benchmarks import side_by_side
-from utils.models import resolve_model
 
 INSTANCE, CLASS = "a professional product photo of sks shoes", "a professional product photo of shoes"
 

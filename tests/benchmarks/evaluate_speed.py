@@ -23,9 +23,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from evaluation import features, image_measures
+from evaluation.feature_cache import content_keys, write_rows
 from tests.benchmarks.side_by_side import count_cores
-from utils import features, picture_measures
-from utils.feature_cache import content_keys, write_rows
 
 
 def build_models(folder: Path) -> dict[str, Path]:
@@ -66,15 +66,15 @@ def time_cached(root: Path, models: dict[str, Path], args) -> Iterator[float]:
     sets = {name: write_pictures(root / name, getattr(args, name), i, args.size) for i, name in enumerate(args.sets)}
     rng, cache = np.random.default_rng(0), root / "out" / "features"
     keys = content_keys([one for files in sets.values() for one in files], 2)
-    folders = {picture_measures.VERSION: picture_measures.SIZE}
+    folders = {image_measures.VERSION: image_measures.SIZE}
     for name, place in models.items():
         encoder = features.load_encoder(name, str(place))
         folders[f"{name}-{encoder.fingerprint[:16]}"] = encoder.size
     for name, size in folders.items():
         rows = np.abs(rng.normal(size=(len(keys), size))).astype(np.float32)
-        if name == picture_measures.VERSION:  # no faults, plain rims, a colour, and looks like no other's
+        if name == image_measures.VERSION:  # no faults, plain rims, a colour, and looks like no other's
             rows = rng.integers(0, 256, (len(keys), size)).astype(np.float32)
-            rows[:, : picture_measures.HASH] = (0, 0, 0, 0.8, 5)
+            rows[:, : image_measures.HASH] = (0, 0, 0, 0.8, 5)
         write_rows(cache / name, dict(zip(keys, rows)))
     encoders = " ".join(f"{name}={place}" for name, place in models.items())
     places = " ".join(f"--{name} {root / name}" for name in sets)

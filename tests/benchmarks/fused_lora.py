@@ -15,8 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from families import lora_mix, models, sampling
 from tests.benchmarks.side_by_side import setting, spread
-from utils import generation, lora_mix, models
 from utils.devices import describe_device, working_device
 
 
@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     unets = {}
     for name in ("fused", "beside the weights"):
         unet = models.load_unet(model, torch.float32)
-        pipeline = generation.build_pipeline(models.model_family(model), unet, None, models.load_noise_scheduler(model))
+        pipeline = sampling.build_pipeline(models.model_family(model), unet, None, models.load_noise_scheduler(model))
         if name == "fused":
             lora_mix.apply_loras(pipeline, [lora])
         else:

@@ -27,10 +27,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from families.models import resolve_model
+from generation.prompts import read_prompts
 from tests.benchmarks.side_by_side import others_busy, setting, spread, tree_memory
 from utils.devices import describe_device, working_device
-from utils.models import resolve_model
-from utils.prompts import read_prompts
 
 SHOES = {
     "template": "a professional product photo of {colour} {article}",

@@ -22,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.data import read_split
+from utils.dataset import read_split
 from utils.files import write_json
 from utils.runs import git_commit
 

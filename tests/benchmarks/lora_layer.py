@@ -18,10 +18,10 @@ from peft.tuners.lora import Linear
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from families import lora, models
+from families.lora_layer import DirectLinear
 from tests.benchmarks.side_by_side import setting, spread
-from utils import lora, models
 from utils.devices import describe_device, working_device
-from utils.lora_layer import DirectLinear
 
 
 def main(args: argparse.Namespace) -> None:

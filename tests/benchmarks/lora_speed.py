@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from families.models import resolve_model
 from tests.benchmarks import side_by_side
-from utils.models import resolve_model
 
 
 def make_data(folder: Path, resolution: int) -> Path:

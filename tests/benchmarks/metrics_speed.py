@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from utils import comparison, diversity
+from evaluation import comparison, diversity
 
 
 def main():

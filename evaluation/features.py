@@ -1,0 +1,214 @@
+"""Encoders that turn pictures and texts into features: CLIP, DINOv2, Inception, and the demo's own; cached on disk.
+
+Pictures of any size and mode become RGB, upright, and are reduced by Pillow, which averages over all pixels (most
+tensor libraries skip some unless asked): the same way for every set. Square pictures are seen whole by each encoder.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from evaluation import metrics
+from evaluation.feature_cache import cached_rows, content_keys
+from utils import images
+from utils.cli import UserError, progress
+from utils.files import file_sha256
+from utils.hub import hub_failure
+from utils.parallel import thread_map
+
+NAMES = ("clip", "dinov2", "inception", "demo")
+CLIPS = ("clip", "demo")  # what these know of pictures and of texts can be compared
+HUB = {"clip": "openai/clip-vit-base-patch32", "dinov2": "facebook/dinov2-base"}
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+INCEPTION_SIDE = 299
+
+
+class Encoder(NamedTuple):
+    name: str
+    source: str  # hub id, folder or file it was loaded from
+    fingerprint: str  # of weights and transform: part of the cache key
+    size: int  # features per picture
+    prepare: Callable[[Image.Image], np.ndarray]  # an RGB picture as the model takes it; runs in threads
+    forward: Callable[[np.ndarray], np.ndarray]  # a batch of those -> float32 (n, size)
+    embed: Callable[[list[Image.Image]], np.ndarray]  # RGB pictures -> float32 (n, size)
+    embed_texts: Callable[[list[str]], np.ndarray] | None  # None where the encoder knows no texts
+
+
+def load_encoder(
+    name: str, source: str | None = None, device="cpu", flag: str = "--encoders", sha256: str = INCEPTION_SHA256
+) -> Encoder:
+    """An encoder of NAMES; `source` is a hub id or folder, or for Inception a file or URL with that `sha256`."""
+    if name in CLIPS:
+        return _load_clip(name, source or HUB.get(name, "demo"), device, flag)
+    if name == "dinov2":
+        return _load_dinov2(source or HUB[name], device, flag)
+    if name == "inception":
+        return _load_inception(source or INCEPTION_URL, device, sha256)
+    raise UserError(f"{flag} {name}: no such encoder; choose among {', '.join(NAMES)}")
+
+
+def _make(name: str, source: str, facts: dict, size: int, prepare: Callable, forward: Callable, texts) -> Encoder:
+    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def embed(pictures: list[Image.Image]) -> np.ndarray:
+        return forward(np.stack([prepare(picture) for picture in pictures]))
+
+    return Encoder(name, source, fingerprint, size, prepare, forward, embed, texts)
+
+
+def _prepare(processor, picture: Image.Image) -> np.ndarray:
+    return processor(picture, return_tensors="np").pixel_values[0]
+
+
+def _forward(function: Callable, device, batch: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return function(torch.from_numpy(batch).to(device)).float().cpu().numpy()
+
+
+def _load_clip(name: str, source: str, device, flag: str) -> Encoder:
+    from families import models
+    from utils import image_checks
+
+    try:
+        clip = image_checks.load_clip(source, device, flag)
+    except UserError as error:
+        if error.__cause__ is None:  # no such folder
+            raise
+        raise UserError(unavailable(name, source, error.__cause__, flag)) from error
+    facts = {"weights": models.fingerprint(clip.model), "transform": clip.processor.to_dict()}
+    forward = functools.partial(_forward, lambda x: clip.model.get_image_features(x).pooler_output, device)
+    texts = functools.partial(image_checks.embed_texts, clip)
+    size = clip.model.config.projection_dim
+    return _make(name, source, facts, size, functools.partial(_prepare, clip.processor), forward, texts)
+
+
+def _load_dinov2(source: str, device, flag: str) -> Encoder:
+    import torch
+    from transformers import BitImageProcessorPil, Dinov2Model
+
+    from families import models
+
+    if not Path(source).is_dir() and source.count("/") != 1:
+        raise UserError(f"{flag} dinov2={source}: no such folder, and not a hub id (owner/name)")
+    try:
+        model = Dinov2Model.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        processor = BitImageProcessorPil.from_pretrained(source)
+    except Exception as error:  # of the network, the hub, the file format
+        raise UserError(unavailable("dinov2", source, error, flag)) from error
+    # The published transform cuts off an eighth of each side's length, where a product may be; here all is seen.
+    processor.size = {"shortest_edge": processor.crop_size["height"]}
+    model.eval().requires_grad_(False).to(device)
+    facts = {"weights": models.fingerprint(model), "transform": processor.to_dict()}
+    forward = functools.partial(_forward, lambda x: model(x).pooler_output, device)  # the class token, normalised
+    prepare = functools.partial(_prepare, processor)
+    return _make("dinov2", source, facts, model.config.hidden_size, prepare, forward, None)
+
+
+def unavailable(name: str, source: str, error: Exception, flag: str) -> str:
+    """The one line where a model can't be had: which, how to get it, and what can be done without."""
+    return (
+        f"{flag} {name}: {source} can't be loaded ({hub_failure(error)}); `hf download {source}` on a machine with a "
+        f"network, copied here, does for {flag} {name}=FOLDER; without any download: `demo` (knows the drawn shoes "
+        "only), and failures, near-copies by hash and measured colours, which need no encoder (--encoders none)"
+    )
+
+
+def _prepare_inception(picture: Image.Image) -> np.ndarray:
+    """As clean-fid does; at this size the network's own, aliased resizing changes nothing."""
+    small = picture.resize((INCEPTION_SIDE, INCEPTION_SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(small).transpose(2, 0, 1)
+
+
+def _load_inception(source: str, device, sha256: str) -> Encoder:
+    import torch
+
+    path = _download(source, sha256) if source.startswith(("https://", "http://")) else Path(source)
+    if not path.is_file():
+        raise UserError(f"--inception {source}: no such file; give the FID network as TorchScript, or its URL")
+    if (found := file_sha256(path)) != sha256:
+        raise UserError(
+            f"--inception {source}: its sha256 is {found}, expected {sha256}; it is another file or not whole "
+            "(--inception_sha256 states that of a network that you trust)"
+        )
+    try:
+        network = torch.jit.load(path, map_location=device).eval()
+        forward = functools.partial(_forward, lambda x: network(x, return_features=True), device)
+        size = forward(np.zeros((1, 3, INCEPTION_SIDE, INCEPTION_SIDE), np.uint8)).shape[1]
+    except Exception as error:  # TorchScript's own, of whatever the file computes
+        detail = " ".join(str(error).split())[-200:]
+        raise UserError(f"--inception {source}: does not give features of pictures ({detail})") from error
+    facts = {"weights": sha256, "transform": f"bicubic {INCEPTION_SIDE}"}
+    return _make("inception", source, facts, size, _prepare_inception, forward, None)
+
+
+def _download(url: str, sha256: str) -> Path:
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{sha256[:16]}-{url.rpartition('/')[2]}"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+        except (OSError, RuntimeError) as error:  # no network; another checksum
+            raise UserError(
+                f"--inception {url}: {' '.join(str(error).split())}; download the file on a machine with a network "
+                "and give its path"
+            ) from error
+    return path
+
+
+def _open(encoder: Encoder, path: Path) -> np.ndarray:
+    try:
+        return encoder.prepare(images.read_image(path)[0])
+    except images.BadImage as error:
+        raise UserError(f"{path}: {error}; remove the file, or mend it") from None
+
+
+def image_features(
+    encoder: Encoder,
+    files: Sequence[Path],
+    cache: Path | None,
+    batch_size: int = 32,
+    workers: int = 1,
+    keys: Sequence[str] | None = None,
+) -> np.ndarray:
+    """float32 (n, size), rows in the files' order; `workers` threads decode while the model works.
+
+    `cache` is a folder that encoders share; `keys` are the files' sha256, where one has them already. Where a feature
+    is not a number, the error names the file.
+    """
+
+    def compute(places: list[int]) -> Iterator[np.ndarray]:
+        bar = tqdm(total=len(places), unit=" images", desc=encoder.name, **progress())
+        pictures = thread_map(functools.partial(_open, encoder), (files[i] for i in places), workers)
+        for start in range(0, len(places), batch_size):
+            part = places[start : start + batch_size]
+            rows = encoder.forward(np.stack([next(pictures) for _ in part]))
+            metrics.as_features(rows, [files[i] for i in part], f"{encoder.name} features")
+            bar.update(len(part))
+            yield rows
+        bar.close()
+
+    keys = keys or content_keys(files, workers)
+    folder = cache / f"{encoder.name}-{encoder.fingerprint[:16]}" if cache else None
+    return cached_rows(folder, keys, encoder.size, compute)
+
+
+def text_features(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """float32 (n, size), each distinct text computed once; one that is too long is cut and keeps its end token."""
+    if encoder.embed_texts is None:
+        raise UserError(f"{encoder.name}: knows no texts; `clip` and `demo` do")
+    places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(places)
+    parts = [encoder.embed_texts(distinct[start : start + 256]) for start in range(0, len(distinct), 256)]
+    return np.concatenate(parts)[[places[text] for text in texts]] if texts else np.empty((0, encoder.size), np.float32)

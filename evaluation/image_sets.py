@@ -1,0 +1,121 @@
+"""A set of pictures to judge: a prepared split, what generate.py made, or any folder of pictures."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+from utils import dataset, image_set, sources
+from utils.cli import UserError, counted
+from utils.dataset import SPLITS
+from utils.files import file_sha256
+from utils.tables import canonical, clean_cell
+
+OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides attributes
+
+logger = logging.getLogger(__name__)
+
+
+def read_pictures(folder: Path, flag: str) -> list[dict]:
+    """{"path", "text" (None where nothing is said), "id", …attributes} of every picture; none is opened.
+
+    Attributes are text under the short names of prepared sets: a template's `articleType` is `article`.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{flag} {folder}: no such folder; give a split such as data/x/test, or a folder of pictures")
+    if _is_generated(folder):
+        records = _read_generated(folder, flag)
+    elif (folder.parent / "metadata.json").is_file() and folder.name in SPLITS:
+        records = [{"text": None, **one} for one in dataset.read_split(folder.parent, folder.name)]
+    elif (folder / "metadata.json").is_file():
+        there = [split for split in SPLITS if (folder / split).is_dir()]
+        raise UserError(
+            f"{flag} {folder}: is a whole dataset; give one of its splits ({', '.join(str(folder / s) for s in there)})"
+        )
+    else:
+        records = _read_folder(folder, flag)
+    if not records:
+        raise UserError(f"{flag} {folder}: holds no pictures")
+    return [_plain(one) for one in records]
+
+
+def check_apart(out: Path, folders: dict[str, Path]) -> None:
+    """That nothing is written among pictures that are read. An own folder within a generated set is no harm."""
+    for name, folder in folders.items():
+        same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
+        if same or (inside and name != "generated"):
+            raise UserError(
+                f"--output_dir {out}: {'is' if same else 'lies in'} --{name} {folder}, which is only read; name a "
+                "folder elsewhere"
+            )
+
+
+def check_new(generated: list[dict], others: dict[str, list[dict]]) -> None:
+    """That no generated picture is, byte by byte, one of those that it is held against: it would be found perfect."""
+    for name, records in others.items():
+        files = [[one["path"] for one in part] for part in (generated, records)]
+        sizes = set.intersection(*({path.stat().st_size for path in some} for some in files))  # to read few of them
+        own, given = ({file_sha256(path): path for path in some if path.stat().st_size in sizes} for some in files)
+        if shared := sorted(given[key].name for key in own.keys() & given.keys()):
+            raise UserError(
+                f"--{name} and --generated share {counted(len(shared), 'picture')} ({shared[0]}): what is compared "
+                "with itself is perfect; give folders that share none"
+            )
+
+
+def spell_alike(sets: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The sets, each value of an attribute spelt as where it is first: a prompt's `red` is the real set's `Red`."""
+    spelling = {}
+
+    def spell(key: str, value):
+        return value if key in OWN or value is None else spelling.setdefault((key, value.casefold()), value)
+
+    return {
+        name: [{key: spell(key, value) for key, value in one.items()} for one in records]
+        for name, records in sets.items()
+    }
+
+
+def _plain(record: dict) -> dict:
+    """Of two columns that are one (articleType and article) the first that says something counts."""
+    plain = {key: value for key, value in record.items() if key in OWN}
+    for key, value in record.items():
+        if plain.get(canonical(key)) is None and key not in OWN:
+            plain[canonical(key)] = clean_cell(value)
+    return plain
+
+
+def _is_generated(folder: Path) -> bool:
+    """Whether generate.py made it, or its lines were copied from there: with attributes in a table of their own."""
+    if (folder / "environment.json").is_file() and (folder / "config.yaml").is_file():  # only generate.py writes these
+        return True
+    return any(isinstance(one.get("attributes"), dict) for one in image_set.read_parts(folder).values())
+
+
+def _read_generated(folder: Path, flag: str) -> list[dict]:
+    lines = image_set.read_parts(folder)
+    kept = {name: one for name, one in lines.items() if (folder / name).is_file()}
+    if not kept and (folder / "shards").is_dir():
+        raise UserError(
+            f"{flag} {folder}: its pictures are in tar shards; unpack them, or generate without --webdataset"
+        )
+    if len(kept) < len(lines):
+        lost = counted(len(lines) - len(kept), "picture")
+        logger.warning("%s %s: of its lines %s cannot be found", flag, folder, lost)
+    if (folder / "config.yaml").is_file() and not (folder / "MANIFEST.json").is_file():
+        logger.warning("%s %s: not finished; what is there is taken", flag, folder)
+    return [
+        {key: value for key, value in (one.get("attributes") or {}).items() if canonical(key) not in OWN}
+        | {"path": folder / name, "text": one.get("text"), "id": Path(name).stem, "seed": one.get("seed")}
+        for name, one in kept.items()
+    ]
+
+
+def _read_folder(folder: Path, flag: str) -> list[dict]:
+    found = sources.read_catalogue(str(folder), flag, None, "text", None, "train")
+    if found.dataset is not None:
+        raise UserError(f"{flag} {folder}: is a saved dataset; give a folder of pictures")
+    if found.rejected:
+        reasons = Counter(one["reason"] for one in found.rejected)
+        left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
+        logger.warning("%s %s: %s left out (%s)", flag, folder, counted(len(found.rejected), "row"), left_out)
+    return [{**one["attributes"], "path": one["image"], "text": one["text"], "id": one["id"]} for one in found.products]

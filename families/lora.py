@@ -1,0 +1,232 @@
+"""LoRA adapters: attach them, take their weights out and put them back, write and read the files that hold them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+
+from families.lora_layer import DirectLinear
+from utils.cli import UserError
+from utils.files import write_safetensors
+from utils.runs import command_line
+
+UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+ADAPTER = "default"
+FILE_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
+SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; without it, it takes alpha = rank
+KOHYA_BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+
+
+def attach_lora(
+    module: torch.nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Iterable[str],
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> list[torch.nn.Parameter]:
+    """Freeze a UNet or a text encoder, add an adapter to it, and return what is to be trained, in float32.
+
+    The weights come from torch's global generator: seed it first. The adapter changes nothing before its first step.
+    """
+    targets = list(targets)
+    check_targets(module, targets)
+    module.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        init_lora_weights="gaussian",
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+    )
+    if not dropout and not use_dora:
+        config._register_custom_module({torch.nn.Linear: DirectLinear})
+    module.add_adapter(config, adapter_name=ADAPTER)
+    trained = list(_adapter(module).values())
+    for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient
+        parameter.data = parameter.data.float()
+    return trained
+
+
+def check_targets(module: torch.nn.Module, targets: list[str]) -> None:
+    # peft is content when one of several names matches, and says nothing of the others.
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    names = [name for name, layer in module.named_modules() if isinstance(layer, layers)]
+    short = Counter(re.search(r"[^.]+(\.\d+)*$", name).group() for name in names)
+    for target in targets or ["(none)"]:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = difflib.get_close_matches(target, short, n=3) + [name for name, _ in short.most_common(12)]
+            raise UserError(
+                f"--lora_layers {target}: the {type(module).__name__} has no layer of that name; "
+                f"there are, for example, {', '.join(dict.fromkeys(near))}"
+            )
+
+
+def _adapter(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters by the names that they have in a file."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        if f".{ADAPTER}." in name:
+            found[name.replace(f".{ADAPTER}", "")] = parameter
+    return found
+
+
+def _named_adapters(unet, text_encoders) -> dict[str, torch.nn.Parameter]:
+    """Every adapter's parameters by their keys in a diffusers file."""
+    found = {} if unet is None else {f"unet.{key}": value for key, value in _adapter(unet).items()}
+    for prefix, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders):
+        for key, value in _adapter(encoder).items():
+            # transformers 5 dropped this level; files kept it, and older versions need it
+            found[f"{prefix}.text_model.{key.removeprefix('text_model.')}"] = value
+    return found
+
+
+def lora_state(
+    unet: torch.nn.Module | None = None, text_encoders: Iterable[torch.nn.Module] = ()
+) -> dict[str, torch.Tensor]:
+    """The adapters' weights, copied to the CPU in float32, by their keys in a diffusers file."""
+    named = _named_adapters(unet, text_encoders)
+    return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in named.items()}
+
+
+@torch.no_grad()
+def load_lora_state(
+    state: dict[str, torch.Tensor], unet: torch.nn.Module | None = None, text_encoders: Iterable[torch.nn.Module] = ()
+) -> None:
+    """The way back of `lora_state`, to the byte, into adapters attached with the settings that it was made with."""
+    named = _named_adapters(unet, text_encoders)
+    missing, unexpected = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
+    wrong = [key for key in named.keys() & state.keys() if named[key].shape != state[key].shape]
+    for keys, problem in ((missing, "lacks"), (unexpected, "has beyond this model's"), (wrong, "differs in shape in")):
+        if keys:
+            raise UserError(
+                f"these LoRA weights don't fit: the file {problem} {len(keys)} tensors, the first being {min(keys)}; "
+                "base model, --rank, --lora_layers, --use_dora and --train_text_encoder must be those it was made with"
+            )
+    for key, parameter in named.items():
+        parameter.copy_(state[key])
+
+
+def _settings(unet, text_encoders) -> dict:
+    """The settings of every adapter, in the shape in which diffusers reads them from a file.
+
+    Only those that matter: an older peft refuses a file with a setting that it doesn't know.
+    """
+    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    settings = {}
+    for prefix, module in parts.items():
+        if module is not None and ADAPTER in getattr(module, "peft_config", {}):
+            config = module.peft_config[ADAPTER]
+            settings[f"{prefix}.target_modules"] = sorted(config.target_modules)
+            for key in ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora"):
+                settings[f"{prefix}.{key}"] = getattr(config, key)
+    return settings
+
+
+def describe(base: str, rank: int | None, alpha: float | None, data: str, trigger: str | None) -> dict[str, str]:
+    """What a file says of itself (no LoRA where it has no rank); `data` is the fingerprint of what trained it."""
+    facts = {"command": command_line(), "base_model": base}
+    facts |= {"rank": str(rank), "alpha": str(alpha)} if rank else {}
+    return facts | {"data_fingerprint": data} | ({"trigger_word": trigger} if trigger else {})
+
+
+def save_lora(
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    unet: torch.nn.Module | None,
+    text_encoders: Iterable[torch.nn.Module],
+    facts: dict[str, str],
+) -> Path:
+    """Write the file that `pipeline.load_lora_weights(folder)` reads, with rank and alpha, and our own facts beside.
+
+    `state` may differ from what the adapters hold now (an average of it, say); the modules give the settings.
+    """
+    settings = json.dumps(_settings(unet, list(text_encoders)), sort_keys=True)
+    path = Path(folder) / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, state, {"format": "pt", SETTINGS_KEY: settings, **facts})
+    return path
+
+
+def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the facts of a LoRA file, or of the one in a run folder."""
+    path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"--lora {path}: can't be read ({' '.join(str(error).split())[:200]}); copy or train it again"
+        ) from None
+
+
+def kohya_tensors(
+    state: dict[str, torch.Tensor], unet: torch.nn.Module, text_encoders: Iterable[torch.nn.Module], family: str
+) -> dict[str, torch.Tensor]:
+    """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
+    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    tensors = {}
+    for key, value in state.items():
+        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
+        name = _kohya_name(part, layer, family, unet.config.layers_per_block)
+        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
+        tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
+    return tensors
+
+
+def save_kohya(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    unet: torch.nn.Module,
+    text_encoders: Iterable[torch.nn.Module],
+    family: str,
+    facts: dict[str, str],
+) -> Path:
+    """Write a file for A1111, ComfyUI and kohya's scripts."""
+    tensors, config = kohya_tensors(state, unet, text_encoders, family), unet.peft_config[ADAPTER]
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.r),
+        "ss_network_alpha": str(_kohya_alpha(config)),
+        "ss_base_model_version": KOHYA_BASES[family],
+        "ss_v2": str(family == "sd2"),
+        "ss_output_name": path.stem,
+    }
+    write_safetensors(path, tensors, {"format": "pt", **facts, **metadata})
+    return path
+
+
+def _kohya_alpha(config: LoraConfig) -> float:
+    """There a layer's output is scaled by alpha / rank, always; rsLoRA scales by alpha / sqrt(rank)."""
+    return float(config.lora_alpha * config.r**0.5 if config.use_rslora else config.lora_alpha)
+
+
+def _kohya_name(part: str, layer: str, family: str, layers_per_block: int) -> str:
+    """`unet.mid_block.attentions.0.proj_in` as `lora_unet_mid_block_attentions_0_proj_in`; SDXL counts its own way."""
+    if part != "unet":
+        prefix = {"text_encoder": "lora_te1" if family == "sdxl" else "lora_te", "text_encoder_2": "lora_te2"}[part]
+        return f"{prefix}_{layer.replace('.', '_')}"
+    if family == "sdxl":
+        found = re.fullmatch(r"(down_blocks\.|up_blocks\.|mid_block)(\d*)\.attentions\.(\d+)\.(.+)", layer)
+        if not found:
+            raise UserError(
+                f"--output_kohya_format: {layer} has no name in that format for SDXL; "
+                "keep --lora_layers to the attention blocks"
+            )
+        side, block, index, rest = found.groups()
+        number = int(block or 0) * (layers_per_block + 1) + int(index)
+        places = {"down_blocks.": f"input_blocks_{number + 1}", "up_blocks.": f"output_blocks_{number}"}
+        layer = f"{places.get(side, 'middle_block')}_1_{rest}"
+    return f"lora_unet_{layer.replace('.', '_')}"

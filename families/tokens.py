@@ -1,0 +1,107 @@
+"""A new word for the text encoders: one embedding in each, trained by itself, kept in a file of its own."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from textwrap import shorten
+from typing import NamedTuple
+
+import torch
+
+from families.lora import read_lora
+from utils.cli import UserError
+from utils.files import write_safetensors
+
+logger = logging.getLogger(__name__)
+FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of the first text encoder, and SDXL's second
+
+
+class Token(NamedTuple):
+    text: str
+    vectors: list[torch.nn.Parameter]  # (1, width), one for each text encoder, in float32
+
+
+def first_vector(tokenizer, table: torch.Tensor, like: str | None) -> torch.Tensor:
+    """(1, width): the mean of what the words of `like` have, or a draw that resembles the other embeddings."""
+    table = table.detach().float().cpu()
+    if like is None:
+        return table.mean(0, keepdim=True) + table.std(0, keepdim=True) * torch.randn(1, table.shape[1])
+    ids = tokenizer(like, add_special_tokens=False).input_ids
+    if not ids:
+        raise UserError(f"--initializer_token {like!r}: the tokenizer finds no word in it; give one, such as shoes")
+    return table[ids].mean(0, keepdim=True)
+
+
+def add_token(
+    tokenizers: list, encoders: list[torch.nn.Module], text: str, vectors: list[torch.Tensor], flag: str
+) -> Token:
+    """Teach tokenizers and encoders the word. Gradients flow to its embedding alone; all others stay as they are."""
+    trained = []
+    for tokenizer, encoder, vector in zip(tokenizers, encoders, vectors):
+        if len(tokenizer.tokenize(text)) == 1:
+            raise UserError(f"{flag} {text}: the tokenizer knows this word already; choose another, as <sks>")
+        tokenizer.add_tokens(text)
+        number = tokenizer.convert_tokens_to_ids(text)
+        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        table = encoder.get_input_embeddings()
+        table.weight.requires_grad_(False)
+        parameter = torch.nn.Parameter(vector.to(table.weight.device, torch.float32).clone())
+
+        def replace(_module, given, found, number=number, parameter=parameter):
+            return torch.where((given[0] == number)[..., None], parameter.to(found), found)
+
+        table.register_forward_hook(replace)
+        trained.append(parameter)
+    return Token(text, trained)
+
+
+def new_token(tokenizers: list, encoders: list[torch.nn.Module], text: str, like: str | None) -> Token:
+    """A word with its first embedding; drawn from torch's global generator where it resembles no other."""
+    pairs = zip(tokenizers, encoders)
+    tables = [first_vector(tokenizer, encoder.get_input_embeddings().weight, like) for tokenizer, encoder in pairs]
+    return add_token(tokenizers, encoders, text, tables, "--train_token")
+
+
+def write_token(folder: Path, token: Token, facts: dict[str, str]) -> None:
+    """The files that `pipeline.load_textual_inversion(folder)` reads: {word: (1, width)}."""
+    for name, vector in zip(FILES, token.vectors):
+        state = {token.text: vector.detach().to("cpu", torch.float32, copy=True)}
+        write_safetensors(folder / name, state, {"format": "pt", **facts})
+
+
+@torch.no_grad()
+def load_token(files: dict[str, dict[str, torch.Tensor]], token: Token) -> None:
+    """The way back of `write_token`, from a checkpoint's files."""
+    for name, vector in zip(FILES, token.vectors):
+        state = files.get(Path(name).stem, {})
+        if token.text not in state:
+            raise UserError(f"--train_token {token.text}: the checkpoint holds no embedding of it; give the same word")
+        vector.copy_(state[token.text])
+
+
+def token_files(folder: Path) -> list[Path]:
+    """The files of a word that was trained with the LoRA in a folder."""
+    return [folder / name for name in FILES if (folder / name).is_file()]
+
+
+def warn_of_word(folder: Path, texts: list[str]) -> None:
+    """Of a word that was trained with the LoRA in a folder, where texts lack it; CLIP's tokenizers know no case."""
+    word = next((name for path in token_files(folder)[:1] for name in read_lora(path)[0]), "")
+    lacking = [text for text in dict.fromkeys(texts) if word.lower() not in text.lower()]
+    if lacking:
+        logger.warning(
+            "--lora %s comes with the word %s, and %d of %d prompts lack it, as: %s",
+            folder, word, len(lacking), len(set(texts)), shorten(lacking[0], 200)
+        )  # fmt: skip
+
+
+def read_token(folder: Path, tokenizers: list, encoders: list[torch.nn.Module]) -> Token | None:
+    """The word that was trained with the LoRA in a folder, taught to tokenizers and encoders; None where none was."""
+    states = [read_lora(path)[0] for path in token_files(folder)[: len(encoders)]]
+    if not states:
+        return None
+    if len(states) < len(encoders):
+        raise UserError(f"--lora {folder}: holds one of {' and '.join(FILES)}, and SDXL needs both; bring the other")
+    (text,) = states[0]
+    return add_token(tokenizers, encoders, text, [state[text] for state in states], f"--lora {folder}: its word")

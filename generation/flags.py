@@ -1,0 +1,136 @@
+"""The flags of generate.py, in groups; their names are those of diffusers wherever it has one."""
+
+import argparse
+import re
+from argparse import BooleanOptionalAction as OnOff
+from pathlib import Path
+
+from families.lora_mix import split_weight
+from utils.argument_types import positive, share, workers
+from utils.parallel import available_cores
+
+PARTNERS = {  # a flag, and the one without which it does nothing
+    "strength": "init_images",
+    "controlnet_conditioning_scale": "controlnet",
+    "control_images": "controlnet",
+    "control_type": "controlnet",
+    "depth_model": "controlnet",
+    "clip_model": "min_clip_score",
+    "allow_other_base": "lora",
+    "shard_size": "webdataset",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
+    group = parser.add_argument_group("prompts (one of these)")
+    group.add_argument("--prompt", metavar="TEXT", help="one for all images")
+    group.add_argument("--prompts_file", type=Path, metavar="FILE.txt", help="one a line")
+    group.add_argument("--prompt_plan", type=Path, metavar="FILE.jsonl", help="text, attributes, weight in each line")
+    group.add_argument("--template", metavar="TEXT", help='"a photo of {colour} shoes", filled from --attribute')
+    group.add_argument(
+        "--attribute", action="append", metavar="NAME=A,B:2", help="values for --template, with shares; may be repeated"
+    )
+    group.add_argument("--negative_prompt", default="", metavar="TEXT", help="what no image should show")
+    group.add_argument("--num_images", type=positive, metavar="N", help="default: what the prompts ask for")
+
+    group = parser.add_argument_group("LoRA")
+    group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="DIR|FILE[:WEIGHT]",
+        help="a run folder, its best/, or a .safetensors file, also of kohya; may be repeated, as a:0.8 and b:0.4",
+    )
+    group.add_argument("--allow_other_base", action=OnOff, default=False, help="take a LoRA of another base model")
+
+    group = parser.add_argument_group("drawing")
+    group.add_argument("--scheduler", choices=schedulers, default="dpm++", help="dpm++: DPM-Solver++, multistep")
+    group.add_argument("--num_inference_steps", type=positive, default=25, help="of the scheduler")
+    group.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance, and half the work")
+    group.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the square; default: the model's")
+    group.add_argument("--seed", type=int, default=0, help="of image 0; the next image has the next seed")
+
+    group = parser.add_argument_group("pictures to start from or to keep to")
+    group.add_argument("--init_images", type=Path, metavar="DIR|FILE", help="vary these, in turn")
+    group.add_argument("--strength", type=share, default=0.6, help="of the variation: 0 copies, 1 forgets")
+    group.add_argument("--controlnet", metavar="HUB_ID|DIR", help="a ControlNet of the model's family")
+    group.add_argument("--control_images", type=Path, metavar="DIR|FILE", help="what it keeps to, in turn")
+    group.add_argument(
+        "--control_type",
+        choices=["none", "canny", "depth"],
+        default="none",
+        help="none: they are ready, edges or depth maps say; canny: find their edges; depth: by --depth_model",
+    )
+    group.add_argument("--depth_model", metavar="HUB_ID|DIR", help="a transformers depth estimator")
+    group.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, help="how closely it is kept to")
+
+    group = parser.add_argument_group("checks")
+    group.add_argument("--max_retries", type=int, default=3, help="further seeds for an image that is rejected")
+    group.add_argument("--min_clip_score", type=float, metavar="SCORE", help="reject what doesn't match its prompt")
+    group.add_argument(
+        "--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="what gives that score; demo: for drawn shoes"
+    )
+    group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these pictures")
+
+    group = parser.add_argument_group("performance")
+    group.add_argument("--batch_size", type=positive, default=16, help="images at once; changes none of them")
+    group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that check and save")
+    group.add_argument(
+        "--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that this device does right"
+    )
+    group.add_argument("--enable_vae_slicing", action=OnOff, default=False, help="decode one by one: less memory")
+    group.add_argument("--enable_vae_tiling", action=OnOff, default=False, help="decode in tiles: for large images")
+    group.add_argument("--enable_attention_slicing", action=OnOff, default=False, help="less memory, slower")
+    group.add_argument("--enable_cpu_offload", action=OnOff, default=False, help="weights visit the GPU in turn; slow")
+    group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet: a minute or more first")
+    group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
+    group.add_argument(
+        "--shard", default="0/1", metavar="I/N", help="make the I-th (from 0) of N shares, as a job alone"
+    )
+    group.add_argument("--webdataset", action=OnOff, default=False, help="tar shards in place of single files")
+    group.add_argument("--shard_size", type=positive, default=1000, help="images in a tar shard")
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """What argparse can't check by itself; the folder's name, where none is given."""
+
+    def need(condition, message):
+        if not condition:
+            parser.error(message)
+
+    found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
+    need(found and int(found[1]) < int(found[2]), f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4")
+    need(0 <= args.guidance_scale <= 100, f"--guidance_scale {args.guidance_scale:g}: expected 0 to 100")
+    least = args.min_clip_score
+    need(least is None or -100 <= least <= 100, f"--min_clip_score {least}: expected a score (100 x cosine) up to 100")
+    scale = args.controlnet_conditioning_scale
+    need(0 <= scale <= 10, f"--controlnet_conditioning_scale {scale:g}: expected 0 to 10")
+    need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
+    need(args.max_retries >= 0, f"--max_retries {args.max_retries}: expected 0 or more")
+    need(0 <= args.seed < 10**9, f"--seed {args.seed}: expected 0 to 999,999,999")
+    for flag, partner in PARTNERS.items():
+        given = [getattr(args, name) != parser.get_default(name) for name in (flag, partner)]
+        need(given != [True, False], f"--{flag} {getattr(args, flag)}: does nothing without --{partner}; give both")
+    need(
+        not args.controlnet or args.control_images,
+        f"--controlnet {args.controlnet}: give it --control_images to keep to",
+    )
+    single = args.pretrained_model_name_or_path.endswith(".safetensors")
+    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
+    need(
+        (args.control_type == "depth") == bool(args.depth_model),
+        "--control_type depth and --depth_model go together; for pictures that are depth maps already: none",
+    )
+    if args.init_images:
+        share = int(args.num_inference_steps * args.strength)
+        need(
+            share, f"--strength {args.strength:g}: of {args.num_inference_steps} steps none is left; raise one of them"
+        )
+    if args.output_dir is None:
+        first = Path(split_weight(args.lora[0])[0]) if args.lora else None
+        name = args.pretrained_model_name_or_path if first is None else first.parent if first.name == "best" else first
+        args.output_dir = Path("data/synthetic") / Path(name).stem
+    return args

@@ -1,0 +1,79 @@
+"""The figures of a report: bars of counts, a sample of the pictures, pairs of look-alikes."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from utils.images import make_grid
+from utils.wording import name_article, word_value
+
+WIDTH, BAR, LABEL = 5.6, 0.27, 1.35  # inches: a column of panels, a bar, the names on its left
+
+
+def bar_panels(path: Path, panels: dict[str, dict[str, int]], most: int = 14) -> None:
+    """One panel of horizontal bars per title, each bar with its count and share; what is over `most` is summed up."""
+    from matplotlib.figure import Figure  # no pyplot: no display and no global state
+
+    panels = {title: _shorten(counts, most) for title, counts in panels.items() if counts}
+    if not panels:
+        return
+    filled = [0.0] * min(2, len(panels))  # each panel goes below those of the column that reaches less far
+    places = []
+    for counts in panels.values():
+        column = filled.index(min(filled))
+        places.append((column, filled[column] + 0.4))
+        filled[column] += 0.55 + BAR * len(counts)
+    width, height = WIDTH * len(filled), max(filled)
+    figure = Figure(figsize=(width, height))
+    for (column, top), (title, counts) in zip(places, panels.items()):
+        bars = BAR * len(counts)
+        left, bottom = (column * WIDTH + LABEL) / width, 1 - (top + bars) / height
+        axis = figure.add_axes((left, bottom, (WIDTH - LABEL - 0.1) / width, bars / height))
+        _draw_bars(axis, title, counts)
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same bytes whatever matplotlib's version says
+
+
+def _draw_bars(axis, title: str, counts: dict[str, int]) -> None:
+    total = sum(counts.values())
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in counts]
+    bars = axis.barh(range(len(counts)), list(counts.values()), tick_label=names, color="#4a6fa5", height=0.72)
+    labels = [f" {count:,}  {count / total:.1%}" for count in counts.values()]
+    axis.bar_label(bars, labels, fontsize=8, color="#333333")
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_xlim(0, max(counts.values()) * 1.28)
+    axis.set_ylim(len(counts) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0, labelsize=9)
+    axis.xaxis.set_visible(False)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _shorten(counts: dict[str, int], most: int) -> dict[str, int]:
+    names = list(counts)
+    if len(names) <= most:
+        return counts
+    rest = sum(counts[name] for name in names[most - 1 :])
+    return {name: counts[name] for name in names[: most - 1]} | {f"{len(names) - most + 1} others": rest}
+
+
+def sample_grid(path: Path, products: dict[str, dict], tile: Callable[[str], Image.Image], most: int = 24) -> None:
+    """Some of the pictures ({id: attributes}), the same ones every time, each with what it is said to show."""
+    some = sorted(products, key=lambda one: hashlib.sha256(one.encode()).digest())[:most]
+    labels = [_describe(products[one]) or one for one in some]
+    make_grid([tile(one) for one in some], min(6, len(some)), labels).save(path)
+
+
+def _describe(attributes: dict[str, str | None]) -> str:
+    article = attributes.get("article")
+    words = [word_value(key, attributes.get(key)) for key in ("gender", "colour")]
+    return " ".join(filter(None, [*words, article and name_article(article)[0]]))
+
+
+def pairs_grid(path: Path, taken: list[tuple], beyond: list[tuple], tile: Callable[[str], Image.Image]) -> None:
+    """The pairs nearest to the threshold, on either side of it, for that is where one must look; no pair, no file."""
+    pairs = [(*pair, "taken") for pair in taken[-18:]] + [(*pair, "not taken") for pair in beyond[:18]]
+    if pairs:
+        tiles = [make_grid([tile(a), tile(b)], 2, gap=0) for a, b, *_ in pairs]
+        labels = [f"{a}, {b}: {bits} bits, colour {levels:.1f}: {verdict}" for a, b, bits, levels, verdict in pairs]
+        make_grid(tiles, min(3, len(pairs)), labels, gap=12).save(path)

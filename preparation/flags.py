@@ -1,0 +1,183 @@
+"""The flags of prepare_dataset.py, in groups, for a catalogue and for portraits."""
+
+import argparse
+from argparse import BooleanOptionalAction as OnOff
+from pathlib import Path
+
+from PIL import ImageColor
+
+from preparation import captions
+from utils import parallel, tables, wording
+from utils.argument_types import finite, share, workers
+from utils.faces import add_face_flags
+
+OF_PORTRAITS = (
+    "face_detector face_crop aspect_ratio_buckets min_sharpness exposure max_enlargement min_face_share any_faces"
+).split()
+OF_CATALOGUES = "catalogue crop pad category dataset_config_name balance write_prompt_plan".split()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("catalogue")
+    group.add_argument("--catalogue", metavar="DIR|HUB_ID", help="a folder in one of the layouts above, or a hub id")
+    group.add_argument("--category", nargs="+", action="extend", metavar="NAME", help="the products to take (all)")
+    group.add_argument("--category_column", default="article", help="the column that --category looks in")
+    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
+    group.add_argument("--caption_column", default="text", help="captions of an imagefolder or a hub dataset")
+    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
+    group.add_argument("--dataset_split", default="train", metavar="NAME", help="the split of a hub dataset to read")
+
+    group = parser.add_argument_group("portraits (in place of --catalogue)")
+    group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to judge and crop")
+    add_face_flags(group)
+    group.add_argument("--aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
+    group.add_argument("--min_sharpness", type=finite, default=5, help="variance of the Laplacian, at training size")
+    group.add_argument(
+        "--exposure", type=finite, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
+    )
+    group.add_argument(
+        "--max_enlargement", type=finite, default=2, help="of a crop that is smaller than training takes"
+    )
+    group.add_argument("--min_face_share", type=share, default=0.02, help="of the crop's area")
+    group.add_argument("--any_faces", action=OnOff, default=False, help="keep photos with no face, or with several")
+
+    group = parser.add_argument_group("what to do")
+    group.add_argument("--analyse_only", action="store_true", help="write report.txt, analysis.json and figures only")
+    group.add_argument("--verify", type=Path, metavar="DIR", help="re-read a dataset, check every promise, and stop")
+
+    group = parser.add_argument_group("cleaning and duplicates")
+    yes_or_no = {"action": argparse.BooleanOptionalAction, "default": False}  # a recipe's yes can be undone
+    group.add_argument("--strict", **yes_or_no, help="anything left out is an error; nothing is written")
+    group.add_argument("--max_megapixels", type=finite, default=100, help="above this it is a decompression bomb")
+    group.add_argument(
+        "--duplicate_threshold",
+        type=int,
+        default=16,
+        metavar="BITS",
+        help="look-alikes: pictures whose hashes differ in no more of 256 bits",
+    )
+    group.add_argument(
+        "--drop_duplicates", action=OnOff, help="keep one of each group of look-alikes; default: for portraits only"
+    )
+
+    group = parser.add_argument_group("split")
+    names = ("TRAIN", "VAL", "TEST")
+    group.add_argument(
+        "--split_ratio",
+        type=finite,
+        nargs=3,
+        metavar=names,
+        help="shares, any unit; default: 70 15 15, and 100 0 0 for portraits",
+    )
+    group.add_argument("--stratify_by", nargs="*", metavar="COLUMN", help="default: colour, if there is such a column")
+    group.add_argument("--min_stratum", type=int, default=10, help="values with fewer products are pooled as Other")
+    group.add_argument("--seed", type=int, default=0, help="another seed splits otherwise; splits that are kept stay")
+    group.add_argument(
+        "--keep_splits", type=Path, metavar="DIR|splits.json", help="default: --output_dir's own, if any"
+    )
+    group.add_argument("--new_splits", action="store_true", help="forget the splits of the dataset that is replaced")
+
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--resolution", type=int, default=512, help="side of the square PNG, pixels; of portraits: about this area"
+    )
+    group.add_argument(
+        "--pad", default="edge", metavar="edge|COLOUR", help="edge: the picture's border; or white, #f0f0f0 …"
+    )
+    group.add_argument("--crop", choices=["none", "centre", "foreground"], default="none", help="before it is fitted")
+
+    group = parser.add_argument_group("captions")
+    group.add_argument(
+        "--caption_template",
+        help=f"with {{column}} placeholders; default: of photos none, or {captions.DEFAULT_TEMPLATE}",
+    )
+    group.add_argument("--trigger_word", help="put before every caption that lacks it")
+    group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
+    group.add_argument(
+        "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
+    )
+
+    group = parser.add_argument_group("prompt plan for generate.py")
+    group.add_argument("--write_prompt_plan", type=int, metavar="N", help="prompt_plan.jsonl for N pictures")
+    group.add_argument(
+        "--balance", nargs="+", default=[], metavar="COLUMN", help="fill up what the training split lacks"
+    )
+
+    group = parser.add_argument_group("output and performance")
+    group.add_argument("--output_dir", type=Path, help="the dataset's folder")
+    group.add_argument("--overwrite", action="store_true", help="replace the dataset that is there; splits are kept")
+    group.add_argument("--num_workers", type=workers, help="processes; default: all cores")
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """What argparse can't check by itself; column names in their short form."""
+
+    def need(condition, message):
+        if not condition:
+            parser.error(message)
+
+    check_portraits(parser, args, need)
+    args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
+    if args.verify:
+        alone = not (args.catalogue or args.portraits or args.output_dir)
+        need(alone, "--verify goes alone, without --catalogue, --portraits and --output_dir")
+        return args
+    need(args.catalogue or args.portraits, "--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
+    need(
+        args.output_dir,
+        f"--output_dir: is missing; name the folder to write, beside {args.catalogue or args.portraits}",
+    )
+    ratio = args.split_ratio
+    need(min(ratio) >= 0 < ratio[0], f"--split_ratio {ratio}: expected e.g. 70 15 15")
+    need(0 <= args.duplicate_threshold <= 64, f"--duplicate_threshold {args.duplicate_threshold}: expected 0 to 64")
+    need(16 <= args.resolution <= 4096, f"--resolution {args.resolution}: expected 16 to 4096 pixels")
+    need(args.max_megapixels > 0, f"--max_megapixels {args.max_megapixels:g}: expected more than 0")
+    plan = args.write_prompt_plan
+    need(plan is None or plan > 0, f"--write_prompt_plan {plan}: expected 1 or more")
+    need(plan or not args.balance, "--balance needs --write_prompt_plan N")
+    need(not (plan and args.analyse_only), "--write_prompt_plan needs a dataset; leave out --analyse_only")
+    need(not (args.keep_splits and args.new_splits), "--keep_splits and --new_splits exclude each other")
+    try:
+        args.pad == "edge" or ImageColor.getrgb(args.pad)
+    except ValueError:
+        need(False, f"--pad {args.pad}: expected edge, white, or a colour such as #f0f0f0")
+    args.category_column = tables.canonical(args.category_column)
+    for flag in ("stratify_by", "balance", "caption_columns"):
+        if names := getattr(args, flag):
+            setattr(args, flag, [tables.canonical(name) for name in names])
+    if args.caption_template:
+        args.caption_template = wording.PLACEHOLDER.sub(
+            lambda key: f"{{{tables.canonical(key[1])}}}", args.caption_template
+        )
+    return args
+
+
+def check_portraits(parser: argparse.ArgumentParser, args: argparse.Namespace, need) -> None:
+    """Each kind of source has its flags; what the other's are for is an error, not ignored."""
+
+    def changed(names: list[str]) -> list[str]:
+        return [name for name in names if getattr(args, name) != parser.get_default(name)]
+
+    for name in changed(OF_CATALOGUES if args.portraits else OF_PORTRAITS):
+        need(False, f"--{name}: {'not with' if args.portraits else 'needs'} --portraits")
+    if args.split_ratio is None:
+        args.split_ratio = [100, 0, 0] if args.portraits else [70, 15, 15]
+    args.drop_duplicates = bool(args.portraits) if args.drop_duplicates is None else args.drop_duplicates
+    if not args.portraits:
+        return
+    low, high = args.exposure
+    need(
+        0 <= low < high <= 255,
+        f"--exposure {low:g} {high:g}: expected two numbers, 0 to 255, the first below the second",
+    )
+    side = args.resolution
+    near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
+    need(side % 8 == 0, f"--resolution {side}: expected a multiple of 8, {near}")
+    need(args.max_enlargement >= 1, f"--max_enlargement {args.max_enlargement:g}: expected 1 or more")
+    need(args.min_sharpness >= 0, f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
+    args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
+    for name in [] if args.face_detector else changed(["min_face_share", "any_faces"]):
+        need(False, f"--{name}: needs --face_detector; without one no face is looked for")
+    if args.face_detector:
+        need(args.num_workers in (None, 1), f"--num_workers {args.num_workers}: with --face_detector, 1 process works")
+        args.num_workers = 1

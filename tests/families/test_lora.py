@@ -1,0 +1,291 @@
+"""LoRA files: what is saved is what was trained, to the bit, for us and for those who read it."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.lora import Linear
+from safetensors import safe_open
+
+from families import lora, models
+from families.lora_layer import DirectLinear
+from tests.tiny_models import build_tiny
+from utils.cli import UserError
+
+FACTS = {"base_model": "demo", "trigger": "a photo of", "rank": "4"}
+CPU = torch.device("cpu")
+# The published configuration of Stable Diffusion 1.5's UNet, where it differs from the class's defaults.
+SD15_UNET = {"attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: build_tiny(tmp_path_factory.mktemp(family), family) for family in ("sd1", "sd2", "sdxl")}
+
+
+def train(folder, family, text=False, targets=lora.UNET_TARGETS, **options):
+    """The parts with adapters that do something, as after training: rank 4, alpha 6."""
+    unet = models.load_unet(folder, torch.float32)
+    tokenizers, encoders = models.load_text_encoders(folder, family, torch.float32)
+    torch.manual_seed(0)
+    trained = lora.attach_lora(unet, 4, 6, 0.0, targets, **options)
+    for encoder in encoders if text else []:
+        trained += lora.attach_lora(encoder, 4, 6, 0.0, lora.TEXT_TARGETS, **options)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return unet.eval(), tokenizers, encoders
+
+
+@torch.no_grad()
+def denoise(unet, embeds, pooled):
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    more = {"text_embeds": pooled, "time_ids": torch.tensor([[64, 64, 0, 0, 64, 64.0]] * 2)}
+    return unet(x, torch.tensor(400), embeds, added_cond_kwargs=more if pooled is not None else None).sample
+
+
+@torch.no_grad()
+def outputs_of_ours(unet, tokenizers, encoders):
+    embeds, pooled = models.encode_prompts(tokenizers, encoders, ["red boots", "a heel"])
+    return denoise(unet, embeds, pooled)
+
+
+@torch.no_grad()
+def outputs_of_diffusers(folder, lora_folder=None, **options):
+    pipeline = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.unet.to(memory_format=torch.channels_last)  # as ours is: another layout rounds differently
+    if lora_folder is not None:
+        pipeline.load_lora_weights(lora_folder, **options)
+    encoded = pipeline.encode_prompt(
+        ["red boots", "a heel"], device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return denoise(pipeline.unet, encoded[0], encoded[2] if len(encoded) == 4 else None)
+
+
+def test_sd15_at_rank_8_has_1_594_368_parameters():
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD15_UNET)
+    assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+    assert sum(p.numel() for p in lora.attach_lora(unet, 8, 16, 0.0, lora.UNET_TARGETS)) == 1_594_368
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_only_the_adapter_trains_in_float32_and_changes_nothing_at_first(folders, dtype):
+    unet = models.load_unet(folders["sd1"], dtype)
+    embeds, x = torch.randn(1, 32, 16, dtype=dtype), torch.randn(1, 4, 16, 16, dtype=dtype)
+    before = unet(x, torch.tensor(5), embeds).sample
+    trained = lora.attach_lora(unet, 4, 8, 0.0, lora.UNET_TARGETS)
+    assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in trained}
+    assert {p.dtype for p in trained} == {torch.float32} and unet.conv_in.weight.dtype == dtype
+    after = unet(x, torch.tensor(5), embeds).sample
+    assert torch.equal(before, after) and after.dtype == dtype
+    after.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 2, 3, 6)])
+def test_our_layer_gives_what_pefts_own_gives_forward_and_back(shape):
+    found = []
+    for kind in (DirectLinear, Linear):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, lora_alpha=6)
+        layer = kind(torch.nn.Linear(6, 5), lora.ADAPTER, config, r=2, lora_alpha=6).double()
+        torch.nn.init.normal_(layer.lora_B[lora.ADAPTER].weight)
+        x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+        result = layer(x)
+        trained = [x, layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
+        found.append([result, *torch.autograd.grad(result.square().sum(), trained)])
+        with torch.no_grad():
+            layer.merge()
+            found[-1].append(layer(x))
+            layer.unmerge()
+            layer.enable_adapters(False)
+            found[-1].append(layer(x))
+    for ours, theirs in zip(*found):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_our_layer_gives_what_pefts_own_gives_in_mixed_precision(folders):
+    found = []
+    for kind in (DirectLinear, Linear):
+        unet = train(folders["sd1"], "sd1")[0]
+        for layer in unet.modules():
+            if isinstance(layer, DirectLinear):
+                layer.__class__ = kind
+        with torch.autocast("cpu", torch.bfloat16):
+            result = denoise(unet, torch.ones(2, 32, 16), None)
+        found.append(result)
+    assert found[0].dtype == found[1].dtype == torch.bfloat16
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
+
+
+CASES = [((0.0, {}), DirectLinear), ((0.0, {"use_rslora": True}), DirectLinear)]
+CASES += [((0.0, {"use_dora": True}), Linear), ((0.1, {}), Linear)]
+
+
+@pytest.mark.parametrize("settings, kind", CASES)
+def test_our_layer_is_used_where_it_can_be(folders, settings, kind):
+    dropout, options = settings
+    unet = models.load_unet(folders["sd1"], torch.float32)
+    lora.attach_lora(unet, 4, 8, dropout, lora.UNET_TARGETS, **options)
+    assert {type(layer) for layer in unet.modules() if isinstance(layer, Linear)} == {kind}
+
+
+def test_one_seed_one_adapter(folders):
+    states = []
+    for seed in (0, 0, 1):
+        unet = models.load_unet(folders["sd1"], torch.float32)
+        torch.manual_seed(seed)
+        lora.attach_lora(unet, 4, 8, 0.0, lora.UNET_TARGETS)
+        states.append(lora.lora_state(unet))
+    same = [all(torch.equal(states[0][key], other[key]) for key in states[0]) for other in states[1:]]
+    assert same == [True, False]
+
+
+@pytest.mark.parametrize("targets", [["to_k", "to_kk"], ["attn1"], ["q"], []])
+def test_a_layer_name_that_matches_nothing_is_named_with_some_that_exist(folders, targets):
+    unet = models.load_unet(folders["sd1"], torch.float32)
+    with pytest.raises(UserError, match="--lora_layers.*there are, for example,.* to_[kqv]") as error:
+        lora.attach_lora(unet, 4, 8, 0.0, targets)
+    assert (targets or ["(none)"])[-1] in str(error.value)
+    assert not any("lora" in name for name, _ in unet.named_parameters())
+
+
+WAYS = [{}, {"use_rslora": True}, {"use_dora": True}]
+
+
+@pytest.mark.parametrize("family, text, way", product(("sd1", "sd2", "sdxl"), (False, True), range(3)))
+def test_an_unmodified_pipeline_gives_the_very_outputs_of_the_trained_adapter(folders, tmp_path, family, text, way):
+    parts = train(folders[family], family, text, **WAYS[way])
+    unet, _, encoders = parts
+    encoders = encoders if text else []
+    lora.save_lora(tmp_path, lora.lora_state(unet, encoders), unet, encoders, FACTS)
+    ours = outputs_of_ours(*parts)
+    # Not to the bit: ours adds in another order, and where a weight lies in memory decides which kernel multiplies.
+    assert torch.allclose(ours, outputs_of_diffusers(folders[family], tmp_path), atol=5e-5)
+    assert (ours - outputs_of_diffusers(folders[family])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family, text, rslora", product(("sd1", "sd2", "sdxl"), (False, True), (False, True)))
+def test_a_kohya_file_keeps_alpha_and_the_outputs(folders, tmp_path, family, text, rslora):
+    parts = train(folders[family], family, text, use_rslora=rslora)
+    unet, _, encoders = parts
+    encoders = encoders if text else []
+    path = tmp_path / "shoes.safetensors"
+    lora.save_kohya(path, lora.lora_state(unet, encoders), unet, encoders, family, FACTS)
+    ours, theirs = outputs_of_ours(*parts), outputs_of_diffusers(folders[family], tmp_path, weight_name=path.name)
+    assert torch.allclose(ours, theirs, atol=5e-5)
+    tensors, facts = lora.read_lora(path)
+    assert facts["ss_network_dim"] == "4" and facts["ss_output_name"] == "shoes" and facts["trigger"] == "a photo of"
+    assert float(facts["ss_network_alpha"]) == (12 if rslora else 6)
+    alphas = {value.item() for key, value in tensors.items() if key.endswith(".alpha")}
+    assert alphas == {12.0 if rslora else 6.0} and len(tensors) % 3 == 0
+
+
+def test_kohya_names_are_those_that_others_read(folders, tmp_path):
+    names = {}
+    for family in ("sd1", "sdxl"):
+        unet, _, encoders = train(folders[family], family, text=True)
+        path = lora.save_kohya(
+            tmp_path / f"{family}.safetensors", lora.lora_state(unet, encoders), unet, encoders, family, {}
+        )
+        names[family] = {key.split(".")[0] for key in lora.read_lora(path)[0]}
+    attention = "transformer_blocks_0_attn1_to_q"
+    assert f"lora_unet_down_blocks_1_attentions_0_{attention}" in names["sd1"]
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in names["sd1"]
+    assert {
+        f"lora_unet_{place}_1_{attention}" for place in ("input_blocks_3", "middle_block", "output_blocks_1")
+    } <= names["sdxl"]
+    assert {f"lora_te{i}_text_model_encoder_layers_0_self_attn_q_proj" for i in (1, 2)} <= names["sdxl"]
+
+
+def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
+    for family in ("sd1", "sdxl"):
+        parts = train(folders[family], family, targets=["to_k", "proj_in", "ff.net.0.proj", "ff.net.2"])
+        state = lora.lora_state(parts[0])
+        (tmp_path / family / "kohya").mkdir(parents=True)
+        lora.save_lora(tmp_path / family, state, parts[0], [], {})
+        path = lora.save_kohya(tmp_path / family / "kohya" / "k.safetensors", state, parts[0], [], family, {})
+        ours = outputs_of_ours(*parts)
+        for theirs in (
+            outputs_of_diffusers(folders[family], tmp_path / family),
+            outputs_of_diffusers(folders[family], path.parent, weight_name=path.name),
+        ):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_kohya_file_that_would_lie_is_refused(folders, tmp_path):
+    unet, _, _ = train(folders["sdxl"], "sdxl", targets=["conv1"])
+    with pytest.raises(UserError, match="conv1 has no name"):
+        lora.save_kohya(tmp_path / "a.safetensors", lora.lora_state(unet), unet, [], "sdxl", {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", range(3))
+def test_the_way_back_is_exact(folders, way):
+    unet, _, encoders = train(folders["sdxl"], "sdxl", text=True, **WAYS[way])
+    state = lora.lora_state(unet, encoders)
+    fresh, _, fresh_encoders = train(folders["sdxl"], "sdxl", text=True, **WAYS[way])
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter += parameter.requires_grad
+    lora.load_lora_state(state, fresh, fresh_encoders)
+    again = lora.lora_state(fresh, fresh_encoders)
+    assert state.keys() == again.keys() and all(torch.equal(state[key], again[key]) for key in state)
+    state[min(state)].zero_()
+    assert again[min(state)].abs().sum() > 0  # a copy, and not the parameter itself
+
+
+def test_weights_that_do_not_fit_are_refused(folders):
+    unet, _, encoders = train(folders["sd1"], "sd1", text=True)
+    state = lora.lora_state(unet, encoders)
+    first = min(state)
+    for changed, problem in (
+        ({key: value for key, value in state.items() if key != first}, f"lacks 1 tensors, the first being {first}"),
+        ({**state, "unet.more": torch.zeros(1)}, "beyond this model's 1 tensors, the first being unet.more"),
+        ({**state, first: torch.zeros(3, 3)}, "differs in shape"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            lora.load_lora_state(changed, unet, encoders)
+
+
+def test_equal_content_is_equal_bytes_and_facts_come_back(folders, tmp_path):
+    unet, _, encoders = train(folders["sd1"], "sd1", text=True)
+    state = lora.lora_state(unet, encoders)
+    facts = {f"fact {i}": str(i) * i for i in range(9)} | {"author": "Zoë → 靴"}
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    paths = [lora.save_lora(tmp_path / name, state, unet, encoders, facts) for name in "abc"]
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    for place in (tmp_path / "a", paths[0]):
+        back, told = lora.read_lora(place)
+        assert all(torch.equal(state[key], back[key]) for key in state) and facts.items() <= told.items()
+    with safe_open(paths[0], framework="pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert settings["unet.r"] == 4 and settings["unet.lora_alpha"] == 6 == settings["text_encoder.lora_alpha"]
+    assert str(tmp_path.parent) not in json.dumps(settings)
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path):
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    for name in ("cut.safetensors", "none.safetensors", ""):
+        with pytest.raises(UserError, match="can't be read"):
+            lora.read_lora(tmp_path / name)
+
+
+def test_a_failed_write_leaves_the_old_file_whole(folders, tmp_path, monkeypatch):
+    unet, _, _ = train(folders["sd1"], "sd1")
+    path = lora.save_lora(tmp_path, lora.lora_state(unet), unet, [], {})
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        lora.save_lora(tmp_path, lora.lora_state(unet), unet, [], {"new": "fact"})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]

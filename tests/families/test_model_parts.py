@@ -1,0 +1,227 @@
+"""The parts of a model, loaded one after the other, and checkpoints in a single file."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+
+from families import models
+from tests.tiny_models import build_tiny
+from utils.cli import UserError
+
+CPU = torch.device("cpu")
+TEXTS = ["a photo of red boots", "", "heels " * 60]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    built = {family: build_tiny(tmp_path_factory.mktemp(family), family) for family in ("sd2", "sdxl")}
+    return {"sd1": models.resolve_model("demo"), **built}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@torch.no_grad()
+def test_prompts_are_encoded_as_the_pipeline_does(folders, family):
+    pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
+    expected = pipeline.encode_prompt(TEXTS, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    tokenizers, encoders = models.load_text_encoders(folders[family], family, torch.float32)
+    embeds, pooled = models.encode_prompts(tokenizers, encoders, TEXTS)
+    assert models.model_family(folders[family]) == family and len(encoders) == 1 + (family == "sdxl")
+    assert torch.equal(embeds, expected[0]) and embeds.shape[:2] == (3, 32)
+    assert torch.equal(pooled, expected[2]) if family == "sdxl" else pooled is None
+
+
+@torch.no_grad()
+def test_no_prompt_is_what_the_pipeline_takes_for_it(folders):
+    for family in ("sd1", "sdxl"):
+        pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
+        parts = models.load_text_encoders(folders[family], family, torch.float32)
+        expected = pipeline.encode_prompt(
+            "boots", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True
+        )
+        embeds, pooled = models.encode_prompts(*parts, ["", "boots"], models.empty_prompt_is_zero(folders[family]))
+        assert torch.equal(embeds[:1], expected[1]) and bool(embeds[0].any()) == (family == "sd1")
+        # a batch of two rounds differently from one
+        assert torch.allclose(embeds[1:], expected[0], atol=1e-5)
+        if family == "sdxl":
+            assert torch.equal(pooled[:1], expected[3]) and pooled[1].any()
+
+
+def test_gradients_reach_the_encoders_where_they_are_wanted(folders):
+    tokenizers, encoders = models.load_text_encoders(folders["sdxl"], "sdxl", torch.float32)
+    assert not models.encode_prompts(tokenizers, encoders, TEXTS)[0].requires_grad
+    for encoder in encoders:
+        encoder.requires_grad_(True)
+    embeds, pooled = models.encode_prompts(tokenizers, encoders, TEXTS, empty_is_zero=True)
+    (embeds.square().sum() + pooled.square().sum()).backward()
+    for encoder in encoders:
+        grads = [p.grad for name, p in encoder.named_parameters() if "layers.0" in name]
+        assert all(grad is not None and grad.isfinite().all() for grad in grads)
+
+
+def test_parts_come_frozen_in_their_dtype(folders):
+    unet = models.load_unet(folders["sd1"], torch.bfloat16)
+    vae = models.load_vae(folders["sd1"])
+    _, encoders = models.load_text_encoders(folders["sd1"], "sd1", torch.bfloat16)
+    for module, dtype in ((unet, torch.bfloat16), (vae, torch.float32), (encoders[0], torch.bfloat16)):
+        assert {(p.dtype, p.requires_grad) for p in module.parameters()} == {(dtype, False)} and not module.training
+
+
+def test_the_noise_schedule_is_the_models_own(folders):
+    kinds = [models.load_noise_scheduler(folders[family]).config.prediction_type for family in ("sd1", "sd2")]
+    assert kinds == ["epsilon", "v_prediction"]
+
+
+def test_a_part_that_is_not_there_is_one_line(folders, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(folders["sd2"], broken)
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.rmtree(broken / part)
+    for load in (
+        lambda: models.load_unet(str(broken), torch.float32),
+        lambda: models.load_vae(str(broken)),
+        lambda: models.load_text_encoders(str(broken), "sd2", torch.float32),
+        lambda: models.load_noise_scheduler(str(broken)),
+    ):
+        with pytest.raises(UserError, match="can't be loaded") as error:
+            load()
+        assert str(broken) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_fingerprint_is_of_content_alone(folders, tmp_path):
+    shutil.copytree(folders["sd2"], tmp_path / "elsewhere")
+    for load in (models.load_vae, lambda folder: models.load_text_encoders(folder, "sd2", torch.float32)[1][0]):
+        one, same = load(folders["sd2"]), load(str(tmp_path / "elsewhere"))
+        assert models.fingerprint(one) == models.fingerprint(same)
+        assert models.fingerprint(one) == models.fingerprint(same.to(memory_format=torch.contiguous_format))
+        before = models.fingerprint(same)
+        list(same.parameters())[-1].data.view(-1)[-1] += 1e-6
+        assert models.fingerprint(same) != before != models.fingerprint(one.to(torch.bfloat16))
+    vae = models.load_vae(folders["sd2"])
+    before = models.fingerprint(vae)
+    vae.register_to_config(scaling_factor=0.13025)
+    assert models.fingerprint(vae) != before
+
+
+def test_the_removed_2_1_models_are_found_at_their_mirror():
+    for name in ("stable-diffusion-2-1", "stable-diffusion-2-1-base"):
+        assert models.resolve_model(f"stabilityai/{name}") == f"sd2-community/{name}"
+
+
+RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+RESNET |= {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+ENDS |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+
+
+def original_unet_name(name, layers, attends):
+    """A name in diffusers' UNet as the original code has it; `attends` tells the up blocks with attention."""
+    for ours, theirs in ENDS.items():
+        if name.startswith(f"{ours}."):
+            return name.replace(ours, theirs)
+    side, block, kind, index, rest = re.fullmatch(r"(down|mid|up)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", name).groups()
+    number = int(block or 0) * (layers + 1) + int(index)
+    if kind == "resnets":
+        part = rest.rpartition(".")[0]
+        rest = rest.replace(part, RESNET[part])
+    slot = {"resnets": 0, "attentions": 1}.get(kind)
+    if side == "mid":
+        return f"middle_block.{2 * int(index) if kind == 'resnets' else 1}.{rest}"
+    if kind == "downsamplers":
+        return f"input_blocks.{number + layers + 1}.0.{rest.replace('conv', 'op')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{number + layers}.{1 + attends[int(block)]}.{rest}"
+    return f"{'input_blocks' if side == 'down' else 'output_blocks'}.{number + (side == 'down')}.{slot}.{rest}"
+
+
+def original_vae_name(name, levels):
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    if "mid_block.attentions" in name:
+        part = re.search(r"attentions\.0\.(.+)\.\w+$", name)[1]
+        return name.replace(f"mid_block.attentions.0.{part}", f"mid.attn_1.{ATTENTION[part]}")
+    name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
+    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
+    name = re.sub(r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{levels - 1 - int(m[1])}.block", name)
+    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
+
+
+def write_single_file(folder, path):
+    """The demo model as A1111 keeps one, in float16 as the demo is."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float16)
+    unet, vae, tensors = pipeline.unet, pipeline.vae, {}
+    attends = ["CrossAttn" in kind for kind in unet.config.up_block_types]
+    for name, value in unet.state_dict().items():
+        name = original_unet_name(name, unet.config.layers_per_block, attends)
+        tensors[f"model.diffusion_model.{name}"] = value
+    for name, value in vae.state_dict().items():
+        if ".attentions." in name and value.ndim == 2:
+            value = value[:, :, None, None]
+        tensors[f"first_stage_model.{original_vae_name(name, len(vae.config.block_out_channels))}"] = value
+    for name, value in pipeline.text_encoder.state_dict().items():
+        tensors[f"cond_stage_model.transformer.text_model.{name}"] = value
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "shoes.v1.safetensors"
+    write_single_file(models.resolve_model("demo"), path)
+    return path
+
+
+def test_a_single_file_becomes_the_same_model_once(checkpoint, tmp_path):
+    demo = models.resolve_model("demo")
+    configs = tmp_path / "configs"
+    shutil.copytree(demo, configs, ignore=shutil.ignore_patterns("*.safetensors", "*.png"))
+    folder = Path(models.resolve_model(str(checkpoint), tmp_path / "cache", str(configs)))
+    assert folder.parent == tmp_path / "cache" and models.model_family(str(folder)) == "sd1"
+    assert models.load_noise_scheduler(str(folder)).config == models.load_noise_scheduler(demo).config
+    for load in (models.load_vae, models.load_unet, lambda m, d: models.load_text_encoders(m, "sd1", d)[1][0]):
+        one, other = load(str(folder), torch.float32).state_dict(), load(demo, torch.float32).state_dict()
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    written = (folder / "model_index.json").stat()
+    assert (folder / "unet/diffusion_pytorch_model.safetensors").stat().st_size < 1.1 * (
+        Path(demo) / "unet/diffusion_pytorch_model.safetensors"
+    ).stat().st_size  # float16 stays float16
+    assert models.resolve_model(str(checkpoint), tmp_path / "cache", str(configs)) == str(folder)
+    assert (folder / "model_index.json").stat() == written and len(list(folder.parent.iterdir())) == 1
+    shutil.copy(checkpoint, tmp_path / "other.safetensors")
+    assert models.resolve_model(str(tmp_path / "other.safetensors"), tmp_path / "cache", str(configs)) != str(folder)
+
+
+def test_a_single_file_that_can_not_be_used_says_why(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:1000])
+    save_file({"unet.to_q.lora_A.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    save_file(
+        {"model.diffusion_model.out.2.bias": torch.zeros(4), "cond_stage_model.model.ln_final.bias": torch.zeros(4)},
+        tmp_path / "v2.safetensors",
+    )
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (checkpoint, None, "can't be read with the configs of stable-diffusion-v1-5/.*give --model_config"),
+        (checkpoint, tmp_path / "empty", "holds no model_index.json"),
+        (tmp_path / "cut.safetensors", None, "can't be read"),
+        (tmp_path / "lora.safetensors", None, "is it a LoRA or a VAE"),
+        (tmp_path / "v2.safetensors", None, "doesn't say what it predicts"),
+    ]
+    for path, config, problem in cases:
+        with pytest.raises(UserError, match=problem) as error:
+            models.resolve_model(str(path), tmp_path / "cache", config)
+        assert "\n" not in str(error.value) and not (tmp_path / "cache").exists()
+    with pytest.raises(UserError, match="a diffusers folder is needed here"):
+        models.resolve_model(str(checkpoint))
+
+
+@pytest.mark.parametrize("end", [".ckpt", ".bin", ".pt", ".pth"])
+def test_a_pickle_is_refused_with_the_reason(tmp_path, end):
+    path = tmp_path / f"model{end}"
+    path.write_bytes(b"\x80\x04")
+    with pytest.raises(UserError, match=r"pickle.*take the \.safetensors"):
+        models.resolve_model(str(path), tmp_path)

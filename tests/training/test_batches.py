@@ -1,0 +1,110 @@
+"""A step's samples as tensors, and batch sizes that fit together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import batches
+from training.batches import BatchPlan
+from training.examples import Picture, View, time_ids
+from training.sample_plan import draw_noise, draw_position, validation_draws
+from utils.cli import UserError
+
+PICTURES = [Picture(f"p{i}", Path(f"p{i}.png"), f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
+SHAPES = ((64, 64),) * 3
+
+
+def moments(picture, view):
+    base = torch.full((4, 8, 8), float(int(picture.sha256)) + 100 * view.flip)
+    return torch.stack([base, torch.full_like(base, 0.5)])
+
+
+@pytest.mark.parametrize(
+    "given,plan",
+    [
+        ((2, None, None, 1), BatchPlan(2, 1, 16)),
+        ((2, 4, None, 3), BatchPlan(2, 3, 24)),
+        ((2, None, 16, 2), BatchPlan(2, 2, 16)),
+        ((2, 4, 16, 2), BatchPlan(2, 2, 16)),
+        (("auto", None, 16, 2), BatchPlan(8, 2, 16)),
+        (("auto", 4, None, 1), BatchPlan(8, 1, 8)),
+        (("auto", None, None, 1), BatchPlan(16, 1, 16)),
+        ((4, None, 10, 1), BatchPlan(4, 1, 10)),  # 4 + 4 + 2
+    ],
+)
+def test_a_batch_plan_from_flags(given, plan):
+    assert batches.plan_batch(*given) == plan
+
+
+def test_a_plan_tells_its_arithmetic():
+    assert str(BatchPlan(2, 2, 16)) == "16 a step = 2 at once x 4 accumulated x 2 processes"
+    assert "x 3 accumulated" in str(BatchPlan(4, 1, 10))
+
+
+@pytest.mark.parametrize(
+    "given,problem",
+    [
+        ((2, 8, 12, 1), "--train_batch_size 2 x --gradient_accumulation_steps 8 x 1 processes is 16, not .* 12"),
+        ((2, None, 9, 2), "--effective_batch_size 9 can't be divided among 2"),
+        ((8, None, 8, 2), "--train_batch_size 8 is more than the 4"),
+        (("auto", 4, 16, 1), "--gradient_accumulation_steps 4: with --train_batch_size auto"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_in_the_message(given, problem):
+    with pytest.raises(UserError, match=problem):
+        batches.plan_batch(*given)
+
+
+def load(positions, **more):
+    draws = [draw_position(p, 0, SHAPES, 4, 1000, flip=0.5, dropout=0.5) for p in positions]
+    return draws, batches.load_batch(draws, PICTURES, moments, 4, 0.5, **more)
+
+
+def test_a_batch_holds_what_its_draws_say():
+    draws, batch = load(range(20))
+    for i, draw in enumerate(draws):
+        noise, posterior, _ = draw_noise(draw.noise_key, (4, 8, 8))
+        expected = (draw.index + 100 * draw.flip + 0.5 * posterior) * 0.5
+        assert torch.equal(batch["latents"][i], expected) and torch.equal(batch["noise"][i], noise)
+        assert batch["timesteps"][i] == draw.timestep and batch["samples"][i] == f"p{draw.index}"
+        assert batch["texts"][i] == ("" if draw.drop_caption else f"shoe {draw.index}")
+    assert {one.flip for one in draws} == {one.drop_caption for one in draws} == {True, False}
+
+
+def test_a_sample_is_the_same_whatever_comes_with_it():
+    whole = load(range(8), noise_offset=0.1)[1]
+    for p in range(8):
+        alone = load([p], noise_offset=0.1)[1]
+        assert all(torch.equal(alone[name][0], whole[name][p]) for name in ("latents", "noise", "time_ids"))
+
+
+def test_noise_offset_moves_each_channel_as_a_whole():
+    plain, moved = load(range(3))[1]["noise"], load(range(3), noise_offset=0.1)[1]["noise"]
+    shift = (moved - plain).flatten(2)
+    assert shift.std(-1).max() < 1e-6 and shift.mean(-1).unique().numel() == 12
+    assert shift.abs().max() < 0.5
+
+
+def test_held_out_samples_are_the_mean_of_the_posterior_in_the_centre():
+    fixed = validation_draws(3, 3, 1000)
+    batch = batches.load_batch(fixed, PICTURES, moments, 1, 0.5, sample_posterior=False)
+    assert [one.unique().tolist() for one in batch["latents"]] == [[0.0], [0.5], [1.0]]
+    assert batch["time_ids"].tolist() == [time_ids(one, View()) for one in PICTURES]
+
+
+def test_parts_of_a_batch_are_the_batch():
+    batch = load(range(5))[1]
+    parts = batches.split_batch(batch, 2)
+    assert [len(part["samples"]) for part in parts] == [2, 2, 1]
+    for name, value in batch.items():
+        joined = [one for part in parts for one in part[name]]
+        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(joined, value))
+    assert len(batches.split_batch(batch, 8)) == 1
+
+
+def test_moving_a_batch_changes_no_value():
+    batch = load(range(3))[1]
+    moved = batches.to_device(batch, torch.device("cpu"))
+    assert moved.keys() == batch.keys() and moved["texts"] == batch["texts"]
+    assert all(torch.equal(moved[name], batch[name]) for name in batch if torch.is_tensor(batch[name]))

@@ -1,0 +1,336 @@
+"""Pictures to train on: of any layout, upright, in the right shape, with true crop coordinates."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from families import models
+from families.models import DEMO_MODEL
+from training import examples, read_data
+from training.examples import View
+from utils.cli import UserError
+
+SQUARE = [(64, 64)]
+
+
+def noise(width, height, seed=0):
+    """Smooth enough to be resized, and no two places alike."""
+    small = np.random.default_rng(seed).integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_folder(folder, count=3, captions=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        noise(80, 64, i).save(folder / f"p{i}.png")
+        if captions:
+            (folder / f"p{i}.txt").write_text(f"shoe {i}")
+    return folder
+
+
+def load_one(path, shapes=SQUARE):
+    return examples.load_pictures([{"id": "a", "source": path, "text": "a shoe"}], shapes)[0]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9])
+def test_size_and_pixels_are_those_of_the_upright_picture(tmp_path, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{ending}"
+    options = {"quality": 95} if ending != "tif" else {}
+    noise(128, 64).save(path, exif=exif, **options)
+    picture = load_one(path, [(64, 64), (128, 64), (64, 128)])
+    turned = orientation in (6, 8)
+    assert picture.size == picture.shape == ((64, 128) if turned else (128, 64))
+    turns = {3: 180, 6: 270, 8: 90}.get(orientation, 0)
+    upright = noise(128, 64).rotate(turns, expand=True)
+    found = examples.picture_tensor(picture, View())
+    expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 127.5 - 1
+    assert found.shape == expected.shape and (found - expected).abs().mean() < 0.1
+
+
+def test_transparency_is_white_and_every_mode_becomes_rgb(tmp_path):
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 32, 64))
+    clear.save(tmp_path / "a.png")
+    pixels = examples.picture_tensor(load_one(tmp_path / "a.png"), View())
+    assert pixels.shape == (3, 64, 64) and torch.all(pixels[:, :, 40:] == 1)
+    assert pixels[:, 0, 0].tolist() == [-1, -1, 1]
+    Image.new("L", (64, 64), 0).save(tmp_path / "b.png")
+    assert torch.all(examples.picture_tensor(load_one(tmp_path / "b.png"), View()) == -1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (603, 400), (400, 603), (65, 64), (1000, 64), (40, 33)])
+def test_the_centre_is_what_the_diffusers_scripts_take(tmp_path, size):
+    noise(*size).save(tmp_path / "a.png")
+    image = noise(*size)
+    # torchvision's Resize(64, LANCZOS) and CenterCrop(64), as it works them out
+    short, long = sorted(size)
+    new = int(64 * long / short)
+    shape = (64, new) if size[0] <= size[1] else (new, 64)
+    image = image if size == shape else image.resize(shape, Image.Resampling.LANCZOS)
+    left, top = round((shape[0] - 64) / 2), round((shape[1] - 64) / 2)
+    expected = np.array(image.crop((left, top, left + 64, top + 64)))
+    found = examples.picture_tensor(load_one(tmp_path / "a.png"), View())
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1).float() / 127.5 - 1)
+
+
+@pytest.mark.parametrize("size", [(200, 90), (90, 200), (64, 64), (97, 101)])
+@pytest.mark.parametrize("crops", [0, 5])
+def test_random_crops_lie_within_the_picture_and_reach_its_ends(tmp_path, size, crops):
+    noise(*size).save(tmp_path / "a.png")
+    picture = load_one(tmp_path / "a.png", [(64, 64)])
+    places = set()
+    for draw in torch.linspace(0, 0.9999, 60).tolist():
+        view = examples.choose_view(picture, draw, crops, False)
+        (width, height), (left, top) = examples.crop_place(picture, view)
+        assert 0 <= left <= width - 64 and 0 <= top <= height - 64 and min(width, height) == 64
+        assert examples.choose_view(picture, draw, crops, False) == view
+        places.add((left, top))
+    room = max(examples.crop_place(picture, View())[0]) - 64
+    assert len(places) <= (crops or 60) and (room < 20 or len(places) > (3 if crops else 20))
+    ends = {examples.crop_place(picture, View(x, x))[1] for x in (0.0, 1.0)}
+    assert (0, 0) in ends and max(map(max, ends)) == room
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(200, 90), (90, 200)])
+def test_time_ids_tell_where_in_the_seen_picture_the_crop_lies(tmp_path, size, flip):
+    noise(*size).save(tmp_path / "a.png")
+    picture = load_one(tmp_path / "a.png", [(64, 96)])
+    view = View(0.2, 0.7, flip)
+    height, width, top, left, target_height, target_width = examples.time_ids(picture, view)
+    assert (width, height) == size and (target_width, target_height) == (64, 96)
+    seen = noise(*size).resize(examples.crop_place(picture, view)[0], Image.Resampling.LANCZOS)
+    seen = ImageOps.mirror(seen) if flip else seen
+    part = np.array(seen.crop((left, top, left + target_width, top + target_height)))
+    found = examples.picture_tensor(picture, view)
+    assert torch.equal(found, torch.from_numpy(part).permute(2, 0, 1).float() / 127.5 - 1)
+    assert left + top > 0
+
+
+def test_a_key_changes_with_all_that_decides_the_pixels_and_with_nothing_else(tmp_path):
+    noise(200, 90).save(tmp_path / "a.png"), noise(200, 90, 1).save(tmp_path / "b.png")
+    one, other = load_one(tmp_path / "a.png"), load_one(tmp_path / "b.png")
+    variants = [
+        (one, View(), "lanczos"),
+        (other, View(), "lanczos"),
+        (one._replace(shape=(32, 32)), View(), "lanczos"),
+        (one, View(0.1), "lanczos"),
+        (one, View(flip=True), "lanczos"),
+        (one, View(), "bicubic"),
+    ]
+    assert len({examples.view_key(*variant) for variant in variants}) == len(variants)
+    again = one._replace(id="elsewhere", source=tmp_path / "moved.png", text="another caption")
+    assert examples.view_key(again, View(), "lanczos") == examples.view_key(*variants[0])
+    # where cropping leaves no room up or down, that choice shows the same
+    assert examples.view_key(one, View(0.5, 0.9), "lanczos") == examples.view_key(*variants[0])
+
+
+def test_all_views_are_all_that_draws_ask_for(tmp_path):
+    found = examples.load_pictures(
+        [{"id": p.stem, "source": p, "text": "x"} for p in sorted(make_folder(tmp_path).glob("*.png"))], SQUARE
+    )
+    for crops, flip, count in ((1, False, 3), (4, False, 12), (4, True, 24), (0, True, 0)):
+        views = examples.all_views(found, crops, flip)
+        assert len(views) == count
+        for draw in torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist() if crops else ():
+            for mirrored in {False, flip}:
+                assert (found[0], examples.choose_view(found[0], draw, crops, mirrored)) in views
+
+
+@pytest.mark.parametrize("resolution,step", [(512, 64), (1024, 64), (768, 8), (64, 64), (128, 16)])
+def test_bucket_shapes_are_multiples_of_about_one_area(resolution, step):
+    shapes = examples.bucket_shapes(resolution, step)
+    assert (resolution, resolution) in shapes and len(set(shapes)) == len(shapes)
+    for width, height in shapes:
+        assert width % step == height % step == 0 and (height, width) in shapes
+        assert 0.85 * resolution**2 <= width * height <= resolution**2
+        assert 0.49 <= width / height <= 2.05
+    assert len(shapes) > 1 or resolution == step
+
+
+def test_a_picture_goes_to_the_shape_nearest_in_proportion():
+    shapes = examples.bucket_shapes(512, 64)
+    assert examples.nearest_shape((3000, 3000), shapes) == (512, 512)
+    assert examples.nearest_shape((4000, 1000), shapes) == max(shapes)
+    assert examples.nearest_shape((90, 70), shapes) == (576, 448) and examples.nearest_shape((70, 90), shapes) == (
+        448,
+        576,
+    )
+
+
+def test_a_resolution_that_the_model_can_not_take_is_refused_with_the_nearest():
+    assert models.training_shapes(str(DEMO_MODEL), 128, False) == [(128, 128)]
+    with pytest.raises(UserError, match="--resolution 130: this model takes multiples of .*, such as 128"):
+        models.training_shapes(str(DEMO_MODEL), 130, False)
+
+
+def test_missing_captions_are_counted(tmp_path):
+    folder = make_folder(tmp_path / "d", 5)
+    for i in (1, 3):
+        (folder / f"p{i}.txt").unlink()
+    records, _ = read_data.read_records(str(folder), "--train_data_dir", None, "text")
+    with pytest.raises(UserError, match=r"2 of 5 pictures have no caption.*p1.png.*--caption_column"):
+        examples.load_pictures(records, SQUARE)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
+)
+def test_what_is_no_picture_is_named_before_any_work(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UserError, match="a.png is (empty|not an image)"):
+        load_one(tmp_path / "a.png")
+
+
+def test_a_picture_of_too_many_pixels_is_told_in_one_line_without_pillows_own(tmp_path, recwarn):
+    for width in (9_500, 10_500):
+        Image.new("1", (width, 10_000)).save(tmp_path / f"{width}.png")
+    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(UserError, match="1 of 2 pictures: .*10500.png has 10500x10000 pixels, more than 100,000,000"):
+        examples.load_pictures(records, [(64, 64)])
+    assert not [one for one in recwarn if one.category is Image.DecompressionBombWarning]
+
+
+def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
+    noise(200, 100).save(tmp_path / "a.png")
+    picture, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"a.png can't be read \(truncated"):
+        examples.picture_tensor(picture, View())
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match="a.png can't be read .*No such file"):
+        examples.picture_tensor(picture, View())
+
+
+def test_what_is_held_out_stays_so_when_data_grows():
+    records = [{"id": f"shoe-{i}"} for i in range(2000)]
+    train, held_out = read_data.hold_out(records, 0.1)
+    assert 150 < len(held_out) < 250 and len(train) + len(held_out) == 2000
+    grown_train, grown_held_out = read_data.hold_out([{"id": f"new-{i}"} for i in range(500)] + records[::-1], 0.1)
+    assert {one["id"] for one in held_out} <= {one["id"] for one in grown_held_out}
+    assert {one["id"] for one in train} <= {one["id"] for one in grown_train}
+    more = read_data.hold_out(records, 0.2)[1]
+    assert {one["id"] for one in held_out} <= {one["id"] for one in more}
+    assert read_data.hold_out(records, 0.0) == (records, [])
+
+
+@pytest.mark.parametrize("count, share, said", [
+    (1, 0.1, "0.1: holds out none of 1 picture, by a hash of each one's id; leave it out"),
+    (1, 0.9, "0.9: holds out all of 1 picture, .*; leave it out"),
+    (3, 0.01, "0.01: holds out none of 3 pictures, .*; give a larger share, or leave it out"),
+])  # fmt: skip
+def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, said):
+    for i in range(count):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"photo-{i}.png")
+    with pytest.raises(UserError, match=f"--held_out {said}"):
+        read_data.read_training_records(str(tmp_path), "--train_data_dir", None, "text", share_held_out=share)
+
+
+def test_a_picture_that_breaks_off_is_found_without_training(tmp_path):
+    for i, suffix in enumerate((".jpg", ".bmp", ".png")):
+        noise(300, 300, i).save(tmp_path / f"{i}{suffix}")
+    for name in ("0.jpg", "1.bmp"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-2000])
+    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    found = examples.load_pictures(records, [(64, 64)])  # their headers are sound
+    with pytest.raises(UserError, match=r"2 of 3 pictures: .*0.jpg can't be read \(truncated.*1.bmp .*; remove"):
+        examples.check_whole(found)
+    examples.check_whole(found[2:])
+
+
+def make_imagefolder(root, splits):
+    for number, split in enumerate(splits):
+        folder = root / split
+        folder.mkdir(parents=True)
+        lines = []
+        for i in range(3):
+            noise(64, 64, 10 * number + i).save(folder / f"{split}{i}.png")
+            lines.append(json.dumps({"file_name": f"{split}{i}.png", "text": f"{split} {i}"}))
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.mark.parametrize("held", ["val", "validation"])
+def test_an_imagefolder_with_splits_never_trains_on_its_test_pictures(tmp_path, held):
+    root = make_imagefolder(tmp_path, ["train", held, "test"])
+    train, held_out = read_data.read_training_records(str(root), "--train_data_dir", None, "text", share_held_out=0.5)
+    assert [one["text"] for one in train] == ["train 0", "train 1", "train 2"]
+    assert [one["text"] for one in held_out] == [f"{held} {i}" for i in range(3)]
+    train, held_out = read_data.read_training_records(
+        str(make_imagefolder(tmp_path / "b", ["train", "test"])), "--train_data_dir", None, "text"
+    )
+    assert len(train) == 3 and not held_out
+
+
+def test_rows_that_are_left_out_are_told(tmp_path, caplog):
+    root = make_imagefolder(tmp_path, ["train"])
+    (root / "train/train1.png").unlink()
+    train, _ = read_data.read_records(str(root / "train"), "--train_data_dir", None, "text")
+    assert len(train) == 2 and "1 of 3 rows are left out (no image: 1, as " in caplog.text
+
+
+def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):
+    root = str(make_imagefolder(tmp_path, ["train", "val"]))
+    chosen = [
+        read_data.read_training_records(root, "--train_data_dir", None, "text", max_samples=2, seed=s)
+        for s in (0, 0, 1, 2, 3)
+    ]
+    texts = [[one["text"] for one in train] for train, _ in chosen]
+    assert texts[0] == texts[1] and len({tuple(t) for t in texts}) > 1 and all(len(h) == 3 for _, h in chosen)
+    assert all(t == sorted(t) and len(t) == 2 for t in texts)
+
+
+def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_picture_when_it_is_needed(tmp_path):
+    import datasets
+
+    def rows(split):
+        for i in range(3):
+            buffer = io.BytesIO()
+            noise(80, 64, i + 10 * (split == "test")).save(buffer, "PNG")
+            yield {"image": {"bytes": buffer.getvalue(), "path": None}, "caption": f"{split} {i}"}
+
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    splits = {s: datasets.Dataset.from_list(list(rows(s)), features=features) for s in ("train", "validation", "test")}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "all")
+    splits["train"].save_to_disk(tmp_path / "one")
+    train, held_out = read_data.read_training_records(str(tmp_path / "all"), "--train_data_dir", None, "caption")
+    assert [one["text"] for one in train] == [f"train {i}" for i in range(3)] and len(held_out) == 3
+    assert all(one["text"].startswith("validation") for one in held_out)
+    alone, none = read_data.read_training_records(str(tmp_path / "one"), "--train_data_dir", "image", "caption")
+    found = examples.load_pictures(alone, SQUARE)
+    assert not none and [one.size for one in found] == [(80, 64)] * 3 and callable(found[0].source)
+    expected = np.array(noise(80, 64, 2).crop((8, 0, 72, 64)))
+    assert torch.equal(
+        examples.picture_tensor(found[2], View()), torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1
+    )
+    assert examples.describe(found[2]) == f"picture {found[2].id}"
+    with pytest.raises(UserError, match="--image_column nothing"):
+        read_data.read_records(str(tmp_path / "one"), "--train_data_dir", "nothing", "caption")
+
+
+def test_an_empty_folder_is_an_error_of_the_training_flag(tmp_path):
+    with pytest.raises(UserError, match="--train_data_dir") as error:
+        read_data.read_records(str(tmp_path), "--train_data_dir", None, "text")
+    assert "--catalogue" not in str(error.value)
+
+
+def test_the_fingerprint_of_the_data_knows_pictures_captions_and_order(tmp_path):
+    folder = make_folder(tmp_path)
+    found = examples.load_pictures(read_data.read_records(str(folder), "--train_data_dir", None, "text")[0], SQUARE)
+    before = examples.data_fingerprint(found)
+    assert before == examples.data_fingerprint([one._replace(source=Path("moved")) for one in found])
+    others = [
+        found[::-1],
+        found[:2],
+        [found[0]._replace(text="other"), *found[1:]],
+        [found[0]._replace(sha256="0"), *found[1:]],
+    ]
+    assert before not in {examples.data_fingerprint(other) for other in others}

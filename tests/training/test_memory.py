@@ -1,0 +1,150 @@
+"""What --dry_run foretells, beside the published numbers and beside real training steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train_lora
+from families import models
+from families.lora import TEXT_TARGETS, UNET_TARGETS
+from tests.published_configs import SD15, SDXL, write_configs
+from tests.tiny_models import build_tiny
+from training import memory, outlook
+
+MIB = 2**20
+
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEMO = str(models.DEMO_MODEL)
+UNET, TEXT = 4_389_348, 684_032  # the demo's weights
+
+
+def predict(model=DEMO, family="sd1", **settings):
+    settings = {"rank": 8, "micro_batch": 2, "height": 128, "width": 128} | settings
+    return memory.predict_memory(model, family, **settings)
+
+
+def test_parameters_are_the_published_ones(tmp_path):
+    sd15 = write_configs(tmp_path / "sd15", SD15)
+    counts = memory.count_parameters(sd15, models.model_family(sd15), 8)
+    assert counts == {
+        "unet": (1_594_368, 859_520_964),
+        "text_encoder": (0, 123_060_480),
+        "vae": (0, 83_653_863),
+    }
+    sdxl = write_configs(tmp_path / "sdxl", SDXL)
+    assert models.model_family(sdxl) == "sdxl"
+    counts = memory.count_parameters(sdxl, "sdxl", 8, UNET_TARGETS, TEXT_TARGETS)
+    assert [count.total for count in counts.values()] == [2_567_463_684, 123_060_480, 694_659_840, 83_653_863]
+    assert counts["text_encoder"].trainable == 12 * 4 * 2 * 8 * 768
+
+
+def test_sd15_on_a_small_gpu_is_foretold_from_configs_alone(tmp_path):
+    model = write_configs(tmp_path, SD15)
+    half = {"dtype": torch.float16, "autocast": torch.float16}
+    phases = predict(model, height=512, width=512, **half)
+    training, (name, peak) = phases["training"], memory.peak_phase(phases)
+    assert training["frozen weights"] == 2 * 859_520_964 and training["optimizer"] == 8 * 1_594_368
+    assert name == "training" and peak == sum(training.values()) and 1.8 < peak / 2**30 < 3.5
+
+
+def test_weights_and_optimizer_by_their_sizes():
+    training = predict(optimizer="prodigy", ema=True)["training"]
+    assert training["frozen weights"] == 4 * UNET
+    assert training["trained weights"] == training["gradients"] == training["EMA"] == 4 * 77_056
+    assert training["optimizer"] == 16 * 77_056
+    half = predict(dtype=torch.bfloat16, autocast=torch.bfloat16, optimizer="adamw8bit")["training"]
+    assert half["frozen weights"] == 2 * UNET and half["trained weights"] == 4 * 77_056
+    assert half["optimizer"] == 2 * 77_056 and half["EMA"] == 0
+    assert 0.4 < half["activations"] / training["activations"] < 0.8
+
+
+def test_activations_grow_with_the_batch_and_the_area_and_shrink_by_checkpointing():
+    base = predict(height=512, width=512)["training"]["activations"]
+    assert predict(height=512, width=512, micro_batch=8)["training"]["activations"] == pytest.approx(4 * base, rel=0.02)
+    wide = predict(height=512, width=1024)["training"]["activations"]
+    assert 1.8 * base < wide < 2.2 * base  # and not 4 times: no attention matrix is kept
+    plain = predict(height=512, width=512, gradient_checkpointing=False)["training"]["activations"]
+    assert plain > 2 * base
+
+
+def test_the_run_needs_what_its_hungriest_phase_needs():
+    phases = predict(micro_batch=16)
+    assert list(phases) == ["text encoding", "VAE encoding", "training"]
+    assert phases["VAE encoding"]["weights"] == 4 * 1_797_063
+    assert memory.peak_phase(phases) == ("training", sum(phases["training"].values()))
+    assert memory.peak_phase(predict(vae_batch=64))[0] == "VAE encoding"
+
+
+def test_trained_text_encoders_count(tmp_path):
+    without, with_it = predict()["training"], predict(train_text_encoder=True)["training"]
+    assert with_it["frozen weights"] - without["frozen weights"] == 4 * TEXT
+    assert with_it["optimizer"] - without["optimizer"] == 8 * 24_576
+    assert with_it["activations"] > without["activations"]
+    both = predict(build_tiny(tmp_path, "sdxl"), "sdxl", train_text_encoder=True, use_dora=True)
+    assert both["text encoding"]["weights"] < both["training"]["frozen weights"]
+
+
+STEPS = """
+import psutil, torch
+from utils import devices, lora, models
+
+torch.manual_seed(0)
+model = models.resolve_model("demo")
+unet = models.load_unet(model, torch.float32).train()
+trained = lora.attach_lora(unet, 8, 16, 0.0, lora.UNET_TARGETS)
+optimizer = torch.optim.AdamW(trained)
+
+def step(batch):
+    out = unet(torch.randn(batch, 4, 16, 16), torch.randint(0, 1000, (batch,)), torch.randn(batch, 32, 128)).sample
+    torch.nn.functional.mse_loss(out, torch.randn_like(out)).backward()
+    optimizer.step()
+
+step(1)
+before = psutil.Process().memory_info().rss
+for checkpointing in (True, False):  # the hungrier one last, since only the highest mark is kept
+    (unet.enable_gradient_checkpointing if checkpointing else unet.disable_gradient_checkpointing)()
+    step(32)
+    print(round(devices.peak_memory_gib(torch.device('cpu')) * 2**30) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
+def test_a_real_step_takes_the_memory_that_was_foretold():
+    # glibc would keep what was freed, in pieces; this has it give everything back
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for line, checkpointing in zip(done.stdout.splitlines()[-2:], (True, False)):
+        settings = {"micro_batch": 32, "gradient_checkpointing": checkpointing}
+        foretold = predict(**settings)["training"]["activations"]
+        assert int(line) / MIB == pytest.approx(foretold / MIB, rel=0.25)
+
+
+def test_the_largest_batch_divides_the_share_and_fits():
+    def foretell(size: int) -> dict:
+        return {"encoding": {"weights": 60}, "training": {"weights": 100, "activations": 50 * size}}
+
+    assert outlook.largest_batch(16, 10_000, foretell) == 16
+    assert outlook.largest_batch(16, 600, foretell) == 8  # 0.9 x 600 leaves room for 8.8
+    assert outlook.largest_batch(12, 400, foretell) == 4
+    assert outlook.largest_batch(16, 10, foretell) == 1  # the guard against running out has the last word
+
+
+def test_a_dry_run_needs_configs_alone(tmp_path, capsys):
+
+    model = write_configs(tmp_path / "sd15", SD15)
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64), name == "a" and "red" or "blue").save(tmp_path / "data" / f"{name}.png")
+        (tmp_path / "data" / f"{name}.txt").write_text(f"a picture of {name}")
+    words = ["--pretrained_model_name_or_path", model, "--train_data_dir", str(tmp_path / "data"), "--dry_run"]
+    train_lora.main(train_lora.parse_args([*words, "--output_dir", str(tmp_path / "run")]))
+    said = capsys.readouterr().out
+    assert "1,594,368 trainable" in said and "2 pictures, 0 held out" in said and "16 a step = 2 at once x 8" in said
+    assert not (tmp_path / "run").exists()

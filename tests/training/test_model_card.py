@@ -1,0 +1,166 @@
+import base64
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+
+from training.model_card import files_to_push, push_folder, write_card
+from utils import runs
+from utils.cli import UserError
+
+FACTS = {
+    "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "trigger_word": "casual shoe",
+    "prompt": 'a "red" casual shoe', "command": "python train_lora.py --hub_token hf_secret --rank 8",
+    "data": "casual_shoes", "data_fingerprint": "0123abcd", "rank": 8, "alpha": 16,
+    "counts": {"train": 2000, "val": 250}, "settings": {"learning_rate": 1e-4, "lr scheduler": "constant|warmup"},
+}  # fmt: skip
+RECORDS = [{"step": 10, "loss": 0.2, "loss_smooth": 0.2}, {"step": 10, "val_loss": 0.3}]
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    for name in ("validation", "checkpoint-10", "best", "logs/wandb"):
+        (folder / name).mkdir(parents=True)
+    for name in ("validation/step-000000.png", "validation/step-000010.png", "loss_curve.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    for name in ("", "checkpoint-10/", "best/"):
+        (folder / f"{name}pytorch_lora_weights.safetensors").write_bytes(b"\x00" * 64)
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "logs/wandb/debug.log", ".README.md.7"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def samples(run):
+    return run / "validation/step-000000.png", run / "validation/step-000010.png"
+
+
+def test_the_card_is_valid_and_its_pictures_exist(run):
+    write_card(run, FACTS, samples(run), RECORDS)
+    card, version = ModelCard.load(run / "README.md"), runs.package_version("diffusers")
+    assert card.data.base_model == FACTS["base_model"] and card.data.library_name == "diffusers"
+    assert card.data.license is None and {"lora", "text-to-image", "diffusers"} <= set(card.data.tags)
+    targets = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)
+    assert targets == ["validation/step-000000.png", "validation/step-000010.png", "loss_curve.png"]
+    assert all((run / target).is_file() for target in targets)
+    for fact in (
+        "0123abcd",
+        "2,000 train, 250 val",
+        "casual shoe",
+        "| alpha | 16 |",
+        "0.3 at step 10",
+        f"diffusers {version}",
+    ):
+        assert fact in card.text, fact
+    assert "constant\\|warmup" in card.text and "hf_secret" not in card.text and "--hub_token *** --rank 8" in card.text
+
+
+def test_the_snippet_is_python_that_names_this_lora(run):
+    write_card(run, FACTS | {"repo_id": "me/shoes"}, samples(run), RECORDS)
+    code = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.S).group(1)
+    compile(code, "card", "exec")
+    assert 'load_lora_weights("me/shoes", weight_name="pytorch_lora_weights.safetensors")' in code
+    assert 'from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float32)' in code
+
+
+def test_what_is_not_known_is_left_out_and_a_local_base_is_no_hub_id(run, tmp_path):
+    (run / "loss_curve.png").unlink()
+    write_card(run, {"base_model": str(tmp_path), "prompt": "a", "command": "c"}, (None, None), [])
+    card = (run / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert "base_model" not in front and "license" not in front
+    assert "![" not in card and "None" not in card and "| result" not in card
+
+
+def test_only_what_is_meant_is_pushed(run):
+    assert files_to_push(run) == [
+        "config.yaml", "loss_curve.png", "pytorch_lora_weights.safetensors",
+        "validation/step-000000.png", "validation/step-000010.png"]  # fmt: skip
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload speaks to."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        seen = self.server.seen
+        seen.append((self.path, self.headers.get("Authorization"), body))
+        if self.path == "/api/repos/create":
+            answer = {"url": f"{constants.ENDPOINT}/me/shoes", "id": "me/shoes"}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer = {
+                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            }
+        elif "/commit/" in self.path:
+            answer = {
+                "success": True,
+                "commitOid": "0" * 40,
+                "commitUrl": f"{constants.ENDPOINT}/me/shoes/commit/0",
+                "hookOutput": "",
+            }
+        else:
+            answer = {}
+        self.reply(answer)
+
+    def do_GET(self):
+        self.reply({"id": "me/shoes", "sha": "0" * 40, "siblings": []})
+
+    def reply(self, answer):
+        data = json.dumps(answer).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.seen, server.status = [], 200
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_testtoken")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_push_sends_the_files_with_the_token_of_the_environment(run, hub):
+    write_card(run, FACTS, samples(run), RECORDS)
+    assert push_folder(run, "me/shoes", private=True).endswith("/me/shoes")
+    (create,) = [json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create"]
+    assert create["name"] == "shoes" and (create.get("private") is True or create.get("visibility") == "private")
+    assert {token for _, token, _ in hub.seen} == {"Bearer hf_testtoken"}
+    (commit,) = [body for path, _, body in hub.seen if "/commit/" in path]
+    sent = [json.loads(line) for line in commit.splitlines()]
+    sent = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in sent if line["key"] == "file"}
+    assert sorted(sent) == sorted(files_to_push(run)) and "README.md" in sent
+    assert all(data == (run / name).read_bytes() for name, data in sent.items())
+
+
+def test_a_push_that_fails_says_so_and_leaves_the_run(run, hub, monkeypatch):
+    hub.status = 403
+    with pytest.raises(UserError, match="--push_to_hub me/shoes: .*403.*the run is whole"):
+        push_folder(run, "me/shoes", private=False)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError, match="HF_TOKEN is not set"):
+        push_folder(run, "me/shoes", private=False)
+    assert (run / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_token_itself_is_never_pushed(run, hub):
+    (run / "config.yaml").write_text("note: hf_testtoken")
+    with pytest.raises(UserError, match="config.yaml contains"):
+        push_folder(run, "me/shoes", private=False)
+    assert not hub.seen

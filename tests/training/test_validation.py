@@ -1,0 +1,218 @@
+"""A loss that can be compared, and pictures that are looked at before they are believed."""
+
+import contextlib
+import functools
+import types
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+
+from families import diffusion, models, sampling
+from tests.tiny_models import build_tiny
+from training import validation
+from training.training import Training, new_progress
+from utils import image_checks
+
+SEEDS = [3, 4, 5]
+TEXTS = ["red boots", "heels", "sandals"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: build_tiny(tmp_path_factory.mktemp(family), family) for family in ("sd1", "sd2", "sdxl")}
+
+
+class Parts:
+    def __init__(self, model, family):
+        self.model, self.family = model, family
+        self.unet = models.load_unet(model, torch.float32)
+        self.scheduler = models.load_noise_scheduler(model)
+        self.encoders = models.load_text_encoders(model, family, torch.float32)
+
+    @torch.no_grad()
+    def features(self, texts):
+        return models.encode_prompts(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
+
+    def pictures(self, texts=TEXTS, seeds=SEEDS, autocast=contextlib.nullcontext, stop=lambda: False):
+        return self.drawer(seeds, autocast=autocast, stop=stop)(self.features(texts), self.features([""]))
+
+    def drawer(self, seeds=SEEDS, steps=3, **changes):
+        given = {"model": self.model, "family": self.family, "unet": self.unet, "scheduler": self.scheduler}
+        given |= {"seeds": seeds, "steps": steps, "guidance": 5.0, "size": 32}
+        given |= {"autocast": contextlib.nullcontext, "stop": lambda: False}
+        return functools.partial(validation.validation_pictures, **given | changes)
+
+
+@pytest.fixture(scope="module")
+def parts(folders):
+    return {family: Parts(folders[family], family) for family in folders}
+
+
+def pixels(pictures):
+    return np.stack([np.asarray(one, dtype=np.int16) for one in pictures])
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_pictures_are_those_of_the_models_own_pipeline(folders, parts, family):
+    pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = parts[family].pictures()
+    for picture, text, seed in zip(drawn, TEXTS, SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+        expected = pipeline(
+            text, num_inference_steps=3, guidance_scale=5.0, height=32, width=32, generator=generator
+        ).images  # fmt: skip
+        assert picture.size == (32, 32) and np.abs(pixels([picture]) - pixels(expected)).max() <= 1
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_its_company(parts):
+    whole = parts["sd1"].pictures()
+    alone = parts["sd1"].pictures(TEXTS[2:], SEEDS[2:])
+    assert np.array_equal(pixels(whole[2:]), pixels(alone))
+    given = {"prompt_embeds": parts["sd1"].features(TEXTS)[0]}
+    given["negative_prompt_embeds"] = parts["sd1"].features([""] * 3)[0]
+    vae = models.load_vae(parts["sd1"].model)
+    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
+    for batch in (1, 2, 3):
+        drawn = sampling.generate(pipeline, SEEDS, 3, 5.0, batch, 32, **given)
+        assert np.abs(pixels(drawn) - pixels(whole)).max() <= 1
+    assert not np.array_equal(pixels(parts["sd1"].pictures(TEXTS[:1], [9])), pixels(whole[:1]))
+
+
+def test_the_vae_decodes_in_float32_under_autocast(parts):
+    vae = models.load_vae(parts["sd1"].model)
+    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    dtypes = []
+    vae.decoder.conv_out.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (half,) = sampling.decode_latents(pipeline, latents)
+    with torch.no_grad():
+        (whole,) = sampling.decode_latents(pipeline, latents)
+    assert dtypes == [torch.float32] * 2 and np.array_equal(pixels([half]), pixels([whole]))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_latents_that_are_not_finite_make_a_picture_that_is_told(parts, value):
+    vae = models.load_vae(parts["sd1"].model)
+    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
+    with torch.no_grad():
+        (picture,) = sampling.decode_latents(pipeline, torch.full((1, 4, 16, 16), float(value)))
+    assert image_checks.picture_fault(picture) == "black (or NaN)"
+
+
+def test_zero_terminal_snr_draws_from_pure_noise(parts):
+    rescaled = diffusion.training_scheduler(models.load_noise_scheduler(parts["sd2"].model), None, True)
+    pipeline = sampling.build_pipeline("sd2", parts["sd2"].unet, models.load_vae(parts["sd2"].model), rescaled)
+    pipeline.scheduler.set_timesteps(3)
+    assert pipeline.scheduler.timesteps[0] == 999 and pipeline.scheduler.alphas_cumprod[-1] < 1e-6
+    one = parts["sd2"]
+    drawn = one.drawer(scheduler=rescaled)(one.features(TEXTS), one.features([""]))
+    assert all(image_checks.picture_fault(picture) is None for picture in drawn)
+
+
+def test_a_signal_breaks_drawing_off_between_two_pictures(parts):
+    asked = iter([False, True])
+    assert parts["sd1"].pictures(stop=lambda: next(asked)) is None
+
+
+def random_picture(seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
+
+
+def test_what_is_wrong_with_a_picture():
+    assert image_checks.picture_fault(random_picture()) is None
+    assert image_checks.picture_fault(Image.new("RGB", (32, 32), (3, 5, 2))) == "black (or NaN)"
+    assert image_checks.picture_fault(Image.new("RGB", (32, 32), (130, 128, 127))) == "of one colour"
+    assert image_checks.picture_fault(Image.new("RGB", (32, 32), "white")) == "of one colour"
+    shoe = Image.new("RGB", (32, 32), "white")
+    shoe.paste((235, 235, 235), (8, 16, 24, 24))
+    assert image_checks.picture_fault(shoe) is None
+
+
+def test_the_grid_is_one_file_that_counts_the_invalid(tmp_path):
+    drawn = [random_picture(), Image.new("RGB", (32, 32)), random_picture(1), Image.new("RGB", (32, 32), "white"),
+             random_picture(2)]  # fmt: skip
+    prompts = ["a\nshoe of two lines", "x", "a very long prompt " * 20, "y", "Größe 42"]
+    path = tmp_path / "validation/step-000500.png"
+    assert validation.save_grid(path, drawn, prompts) == 2
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    grid = Image.open(path)
+    assert grid.format == "PNG" and grid.width == 4 * 32 + 3 * 4 and grid.height > 2 * 32
+    assert np.array_equal(np.asarray(grid)[:32, :32], np.asarray(drawn[0]))
+
+
+class Echo(torch.nn.Module):
+    """Predicts nothing but zeros; `device` as a model of diffusers has it."""
+
+    device = torch.device("cpu")
+
+    def forward(self, noisy, timesteps, embeds, added_cond_kwargs=None):
+        return types.SimpleNamespace(sample=torch.zeros_like(noisy))
+
+
+def batch(value, size):
+    return {
+        "latents": torch.zeros(size, 4, 2, 2),
+        "noise": torch.full((size, 4, 2, 2), float(value)),
+        "timesteps": torch.zeros(size, dtype=torch.long),
+        "time_ids": torch.zeros(size, 6),
+        "texts": [""] * size,
+        "samples": ["a"] * size,
+    }
+
+
+def test_every_held_out_sample_has_one_weight_however_they_are_batched(parts):
+    scheduler, features = parts["sd1"].scheduler, lambda texts: (torch.zeros(len(texts), 1, 1), None)
+    given = [batch(1, 3), batch(3, 1)]
+    found = validation.held_out_loss(Echo(), scheduler, given, features, contextlib.nullcontext)
+    assert found == pytest.approx((3 * 1 + 9) / 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_held_out_batches_go_to_the_models_device(parts):
+    unet = models.load_unet(parts["sd1"].model, torch.float32).cuda()
+    given = batch(1, 2) | {"latents": torch.zeros(2, 4, 16, 16), "noise": torch.ones(2, 4, 16, 16)}
+
+    def features(texts):
+        return parts["sd1"].features(texts)[0].cuda(), None
+
+    loss = validation.held_out_loss(unet, parts["sd1"].scheduler, [given], features, contextlib.nullcontext)
+    assert loss > 0
+
+
+def test_the_best_loss_is_kept_and_what_is_worse_is_counted():
+    progress = new_progress()
+    told = []
+    for step, loss in enumerate([float("nan"), 0.5, 0.6, 0.5, None, float("nan"), 0.4]):
+        progress["step"] = step
+        told.append(validation.note_loss(progress, loss))
+    assert told == [False, True, False, False, False, False, True]
+    assert progress["best_loss"] == 0.4 and progress["best_step"] == 6 and progress["worse_in_a_row"] == 0
+    progress["step"] = 7
+    assert not validation.note_loss(progress, 0.4) and progress["worse_in_a_row"] == 1 and progress["validated"] == 7
+
+
+def test_validation_leaves_the_training_as_it_was(parts, tmp_path):
+    one = parts["sd1"]
+    unet = models.load_unet(one.model, torch.float32).train()
+    (parameter,) = (value for name, value in unet.named_parameters() if name == "conv_out.bias")
+    average = [parameter.detach() + 1]
+    training = Training(unet, [], [parameter], None, None, average, new_progress())
+    given = [batch(1, 2) | {"latents": torch.zeros(2, 4, 16, 16), "noise": torch.ones(2, 4, 16, 16)}]
+    options = (one.scheduler, given, one.features, contextlib.nullcontext, TEXTS[:2])
+    draw = one.drawer(SEEDS[:2], 2, unet=unet)
+    before, state = parameter.detach().clone(), torch.get_rng_state()
+    found = validation.validate(training, *options, draw, tmp_path / "grid.png")
+    assert found.keys() == {"val_loss", "validation/invalid_images"} and (tmp_path / "grid.png").exists()
+    assert torch.equal(parameter, before) and unet.training and torch.equal(torch.get_rng_state(), state)
+    own = training._replace(average=None)
+    other = validation.validate(own, *options, draw, tmp_path / "grid.png")
+    assert other["val_loss"] != found["val_loss"]  # the average was looked at, not the weights in training
+    stopped = one.drawer(SEEDS[:2], 2, unet=unet, stop=lambda: True)
+    assert validation.validate(training, *options, stopped, tmp_path / "no.png") is None
+    assert torch.equal(parameter, before) and not (tmp_path / "no.png").exists()

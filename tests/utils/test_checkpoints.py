@@ -1,0 +1,307 @@
+"""Checkpoints are whole or not there, and what is damaged is named and passed over."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from families import lora
+from tests.tiny_models import BLOCKS
+from training import training
+from training.optimizers import make_optimizer
+from utils import checkpoints
+from utils.cli import UserError
+
+FILE = "pytorch_lora_weights.safetensors"
+forked = pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded torch")
+
+
+def save(run, step, size=64, name=None):
+    def write(partial):
+        (partial / FILE).write_bytes(bytes([step % 256]) * size)
+
+    folder = run / (name or f"checkpoint-{step}")
+    checkpoints.save_checkpoint(folder, write, {"optimizer": {"0.step": torch.tensor(step)}}, {"step": step})
+    return folder
+
+
+def flip_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": (lambda f: os.truncate(f / FILE, 10), f"{FILE} has 10 bytes, its manifest says 64"),
+    "bit-flipped": (lambda f: flip_bit(f / FILE), f"{FILE} has changed"),
+    "state flipped": (lambda f: flip_bit(f / "state.json"), "state.json has changed"),
+    "missing file": (lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
+    "missing manifest": (lambda f: (f / "MANIFEST.json").unlink(), "MANIFEST.json: No such file"),
+    "torn manifest": (lambda f: os.truncate(f / "MANIFEST.json", 20), "MANIFEST.json can't be understood"),
+    "foreign manifest": (lambda f: (f / "MANIFEST.json").write_text("[1]"), "MANIFEST.json can't be understood"),
+    "garbage manifest": (lambda f: (f / "MANIFEST.json").write_bytes(b"\xff\xfe\x00"), "MANIFEST.json can't be"),
+    "empty manifest": (lambda f: (f / "MANIFEST.json").write_text("{}"), "it holds no state.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_is_damaged_is_named_and_passed_over(tmp_path, caplog, kind):
+    save(tmp_path, 100), save(tmp_path, 1000)
+    spoil, said = DAMAGE[kind]
+    spoil(tmp_path / "checkpoint-1000")
+    assert checkpoints.find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-100"
+    assert f"{tmp_path / 'checkpoint-1000'} is passed over" in caplog.text and said in caplog.text
+    with pytest.raises(UserError, match="--resume_from_checkpoint checkpoint-1000: damaged") as error:
+        checkpoints.find_checkpoint(tmp_path, "checkpoint-1000")
+    assert said in str(error.value)
+
+
+def test_the_newest_is_by_number_and_nothing_else_counts(tmp_path):
+    assert checkpoints.find_checkpoint(tmp_path, "latest") is None
+    for step in (900, 1000, 20):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint-final").mkdir(), (tmp_path / ".checkpoint-2000.partial").mkdir()
+    (tmp_path / "checkpoint-3000").write_text("a file")
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
+        "checkpoint-1000", "checkpoint-900", "checkpoint-20"
+    ]  # fmt: skip
+    assert checkpoints.find_checkpoint(tmp_path, "latest").name == "checkpoint-1000"
+
+
+def test_one_asked_for_by_name_is_that_one_or_an_error(tmp_path):
+    folder = save(tmp_path / "run", 500)
+    for name in ("checkpoint-500", str(folder)):
+        assert checkpoints.find_checkpoint(tmp_path / "run", name) == folder
+    with pytest.raises(UserError, match="--resume_from_checkpoint checkpoint-400: no such checkpoint.*checkpoint-500"):
+        checkpoints.find_checkpoint(tmp_path / "run", "checkpoint-400")
+
+
+def names(run):
+    return sorted(path.name for path in run.iterdir())
+
+
+def test_rotation_keeps_the_newest_and_best(tmp_path):
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step)
+    save(tmp_path, 2, name="best")
+    checkpoints.rotate_checkpoints(tmp_path, None)
+    assert len(names(tmp_path)) == 5
+    checkpoints.rotate_checkpoints(tmp_path, 2)
+    assert names(tmp_path) == ["best", "checkpoint-10", "checkpoint-3"]
+    checkpoints.rotate_checkpoints(tmp_path, 1)
+    assert names(tmp_path) == ["best", "checkpoint-10"]
+
+
+def test_rotation_never_deletes_the_newest_that_verifies(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    for step in (3, 4):
+        flip_bit(tmp_path / f"checkpoint-{step}" / FILE)
+    checkpoints.rotate_checkpoints(tmp_path, 2)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    assert checkpoints.find_checkpoint(tmp_path, "latest").name == "checkpoint-2"
+
+
+def test_rotation_clears_what_kills_left(tmp_path):
+    save(tmp_path, 1)
+    for left in (".checkpoint-7.partial", ".checkpoint-5.removed"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / FILE).write_bytes(b"x")
+    checkpoints.rotate_checkpoints(tmp_path, None)
+    assert names(tmp_path) == ["checkpoint-1"]
+
+
+def check_survivor(run, said):
+    assert "--output_dir" in said and "can't be written" in said and "earlier checkpoints are unharmed" in said
+    assert names(run) == ["checkpoint-1"] and checkpoints.checkpoint_damage(run / "checkpoint-1") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_partial_one(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    try:
+        save(tmp_path, 1, size=100_000)
+        for _ in range(2):
+            with pytest.raises(UserError, match="No space left") as error:
+                save(tmp_path, 2, size=1_000_000)
+            check_survivor(tmp_path, str(error.value))
+        save(tmp_path, 3, size=100_000)  # there is room again
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+@forked
+def test_a_failing_write_leaves_the_earlier_checkpoint_and_no_partial_one(tmp_path):
+    save(tmp_path, 1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so a write beyond the limit is an OSError
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+        with pytest.raises(UserError) as error:
+            save(tmp_path, 2, size=1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    check_survivor(tmp_path, str(error.value))
+
+
+def save_for_ever(run):
+    for step in range(1, 10_000):
+        save(run, step, size=200_000)
+        checkpoints.rotate_checkpoints(run, 2)
+
+
+@forked
+def test_a_kill_at_any_moment_of_saving_leaves_only_whole_checkpoints(tmp_path):
+    context, chance, seen = multiprocessing.get_context("fork"), random.Random(0), 0
+    for number in range(12):
+        run = tmp_path / str(number % 3)  # each is used again, with what the kill before left there
+        process = context.Process(target=save_for_ever, args=(run,))
+        process.start()
+        deadline = time.monotonic() + 20
+        while not (run / "checkpoint-1").exists() and not checkpoints.list_checkpoints(run):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found = checkpoints.list_checkpoints(run)
+        assert found and all(checkpoints.checkpoint_damage(path) is None for path in found)
+        seen += len(found)
+    assert seen > 12
+
+
+def tiny_training(name="adamw", ema=True, rank=2):
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(cross_attention_dim=16, attention_head_dim=4, **BLOCKS)
+    parameters = lora.attach_lora(unet, rank, 2 * rank, 0.0, ["to_q", "to_v"])
+    groups = [{"params": parameters, "lr": 1.0 if name == "prodigy" else 1e-3}]
+    optimizer = make_optimizer(name, groups, (0.9, 0.99), 1e-2, 1e-8, torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    average = [parameter.detach().clone() for parameter in parameters] if ema else None
+    return training.Training(unet, [], parameters, optimizer, scaler, average, training.new_progress())
+
+
+def advance(one, steps):
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(one.progress["step"])
+        for parameter in one.parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        one.optimizer.step()
+        torch._foreach_lerp_(one.average, one.parameters, 0.1) if one.average else None
+        one.progress["step"] += 1
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy"])
+def test_a_restored_training_goes_on_to_the_byte(tmp_path, name):
+    whole = tiny_training(name)
+    advance(whole, 3)
+    whole.progress.update(best_loss=0.1 + 0.2, best_step=2, skipped=[1])
+    training.save_training(tmp_path / "checkpoint-3", whole, {"data": "abc"}, {"rank": "2"})
+    resumed = tiny_training(name)
+    training.restore_training(tmp_path / "checkpoint-3", resumed, {"data": "abc"})
+    assert resumed.progress == whole.progress
+    advance(whole, 2), advance(resumed, 2)
+    for one, folder in ((whole, "a"), (resumed, "b")):
+        training.save_training(tmp_path / folder, one, {"data": "abc"}, {"rank": "2"})
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoint-1"
+    one = tiny_training()
+    advance(one, 1)
+    training.save_training(folder, one, {"data": "abc"}, {})
+    return folder
+
+
+def test_a_checkpoint_of_something_else_is_one_line(checkpoint, tmp_path):
+    cases = [
+        (tiny_training(), {"data": "other"}, "the data has changed"),
+        (tiny_training(ema=False), {"data": "abc"}, "--use_ema"),
+        (tiny_training(rank=3), {"data": "abc"}, "--rank"),
+    ]
+    two = tiny_training()
+    two.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    cases.append((two, {"data": "abc"}, "--train_text_encoder"))
+    for one, identity, said in cases:
+        with pytest.raises(UserError, match=said):
+            training.restore_training(checkpoint, one, identity)
+
+
+def test_best_is_no_checkpoint_to_resume_from(tmp_path):
+    one = tiny_training()
+    advance(one, 1)
+    training.save_best(tmp_path / "best", one, {})
+    assert checkpoints.find_checkpoint(tmp_path, "best") == tmp_path / "best"  # whole, but
+    with pytest.raises(UserError, match="holds a LoRA alone.*checkpoint-<step>"):
+        training.restore_training(tmp_path / "best", one, {"data": "abc"})
+
+
+def test_best_holds_the_average_and_leaves_the_training_as_it_was(tmp_path):
+    one = tiny_training()
+    advance(one, 3)
+    before = [parameter.detach().clone() for parameter in one.parameters]
+    training.save_best(tmp_path / "best", one, {})
+    assert all(torch.equal(a, b) for a, b in zip(before, one.parameters))
+    state, _ = lora.read_lora(tmp_path / "best")
+    with training.averaged_weights(one):
+        expected = lora.lora_state(one.unet)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert not all(torch.equal(state[key], value) for key, value in lora.lora_state(one.unet).items())
+
+
+def test_an_error_under_the_average_puts_the_weights_back():
+    one = tiny_training()
+    advance(one, 2)
+    before = [parameter.detach().clone() for parameter in one.parameters]
+    with pytest.raises(ValueError), training.averaged_weights(one):
+        assert torch.equal(one.parameters[0], one.average[0])
+        raise ValueError
+    assert all(torch.equal(a, b) for a, b in zip(before, one.parameters))
+
+
+def test_a_checkpoint_made_without_a_scaler_is_resumed_with_one(checkpoint):
+    one = tiny_training()
+    one = one._replace(scaler=torch.amp.GradScaler("cpu", enabled=True))
+    training.restore_training(checkpoint, one, {"data": "abc"})
+    assert one.scaler.get_scale() == 65536
+
+
+def test_rolling_back_keeps_the_step_and_what_is_known(checkpoint):
+    one = tiny_training()
+    training.restore_training(checkpoint, one, {"data": "abc"})
+    weights = [parameter.detach().clone() for parameter in one.parameters]
+    advance(one, 5)
+    one.progress.update(skipped=[3, 4], skipped_in_a_row=3, best_loss=0.5)
+    training.roll_back(checkpoint, one, {"data": "abc"})
+    assert all(torch.equal(a, b) for a, b in zip(weights, one.parameters))
+    assert one.progress["step"] == 6 and one.progress["skipped"] == [3, 4] and one.progress["best_loss"] == 0.5
+    assert one.progress["rolled_back"] and one.progress["skipped_in_a_row"] == 0
+
+
+def test_a_checkpoint_holds_no_pickle(checkpoint):
+    assert sorted(contents(checkpoint)) == [
+        "MANIFEST.json",
+        "average.safetensors",
+        "optimizer.safetensors",
+        FILE,
+        "state.json",
+    ]
+    assert json.loads((checkpoint / "state.json").read_text())["progress"]["step"] == 1

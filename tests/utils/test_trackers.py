@@ -1,0 +1,206 @@
+"""Each tracker is really run, offline, and what it kept is read back."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.cli import UserError
+from utils.masking import mask_secrets, mask_text
+from utils.trackers import NAMES, end_trackers, log_images, log_scalars, start_trackers, tracker_names
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIG = {"rank": 8, "wandb_api_key": "abc123", "output_dir": Path("runs/x"), "prompt": "ein Schuh, größer"}
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+def track(folder: Path, names, steps, start: int = 0) -> dict:
+    trackers = start_trackers(names, folder / "logs", "shoes", CONFIG, start)
+    for step in steps:
+        log_scalars(trackers, {"loss": 1 / step, "val_loss": None}, step)
+    log_images(trackers, "validation", Image.new("RGB", (8, 8), "red"), steps[-1])
+    log_images(trackers, "validation", {"red shoe, seed 1": Image.new("RGB", (8, 8), "blue")}, steps[-1])
+    kept = dict(trackers)
+    end_trackers(trackers)
+    assert not trackers
+    return kept
+
+
+def wandb_records(path: Path) -> list:
+    """A .wandb file: a header of 7 bytes, then records in blocks of 32 KiB, a long one in several pieces."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, records, whole = path.read_bytes(), 7, [], b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            records.append(wandb_internal_pb2.Record.FromString(whole))
+            whole = b""
+    return records
+
+
+def wandb_history(folder: Path) -> dict[int, dict]:
+    history = {}
+    for path in sorted(folder.glob("logs/wandb/offline-run-*/*.wandb")):
+        for record in wandb_records(path):
+            if record.WhichOneof("record_type") == "history":
+                row = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                row = {name: json.loads(value) for name, value in row.items()}
+                history.setdefault(int(row["_step"]), {}).update(row)
+    return history
+
+
+def test_tensorboard_keeps_scalars_images_and_config(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert set(track(tmp_path, ["tensorboard"], [1, 2, 4])) == {"tensorboard"}
+    events = EventAccumulator(str(tmp_path / "logs/tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (4, 0.25)]
+    assert events.Images("validation")[0].step == 4
+    assert events.Images("validation/red shoe, seed 1")[0].width == 8
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "rank: 8" in text and "größer" in text and "abc123" not in text
+
+
+def test_a_resumed_tensorboard_has_each_step_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track(tmp_path, ["tensorboard"], [1, 2, 3, 4])
+    time.sleep(1.1)  # event files are told apart, and ordered, by the second
+    track(tmp_path, ["tensorboard"], [3, 4, 5], start=2)
+    events = EventAccumulator(str(tmp_path / "logs/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+
+
+def test_wandb_without_login_keeps_all_offline_and_continues_its_run(tmp_path):
+    import wandb
+
+    assert set(track(tmp_path, ["wandb"], [1, 2, 4])) == {"wandb"}
+    assert track(tmp_path, ["wandb"], [3, 4, 5], start=2)
+    wandb.teardown()  # its service, another process, may still be writing
+    history = wandb_history(tmp_path)
+    assert {step: row["loss"] for step, row in history.items() if "loss" in row} == {
+        1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.25, 5: 0.2}  # fmt: skip
+    assert any("validation" in name for name in history[4])
+    assert len(list(tmp_path.glob("logs/wandb/offline-run-*/files/media/images/*.png"))) == 4
+    runs = [record.run for path in sorted(tmp_path.glob("logs/wandb/offline-run-*/*.wandb"))
+            for record in wandb_records(path) if record.WhichOneof("record_type") == "run"]  # fmt: skip
+    assert len({run.run_id for run in runs}) == 1 and runs[0].display_name == "shoes"
+    config = {item.key: item.value_json for item in runs[0].config.update}
+    assert config["rank"] == "8" and config["wandb_api_key"] == '"***"'
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(b"abc123" in path.read_bytes() for path in files)
+
+
+def test_mlflow_keeps_all_in_the_run_folder_and_continues_its_run(tmp_path):
+    from mlflow import MlflowClient
+
+    assert set(track(tmp_path, ["mlflow"], [1, 2])) == {"mlflow"}
+    track(tmp_path, ["mlflow"], [3, 4], start=2)
+    client = MlflowClient(tracking_uri=(tmp_path / "logs/mlflow").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(item.step, item.value) for item in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+    assert run.info.run_name == "shoes" and run.info.status == "FINISHED"
+    assert run.data.params["rank"] == "8" and run.data.params["wandb_api_key"] == "***"
+    pictures = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
+    assert len(pictures) == 4
+    path = next(tmp_path.glob("logs/mlflow/*/*/artifacts/images/validation+step+4*.png"))
+    assert np.asarray(Image.open(path))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_run_of_another_mlflow_store_begins_anew(tmp_path, monkeypatch):
+    track(tmp_path, ["mlflow"], [1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "other").as_uri())
+    assert track(tmp_path, ["mlflow"], [2], start=1)
+    ids = json.loads((tmp_path / "logs/trackers.json").read_text())
+    assert len(set(ids.values())) == 2
+    for run in ids.values():
+        assert len(list(tmp_path.glob(f"**/{run}/metrics/loss"))) == 1
+
+
+@pytest.mark.parametrize("broken", NAMES)
+def test_one_that_cannot_start_warns_once_and_the_others_go_on(tmp_path, caplog, monkeypatch, broken):
+    others = [name for name in ("tensorboard", "mlflow") if name != broken]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / broken).write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING, logger="utils.trackers"):
+        assert list(track(tmp_path, [broken, *others], [1, 2, 3])) == others
+    (record,) = [record for record in caplog.records if record.name == "utils.trackers"]
+    assert f"--report_to {broken}: " in record.getMessage() and "\n" not in record.getMessage()
+    assert "File exists" in record.getMessage()
+
+
+def test_an_mlflow_server_that_is_not_there_is_given_up_soon(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:pass1word@127.0.0.1:9")
+    begin = time.monotonic()
+    assert list(track(tmp_path, ["mlflow", "tensorboard"], [1])) == ["tensorboard"]
+    assert time.monotonic() - begin < 30
+    (record,) = [record for record in caplog.records if record.name == "utils.trackers"]
+    assert "127.0.0.1" in record.getMessage() and "pass1word" not in caplog.text
+
+
+def test_wandb_online_without_login_asks_nobody(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert list(track(tmp_path, ["wandb", "tensorboard"], [1])) == ["tensorboard"]
+    assert "there is no login" in caplog.text
+
+
+def test_a_disk_that_fills_up_warns_once_a_tracker_and_training_goes_on(tmp_path):
+    """A limit on file size stands for the disk; in a process of its own, since it holds for all that it writes."""
+    code = """
+import resource, sys
+from pathlib import Path
+from utils.trackers import start_trackers, log_scalars, end_trackers
+trackers = start_trackers(["tensorboard", "mlflow"], Path(sys.argv[1]) / "logs", "shoes", {})
+started = list(trackers)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for step in range(60):
+    log_scalars(trackers, {f"loss{n}": 0.5 for n in range(5)} , step)
+left = list(trackers)
+end_trackers(trackers)
+print(started, left, step)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[-2] == "['tensorboard', 'mlflow'] [] 59", done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert sorted(line.split(":")[0] for line in lines) == ["--report_to mlflow", "--report_to tensorboard"], lines
+    assert all("File too large" in line for line in lines)
+
+
+def test_names():
+    assert tracker_names("none") == [] and tracker_names("wandb, tensorboard") == ["tensorboard", "wandb"]
+    assert tracker_names("all") == list(NAMES)
+    for wrong in ("comet", "", "none,wandb"):
+        with pytest.raises(UserError, match="--report_to"):
+            tracker_names(wrong)
+
+
+def test_secrets_are_masked_and_nothing_else():
+    settings = {"hub_token": "x", "HF_TOKEN": "y", "deep": {"api_key": "z", "password": None}, "urls": ["s://u:p@h"]}
+    plain = {"max_tokens": 3, "tokenizer_name": "clip", "prompt": "a token of a secret garden"}
+    assert mask_secrets(settings | plain) == {
+        "hub_token": "***", "HF_TOKEN": "***", "deep": {"api_key": "***", "password": None}, "urls": ["s://***@h"],
+    } | plain  # fmt: skip
+    command = f"HF_TOKEN=abc train.py --hub_token abc --api-key='a b' --rank 8 hf_{'abc' * 10}"
+    assert mask_text(command) == "HF_TOKEN=*** train.py --hub_token *** --api-key=*** --rank 8 ***"
+    told = ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'")
+    for text in (*told, "--train_token '<sks>' --initializer_token=shoes"):
+        assert mask_text(text) == text

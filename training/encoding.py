@@ -1,0 +1,138 @@
+"""Phased loading: captions and pictures are encoded, once and kept on disk, and the encoders freed again."""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from families import models
+from families.models import report_long_captions
+from training.cache import ensure_cached
+from training.examples import Picture, View, describe, picture_tensor, view_key
+from utils.cli import UserError
+from utils.devices import free_memory
+from utils.parallel import thread_map
+
+logger = logging.getLogger(__name__)
+MOST_AT_ONCE = 4  # pictures: the VAE takes more than 1 GB for one of 512x512
+
+
+def _tokenizer_sha256(tokenizer) -> str:
+    """Of all that decides which tokens a text becomes."""
+    facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _cache_captions(folder: Path, model: str, family: str, texts: dict[str, str], dtype, accelerator: Accelerator):
+    """The index of a cache that holds {key: text}; the encoders are gone when this returns."""
+    tokenizers, encoders = models.load_text_encoders(model, family, dtype)
+    report_long_captions(tokenizers[0], list(texts.values()))
+    for encoder in encoders:
+        encoder.to(accelerator.device)
+    zero = models.empty_prompt_is_zero(model)
+
+    def compute(key: str) -> dict[str, torch.Tensor]:
+        embeds, pooled = models.encode_prompts(tokenizers, encoders, [texts[key]], zero)
+        made = {key: embeds[0].cpu()} | ({} if pooled is None else {f"{key}.pooled": pooled[0].cpu()})
+        if not all(tensor.isfinite().all() for tensor in made.values()):
+            raise UserError(f"the text encoder makes NaN in {dtype} of {texts[key]!r}; use --mixed_precision no")
+        return made
+
+    parts = [_tokenizer_sha256(one) for one in tokenizers] + [models.fingerprint(one) for one in encoders] + [str(zero)]
+    made_by = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    return ensure_cached(folder / f"captions-{made_by}", texts, compute, "captions", accelerator)
+
+
+def encode_captions(
+    folder: Path, model: str, family: str, texts: list[str], dtype: torch.dtype, accelerator: Accelerator
+) -> Callable[[list[str]], tuple[torch.Tensor, torch.Tensor | None]]:
+    """Encode every text, and the empty one, into the cache; what is returned reads (embeds, pooled) of texts."""
+    keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
+    index = _cache_captions(folder, model, family, {key: text for text, key in keys.items()}, dtype, accelerator)
+    free_memory(accelerator.device)
+
+    @functools.lru_cache(maxsize=256)  # of SDXL's, one is 0.6 MB
+    def read(text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shard, key = index[keys[text]], keys[text]
+        return shard.get_tensor(key), shard.get_tensor(f"{key}.pooled") if family == "sdxl" else None
+
+    def features(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        embeds, pooled = zip(*(read(text) for text in texts))
+        together = torch.stack(embeds), None if pooled[0] is None else torch.stack(pooled)
+        return tuple(None if tensor is None else tensor.to(accelerator.device) for tensor in together)
+
+    return features
+
+
+def encode_distinct(encode: Callable, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What `encode` makes of texts, each of them encoded once: a batch of photos often shares one prompt."""
+    distinct = list(dict.fromkeys(texts))
+    rows = [distinct.index(text) for text in texts]
+    return tuple(None if tensor is None else tensor[rows] for tensor in encode(distinct))
+
+
+@torch.no_grad()
+def encode_picture(vae, picture: Picture, view: View, interpolation: str) -> torch.Tensor:
+    """(2, channels, height, width): mean and standard deviation of a picture's latents, unscaled, in float32."""
+    pixels = picture_tensor(picture, view, interpolation)[None].to(vae.device, vae.dtype)
+    with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this
+        posterior = vae.encode(pixels).latent_dist
+    moments = torch.cat([posterior.mean, posterior.std]).float().cpu()
+    if not moments.isfinite().all():
+        raise UserError(f"the latents of {describe(picture)} hold NaN or infinity; look at the picture, or remove it")
+    return moments
+
+
+def encoded_at_once(device: torch.device) -> int:
+    """How many pictures; on a CPU side by side, since the VAE's small layers leave a second core idle."""
+    return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
+def _cache_latents(folder: Path, model: str, views: dict[str, tuple[Picture, View]], interpolation, accelerator):
+    """The index of a cache that holds the moments of {key: view}; the VAE is gone when this returns."""
+    vae = models.load_vae(model).to(accelerator.device)
+
+    def compute(key: str) -> dict[str, torch.Tensor]:
+        return {key: encode_picture(vae, *views[key], interpolation)}
+
+    workers, spread = encoded_at_once(accelerator.device), map
+    if workers > 1:
+        begin = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
+        spread = functools.partial(thread_map, workers=workers, begin=begin)
+    place = folder / f"latents-{models.fingerprint(vae)[:16]}"
+    return ensure_cached(place, views, compute, "pictures", accelerator, spread)
+
+
+def latent_reader(
+    folder: Path,
+    model: str,
+    views: list[tuple[Picture, View]],
+    interpolation: str,
+    cached: bool,
+    accelerator: Accelerator,
+) -> Callable[[Picture, View], torch.Tensor]:
+    """What gives the moments of a picture's latents: read from the cache, or with `cached` False encoded each time.
+
+    The VAE is always in float32: in float16 it gives NaN.
+    """
+    if not cached:
+        vae = models.load_vae(model).to(accelerator.device)
+        return lambda picture, view: encode_picture(vae, picture, view, interpolation)
+    keys = {view_key(picture, view, interpolation): (picture, view) for picture, view in views}
+    index = _cache_latents(folder, model, keys, interpolation, accelerator)
+    free_memory(accelerator.device)
+
+    def read(picture: Picture, view: View) -> torch.Tensor:
+        key = view_key(picture, view, interpolation)
+        moments = index[key].get_tensor(key)
+        if not moments.isfinite().all():
+            raise UserError(f"the cached latents of {describe(picture)} hold NaN; remove {folder} and run again")
+        return moments
+
+    return read

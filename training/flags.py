@@ -1,0 +1,233 @@
+"""Flags that the trainers share, in groups; their names are those of the diffusers examples wherever one exists."""
+
+import argparse
+import logging
+from argparse import BooleanOptionalAction as OnOff
+from pathlib import Path
+
+from families.lora import UNET_TARGETS
+from training.ignored_flags import tell_lonely_training
+from utils.argument_types import batch_size, positive, seed_number, share
+
+logger = logging.getLogger(__name__)
+SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
+OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
+# Of diffusers' training scripts, what has no place here, and why.
+REFUSED = {
+    "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
+    "local_rank": "accelerate launch tells it by itself; leave it out",
+    "cache_dir": "set HF_HOME in the environment instead",
+    "revision": "give the folder of that revision as --pretrained_model_name_or_path",
+    "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
+}
+# What may differ between a run and its continuation: none of it changes what is trained.
+NOT_IN_TRAINING = (
+    "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "
+    "resume_from_checkpoint checkpointing_steps checkpoints_total_limit latent_cache_dir cache_latents report_to "
+    "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
+    "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
+    "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
+    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite"
+).split()
+
+
+def add_column_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
+    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
+    group.add_argument("--caption_column", default="text", help="where the captions are")
+    group.add_argument(
+        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
+    )
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--train_data_dir", default="data/casual_shoes", metavar="DIR", help="in a layout named above")
+    group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
+    group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N pictures")
+    add_column_flags(group)
+    add_picture_flags(group)
+
+
+def add_picture_flags(group: argparse._ArgumentGroup) -> None:
+    """How pictures are seen."""
+    group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
+    group.add_argument(
+        "--aspect_ratio_buckets", action=OnOff, help="keep proportions, same area; default: as the data was prepared"
+    )
+    group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
+    group.add_argument("--cache_crops", type=int, default=4, help="random crops a picture; 0: endless, uncached only")
+    group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
+    group.add_argument(
+        "--image_interpolation_mode",
+        choices=["lanczos", "bicubic", "bilinear"],
+        default="lanczos",
+        help="filter of the resize",
+    )
+    group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
+
+
+def add_lora_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("LoRA")
+    group.add_argument("--rank", type=positive, default=8, help="of the adapter's matrices: more is more capacity")
+    group.add_argument("--lora_alpha", type=float, default=16, help="the adapter's output is scaled by alpha / rank")
+    group.add_argument("--lora_dropout", type=share, default=0.0, help="of the adapter's input")
+    group.add_argument("--lora_layers", nargs="+", default=list(UNET_TARGETS), metavar="NAME", help="UNet layers")
+    group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
+    group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
+    group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
+    group.add_argument("--ema_decay", type=share, default=0.999, help="of that average, a step")
+    group.add_argument(
+        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, beside the UNet"
+    )
+    group.add_argument("--text_encoder_lr", type=float, help="default: --learning_rate")
+    group.add_argument("--output_kohya_format", action=OnOff, default=False, help="also a file for A1111 and ComfyUI")
+
+
+def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
+    group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
+    group.add_argument(
+        "--gradient_accumulation_steps",
+        type=positive,
+        metavar="N",
+        help=f"micro-batches a step; default: {accumulation}",
+    )
+    group.add_argument(
+        "--effective_batch_size",
+        type=positive,
+        metavar="N",
+        help="samples a step, from which accumulation follows; default: batch size x accumulation x processes",
+    )
+    group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps in all")
+    group.add_argument("--num_train_epochs", type=positive, metavar="N", help="in place of --max_train_steps")
+    group.add_argument("--learning_rate", type=float, default=1e-4, help="at its highest; 1 for prodigy")
+    group.add_argument("--scale_lr", action=OnOff, default=False, help="multiply the rates by the effective batch")
+    group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup", help="of diffusers")
+    group.add_argument("--lr_warmup_steps", type=int, default=500, help="optimizer steps")
+    group.add_argument("--lr_num_cycles", type=positive, default=1, help="of cosine_with_restarts")
+    group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
+    group.add_argument("--snr_gamma", type=float, metavar="5.0", help="min-SNR weighting; default: all weights 1")
+    group.add_argument(
+        "--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0"
+    )
+    group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
+
+    group = parser.add_argument_group("optimizer")
+    group.add_argument(
+        "--optimizer", type=str.lower, choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes"
+    )
+    group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="memory of the gradient's mean")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="memory of its square")
+    group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="pull of the weights towards 0")
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="keeps a tiny gradient from a huge step")
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are scaled down to this norm")
+
+
+def add_performance_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precision, memory and speed")
+    group.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="default: what accelerate was launched with, or else the best that this device does right",
+    )
+    group.add_argument("--gradient_checkpointing", action=OnOff, default=True, help="less memory, some 25 %% slower")
+    group.add_argument("--cache_latents", action=OnOff, default=True, help="encode pictures once, and free the VAE")
+    group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
+    group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
+    group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
+    group.add_argument(
+        "--enable_xformers_memory_efficient_attention", action=OnOff, default=False, help="needs xformers"
+    )
+    group.add_argument("--dataloader_num_workers", type=int, default=1, help="0: no thread prepares batches ahead")
+
+
+def add_validation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("validation")
+    group.add_argument("--validation_steps", type=int, default=500, help="between validations; 0: none")
+    group.add_argument("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
+    group.add_argument(
+        "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
+    )
+    group.add_argument("--num_validation_images", type=int, default=4, help="pictures a validation; 0: loss only")
+    group.add_argument("--validation_guidance_scale", type=float, default=7.5, help="1: without")
+    group.add_argument("--validation_inference_steps", type=positive, default=25, help="of DPM-Solver++")
+    group.add_argument("--num_validation_samples", type=positive, default=64, help="fixed samples of the held-out loss")
+    group.add_argument(
+        "--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss"
+    )
+
+
+def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    group = parser.add_argument_group("run folder and trackers")
+    group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
+    group.add_argument("--overwrite", action=OnOff, default=False, help="remove the run that is there and begin anew")
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="between checkpoints; 0: none")
+    group.add_argument("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
+    group.add_argument(
+        "--resume_from_checkpoint", default="latest", metavar="latest|NAME", help="NAME: checkpoint-500, or a path"
+    )
+    group.add_argument("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
+    group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir")
+    group.add_argument(
+        "--report_to", default="tensorboard", help="tensorboard, wandb, mlflow, several with commas, all, none"
+    )
+    group.add_argument(
+        "--on_nonfinite",
+        choices=["stop", "skip", "rollback"],
+        default="skip",
+        help="NaN in loss or gradient: stop; skip up to 3 steps in a row, then roll back; roll back at once",
+    )
+    group.add_argument("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
+    group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
+
+
+def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What argparse can't check by itself."""
+
+    def need(condition, message):
+        if not condition:
+            parser.error(message)
+
+    for name in "learning_rate text_encoder_lr lora_alpha adam_epsilon max_grad_norm snr_gamma lr_power".split():
+        value = getattr(args, name, None)
+        need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0, and finite")
+    need(args.held_out < 1, f"--held_out {args.held_out:g}: expected less than 1, or nothing is left to train on")
+    logs = Path(args.logging_dir)
+    inside = not logs.is_absolute() and ".." not in logs.parts
+    need(inside, f"--logging_dir {logs}: expected a name within --output_dir")
+    single = args.pretrained_model_name_or_path.endswith(".safetensors")
+    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
+    rate = args.text_encoder_lr
+    need(rate is None or args.train_text_encoder, f"--text_encoder_lr {rate}: needs --train_text_encoder")
+    for name in "adam_beta1 adam_beta2 lora_dropout ema_decay".split():
+        value = getattr(args, name)
+        need(0 <= value < 1, f"--{name} {value:g}: expected at least 0 and less than 1")
+    whole = "lr_warmup_steps validation_steps checkpointing_steps num_validation_images cache_crops"
+    more = "dataloader_num_workers adam_weight_decay noise_offset validation_guidance_scale"
+    for name in f"{whole} {more}".split():
+        need(getattr(args, name) >= 0, f"--{name} {getattr(args, name):g}: expected 0 or more")
+    endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
+    need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
+    if args.use_8bit_adam:
+        need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
+        args.optimizer = "adamw8bit"
+    # diffusers passes over DoRA's magnitudes in such a file, and the pictures would change.
+    kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
+    need(not (args.use_dora and args.output_kohya_format), kohya)
+    tell_lonely_training(parser, args)
+    patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
+    if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
+        logger.warning(
+            "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d",
+            args.lr_warmup_steps, args.max_train_steps
+        )  # fmt: skip
+    need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
+
+
+def free_to_change(args: argparse.Namespace) -> set[str]:
+    """The settings that a continued run may have otherwise; its length only where the rate doesn't depend on it."""
+    length = {"max_train_steps", "num_train_epochs"}
+    return set(NOT_IN_TRAINING) - (set() if args.lr_scheduler.startswith("constant") else length)

@@ -1,0 +1,72 @@
+"""Masks by which the loss is weighted: where a photo shows the subject, and where what doesn't matter."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from training.examples import Picture, View, crop_place
+from utils.catalogue import is_picture
+from utils.cli import UserError
+from utils.files import file_sha256
+from utils.images import BadImage, read_image
+
+
+def find_masks(folder: Path, found: list[Picture]) -> dict[str, Path]:
+    """{id: mask} for every picture: the file that has its name, whatever its ending."""
+    if not folder.is_dir():
+        raise UserError(f"--mask_loss {folder}: no such folder; give one with a mask for each photo, of the same name")
+    there = {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path.name)}
+    names = {one.id: one.source.stem if isinstance(one.source, Path) else one.id for one in found}
+    lacking = [name for name in names.values() if name not in there]
+    if lacking:
+        raise UserError(
+            f"--mask_loss {folder}: {len(lacking)} of {len(found)} photos have no mask ({lacking[0]}.png …); white "
+            "is what counts, black what doesn't"
+        )
+    return {one: there[name] for one, name in names.items()}
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """A mask of a photo of this size, in grey."""
+    try:
+        mask = read_image(path)[0].convert("L")
+    except BadImage as error:
+        raise UserError(f"--mask_loss {path}: can't be read ({error}); mend it") from None
+    if mask.size != size:
+        raise UserError(f"--mask_loss {path}: is {mask.size}, its photo {size}; make them the same size")
+    if mask.getextrema()[1] < 8:
+        raise UserError(f"--mask_loss {path}: is all black, so its photo would teach nothing; mend or remove both")
+    return mask
+
+
+def view_mask(mask: Image.Image, picture: Picture, view: View, shape: tuple[int, int]) -> torch.Tensor:
+    """(1, height, width) in 0 … 1 of latent size: seen as `picture_tensor` sees the photo, then averaged."""
+    size, (left, top) = crop_place(picture, view)
+    mask = mask.resize(size, Image.Resampling.BILINEAR)
+    mask = mask.crop((left, top, left + picture.shape[0], top + picture.shape[1]))
+    mask = ImageOps.mirror(mask) if view.flip else mask
+    mask = mask.resize(shape[::-1], Image.Resampling.BOX)
+    return torch.from_numpy(np.array(mask, dtype=np.float32))[None] / 255
+
+
+def mask_reader(folder: Path, found: list[Picture]) -> tuple[Callable, str]:
+    """What gives the mask of a view of a picture, given the latents' (height, width); and a checksum of all masks.
+
+    A picture that is not among `found`, a class image, counts everywhere.
+    """
+    paths = find_masks(folder, found)
+    masks = {one.id: read_mask(paths[one.id], one.size) for one in found}
+
+    @functools.lru_cache(maxsize=1024)
+    def read(picture: Picture, view: View, shape: tuple[int, int]) -> torch.Tensor:
+        if picture.id not in masks:
+            return torch.ones(1, *shape)
+        return view_mask(masks[picture.id], picture, view, shape)
+
+    sums = " ".join(f"{one} {file_sha256(path)}" for one, path in paths.items())
+    return read, hashlib.sha256(sums.encode()).hexdigest()

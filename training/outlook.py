@@ -1,0 +1,68 @@
+"""What a training will take, told before it begins: parameters, memory, steps, the size of the cache."""
+
+from collections.abc import Callable
+
+import torch
+
+from families import models
+from families.models import read_config
+from training import memory
+
+
+def describe_model(
+    model: str, family: str, rank: int | None, targets: list[str], text_targets: tuple, use_dora: bool
+) -> str:
+    """Family and parameters, from the configs alone."""
+    counts = memory.count_parameters(model, family, rank, targets, text_targets, use_dora)
+    trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
+    total -= 0 if rank else trained
+    return (
+        f"family       {models.FAMILIES[family]}\n"
+        f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})"
+    )
+
+
+def describe_memory(phases: dict[str, dict[str, int]]) -> str:
+    """The peak and the parts of every phase."""
+    peak, size = memory.peak_phase(phases)
+    lines = [f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; Python and the device take more"]
+    for phase, parts in phases.items():
+        shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
+        lines.append(f"             {phase}: {shown}")
+    return "\n".join(lines)
+
+
+def describe_length(pictures: int, held_out: int, steps: int, effective: int) -> str:
+    epoch = pictures / effective
+    return (
+        f"data         {pictures:,} pictures, {held_out:,} held out; an epoch is {epoch:,.1f} steps\n"
+        f"length       {steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"
+    )
+
+
+def describe_cache(model: str, family: str, resolution: int, views: int, captions: int, dtype: torch.dtype) -> str:
+    latents = views * latent_bytes(model, resolution)
+    texts = captions * caption_bytes(model, family, dtype)
+    return f"cache        {latents / 2**20:,.0f} MiB of latents, {texts / 2**20:,.0f} MiB of captions, on disk"
+
+
+def latent_bytes(model: str, resolution: int) -> int:
+    """A picture's entry in the latent cache: mean and standard deviation in float32."""
+    vae = read_config(model, "vae/config.json")
+    side = resolution // models.vae_step(vae)
+    return 2 * 4 * vae.get("latent_channels", 4) * side * side
+
+
+def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
+    """A caption's entry in the cache of encoded ones."""
+    width = read_config(model, "unet/config.json")["cross_attention_dim"]
+    length = read_config(model, "text_encoder/config.json")["max_position_embeddings"]
+    pooled = read_config(model, "text_encoder_2/config.json")["projection_dim"] if family == "sdxl" else 0
+    return (length * width + pooled) * dtype.itemsize
+
+
+def largest_batch(share: int, free: int, foretell: Callable[[int], dict[str, dict[str, int]]]) -> int:
+    """The largest divisor of `share` whose peak fits in the free bytes; memory grows evenly with the size."""
+    first, second = (memory.peak_phase(foretell(micro))[1] for micro in (1, 2))
+    sizes = [size for size in range(1, share + 1) if share % size == 0]
+    return max([size for size in sizes if first + (second - first) * (size - 1) <= 0.9 * free], default=1)

@@ -1,0 +1,104 @@
+"""The sample plan: which picture, which crop, which noise and timestep at each position, the same on any hardware.
+
+Optimizer step s trains on the positions s*E … s*E+E-1 of one endless sequence, E being the effective batch. What a
+position means is drawn on the CPU from (seed, position) alone. So neither micro-batches nor accumulation nor processes
+change the training, and to resume, the step number is all that is needed.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+
+from utils.devices import keyed_generator
+
+
+class Draw(NamedTuple):
+    """What one position of the plan means; `noise_key` gives the generator of all its noise."""
+
+    index: int  # of the picture
+    crop: float  # in [0, 1): which of the crops
+    flip: bool
+    drop_caption: bool
+    timestep: int
+    noise_key: tuple
+
+
+_orders: dict[tuple, tuple[tuple, list[int]]] = {}
+
+
+def epoch_order(seed: int, epoch: int, shapes: tuple, group: int) -> list[int]:
+    """A permutation of the pictures; where they differ in shape, those of one shape come in runs of `group`."""
+    # Remembered by which tuple it is: to hash that of 100,000 pictures takes 2 ms, and there are many draws a step.
+    key = (seed, epoch, id(shapes), group)
+    if key not in _orders:
+        while len(_orders) >= 4:
+            _orders.pop(next(iter(_orders)))
+        _orders[key] = shapes, _make_order(seed, epoch, shapes, group)  # `shapes` is kept, so its id stays its own
+    return _orders[key][1]
+
+
+def _make_order(seed: int, epoch: int, shapes: tuple, group: int) -> list[int]:
+    generator = keyed_generator("order", seed, epoch)
+    order = torch.randperm(len(shapes), generator=generator).tolist()
+    by_shape = defaultdict(list)
+    for index in order:
+        by_shape[shapes[index]].append(index)
+    if len(by_shape) == 1:
+        return order
+    runs = [members[start : start + group] for members in by_shape.values() for start in range(0, len(members), group)]
+    shuffled = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
+    return [index for run in sorted(shuffled, key=len, reverse=True) for index in run]
+
+
+def draw_position(
+    position: int, seed: int, shapes: tuple, group: int, timesteps: int, flip: float = 0.0, dropout: float = 0.0
+) -> Draw:
+    """The meaning of one position. `flip` and `dropout` are probabilities, `group` the effective batch."""
+    epoch, place = divmod(position, len(shapes))
+    u = torch.rand(4, generator=keyed_generator("draw", seed, position), dtype=torch.float64).tolist()
+    index = epoch_order(seed, epoch, shapes, group)[place]
+    return Draw(index, u[0], u[1] < flip, u[2] < dropout, int(u[3] * timesteps), ("noise", seed, position))
+
+
+def validation_draws(count: int, pictures: int, timesteps: int) -> list[Draw]:
+    """Fixed positions for a loss that can be compared: timesteps stratified, nothing depends on the run's seed."""
+    order = torch.randperm(count, generator=keyed_generator("validation")).tolist()
+    strata = [int((order[i] + 0.5) / count * timesteps) for i in range(count)]
+    return [Draw(i % pictures, 0.0, False, False, strata[i], ("validation", i)) for i in range(count)]
+
+
+def draw_noise(key: tuple, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one position: the noise to be predicted, that of the autoencoder's sample, and one offset for each channel."""
+    generator = keyed_generator(*key)
+    noise, posterior = torch.randn(2, *shape, generator=generator)
+    return noise, posterior, torch.randn(shape[0], 1, 1, generator=generator)
+
+
+def split_step(draws: list[Draw], shapes: Sequence, micro_batch: int, rank: int, processes: int) -> list[list[Draw]]:
+    """One process's share of a step's draws, in micro-batches of one shape and at most `micro_batch` samples."""
+    draws = sorted(draws, key=lambda draw: shapes[draw.index])  # stable: nothing moves where all are of one shape
+    share = draws[len(draws) * rank // processes : len(draws) * (rank + 1) // processes]
+    batches = []
+    for draw in share:
+        fits = batches and len(batches[-1]) < micro_batch
+        if fits and shapes[batches[-1][0].index] == shapes[draw.index]:
+            batches[-1].append(draw)
+        else:
+            batches.append([draw])
+    return batches
+
+
+def prefetch(items: Iterator, depth: int = 2) -> Iterator:
+    """The items of an iterator, made ahead of their use by a thread that ends with this generator."""
+    end = object()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    try:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item
+    finally:  # also where the consumer stops early: what nobody waits for isn't made
+        pool.shutdown(wait=True, cancel_futures=True)

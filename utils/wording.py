@@ -1,0 +1,82 @@
+"""Attributes in readable English: the words of a value, and a template filled with them."""
+
+import re
+
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+GENDERS = {"men": "men's", "women": "women's", "boys": "boys'", "girls": "girls'", "male": "men's", "female": "women's"}
+COLOURS = {"multi": "multicoloured", "skin": "skin-coloured", "off white": "off-white"}
+ARTICLES = {"tshirts": "T-shirts", "shoes": "shoes"}
+# Worn or sold as a pair, or plural in themselves: "black trousers", never "a black trouser".
+PLURAL = set(
+    "shoes sandals heels flats flops boots sneakers loafers slippers clogs mules socks trousers jeans shorts pants "
+    "leggings jeggings tights stockings sunglasses glasses earrings gloves mittens cufflinks briefs boxers trunks "
+    "capris laces pyjamas suspenders overalls dungarees joggers chinos headphones booties goggles".split()
+)
+MASS = set("polish mist deodorant gloss care makeup jewellery perfume footwear swimwear innerwear lingerie".split())
+SINGULAR = {"ties": "tie", "scarves": "scarf", "dresses": "dress", "watches": "watch", "sarees": "saree"}
+
+
+def singular(noun: str) -> str:
+    """`handbags` -> `handbag`: the last word's plural taken off."""
+    head, space, last = noun.rpartition(" ")
+    if last.lower() in SINGULAR:
+        last = SINGULAR[last.lower()]
+    elif re.search(r"[^aeiou]ies$", last):
+        last = last[:-3] + "y"
+    elif re.search(r"(ss|x|ch|sh)es$", last):
+        last = last[:-2]
+    elif re.search(r"[^su]s$", last):
+        last = last[:-1]
+    return head + space + last
+
+
+def name_article(article: str | None) -> tuple[str, bool]:
+    """The words for an article type, and whether they take `a` or `an`."""
+    if not article:
+        return "product", True
+    noun = ARTICLES.get(article.lower(), article.lower())
+    last = noun.rpartition(" ")[2].lower()
+    if last in PLURAL or last in MASS:
+        return noun, False
+    return singular(noun), True
+
+
+def word_value(key: str, value: str | None) -> str | None:
+    """An attribute's value as it reads in a sentence; names and what one doesn't know are left as they are."""
+    if value is None:
+        return None
+    low = value.lower()
+    if key == "gender":
+        return GENDERS.get(low, low)
+    if key == "colour":
+        return COLOURS.get(low, low)
+    return low if key in ("season", "usage") else value
+
+
+def fill_template(template: str, attributes: dict[str, str | None]) -> str:
+    """The template with its {placeholders} filled; a clause (between commas) that has only missing values is dropped.
+
+    `a`/`an` stands before a singular {article} and its adjectives, whether the template has it or not.
+    """
+    noun, countable = name_article(attributes.get("article"))
+    words = {key: word_value(key, value) for key, value in attributes.items()} | {"article": noun}
+    clauses = []
+    for index, clause in enumerate(template.split(",")):
+        keys = PLACEHOLDER.findall(clause)
+        if index and keys and not any(words.get(key) for key in keys):
+            continue
+        clause = re.sub(
+            r"(?:\b([Aa])n? )?((?:\{\w+\} )*\{article\})",
+            lambda found: _with_article(found[2], words, countable, bool(found[1]) and found[1].isupper()),
+            clause,
+        )
+        clause = PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", clause)
+        clauses.append(re.sub(r" +([.;:!?])", r"\1", " ".join(clause.split())))
+    text = ", ".join(clause for clause in clauses if clause)
+    return re.sub(r"\s*,[\s,]*", ", ", text).strip(", ")  # a product's name may bring commas of its own
+
+
+def _with_article(phrase: str, words: dict, countable: bool, capital: bool) -> str:
+    filled = " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", phrase).split())
+    determiner = ("an " if filled[0].lower() in "aeiou" and not filled.startswith("uni") else "a ") if countable else ""
+    return (determiner.capitalize() if capital else determiner) + filled
