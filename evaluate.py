@@ -2,7 +2,7 @@
 
     python evaluate.py --real data/casual_shoes/test --train data/casual_shoes/train \\
         --generated data/synthetic/casual_shoes --output_dir runs/casual_shoes/evaluation
-    python evaluate.py --real data/x/test --generated pictures --encoders demo --targets "clip_score>0.25" \\
+    python evaluate.py --real data/x/test --generated images --encoders demo --targets "clip_score>0.25" \\
         "invalid<0.10" --fail_under_targets --output_dir runs/x/evaluation
     python evaluate.py --generated runs/me/persona --identity_reference photos/others --instance_data_dir photos/me \\
         --output_dir runs/me/evaluation
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from evaluation import adherence, assessment, failures, features, flags, human_study, image_measures, subject, targets
 from evaluation.feature_cache import content_keys
-from evaluation.image_sets import check_apart, check_new, read_pictures, spell_alike
+from evaluation.image_sets import check_apart, check_new, read_images, spell_alike
 from evaluation.report import compare, summary
 from evaluation.report.html import read_evaluation, write_report
 from utils import cli, devices, runs
@@ -32,8 +32,8 @@ from utils.files import check_writable, write_json
 from utils.parallel import available_cores, thread_map
 
 logger = logging.getLogger("evaluate")
-SHOWN = 24  # pictures of a kind in the report
-SURE = 0.8  # an attribute is read off pictures by CLIP if it reads the real ones right at least so often
+SHOWN = 24  # images of a kind in the report
+SURE = 0.8  # an attribute is read off images by CLIP if it reads the real ones right at least so often
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
 COPY_JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are shown: the best at telling things apart
 
@@ -82,23 +82,23 @@ def check_folder(args, out: Path) -> None:
 
 def describe(records: list[dict]) -> str:
     texts = sum(bool(one["text"]) for one in records)
-    return f"{cli.counted(len(records), 'picture')}, {texts:,} with a text"
+    return f"{cli.counted(len(records), 'image')}, {texts:,} with a text"
 
 
 def readable(name: str, records: list[dict], keys: list[str], rows: np.ndarray) -> tuple[list, list, np.ndarray]:
-    """Without the pictures that can't be read; of the generated set they are counted as invalid."""
+    """Without the images that can't be read; of the generated set they are counted as invalid."""
     good = rows[:, 0] != image_measures.FAULTS.index("unreadable")
     if not good.all():
         bad = records[int(np.argmin(good))]["path"]
-        logger.warning("--%s: %s cannot be read (%s …)", name, cli.counted(int((~good).sum()), "picture"), bad)
+        logger.warning("--%s: %s cannot be read (%s …)", name, cli.counted(int((~good).sum()), "image"), bad)
     if not good.any():
-        raise UserError(f"--{name}: not one of its {len(good)} pictures can be read")
+        raise UserError(f"--{name}: not one of its {len(good)} images can be read")
     kept = np.flatnonzero(good)
     return [records[i] for i in kept], [keys[i] for i in kept], rows[kept]
 
 
 def judge_adherence(args, encoder, rows: dict, sets: dict, columns: dict) -> tuple[list, dict, dict, np.ndarray]:
-    """Figures, splits and shares by attribute, and each picture's score. `columns`: {attribute: its values}."""
+    """Figures, splits and shares by attribute, and each image's score. `columns`: {attribute: its values}."""
     real, generated = sets["real"], sets["generated"]
     scores = adherence.clip_scores(encoder, rows["generated"], generated)
     real_scores = adherence.clip_scores(encoder, rows["real"], real)
@@ -124,8 +124,8 @@ def judge_looks(sets: dict, measures: dict) -> tuple[list[dict], list[dict]]:
     """Near-copies by hash and colours, which need no encoder: the figure, and the pairs."""
     blank = assessment.figure(
         "near_copies", "novelty", "Near-copies by look", "lower", "%",
-        "share that looks like a training picture or its mirror: of 256 bits of a perceptual hash 16 at most differ, "
-        "and the colours by 3 levels; the floor is the real test pictures' own",
+        "share that looks like a training image or its mirror: of 256 bits of a perceptual hash 16 at most differ, "
+        "and the colours by 3 levels; the floor is the real test images' own",
     )  # fmt: skip
     ids = [str(i) for i in range(len(sets["train"]))]
     found = image_measures.find_look_alikes(ids, measures["train"], measures["generated"])
@@ -144,7 +144,7 @@ def judge_looks(sets: dict, measures: dict) -> tuple[list[dict], list[dict]]:
 
 
 def list_neighbours(encoder: str, sets: dict, copies: dict) -> list[dict]:
-    """The generated pictures nearest to a training picture, suspected or not."""
+    """The generated images nearest to a training image, suspected or not."""
     return [
         {
             "file": sets["generated"][i]["path"], "nearest": sets["train"][which]["path"], "distance": distance,
@@ -155,12 +155,12 @@ def list_neighbours(encoder: str, sets: dict, copies: dict) -> list[dict]:
 
 
 def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[list[dict], list[dict]]:
-    """Figures and pairs; refused where the test pictures are training pictures, since they tell what is no copy."""
+    """Figures and pairs; refused where the test images are training images, since they tell what is no copy."""
     shared = set(keys["real"]) & set(keys["train"])
     if shared:
         raise UserError(
-            f"--real and --train share {cli.counted(len(shared), 'picture')}: what is near to a training picture is "
-            "judged by real pictures that are none; give two splits, or leave out --train"
+            f"--real and --train share {cli.counted(len(shared), 'image')}: what is near to a training image is "
+            "judged by real images that are none; give two splits, or leave out --train"
         )
     figures, pairs = judge_looks(sets, measures)
     for name in sorted(rows, key=COPY_JUDGES.index):
@@ -173,7 +173,7 @@ def judge_novelty(sets: dict, keys: dict, measures: dict, rows: dict) -> tuple[l
     return figures, pairs[: 2 * SHOWN]
 
 
-def choose_pictures(records: list[dict], scores: np.ndarray | None, seed: int) -> dict[str, list[dict]]:
+def choose_images(records: list[dict], scores: np.ndarray | None, seed: int) -> dict[str, list[dict]]:
     """A random sample of the set, and those whose texts fit best and worst (of the lowest tenth, at most).
 
     No even one: its stride would meet the same kind again and again in a set whose kinds take turns.
@@ -191,7 +191,7 @@ def choose_pictures(records: list[dict], scores: np.ndarray | None, seed: int) -
 
 
 def describe_set(folder: Path, keys: list[str]) -> dict:
-    """What metrics.json says of a set; the checksum tells another run whether its pictures were the same."""
+    """What metrics.json says of a set; the checksum tells another run whether its images were the same."""
     digest = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()
     return {"path": str(folder), "n": len(keys), "sha256": digest[:16]}
 
@@ -228,22 +228,22 @@ def compute_figures(args, encoders: list, sets: dict, keys: dict, measures: dict
     colours = 1 - failures.find_failures(generated, measures["generated"])["wrong_colour"]
     if by_colour := adherence.split_means(generated, colours, "colour"):
         splits["measured_colour_accuracy"] = {"colour": by_colour}
-    pictures = choose_pictures(generated, scores, args.seed) | {"copies": [], "failures": listed}
+    images = choose_images(generated, scores, args.seed) | {"copies": [], "failures": listed}
     if "train" in sets:
-        some, pictures["copies"] = judge_novelty(sets, keys, measures, rows)
+        some, images["copies"] = judge_novelty(sets, keys, measures, rows)
         figures += some
-    return {"figures": figures, "splits": splits, "shares": shares, "pictures": pictures}
+    return {"figures": figures, "splits": splits, "shares": shares, "pictures": images}
 
 
 def compute_without_real(encoders: list, sets: dict, measures: dict, rows: dict, seed: int) -> dict:
-    """What can be said of pictures that have none to be compared with: those that are no pictures, and a look."""
+    """What can be said of images that have none to be compared with: those that are no images, and a look."""
     records, scores = sets["generated"], None
     if told := [one for one in encoders if one.embed_texts]:
         scores = adherence.clip_scores(told[0], rows[told[0].name]["generated"], records)
     nothing = measures["generated"][:0]
     failed, listed = failures.judge(sets["all generated"], measures["all generated"], [], nothing)
-    pictures = choose_pictures(records, scores, seed) | {"copies": [], "failures": listed[:1]}
-    said = {"figures": failed[:1], "splits": {}, "shares": {}, "pictures": pictures}  # the first is "invalid"
+    images = choose_images(records, scores, seed) | {"copies": [], "failures": listed[:1]}
+    said = {"figures": failed[:1], "splits": {}, "shares": {}, "pictures": images}  # the first is "invalid"
     return said | {"left_out": [subject.WITHOUT_REAL]}
 
 
@@ -256,7 +256,7 @@ def gather_rows(args, encoders, sets: dict, keys: dict, accelerator) -> tuple[di
             files, sums = [one["path"] for one in records][share], keys[name][share]
             if not files:
                 continue
-            measures[name] = image_measures.measure_pictures(files, out, args.num_workers, sums)
+            measures[name] = image_measures.measure_images(files, out, args.num_workers, sums)
             good = measures[name][:, 0] != image_measures.FAULTS.index("unreadable")
             files, sums = ([one for one, kept in zip(part, good) if kept] for part in (files, sums))
             for encoder in encoders:
@@ -280,7 +280,7 @@ def study_or_compare(args) -> int:
         page = args.output_dir / "comparison.html"
         print(*compare.write_comparison(args.compare, page), page, sep="\n")
         return 0
-    real, generated = (read_pictures(getattr(args, name), f"--{name}") for name in ("real", "generated"))
+    real, generated = (read_images(getattr(args, name), f"--{name}") for name in ("real", "generated"))
     for name, records in (("real", real), ("generated", generated)):
         print(f"{name}: {describe(records)}")
     if not args.dry_run:
@@ -300,7 +300,7 @@ def main(args) -> int:
     sources = flags.read_encoders(args.encoders, args.inception)
     given = {name for name, value in vars(args).items() if value is not None}
     subject.check_flags(given, list(sources))
-    sets = spell_alike({n: read_pictures(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)})
+    sets = spell_alike({n: read_images(getattr(args, n), f"--{n}") for n in SETS if getattr(args, n)})
     judged = [sets[name] for name in ("real", "generated") if name in sets]
     adherence.check_attributes(judged, args.attributes)
     columns = adherence.usable_attributes(judged, args.attributes)
@@ -309,11 +309,11 @@ def main(args) -> int:
     faces, against = None, {name: sets[name] for name in ("real", "instance_data_dir") if name in sets}
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
-        against["identity_reference"] = read_pictures(args.identity_reference, "--identity_reference")
+        against["identity_reference"] = read_images(args.identity_reference, "--identity_reference")
     check_new(sets["generated"], against)
     references = [one["path"] for one in against.get("identity_reference", [])]
     if args.prior_before:
-        subject.pair_pictures(sets["prior_before"], sets["prior_after"])
+        subject.pair_images(sets["prior_before"], sets["prior_after"])
     check_folder(args, out)
     human = human_study.merge_ratings(out / "study_key.json", args.ratings) if args.ratings else None
     if args.utility and not (args.utility / "results.json").is_file():

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from families import conditions, lora_mix, models, sampling, tokens
-from families.drawing import Studio, draw_pictures, open_studio, picture_seed, relieve_memory
+from families.drawing import Studio, draw_images, image_seed, open_studio, relieve_memory
 from families.lora import read_lora
 from generation import flags, generated_set, outcome
 from generation import prompts as prompt_lists
@@ -35,7 +35,7 @@ from utils.metrics_log import append_metrics
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
-# Neither where the result goes nor how the work is divided changes a picture.
+# Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
     "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 model_config".split()
@@ -53,7 +53,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def read_conditions(args, given: dict[str, list[Path]], size: int, device: torch.device) -> tuple[Callable, Callable]:
     """What gives the tensors to start from, and to keep to, of some images; None where there are none."""
     depth = conditions.load_depth(args.depth_model, device) if args.depth_model else None
-    changes = {"none": lambda picture: picture, "canny": conditions.canny_edges, "depth": depth}
+    changes = {"none": lambda image: image, "canny": conditions.canny_edges, "depth": depth}
 
     def reader(flag: str, change: Callable) -> Callable:
         if flag not in given:
@@ -67,7 +67,7 @@ def read_conditions(args, given: dict[str, list[Path]], size: int, device: torch
 
 
 def describe_settings(args, prompts: list[dict], loras: list, given: dict, precision: str, size: int) -> dict:
-    """All that decides what the pictures are, with checksums of what the named files hold."""
+    """All that decides what the images are, with checksums of what the named files hold."""
     settings = cli.settings_of(args) | {"resolution": size, "precision": precision, "num_images": len(prompts)}
     settings["prompts_sha256"] = folders.prompts_digest(prompts)
     read = [path for one in loras for path in (one.path, *tokens.token_files(one.path.parent))]
@@ -78,7 +78,7 @@ def describe_settings(args, prompts: list[dict], loras: list, given: dict, preci
 
 
 def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
-    """The model's place and family, the side of its pictures, and the LoRAs, which fit it."""
+    """The model's place and family, the side of its images, and the LoRAs, which fit it."""
     loras = [lora_mix.parse_lora(spec) for spec in args.lora]
     for lora in loras if not args.allow_other_base else []:  # before the base is looked for: it may be the wrong one
         lora_mix.check_base(lora, args.pretrained_model_name_or_path)
@@ -113,9 +113,9 @@ def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.d
     about |= {name: str(getattr(args, name)) for name in conditioned if args.controlnet}
 
     def draw(studio: Studio, jobs: list[outcome.Job]) -> list[tuple[dict, object, bool]]:
-        seeds = [picture_seed(args.seed, job.index, job.retry) for job in jobs]
+        seeds = [image_seed(args.seed, job.index, job.retry) for job in jobs]
         asked = [prompts[job.index] for job in jobs]
-        pixels, finite = draw_pictures(
+        pixels, finite = draw_images(
             studio, [one["text"] for one in asked], args.negative_prompt, seeds, args.num_inference_steps,
             size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale
         )  # fmt: skip
@@ -154,7 +154,7 @@ def make_images(
                 todo.extendleft(reversed(jobs))
                 batch = relieve_memory(studio, len(jobs), left)
                 continue
-            waiting.extend(pool.submit(outcome.save_picture, out, job, *one, check) for job, one in zip(jobs, drawn))
+            waiting.extend(pool.submit(outcome.save_image, out, job, *one, check) for job, one in zip(jobs, drawn))
 
             # What has been saved is noted. Waited for only where nothing is left to draw, or much is under way.
             rejected = []
@@ -207,7 +207,7 @@ def main(args) -> int:
     )
     count = len(prompts)
     places = {flag: getattr(args, flag) for flag in ("init_images", "control_images") if getattr(args, flag)}
-    given = {flag: conditions.list_pictures(f"--{flag}", place, count) for flag, place in places.items()}
+    given = {flag: conditions.list_images(f"--{flag}", place, count) for flag, place in places.items()}
     mine = [i for i in range(count) if i // (block or 1) % shares == share]
     settings = describe_settings(args, prompts, loras, given, precision.mixed_precision, size)
     if is_main:
@@ -225,7 +225,7 @@ def main(args) -> int:
         if is_main:
             print(f"{out}: this set is finished; nothing to do")
         return 0
-    folders.forget_finish(out)  # pictures of a finished set are gone, or it grows: what describes it is made anew
+    folders.forget_finish(out)  # images of a finished set are gone, or it grows: what describes it is made anew
     facts = {"device": devices.describe_device(device), "shares": shares}
     digest = settings["prompts_sha256"]
     runs.write_environment(out / "environment.json", facts["device"], precision.reason, prompts=digest)

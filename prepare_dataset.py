@@ -1,6 +1,6 @@
 """Turn a raw product catalogue into a dataset one can trust: read, clean, split without leakage, caption, write.
 
-The catalogue is a folder with styles.csv + images/, pictures with <name>.txt captions, an imagefolder with
+The catalogue is a folder with styles.csv + images/, images with <name>.txt captions, an imagefolder with
 metadata.jsonl or metadata.csv, or a hub dataset id. What is left out is left out with a reason, in metadata.json.
 Photos of one person or subject go through --portraits instead: judged, framed, cropped to the shapes training takes.
 
@@ -43,10 +43,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 
-def square_picture(
+def square_image(
     source: Path | bytes, side: int, pad: str, crop: str, max_pixels: int
 ) -> tuple[Image.Image, tuple, dict]:
-    """A picture as it goes into the dataset, the size it had, and no more to say of it; raises BadImage."""
+    """An image as it goes into the dataset, the size it had, and no more to say of it; raises BadImage."""
     reduced = {"none": {"longest": side}, "centre": {"shortest": side}, "foreground": {}}[crop]
     image, size = images.read_image(source, max_pixels, **reduced)
     if images.is_blank(image):
@@ -58,7 +58,7 @@ def square_picture(
     return images.fit_square(image, side, pad), size, {}
 
 
-def process_picture(job: tuple[str, Path | bytes], folder: Path | None, fit: Callable) -> dict:
+def process_image(job: tuple[str, Path | bytes], folder: Path | None, fit: Callable) -> dict:
     """Read, clean, compare, and write <folder>/<id>.png (no folder: write nothing). Runs in a worker process."""
     product_id, source = job
     try:
@@ -77,8 +77,8 @@ def process_picture(job: tuple[str, Path | bytes], folder: Path | None, fit: Cal
 
 
 def process_all(products: list[dict], dataset, work, workers: int) -> tuple[list[dict], list[dict]]:
-    """The products with what `work` found out about their pictures, and those that can't be used."""
-    jobs = ((one["id"], sources.picture_source(dataset, one["image"])) for one in products)
+    """The products with what `work` found out about their images, and those that can't be used."""
+    jobs = ((one["id"], sources.image_source(dataset, one["image"])) for one in products)
     results = parallel.parallel_map(work, jobs, workers)
     good, rejected = [], []
     for one, result in zip(tqdm(products, unit=" images", smoothing=0.05, **cli.progress()), results):
@@ -177,8 +177,8 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     members = {split: [one for one in products if one["split"] == split] for split in dataset.SPLITS}
     sums = {}
     for split in dataset.SPLITS:
-        sums |= dataset.write_split(folder, split, members[split], columns, pictures=folder / "pictures")
-    shutil.rmtree(folder / "pictures")  # what is left there are duplicates that were dropped
+        sums |= dataset.write_split(folder, split, members[split], columns, images=folder / "images")
+    shutil.rmtree(folder / "images")  # what is left there are duplicates that were dropped
     if args.write_prompt_plan:
         captions.write_prompt_plan(folder / "prompt_plan.jsonl", members["train"], args.write_prompt_plan, args.balance)
     files.write_json(folder / "splits.json", places)
@@ -191,7 +191,7 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
 
 
 def source_of(args) -> tuple[str, str]:
-    """The flag that named the pictures, and what it named: photos are read as any catalogue is."""
+    """The flag that named the images, and what it named: photos are read as any catalogue is."""
     return ("--portraits", args.portraits) if args.portraits else ("--catalogue", args.catalogue)
 
 
@@ -232,7 +232,7 @@ def choose_products(found: catalogue.Catalogue, args) -> tuple[list[dict], list[
     if not products:
         why = ", ".join(f"{n}: {what}" for what, n in Counter(one["reason"] for one in rejected).most_common(3))
         first = "".join(f"; the first, {catalogue.fault_line(one)}" for one in rejected[:1])
-        raise UserError(f"{' '.join(source_of(args))}: not one picture can be used ({why}){first}")
+        raise UserError(f"{' '.join(source_of(args))}: not one image can be used ({why}){first}")
     return products, rejected, categories, columns
 
 
@@ -255,7 +255,7 @@ def is_up_to_date(args: argparse.Namespace, request: dict) -> bool:
     if changes:
         print(f"{folder} will be replaced: {'; '.join(changes)}")
     else:
-        print(f"{folder} is up to date: same pictures, same options. Nothing to do. (Contents: --verify)")
+        print(f"{folder} is up to date: same images, same options. Nothing to do. (Contents: --verify)")
     return not changes
 
 
@@ -263,7 +263,7 @@ def warn_of_empty(counts: dict[str, int], ratio: list[float]) -> None:
     """A split that was asked for and gets nothing: the set is tiny."""
     for split, share in zip(dataset.SPLITS, ratio):
         if share and not counts[split]:
-            print(f"warning: {split} gets no picture; there are too few for --split_ratio {ratio}", file=sys.stderr)
+            print(f"warning: {split} gets no image; there are too few for --split_ratio {ratio}", file=sys.stderr)
 
 
 def describe_plan(args, products: list[dict]) -> None:
@@ -271,9 +271,9 @@ def describe_plan(args, products: list[dict]) -> None:
     for column, counts in report.count_values(products, list(SHARES)).items():
         first = [f"{name} {count / len(products):.1%}" for name, count in list(counts.items())[:6]]
         print(f"{column}: {', '.join(first)}")
-    pictures = cli.counted(len(products), "picture")
+    images = cli.counted(len(products), "image")
     if args.analyse_only:
-        print(f"would read {pictures} and write {args.output_dir}: report.txt, analysis.json, figures/")
+        print(f"would read {images} and write {args.output_dir}: report.txt, analysis.json, figures/")
         return
     expected = splits.apportion(len(products), dict(zip(dataset.SPLITS, args.split_ratio)))
     sizes = ", ".join(f"{split} {count:,}" for split, count in expected.items())
@@ -283,18 +283,18 @@ def describe_plan(args, products: list[dict]) -> None:
         print(portraits.describe_silent(empty, len(texts), args.trigger_word))
     if args.portraits and not args.face_detector:
         print(f"no --face_detector: {portraits.NO_DETECTOR}")
-    print(f"would write {args.output_dir}: {sizes}, if every picture is good")
+    print(f"would write {args.output_dir}: {sizes}, if every image is good")
     if args.write_prompt_plan:
         shares = f", filling up {' and '.join(args.balance)}" if args.balance else " in the training split's shares"
-        print(f"would write prompt_plan.jsonl for {cli.counted(args.write_prompt_plan, 'picture')}{shares}")
+        print(f"would write prompt_plan.jsonl for {cli.counted(args.write_prompt_plan, 'image')}{shares}")
     warn_of_empty(expected, args.split_ratio)
 
 
-def picture_work(args: argparse.Namespace, models: faces.Faces | None) -> Callable:
-    """What is done with each picture: source -> (picture, size, facts)."""
+def image_work(args: argparse.Namespace, models: faces.Faces | None) -> Callable:
+    """What is done with each image: source -> (image, size, facts)."""
     most = int(args.max_megapixels * 1e6)
     if not args.portraits:
-        return partial(square_picture, side=args.resolution, pad=args.pad, crop=args.crop, max_pixels=most)
+        return partial(square_image, side=args.resolution, pad=args.pad, crop=args.crop, max_pixels=most)
     limits = portraits.Limits(
         args.min_sharpness, tuple(args.exposure), args.max_enlargement, args.min_face_share, args.any_faces
     )
@@ -312,12 +312,12 @@ def picture_work(args: argparse.Namespace, models: faces.Faces | None) -> Callab
 def prepare(
     folder: Path, args, dataset, chosen: tuple, kept: dict, about: dict, tokenizer, fit: Callable
 ) -> tuple[dict, dict]:
-    """Read the pictures and fill the folder; what analysis.json and (with --analyse_only empty) metadata.json hold."""
+    """Read the images and fill the folder; what analysis.json and (with --analyse_only empty) metadata.json hold."""
     products, rejected, columns = chosen
-    pictures = None if args.analyse_only else folder / "pictures"
-    if pictures:
-        pictures.mkdir()
-    good, bad = process_all(products, dataset, partial(process_picture, folder=pictures, fit=fit), args.num_workers)
+    images = None if args.analyse_only else folder / "images"
+    if images:
+        images.mkdir()
+    good, bad = process_all(products, dataset, partial(process_image, folder=images, fit=fit), args.num_workers)
     if args.portraits:  # of two alike the one with more pixels is kept, of equal ones that with a caption, the sharper
         good.sort(key=lambda one: (one["quality"]["enlarged"], not one["text"], -one["quality"]["sharpness"]))
     old_first = sorted(good, key=lambda one: one["id"] not in kept)  # so that old ones are paired with old ones
@@ -329,7 +329,7 @@ def prepare(
         refuse_faults(rejected)
     if not placed:
         first = catalogue.fault_line(rejected[0])
-        raise UserError(f"{' '.join(source_of(args))}: not one picture can be used; the first, {first}")
+        raise UserError(f"{' '.join(source_of(args))}: not one image can be used; the first, {first}")
     analysis = about | report.analyse(placed, rejected, SHARES, args.resolution)
     if args.portraits:
         analysis["photos"] = portraits.photo_rows(products, good, rejected)
@@ -339,9 +339,9 @@ def prepare(
     analysis["duplicates"] = limits | {"pairs": within, "beyond": beyond[:40], "groups": groups}
 
     def load(product: dict) -> Image.Image:
-        if pictures:
-            return Image.open(pictures / f"{product['id']}.png")
-        return fit(sources.picture_source(dataset, product["image"]))[0]
+        if images:
+            return Image.open(images / f"{product['id']}.png")
+        return fit(sources.image_source(dataset, product["image"]))[0]
 
     report.write_analysis(folder, analysis, good, load)
     if args.analyse_only:
@@ -352,9 +352,9 @@ def prepare(
 
 def main(args: argparse.Namespace) -> int:
     if args.verify:
-        pictures, broken = dataset.verify_dataset(args.verify, args.num_workers)
+        images, broken = dataset.verify_dataset(args.verify, args.num_workers)
         verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
-        print("\n".join([*broken, f"{args.verify}: {cli.counted(pictures, 'picture')}, {verdict}"]))
+        print("\n".join([*broken, f"{args.verify}: {cli.counted(images, 'image')}, {verdict}"]))
         return 1 if broken else 0
     cli.show_settings(args)
     check_output(args)
@@ -381,14 +381,14 @@ def main(args: argparse.Namespace) -> int:
     if args.strict:
         refuse_faults(rejected)
     left = cli.counted(len(rejected), "row")
-    print(f"{cli.counted(len(products), 'picture')} to read, {left} left out already, {len(kept):,} splits to keep")
+    print(f"{cli.counted(len(products), 'image')} to read, {left} left out already, {len(kept):,} splits to keep")
     if args.dry_run:
         describe_plan(args, products)
         return 0
     about = request | {"catalogue": facts, "categories": dict(categories.most_common())}
     with files.replaced_folder(args.output_dir) as folder:
         chosen = products, rejected, columns
-        fit = picture_work(args, models)
+        fit = image_work(args, models)
         analysis, metadata = prepare(folder, args, found.dataset, chosen, kept, about, tokenizer, fit)
     print(report.report_text(analysis))
     if metadata:

@@ -1,4 +1,4 @@
-"""Does the synthetic set help? The same classifier trained on real, on synthetic and on both, tested on real pictures.
+"""Does the synthetic set help? The same classifier trained on real, on synthetic and on both, tested on real images.
 
 Every training makes equally many steps; each is kept as soon as it is done, and the same command goes on.
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from evaluation import backbones, curves, labelled
 from evaluation import classifier_scores as scoring
-from evaluation.image_sets import read_pictures, spell_alike
+from evaluation.image_sets import read_images, spell_alike
 from training.flags import OnOff
 from utils import cli, devices, runs
 from utils.argument_types import positive, seed_number, workers
@@ -61,12 +61,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument(
         "--target", metavar="COLUMN", help="what to tell: a column of metadata.jsonl, such as baseColour"
     )
-    group.add_argument(
-        "--min_per_class", type=positive, default=5, help="real pictures in train, and in test; else out"
-    )
+    group.add_argument("--min_per_class", type=positive, default=5, help="real images in train, and in test; else out")
     group.add_argument("--real_shares", type=share_of_real, nargs="+", default=[0.1, 0.25, 1.0], help="of real train")
     group.add_argument(
-        "--synthetic_ratios", type=above_zero, nargs="*", default=[1, 2, 4], help="synthetic pictures for each real one"
+        "--synthetic_ratios", type=above_zero, nargs="*", default=[1, 2, 4], help="synthetic images for each real one"
     )
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=list(RATES), default="cnn", help="from scratch, on cached features, or whole")
@@ -80,7 +78,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--seeds", type=positive, default=5, help="trainings of each arm; fewer than 5 say little")
     group.add_argument("--seed", type=seed_number, default=0, help="the first of them")
     group.add_argument("--max_train_steps", type=positive, default=300, help="optimizer steps of each training")
-    group.add_argument("--train_batch_size", type=positive, default=64, help="pictures a step")
+    group.add_argument("--train_batch_size", type=positive, default=64, help="images a step")
     group.add_argument("--learning_rate", type=above_zero, help="the highest; default: 3e-3, or 1e-4 for finetune")
     group.add_argument("--weight_decay", type=float, default=0.05, help="of AdamW")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that is done right")
@@ -90,7 +88,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument(
         "--feature_cache", type=Path, metavar="DIR", help="default: `cache/features` beside --output_dir"
     )
-    group.add_argument("--num_workers", type=workers, default=available_cores(), help="processes that read pictures")
+    group.add_argument("--num_workers", type=workers, default=available_cores(), help="processes that read images")
     args = cli.parse_args(parser, argv)
     for name in ("real", "synthetic", "target"):
         if not getattr(args, name):
@@ -116,7 +114,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 class Part(NamedTuple):
-    """Some pictures and the numbers of their classes."""
+    """Some images and the numbers of their classes."""
 
     paths: list[Path]
     labels: np.ndarray
@@ -129,7 +127,7 @@ class Data(NamedTuple):
 
 
 def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Data:
-    """The labelled pictures, not yet opened."""
+    """The labelled images, not yet opened."""
     names = ["synthetic"] if len(synthetic) == 1 else [one.name for one in synthetic]
     if len({*names, "real", "train", "test"}) < len(names) + 3:  # folders of one name, or of a name that is taken
         names = [str(one) for one in synthetic]
@@ -143,14 +141,14 @@ def read_data(real: Path, synthetic: list[Path], target: str, least: int) -> Dat
             )
     places = {"train": (real / "train", "--real"), "test": (real / "test", "--real")}
     places |= {name: (place, "--synthetic") for name, place in zip(names, synthetic)}
-    records = spell_alike({name: read_pictures(*place) for name, place in places.items()})
+    records = spell_alike({name: read_images(*place) for name, place in places.items()})
     labels = {
         name: labelled.read_labels(records[name], target, f"{flag} {place}") for name, (place, flag) in places.items()
     }
     classes, lines = labelled.choose_classes(labels["train"], labels["test"], least)
     if len(classes) < 2:
         raise UserError(
-            f"--target {target}: {'1 value has' if classes else '0 values have'} --min_per_class {least} real pictures "
+            f"--target {target}: {'1 value has' if classes else '0 values have'} --min_per_class {least} real images "
             f"to train and to test, and two are needed; lower it, or choose another column ({'; '.join(lines)})"
         )
     parts = {}
@@ -174,11 +172,11 @@ def small_cnn(classes: int) -> nn.Module:
     for narrow, wide in zip(widths, widths[1:]):
         layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
-    return model.to(memory_format=torch.channels_last)  # as augment() leaves the pictures: a tenth faster on a CPU
+    return model.to(memory_format=torch.channels_last)  # as augment() leaves the images: a tenth faster on a CPU
 
 
 def make_builder(args, classes: int) -> tuple[Callable[[], nn.Module], int]:
-    """What makes a new model, and the side of its pictures (0 where it takes features)."""
+    """What makes a new model, and the side of its images (0 where it takes features)."""
     if args.model == "cnn":
         return lambda: small_cnn(classes), args.resolution
     source = args.pretrained_model_name_or_path
@@ -193,7 +191,7 @@ def make_builder(args, classes: int) -> tuple[Callable[[], nn.Module], int]:
 
 
 def load_inputs(args, parts: dict[str, Part], classes: int, device: torch.device) -> tuple[torch.Tensor, Callable]:
-    """Every picture of all parts, one after another, as bytes or as features; and what makes a new model for them."""
+    """Every image of all parts, one after another, as bytes or as features; and what makes a new model for them."""
     paths = [path for part in parts.values() for path in part.paths]
     if args.model == "probe":
         from evaluation.features import image_features, load_encoder
@@ -218,8 +216,8 @@ def train_once(
     build: Callable[[], nn.Module], inputs: torch.Tensor, labels: torch.Tensor, chosen: torch.Tensor,
     test: torch.Tensor, steps: int, batch: int, rate: float, decay: float, seed: int, precision, device: torch.device
 ) -> tuple[list[int], float]:  # fmt: skip
-    """One training on the chosen pictures: (class of every test picture, loss of the last tenth of the steps)."""
-    # Weights, order and augmentation hang on the seed alone: arms of one seed differ in their pictures only.
+    """One training on the chosen images: (class of every test image, loss of the last tenth of the steps)."""
+    # Weights, order and augmentation hang on the seed alone: arms of one seed differ in their images only.
     devices.seed_everything(key_seed("weights", seed) % 2**32)
     model = build().to(device).train()
     noise = keyed_generator("augmentation", seed)
@@ -252,8 +250,8 @@ def train_once(
     return predicted, last
 
 
-def choose_pictures(arm: labelled.Arm, parts: dict[str, Part], seed: int) -> torch.Tensor:
-    """The places of an arm's training pictures among all inputs."""
+def choose_images(arm: labelled.Arm, parts: dict[str, Part], seed: int) -> torch.Tensor:
+    """The places of an arm's training images among all inputs."""
     starts = dict(zip(parts, np.cumsum([0, *(len(part.paths) for part in parts.values())])))
     chosen = [np.array([], np.int64)]
     if arm.n_real:
@@ -264,17 +262,17 @@ def choose_pictures(arm: labelled.Arm, parts: dict[str, Part], seed: int) -> tor
     return torch.from_numpy(np.concatenate(chosen))
 
 
-def read_done(folder: Path, pictures: int) -> dict[tuple[str, float, int], dict]:
+def read_done(folder: Path, images: int) -> dict[tuple[str, float, int], dict]:
     """{(arm, share, seed): its line} of every training that is finished."""
     lines = read_metrics(folder / "results.jsonl")
-    whole = [one for one in lines if len(one.get("predicted") or []) == pictures]
+    whole = [one for one in lines if len(one.get("predicted") or []) == images]
     return {(one["arm"], one["real_share"], one["seed"]): one for one in whole}
 
 
 def print_plan(arms: list[labelled.Arm], data: Data, args, done: int) -> None:
     parts, trainings = data.parts, len(arms) * args.seeds
     print(f"{len(data.classes)} classes of {args.target}: {', '.join(data.classes)}")
-    print(", ".join(f"{name} {len(part.paths):,}" for name, part in parts.items()) + " pictures; val is not used")
+    print(", ".join(f"{name} {len(part.paths):,}" for name, part in parts.items()) + " images; val is not used")
     for line in data.lines:
         print(line)
     print(f"\n{'real':>6} {'synthetic':>10}  trained on")
@@ -282,7 +280,7 @@ def print_plan(arms: list[labelled.Arm], data: Data, args, done: int) -> None:
         print(f"{arm.n_real:>6,} {arm.n_synthetic:>10,}  {arm_title(arm)}")
     print(
         f"{len(arms)} arms x {args.seeds} seeds = {trainings} trainings of {args.max_train_steps} steps of "
-        f"{args.train_batch_size} pictures; {done} of them are done",
+        f"{args.train_batch_size} images; {done} of them are done",
         flush=True,
     )
 
@@ -373,7 +371,7 @@ def main(args) -> int:
         for arm, seed in tqdm(mine, unit=" trainings", **cli.progress(is_main)):
             began = time.monotonic()
             predicted, loss = train_once(
-                build, inputs, labels, choose_pictures(arm, data.parts, seed), test, args.max_train_steps,
+                build, inputs, labels, choose_images(arm, data.parts, seed), test, args.max_train_steps,
                 args.train_batch_size, args.learning_rate, args.weight_decay, seed, precision, device
             )  # fmt: skip
             line = {"arm": arm.name, "real_share": arm.real_share, "seed": seed, "steps": args.max_train_steps}

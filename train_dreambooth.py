@@ -59,10 +59,10 @@ def parse_args(argv=None) -> argparse.Namespace:
 class Data(NamedTuple):
     """Photos and class images, and what gives their latents' moments, masks and captions' features."""
 
-    train: list[examples.Picture]
-    prior: list[examples.Picture]
-    held_out: list[examples.Picture]
-    prompts: list[str]  # of the validation pictures
+    train: list[examples.Example]
+    prior: list[examples.Example]
+    held_out: list[examples.Example]
+    prompts: list[str]  # of the validation images
     moments: Callable
     masks: Callable | None
     features: Callable | None  # None where the text encoder is trained
@@ -99,13 +99,13 @@ def read_photos(args, heads: Path | None = None) -> tuple[list[dict], list[dict]
 
 def load_photos(
     args, model: str, heads: Path | None
-) -> tuple[list[examples.Picture], list[examples.Picture], Callable | None, str]:
+) -> tuple[list[examples.Example], list[examples.Example], Callable | None, str]:
     """Those to train on and those held out, opened; with --mask_loss what gives their masks, and a checksum of all.
 
     `heads`: see `read_photos`.
     """
     shapes = models.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (examples.load_pictures(part, shapes) for part in read_photos(args, heads))
+    train, held_out = (examples.load_examples(part, shapes) for part in read_photos(args, heads))
     if args.early_stopping_patience and not held_out:
         raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
     read_data.tell_captions([one.text for one in train], args.instance_prompt)
@@ -132,14 +132,14 @@ def make_class_images(args, model: str, family: str, precision: devices.Precisio
 
 
 def load_data(args, photos, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
-    """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded.
+    """Captions and images are encoded once, and each encoder is freed before the next part is loaded.
 
     `photos`: what `load_photos` gives.
     """
     train, held_out, masks, masks_sha256 = photos
     drawn = []
     if args.with_prior_preservation:
-        drawn = prior.prior_pictures(args.class_data_dir, args.class_prompt, args.num_class_images, args.resolution)
+        drawn = prior.prior_examples(args.class_data_dir, args.class_prompt, args.num_class_images, args.resolution)
     identity = {"data": examples.data_fingerprint(train + drawn)} | ({"masks": masks_sha256} if masks else {})
     prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
     texts, features = [one.text for one in train + drawn + held_out] + prompts, None
@@ -153,7 +153,7 @@ def load_data(args, photos, model: str, family: str, cache: Path, dtype: torch.d
 
 
 def crops_each(args) -> int:
-    """How many crops of a picture there are; 0: no end of them."""
+    """How many crops of an image there are; 0: no end of them."""
     return 1 if args.center_crop else args.cache_crops
 
 
@@ -224,7 +224,7 @@ def count_steps(args, photos: int) -> tuple[int, int]:
 
 
 def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, free: set[str], end: Callable) -> None:
-    """What would be trained and what it would take, from the configs and pictures alone: no weights are read."""
+    """What would be trained and what it would take, from the configs and images alone: no weights are read."""
     rank = None if args.method == "full" else args.rank
     texts = lora.TEXT_TARGETS if args.train_text_encoder else ()
     print(outlook.describe_model(model, family, rank, args.lora_layers, texts, args.use_dora))
@@ -235,7 +235,7 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
     if args.with_prior_preservation:
         folder, prompt, count = args.class_data_dir, args.class_prompt, args.num_class_images
         prior.check_folder(folder, class_facts(args), count)
-        there = prior.prior_pictures(folder, prompt, count, args.resolution)
+        there = prior.prior_examples(folder, prompt, count, args.resolution)
         print(f"class images {count:,}: {len(there):,} in {folder}, {count - len(there):,} to be drawn into it")
     examples.check_whole(train + held_out + there)
     print(outlook.describe_memory(foretell_memory(args, model, family, precision, plan.micro)))

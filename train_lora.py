@@ -1,6 +1,6 @@
 """Train a LoRA on Stable Diffusion 1.x, 2.x or XL: exact on any hardware, resumed by the same command.
 
-The data is what prepare_dataset.py made, an imagefolder, pictures with <name>.txt captions, or a hub dataset.
+The data is what prepare_dataset.py made, an imagefolder, images with <name>.txt captions, or a hub dataset.
 
     python3 train_lora.py --max_train_steps 3000
     accelerate launch --config_file accelerate_configs/a100.yaml train_lora.py --train_batch_size auto
@@ -60,17 +60,17 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 class Data(NamedTuple):
-    """Pictures, and what gives their latents' moments and their captions' features."""
+    """Images, and what gives their latents' moments and their captions' features."""
 
-    train: list[examples.Picture]
-    held_out: list[examples.Picture]
-    prompts: list[str]  # of the validation pictures
+    train: list[examples.Example]
+    held_out: list[examples.Example]
+    prompts: list[str]  # of the validation images
     moments: Callable
     features: Callable | None  # None where the text encoder is trained
 
 
 def read_records(args) -> tuple[list[dict], list[dict]]:
-    """The pictures to train on and those held out, not yet opened."""
+    """The images to train on and those held out, not yet opened."""
     place = (args.dataset_name, "--dataset_name") if args.dataset_name else (args.train_data_dir, "--train_data_dir")
     return read_data.read_training_records(
         *place, args.image_column, args.caption_column, args.dataset_config_name, args.held_out, args.max_train_samples,
@@ -79,17 +79,17 @@ def read_records(args) -> tuple[list[dict], list[dict]]:
 
 
 def crops_each(args) -> int:
-    """How many crops of a picture there are; 0: no end of them."""
+    """How many crops of an image there are; 0: no end of them."""
     return 1 if args.center_crop else args.cache_crops
 
 
 def load_data(args, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
-    """Captions and pictures are encoded once, and each encoder is freed before the next part is loaded."""
+    """Captions and images are encoded once, and each encoder is freed before the next part is loaded."""
     shapes = models.training_shapes(model, args.resolution, args.aspect_ratio_buckets)
-    train, held_out = (examples.load_pictures(part, shapes) for part in read_records(args))
+    train, held_out = (examples.load_examples(part, shapes) for part in read_records(args))
     if args.early_stopping_patience and not held_out:
         raise UserError(
-            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out pictures to go by; "
+            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out images to go by; "
             "add --held_out 0.1, or prepare it with a val split"
         )
     prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
@@ -142,10 +142,10 @@ def foretell_memory(args, model: str, family: str, precision: devices.Precision,
     )  # fmt: skip
 
 
-def count_steps(args, pictures: int) -> tuple[int, int]:
+def count_steps(args, images: int) -> tuple[int, int]:
     """The steps of the training, and those from one validation to the next."""
     return batches.count_steps(
-        pictures, args.effective_batch_size, args.max_train_steps, args.num_train_epochs, args.validation_steps,
+        images, args.effective_batch_size, args.max_train_steps, args.num_train_epochs, args.validation_steps,
         args.validation_epochs
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Draw a footwear catalogue in the layout of the Fashion Product Images dataset: styles.csv and images/<id>.jpg.
 
-Every picture follows from (seed, index) alone, so the same command always draws the same catalogue, and any part of it
+Every image follows from (seed, index) alone, so the same command always draws the same catalogue, and any part of it
 can be drawn again on its own.
 
     python demo/catalogue.py --output_dir data/demo_catalogue --num_images 600
@@ -61,7 +61,7 @@ def save_product(row: dict[str, str], folder: Path, seed: int, size: tuple[int, 
 
 
 def damage_images(rows: list[dict[str, str]], folder: Path) -> dict[str, str]:
-    """Spoil one picture in every way that real catalogues are spoilt; {id: what was done}, for tests to check."""
+    """Spoil one image in every way that real catalogues are spoilt; {id: what was done}, for tests to check."""
     done = {}
     path = {row["id"]: folder / f"{row['id']}.jpg" for row in rows}
     ids = iter(path)

@@ -1,6 +1,6 @@
-"""Measure the demo pipeline: right kind and colour of generated pictures, the autoencoder's loss, seconds an image.
+"""Measure the demo pipeline: right kind and colour of generated images, the autoencoder's loss, seconds an image.
 
-    python demo/measure.py                       # 500 pictures; prints a table and writes demo/model/README.md
+    python demo/measure.py                       # 500 images; prints a table and writes demo/model/README.md
     python demo/measure.py --num_images 60 --no-write
 
 Kind and colour are judged by demo/clip, and the colour is measured on the foreground as well.
@@ -31,8 +31,8 @@ TEST_SEED = 3_000  # apart from every seed that anything was trained on
 
 
 @torch.no_grad()
-def judge_pictures(pictures: list[Image.Image]) -> list[tuple[str, str]]:
-    """(kind, colour) of each picture: the caption, of one for every kind in every colour, that demo/clip likes best."""
+def judge_images(drawn: list[Image.Image]) -> list[tuple[str, str]]:
+    """(kind, colour) of each image: the caption, of one for every kind in every colour, that demo/clip likes best."""
     clip = CLIPModel.from_pretrained(DEMO / "clip", dtype=torch.float32).eval()
     tokenizer, processor = (
         CLIPTokenizer.from_pretrained(DEMO / "clip"),
@@ -42,16 +42,16 @@ def judge_pictures(pictures: list[Image.Image]) -> list[tuple[str, str]]:
     captions = [f"a photo of {colour.lower()} {kind.lower()}" for kind, colour in names]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     best = []
-    for start in range(0, len(pictures), 64):
-        pixels = processor(pictures[start : start + 64], return_tensors="pt").pixel_values
+    for start in range(0, len(drawn), 64):
+        pixels = processor(drawn[start : start + 64], return_tensors="pt").pixel_values
         best += clip(input_ids=ids, pixel_values=pixels).logits_per_image.argmax(1).tolist()
     return [names[index] for index in best]
 
 
 @torch.no_grad()
-def autoencoder_psnr(vae, pictures: list[Image.Image]) -> float:
-    """Mean peak signal-to-noise ratio of pictures through the autoencoder and back, in dB."""
-    x = torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
+def autoencoder_psnr(vae, drawn: list[Image.Image]) -> float:
+    """Mean peak signal-to-noise ratio of images through the autoencoder and back, in dB."""
+    x = torch.from_numpy(np.stack([np.asarray(p) for p in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
     made = (
         torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.to(vae.device).split(16)])
         .cpu()
@@ -77,22 +77,22 @@ def measure(pipeline, count: int) -> dict[str, str]:
     prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in wanted]
     generate(pipeline, list(range(8)), prompt=prompts[:8])  # warm-up
     began = time.monotonic()
-    pictures = generate(pipeline, [TEST_SEED + i for i in range(count)], prompt=prompts)
+    drawn = generate(pipeline, [TEST_SEED + i for i in range(count)], prompt=prompts)
     seconds = (time.monotonic() - began) / count
     rows = [product(TEST_SEED, i, list(KINDS)) for i in range(count)]
-    drawn = [draw_product(row, TEST_SEED, pictures[0].size) for row in rows]
+    drawn = [draw_product(row, TEST_SEED, drawn[0].size) for row in rows]
     truth = [(row["articleType"], row["baseColour"]) for row in rows]
 
     def psnr(held_back: bool) -> float:
         chosen = [p for p, (kind, _) in zip(drawn, truth) if (kind == HELD_BACK) == held_back]
         return autoencoder_psnr(pipeline.vae, chosen)
 
-    judged, judged_drawn = judge_pictures(pictures), judge_pictures(drawn)
+    judged, judged_drawn = judge_images(drawn), judge_images(drawn)
     return {
         "generated: kind, judged by demo/clip": accuracy([j[0] for j in judged], [w[0] for w in wanted]),
         "generated: colour, judged by demo/clip": accuracy([j[1] for j in judged], [w[1] for w in wanted]),
         "generated: colour, measured on the foreground": accuracy(
-            [images.foreground_colour(p, COLOURS) for p in pictures], [w[1] for w in wanted]
+            [images.foreground_colour(p, COLOURS) for p in drawn], [w[1] for w in wanted]
         ),
         "drawn, all six kinds: kind, judged by demo/clip": accuracy(
             [j[0] for j in judged_drawn], [t[0] for t in truth]
@@ -101,7 +101,7 @@ def measure(pipeline, count: int) -> dict[str, str]:
         "drawn: colour, measured on the foreground": accuracy(
             [images.foreground_colour(p, COLOURS) for p in drawn], [t[1] for t in truth]
         ),
-        "autoencoder, PSNR on drawn pictures of the known kinds": f"{psnr(False):.1f} dB",
+        "autoencoder, PSNR on drawn images of the known kinds": f"{psnr(False):.1f} dB",
         "autoencoder, PSNR on the held-back kind": f"{psnr(True):.1f} dB",
         "seconds an image (20 steps, guidance 3, batch 8)": f"{seconds:.2f}",
     }
@@ -136,7 +136,7 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--num_images", type=int, default=500, help="pictures to generate, and to draw")
+    parser.add_argument("--num_images", type=int, default=500, help="images to generate, and to draw")
     parser.add_argument(
         "--write", action=argparse.BooleanOptionalAction, default=True, help="write demo/model/README.md"
     )

@@ -66,23 +66,23 @@ def draw_array(task: tuple[dict[str, str], int]) -> np.ndarray:
 
 
 def dataset(work: Path, name: str, seed: int, count: int, kinds: list[str]) -> tuple[list[dict], np.ndarray]:
-    """Rows and uint8 pictures, drawn once and then memory-mapped."""
+    """Rows and uint8 images, drawn once and then memory-mapped."""
     rows = [product(seed, index, kinds) for index in range(count)]
     path = work / f"{name}-{seed}-{count}.npy"
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
-        pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
+        images = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
         with ProcessPoolExecutor() as pool:
-            for index, picture in enumerate(pool.map(draw_array, ((row, seed) for row in rows), chunksize=64)):
-                pictures[index] = picture
-        pictures.flush()
+            for index, image in enumerate(pool.map(draw_array, ((row, seed) for row in rows), chunksize=64)):
+                images[index] = image
+        images.flush()
         os.replace(partial, path)
     return rows, np.load(path, mmap_mode="r")
 
 
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 NHWC to float NCHW in -1..1."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # --- one training loop for all stages
@@ -174,13 +174,13 @@ def make_clip(tokenizer) -> CLIPModel:
     return CLIPModel(config)
 
 
-def shrink(pictures: torch.Tensor) -> torch.Tensor:
+def shrink(images: torch.Tensor) -> torch.Tensor:
     """128 to 64 pixels by averaging, which is antialiased; -1..1 is what both CLIPs see."""
-    return F.avg_pool2d(pictures, SIZE // CLIP_SIZE)
+    return F.avg_pool2d(images, SIZE // CLIP_SIZE)
 
 
 def train_clip(stage: str, work: Path, tokenizer, device: str, kinds: list[str], seed: int) -> CLIPModel:
-    rows, pictures = dataset(
+    rows, images = dataset(
         work, "shoes" if stage == "clip" else "judged", seed, 24_000 if stage == "clip" else 20_000, kinds
     )
     labels = torch.tensor(
@@ -192,14 +192,14 @@ def train_clip(stage: str, work: Path, tokenizer, device: str, kinds: list[str],
         index = np.sort(rng.choice(len(rows), batch, replace=False))
         words = random.Random(int(rng.integers(2**31)))
         # Shifts and a little noise: what the judge sees later was generated, not drawn.
-        x = torch.roll(to_tensor(pictures[index]), tuple(int(s) for s in rng.integers(-4, 5, 2)), (2, 3))
+        x = torch.roll(to_tensor(images[index]), tuple(int(s) for s in rng.integers(-4, 5, 2)), (2, 3))
         x = shrink(x)
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
         x = (x + float(rng.uniform(0, 0.1)) * noise).to(device)
         ids = tokens_of(tokenizer, [caption(rows[i], words) for i in index]).to(device)
         with torch.autocast(device.split(":")[0], torch.bfloat16):
             out = model(input_ids=ids, pixel_values=x)
-        # Every caption of the same kind and colour is right for a picture, not only the one it was drawn with.
+        # Every caption of the same kind and colour is right for an image, not only the one it was drawn with.
         same = (labels[index][:, None] == labels[index][None]).float().to(device)
         target = same / same.sum(1, keepdim=True)
         return (
@@ -266,8 +266,8 @@ def carry_colours(model: AutoencoderKL) -> None:
     model.quant_conv.bias[4:] = -6.0  # start almost without noise, or the posterior collapses
 
 
-def mix_pictures(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Swap colour channels and paste panels of other pictures: two-tone shoes must be drawable though none was seen."""
+def mix_images(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Swap colour channels and paste panels of other images: two-tone shoes must be drawable though none was seen."""
     for i in range(len(x)):
         if rng.random() < 0.3:
             x[i] = x[i, rng.permutation(3)]
@@ -286,17 +286,17 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_autoencoder(work: Path, device: str) -> AutoencoderKL:
-    rows, pictures = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
+    rows, images = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
     steps, batch, _ = PLAN["autoencoder"]
 
     def step_loss(model, step, rng):
-        whole = step >= steps * 0.93  # finish on whole pictures
+        whole = step >= steps * 0.93  # finish on whole images
         count = batch // 3 if whole else batch
-        x = to_tensor(pictures[np.sort(rng.choice(len(rows), count, replace=False))])
+        x = to_tensor(images[np.sort(rng.choice(len(rows), count, replace=False))])
         if not whole:  # crops where the shoes are: most of a product photo is white
             cut = [(int(t), int(s)) for t, s in zip(rng.integers(12, 57, count), rng.integers(0, 65, count))]
-            x = torch.stack([picture[:, t : t + 64, s : s + 64] for picture, (t, s) in zip(x, cut)])
-        x = mix_pictures(x, rng).to(device)
+            x = torch.stack([image[:, t : t + 64, s : s + 64] for image, (t, s) in zip(x, cut)])
+        x = mix_images(x, rng).to(device)
         with torch.autocast(device.split(":")[0], torch.bfloat16):
             posterior = model.encode(x).latent_dist
             noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32)).to(device)
@@ -308,14 +308,14 @@ def train_autoencoder(work: Path, device: str) -> AutoencoderKL:
         return (made - x).abs().mean() + sharp + colour + 1e-5 * kl
 
     model = train("autoencoder", work, make_autoencoder(), step_loss, device, average=0.998)
-    whiten(model, to_tensor(pictures[:1024:2]), device)
+    whiten(model, to_tensor(images[:1024:2]), device)
     return model
 
 
 @torch.no_grad()
-def whiten(model: AutoencoderKL, pictures: torch.Tensor, device: str) -> None:
+def whiten(model: AutoencoderKL, images: torch.Tensor, device: str) -> None:
     """Fold each latent channel's mean and spread into the 1x1 convolutions, so that SCALING is the true factor."""
-    means = torch.cat([model.encode(x.to(device)).latent_dist.mean for x in pictures.split(32)])
+    means = torch.cat([model.encode(x.to(device)).latent_dist.mean for x in images.split(32)])
     shift, scale = means.mean((0, 2, 3)), means.std((0, 2, 3)) * SCALING
     model.post_quant_conv.bias += (model.post_quant_conv.weight * shift[None, :, None, None]).sum((1, 2, 3))
     model.post_quant_conv.weight *= scale[None, :, None, None]
@@ -348,13 +348,13 @@ def make_scheduler() -> DDPMScheduler:
 
 
 @torch.no_grad()
-def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str, path: Path) -> torch.Tensor:
-    """Mean and deviation of every picture's latent, scaled: (n, 2, 4, 16, 16); kept in a file to resume with."""
+def encode_all(vae: AutoencoderKL, images: np.ndarray, device: str, path: Path) -> torch.Tensor:
+    """Mean and deviation of every image's latent, scaled: (n, 2, 4, 16, 16); kept in a file to resume with."""
     if not path.exists():
         parts = []
-        for start in range(0, len(pictures), 64):
+        for start in range(0, len(images), 64):
             with torch.autocast(device.split(":")[0], torch.bfloat16):
-                posterior = vae.encode(to_tensor(pictures[start : start + 64]).to(device)).latent_dist
+                posterior = vae.encode(to_tensor(images[start : start + 64]).to(device)).latent_dist
             parts.append(torch.stack([posterior.mean, posterior.std], 1).float().cpu() * SCALING)
         save_file({"latents": torch.cat(parts)}, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)
@@ -362,9 +362,9 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, device: str, path: Path
 
 
 def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, device: str) -> UNet2DConditionModel:
-    rows, pictures = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
+    rows, images = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
     weights = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())).hexdigest()
-    latents = encode_all(vae, pictures, device, work / f"latents-{weights[:12]}.safetensors")
+    latents = encode_all(vae, images, device, work / f"latents-{weights[:12]}.safetensors")
     scheduler, batch = make_scheduler(), PLAN["unet"][1]
     text = clip.text_model.to(device)
     alphas = scheduler.alphas_cumprod.to(device)
@@ -448,8 +448,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="the UNet brings clip and autoencoder"
     )
-    parser.add_argument(
-        "--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="states, logs, drawn pictures"
-    )
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="states, logs, drawn images")
     parser.add_argument("--device", default=str(devices.pick_device()), help="where to train")
     cli.run(main, cli.parse_args(parser))

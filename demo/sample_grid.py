@@ -1,9 +1,9 @@
-"""Draw every kind in several colours with the demo pipeline and lay the pictures out in one labelled grid.
+"""Draw every kind in several colours with the demo pipeline and lay the images out in one labelled grid.
 
     python demo/sample_grid.py --output runs/demo/base_model.png
     python demo/sample_grid.py --output grid.png --kinds Boots Heels --seed 3
 
-One seed, one picture: the batch size changes nothing.
+One seed, one image: the batch size changes nothing.
 """
 
 import sys
@@ -43,15 +43,15 @@ def main(args) -> None:
     pairs = [(kind, colour) for kind in args.kinds for colour in list(COLOURS)[: args.columns]]
     prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in pairs]
     began = time.monotonic()
-    pictures = generate(pipeline, [args.seed + i for i in range(len(prompts))], prompt=prompts)
-    seconds = (time.monotonic() - began) / len(pictures)
-    size = tuple(2 * side for side in pictures[0].size)
-    shown = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
+    drawn = generate(pipeline, [args.seed + i for i in range(len(prompts))], prompt=prompts)
+    seconds = (time.monotonic() - began) / len(drawn)
+    size = tuple(2 * side for side in drawn[0].size)
+    shown = [image.resize(size, Image.Resampling.LANCZOS) for image in drawn]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     labels = [f"{colour} {kind}" for kind, colour in pairs]
     images.make_grid(shown, args.columns, labels).save(args.output)
     runs.write_environment(args.output.with_suffix(".json"), devices.describe_device(device), precision.reason)
-    print(f"{len(pictures)} pictures, {seconds:.2f} s each, in {args.output}")
+    print(f"{len(drawn)} images, {seconds:.2f} s each, in {args.output}")
 
 
 if __name__ == "__main__":
@@ -60,5 +60,5 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="one row each")
     parser.add_argument("--columns", type=int, default=8, choices=range(1, 13), metavar="1-12", help="colours a row")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next has the next seed")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next seed")
     cli.run(main, cli.parse_args(parser))

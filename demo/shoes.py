@@ -28,7 +28,7 @@ WHITE, RUBBER, LEATHER, GUM, BRASS = (250, 250, 249), (42, 42, 46), (92, 60, 40)
 
 @dataclass
 class Canvas:
-    """A supersampled picture and the shoe's frame on it: x from heel (0) to toe (1), y upwards in shoe lengths."""
+    """A supersampled image and the shoe's frame on it: x from heel (0) to toe (1), y upwards in shoe lengths."""
 
     image: Image.Image
     left: float

@@ -1,6 +1,6 @@
 """One shoe that the demo pipeline does not know, seen from a few angles and in a few sizes, for train_dreambooth.py.
 
-Each picture is the same shoe; what differs is how far it is turned, how large it is and where it stands.
+Each image is the same shoe; what differs is how far it is turned, how large it is and where it stands.
 
     python demo/subject.py --output_dir runs/demo/subject
     python demo/subject.py --output_dir runs/demo/subject --num_images 8 --size 128
@@ -73,7 +73,7 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo/subject"), help="where the pictures go")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo/subject"), help="where the images go")
     parser.add_argument("--num_images", type=positive, default=8, help="photos of the shoe")
     parser.add_argument("--size", type=positive, default=128, help="side in pixels")
     args = cli.parse_args(parser)

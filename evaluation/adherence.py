@@ -1,4 +1,4 @@
-"""Does a picture show what its text asks for? CLIP scores (cosines), and attributes that CLIP reads off a picture."""
+"""Does an image show what its text asks for? CLIP scores (cosines), and attributes that CLIP reads off an image."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from utils.cli import UserError
 from utils.image_checks import cosines
 from utils.wording import name_article, word_value
 
-FEWEST = 10  # pictures for a mean; splits say their n, and need two
+FEWEST = 10  # images for a mean; splits say their n, and need two
 USUAL = ("article", "colour", "gender", "season")
 MOST_VALUES = 60
 LOWEST = 0.1
@@ -23,7 +23,7 @@ def check_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -
     there = {key for records in sets for one in records for key, value in one.items() if value} - set(OWN)
     for key in wanted or ():
         if key not in there:
-            raise UserError(f"--attributes {key}: no picture has one; there are {', '.join(sorted(there)) or 'none'}")
+            raise UserError(f"--attributes {key}: no image has one; there are {', '.join(sorted(there)) or 'none'}")
 
 
 def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> dict[str, list[str]]:
@@ -33,7 +33,7 @@ def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) 
 
 
 def clip_scores(encoder: Encoder, features: np.ndarray, records: list[dict]) -> np.ndarray:
-    """The cosine of each picture with its text; NaN where it has none."""
+    """The cosine of each image with its text; NaN where it has none."""
     scores = np.full(len(records), np.nan)
     told = [i for i, one in enumerate(records) if one["text"]]
     if told:
@@ -44,7 +44,7 @@ def clip_scores(encoder: Encoder, features: np.ndarray, records: list[dict]) -> 
 def mean_share(values: np.ndarray) -> dict:
     """A mean with its interval, which for all-or-nothing values is a share's."""
     values = values[~np.isnan(values)]
-    require(len(values), FEWEST, "a mean, pictures")
+    require(len(values), FEWEST, "a mean, images")
     if set(np.unique(values)) <= {0.0, 1.0}:
         return assessment.share(values > 0)
     return dict(zip(("value", "low", "high"), intervals.mean_interval(values))) | {"n": len(values)}
@@ -53,7 +53,7 @@ def mean_share(values: np.ndarray) -> dict:
 def lowest(scores: np.ndarray, resamples: int, seed: int) -> dict:
     """The mean of the lowest tenth."""
     known = scores[~np.isnan(scores)]
-    require(len(known), 5 * FEWEST, "the lowest tenth, pictures")
+    require(len(known), 5 * FEWEST, "the lowest tenth, images")
 
     def statistic(items: np.ndarray) -> float:
         return np.sort(items)[: max(1, round(LOWEST * len(items)))].mean()
@@ -71,14 +71,14 @@ def _floor(function, *values) -> dict | None:
 
 
 def scores_figures(name: str, scores: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[dict]:
-    own = "; the floor is that of the real pictures with their own texts"
+    own = "; the floor is that of the real images with their own texts"
     blanks = [
         assessment.figure(
-            "clip_score", "adherence", "CLIP score", "higher", "", "mean cosine of a picture with its text" + own, name
+            "clip_score", "adherence", "CLIP score", "higher", "", "mean cosine of an image with its text" + own, name
         ),
         assessment.figure(
             "clip_score_lowest", "adherence", "CLIP score, lowest tenth", "higher", "",
-            "mean cosine of the tenth of the pictures that fit their texts least" + own, name,
+            "mean cosine of the tenth of the images that fit their texts least" + own, name,
         ),
     ]  # fmt: skip
     made = []
@@ -86,12 +86,12 @@ def scores_figures(name: str, scores: np.ndarray, real: np.ndarray, resamples: i
         try:
             made.append(assessment.fill(blank, function(scores, *more), _floor(function, real, *more)))
         except UserError as error:
-            made.append(assessment.refused(blank, f"{error}; texts are needed with the pictures"))
+            made.append(assessment.refused(blank, f"{error}; texts are needed with the images"))
     return made
 
 
 def phrase(key: str, value: str, article: str | None) -> str:
-    """What a picture is compared with, `a photo of red boots`; only the value differs between the candidates."""
+    """What an image is compared with, `a photo of red boots`; only the value differs between the candidates."""
     noun = name_article(value if key == "article" else article)[0]
     words = word_value(key, value)
     if key == "article":
@@ -100,7 +100,7 @@ def phrase(key: str, value: str, article: str | None) -> str:
 
 
 def read_off(encoder: Encoder, features: np.ndarray, records: list[dict], key: str, values: list[str]) -> list[str]:
-    """The value whose phrase CLIP finds most like each picture."""
+    """The value whose phrase CLIP finds most like each image."""
     units = features / np.linalg.norm(features, axis=1, keepdims=True)
     articles = [None if key == "article" else one.get("article") for one in records]
     found = [""] * len(records)
@@ -134,7 +134,7 @@ def attribute_hits(records: list[dict], seen: list[str], key: str) -> np.ndarray
 
 
 def can_judge(hits: np.ndarray, records: list[dict], key: str) -> bool:
-    """Whether CLIP reads an attribute off real pictures more often right than by naming always the most frequent."""
+    """Whether CLIP reads an attribute off real images more often right than by naming always the most frequent."""
     labels = Counter(one[key] for one in records if one.get(key))
     known = hits[~np.isnan(hits)]
     if len(known) < FEWEST:
@@ -148,17 +148,17 @@ def accuracy_figure(
     """`values`: how many there are to choose from; `example`: one of them."""
     blank = assessment.figure(
         f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%",
-        f"share of pictures that {name} finds more like the {key} asked for than like any other of {values}, each put "
+        f"share of images that {name} finds more like the {key} asked for than like any other of {values}, each put "
         f"as in `{phrase(key, example, 'Boots')}`; guessing gives about {1 / values:.0%}; the floor is the real "
-        f"pictures', by their labels", name,
+        f"images', by their labels", name,
     )  # fmt: skip
     if not able:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"
-        return assessment.refused(blank, f"{name} reads {right} the real pictures' {key} right: it can't judge this")
+        return assessment.refused(blank, f"{name} reads {right} the real images' {key} right: it can't judge this")
     try:
         return assessment.fill(blank, mean_share(hits), _floor(mean_share, real_hits))
     except UserError as error:
-        return assessment.refused(blank, f"{error}; the pictures carry too few attributes")
+        return assessment.refused(blank, f"{error}; the images carry too few attributes")
 
 
 def shares(

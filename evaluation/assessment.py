@@ -17,21 +17,21 @@ QUALITY = {
     "kid": ("KID", "lower", "", "squared MMD of the features, cubic kernel, unbiased, over all pairs"),
     "cmmd": ("CMMD", "lower", "", "1000 times the squared MMD of features of length 1, Gaussian kernel of width 10"),
     "precision": (
-        "Precision", "higher", "%", "share of generated pictures nearer to a real one than its fifth real neighbour"
+        "Precision", "higher", "%", "share of generated images nearer to a real one than its fifth real neighbour"
     ),
     "recall": (
-        "Recall", "higher", "%", "share of real pictures nearer to a generated one than its fifth generated neighbour"
+        "Recall", "higher", "%", "share of real images nearer to a generated one than its fifth generated neighbour"
     ),
     "density": (
-        "Density", "near floor", "", "how many real ones a generated picture is so near to, over 5: 1 if all is alike"
+        "Density", "near floor", "", "how many real ones a generated image is so near to, over 5: 1 if all is alike"
     ),
     "coverage": (
-        "Coverage", "higher", "%", "share of real pictures with a generated one nearer than their fifth real neighbour"
+        "Coverage", "higher", "%", "share of real images with a generated one nearer than their fifth real neighbour"
     ),
 }  # fmt: skip
 DIVERSITY = {
-    "vendi": ("Vendi score", "near floor", "", "effective number of different pictures, by the cosine of features"),
-    "mean_distance": ("Mean pairwise distance", "near floor", "", "of the features of two pictures of the set"),
+    "vendi": ("Vendi score", "near floor", "", "effective number of different images, by the cosine of features"),
+    "mean_distance": ("Mean pairwise distance", "near floor", "", "of the features of two images of the set"),
     "near_duplicates": (
         "Near-duplicates inside the set", "lower", "%",
         "share with another of the set nearer than the nearest 1 % of the real are (by that choice 1 % of those)",
@@ -39,12 +39,12 @@ DIVERSITY = {
 }  # fmt: skip
 NOVELTY = {
     "auth_pct": (
-        "Authentic pictures (AuthPct)", "near floor", "%",
-        "share whose nearest training picture is nearer to another training picture than to it; copies give 0",
+        "Authentic images (AuthPct)", "near floor", "%",
+        "share whose nearest training image is nearer to another training image than to it; copies give 0",
     ),
     "copies": (
-        "Suspected copies of training pictures", "lower", "%",
-        "share nearer to a training picture than 99 % of the real test pictures are (by that choice 1 % of those are)",
+        "Suspected copies of training images", "lower", "%",
+        "share nearer to a training image than 99 % of the real test images are (by that choice 1 % of those are)",
     ),
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def scaled(found: dict, factor: float) -> dict:
 
 def novelty(encoder: str, train: np.ndarray, test: np.ndarray, generated: np.ndarray) -> tuple[list[dict], dict | None]:
     """AuthPct and suspected copies, and what compare_novelty says of the copies."""
-    tested = "; the floor is the real test pictures' own"
+    tested = "; the floor is the real test images' own"
     blanks = [
         figure(key, "novelty", name, better, unit, how + tested, encoder)
         for key, (name, better, unit, how) in NOVELTY.items()

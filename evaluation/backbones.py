@@ -1,4 +1,4 @@
-"""A classifier of transformers that sees product pictures as its backbone was taught to; torchvision is not needed."""
+"""A classifier of transformers that sees product images as its backbone was taught to; torchvision is not needed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from utils.hub import hub_failure
 
 
 def read_backbone(source: str) -> dict:
-    """How a transformers model wants its pictures: {"side", "mean", "std"}; no weights are read."""
+    """How a transformers model wants its images: {"side", "mean", "std"}; no weights are read."""
     from transformers import AutoConfig, BaseImageProcessor  # here: the CNN needs neither
 
     if not Path(source).is_dir() and source.count("/") != 1:
@@ -57,12 +57,12 @@ class Backbone(nn.Module):
 
 
 def check_side(source: str, model: nn.Module, side: int) -> None:
-    """An error where the model can't see pictures of that side; told before any is decoded."""
+    """An error where the model can't see images of that side; told before any is decoded."""
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, side, side))
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"--resolution {side}: {source} can't see pictures of that side ({' '.join(str(error).split())[:200]}); "
+            f"--resolution {side}: {source} can't see images of that side ({' '.join(str(error).split())[:200]}); "
             "leave the flag out for the model's own"
         ) from error

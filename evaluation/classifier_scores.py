@@ -1,4 +1,4 @@
-"""How good classifiers are, over training seeds and over test pictures; which of two is the better, if one is."""
+"""How good classifiers are, over training seeds and over test images; which of two is the better, if one is."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ NO_DIFFERENCE = "no difference shown"
 
 
 def scores(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy and macro-F1 (r, seeds) with each row of `weights` (r, pictures) saying how often a picture counts.
+    """Accuracy and macro-F1 (r, seeds) with each row of `weights` (r, images) saying how often an image counts.
 
-    `predicted` is (seeds, pictures). Macro-F1 is the mean over the classes of which a picture counts.
+    `predicted` is (seeds, images). Macro-F1 is the mean over the classes of which an image counts.
     """
     classes = np.arange(max(truth.max(), predicted.max()) + 1)
     is_class = (truth[:, None] == classes).astype(np.float64)
@@ -29,17 +29,17 @@ def scores(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dic
     return {"accuracy": np.stack(accuracy, 1), "macro_f1": np.stack(macro, 1)}
 
 
-def resample_weights(pictures: int, resamples: int, seed: int) -> np.ndarray:
-    """A first row in which every picture counts once, then bootstraps of the pictures."""
+def resample_weights(images: int, resamples: int, seed: int) -> np.ndarray:
+    """A first row in which every image counts once, then bootstraps of the images."""
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
-    return np.concatenate([np.ones((1, pictures)), drawn])
+    drawn = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
+    return np.concatenate([np.ones((1, images)), drawn])
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """A mean over seeds and its interval over seeds and pictures, from (1 + resamples, seeds) of `scores`.
+    """A mean over seeds and its interval over seeds and images, from (1 + resamples, seeds) of `scores`.
 
-    Student's half-width over the seeds and the bootstrap's over the pictures, added as independent errors are. What
+    Student's half-width over the seeds and the bootstrap's over the images, added as independent errors are. What
     changes with both is in either of them, so it counts twice: the interval is rather too wide than too narrow.
     """
     mean, _, high = mean_interval(values[0])
@@ -48,13 +48,13 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - reach, mean + reach
 
 
-def score_interval(values: np.ndarray, pictures: int) -> tuple[float, float, float]:
-    """`interval` within 0 … 1, and no narrower than Wilson's for such a share of so many pictures.
+def score_interval(values: np.ndarray, images: int) -> tuple[float, float, float]:
+    """`interval` within 0 … 1, and no narrower than Wilson's for such a share of so many images.
 
-    Where nearly every picture is right, a bootstrap of them knows nothing of the errors that it has not seen.
+    Where nearly every image is right, a bootstrap of them knows nothing of the errors that it has not seen.
     """
     mean, low, high = interval(values)
-    _, least, most = wilson(round(mean * pictures), pictures)
+    _, least, most = wilson(round(mean * images), images)
     return mean, max(0.0, min(low, least)), min(1.0, max(high, most))
 
 
@@ -71,7 +71,7 @@ def compare(pairs: list[tuple[dict, dict, dict[str, np.ndarray], dict[str, np.nd
     """Is the second arm of each pair better than the first? (first and second arm, then the `scores` of both.)
 
     Better or worse only where the paired test by seed shows it, adjusted for the number of pairs, and where the
-    interval over seeds and pictures leaves 0 out.
+    interval over seeds and images leaves 0 out.
     """
     lines = []
     for metric in METRICS:
@@ -92,7 +92,7 @@ def compare(pairs: list[tuple[dict, dict, dict[str, np.ndarray], dict[str, np.nd
 
 
 def verdict_lines(comparisons: list[dict], shares: Sequence[float]) -> list[str]:
-    """The answer in words, by accuracy: for each share of the real pictures, then for synthetic ones alone."""
+    """The answer in words, by accuracy: for each share of the real images, then for synthetic ones alone."""
     lines, tested = [], [one for one in comparisons if one["metric"] == "accuracy"]
     helped = [one for one in tested if one["first"] == "real" and one["second"].startswith("real + ")]
     for share in shares:
@@ -102,12 +102,12 @@ def verdict_lines(comparisons: list[dict], shares: Sequence[float]) -> list[str]
             shown.sort(key=lambda one: -abs(one["difference"]))
             told = ", ".join(f"{one['second']} {_tell(one)}" for one in shown)
             parts += [f"{word} with {told}"] if shown else []
-        lines.append(f"with {share:.0%} of the real pictures: {'; '.join(parts) or NO_DIFFERENCE}")
+        lines.append(f"with {share:.0%} of the real images: {'; '.join(parts) or NO_DIFFERENCE}")
     for one in tested:
         if one["first"] != "real":
-            what = f"{one['second']} against {one['first']}, with {one['real_share']:.0%} of the real pictures"
+            what = f"{one['second']} against {one['first']}, with {one['real_share']:.0%} of the real images"
         elif one not in helped and one["real_share"] == max(shares):
-            what = f"{one['second']} alone against {one['real_share']:.0%} of the real pictures"
+            what = f"{one['second']} alone against {one['real_share']:.0%} of the real images"
         else:
             continue
         lines.append(f"{what}: {one['verdict']} {_tell(one)}")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 
 def utility_curves(path: Path, arms: list[dict]) -> None:
-    """Accuracy and macro-F1 over the number of real pictures, a line for each kind of training set with its intervals.
+    """Accuracy and macro-F1 over the number of real images, a line for each kind of training set with its intervals.
 
-    `arms` are those of results.json; what was trained on no real picture is a band across.
+    `arms` are those of results.json; what was trained on no real image is a band across.
     """
     from matplotlib.figure import Figure
 
@@ -28,8 +28,8 @@ def utility_curves(path: Path, arms: list[dict]) -> None:
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{n:,}" for n in ticks])
         axis.set_xticks([], minor=True)
-        axis.set_xlabel("real training pictures")
-        axis.set_title(f"{title} on the real test pictures, 95 % intervals", loc="left", fontsize=11)
+        axis.set_xlabel("real training images")
+        axis.set_title(f"{title} on the real test images, 95 % intervals", loc="left", fontsize=11)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)

@@ -1,4 +1,4 @@
-"""Which generated pictures can't be used, by measures that need no encoder; each with its limit, and what photos gave.
+"""Which generated images can't be used, by measures that need no encoder; each with its limit, and what photos gave.
 
 The limits were looked at on 226 catalogue photos (126 of footwear), as they are and prepared at 512 pixels. They are
 for product photos on a plain background; the real set's own share stands beside each, and says whether they fit it.
@@ -12,7 +12,7 @@ from evaluation.image_measures import COLUMNS, PALETTE, colour_group
 ROUGH_RIM, COVERED_RIM, SMALL = 25.0, 0.02, 0.4
 SHOWN = 12
 LIMITS = {
-    "invalid": ("Invalid pictures", "unreadable, black, of one colour or noise; none of 226 catalogue photos is"),
+    "invalid": ("Invalid images", "unreadable, black, of one colour or noise; none of 226 catalogue photos is"),
     "background": (
         "Background not clean",
         f"a quarter of the rim is more than {ROUGH_RIM:g} levels of 255 from its median; 8 of 226 photos are so "
@@ -25,7 +25,7 @@ LIMITS = {
     ),
     "too_small": (
         "Object too small",
-        f"the box around the object is shorter than {SMALL:.0%} of the picture's side; 1 of 226 photos is so, none "
+        f"the box around the object is shorter than {SMALL:.0%} of the image's side; 1 of 226 photos is so, none "
         "once prepared",
     ),
     "wrong_colour": (
@@ -37,7 +37,7 @@ LIMITS = {
 
 
 def find_failures(records: list[dict], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """{reason: for each picture 1, 0, or NaN where it can't be asked}. What is invalid is nothing else besides."""
+    """{reason: for each image 1, 0, or NaN where it can't be asked}. What is invalid is nothing else besides."""
     column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
     invalid = column["fault"] > 0
     names = list(PALETTE)
@@ -65,7 +65,7 @@ def judge(records: list[dict], rows: np.ndarray, real: list[dict], real_rows: np
         how = threshold + ("; the floor is the real set's share" if real else "")
         one = assessment.figure(reason, "failures", name, "lower", "%", how)
         if not known.any():
-            figures.append(assessment.refused(one, "no picture is asked to have a colour that is known here"))
+            figures.append(assessment.refused(one, "no image is asked to have a colour that is known here"))
             continue
         share = assessment.share(found[reason][known] > 0)
         floor = assessment.share(floors[reason][real_known] > 0) if real_known.any() else None

@@ -1,7 +1,7 @@
-"""Encoders that turn pictures and texts into features: CLIP, DINOv2, Inception, and the demo's own; cached on disk.
+"""Encoders that turn images and texts into features: CLIP, DINOv2, Inception, and the demo's own; cached on disk.
 
-Pictures of any size and mode become RGB, upright, and are reduced by Pillow, which averages over all pixels (most
-tensor libraries skip some unless asked): the same way for every set. Square pictures are seen whole by each encoder.
+Images of any size and mode become RGB, upright, and are reduced by Pillow, which averages over all pixels (most
+tensor libraries skip some unless asked): the same way for every set. Square images are seen whole by each encoder.
 """
 
 import functools
@@ -24,7 +24,7 @@ from utils.hub import hub_failure
 from utils.parallel import thread_map
 
 NAMES = ("clip", "dinov2", "inception", "demo")
-CLIPS = ("clip", "demo")  # what these know of pictures and of texts can be compared
+CLIPS = ("clip", "demo")  # what these know of images and of texts can be compared
 HUB = {"clip": "openai/clip-vit-base-patch32", "dinov2": "facebook/dinov2-base"}
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -35,10 +35,10 @@ class Encoder(NamedTuple):
     name: str
     source: str  # hub id, folder or file it was loaded from
     fingerprint: str  # of weights and transform: part of the cache key
-    size: int  # features per picture
-    prepare: Callable[[Image.Image], np.ndarray]  # an RGB picture as the model takes it; runs in threads
+    size: int  # features per image
+    prepare: Callable[[Image.Image], np.ndarray]  # an RGB image as the model takes it; runs in threads
     forward: Callable[[np.ndarray], np.ndarray]  # a batch of those -> float32 (n, size)
-    embed: Callable[[list[Image.Image]], np.ndarray]  # RGB pictures -> float32 (n, size)
+    embed: Callable[[list[Image.Image]], np.ndarray]  # RGB images -> float32 (n, size)
     embed_texts: Callable[[list[str]], np.ndarray] | None  # None where the encoder knows no texts
 
 
@@ -58,14 +58,14 @@ def load_encoder(
 def _make(name: str, source: str, facts: dict, size: int, prepare: Callable, forward: Callable, texts) -> Encoder:
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def embed(pictures: list[Image.Image]) -> np.ndarray:
-        return forward(np.stack([prepare(picture) for picture in pictures]))
+    def embed(images: list[Image.Image]) -> np.ndarray:
+        return forward(np.stack([prepare(image) for image in images]))
 
     return Encoder(name, source, fingerprint, size, prepare, forward, embed, texts)
 
 
-def _prepare(processor, picture: Image.Image) -> np.ndarray:
-    return processor(picture, return_tensors="np").pixel_values[0]
+def _prepare(processor, image: Image.Image) -> np.ndarray:
+    return processor(image, return_tensors="np").pixel_values[0]
 
 
 def _forward(function: Callable, device, batch: np.ndarray) -> np.ndarray:
@@ -123,9 +123,9 @@ def unavailable(name: str, source: str, error: Exception, flag: str) -> str:
     )
 
 
-def _prepare_inception(picture: Image.Image) -> np.ndarray:
+def _prepare_inception(image: Image.Image) -> np.ndarray:
     """As clean-fid does; at this size the network's own, aliased resizing changes nothing."""
-    small = picture.resize((INCEPTION_SIDE, INCEPTION_SIDE), Image.Resampling.BICUBIC)
+    small = image.resize((INCEPTION_SIDE, INCEPTION_SIDE), Image.Resampling.BICUBIC)
     return np.asarray(small).transpose(2, 0, 1)
 
 
@@ -146,7 +146,7 @@ def _load_inception(source: str, device, sha256: str) -> Encoder:
         size = forward(np.zeros((1, 3, INCEPTION_SIDE, INCEPTION_SIDE), np.uint8)).shape[1]
     except Exception as error:  # TorchScript's own, of whatever the file computes
         detail = " ".join(str(error).split())[-200:]
-        raise UserError(f"--inception {source}: does not give features of pictures ({detail})") from error
+        raise UserError(f"--inception {source}: does not give features of images ({detail})") from error
     facts = {"weights": sha256, "transform": f"bicubic {INCEPTION_SIDE}"}
     return _make("inception", source, facts, size, _prepare_inception, forward, None)
 
@@ -190,10 +190,10 @@ def image_features(
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         bar = tqdm(total=len(places), unit=" images", desc=encoder.name, **progress())
-        pictures = thread_map(functools.partial(_open, encoder), (files[i] for i in places), workers)
+        images = thread_map(functools.partial(_open, encoder), (files[i] for i in places), workers)
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
-            rows = encoder.forward(np.stack([next(pictures) for _ in part]))
+            rows = encoder.forward(np.stack([next(images) for _ in part]))
             metrics.as_features(rows, [files[i] for i in part], f"{encoder.name} features")
             bar.update(len(part))
             yield rows

@@ -1,7 +1,7 @@
 """Fidelity to a subject without any face: pure functions of features, each giving figures of metrics.json.
 
-CLIP-I and DINO: cosines of pictures to the photos of the subject. CLIP-T: to their prompts. Divergence from the prior:
-what training has done to pictures of the class, of the same prompts and seeds before and after.
+CLIP-I and DINO: cosines of images to the photos of the subject. CLIP-T: to their prompts. Divergence from the prior:
+what training has done to images of the class, of the same prompts and seeds before and after.
 """
 
 import math
@@ -20,12 +20,12 @@ LEAST = 2  # of each set: fewer have no spread
 def _rows(features: np.ndarray, what: str) -> np.ndarray:
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) < LEAST:
-        raise UserError(f"fidelity, {what}: needs features of at least {LEAST} pictures, found shape {features.shape}")
+        raise UserError(f"fidelity, {what}: needs features of at least {LEAST} images, found shape {features.shape}")
     return normalise(features, what)
 
 
 def mean_similarity(features: np.ndarray) -> float:
-    """The mean cosine of different rows (of length 1): 1 where all pictures are alike."""
+    """The mean cosine of different rows (of length 1): 1 where all images are alike."""
     n = len(features)
     return float((np.square(features.sum(0)).sum() - n) / (n * (n - 1)))
 
@@ -52,17 +52,17 @@ def _figure(name: str, title: str, encoder: str, estimate: tuple, n: int, better
     return figure | {"better": better, "unit": "", "floor": floor, "at_floor_n": None, "how": how}
 
 
-def subject_similarity(instance: np.ndarray, pictures: np.ndarray, encoder: str) -> list[dict]:
-    """CLIP-I or DINO, as the encoder is: the mean cosine of every picture to every photo of the subject.
+def subject_similarity(instance: np.ndarray, images: np.ndarray, encoder: str) -> list[dict]:
+    """CLIP-I or DINO, as the encoder is: the mean cosine of every image to every photo of the subject.
 
-    The photos are given, the pictures a sample: the interval is over pictures. The floor is what the photos get among
+    The photos are given, the images a sample: the interval is over images. The floor is what the photos get among
     themselves, where there are three; nearly all the way to it may also mean that they were learnt by heart.
     """
-    instance, pictures = _rows(instance, "instance photos"), _rows(pictures, "pictures")
-    each = (pictures @ instance.T).mean(1)
+    instance, images = _rows(instance, "instance photos"), _rows(images, "images")
+    each = (images @ instance.T).mean(1)
     name = {"clip": "CLIP-I", "dinov2": "DINO"}.get(encoder, "Likeness to the photos")
     floor = jackknife([instance], mean_similarity) if len(instance) >= 3 else None
-    how = f"mean cosine of {len(pictures)} pictures to {len(instance)} photos of the subject, Student over pictures"
+    how = f"mean cosine of {len(images)} images to {len(instance)} photos of the subject, Student over images"
     how += "; floor: photos among themselves, jackknife" if floor else ""
     return [
         {
@@ -72,31 +72,29 @@ def subject_similarity(instance: np.ndarray, pictures: np.ndarray, encoder: str)
     ]
 
 
-def prompt_similarity(pictures: np.ndarray, texts: np.ndarray, encoder: str = "clip") -> list[dict]:
-    """CLIP-T: the mean cosine of each picture to its own prompt; rows belong together."""
-    pictures, texts = _rows(pictures, "pictures"), _rows(texts, "prompts")
-    if pictures.shape != texts.shape:
-        raise UserError(
-            f"CLIP-T: pictures and prompts differ, {pictures.shape} and {texts.shape}; expected one for one"
-        )
-    each = (pictures * texts).sum(1)
-    how = "mean cosine of each picture to its prompt, Student over pictures"
+def prompt_similarity(images: np.ndarray, texts: np.ndarray, encoder: str = "clip") -> list[dict]:
+    """CLIP-T: the mean cosine of each image to its own prompt; rows belong together."""
+    images, texts = _rows(images, "images"), _rows(texts, "prompts")
+    if images.shape != texts.shape:
+        raise UserError(f"CLIP-T: images and prompts differ, {images.shape} and {texts.shape}; expected one for one")
+    each = (images * texts).sum(1)
+    how = "mean cosine of each image to its prompt, Student over images"
     return [_figure("prompt", "CLIP-T", encoder, mean_interval(each), len(each), "higher", how)]
 
 
 def prior_divergence(
     before: np.ndarray, after: np.ndarray, encoder: str, instance: np.ndarray | None = None
 ) -> list[dict]:
-    """What training did to the class: rows are pictures of the same prompt and seed, before and after.
+    """What training did to the class: rows are images of the same prompt and seed, before and after.
 
-    How far each picture moved, how much variety was lost, and (with photos of the subject) how far the class has turned
+    How far each image moved, how much variety was lost, and (with photos of the subject) how far the class has turned
     into the subject. The last two are differences, after less before: 0 is no harm.
     """
     before, after = _rows(before, "class images before"), _rows(after, "class images after")
     if before.shape != after.shape:
         raise UserError(f"divergence from the prior: {before.shape} before, {after.shape} after; expected one for one")
     n = len(before)
-    moved = mean_interval((1 - (before * after).sum(1)).round(12))  # the same picture twice: 0, and not 1e-17
+    moved = mean_interval((1 - (before * after).sum(1)).round(12))  # the same image twice: 0, and not 1e-17
     how = "mean of 1 - cosine between the class images of one prompt and seed, before and after training; Student"
     figures = [_figure("prior_distance", "Distance from the prior", encoder, moved, n, "lower", how)]
     if n >= 3:

@@ -25,8 +25,8 @@ PARTNERS = [  # of an evaluation: a flag, and what it does nothing without
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("pictures: a split of a prepared dataset, what generate.py made, or any folder")
-    group.add_argument("--real", type=Path, metavar="DIR", help="real pictures that nothing was trained on")
+    group = parser.add_argument_group("images: a split of a prepared dataset, what generate.py made, or any folder")
+    group.add_argument("--real", type=Path, metavar="DIR", help="real images that nothing was trained on")
     group.add_argument("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
     group.add_argument("--generated", type=Path, metavar="DIR", help="the set to judge")
     subject.add_subject_flags(parser)
@@ -51,12 +51,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--fail_under_targets", action="store_true", help="exit with 3 unless all are shown to be met")
     group.add_argument("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
-    group.add_argument("--human_study", type=int, metavar="N", help="write a page to rate N pictures on, and stop")
+    group.add_argument("--human_study", type=int, metavar="N", help="write a page to rate N images on, and stop")
     group.add_argument("--ratings", type=Path, nargs="+", metavar="JSON", help="what raters downloaded from that page")
     group.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="put these evaluations side by side")
     group = parser.add_argument_group("work")
-    group.add_argument("--batch_size", type=positive, default=32, help="pictures at once through an encoder")
-    group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that decode pictures")
+    group.add_argument("--batch_size", type=positive, default=32, help="images at once through an encoder")
+    group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that decode images")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
     group.add_argument("--overwrite", action="store_true", help="replace another set's evaluation or study there")
 

@@ -1,4 +1,4 @@
-"""A blind study of real and generated pictures: the page that raters open, and what their answers come to."""
+"""A blind study of real and generated images: the page that raters open, and what their answers come to."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from utils.cli import UserError
 from utils.files import write_json, write_text
 from utils.images import BadImage, fit_square, read_image
 
-LARGEST = 512  # pixels: a page of 200 pictures stays under 15 MB
+LARGEST = 512  # pixels: a page of 200 images stays under 15 MB
 GOOD = 4  # from this rating on
 
 logger = logging.getLogger(__name__)
 
 
 def _draw(records: list[dict], count: int, rng: random.Random, flag: str) -> list[tuple[Path, Image.Image]]:
-    """`count` of the pictures in a seeded order; what can't be read is passed over."""
+    """`count` of the images in a seeded order; what can't be read is passed over."""
     found = []
     for one in rng.sample(records, len(records)):
         if len(found) == count:
@@ -30,10 +30,10 @@ def _draw(records: list[dict], count: int, rng: random.Random, flag: str) -> lis
         try:
             found.append((Path(one["path"]), read_image(Path(one["path"]), longest=LARGEST)[0]))
         except BadImage as error:
-            logger.warning("%s: %s; another picture takes its place in the study", one["path"], error)
+            logger.warning("%s: %s; another image takes its place in the study", one["path"], error)
     if len(found) < count:
         raise UserError(
-            f"--human_study {2 * count}: needs {count} readable {flag} pictures, found {len(found)}; ask for fewer"
+            f"--human_study {2 * count}: needs {count} readable {flag} images, found {len(found)}; ask for fewer"
         )
     return found
 
@@ -41,28 +41,28 @@ def _draw(records: list[dict], count: int, rng: random.Random, flag: str) -> lis
 def write_study(
     folder: Path, real: list[dict], generated: list[dict], n: int, seed: int, overwrite: bool = False
 ) -> Path:
-    """study.html of n pictures, half of them real, and study_key.json, which says which; the key is not for raters.
+    """study.html of n images, half of them real, and study_key.json, which says which; the key is not for raters.
 
-    Every picture goes the same way: fitted in a square of one size, encoded as the same JPEG, without its name. The
-    key's file names are whole paths. The same pictures and seed make the same page. Another study's key is not replaced
+    Every image goes the same way: fitted in a square of one size, encoded as the same JPEG, without its name. The
+    key's file names are whole paths. The same images and seed make the same page. Another study's key is not replaced
     without `overwrite`: no rating of that study could be read any more.
     """
     if n < 4 or n % 2:
-        raise UserError(f"--human_study {n}: expected an even number of at least 4, half of the pictures being real")
+        raise UserError(f"--human_study {n}: expected an even number of at least 4, half of the images being real")
     rng = random.Random(seed)
     drawn = [("real", *one) for one in _draw(real, n // 2, rng, "real")]
     drawn += [("generated", *one) for one in _draw(generated, n // 2, rng, "generated")]
     rng.shuffle(drawn)
     side = min(LARGEST, *(max(image.size) for _, _, image in drawn))  # none is enlarged, which would show
-    pictures = [data_uri(fit_square(image, side), "JPEG", 92) for _, _, image in drawn]
-    study = hashlib.sha256("".join(pictures).encode()).hexdigest()[:12]
+    images = [data_uri(fit_square(image, side), "JPEG", 92) for _, _, image in drawn]
+    study = hashlib.sha256("".join(images).encode()).hexdigest()[:12]
     key = folder / "study_key.json"
     if key.is_file() and not overwrite and (other := read_key(key)[0]) != study:
         raise UserError(f"{key}: is of another study ({other}); name another --output_dir, or add --overwrite")
     items = [{"item": i, "kind": kind, "file": str(path.resolve())} for i, (kind, path, _) in enumerate(drawn, 1)]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(key, {"version": 1, "study": study, "seed": seed, "items": items})
-    content = json.dumps({"id": study, "pictures": pictures}).replace("<", "\\u003c")
+    content = json.dumps({"id": study, "images": images}).replace("<", "\\u003c")
     page = fill("study.html", count=str(n), study=content, style=fill("study.css"), script=fill("study.js"))
     write_text(folder / "study.html", page)
     return folder / "study.html"
@@ -163,7 +163,7 @@ def _one_each(found: list[dict], count: int) -> tuple[list[dict], list[str]]:
         names[name.casefold()] = one["path"]
         one["rater"] = name or f"rater {number}"
         if len(one["answers"]) < count:
-            notes.append(f"{one['rater']} left out {count - len(one['answers'])} of {count} pictures.")
+            notes.append(f"{one['rater']} left out {count - len(one['answers'])} of {count} images.")
     return list(latest.values()), notes
 
 
@@ -185,9 +185,9 @@ def merge_ratings(study_key: Path, paths: list[Path]) -> dict:
     real = np.array([kind == "real" for kind in kinds])
     for kind, chosen in (("real", real), ("generated", ~real)):
         if (~np.isnan(ratings[:, chosen])).any(0).sum() < 2:
-            raise UserError(f"--ratings: fewer than 2 {kind} pictures have been rated; ask the raters to go on")
+            raise UserError(f"--ratings: fewer than 2 {kind} images have been rated; ask the raters to go on")
     if len(raters) == 1:
-        notes.append("One rater: the intervals tell of other pictures, not of other people.")
+        notes.append("One rater: the intervals tell of other images, not of other people.")
     good = np.where(np.isnan(ratings), np.nan, ratings >= GOOD)
     right = _figure(crossed_interval([(told[:, real], 0.5), (told[:, ~real], 0.5)]), (0, 1), told)
     if right["low"] <= 0.5 <= right["high"]:

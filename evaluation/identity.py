@@ -1,4 +1,4 @@
-"""Is it the same person? Faces of generated pictures against faces of reference photos, by an embedder of faces."""
+"""Is it the same person? Faces of generated images against faces of reference photos, by an embedder of faces."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ NOTE = "with the threshold as published, for a pair of photos; not looked at for
 
 
 def embed_file(path: Path, faces: Faces) -> tuple[np.ndarray | None, list[Face]]:
-    """The embedding of a picture's largest face, and its faces."""
+    """The embedding of an image's largest face, and its faces."""
     image, _ = images.read_image(path)
     found = find_faces(faces, image)
     return (face_embedding(faces, image, found[0]) if found else None), found
@@ -104,13 +104,13 @@ def figure(
     head |= {"how": how, "floor": floor, "at_floor_n": None}
     least = 1 if of_shares else 2
     if len(values) < least:
-        return refused(head, f"needs a face in at least {counted(least, 'picture')}, found {len(values)}")
+        return refused(head, f"needs a face in at least {counted(least, 'image')}, found {len(values)}")
     estimate = wilson(int(values.sum()), len(values)) if of_shares else mean_interval(values)
     return head | dict(zip(("value", "low", "high"), map(float, estimate)))
 
 
 def split_figures(rows: list[dict], column: str, key: str) -> list[dict]:
-    """For each value of a column: a mean over the pictures with a face, or a share of all its pictures."""
+    """For each value of a column: a mean over the images with a face, or a share of all its images."""
     parts = []
     for value in dict.fromkeys(row[column] for row in rows):
         mine = [row[key] for row in rows if row[column] == value and row[key] is not None]
@@ -124,21 +124,21 @@ def split_figures(rows: list[dict], column: str, key: str) -> list[dict]:
 
 def compare_identity(
     references: list[Path],
-    pictures: list[dict],
+    records: list[dict],
     faces: Faces,
     split_by: tuple[str, ...] = ("text",),
     flag: str = "--identity_reference",
 ) -> dict:
-    """{"figures", "splits", "pictures", "references"} of the pictures ({"path", "text", …}) for metrics.json.
+    """{"figures", "splits", "images", "references"} of the images ({"path", "text", …}) for metrics.json.
 
-    A picture without a face, or that can't be read, counts as not verified, and has no cosine.
+    An image without a face, or that can't be read, counts as not verified, and has no cosine.
     """
     if not references:
-        raise UserError(f"{flag}: holds no pictures; give a folder of photos of the person")
+        raise UserError(f"{flag}: holds no images; give a folder of photos of the person")
     base, sorted_out = embed_references(references, faces, flag)
     used = sorted_out["used"]
     rows, embedded = [], []
-    for one in tqdm(pictures, unit=" images", **progress()):
+    for one in tqdm(records, unit=" images", **progress()):
         try:
             embedding, there = embed_file(one["path"], faces)
         except images.BadImage:  # told before, among the invalid ones; nobody is to be seen in it
@@ -171,22 +171,22 @@ def compare_identity(
 
 
 def identity_figures(rows: list[dict], base: np.ndarray, faces: Faces) -> list[dict]:
-    """The four figures of all pictures, each with what the references get among themselves as its floor."""
+    """The four figures of all images, each with what the references get among themselves as its floor."""
     real = leave_one_out(base, faces.threshold) if len(base) > 1 else {}
     encoder, n = faces.embedder, counted(len(base), "reference photo")
     figures = []
     for name, title, how in (
-        ("face_found", "Pictures with a face", "share of the pictures in which the detector finds a face (Wilson)"),
-        ("centroid", "Cosine to the mean reference", f"largest face against the mean of {n}; pictures with a face"),
+        ("face_found", "Images with a face", "share of the images in which the detector finds a face (Wilson)"),
+        ("centroid", "Cosine to the mean reference", f"largest face against the mean of {n}; images with a face"),
         (
             "nearest",
             "Cosine to the nearest reference",
-            f"largest face against the nearest of {n}; pictures with a face",
+            f"largest face against the nearest of {n}; images with a face",
         ),
         (
             "verified",
             "Verified as the person",
-            f"share of all pictures whose face passes {faces.threshold:g} with at least half of {n}; {NOTE} (Wilson)",
+            f"share of all images whose face passes {faces.threshold:g} with at least half of {n}; {NOTE} (Wilson)",
         ),
     ):
         key, of_shares = KEYS[name], name in ("face_found", "verified")

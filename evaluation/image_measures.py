@@ -1,4 +1,4 @@
-"""What is measured of a picture without an encoder: faults, background, the object's place and colour, its look."""
+"""What is measured of an image without an encoder: faults, background, the object's place and colour, its look."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from utils.cli import progress
 from utils.parallel import thread_map
 
 VERSION = "measures-1"  # to be raised with any change of what is measured: it names the cache
-SIDE = 128  # pixels: everything but faults and look is measured on pictures no larger
+SIDE = 128  # pixels: everything but faults and look is measured on images no larger
 FAULTS = (None, "unreadable", "NaN latents", "black (or NaN)", "of one colour", "noise")
 PALETTE = {
     "black": (34, 34, 38),
@@ -47,7 +47,7 @@ CALLED = {
 }
 GROUPS = {name: name for name in PALETTE} | {word: name for name, words in CALLED.items() for word in words}
 COLUMNS = ("fault", "border", "touch", "extent", "colour")
-HASH = len(COLUMNS)  # 32 bytes, then 32 of the mirrored picture, then the thumbnail
+HASH = len(COLUMNS)  # 32 bytes, then 32 of the mirrored image, then the thumbnail
 MIRROR, THUMB = HASH + 32, HASH + 64
 SIZE = THUMB + 768
 
@@ -58,45 +58,45 @@ def colour_group(name: str | None) -> str | None:
     return GROUPS.get(" ".join(words)) or GROUPS.get(words[-1] if words else "")
 
 
-def measure_border(picture: Image.Image) -> tuple[float, float]:
-    """How far the picture's rim is from plain, in levels of 255, and the share of it that an object covers.
+def measure_border(image: Image.Image) -> tuple[float, float]:
+    """How far the image's rim is from plain, in levels of 255, and the share of it that an object covers.
 
     Of the rim's pixels, how far the middle three quarters reach from the rim's median: an object that leaves the
-    picture covers less than a quarter, and makes no background unclean. Covered is what differs by more than 40.
+    image covers less than a quarter, and makes no background unclean. Covered is what differs by more than 40.
     """
-    pixels = np.asarray(picture, dtype=np.int16)
+    pixels = np.asarray(image, dtype=np.int16)
     rim = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
     rim = np.concatenate([rim, pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
     apart = np.abs(rim - np.median(rim, axis=0)).max(1)
     return float(np.quantile(apart, 0.75)), float((apart > 40).mean())
 
 
-def object_extent(picture: Image.Image) -> float:
-    """The longer side of the box around what differs from the background, as a share of the picture's longer side."""
-    mask = ndimage.binary_opening(images.differs_from_border(picture, 16))
+def object_extent(image: Image.Image) -> float:
+    """The longer side of the box around what differs from the background, as a share of the image's longer side."""
+    mask = ndimage.binary_opening(images.differs_from_border(image, 16))
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return 0.0
-    return float(max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1) / max(picture.size)
+    return float(max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1) / max(image.size)
 
 
 def measure(path: Path) -> np.ndarray:
     """One row: COLUMNS (colour: a place in PALETTE, or -1), the hashes of it and its mirror, colour thumbnail."""
     row = np.zeros(SIZE, np.float32)
     try:
-        picture, _ = images.read_image(path)
+        image, _ = images.read_image(path)
     except images.BadImage:
         row[0] = FAULTS.index("unreadable")
         return row
-    row[0] = FAULTS.index(image_checks.find_fault(picture))
-    square = picture if picture.width == picture.height else images.fit_square(picture, max(picture.size))
+    row[0] = FAULTS.index(image_checks.find_fault(image))
+    square = image if image.width == image.height else images.fit_square(image, max(image.size))
     mirror = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     row[HASH:MIRROR] = images.perceptual_hash(square).view(np.uint8)
     row[MIRROR:THUMB] = images.perceptual_hash(mirror).view(np.uint8)
     row[THUMB:] = images.colour_thumb(square)
-    small = picture
-    if max(picture.size) > SIDE:
-        small = picture.resize([max(4, round(side * SIDE / max(picture.size))) for side in picture.size], Image.BOX)
+    small = image
+    if max(image.size) > SIDE:
+        small = image.resize([max(4, round(side * SIDE / max(image.size))) for side in image.size], Image.BOX)
     colour = images.foreground_colour(small, PALETTE, 25) or images.foreground_colour(small, PALETTE)
     row[1:3] = measure_border(small)
     row[3] = object_extent(small)
@@ -104,7 +104,7 @@ def measure(path: Path) -> np.ndarray:
     return row
 
 
-def measure_pictures(
+def measure_images(
     files: Sequence[Path], cache: Path | None, workers: int = 1, keys: Sequence[str] | None = None
 ) -> np.ndarray:
     """A row for each file, in their order; kept in the cache by what the file holds."""
@@ -119,7 +119,7 @@ def measure_pictures(
 
 
 def find_look_alikes(ids: list[str], known: np.ndarray, rows: np.ndarray) -> list[tuple[str, bool]]:
-    """For each picture the id of the `known` one that looks most like it or its mirror, and whether it is a copy."""
+    """For each image the id of the `known` one that looks most like it or its mirror, and whether it is a copy."""
     codes, thumbs = known[:, HASH:MIRROR].astype(np.uint8).view(np.uint64), known[:, THUMB:].astype(np.uint8)
     index, found = image_checks.NearIndex(ids, codes, thumbs), []
     for row in rows:

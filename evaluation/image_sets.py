@@ -1,4 +1,4 @@
-"""A set of pictures to judge: a prepared split, what generate.py made, or any folder of pictures."""
+"""A set of images to judge: a prepared split, what generate.py made, or any folder of images."""
 
 import logging
 from collections import Counter
@@ -15,13 +15,13 @@ OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides a
 logger = logging.getLogger(__name__)
 
 
-def read_pictures(folder: Path, flag: str) -> list[dict]:
-    """{"path", "text" (None where nothing is said), "id", …attributes} of every picture; none is opened.
+def read_images(folder: Path, flag: str) -> list[dict]:
+    """{"path", "text" (None where nothing is said), "id", …attributes} of every image; none is opened.
 
     Attributes are text under the short names of prepared sets: a template's `articleType` is `article`.
     """
     if not folder.is_dir():
-        raise UserError(f"{flag} {folder}: no such folder; give a split such as data/x/test, or a folder of pictures")
+        raise UserError(f"{flag} {folder}: no such folder; give a split such as data/x/test, or a folder of images")
     if _is_generated(folder):
         records = _read_generated(folder, flag)
     elif (folder.parent / "metadata.json").is_file() and folder.name in SPLITS:
@@ -34,12 +34,12 @@ def read_pictures(folder: Path, flag: str) -> list[dict]:
     else:
         records = _read_folder(folder, flag)
     if not records:
-        raise UserError(f"{flag} {folder}: holds no pictures")
+        raise UserError(f"{flag} {folder}: holds no images")
     return [_plain(one) for one in records]
 
 
 def check_apart(out: Path, folders: dict[str, Path]) -> None:
-    """That nothing is written among pictures that are read. An own folder within a generated set is no harm."""
+    """That nothing is written among images that are read. An own folder within a generated set is no harm."""
     for name, folder in folders.items():
         same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
         if same or (inside and name != "generated"):
@@ -50,14 +50,14 @@ def check_apart(out: Path, folders: dict[str, Path]) -> None:
 
 
 def check_new(generated: list[dict], others: dict[str, list[dict]]) -> None:
-    """That no generated picture is, byte by byte, one of those that it is held against: it would be found perfect."""
+    """That no generated image is, byte by byte, one of those that it is held against: it would be found perfect."""
     for name, records in others.items():
         files = [[one["path"] for one in part] for part in (generated, records)]
         sizes = set.intersection(*({path.stat().st_size for path in some} for some in files))  # to read few of them
         own, given = ({file_sha256(path): path for path in some if path.stat().st_size in sizes} for some in files)
         if shared := sorted(given[key].name for key in own.keys() & given.keys()):
             raise UserError(
-                f"--{name} and --generated share {counted(len(shared), 'picture')} ({shared[0]}): what is compared "
+                f"--{name} and --generated share {counted(len(shared), 'image')} ({shared[0]}): what is compared "
                 "with itself is perfect; give folders that share none"
             )
 
@@ -95,11 +95,9 @@ def _read_generated(folder: Path, flag: str) -> list[dict]:
     lines = image_set.read_parts(folder)
     kept = {name: one for name, one in lines.items() if (folder / name).is_file()}
     if not kept and (folder / "shards").is_dir():
-        raise UserError(
-            f"{flag} {folder}: its pictures are in tar shards; unpack them, or generate without --webdataset"
-        )
+        raise UserError(f"{flag} {folder}: its images are in tar shards; unpack them, or generate without --webdataset")
     if len(kept) < len(lines):
-        lost = counted(len(lines) - len(kept), "picture")
+        lost = counted(len(lines) - len(kept), "image")
         logger.warning("%s %s: of its lines %s cannot be found", flag, folder, lost)
     if (folder / "config.yaml").is_file() and not (folder / "MANIFEST.json").is_file():
         logger.warning("%s %s: not finished; what is there is taken", flag, folder)
@@ -113,7 +111,7 @@ def _read_generated(folder: Path, flag: str) -> list[dict]:
 def _read_folder(folder: Path, flag: str) -> list[dict]:
     found = sources.read_catalogue(str(folder), flag, None, "text", None, "train")
     if found.dataset is not None:
-        raise UserError(f"{flag} {folder}: is a saved dataset; give a folder of pictures")
+        raise UserError(f"{flag} {folder}: is a saved dataset; give a folder of images")
     if found.rejected:
         reasons = Counter(one["reason"] for one in found.rejected)
         left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())

@@ -13,7 +13,7 @@ from utils import faces
 from utils.cli import UserError, counted
 from utils.tables import canonical
 
-ENCODERS = ("clip", "dinov2", "demo")  # whose cosines say how alike two pictures are; Inception's were made for the FID
+ENCODERS = ("clip", "dinov2", "demo")  # whose cosines say how alike two images are; Inception's were made for the FID
 PRIOR = ("prior_before", "prior_after")
 SETS = ("instance_data_dir", *PRIOR)
 IDENTITY = [f"identity/{name}" for name in ("face_found", "centroid", "nearest", "verified")]
@@ -45,7 +45,7 @@ def check_flags(given: set[str], encoders: list[str]) -> None:
 
 
 def known_figures(given: set[str], encoders: list[str]) -> list[str]:
-    """The ids that metrics.json will have; where the pictures carry no texts, there will be no fidelity/prompt."""
+    """The ids that metrics.json will have; where the images carry no texts, there will be no fidelity/prompt."""
     found = list(IDENTITY) if "identity_reference" in given else []
     kinds = ["prompt"] if given & {"identity_reference", *SETS} else []
     kinds += ["subject"] if "instance_data_dir" in given else []
@@ -55,13 +55,13 @@ def known_figures(given: set[str], encoders: list[str]) -> list[str]:
     return found + [f"fidelity/{kind}/{name}" for name in told for kind in kinds if kind != "prompt" or name in CLIPS]
 
 
-def pair_pictures(before: list[dict], after: list[dict]) -> list[tuple[int, int]]:
+def pair_images(before: list[dict], after: list[dict]) -> list[tuple[int, int]]:
     """The places of class images of one file name; where a prompt or seed is said, it must be the same."""
     tables = [{one["path"].name: i for i, one in enumerate(records)} for records in (before, after)]
     names = [name for name in tables[0] if name in tables[1]]
     if len(names) < fidelity.LEAST:
         raise UserError(
-            f"--prior_before, --prior_after: {counted(len(names), 'picture')} of the same file name, needs at least "
+            f"--prior_before, --prior_after: {counted(len(names), 'image')} of the same file name, needs at least "
             f"{fidelity.LEAST}; draw both with generate.py, with the same prompts and seeds"
         )
     for name in names:
@@ -74,7 +74,7 @@ def pair_pictures(before: list[dict], after: list[dict]) -> list[tuple[int, int]
                     "same prompts and seeds"
                 )
     if lacking := len(before) + len(after) - 2 * len(names):
-        logger.warning("--prior_before, --prior_after: %s in one of them only, left out", counted(lacking, "picture"))
+        logger.warning("--prior_before, --prior_after: %s in one of them only, left out", counted(lacking, "image"))
     return [(tables[0][name], tables[1][name]) for name in names]
 
 
@@ -88,14 +88,14 @@ def judge_fidelity(encoder: Encoder, rows: dict[str, np.ndarray], sets: dict[str
         texts = text_features(encoder, [sets["generated"][i]["text"] for i in told])
         figures += fidelity.prompt_similarity(drawn[told], texts, encoder.name)
     if "prior_before" in rows:
-        before, after = zip(*pair_pictures(sets["prior_before"], sets["prior_after"]))
+        before, after = zip(*pair_images(sets["prior_before"], sets["prior_after"]))
         pair = rows["prior_before"][list(before)], rows["prior_after"][list(after)]
         figures += fidelity.prior_divergence(*pair, encoder.name, instance)
     return figures
 
 
 def split_columns(records: list[dict], wanted: list[str] | None) -> tuple[str, ...]:
-    """The prompts, and the attributes that differ between the pictures."""
+    """The prompts, and the attributes that differ between the images."""
     there = [key for key in dict.fromkeys(key for one in records for key in one) if key not in OWN]
     wanted = [canonical(key) for key in wanted or there]
     values = {key: {one[key] for one in records if one.get(key)} for key in ("text", *wanted)}
@@ -113,8 +113,8 @@ def judge_subject(
     """{"figures", "splits", "identity" (of those references, where there are models)} for metrics.json."""
     found = {"figures": [], "splits": {}}
     if models:
-        pictures = sets["all generated"]
-        compared = identity.compare_identity(references, pictures, models, split_columns(pictures, attributes))
+        images = sets["all generated"]
+        compared = identity.compare_identity(references, images, models, split_columns(images, attributes))
         found = {key: compared.pop(key) for key in ("figures", "splits")} | {"identity": compared}
     for encoder in encoders:
         if encoder.name in ENCODERS:

@@ -1,4 +1,4 @@
-"""Pictures that a generated one starts from or keeps to: read, fitted, made edges or depth."""
+"""Images that a generated one starts from or keeps to: read, fitted, made edges or depth."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,22 +9,22 @@ from PIL import Image
 
 from families.models import read_config
 from utils import images
-from utils.catalogue import is_picture
+from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.hub import load_named
 
 
-def list_pictures(flag: str, place: Path, most: int) -> list[Path]:
-    """One picture, or the first in a folder by name, each whole; image i uses the i-th, and round again."""
-    found = [place] if place.is_file() else sorted(one for one in place.rglob("*") if is_picture(one.name))
+def list_images(flag: str, place: Path, most: int) -> list[Path]:
+    """One image, or the first in a folder by name, each whole; image i uses the i-th, and round again."""
+    found = [place] if place.is_file() else sorted(one for one in place.rglob("*") if is_image(one.name))
     if not found:
-        raise UserError(f"{flag} {place}: no pictures there; give a picture or a folder of them")
+        raise UserError(f"{flag} {place}: no images there; give an image or a folder of them")
     with ThreadPoolExecutor() as pool:  # each is read now, and not after an hour of drawing; none is kept
-        all(pool.map(lambda path: read_picture(flag, path).size, found[:most]))
+        all(pool.map(lambda path: read_image(flag, path).size, found[:most]))
     return found
 
 
-def read_picture(flag: str, path: Path) -> Image.Image:
+def read_image(flag: str, path: Path) -> Image.Image:
     try:
         return images.read_image(path)[0]
     except images.BadImage as error:
@@ -32,18 +32,18 @@ def read_picture(flag: str, path: Path) -> Image.Image:
 
 
 def read_square(flag: str, path: Path, side: int) -> Image.Image:
-    return images.crop_centre(read_picture(flag, path)).resize((side, side), Image.Resampling.LANCZOS)
+    return images.crop_centre(read_image(flag, path)).resize((side, side), Image.Resampling.LANCZOS)
 
 
-def canny_edges(picture: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
+def canny_edges(image: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
     import cv2  # here: nothing else needs it
 
-    edges = cv2.Canny(np.asarray(picture), low, high)
+    edges = cv2.Canny(np.asarray(image), low, high)
     return Image.fromarray(np.repeat(edges[:, :, None], 3, axis=2))
 
 
 def load_depth(name: str, device: torch.device):
-    """What estimates depth, by a transformers model: picture -> picture, near is bright."""
+    """What estimates depth, by a transformers model: image -> image, near is bright."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     def load():
@@ -53,11 +53,11 @@ def load_depth(name: str, device: torch.device):
     processor, model = load_named("--depth_model", name, "transformers depth estimator", load)
 
     @torch.no_grad()
-    def estimate(picture: Image.Image) -> Image.Image:
-        depth = model(**processor(picture, return_tensors="pt").to(device)).predicted_depth[0].float().cpu().numpy()
+    def estimate(image: Image.Image) -> Image.Image:
+        depth = model(**processor(image, return_tensors="pt").to(device)).predicted_depth[0].float().cpu().numpy()
         level = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-6)
         grey = Image.fromarray((level * 255).round().astype(np.uint8))
-        return grey.resize(picture.size, Image.Resampling.BICUBIC).convert("RGB")
+        return grey.resize(image.size, Image.Resampling.BICUBIC).convert("RGB")
 
     return estimate
 
@@ -85,6 +85,6 @@ def load_controlnet(name: str, model: str, dtype: torch.dtype):
     return net
 
 
-def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+def to_tensor(images: list[Image.Image]) -> torch.Tensor:
     """(n, 3, height, width) in 0..1."""
-    return torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack([np.asarray(one) for one in images])).permute(0, 3, 1, 2).float() / 255

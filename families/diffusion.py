@@ -13,7 +13,7 @@ from utils.cli import UserError
 def schedule_changes(prediction_type: str | None, zero_terminal_snr: bool) -> dict:
     """What a recipe changes in the config of the model's noise schedule."""
     changes = {"prediction_type": prediction_type} if prediction_type else {}
-    # Pictures must begin where training ended, at pure noise; a schedule's `leading` steps begin after it.
+    # Images must begin where training ended, at pure noise; a schedule's `leading` steps begin after it.
     return changes | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_terminal_snr else {})
 
 

@@ -1,4 +1,4 @@
-"""What draws pictures of texts, one seed each: for generate.py, and for the class images of train_dreambooth.py."""
+"""What draws images of texts, one seed each: for generate.py, and for the class images of train_dreambooth.py."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ from utils import devices, image_checks
 from utils.cli import UserError, counted
 
 logger = logging.getLogger(__name__)
-RETRY_SEEDS = 1_000_000_000  # between the seeds of one picture's tries; those of the set's pictures are neighbours
+RETRY_SEEDS = 1_000_000_000  # between the seeds of one image's tries; those of the set's images are neighbours
 
 
 class Studio(NamedTuple):
@@ -95,7 +95,7 @@ def open_studio(
     return Studio(unet, quick, batch, vae, control, solver, guidance, features, dtype, device, cores)
 
 
-def draw_pictures(
+def draw_images(
     studio: Studio, texts: list[str], negative: str, seeds: list[int], steps: int, size: int,
     starts: torch.Tensor | None = None, strength: float = 1.0,
     control: torch.Tensor | None = None, control_scale: float = 1.0
@@ -120,7 +120,7 @@ def _draw_part(
     starts: torch.Tensor | None, control: torch.Tensor | None, strength: float, control_scale: float
 ) -> tuple[torch.Tensor, list[bool]]:  # fmt: skip
     vae, device, scheduler = studio.vae, studio.device, copy.deepcopy(studio.scheduler)  # it remembers steps
-    # Whatever is drawn for a picture is drawn on the CPU by its own generator: no other picture changes it.
+    # Whatever is drawn for an image is drawn on the CPU by its own generator: no other image changes it.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     guided = studio.guidance > 1
     wanted = [negative] * len(texts) * guided + texts
@@ -159,7 +159,7 @@ def _draw_part(
             without, towards = predicted.chunk(2)
             predicted = without + studio.guidance * (towards - without)
         latents = scheduler.step(predicted, time_step, latents, return_dict=False, **step_options)[0]
-    return sampling.decode_pixels(vae, latents), image_checks.finite_pictures(latents)
+    return sampling.decode_pixels(vae, latents), image_checks.finite_images(latents)
 
 
 def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:
@@ -175,15 +175,15 @@ def relieve_memory(studio: Studio, batch: int, left: list[str]) -> int:
     return 1
 
 
-def picture_seed(seed: int, index: int, retry: int) -> int:
+def image_seed(seed: int, index: int, retry: int) -> int:
     return seed + index + retry * RETRY_SEEDS
 
 
-def write_picture(path: Path, picture: Image.Image, facts: dict[str, str] | None = None) -> None:
+def write_image(path: Path, image: Image.Image, facts: dict[str, str] | None = None) -> None:
     """A PNG that is whole or not there, with the facts in its header."""
     info = PngImagePlugin.PngInfo()
     for name, value in (facts or {}).items():
         info.add_itxt(name, value)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(partial, "PNG", compress_level=4, pnginfo=info)
+    image.save(partial, "PNG", compress_level=4, pnginfo=info)
     os.replace(partial, path)

@@ -275,7 +275,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:
-    """The shapes that pictures are fitted to: sides that the VAE and every level of the UNet can halve."""
+    """The shapes that images are fitted to: sides that the VAE and every level of the UNet can halve."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
     step = vae_step(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
     if resolution % step:

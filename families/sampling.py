@@ -1,4 +1,4 @@
-"""Pictures from a pipeline, one seed each, decoded outside it since the VAE may need another precision."""
+"""Images from a pipeline, one seed each, decoded outside it since the VAE may need another precision."""
 
 import math
 from collections.abc import Callable
@@ -35,11 +35,11 @@ SCHEDULERS = {  # by the names that people know them by: the class, and its sett
 
 # What saves memory, the cheapest in time first.
 ECONOMIES = ("vae_slicing", "attention_slicing", "vae_tiling", "cpu_offload")
-DECODED_AT_ONCE = 4  # pictures: the VAE needs far more memory for one than the UNet, and no more of them to be fast
+DECODED_AT_ONCE = 4  # images: the VAE needs far more memory for one than the UNet, and no more of them to be fast
 
 
 def native_size(model: str) -> int:
-    """The side of the pictures that the model was trained on."""
+    """The side of the images that the model was trained on."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
     if not isinstance(side := unet.get("sample_size"), int):
         raise UserError(f"--resolution: {model} names no one side that it was trained at; give it in pixels")
@@ -86,8 +86,8 @@ def build_pipeline(family: str, unet, vae, scheduler: SchedulerMixin, empty_is_z
 def generate(
     pipeline: DiffusionPipeline, seeds: list[int], steps=20, guidance=3.0, batch=8, size: int | None = None, **prompts
 ) -> list[Image.Image]:
-    """One picture a seed. `prompts` are the pipeline's arguments that hold one item a picture: texts, or embeddings."""
-    pictures = []
+    """One image a seed. `prompts` are the pipeline's arguments that hold one item an image: texts, or embeddings."""
+    images = []
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
         # Drawn on the CPU: the same noise on every device.
@@ -101,8 +101,8 @@ def generate(
             width=size,
             output_type="latent",
         ).images
-        pictures += decode_latents(pipeline, latents)
-    return pictures
+        images += decode_latents(pipeline, latents)
+    return images
 
 
 def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[Image.Image]:
@@ -112,7 +112,7 @@ def decode_latents(pipeline: DiffusionPipeline, latents: torch.Tensor) -> list[I
 def start_from(
     vae, scheduler, pixels: torch.Tensor, generators: list[torch.Generator], steps: int, strength: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of given pictures (0..1), noised for a variation of this strength, and the time steps that are left."""
+    """Latents of given images (0..1), noised for a variation of this strength, and the time steps that are left."""
     posterior = vae.encode(pixels.to(vae.dtype) * 2 - 1).latent_dist
     draws = [torch.randn((1, *posterior.mean.shape[1:]), generator=one) for one in generators]
     latents = posterior.mean + posterior.std * torch.cat(draws).to(pixels.device)

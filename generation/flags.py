@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the square; default: the model's")
     group.add_argument("--seed", type=int, default=0, help="of image 0; the next image has the next seed")
 
-    group = parser.add_argument_group("pictures to start from or to keep to")
+    group = parser.add_argument_group("images to start from or to keep to")
     group.add_argument("--init_images", type=Path, metavar="DIR|FILE", help="vary these, in turn")
     group.add_argument("--strength", type=share, default=0.6, help="of the variation: 0 copies, 1 forgets")
     group.add_argument("--controlnet", metavar="HUB_ID|DIR", help="a ControlNet of the model's family")
@@ -70,7 +70,7 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument(
         "--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="what gives that score; demo: for drawn shoes"
     )
-    group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these pictures")
+    group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these images")
 
     group = parser.add_argument_group("performance")
     group.add_argument("--batch_size", type=positive, default=16, help="images at once; changes none of them")
@@ -122,7 +122,7 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     need(
         (args.control_type == "depth") == bool(args.depth_model),
-        "--control_type depth and --depth_model go together; for pictures that are depth maps already: none",
+        "--control_type depth and --depth_model go together; for images that are depth maps already: none",
     )
     if args.init_images:
         share = int(args.num_inference_steps * args.strength)

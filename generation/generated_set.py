@@ -14,7 +14,7 @@ from utils.metrics_log import read_metrics
 
 
 def write_prepared_layout(folder: Path, lines: list[dict], settings: dict, report: dict) -> None:
-    """train/ (hard links to the pictures: no space), metadata.json and MANIFEST.json."""
+    """train/ (hard links to the images: no space), metadata.json and MANIFEST.json."""
     records, sums = [], {}
     for line in lines:
         kept = {key: value for key, value in line["attributes"].items() if key not in ("file_name", "text", "id")}

@@ -13,7 +13,7 @@ import numpy as np
 from utils.cli import UserError, counted
 from utils.wording import PLACEHOLDER, fill_template
 
-MOST = 1_000_000  # the number in a picture's name has six digits
+MOST = 1_000_000  # the number in an image's name has six digits
 RESERVED = {"id", "file_name", "text", "seed"}  # columns that a generated set has of its own
 
 
@@ -87,9 +87,7 @@ def read_plan(path: Path) -> list[dict]:
                 raise UserError(f"--prompt_plan {path}, line {number}: {said}") from None
     options = [one for one in options if one["weight"]]
     if not options:
-        raise UserError(
-            f"--prompt_plan {path}: asks for no picture; `prepare_dataset.py --write_prompt_plan` makes one"
-        )
+        raise UserError(f"--prompt_plan {path}: asks for no image; `prepare_dataset.py --write_prompt_plan` makes one")
     return options
 
 
@@ -105,7 +103,7 @@ def _plan_line(line) -> dict:
 
 
 def read_attribute(words: str) -> tuple[str, dict[str, float]]:
-    """`colour=red,blue:2` -> ("colour", {"red": 1, "blue": 2}): each value's share of the pictures."""
+    """`colour=red,blue:2` -> ("colour", {"red": 1, "blue": 2}): each value's share of the images."""
     name, equals, listed = words.partition("=")
     shares = {}
     for item in listed.split(","):
@@ -195,7 +193,7 @@ def _order(shares: np.ndarray, features: list[tuple[np.ndarray, np.ndarray]], co
 
 
 def _settle(order: list[int], shares: np.ndarray, features: list[tuple[np.ndarray, np.ndarray]]) -> list[int]:
-    """Exchange some of the last pictures, where need be, so that each value is within one of its share in the end."""
+    """Exchange some of the last images, where need be, so that each value is within one of its share in the end."""
     order, taken = list(order), np.bincount(order, minlength=len(shares))
     while True:
         full = taken + 1 > np.ceil(len(order) * shares - 1e-9)

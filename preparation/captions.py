@@ -65,16 +65,16 @@ def estimate_tokens(text: str) -> int:
 
 
 def plan_prompts(records: list[dict], count: int, columns: list[str], level: list[str]) -> list[dict]:
-    """`count` pictures over the distinct captions of `records`: [{"text", "attributes", "weight"}], the weights whole.
+    """`count` images over the distinct captions of `records`: [{"text", "attributes", "weight"}], the weights whole.
 
     Shares follow the records: every column's shares are kept as near as whole numbers allow, not the joint ones alone.
-    With `level`, the records together with the planned pictures are to hold as many of each value of those columns.
+    With `level`, the records together with the planned images are to hold as many of each value of those columns.
     """
     held = Counter((record["text"], tuple(record.get(column) for column in columns)) for record in records)
     share = {option: number / len(records) for option, number in held.items()}
     if level:
         share = _level_shares(held, count, [columns.index(column) for column in level])
-    # The marginal and the joint shares, each picture going where most is lacking; so any beginning is in balance too.
+    # The marginal and the joint shares, each image going where most is lacking; so any beginning is in balance too.
     features = {option: [("", option), *zip(columns, option[1])] for option in held if share[option] > 0}
     due = Counter()
     for option in features:
@@ -114,7 +114,7 @@ def fill_level(sizes: dict, count: int) -> dict[object, float]:
 
 
 def write_prompt_plan(path: Path, train: list[dict], count: int, level: list[str]) -> None:
-    """One line per distinct prompt; `weight` is how many pictures of it the plan asks for."""
+    """One line per distinct prompt; `weight` is how many images of it the plan asks for."""
     records = [{**one["attributes"], "text": one["caption"]} for one in train]
     columns = [*level, *(column for column in ("article", "colour", "gender", "season") if column not in level)]
     plan = plan_prompts(records, count, columns, level)

@@ -1,4 +1,4 @@
-"""The figures of a report: bars of counts, a sample of the pictures, pairs of look-alikes."""
+"""The figures of a report: bars of counts, a sample of the images, pairs of look-alikes."""
 
 import hashlib
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def _shorten(counts: dict[str, int], most: int) -> dict[str, int]:
 
 
 def sample_grid(path: Path, products: dict[str, dict], tile: Callable[[str], Image.Image], most: int = 24) -> None:
-    """Some of the pictures ({id: attributes}), the same ones every time, each with what it is said to show."""
+    """Some of the images ({id: attributes}), the same ones every time, each with what it is said to show."""
     some = sorted(products, key=lambda one: hashlib.sha256(one.encode()).digest())[:most]
     labels = [_describe(products[one]) or one for one in some]
     make_grid([tile(one) for one in some], min(6, len(some)), labels).save(path)

@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=16,
         metavar="BITS",
-        help="look-alikes: pictures whose hashes differ in no more of 256 bits",
+        help="look-alikes: images whose hashes differ in no more of 256 bits",
     )
     group.add_argument(
         "--drop_duplicates", action=OnOff, help="keep one of each group of look-alikes; default: for portraits only"
@@ -77,12 +77,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--new_splits", action="store_true", help="forget the splits of the dataset that is replaced")
 
-    group = parser.add_argument_group("pictures")
+    group = parser.add_argument_group("images")
     group.add_argument(
         "--resolution", type=int, default=512, help="side of the square PNG, pixels; of portraits: about this area"
     )
     group.add_argument(
-        "--pad", default="edge", metavar="edge|COLOUR", help="edge: the picture's border; or white, #f0f0f0 …"
+        "--pad", default="edge", metavar="edge|COLOUR", help="edge: the image's border; or white, #f0f0f0 …"
     )
     group.add_argument("--crop", choices=["none", "centre", "foreground"], default="none", help="before it is fitted")
 
@@ -98,7 +98,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     group = parser.add_argument_group("prompt plan for generate.py")
-    group.add_argument("--write_prompt_plan", type=int, metavar="N", help="prompt_plan.jsonl for N pictures")
+    group.add_argument("--write_prompt_plan", type=int, metavar="N", help="prompt_plan.jsonl for N images")
     group.add_argument(
         "--balance", nargs="+", default=[], metavar="COLUMN", help="fill up what the training split lacks"
     )

@@ -97,7 +97,7 @@ def report_text(analysis: dict) -> str:
     if analysis["categories"]:
         lines += ["categories", *_table(analysis["categories"]), ""]
     rows, usable = counted(analysis["selection"]["rows"], "row"), analysis["selection"]["usable"]
-    lines += [f"{chosen}: {rows}, {counted(usable, 'usable picture')}"]
+    lines += [f"{chosen}: {rows}, {counted(usable, 'usable image')}"]
     problems = analysis["problems"]
     lines += ["", f"left out: {sum(problems.values())}", *(f"  {reason:40} {n:6,}" for reason, n in problems.items())]
     for entry in analysis["rejected"][:40]:
@@ -125,7 +125,7 @@ def report_text(analysis: dict) -> str:
 
 
 def write_analysis(folder: Path, analysis: dict, products: list[dict], load: Callable[[dict], Image.Image]) -> None:
-    """report.txt, analysis.json and figures/ of the products, whose pictures `load` gives."""
+    """report.txt, analysis.json and figures/ of the products, whose images `load` gives."""
     (folder / "report.txt").write_text(report_text(analysis), encoding="utf-8")
     write_json(folder / "analysis.json", analysis)
     (folder / "figures").mkdir()
@@ -162,10 +162,10 @@ def dataset_card(metadata: dict, captions: list[str]) -> str:
     title = "Photos of one subject" if "shapes" in metadata else " + ".join(options["category"] or ["All categories"])
     lines += [f"# {title}", ""]
     several = ", each in the shape nearest to its own," if len(metadata.get("shapes", ())) > 1 else ""
-    lines += [f"{counted(total, 'picture')} of {'about ' * bool(several)}{side}×{side} pixels{several} with captions,"]
+    lines += [f"{counted(total, 'image')} of {'about ' * bool(several)}{side}×{side} pixels{several} with captions,"]
     lines += ["made by `prepare_dataset.py`"]
     lines += [f"from {source['kind']} ({counted(source['rows'], 'row')}).", ""]
-    lines += _markdown("| split | pictures |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
+    lines += _markdown("| split | images |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
     lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]
     lines += [f"Over {tokens['limit']} tokens: {counted(tokens['over_limit'], 'caption')}; the longest has"]
     lines += [f"{tokens['longest']}, by {tokens['counted_by']}. Empty: {tokens['empty']}.", ""]
@@ -175,9 +175,9 @@ def dataset_card(metadata: dict, captions: list[str]) -> str:
     lines += ["## Left out", "", *([f"- {reason}: {n:,}" for reason, n in reasons.most_common()] or ["Nothing."]), ""]
     lines += ["Each one, with its row and the reason, is in `metadata.json`.", "", "## Splits", ""]
     lines += [f"Stratified by {', '.join(options['stratify_by']) or 'nothing'}; look-alikes are always in one split."]
-    lines += ["`splits.json` holds the place of every picture that ever had one: keep it.", "", "## Use", ""]
+    lines += ["`splits.json` holds the place of every image that ever had one: keep it.", "", "## Use", ""]
     lines += ["```python", "import datasets", ""]
     lines += ['train = datasets.load_dataset("imagefolder", data_dir=".../train", split="train")', "```", ""]
     lines += ["`python prepare_dataset.py --verify <this folder>` checks every file."]
-    lines += ["The pictures keep the licence of their source."]
+    lines += ["The images keep the licence of their source."]
     return "\n".join(lines) + "\n"

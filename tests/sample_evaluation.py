@@ -63,7 +63,7 @@ def figures(shift: float = 0.0) -> list[dict]:
         figure("precision/clip", "quality", "Precision", 0.78, 0.03, floor=floor(0.84, 0.03), at_floor_n=0.77, **up),
         figure("coverage/clip", "quality", "Coverage", 0.93, 0.02, floor=floor(0.95, 0.03), at_floor_n=0.94, **up),
         figure("frechet/inception", "quality", "Fréchet distance", 0, 0, encoder="inception")
-        | {"value": None, "refused": "60 real pictures; below 100 this figure says nothing"},
+        | {"value": None, "refused": "60 real images; below 100 this figure says nothing"},
         figure("clip_score/clip", "adherence", "CLIP score", 0.264, 0.0021, floor=floor(0.271, 0.003), **up),
         figure(
             "colour_accuracy", "adherence", "Colour is the colour asked for", 0.913, 0.022, better="higher", **share
@@ -81,7 +81,7 @@ def figures(shift: float = 0.0) -> list[dict]:
             **share,
             **clip,
         ),
-        figure("invalid", "failures", "Invalid pictures", 0.012, 0.008, **share),
+        figure("invalid", "failures", "Invalid images", 0.012, 0.008, **share),
     ]
 
 
@@ -110,11 +110,9 @@ def results() -> dict:
     metrics = ("accuracy", "macro_f1")
     comparisons = [{"first": "real", "metric": metric, **dict(zip(keys, pair))} for metric in metrics for pair in pairs]
     whole = {"version": 1, "target": "baseColour", "model": "cnn", "n_test": 569, "arms": arms}
-    verdict = ["with 10% of the real pictures: better with real + 1x synthetic (accuracy +0.2, +0.1 to +0.3, p 0.02)"]
-    verdict += ["with 100% of the real pictures: no difference shown"]
-    left_out = [
-        "left out with 100% of the real pictures: real + 4x synthetic: it wants 8,000 pictures, there are 4,000"
-    ]
+    verdict = ["with 10% of the real images: better with real + 1x synthetic (accuracy +0.2, +0.1 to +0.3, p 0.02)"]
+    verdict += ["with 100% of the real images: no difference shown"]
+    left_out = ["left out with 100% of the real images: real + 4x synthetic: it wants 8,000 images, there are 4,000"]
     return {**whole, "left_out": left_out, "comparisons": comparisons, "verdict": verdict}
 
 
@@ -132,7 +130,7 @@ def human() -> dict:
         "good": {"real": near(0.71, 0.1), "generated": near(0.55, 0.12)},
         "agreement": near(0.48, 0.09),
         "told": {**near(0.61, 0.07), "verdict": "people can tell"},
-        "notes": ["Chris left out 2 of 80 pictures."],
+        "notes": ["Chris left out 2 of 80 images."],
     }
 
 

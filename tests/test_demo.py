@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from demo.measure import judge_pictures
+from demo.measure import judge_images
 from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS, draw_shoe
 from families import models
@@ -28,14 +28,14 @@ def pipeline():
 def test_it_draws_the_kind_and_the_colour_that_it_is_asked_for(pipeline):
     wanted = [(kind, colour) for kind in KNOWN_KINDS for colour in list(COLOURS)[::2]]
     prompts = [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted]
-    pictures = generate(pipeline, list(range(len(wanted))), prompt=prompts)
-    judged = judge_pictures(pictures)
+    images = generate(pipeline, list(range(len(wanted))), prompt=prompts)
+    judged = judge_images(images)
     assert np.mean([j[0] == w[0] for j, w in zip(judged, wanted)]) >= 0.9
     assert np.mean([j[1] == w[1] for j, w in zip(judged, wanted)]) >= 0.8
-    assert np.mean([foreground_colour(p, COLOURS) == w[1] for p, w in zip(pictures, wanted)]) >= 0.8
+    assert np.mean([foreground_colour(p, COLOURS) == w[1] for p, w in zip(images, wanted)]) >= 0.8
 
 
-def test_one_seed_one_picture_whatever_the_batch(pipeline):
+def test_one_seed_one_image_whatever_the_batch(pipeline):
     prompts, seeds = ["red boots", "blue heels", "white sandals"], [5, 6, 7]
     one, three = (generate(pipeline, seeds, steps=6, batch=batch, prompt=prompts) for batch in (1, 3))
     for a, b in zip(one, three):
@@ -45,7 +45,7 @@ def test_one_seed_one_picture_whatever_the_batch(pipeline):
 
 def test_the_judge_tells_all_six_kinds_apart():
     wanted = [(kind, colour) for kind in KINDS for colour in COLOURS]
-    judged = judge_pictures([draw_shoe(kind, colour, "unseen", (128, 128)) for kind, colour in wanted])
+    judged = judge_images([draw_shoe(kind, colour, "unseen", (128, 128)) for kind, colour in wanted])
     assert np.mean([j[0] == w[0] for j, w in zip(judged, wanted)]) >= 0.97
     assert np.mean([j[1] == w[1] for j, w in zip(judged, wanted)]) >= 0.9
 

@@ -29,7 +29,7 @@ NAMES = list(COLOURS)
 def draw_set(
     folder: Path, count: int, seed: str, colours=NAMES, kinds=("Boots", "Sandals"), wrong: int = 0, own: bool = False
 ) -> Path:
-    """Pictures with texts and attributes; the texts are those of the picture `wrong` places on.
+    """Images with texts and attributes; the texts are those of the image `wrong` places on.
 
     With `own` names and values of attributes are those of a user's template, baseColour=red.
     """
@@ -139,13 +139,13 @@ def test_another_set_does_not_replace_an_evaluation(good, sets):
 
 
 def test_copies_are_caught(sets, tmp_path):
-    """A third of the set are training pictures: some as they are, some mirrored and reduced to another format."""
+    """A third of the set are training images: some as they are, some mirrored and reduced to another format."""
     folder = shutil.copytree(sets["good"], tmp_path / "copying")
     for i in range(0, 104, 3):
-        picture = Image.open(sets["train"] / f"{i % 48:03d}.png")
+        image = Image.open(sets["train"] / f"{i % 48:03d}.png")
         if i % 2:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        picture.save(folder / f"{i:03d}.png")
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image.save(folder / f"{i:03d}.png")
     found = run(sets, folder, tmp_path / "out", "--train", sets["train"])[1]
     assert found["near_copies"]["low"] > 0.2 and found["near_copies"]["floor"]["value"] < 0.05
     assert found["copies/demo"]["low"] > found["copies/demo"]["floor"]["high"]
@@ -171,14 +171,14 @@ def test_wrong_captions_are_caught_by_adherence(good, sets, tmp_path):
     assert found["clip_score/demo"]["high"] < good["clip_score/demo"]["low"]
     assert found["colour_accuracy/demo"]["high"] < 0.3 and found["wrong_colour"]["low"] > good["wrong_colour"]["high"]
     assert [one["met"] for one in found["targets"]] == [False, True] and code == 3
-    assert abs(found["frechet/demo"]["value"] - good["frechet/demo"]["value"]) < 1e-6  # the pictures are the same
+    assert abs(found["frechet/demo"]["value"] - good["frechet/demo"]["value"]) < 1e-6  # the images are the same
 
 
-def test_bad_pictures_are_counted_by_what_is_wrong(sets, tmp_path):
+def test_bad_images_are_counted_by_what_is_wrong(sets, tmp_path):
     folder = shutil.copytree(sets["good"], tmp_path / "bad")
     shoe = draw_shoe("Boots", "Red", "x", (128, 128))
     room = Image.effect_noise((16, 16), 90).convert("RGB").resize((128, 128), Image.Resampling.BOX)
-    (folder / "000.png").write_bytes(b"no picture")
+    (folder / "000.png").write_bytes(b"no image")
     Image.new("RGB", (64, 64)).save(folder / "001.png")
     room.paste(shoe.crop((20, 40, 110, 100)), (20, 40))
     room.save(folder / "002.png")
@@ -191,14 +191,14 @@ def test_bad_pictures_are_counted_by_what_is_wrong(sets, tmp_path):
     draw_shoe("Boots", "Blue", "y", (64, 64)).save(folder / "010.png")
     found = run(sets, folder, tmp_path / "out")[1]
     failed = {one["reason"]: one for one in found["pictures"]["failures"]}
-    assert failed["Invalid pictures"]["count"] == 2 and found["sets"]["generated"]["unreadable"] == 1
+    assert failed["Invalid images"]["count"] == 2 and found["sets"]["generated"]["unreadable"] == 1
     wanted = {"Background not clean": "002", "Object cut off": "003", "Object too small": "004"}
     for reason, name in wanted.items():
         assert [Path(one).stem for one in failed[reason]["examples"]] == [name], reason
     assert any(one.endswith("010.png") for one in failed["Not the colour asked for"]["examples"])
 
 
-def test_too_few_pictures_are_refused_and_not_measured(sets, tmp_path, capsys):
+def test_too_few_images_are_refused_and_not_measured(sets, tmp_path, capsys):
     few = draw_set(tmp_path / "few", 24, "f")
     code, found = run(sets, few, tmp_path / "out", "--train", sets["train"], "--targets", "frechet<50")
     assert found["frechet/demo"]["value"] is None and "at least 100" in found["frechet/demo"]["refused"]
@@ -237,7 +237,7 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--targets", "fid"], "expected a figure and its limit"),
         (["--encoders", "vgg"], "no such encoder"),
         (["--encoders", "inception=a", "--inception", "b"], "inception=b: a second inception; give one"),
-        (["--attributes", "heel"], "no picture has one; there are article, colour"),
+        (["--attributes", "heel"], "no image has one; there are article, colour"),
         (["--utility", "nowhere"], "no results.json there"),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_p
     words = f"--real {sets['real']} --generated {sets['good']} --human_study 4", f"--compare {before} {before}"
     for task in words:
         assert evaluate.main(evaluate.parse_args(f"{task} --output_dir {tmp_path / 'out'} --dry_run".split())) == 0
-    assert "104 pictures, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert "104 images, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 EVERY_FLAG = (
@@ -324,7 +324,7 @@ def test_flags_that_belong_together_are_taken(words):
     evaluate.parse_args(f"{words} --generated g --output_dir o".split())
 
 
-def test_nothing_is_written_among_pictures_that_are_read(sets):
+def test_nothing_is_written_among_images_that_are_read(sets):
     for name, folder in (("real", "real"), ("real", "real/evaluation"), ("generated", "good")):
         words = f"--real {sets['real']} --generated {sets['good']} --output_dir {sets['root'] / folder} --dry_run"
         for more in ("", " --human_study 4"):
@@ -334,13 +334,13 @@ def test_nothing_is_written_among_pictures_that_are_read(sets):
 
 def test_a_sample_of_a_set_in_which_kinds_take_turns_holds_every_kind():
     records = [{"path": Path(f"{i}.png"), "text": f"kind {i % 5}"} for i in range(120)]
-    first, again, other = (evaluate.choose_pictures(records, None, seed)["sample"] for seed in (0, 0, 1))
+    first, again, other = (evaluate.choose_images(records, None, seed)["sample"] for seed in (0, 0, 1))
     assert len({one["text"] for one in first}) == 5 and first == again != other
     assert len({one["file"] for one in first}) == len(first) == evaluate.SHOWN
 
 
-def test_training_pictures_are_no_test_of_novelty(sets, tmp_path):
-    with pytest.raises(UserError, match="share 104 pictures"):
+def test_training_images_are_no_test_of_novelty(sets, tmp_path):
+    with pytest.raises(UserError, match="share 104 images"):
         run(sets, sets["good"], tmp_path / "out", "--train", sets["real"])
 
 
@@ -434,7 +434,7 @@ def run_person(root: Path, name: str, out: Path, *more) -> tuple[int, dict]:
 
 @pytest.fixture(scope="module")
 def judged(person):
-    """Evaluations of both runs, without real pictures."""
+    """Evaluations of both runs, without real images."""
     root, words = person
     words = [*words, "--identity_reference", root / "photos", "--instance_data_dir", root / "photos"]
     words += ["--prior_before", root / "faithful", "--targets", "identity/verified>0.6", "fidelity/subject>0.1"]
@@ -444,7 +444,7 @@ def judged(person):
     ]
 
 
-def test_a_person_is_judged_without_real_pictures_and_what_is_left_out_is_said(person, judged):
+def test_a_person_is_judged_without_real_images_and_what_is_left_out_is_said(person, judged):
     (code, faithful), (_, other) = judged
     names = ["face_found", "centroid", "nearest", "verified"]
     ids = ["invalid", *(f"identity/{name}" for name in names), "fidelity/subject/demo", "fidelity/prompt/demo"]
@@ -476,7 +476,7 @@ def test_two_runs_of_one_person_are_compared(person, judged, capsys):
     said = capsys.readouterr().out.splitlines()[-2:]
     assert "worse in" in said[0] and said[1] == str(root / "compared/comparison.html")
     text = (root / "compared/comparison.html").read_text()
-    assert "16 pictures in all runs share prompt and seed" in text and "measured against different" not in text
+    assert "16 images in all runs share prompt and seed" in text and "measured against different" not in text
     assert "no difference shown in" in text and "worse in" in text
     rows = {row["figure"]["id"]: row["against"][0] for row in compare_figures([found for _, found in judged])}
     assert rows["identity/face_found"]["verdict"] == "no difference shown"
@@ -484,14 +484,14 @@ def test_two_runs_of_one_person_are_compared(person, judged, capsys):
     assert rows["fidelity/subject/demo"]["low"] < 0 < rows["fidelity/subject/demo"]["high"]  # red squares are no shoes
 
 
-def test_a_persons_figures_join_those_beside_real_pictures(sets, person, tmp_path):
+def test_a_persons_figures_join_those_beside_real_images(sets, person, tmp_path):
     words = ["--instance_data_dir", sets["train"], "--targets", "fidelity/prompt/demo>0"]
     found = run(sets, draw_set(tmp_path / "few", 12, "f"), tmp_path / "out", *words)[1]
     assert found["vendi/demo"] and found["fidelity/subject/demo"]["n_real"] == 48 and "left_out" not in found
     assert found["fidelity/prompt/demo"]["value"] == pytest.approx(found["clip_score/demo"]["value"])
 
 
-PICTURES = ROOT / "docs/images"
+IMAGES = ROOT / "docs/images"
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ PICTURES = ROOT / "docs/images"
     [
         (["--prior_before", "."], "--prior_before and --prior_after: .*give both"),
         (["--instance_data_dir", ".", "--encoders", "none"], "name one of clip, dinov2, demo"),
-        (["--instance_data_dir", PICTURES, "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
+        (["--instance_data_dir", IMAGES, "--targets", "frechet<5"], "no figure is called `frechet` with these flags"),
         (["--instance_data_dir", "nowhere"], "--instance_data_dir nowhere: no such folder"),
         (
             ["--identity_reference", ".", "--face_detector", "x.onnx"],
@@ -513,13 +513,13 @@ def test_mistakes_about_a_person_are_told_before_the_work(person, tmp_path, word
 
 
 @pytest.mark.parametrize("flag", ["--real", "--identity_reference", "--instance_data_dir"])
-def test_a_picture_is_not_compared_with_itself(person, tmp_path, flag):
+def test_an_image_is_not_compared_with_itself(person, tmp_path, flag):
     root, words = person
     (tmp_path / "photos").mkdir()
     for copy, of in (("me.png", "photos/0.png"), ("new.png", "faithful/03.png")):
         shutil.copy(root / of, tmp_path / "photos" / copy)
     words = words if flag == "--identity_reference" else []
-    with pytest.raises(UserError, match=f"{flag} and --generated share 1 picture \\(new.png\\): what is compared"):
+    with pytest.raises(UserError, match=f"{flag} and --generated share 1 image \\(new.png\\): what is compared"):
         run_person(root, "faithful", tmp_path / "out", *words, flag, tmp_path / "photos", "--dry_run")
 
 
@@ -534,7 +534,7 @@ def test_class_images_of_other_prompts_or_seeds_are_no_pairs(person, tmp_path):
             run_person(root, "other", tmp_path / "o", "--prior_before", root / "faithful", "--prior_after", folder)
 
 
-def test_real_pictures_may_be_left_out_only_where_something_else_is_asked(capsys):
+def test_real_images_may_be_left_out_only_where_something_else_is_asked(capsys):
     said = refusal("--generated g --output_dir o --face_detector d.onnx", capsys)
     assert "--real (or, of one person or subject, --identity_reference, " in said and "must be given" in said
     for words in ("--identity_reference r --train t", "--instance_data_dir i --human_study 4"):

@@ -107,7 +107,7 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 # One seed an image
 
 
-def test_a_picture_is_what_the_plain_pipeline_draws_of_its_prompt_and_seed(reference):
+def test_an_image_is_what_the_plain_pipeline_draws_of_its_prompt_and_seed(reference):
     pipeline = DiffusionPipeline.from_pretrained(models.DEMO_MODEL, dtype=torch.float32, safety_checker=None)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     for line in lines(reference / "metadata.jsonl")[::3]:
@@ -119,7 +119,7 @@ def test_a_picture_is_what_the_plain_pipeline_draws_of_its_prompt_and_seed(refer
 
 
 @pytest.mark.parametrize("scheduler", ["euler_ancestral", "dpm++_sde", "heun"])
-def test_batch_size_changes_no_picture(tmp_path, scheduler):
+def test_batch_size_changes_no_image(tmp_path, scheduler):
     for batch in (1, 4):
         assert make(tmp_path / str(batch), "--batch_size", batch, "--scheduler", scheduler, "--num_images", 4) == 0
     assert apart(pixels(tmp_path / "1"), pixels(tmp_path / "4")) <= 1
@@ -154,14 +154,14 @@ def test_shards_in_any_order_make_the_same_set_and_the_last_finishes_it(referenc
 def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
     dies = """if 1:
         import os, sys, generate
-        from utils import generation_outcome
-        noted, count = generation_outcome.append_metrics, []
+        from generation import outcome
+        noted, count = outcome.append_metrics, []
         def note(path, line):
             noted(path, line)
             count.append(1)
             if len(count) == 3:
                 path.open("ab").write(b'{"file_name": "images/0000') and os.kill(os.getpid(), 9)
-        generation_outcome.append_metrics = note
+        outcome.append_metrics = note
         generate.main(generate.parse_args(sys.argv[1:]))"""
     done = run("-c", dies, *words(tmp_path / "set", "--batch_size", 2))
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
@@ -197,7 +197,7 @@ def enter(folder: Path, prompts: list[str], settings: dict, block=0) -> int | No
     return image_set.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, "metadata.jsonl", block)
 
 
-def test_a_folder_without_a_picture_takes_other_settings_but_not_from_under_a_running_process(tmp_path):
+def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_running_process(tmp_path):
     lock = enter(tmp_path / "set", ["a"], {"seed": 1})
     with pytest.raises(UserError, match="another process is writing it"):
         enter(tmp_path / "set", ["a"], {"seed": 2})
@@ -218,7 +218,7 @@ def test_a_folder_without_a_picture_takes_other_settings_but_not_from_under_a_ru
         (["a", "b"], {"lora_sha256": ["1"]}, r"\(what --lora names has changed\)"),
     ],
 )
-def test_a_set_grows_where_its_pictures_stay_the_same(tmp_path, prompts, settings, told):
+def test_a_set_grows_where_its_images_stay_the_same(tmp_path, prompts, settings, told):
     os.close(enter(tmp_path, ["a", "b"], {}))
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "images/000000.png"}\n')
     with pytest.raises(UserError, match=told):
@@ -247,13 +247,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path, monkeypatch):
-    draw = generate.draw_pictures
+    draw = generate.draw_images
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         return draw(*args)
 
-    monkeypatch.setattr(generate, "draw_pictures", interrupted)
+    monkeypatch.setattr(generate, "draw_images", interrupted)
     assert make(tmp_path / "set", "--batch_size", 2) == 128 + signal.SIGTERM
     assert len(lines(tmp_path / "set/metadata.jsonl")) == 2
     monkeypatch.undo()
@@ -262,7 +262,7 @@ def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path,
 
 
 def test_out_of_memory_halves_the_batch(reference, tmp_path, monkeypatch):
-    draw, sizes = generate.draw_pictures, []
+    draw, sizes = generate.draw_images, []
 
     def small(studio, texts, *args):
         sizes.append(len(texts))
@@ -270,13 +270,13 @@ def test_out_of_memory_halves_the_batch(reference, tmp_path, monkeypatch):
             raise RuntimeError("CUDA out of memory")
         return draw(studio, texts, *args)
 
-    monkeypatch.setattr(generate, "draw_pictures", small)
+    monkeypatch.setattr(generate, "draw_images", small)
     assert make(tmp_path / "set") == 0
     assert sizes == [6, 3, 2, 2, 2]
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
 
 
-def test_pictures_that_went_missing_are_made_again_and_the_set_is_whole(reference, tmp_path):
+def test_images_that_went_missing_are_made_again_and_the_set_is_whole(reference, tmp_path):
     copy = Path(shutil.copytree(reference, tmp_path / "set"))
     (copy / "images/000004.png").unlink()
     assert make(copy) == 0
@@ -284,7 +284,7 @@ def test_pictures_that_went_missing_are_made_again_and_the_set_is_whole(referenc
     assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(copy), "--num_workers", "1"])) == 0
 
 
-def test_economies_of_memory_change_no_picture(reference, tmp_path):
+def test_economies_of_memory_change_no_image(reference, tmp_path):
     flags = ["--enable_vae_slicing", "--enable_vae_tiling", "--enable_attention_slicing"]
     assert make(tmp_path / "set", *flags) == 0
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
@@ -303,7 +303,7 @@ def test_datasets_and_verify_read_the_set(reference):
     assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(reference), "--num_workers", "1"])) == 0
 
 
-def test_verify_finds_a_picture_that_was_changed(reference, tmp_path):
+def test_verify_finds_an_image_that_was_changed(reference, tmp_path):
     copy = Path(shutil.copytree(reference, tmp_path / "set"))
     Image.new("RGB", (64, 64)).save(copy / "train/images/000002.png")
     assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(copy), "--num_workers", "1"])) == 1
@@ -314,28 +314,28 @@ def test_the_trainer_reads_the_set(reference):
     assert len(train) == 6 and held_out == []
 
 
-def test_tar_shards_hold_the_same_pictures(reference, tmp_path):
+def test_tar_shards_hold_the_same_images(reference, tmp_path):
     out = tmp_path / "set"
     assert make(out, "--webdataset", "--shard_size", 4, "--shard", "0/2") == 0
     assert make(out, "--webdataset", "--shard_size", 4, "--shard", "1/2") == 0
     shards = sorted((out / "shards").iterdir())
     assert [len(webdataset.shard_keys(path)) for path in shards] == [4, 2] and not list((out / "images").iterdir())
     with tarfile.open(shards[1]) as tar:
-        picture = np.asarray(Image.open(tar.extractfile("000005.png")), np.int16)
+        image = np.asarray(Image.open(tar.extractfile("000005.png")), np.int16)
         assert json.load(tar.extractfile("000005.json"))["attributes"].keys() == {"colour", "kind"}
-    assert apart(picture, pixels(reference)[5]) <= 1
+    assert apart(image, pixels(reference)[5]) <= 1
     assert make(out, "--webdataset", "--shard_size", 4) == 0 and not list((out / "images").iterdir())
 
 
 # Checks
 
 
-def test_rejected_pictures_are_kept_with_the_reason_and_get_the_next_seed(reference, tmp_path, monkeypatch):
+def test_rejected_images_are_kept_with_the_reason_and_get_the_next_seed(reference, tmp_path, monkeypatch):
     real = image_checks.find_fault
 
-    def third_is_noise(picture, finite):
-        wanted = np.abs(np.asarray(picture, np.int16) - pixels(reference)[2]).max() <= 1
-        return "noise" if wanted else real(picture, finite)
+    def third_is_noise(image, finite):
+        wanted = np.abs(np.asarray(image, np.int16) - pixels(reference)[2]).max() <= 1
+        return "noise" if wanted else real(image, finite)
 
     monkeypatch.setattr(image_checks, "find_fault", third_is_noise)
     assert make(tmp_path / "set") == 0
@@ -363,13 +363,13 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     ]  # fmt: skip
 
 
-def test_near_copies_of_training_pictures_are_rejected(reference, tmp_path):
+def test_near_copies_of_training_images_are_rejected(reference, tmp_path):
     train = tmp_path / "train"
     train.mkdir()
     shutil.copy(reference / "images/000001.png", train / "one.png")
     assert make(tmp_path / "set", "--reject_near_train", train) == 0
     (line,) = lines(tmp_path / "set/rejected/metadata.jsonl")
-    assert line["file_name"] == "000001-1.png" and line["reason"] == "near-copy of a training picture"
+    assert line["file_name"] == "000001-1.png" and line["reason"] == "near-copy of a training image"
 
 
 def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp_path, monkeypatch, caplog):
@@ -430,7 +430,7 @@ def loras(tmp_path_factory):
 
 
 def expected(reference: Path, loras: list[Path], weights: list[float]) -> np.ndarray:
-    """The set's pictures as diffusers draws them with these LoRAs beside the weights."""
+    """The set's images as diffusers draws them with these LoRAs beside the weights."""
     pipeline = DiffusionPipeline.from_pretrained(models.DEMO_MODEL, dtype=torch.float32, safety_checker=None)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     names = [f"lora{i}" for i in range(len(loras))]
@@ -484,10 +484,10 @@ def test_what_is_no_lora_is_said_to_be_none(tmp_path):
         make(tmp_path / "set", "--lora", tmp_path / "nothing:0.5")
 
 
-# Pictures to start from, or to keep to
+# Images to start from, or to keep to
 
 
-def test_image_to_image_varies_the_given_pictures_by_its_strength(reference, tmp_path):
+def test_image_to_image_varies_the_given_images_by_its_strength(reference, tmp_path):
     drawn = {}
     for strength in (0.25, 1.0):
         out = tmp_path / str(strength)
@@ -577,10 +577,10 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
             conditions.load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
 
 
-def test_damaged_pictures_to_start_from_are_named_before_any_work(tmp_path):
+def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    assert len(conditions.list_pictures("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
+    assert len(conditions.list_images("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
     with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace it"):
         make(tmp_path / "set", "--init_images", tmp_path)
     assert not (tmp_path / "set").exists()
@@ -608,7 +608,7 @@ def test_a_model_that_names_no_size_asks_for_one(tmp_path):
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatch):
-    monkeypatch.setattr(image_checks, "find_fault", lambda picture, finite: None)  # it draws nothing at all
+    monkeypatch.setattr(image_checks, "find_fault", lambda image, finite: None)  # it draws nothing at all
     build_tiny(tmp_path / "tiny", family)
     words = ["--pretrained_model_name_or_path", tmp_path / "tiny", "--resolution", 32, "--num_images", 2]
     assert make(tmp_path / "set", *words, "--negative_prompt", "ugly") == 0
@@ -688,11 +688,11 @@ def test_tar_shards_grow_and_what_a_kill_left_unpacked_is_packed(tmp_path):
     first, second = (out / f"shards/shard-00000{number}.tar" for number in (0, 1))
     assert make_plain([*words, "3"]) == 0
     with tarfile.open(second) as tar:
-        picture = tar.extractfile("000002.png").read()
+        image = tar.extractfile("000002.png").read()
     assert make_plain([*words, "4"]) == 0 and webdataset.shard_keys(second) == ["000002", "000003"]
     with tarfile.open(second) as tar:
-        assert tar.extractfile("000002.png").read() == picture
-    for key, data in webdataset.read_pictures(first):  # as a kill leaves it between drawing and packing
+        assert tar.extractfile("000002.png").read() == image
+    for key, data in webdataset.read_images(first):  # as a kill leaves it between drawing and packing
         (out / f"images/{key}.png").write_bytes(data)
     first.unlink()
     assert make_plain([*words, "4"]) == 0 and webdataset.shard_keys(first) == ["000000", "000001"]

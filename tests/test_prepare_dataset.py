@@ -89,7 +89,7 @@ def test_the_torn_row_is_recovered_and_reported(prepared):
     assert "torn rows recovered: 1 (line 122)" in (prepared / "report.txt").read_text()
 
 
-def test_a_turned_picture_is_upright_and_other_modes_are_rgb(damaged, prepared):
+def test_a_turned_image_is_upright_and_other_modes_are_rgb(damaged, prepared):
     kinds = {what: one for one, what in damaged[1].items()}
     images = {path.stem: Image.open(path) for path in prepared.rglob("images/*.png")}
     assert all(image.mode == "RGB" and image.size == (64, 64) for image in images.values())
@@ -238,7 +238,7 @@ def test_drop_duplicates_keeps_one_and_strict_does_not_mind(clean, damaged, tmp_
 def test_strict_makes_any_exclusion_an_error_and_writes_nothing(damaged, tmp_path, capsys):
     with pytest.raises(UserError, match="--strict: 3 rows"):
         prepare(damaged[0], tmp_path / "d", "--strict")
-    assert "images/s" not in capsys.readouterr().err  # the table's faults are told before any picture is read
+    assert "images/s" not in capsys.readouterr().err  # the table's faults are told before any image is read
     raw = tmp_path / "raw"
     shutil.copytree(damaged[0], raw)
     rows = (raw / "styles.csv").read_text().splitlines()
@@ -265,7 +265,7 @@ def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "train 42, val 9, test 9" in out and "first caption: A professional" in out and "plan.jsonl" not in out
     assert prepare(clean, tmp_path / "d", "--dry_run", "--write_prompt_plan", "50", "--balance", "baseColour") == 0
-    assert "prompt_plan.jsonl for 50 pictures, filling up colour" in capsys.readouterr().out
+    assert "prompt_plan.jsonl for 50 images, filling up colour" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -314,7 +314,7 @@ def test_verify_holds_and_finds_each_broken_promise(prepared, tmp_path, capsys):
     assert "MANIFEST.json" in broken(lambda copy: (copy / "MANIFEST.json").unlink())
 
 
-def test_a_prompt_plan_has_n_pictures_in_the_training_shares(damaged, tmp_path):
+def test_a_prompt_plan_has_n_images_in_the_training_shares(damaged, tmp_path):
     prepare(damaged[0], tmp_path / "d", "--write_prompt_plan", "200")
     plan = [json.loads(line) for line in (tmp_path / "d/prompt_plan.jsonl").read_text().splitlines()]
     train = read_split(tmp_path / "d", "train")
@@ -376,7 +376,7 @@ def test_an_empty_split_is_warned_of(clean, tmp_path, capsys):
     (raw / "styles.csv").write_text("\n".join((raw / "styles.csv").read_text().splitlines()[:3]))
     for more in (["--dry_run"], []):
         prepare(raw, tmp_path / "d", *more)
-        assert "warning: test gets no picture" in capsys.readouterr().err
+        assert "warning: test gets no image" in capsys.readouterr().err
 
 
 def test_several_categories_after_one_flag_or_several(damaged):
@@ -446,7 +446,7 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
 
 
 def kill_while_writing(words, partial: Path, images: int) -> bool:
-    """Whether kill -9 hit the command while it had written at least so many pictures."""
+    """Whether kill -9 hit the command while it had written at least so many images."""
     process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         if len(list(partial.glob("**/*.png"))) >= images:

@@ -60,13 +60,13 @@ def test_a_stage_that_was_stopped_ends_in_the_same_weights(toy):
     assert torch.allclose(whole.weight, torch.eye(3).flip(0), atol=0.05)  # and it has learnt
 
 
-def test_latents_have_unit_variance_and_the_pictures_stay_after_whitening():
+def test_latents_have_unit_variance_and_the_images_stay_after_whitening():
     vae = pretrain.make_autoencoder().eval()
-    pictures = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        before = vae.decode(vae.encode(pictures).latent_dist.mean).sample
-        pretrain.whiten(vae, pictures, "cpu")
-        latents = vae.encode(pictures).latent_dist.mean
+        before = vae.decode(vae.encode(images).latent_dist.mean).sample
+        pretrain.whiten(vae, images, "cpu")
+        latents = vae.encode(images).latent_dist.mean
         after = vae.decode(latents).sample
     assert torch.allclose(before, after, atol=1e-4)
     scaled = latents * vae.config.scaling_factor

@@ -91,7 +91,7 @@ def test_it_learns_and_tells_good_labels_from_wrong_ones(finished):
     assert verdict(results, "real", "wrong", 1.0) == "worse"
     assert verdict(results, "synthetic", "wrong", 0.0, "macro_f1") == "worse"  # the two sets against each other
     assert any("worse with real + wrong" in line for line in results["verdict"])
-    assert any(line.startswith("wrong alone against 100% of the real pictures: worse") for line in results["verdict"])
+    assert any(line.startswith("wrong alone against 100% of the real images: worse") for line in results["verdict"])
 
 
 def test_all_arms_make_equal_steps_with_the_same_seeds_and_every_figure_has_its_interval(finished):
@@ -138,7 +138,7 @@ def test_killed_and_started_again_it_gives_the_same_results(finished, sets, tmp_
     assert again["verdict"] == results["verdict"]
 
 
-def test_other_settings_or_other_pictures_in_the_same_folder_are_an_error(finished, sets, tmp_path):
+def test_other_settings_or_other_images_in_the_same_folder_are_an_error(finished, sets, tmp_path):
     out = finished[0]
     with pytest.raises(UserError, match="max_train_steps was 12, now 13"):
         run(sets, out, "--max_train_steps", "13", synthetic=("synthetic", "wrong"))
@@ -149,10 +149,10 @@ def test_other_settings_or_other_pictures_in_the_same_folder_are_an_error(finish
         run(tmp_path / "sets", tmp_path / "out", "--seeds", "2", "--real_shares", "1", "--max_train_steps", "1")
 
 
-def test_copies_of_the_real_pictures_show_no_difference(sets, tmp_path):
+def test_copies_of_the_real_images_show_no_difference(sets, tmp_path):
     results = run(sets, tmp_path / "out", "--real_shares", "1", synthetic=("real/train",))
     assert verdict(results, "real", "real + synthetic", 1.0) == "no difference shown"
-    assert results["verdict"][0] == "with 100% of the real pictures: no difference shown"
+    assert results["verdict"][0] == "with 100% of the real images: no difference shown"
     assert any("real + 1x synthetic: is real + synthetic" in line for line in results["left_out"])
 
 
@@ -160,13 +160,13 @@ def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
     run(sets, tmp_path / "out", "--dry_run", "--synthetic_ratios", "1", "4")
     said = capsys.readouterr().out
     assert "8 arms x 5 seeds = 40 trainings of 12 steps" in said and not (tmp_path / "out").exists()
-    assert "left out with 100% of the real pictures: real + 4x synthetic: it wants 160 pictures, there are 52" in said
+    assert "left out with 100% of the real images: real + 4x synthetic: it wants 160 images, there are 52" in said
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--target", "size"], r"--target size: no picture of --real .*its columns are: colour, season"),
+        (["--target", "size"], r"--target size: no image of --real .*its columns are: colour, season"),
         (["--target", "season", "--min_per_class", "1"], "1 value has .*two are needed"),
         (["--min_per_class", "30"], "0 values have --min_per_class 30"),
         (["--real", "nowhere"], "--real nowhere: there is no split `train`"),
@@ -179,7 +179,7 @@ def test_a_mistake_is_one_line_that_names_the_flag(sets, tmp_path, more, message
         run(sets, tmp_path / "out", *more)
 
 
-def test_damaged_pictures_and_labels_of_another_spelling_are_told(sets, tmp_path):
+def test_damaged_images_and_labels_of_another_spelling_are_told(sets, tmp_path):
     shutil.copytree(sets / "synthetic", tmp_path / "synthetic")
     (tmp_path / "synthetic" / "205.png").write_bytes((tmp_path / "synthetic" / "205.png").read_bytes()[:300])
     with pytest.raises(UserError, match=r"205\.png: truncated"):
@@ -224,7 +224,7 @@ def test_the_probe_and_a_transformers_backbone_learn_too(sets, tmp_path):
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     args = ["--model", "finetune", "--pretrained_model_name_or_path", str(tmp_path / "vit"), "--resolution", "48"]
-    with pytest.raises(UserError, match="--resolution 48: .*can't see pictures of that side"):
+    with pytest.raises(UserError, match="--resolution 48: .*can't see images of that side"):
         run(sets, tmp_path / "other", *args, *short)
 
 
@@ -247,8 +247,8 @@ def test_scores_are_those_of_scikit_learns_definitions():
     assert classifier_scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_intervals_cover_the_truth_over_seeds_and_pictures():
-    """Classifiers of known mean accuracy 0.8: some pictures are hard for all, some seeds are luckier."""
+def test_intervals_cover_the_truth_over_seeds_and_images():
+    """Classifiers of known mean accuracy 0.8: some images are hard for all, some seeds are luckier."""
     rng, covered, widths = np.random.default_rng(0), 0, []
     for trial in range(200):
         chance = 0.8 + 0.15 * rng.choice([-1, 1], 150) + 0.02 * rng.standard_normal((5, 1))

@@ -153,7 +153,7 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
         ("sdxl", [*FULL, "--prediction_type", "v_prediction", "--zero_terminal_snr"]),  # so must what draws
     ],
 )
-def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_data, tmp_path, family, words):
+def test_resumed_equals_uninterrupted_and_what_draws_gives_its_images(trainer_data, tmp_path, family, words):
     prompts = ["a photo of <sks> shoes", "a photo of shoes"]
     words = [*words, "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
     words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
@@ -183,7 +183,7 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_pictures(trainer_
         str(out if full else trainer_data[family]), family, [*prompts, ""], torch.float32, torch.device("cpu"),
         "dpm++", 2, 7.5, loras=loras
     )  # fmt: skip
-    pixels, _ = drawing.draw_pictures(opened, prompts, "", [0, 1], 3, 16)
+    pixels, _ = drawing.draw_images(opened, prompts, "", [0, 1], 3, 16)
     assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
     assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
@@ -295,13 +295,13 @@ def test_a_mask_is_seen_as_its_photo_is(tmp_path):
         (tmp_path / folder).mkdir()
         photo.save(tmp_path / folder / "a.png")
     record = {"id": "a", "source": tmp_path / "photos/a.png", "text": "boots"}
-    (picture,) = examples.load_pictures([record], [(16, 16)])
-    read, _ = loss_masks.mask_reader(tmp_path / "masks", [picture])
+    (image,) = examples.load_examples([record], [(16, 16)])
+    read, _ = loss_masks.mask_reader(tmp_path / "masks", [image])
     for view in (examples.View(), examples.View(0.9, 0.5, True)):
-        pixels = examples.picture_tensor(picture, view, "bilinear")
+        pixels = examples.example_tensor(image, view, "bilinear")
         expected = F.avg_pool2d(pixels[:1], 2) / 2 + 0.5
-        assert torch.allclose(read(picture, view, (8, 8)), expected, atol=0.01)
-    assert read(picture._replace(id="class/0"), examples.View(), (8, 8)).eq(1).all()
+        assert torch.allclose(read(image, view, (8, 8)), expected, atol=0.01)
+    assert read(image._replace(id="class/0"), examples.View(), (8, 8)).eq(1).all()
 
 
 def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
@@ -377,10 +377,10 @@ def pixels_of(folder: Path) -> dict[str, np.ndarray]:
 def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn, tmp_path):
     folder, draw, furnished = drawn
     texts = ["a professional product photo of shoes"] * 4
-    expected, _ = drawing.draw_pictures(furnished, texts, "", [3, 4, 5, 6], 6, 64)
+    expected, _ = drawing.draw_images(furnished, texts, "", [3, 4, 5, 6], 6, 64)
     found = pixels_of(folder)
     assert list(found) == [f"00000{i}.png" for i in range(4)]
-    assert all(np.abs(picture - one.numpy()).max() <= 1 for picture, one in zip(found.values(), expected))
+    assert all(np.abs(image - one.numpy()).max() <= 1 for image, one in zip(found.values(), expected))
 
     again = Path(shutil.copytree(folder, tmp_path / "class"))
     (again / "000001.png").unlink()
@@ -397,7 +397,7 @@ def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(dr
     mixed = Path(shutil.copytree(folder, tmp_path / "class"))
     draw_shoe("Boots", "Grey", "0", (64, 64)).save(mixed / "mine.jpg")
     draw(mixed, count=5, opened=lambda: pytest.fail("there are 5"))
-    assert len(prior.prior_pictures(mixed, "shoes", 5, 64)) == 5
+    assert len(prior.prior_examples(mixed, "shoes", 5, 64)) == 5
     for other, flag in (
         ({"prompt": "hats"}, "class_prompt a professional product photo of shoes, now it is hats"),
         ({"steps": "7"}, "validation_inference_steps 6, now it is 7"),
@@ -409,7 +409,7 @@ def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(dr
             draw(mixed, count=6, **other)
     draw(mixed, count=5, steps="7", opened=lambda: pytest.fail("nothing is to be drawn"))
     for path in mixed.glob("0*.png"):  # as earlier versions wrote them
-        drawing.write_picture(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
+        drawing.write_image(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
     draw(mixed, steps="7", opened=lambda: pytest.fail("nothing is missing"))
     with pytest.raises(UserError, match="--class_data_dir .*/mine.jpg: is a file"):
         draw(mixed / "mine.jpg")
@@ -419,9 +419,9 @@ def test_a_bad_class_image_is_drawn_again_from_another_seed(drawn, tmp_path, mon
     folder, draw, _ = drawn
     judge, judged = prior.find_fault, []
 
-    def fault(picture, finite):
+    def fault(image, finite):
         judged.append(1)
-        return "noise" if len(judged) == 1 else judge(picture, finite)
+        return "noise" if len(judged) == 1 else judge(image, finite)
 
     monkeypatch.setattr(prior, "find_fault", fault)
     draw(tmp_path, count=2)
@@ -452,7 +452,7 @@ def test_dry_run_tells_what_would_be_drawn_and_trained_and_makes_nothing(trainer
 
 
 @pytest.mark.parametrize("broken", ["photos/shoe0.png", "photos/shoe1.jpg", "class/shoe0.png", "class/shoe1.jpg"])
-def test_dry_run_counts_class_images_and_finds_damaged_pictures_as_the_run_does(trainer_data, tmp_path, capsys, broken):
+def test_dry_run_counts_class_images_and_finds_damaged_images_as_the_run_does(trainer_data, tmp_path, capsys, broken):
     for name, source in (("photos", "subject"), ("class", "class")):
         shutil.copytree(trainer_data[source], tmp_path / name)
         draw_shoe("Boots", "Grey", "0", (64, 64)).save(tmp_path / name / "shoe1.jpg")

@@ -241,7 +241,7 @@ def spoil(monkeypatch, sick) -> None:
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
-def test_a_picture_that_makes_nan_costs_its_steps_and_is_named(trainer_data, tmp_path, monkeypatch, caplog, precision):
+def test_an_image_that_makes_nan_costs_its_steps_and_is_named(trainer_data, tmp_path, monkeypatch, caplog, precision):
     sick = read_split(trainer_data["prepared"], "train")[0]["id"]
     spoil(monkeypatch, lambda sample, position: sample == sick and position < 24)
     AcceleratorState._reset_state(True)  # it keeps the first precision of a process
@@ -308,7 +308,7 @@ def test_settings_that_change_the_training_are_an_error_that_shows_them(trainer_
 
 
 def test_changed_data_is_an_error(trainer_data, tmp_path):
-    folder = Path(shutil.copytree(trainer_data["folder"], tmp_path / "pictures"))
+    folder = Path(shutil.copytree(trainer_data["folder"], tmp_path / "images"))
     words = ["--train_data_dir", folder, "--max_train_steps"]
     assert train(trainer_data, tmp_path / "run", *words, 1) == 0
     (folder / "3.txt").write_text("something else")
@@ -401,8 +401,8 @@ def test_a_second_interrupt_stops_at_once(trainer_data, tmp_path, monkeypatch):
 # Files that fail
 
 
-def test_a_picture_that_vanishes_during_the_run_is_named(trainer_data, tmp_path, monkeypatch):
-    folder = Path(shutil.copytree(trainer_data["folder"], tmp_path / "pictures"))
+def test_an_image_that_vanishes_during_the_run_is_named(trainer_data, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(trainer_data["folder"], tmp_path / "images"))
     rotate = checkpoints.rotate_checkpoints
 
     def then_lose(*args):
@@ -411,7 +411,7 @@ def test_a_picture_that_vanishes_during_the_run_is_named(trainer_data, tmp_path,
             path.unlink()
 
     monkeypatch.setattr(checkpoints, "rotate_checkpoints", then_lose)
-    with pytest.raises((UserError, OSError), match=r"pictures/\d+\.png"):
+    with pytest.raises((UserError, OSError), match=r"images/\d+\.png"):
         train(trainer_data, tmp_path / "run", "--train_data_dir", folder, "--no-cache_latents")
     assert checkpoints.find_checkpoint(tmp_path / "run", "latest").name == "checkpoint-3"
 
@@ -473,7 +473,7 @@ def with_lora(model: Path, lora: Path, **name) -> DiffusionPipeline:
         ("sdxl", "--use_dora --train_text_encoder --caption_dropout 0.5"),
     ],
 )
-def test_every_family_trains_resumes_and_gives_its_pictures_in_diffusers(trainer_data, tmp_path, family, words):
+def test_every_family_trains_resumes_and_gives_its_images_in_diffusers(trainer_data, tmp_path, family, words):
     prompts = ["a photo of red boots", "a photo of blue shoes"]
     words = [*words.split(), "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
     words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
@@ -555,7 +555,7 @@ def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboar
     assert [one.step for one in events.Scalars("val_loss")] == [0, 2, 3] and events.Tags()["images"]
 
 
-def test_black_pictures_are_counted_and_reported(trainer_data, tmp_path, monkeypatch, caplog):
+def test_black_images_are_counted_and_reported(trainer_data, tmp_path, monkeypatch, caplog):
     decode = AutoencoderKL.decode
 
     def nan(self, *args, **kwargs):
@@ -605,7 +605,7 @@ def test_a_command_line_for_the_diffusers_script_runs_unchanged(trainer_data, tm
     [
         ("--train_data_dir {tmp}/nowhere", "--train_data_dir .*nowhere: no such folder"),
         ("--train_data_dir {tmp}/empty", "--train_data_dir .*empty"),
-        ("--train_data_dir {tmp}/silent", "2 of 2 pictures have no caption.*--caption_column"),
+        ("--train_data_dir {tmp}/silent", "2 of 2 images have no caption.*--caption_column"),
         ("--train_data_dir {tmp}/broken", r"broken/1\.png"),
         ("--resolution 18", "--resolution 18: this model takes multiples of 4, such as 16"),
         ("--pretrained_model_name_or_path {tmp}/empty", "--pretrained_model_name_or_path .*empty: no model_index.json"),
@@ -628,7 +628,7 @@ def test_a_mistake_is_told_by_the_name_of_its_flag(trainer_data, tmp_path, words
             shutil.copy(trainer_data["folder"] / f"{i}.png", tmp_path / name)
     (tmp_path / "broken/1.txt").write_text("boots")
     (tmp_path / "broken/2.txt").write_text("boots")
-    (tmp_path / "broken/1.png").write_bytes(b"no picture")
+    (tmp_path / "broken/1.png").write_bytes(b"no image")
     words = words.format(tmp=tmp_path, folder=trainer_data["folder"]).split()
     with pytest.raises(UserError, match=said) as caught:
         train(trainer_data, tmp_path / "run", *words)

@@ -25,7 +25,7 @@ LORA = "pytorch_lora_weights.safetensors"
 
 
 def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[str]:
-    """A command line of train_lora.py: 6 steps of 8 samples, 16 x 16 pixels, a loss in every line, no pictures.
+    """A command line of train_lora.py: 6 steps of 8 samples, 16 x 16 pixels, a loss in every line, no images.
 
     `more` wins.
     """
@@ -92,7 +92,7 @@ def forget_after(run: Path, step: int) -> None:
 
 
 def cells(path: Path, count: int, side: int) -> np.ndarray:
-    """The pictures of a grid of one row."""
+    """The images of a grid of one row."""
     grid = Image.open(path)
     return np.stack(
         [np.asarray(grid.crop((i * (side + 4), 0, i * (side + 4) + side, side)), int) for i in range(count)]

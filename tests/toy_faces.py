@@ -169,10 +169,10 @@ def draw_face(person: int, side: int, noise: float = 6.0, seed: int = 0) -> Imag
 def draw_portrait(
     size: tuple[int, int], faces: list[tuple[int, int, tuple[int, int]]], seed: int = 0, contrast: float = 60
 ) -> Image.Image:
-    """A grey, grained picture with faces: (person, side, (left, top)); `contrast` is that of the grain."""
+    """A grey, grained image with faces: (person, side, (left, top)); `contrast` is that of the grain."""
     grain = np.random.default_rng(seed).normal(128, contrast, (size[1] // 4 + 1, size[0] // 4 + 1, 1))
     pixels = grain.repeat(4, 0).repeat(4, 1)[: size[1], : size[0]].repeat(3, 2)
-    picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     for person, side, place in faces:
-        picture.paste(draw_face(person, side, seed=seed), place)
-    return picture
+        image.paste(draw_face(person, side, seed=seed), place)
+    return image

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from training.examples import Picture, View, choose_view, time_ids
+from training.examples import Example, View, choose_view, time_ids
 from training.sample_plan import Draw, draw_noise, split_step
 from utils.cli import UserError
 
@@ -51,10 +51,10 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
 
 
 def count_steps(
-    pictures: int, effective: int, steps: int, epochs: int | None, every: int, every_epochs: int | None
+    examples: int, effective: int, steps: int, epochs: int | None, every: int, every_epochs: int | None
 ) -> tuple[int, int]:
     """The steps of a training, and those from one validation to the next; epochs count where they are given."""
-    epoch = pictures / effective
+    epoch = examples / effective
     return math.ceil(epochs * epoch) if epochs else steps, math.ceil(every_epochs * epoch) if every_epochs else every
 
 
@@ -62,54 +62,54 @@ def load_steps(
     steps: range,
     plan: BatchPlan,
     rank: int,
-    pictures: list[Picture],
+    examples: list[Example],
     draw: Callable[[int], list[Draw]],
-    load: Callable[[list[Draw], list[Picture]], dict],
+    load: Callable[[list[Draw], list[Example]], dict],
 ) -> Iterator[list[dict]]:
     """One process's micro-batches of every step, by the sample plan: what a position means depends on it alone.
 
     `draw` gives the samples of a position: one, or several that are trained together.
     """
-    shapes = [one.shape for one in pictures]
+    shapes = [one.shape for one in examples]
     for step in steps:
         found = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
         each, draws = len(found[0]), [one for several in found for one in several]
-        yield [load(part, pictures) for part in split_step(draws, shapes, plan.micro * each, rank, plan.processes)]
+        yield [load(part, examples) for part in split_step(draws, shapes, plan.micro * each, rank, plan.processes)]
 
 
 def load_batch(
     draws: list[Draw],
-    pictures: list[Picture],
-    moments: Callable[[Picture, View], torch.Tensor],
+    examples: list[Example],
+    moments: Callable[[Example, View], torch.Tensor],
     crops: int,
     scaling: float,
     noise_offset: float = 0.0,
     sample_posterior: bool = True,
-    masks: Callable[[Picture, View, tuple[int, int]], torch.Tensor] | None = None,
+    masks: Callable[[Example, View, tuple[int, int]], torch.Tensor] | None = None,
 ) -> dict:
     """The tensors of some draws, on the CPU. `scaling` is the VAE's factor from its latents to those of the UNet.
 
-    `masks` says how much each place of a picture counts, in the size of its latents.
+    `masks` says how much each place of an image counts, in the size of its latents.
     """
     latents, noises, ids, counted = [], [], [], []
     for draw in draws:
-        picture = pictures[draw.index]
-        view = choose_view(picture, draw.crop, crops, draw.flip)
-        mean, deviation = moments(picture, view)
+        example = examples[draw.index]
+        view = choose_view(example, draw.crop, crops, draw.flip)
+        mean, deviation = moments(example, view)
         noise, posterior, offset = draw_noise(draw.noise_key, mean.shape)
         latents.append((mean + deviation * posterior if sample_posterior else mean) * scaling)
         noises.append(noise + noise_offset * offset if noise_offset else noise)
-        ids.append(time_ids(picture, view))
+        ids.append(time_ids(example, view))
         if masks:
-            counted.append(masks(picture, view, tuple(mean.shape[1:])))
+            counted.append(masks(example, view, tuple(mean.shape[1:])))
     return ({"mask": torch.stack(counted)} if masks else {}) | {
         "latents": torch.stack(latents),
         "noise": torch.stack(noises),
         "timesteps": torch.tensor([draw.timestep for draw in draws]),
         "time_ids": torch.tensor(ids, dtype=torch.float32),
-        "texts": ["" if draw.drop_caption else pictures[draw.index].text for draw in draws],
+        "texts": ["" if draw.drop_caption else examples[draw.index].text for draw in draws],
         "index": torch.tensor([draw.index for draw in draws]),
-        "samples": [pictures[draw.index].id for draw in draws],
+        "samples": [examples[draw.index].id for draw in draws],
     }
 
 

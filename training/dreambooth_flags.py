@@ -21,7 +21,7 @@ REFUSED = flags.REFUSED | {
     "validation_images": "is for DeepFloyd IF, which is not supported",
     "class_labels_conditioning": "is for DeepFloyd IF, which is not supported",
     "skip_save_text_encoder": "is for DeepFloyd IF, which is not supported",
-    "validation_scheduler": "validation pictures are drawn by DPM-Solver++; leave it out",
+    "validation_scheduler": "validation images are drawn by DPM-Solver++; leave it out",
     "set_grads_to_none": "it is always done; leave it out",
     "offset_noise": "use --noise_offset 0.1",
     "do_edm_style_training": "is not supported",
@@ -46,7 +46,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mask_loss", type=Path, metavar="DIR", help="masks named as the photos: white is what counts")
     faces.add_face_flags(group)
     flags.add_column_flags(group)
-    flags.add_picture_flags(group)
+    flags.add_image_flags(group)
 
     group = parser.add_argument_group("method")
     group.add_argument(
@@ -64,7 +64,7 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prior preservation")
     group.add_argument("--with_prior_preservation", action=OnOff, default=False, help="train class images beside")
     group.add_argument(
-        "--class_data_dir", type=Path, metavar="DIR", help="what is missing is drawn, as validation pictures are"
+        "--class_data_dir", type=Path, metavar="DIR", help="what is missing is drawn, as validation images are"
     )
     group.add_argument("--class_prompt", metavar="TEXT", help="the subject's kind: a photo of shoes")
     group.add_argument("--num_class_images", type=positive, default=100, metavar="N", help="in all")

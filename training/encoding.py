@@ -1,4 +1,4 @@
-"""Phased loading: captions and pictures are encoded, once and kept on disk, and the encoders freed again."""
+"""Phased loading: captions and images are encoded, once and kept on disk, and the encoders freed again."""
 
 import functools
 import hashlib
@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from families import models
 from families.models import report_long_captions
 from training.cache import ensure_cached
-from training.examples import Picture, View, describe, picture_tensor, view_key
+from training.examples import Example, View, describe, example_tensor, view_key
 from utils.cli import UserError
 from utils.devices import free_memory
 from utils.parallel import thread_map
 
 logger = logging.getLogger(__name__)
-MOST_AT_ONCE = 4  # pictures: the VAE takes more than 1 GB for one of 512x512
+MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
 
 
 def _tokenizer_sha256(tokenizer) -> str:
@@ -78,61 +78,61 @@ def encode_distinct(encode: Callable, texts: list[str]) -> tuple[torch.Tensor, t
 
 
 @torch.no_grad()
-def encode_picture(vae, picture: Picture, view: View, interpolation: str) -> torch.Tensor:
-    """(2, channels, height, width): mean and standard deviation of a picture's latents, unscaled, in float32."""
-    pixels = picture_tensor(picture, view, interpolation)[None].to(vae.device, vae.dtype)
+def encode_example(vae, example: Example, view: View, interpolation: str) -> torch.Tensor:
+    """(2, channels, height, width): mean and standard deviation of an image's latents, unscaled, in float32."""
+    pixels = example_tensor(example, view, interpolation)[None].to(vae.device, vae.dtype)
     with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this
         posterior = vae.encode(pixels).latent_dist
     moments = torch.cat([posterior.mean, posterior.std]).float().cpu()
     if not moments.isfinite().all():
-        raise UserError(f"the latents of {describe(picture)} hold NaN or infinity; look at the picture, or remove it")
+        raise UserError(f"the latents of {describe(example)} hold NaN or infinity; look at the image, or remove it")
     return moments
 
 
 def encoded_at_once(device: torch.device) -> int:
-    """How many pictures; on a CPU side by side, since the VAE's small layers leave a second core idle."""
+    """How many images; on a CPU side by side, since the VAE's small layers leave a second core idle."""
     return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
-def _cache_latents(folder: Path, model: str, views: dict[str, tuple[Picture, View]], interpolation, accelerator):
+def _cache_latents(folder: Path, model: str, views: dict[str, tuple[Example, View]], interpolation, accelerator):
     """The index of a cache that holds the moments of {key: view}; the VAE is gone when this returns."""
     vae = models.load_vae(model).to(accelerator.device)
 
     def compute(key: str) -> dict[str, torch.Tensor]:
-        return {key: encode_picture(vae, *views[key], interpolation)}
+        return {key: encode_example(vae, *views[key], interpolation)}
 
     workers, spread = encoded_at_once(accelerator.device), map
     if workers > 1:
         begin = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
         spread = functools.partial(thread_map, workers=workers, begin=begin)
     place = folder / f"latents-{models.fingerprint(vae)[:16]}"
-    return ensure_cached(place, views, compute, "pictures", accelerator, spread)
+    return ensure_cached(place, views, compute, "images", accelerator, spread)
 
 
 def latent_reader(
     folder: Path,
     model: str,
-    views: list[tuple[Picture, View]],
+    views: list[tuple[Example, View]],
     interpolation: str,
     cached: bool,
     accelerator: Accelerator,
-) -> Callable[[Picture, View], torch.Tensor]:
-    """What gives the moments of a picture's latents: read from the cache, or with `cached` False encoded each time.
+) -> Callable[[Example, View], torch.Tensor]:
+    """What gives the moments of an image's latents: read from the cache, or with `cached` False encoded each time.
 
     The VAE is always in float32: in float16 it gives NaN.
     """
     if not cached:
         vae = models.load_vae(model).to(accelerator.device)
-        return lambda picture, view: encode_picture(vae, picture, view, interpolation)
-    keys = {view_key(picture, view, interpolation): (picture, view) for picture, view in views}
+        return lambda example, view: encode_example(vae, example, view, interpolation)
+    keys = {view_key(example, view, interpolation): (example, view) for example, view in views}
     index = _cache_latents(folder, model, keys, interpolation, accelerator)
     free_memory(accelerator.device)
 
-    def read(picture: Picture, view: View) -> torch.Tensor:
-        key = view_key(picture, view, interpolation)
+    def read(example: Example, view: View) -> torch.Tensor:
+        key = view_key(example, view, interpolation)
         moments = index[key].get_tensor(key)
         if not moments.isfinite().all():
-            raise UserError(f"the cached latents of {describe(picture)} hold NaN; remove {folder} and run again")
+            raise UserError(f"the cached latents of {describe(example)} hold NaN; remove {folder} and run again")
         return moments
 
     return read

@@ -1,4 +1,4 @@
-"""Pictures to train on: read from any layout, hashed, sized, bucketed; one crop of one picture as a tensor."""
+"""Images to train on: read from any layout, hashed, sized, bucketed; one crop of one image as a tensor."""
 
 import hashlib
 import io
@@ -20,8 +20,8 @@ from utils.images import FORMATS, MOST_PIXELS, BadImage, nearest_shape, read_ima
 logger = logging.getLogger(__name__)
 
 
-class Picture(NamedTuple):
-    """One picture to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file."""
+class Example(NamedTuple):
+    """One image to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file."""
 
     id: str
     source: Path | Callable[[], Path | bytes]  # of a hub dataset: what fetches the encoded bytes
@@ -36,7 +36,7 @@ def open_source(source: Path | Callable[[], Path | bytes]) -> Path | bytes:
 
 
 def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
-    """sha256 and upright size; only the header of the picture is decoded. What is wrong with it, where it can't be."""
+    """sha256 and upright size; only the header of the image is decoded. What is wrong with it, where it can't be."""
     try:
         source = open_source(record["source"])
         content = source if isinstance(source, bytes) else source.read_bytes()
@@ -55,40 +55,40 @@ def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
     return hashlib.sha256(content).hexdigest(), size
 
 
-def describe(record: dict | Picture) -> str:
+def describe(record: dict | Example) -> str:
     one = record if isinstance(record, dict) else record._asdict()
-    return str(one["source"]) if isinstance(one["source"], Path) else f"picture {one['id']}"
+    return str(one["source"]) if isinstance(one["source"], Path) else f"image {one['id']}"
 
 
-def all_views(found: list[Picture], crops: int, flip: bool) -> list[tuple[Picture, "View"]]:
+def all_views(found: list[Example], crops: int, flip: bool) -> list[tuple[Example, "View"]]:
     """Every view that draws can ask for; none where crops are endless (0)."""
     tokens = [(number + 0.5) / crops for number in range(crops)]
     return [
-        (picture, choose_view(picture, token, crops, mirrored))
-        for picture in found
+        (example, choose_view(example, token, crops, mirrored))
+        for example in found
         for token in tokens
         for mirrored in ((False, True) if flip else (False,))
     ]
 
 
-def data_fingerprint(found: list[Picture]) -> str:
-    """Changes with any picture or caption, and with their order."""
+def data_fingerprint(found: list[Example]) -> str:
+    """Changes with any image or caption, and with their order."""
     lines = "".join(f"{one.id} {one.sha256} {one.text}\n" for one in found)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def check_captions(records: list[dict]) -> None:
-    """Pictures without one are an error that counts them."""
+    """Images without one are an error that counts them."""
     silent = [describe(one) for one in records if not one["text"]]
     if silent:
         raise UserError(
-            f"{len(silent)} of {len(records)} pictures have no caption ({', '.join(silent[:3])} …); put a <name>.txt "
+            f"{len(silent)} of {len(records)} images have no caption ({', '.join(silent[:3])} …); put a <name>.txt "
             "beside each, name the column that holds the captions with --caption_column, or give all of them one with "
             "train_dreambooth.py --instance_prompt"
         )
 
 
-def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Picture]:
+def load_examples(records: list[dict], shapes: list[tuple[int, int]]) -> list[Example]:
     """The records, each with its caption, with what their files say."""
     check_captions(records)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
@@ -96,78 +96,78 @@ def load_pictures(records: list[dict], shapes: list[tuple[int, int]]) -> list[Pi
         facts = list(pool.map(_file_facts, records))
     _refuse_bad([fault for fault in facts if isinstance(fault, str)], len(records))
     return [
-        Picture(str(one["id"]), one["source"], one["text"], sha256, size, nearest_shape(size, shapes))
+        Example(str(one["id"]), one["source"], one["text"], sha256, size, nearest_shape(size, shapes))
         for one, (sha256, size) in zip(records, facts)
     ]
 
 
 def _refuse_bad(faults: list[str], count: int) -> None:
     if faults:
-        raise UserError(f"{len(faults)} of {count} pictures: {'; '.join(faults[:5])}; remove or mend what is named")
+        raise UserError(f"{len(faults)} of {count} images: {'; '.join(faults[:5])}; remove or mend what is named")
 
 
-def check_whole(found: list[Picture]) -> None:
-    """That every picture decodes to its end; a JPEG is decoded small, which takes less time."""
+def check_whole(found: list[Example]) -> None:
+    """That every image decodes to its end; a JPEG is decoded small, which takes less time."""
 
-    def fault(picture: Picture) -> str | None:
+    def fault(example: Example) -> str | None:
         try:
-            read_image(open_source(picture.source), longest=64)
+            read_image(open_source(example.source), longest=64)
         except BadImage as error:
-            return f"{describe(picture)} can't be read ({error})"
+            return f"{describe(example)} can't be read ({error})"
 
     with ThreadPoolExecutor() as pool:
         _refuse_bad(list(filter(None, pool.map(fault, found))), len(found))
 
 
 class View(NamedTuple):
-    """How a picture is seen: where in the room that cropping leaves (0 to 1 across and down), and whether mirrored."""
+    """How an image is seen: where in the room that cropping leaves (0 to 1 across and down), and whether mirrored."""
 
     across: float = 0.5
     down: float = 0.5
     flip: bool = False
 
 
-def choose_view(picture: Picture, crop: float, crops: int, flip: bool) -> View:
+def choose_view(example: Example, crop: float, crops: int, flip: bool) -> View:
     """The view of a draw: the centre, one of `crops` random ones, or for 0 any; the same in every run."""
     if crops == 1:
         return View(flip=flip)
     token = int(crop * crops) if crops else crop
-    u = torch.rand(2, generator=keyed_generator("crop", picture.sha256, token), dtype=torch.float64).tolist()
+    u = torch.rand(2, generator=keyed_generator("crop", example.sha256, token), dtype=torch.float64).tolist()
     return View(*(round(x, 4) for x in u), flip)
 
 
-def view_key(picture: Picture, view: View, interpolation: str) -> str:
+def view_key(example: Example, view: View, interpolation: str) -> str:
     """All that decides the pixels: content, shape, crop, mirroring, filter; views that show the same have one key."""
-    (width, height), (left, top) = picture.shape, crop_place(picture, view)[1]
-    return f"{picture.sha256}.{width}x{height}.{left},{top}{'.flip' * view.flip}.{interpolation}"
+    (width, height), (left, top) = example.shape, crop_place(example, view)[1]
+    return f"{example.sha256}.{width}x{height}.{left},{top}{'.flip' * view.flip}.{interpolation}"
 
 
-def crop_place(picture: Picture, view: View) -> tuple[tuple[int, int], tuple[int, int]]:
+def crop_place(example: Example, view: View) -> tuple[tuple[int, int], tuple[int, int]]:
     """The size that covers the shape, and the crop's (left, top) in it before mirroring.
 
     In whole numbers, and rounded down as torchvision's Resize does: so the centre is that of the diffusers scripts.
     """
-    (width, height), (across, down) = picture.shape, picture.size
+    (width, height), (across, down) = example.shape, example.size
     wide = across * height > down * width
     size = (across * height // down, height) if wide else (width, down * width // across)
     return size, (round((size[0] - width) * view.across), round((size[1] - height) * view.down))
 
 
-def time_ids(picture: Picture, view: View) -> list[int]:
+def time_ids(example: Example, view: View) -> list[int]:
     """SDXL's micro-conditioning: original height and width, top and left of the crop, target height and width."""
-    (width, _), (left, top) = crop_place(picture, view)
-    left = width - picture.shape[0] - left if view.flip else left
-    return [*picture.size[::-1], top, left, *picture.shape[::-1]]
+    (width, _), (left, top) = crop_place(example, view)
+    left = width - example.shape[0] - left if view.flip else left
+    return [*example.size[::-1], top, left, *example.shape[::-1]]
 
 
-def picture_tensor(picture: Picture, view: View, interpolation: str = "lanczos") -> torch.Tensor:
+def example_tensor(example: Example, view: View, interpolation: str = "lanczos") -> torch.Tensor:
     """(3, height, width) in -1 … 1: decoded, upright, resized to cover its shape, cropped, mirrored."""
     try:
-        image, _ = read_image(open_source(picture.source))
+        image, _ = read_image(open_source(example.source))
     except BadImage as error:
-        raise UserError(f"{describe(picture)} can't be read ({error}); remove it, or mend it") from None
-    size, (left, top) = crop_place(picture, view)
+        raise UserError(f"{describe(example)} can't be read ({error}); remove it, or mend it") from None
+    size, (left, top) = crop_place(example, view)
     image = image if image.size == size else image.resize(size, Image.Resampling[interpolation.upper()])
-    image = image.crop((left, top, left + picture.shape[0], top + picture.shape[1]))
+    image = image.crop((left, top, left + example.shape[0], top + example.shape[1]))
     image = ImageOps.mirror(image) if view.flip else image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

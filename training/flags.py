@@ -44,19 +44,19 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--train_data_dir", default="data/casual_shoes", metavar="DIR", help="in a layout named above")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
-    group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N pictures")
+    group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N images")
     add_column_flags(group)
-    add_picture_flags(group)
+    add_image_flags(group)
 
 
-def add_picture_flags(group: argparse._ArgumentGroup) -> None:
-    """How pictures are seen."""
+def add_image_flags(group: argparse._ArgumentGroup) -> None:
+    """How images are seen."""
     group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
     group.add_argument(
         "--aspect_ratio_buckets", action=OnOff, help="keep proportions, same area; default: as the data was prepared"
     )
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
-    group.add_argument("--cache_crops", type=int, default=4, help="random crops a picture; 0: endless, uncached only")
+    group.add_argument("--cache_crops", type=int, default=4, help="random crops an image; 0: endless, uncached only")
     group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
     group.add_argument(
         "--image_interpolation_mode",
@@ -134,7 +134,7 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
         help="default: what accelerate was launched with, or else the best that this device does right",
     )
     group.add_argument("--gradient_checkpointing", action=OnOff, default=True, help="less memory, some 25 %% slower")
-    group.add_argument("--cache_latents", action=OnOff, default=True, help="encode pictures once, and free the VAE")
+    group.add_argument("--cache_latents", action=OnOff, default=True, help="encode images once, and free the VAE")
     group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
@@ -151,7 +151,7 @@ def add_validation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
     )
-    group.add_argument("--num_validation_images", type=int, default=4, help="pictures a validation; 0: loss only")
+    group.add_argument("--num_validation_images", type=int, default=4, help="images a validation; 0: loss only")
     group.add_argument("--validation_guidance_scale", type=float, default=7.5, help="1: without")
     group.add_argument("--validation_inference_steps", type=positive, default=25, help="of DPM-Solver++")
     group.add_argument("--num_validation_samples", type=positive, default=64, help="fixed samples of the held-out loss")
@@ -214,7 +214,7 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"
-    # diffusers passes over DoRA's magnitudes in such a file, and the pictures would change.
+    # diffusers passes over DoRA's magnitudes in such a file, and the images would change.
     kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
     need(not (args.use_dora and args.output_kohya_format), kohya)
     tell_lonely_training(parser, args)

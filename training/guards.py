@@ -15,7 +15,7 @@ NO_ROOM = (
     "out of memory with one sample at once; keep --gradient_checkpointing and --cache_latents on, lower --resolution "
     "or --rank, or use --optimizer adamw8bit; --dry_run predicts what is needed"
 )
-ADVICE = "Look at these pictures, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
+ADVICE = "Look at these images, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 
 
 def nonfinite_action(policy: str, progress: dict, has_checkpoint: bool) -> str:

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from training.examples import Picture, View, crop_place
-from utils.catalogue import is_picture
+from training.examples import Example, View, crop_place
+from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.images import BadImage, read_image
 
 
-def find_masks(folder: Path, found: list[Picture]) -> dict[str, Path]:
-    """{id: mask} for every picture: the file that has its name, whatever its ending."""
+def find_masks(folder: Path, found: list[Example]) -> dict[str, Path]:
+    """{id: mask} for every image: the file that has its name, whatever its ending."""
     if not folder.is_dir():
         raise UserError(f"--mask_loss {folder}: no such folder; give one with a mask for each photo, of the same name")
-    there = {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path.name)}
+    there = {path.stem: path for path in sorted(folder.iterdir()) if is_image(path.name)}
     names = {one.id: one.source.stem if isinstance(one.source, Path) else one.id for one in found}
     lacking = [name for name in names.values() if name not in there]
     if lacking:
@@ -44,29 +44,29 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def view_mask(mask: Image.Image, picture: Picture, view: View, shape: tuple[int, int]) -> torch.Tensor:
-    """(1, height, width) in 0 … 1 of latent size: seen as `picture_tensor` sees the photo, then averaged."""
-    size, (left, top) = crop_place(picture, view)
+def view_mask(mask: Image.Image, example: Example, view: View, shape: tuple[int, int]) -> torch.Tensor:
+    """(1, height, width) in 0 … 1 of latent size: seen as `image_tensor` sees the photo, then averaged."""
+    size, (left, top) = crop_place(example, view)
     mask = mask.resize(size, Image.Resampling.BILINEAR)
-    mask = mask.crop((left, top, left + picture.shape[0], top + picture.shape[1]))
+    mask = mask.crop((left, top, left + example.shape[0], top + example.shape[1]))
     mask = ImageOps.mirror(mask) if view.flip else mask
     mask = mask.resize(shape[::-1], Image.Resampling.BOX)
     return torch.from_numpy(np.array(mask, dtype=np.float32))[None] / 255
 
 
-def mask_reader(folder: Path, found: list[Picture]) -> tuple[Callable, str]:
-    """What gives the mask of a view of a picture, given the latents' (height, width); and a checksum of all masks.
+def mask_reader(folder: Path, found: list[Example]) -> tuple[Callable, str]:
+    """What gives the mask of a view of an image, given the latents' (height, width); and a checksum of all masks.
 
-    A picture that is not among `found`, a class image, counts everywhere.
+    An image that is not among `found`, a class image, counts everywhere.
     """
     paths = find_masks(folder, found)
     masks = {one.id: read_mask(paths[one.id], one.size) for one in found}
 
     @functools.lru_cache(maxsize=1024)
-    def read(picture: Picture, view: View, shape: tuple[int, int]) -> torch.Tensor:
-        if picture.id not in masks:
+    def read(example: Example, view: View, shape: tuple[int, int]) -> torch.Tensor:
+        if example.id not in masks:
             return torch.ones(1, *shape)
-        return view_mask(masks[picture.id], picture, view, shape)
+        return view_mask(masks[example.id], example, view, shape)
 
     sums = " ".join(f"{one} {file_sha256(path)}" for one, path in paths.items())
     return read, hashlib.sha256(sums.encode()).hexdigest()

@@ -170,17 +170,17 @@ def predict_memory(
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs.
 
     `dtype` is that of the frozen weights, `autocast` the one that a training step computes in where it is another;
-    text and VAE batch are how many captions or pictures are encoded at once.
+    text and VAE batch are how many captions or images are encoded at once.
     """
     encoders = [build_part(model, part, dtype) for part in text_parts(family)]
     vae = build_part(model, "vae", vae_dtype)
     with torch.no_grad():
         texts = most_live_bytes(lambda: _encode_text(encoders, text_batch))
-        pictures = most_live_bytes(lambda: vae.encode(_meta(vae, vae_batch, 3, height, width)))
+        images = most_live_bytes(lambda: vae.encode(_meta(vae, vae_batch, 3, height, width)))
         encoded = None if train_text_encoder else _encode_text(encoders, micro_batch)
     phases = {
         "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
-        "VAE encoding": {"weights": _bytes(vae), "activations": pictures},
+        "VAE encoding": {"weights": _bytes(vae), "activations": images},
     }
     unet = build_part(model, "unet", dtype).train()
     trained, parts = _choose(unet, rank, targets, use_dora), [unet]

@@ -154,7 +154,7 @@ def hub_token() -> str:
 
 
 def files_to_push(folder: Path) -> list[str]:
-    """The LoRA (and its other formats), the card, the curve, the validation pictures, the settings."""
+    """The LoRA (and its other formats), the card, the curve, the validation images, the settings."""
     return [name for name in list_files(folder) if PUSHED.fullmatch(name)]
 
 

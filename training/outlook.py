@@ -32,10 +32,10 @@ def describe_memory(phases: dict[str, dict[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def describe_length(pictures: int, held_out: int, steps: int, effective: int) -> str:
-    epoch = pictures / effective
+def describe_length(images: int, held_out: int, steps: int, effective: int) -> str:
+    epoch = images / effective
     return (
-        f"data         {pictures:,} pictures, {held_out:,} held out; an epoch is {epoch:,.1f} steps\n"
+        f"data         {images:,} images, {held_out:,} held out; an epoch is {epoch:,.1f} steps\n"
         f"length       {steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"
     )
 
@@ -47,7 +47,7 @@ def describe_cache(model: str, family: str, resolution: int, views: int, caption
 
 
 def latent_bytes(model: str, resolution: int) -> int:
-    """A picture's entry in the latent cache: mean and standard deviation in float32."""
+    """An image's entry in the latent cache: mean and standard deviation in float32."""
     vae = read_config(model, "vae/config.json")
     side = resolution // models.vae_step(vae)
     return 2 * 4 * vae.get("latent_channels", 4) * side * side

@@ -11,14 +11,14 @@ from tqdm import tqdm
 from families import drawing, sampling
 from training import examples
 from utils import cli, devices
-from utils.catalogue import is_picture
+from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.image_checks import find_fault
 from utils.image_set import whole_png
 
 logger = logging.getLogger(__name__)
-TRIES = 4  # seeds for one picture
-FLAGS = {  # what a picture that was drawn here says of itself, and the flag that said it
+TRIES = 4  # seeds for one image
+FLAGS = {  # what an image that was drawn here says of itself, and the flag that said it
     "prompt": "class_prompt",
     "model": "pretrained_model_name_or_path",
     "size": "resolution",
@@ -29,15 +29,15 @@ HOW = ("steps", "guidance_scale")
 
 
 def list_class_images(folder: Path) -> list[Path]:
-    """The pictures there, sorted; a PNG that doesn't reach its end counts as missing."""
-    found = sorted(path for path in folder.glob("*") if is_picture(path.name) and path.name[0] != ".")
+    """The images there, sorted; a PNG that doesn't reach its end counts as missing."""
+    found = sorted(path for path in folder.glob("*") if is_image(path.name) and path.name[0] != ".")
     return [path for path in found if path.suffix.lower() != ".png" or whole_png(path)]
 
 
 def check_folder(folder: Path, facts: dict[str, str], count: int) -> None:
-    """That the pictures drawn here earlier were drawn of the same; those of a user's own say nothing of it.
+    """That the images drawn here earlier were drawn of the same; those of a user's own say nothing of it.
 
-    Where all `count` are there, it is no matter how others would be drawn. What is cut off is told of: other pictures
+    Where all `count` are there, it is no matter how others would be drawn. What is cut off is told of: other images
     are drawn in its place.
     """
     if folder.exists() and not folder.is_dir():
@@ -46,20 +46,20 @@ def check_folder(folder: Path, facts: dict[str, str], count: int) -> None:
         facts = {name: value for name, value in facts.items() if name not in HOW}
     for path in folder.glob("[0-9]*.png"):
         if whole_png(path):
-            with Image.open(path) as picture:
-                told = picture.info
+            with Image.open(path) as example:
+                told = example.info
             for name, value in facts.items():
                 if told.get(name, value) != value:  # earlier versions said less
                     raise UserError(
                         f"--class_data_dir {folder}: {path.name} was drawn with --{FLAGS[name]} {told[name]}, now "
-                        f"it is {value}; give that again, name another folder, or remove those pictures"
+                        f"it is {value}; give that again, name another folder, or remove those images"
                     )
     if cut := sorted(path.name for path in folder.glob("*.png") if not whole_png(path)):
         logger.warning("--class_data_dir %s: not whole, so others are drawn in their place: %s", folder, ", ".join(cut))
 
 
 def missing_indices(folder: Path, count: int) -> list[int]:
-    """The numbers of the pictures to draw, so that there are `count`; each number has its own seed."""
+    """The numbers of the images to draw, so that there are `count`; each number has its own seed."""
     there = list_class_images(folder)
     names = {path.name for path in there}
     free = (number for number in range(10 * count) if image_name(number) not in names)
@@ -84,8 +84,8 @@ def make_class_images(
 ) -> None:
     """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
 
-    `facts` are what a picture says of itself (see FLAGS); those there must say the same.
-    The same pictures come out however often this is broken off, and whatever the batch and the number of processes.
+    `facts` are what an image says of itself (see FLAGS); those there must say the same.
+    The same images come out however often this is broken off, and whatever the batch and the number of processes.
     """
     check_folder(folder, facts, count)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,15 +105,15 @@ def _draw_all(
     folder: Path, jobs: list[tuple[int, int]], prompt: str, seed: int, size: int, steps: int,
     batch: int, facts: dict[str, str], furnished: drawing.Studio, bar: tqdm
 ) -> None:  # fmt: skip
-    """The pictures of `jobs`: (number, how many of its seeds gave a bad one)."""
+    """The images of `jobs`: (number, how many of its seeds gave a bad one)."""
     left = list(sampling.ECONOMIES) if furnished.device.type != "cpu" else []
     while jobs:
         now, jobs = jobs[:batch], jobs[batch:]
-        seeds = [drawing.picture_seed(seed, number, retry) for number, retry in now]
+        seeds = [drawing.image_seed(seed, number, retry) for number, retry in now]
         drawn = None
         try:
             texts = [prompt] * len(now)
-            drawn = drawing.draw_pictures(furnished, texts, "", seeds, steps, size)
+            drawn = drawing.draw_images(furnished, texts, "", seeds, steps, size)
         except RuntimeError as error:
             if not devices.out_of_memory(error):
                 raise
@@ -121,10 +121,10 @@ def _draw_all(
             batch, jobs = drawing.relieve_memory(furnished, len(now), left), now + jobs
             continue
         for (number, retry), one, sound, used in zip(now, *drawn, seeds):
-            picture = Image.fromarray(one.numpy())
-            fault = find_fault(picture, sound)
+            example = Image.fromarray(one.numpy())
+            fault = find_fault(example, sound)
             if fault is None:
-                drawing.write_picture(folder / image_name(number), picture, {**facts, "seed": str(used)})
+                drawing.write_image(folder / image_name(number), example, {**facts, "seed": str(used)})
                 bar.update()
             elif retry + 1 < TRIES:
                 jobs.append((number, retry + 1))
@@ -136,10 +136,10 @@ def _draw_all(
 
 
 def class_records(folder: Path, prompt: str, count: int) -> list[dict]:
-    """What pictures.load_pictures reads: the first `count` pictures, all with the class prompt."""
+    """What images.load_images reads: the first `count` images, all with the class prompt."""
     paths = list_class_images(folder)[:count]
     return [{"id": f"class/{path.stem}", "source": path, "text": prompt} for path in paths]
 
 
-def prior_pictures(folder: Path, prompt: str, count: int, resolution: int) -> list[examples.Picture]:
-    return examples.load_pictures(class_records(folder, prompt, count), [(resolution, resolution)])
+def prior_examples(folder: Path, prompt: str, count: int, resolution: int) -> list[examples.Example]:
+    return examples.load_examples(class_records(folder, prompt, count), [(resolution, resolution)])

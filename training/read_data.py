@@ -1,4 +1,4 @@
-"""What to train on, and what is held out: records of any layout, pictures not yet opened."""
+"""What to train on, and what is held out: records of any layout, images not yet opened."""
 
 import functools
 import hashlib
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 def read_records(
     place: str, flag: str, image_column: str | None, caption_column: str, config: str | None = None
 ) -> tuple[list[dict], list[dict]]:
-    """{"id", "source", "text"} of the training and of the held-out pictures, from whatever layout is there.
+    """{"id", "source", "text"} of the training and of the held-out images, from whatever layout is there.
 
     `flag` is the one that named the place: --dataset_name may be on the hub, any other is a folder.
     """
     root = Path(place)
     if flag != "--dataset_name" and not root.is_dir():
         raise UserError(
-            f"{flag} {place}: no such folder; make it with prepare_dataset.py, give a folder of pictures, or name a "
+            f"{flag} {place}: no such folder; make it with prepare_dataset.py, give a folder of images, or name a "
             "hub dataset with --dataset_name"
         )
     if (root / "metadata.json").is_file():
         return _read_prepared(root, flag, image_column, caption_column)
     parts = [root]
-    if (root / "train").is_dir():  # an imagefolder with splits: its test pictures must not be trained on
+    if (root / "train").is_dir():  # an imagefolder with splits: its test images must not be trained on
         parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
     found = [_read_products(str(part), flag, image_column, caption_column, config) for part in parts]
     return found[0], found[1] if len(found) > 1 else []
@@ -43,7 +43,7 @@ def read_records(
 def _read_prepared(root: Path, flag: str, image_column: str | None, caption_column: str) -> tuple[list, list]:
     counts = dataset.read_metadata(root)["counts"]  # a generated set has no val split
     if image_column:
-        raise UserError(f"--image_column {image_column}: {flag} {root} is a prepared dataset, whose pictures are known")
+        raise UserError(f"--image_column {image_column}: {flag} {root} is a prepared dataset, whose images are known")
     splits = []
     for split in ("train", "val"):
         records = dataset.read_split(root, split) if split in counts else []
@@ -67,7 +67,7 @@ def _read_products(name: str, flag: str, image_column, caption_column: str, conf
         logger.warning("%s: %s", name, note)
 
     def source(image: Path | int) -> Path | Callable:
-        return functools.partial(sources.picture_source, found.dataset, image) if isinstance(image, int) else image
+        return functools.partial(sources.image_source, found.dataset, image) if isinstance(image, int) else image
 
     return [{"id": one["id"], "text": one["text"], "source": source(one["image"])} for one in found.products]
 
@@ -98,13 +98,13 @@ def read_training_records(
             advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
             raise UserError(
                 f"--held_out {share_held_out:g}: holds out {'all' if held_out else 'none'} of "
-                f"{counted(count, 'picture')}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
+                f"{counted(count, 'image')}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
             )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
         train = [train[i] for i in sorted(chosen.tolist())]
     if not train:
-        raise UserError(f"{flag} {place}: there is no picture to train on")
+        raise UserError(f"{flag} {place}: there is no image to train on")
     return train, held_out
 
 

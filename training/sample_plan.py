@@ -1,4 +1,4 @@
-"""The sample plan: which picture, which crop, which noise and timestep at each position, the same on any hardware.
+"""The sample plan: which image, which crop, which noise and timestep at each position, the same on any hardware.
 
 Optimizer step s trains on the positions s*E … s*E+E-1 of one endless sequence, E being the effective batch. What a
 position means is drawn on the CPU from (seed, position) alone. So neither micro-batches nor accumulation nor processes
@@ -18,7 +18,7 @@ from utils.devices import keyed_generator
 class Draw(NamedTuple):
     """What one position of the plan means; `noise_key` gives the generator of all its noise."""
 
-    index: int  # of the picture
+    index: int  # of the image
     crop: float  # in [0, 1): which of the crops
     flip: bool
     drop_caption: bool
@@ -30,8 +30,8 @@ _orders: dict[tuple, tuple[tuple, list[int]]] = {}
 
 
 def epoch_order(seed: int, epoch: int, shapes: tuple, group: int) -> list[int]:
-    """A permutation of the pictures; where they differ in shape, those of one shape come in runs of `group`."""
-    # Remembered by which tuple it is: to hash that of 100,000 pictures takes 2 ms, and there are many draws a step.
+    """A permutation of the images; where they differ in shape, those of one shape come in runs of `group`."""
+    # Remembered by which tuple it is: to hash that of 100,000 images takes 2 ms, and there are many draws a step.
     key = (seed, epoch, id(shapes), group)
     if key not in _orders:
         while len(_orders) >= 4:
@@ -63,11 +63,11 @@ def draw_position(
     return Draw(index, u[0], u[1] < flip, u[2] < dropout, int(u[3] * timesteps), ("noise", seed, position))
 
 
-def validation_draws(count: int, pictures: int, timesteps: int) -> list[Draw]:
+def validation_draws(count: int, examples: int, timesteps: int) -> list[Draw]:
     """Fixed positions for a loss that can be compared: timesteps stratified, nothing depends on the run's seed."""
     order = torch.randperm(count, generator=keyed_generator("validation")).tolist()
     strata = [int((order[i] + 0.5) / count * timesteps) for i in range(count)]
-    return [Draw(i % pictures, 0.0, False, False, strata[i], ("validation", i)) for i in range(count)]
+    return [Draw(i % examples, 0.0, False, False, strata[i], ("validation", i)) for i in range(count)]
 
 
 def draw_noise(key: tuple, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -89,8 +89,8 @@ def note_step(session: Session, losses: dict[str, float], rate: float, norm: flo
     })  # fmt: skip
 
 
-def validate(session: Session, check: Callable[[Path], dict | None], done: bool, pictures: int) -> None:
-    """Held-out loss and pictures of this step, in the main process; the weights of the best loss are kept.
+def validate(session: Session, check: Callable[[Path], dict | None], done: bool, images: int) -> None:
+    """Held-out loss and images of this step, in the main process; the weights of the best loss are kept.
 
     `check` gives the figures and writes the grid; None where a signal broke it off.
     """
@@ -108,7 +108,7 @@ def validate(session: Session, check: Callable[[Path], dict | None], done: bool,
     note(session, {"step": step, **found[0]})
     if done and not math.isfinite(loss or 0):
         raise UserError(f"step {step}: the held-out loss is not finite, and nothing is written. {guards.ADVICE}")
-    if is_main and pictures:
+    if is_main and images:
         trackers.log_images(session.followers, "validation", Image.open(grid), step)
 
 
@@ -134,13 +134,13 @@ def each_step(
     last: int,
     every: int,
     check: Callable[[Path], dict | None],
-    pictures: int,
+    images: int,
     patience: int | None,
     kept: tuple[int, int | None],
 ) -> Iterator[list[dict]]:
     """The micro-batches of a step at a time, to the end or a signal; before each, what is due: validation, checkpoint.
 
-    `every`, `check`, `pictures`: see `validate`; `kept`: checkpoints, how often and how many.
+    `every`, `check`, `images`: see `validate`; `kept`: checkpoints, how often and how many.
     """
     progress = session.training.progress
     bar = tqdm(
@@ -151,7 +151,7 @@ def each_step(
         while True:
             step = progress["step"]
             if every and progress["validated"] < step and (step % every == 0 or step >= last):
-                validate(session, check, step >= last, pictures)
+                validate(session, check, step >= last, images)
             done = is_done(progress, last, patience)
             stopping = guards.any_process(session.accelerator, bool(session.received))
             save_if_due(session, *kept, done, stopping)

@@ -1,4 +1,4 @@
-"""Does it learn? The loss at fixed positions of held-out pictures, and pictures of fixed seeds, each one checked."""
+"""Does it learn? The loss at fixed positions of held-out images, and images of fixed seeds, each one checked."""
 
 import functools
 import logging
@@ -14,20 +14,20 @@ from families import diffusion, models
 from families.sampling import build_pipeline, generate
 from training import sample_plan
 from training.batches import to_device
-from training.examples import Picture
+from training.examples import Example
 from training.training import Training, averaged_weights
 from utils import images
 from utils.files import replaced_file
-from utils.image_checks import picture_fault
+from utils.image_checks import image_fault
 
 logger = logging.getLogger(__name__)
 
 
-def held_out_batches(pictures: list[Picture], count: int, timesteps: int, load: Callable) -> list[dict]:
-    """The fixed samples that the held-out loss is measured on; none where no picture is held out."""
-    draws = sample_plan.validation_draws(count if pictures else 0, len(pictures), timesteps)
-    parts = sample_plan.split_step(draws, [one.shape for one in pictures], 8, 0, 1)
-    return [load(part, pictures, crops=1, sample_posterior=False) for part in parts]
+def held_out_batches(drawn: list[Example], count: int, timesteps: int, load: Callable) -> list[dict]:
+    """The fixed samples that the held-out loss is measured on; none where no image is held out."""
+    draws = sample_plan.validation_draws(count if drawn else 0, len(drawn), timesteps)
+    parts = sample_plan.split_step(draws, [one.shape for one in drawn], 8, 0, 1)
+    return [load(part, drawn, crops=1, sample_posterior=False) for part in parts]
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def held_out_loss(unet, scheduler: DDPMScheduler, batches: list[dict], features:
     return torch.cat(losses).mean().item()
 
 
-def validation_pictures(
+def validation_images(
     embeds: tuple[torch.Tensor, torch.Tensor | None],
     empty: tuple[torch.Tensor, torch.Tensor | None],
     *,
@@ -56,11 +56,11 @@ def validation_pictures(
     autocast: Callable,
     stop: Callable[[], bool],
 ) -> list[Image.Image] | None:
-    """One picture a seed, as the pipeline with this LoRA would draw them; None where `stop` asked to leave."""
+    """One image a seed, as the pipeline with this LoRA would draw them; None where `stop` asked to leave."""
     device = embeds[0].device
     vae = models.load_vae(model).to(device)
     pipeline = build_pipeline(family, unet, vae, scheduler, models.empty_prompt_is_zero(model))
-    pictures = []
+    drawn = []
     for i, seed in enumerate(seeds):
         if stop():
             return None
@@ -68,21 +68,21 @@ def validation_pictures(
         if family == "sdxl":
             given |= {"pooled_prompt_embeds": embeds[1][i : i + 1], "negative_pooled_prompt_embeds": empty[1]}
         with autocast():
-            pictures += generate(pipeline, [seed], steps, guidance, size=size, **given)
-    return pictures
+            drawn += generate(pipeline, [seed], steps, guidance, size=size, **given)
+    return drawn
 
 
-def save_grid(path: Path, pictures: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
-    """The labelled grid as one file; how many of the pictures are invalid."""
-    faults = [picture_fault(picture) for picture in pictures]
+def save_grid(path: Path, drawn: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
+    """The labelled grid as one file; how many of the images are invalid."""
+    faults = [image_fault(image) for image in drawn]
     labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
-        images.make_grid(pictures, min(columns, len(pictures)), labels).save(file, "PNG")
+        images.make_grid(drawn, min(columns, len(drawn)), labels).save(file, "PNG")
     found = [fault for fault in faults if fault]
     if found:
         kinds = ", ".join(dict.fromkeys(found))
-        logger.warning("%d of %d validation pictures are invalid: %s; see %s", len(found), len(faults), kinds, path)
+        logger.warning("%d of %d validation images are invalid: %s; see %s", len(found), len(faults), kinds, path)
     return len(found)
 
 
@@ -96,9 +96,9 @@ def validate(
     draw: Callable,
     grid: Path,
 ) -> dict | None:
-    """The held-out loss, and the number of invalid pictures in the grid; None where drawing was broken off.
+    """The held-out loss, and the number of invalid images in the grid; None where drawing was broken off.
 
-    `draw` makes pictures of (embeds, empty), as `validation_pictures` does.
+    `draw` makes images of (embeds, empty), as `validation_images` does.
     """
     found, modules = {}, [training.unet, *training.text_encoders]
     for module in modules:
@@ -107,10 +107,10 @@ def validate(
         if held_out:
             found["val_loss"] = held_out_loss(training.unet, scheduler, held_out, features, autocast)
         if prompts:
-            pictures = draw(features(prompts), features([""]))
-            if pictures is None:
+            drawn = draw(features(prompts), features([""]))
+            if drawn is None:
                 return None
-            found["validation/invalid_images"] = save_grid(grid, pictures, prompts)
+            found["validation/invalid_images"] = save_grid(grid, drawn, prompts)
     for module in modules:
         module.train()
     return found
@@ -127,14 +127,14 @@ def make_check(
     seed: int,
     **drawing,
 ) -> Callable[[Path], dict | None]:
-    """What validates, given the grid's file: `count` pictures of the prompts in turn, each of its own seed.
+    """What validates, given the grid's file: `count` images of the prompts in turn, each of its own seed.
 
-    `drawing` are the further arguments of `validation_pictures`.
+    `drawing` are the further arguments of `validation_images`.
     """
     chosen = [prompts[i % len(prompts)] for i in range(count)]
     seeds = [seed + i for i in range(count)]
     draw = functools.partial(
-        validation_pictures, unet=training.unet, scheduler=scheduler, seeds=seeds, autocast=autocast, **drawing
+        validation_images, unet=training.unet, scheduler=scheduler, seeds=seeds, autocast=autocast, **drawing
     )
     return functools.partial(validate, training, scheduler, held_out, features, autocast, chosen, draw)
 

@@ -1,4 +1,4 @@
-"""Read a product catalogue whatever its layout: which products there are, where their pictures lie, what went wrong.
+"""Read a product catalogue whatever its layout: which products there are, where their images lie, what went wrong.
 
 Nothing is dropped in silence: a row is a product or it is in `rejected` with a reason.
 """
@@ -40,7 +40,7 @@ class Catalogue:
             self.notes.append(f"{what}: {', '.join(names[:12])}{more}")
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_TYPES)
 
 
@@ -94,12 +94,10 @@ def read_styles(folder: Path, flag: str = "--catalogue") -> Catalogue:
     rows = read_table(folder / "styles.csv", "id", "name", catalogue, flag)
     images = folder / "images"
     if not images.is_dir():
-        raise UserError(
-            f"{flag} {folder}: there is a styles.csv but no folder images/ beside it; put the pictures there"
-        )
+        raise UserError(f"{flag} {folder}: there is a styles.csv but no folder images/ beside it; put the images there")
     by_name, by_stem = {}, {}
     for name in list_files(images):
-        if is_picture(name):
+        if is_image(name):
             by_name[name] = images / name
             by_stem.setdefault(name.rpartition(".")[0], images / name)
     seen, used = {}, set()
@@ -124,11 +122,11 @@ def read_styles(folder: Path, flag: str = "--catalogue") -> Catalogue:
             {"id": product_id, "row": line, "image": image, "text": None, "attributes": attributes}
         )
     if unused := len(by_name) - len(used):
-        catalogue.notes.append(f"images/ holds {counted(unused, 'picture')} of no product")
+        catalogue.notes.append(f"images/ holds {counted(unused, 'image')} of no product")
     return catalogue
 
 
-def _add_picture(catalogue: Catalogue, taken: set[str], name: str, row, image, text, attributes: dict) -> None:
+def _add_image(catalogue: Catalogue, taken: set[str], name: str, row, image, text, attributes: dict) -> None:
     """A product named after its file; `a.png` beside `a.jpg` becomes `a-png`."""
     stem, _, ending = name.rpartition(".")
     stem = re.sub(r"[^\w.-]+", "_", stem).lstrip("._-") or "picture"
@@ -163,11 +161,11 @@ def read_imagefolder(
             else:
                 listed[table, name] = line
                 base = name.removeprefix("images/") if not prefix else name.rpartition("/")[2]
-                _add_picture(catalogue, taken, base, row_id, table.parent / name, text, attributes)
+                _add_image(catalogue, taken, base, row_id, table.parent / name, text, attributes)
     used = {one["image"] for one in catalogue.products}
     for folder in dict.fromkeys(table.parent for table in tables):
-        unlisted = [name for name in list_files(folder) if is_picture(name) and folder / name not in used]
-        catalogue.note_names(f"pictures without a line in {folder.name}/metadata", unlisted)
+        unlisted = [name for name in list_files(folder) if is_image(name) and folder / name not in used]
+        catalogue.note_names(f"images without a line in {folder.name}/metadata", unlisted)
     return catalogue
 
 
@@ -189,28 +187,28 @@ def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, 
 
 
 def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
-    """Pictures with their captions in <name>.txt beside them."""
-    catalogue = Catalogue("picture folder")
+    """Images with their captions in <name>.txt beside them."""
+    catalogue = Catalogue("image folder")
     taken, files, other = set(), list_files(folder), Counter()
     for name in files:
         stem, dot, ending = name.rpartition(".")
-        if is_picture(name):
+        if is_image(name):
             caption = folder / f"{stem}.txt"
             text = " ".join(decode_lines(caption.read_bytes())[0]) if f"{stem}.txt" in files else None
             if odd := NO_TEXT.search(text or ""):
                 catalogue.reject(name, name, "caption is no text", f"{stem}.txt holds {odd[0]!r}; remove or rewrite it")
             else:
-                _add_picture(catalogue, taken, name, name, folder / name, clean_cell(text), {})
+                _add_image(catalogue, taken, name, name, folder / name, clean_cell(text), {})
         elif ending.lower() in ("heic", "heif"):
             catalogue.reject(name, name, "HEIC is not read", CONVERT)
         elif ending != "txt":
             other[dot + ending] += 1
-    for link in sorted(path for path in folder.rglob("[!.]*") if is_picture(path.name) and not path.exists()):
+    for link in sorted(path for path in folder.rglob("[!.]*") if is_image(path.name) and not path.exists()):
         name = link.relative_to(folder).as_posix()
         catalogue.reject(name, name, "broken link", f"{os.readlink(link)} is not there")
     stems = {name.rpartition(".")[0] for name in files if not name.endswith(".txt")}
     lone = [name for name in files if name.endswith(".txt") and name.removesuffix(".txt") not in stems]
-    catalogue.note_names("captions without a picture", lone)
+    catalogue.note_names("captions without an image", lone)
     if other:
         counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(other.items()))
         catalogue.notes.append(f"other files left alone: {counts}")
@@ -218,7 +216,7 @@ def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
         tables = ", ".join(name for name in files if name.endswith(".csv"))
         hint = f"found {tables or counted(len(files), 'other file')}" if files else "it is empty"
         raise UserError(
-            f"{flag} {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or pictures "
+            f"{flag} {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or images "
             f"({', '.join(IMAGE_TYPES)})"
         )
     catalogue.rows = len(catalogue.products) + len(catalogue.rejected)

@@ -53,7 +53,7 @@ def read_split(folder: Path, split: str) -> list[dict]:
 
 
 def content_fingerprint(sums: dict[str, str]) -> str:
-    """One checksum for the pictures and captions of all splits, from the sha256 of each file; reports don't count."""
+    """One checksum for the images and captions of all splits, from the sha256 of each file; reports don't count."""
     lines = [f"{sums[name]} {name}\n" for name in sorted(sums) if name.partition("/")[0] in SPLITS]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -81,8 +81,8 @@ def read_saved_splits(path: Path) -> dict[str, str]:
     return {one: split for split, ids in lists.items() for one in ids}
 
 
-def check_picture(job: tuple[Path, dict, list]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
-    """What is wrong with one picture of a prepared dataset, its hash and colours; (path, manifest entry, shapes)."""
+def check_image(job: tuple[Path, dict, list]) -> tuple[str, np.ndarray | None, np.ndarray | None]:
+    """What is wrong with one image of a prepared dataset, its hash and colours; (path, manifest entry, shapes)."""
     path, entry, shapes = job
     try:
         data = path.read_bytes()
@@ -100,7 +100,7 @@ def check_picture(job: tuple[Path, dict, list]) -> tuple[str, np.ndarray | None,
 def verify_split(
     folder: Path, split: str, files: Iterable[str], count: int, silent: bool = False
 ) -> tuple[list[str], list[str]]:
-    """(what is broken, ids) of one split, whose tables and pictures are to tell of the same products.
+    """(what is broken, ids) of one split, whose tables and images are to tell of the same products.
 
     `silent`: empty captions are no fault.
     """
@@ -158,13 +158,13 @@ def verify_disjoint(
 
 
 def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
-    """Re-read a dataset: how many pictures it has, and every promise that it breaks."""
+    """Re-read a dataset: how many images it has, and every promise that it breaks."""
     metadata = read_metadata(folder)
     broken, manifest = verify_layout(folder, metadata)
     names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
     shapes = metadata.get("shapes") or [[metadata["options"]["resolution"]] * 2]
     jobs = ((folder / name, manifest[name], shapes) for name in names)
-    checks = parallel_map(check_picture, jobs, workers)
+    checks = parallel_map(check_image, jobs, workers)
     seen = []
     for name, (wrong, bits, thumb) in zip(tqdm(names, unit=" images", **progress()), checks):
         if wrong:
@@ -175,13 +175,13 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     return len(names), broken + (verify_disjoint(*zip(*seen), limits["bits"], limits["colour"]) if seen else [])
 
 
-def write_split(folder: Path, split: str, products: list[dict], columns: list[str], pictures: Path) -> dict[str, str]:
-    """images/ (moved from `pictures`), ids.txt, captions.json and metadata.jsonl of one split; {file: sha256}."""
+def write_split(folder: Path, split: str, products: list[dict], columns: list[str], images: Path) -> dict[str, str]:
+    """images/ (moved from `images`), ids.txt, captions.json and metadata.jsonl of one split; {file: sha256}."""
     (folder / split / "images").mkdir(parents=True)
     sums, lines = {}, []
     for one in products:
         name = f"images/{one['id']}.png"
-        (pictures / f"{one['id']}.png").rename(folder / split / name)
+        (images / f"{one['id']}.png").rename(folder / split / name)
         sums[f"{split}/{name}"] = one["sha256"]
         facts = {key: one["attributes"].get(key) for key in columns if key not in ("file_name", "text", "id")}
         lines.append({"file_name": name, "text": one["caption"], "id": one["id"], **facts})

@@ -45,10 +45,10 @@ SECOND = 0.25  # of the largest face's area: smaller ones are the background's
 
 
 class Face(NamedTuple):
-    box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels; may reach beyond the picture
+    box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels; may reach beyond the image
     landmarks: tuple[
         tuple[float, float], ...
-    ]  # eye, eye, nose, corner, corner of the mouth; the left of the picture first
+    ]  # eye, eye, nose, corner, corner of the mouth; the left of the image first
     score: float
 
 
@@ -165,7 +165,7 @@ def _open_embedder(path: Path) -> tuple:
 
 
 def find_faces(faces: Faces, image: Image.Image) -> list[Face]:
-    """The faces of an RGB picture, the largest first."""
+    """The faces of an RGB image, the largest first."""
     found: list[Face] = []
     for look in LOOKS:
         scale = min(1.0, look / max(image.size))
@@ -233,7 +233,7 @@ def face_embedding(faces: Faces, image: Image.Image, face: Face) -> np.ndarray:
 
 
 def crop_head(size: tuple[int, int], face: Face) -> tuple[int, int, int, int]:
-    """The square (left, top, right, bottom) of head and shoulders, moved or shrunk to lie within the picture."""
+    """The square (left, top, right, bottom) of head and shoulders, moved or shrunk to lie within the image."""
     left, top, right, bottom = face.box
     height = max(bottom - top, right - left)  # a face that lies on its side, or is cut off, is no smaller
     side = max(1, min(round(HEAD * height), *size))
@@ -244,7 +244,7 @@ def crop_head(size: tuple[int, int], face: Face) -> tuple[int, int, int, int]:
     return x, y, x + side, y + side
 
 
-def crop_to_head(picture: Image.Image, faces: Faces) -> Image.Image | None:
-    """Head and shoulders of the picture's largest face; None where there is none."""
-    found = find_faces(faces, picture)
-    return picture.crop(crop_head(picture.size, found[0])) if found else None
+def crop_to_head(image: Image.Image, faces: Faces) -> Image.Image | None:
+    """Head and shoulders of the image's largest face; None where there is none."""
+    found = find_faces(faces, image)
+    return image.crop(crop_head(image.size, found[0])) if found else None

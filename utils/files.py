@@ -134,7 +134,7 @@ def check_writable(target: Path) -> None:
 def flush_folder(folder: Path) -> None:
     """Everything in it is on the disk when this returns."""
     paths = [os.path.join(base, name) for base, _, names in os.walk(folder) for name in (*names, "")]
-    if len(paths) > 100:  # one by one, 2,845 pictures took 17 s; all at once includes what other programs write
+    if len(paths) > 100:  # one by one, 2,845 images took 17 s; all at once includes what other programs write
         return os.sync()
     for path in paths:
         handle = os.open(path, os.O_RDONLY)

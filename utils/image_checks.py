@@ -1,6 +1,6 @@
-"""Is a generated picture fit for use? Noise, near-copies of training pictures, and whether it shows what its text says.
+"""Is a generated image fit for use? Noise, near-copies of training images, and whether it shows what its text says.
 
-What the limits stand on: 226 catalogue photos (as they are, and at 512 and 128 pixels), 160 drawn shoes, 72 pictures of
+What the limits stand on: 226 catalogue photos (as they are, and at 512 and 128 pixels), 160 drawn shoes, 72 images of
 the demo pipeline, and 118 of noise (latents of deviation 1 to 30 through the demo VAE, random pixels). None of the
 former and all of the latter are called noise, and 2 of 24 that the demo pipeline burnt (4 steps, guidance 20).
 """
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from utils import images
-from utils.catalogue import is_picture
+from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.files import list_files
 from utils.hub import DEMO, load_named
@@ -25,41 +25,41 @@ if TYPE_CHECKING:
 CELL = 8  # pixels: what one latent is decoded to
 NOISE_MEAN, NOISE_QUARTER = 0.6, 0.14
 # As prepare_dataset.py tells two files of one photo. Within them: 226 photos as JPEG of quality 30 and at 128 pixels,
-# 80 drawn shoes through the VAE and back. Of what is no copy: no two of the photos, none of 72 demo pictures among 1500
+# 80 drawn shoes through the VAE and back. Of what is no copy: no two of the photos, none of 72 demo images among 1500
 # drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not seen: a shift by 2 of 128 pixels.
 NEAR_BITS, NEAR_COLOUR = 16, 3.0
 
 
-def noise_measure(picture: Image.Image) -> tuple[float, float]:
+def noise_measure(image: Image.Image) -> tuple[float, float]:
     """How unlike neighbouring cells are, where 1 is as unlike as any two: the mean, and that of the calmest quarter.
 
     A photo's cells are like their neighbours and much of it is calm: the mean was 0.37 at most at 512 pixels, 0.71 at
     128, and the calmest quarter reached 0.07. In decoded noise nothing is calm: at least 0.72 and 0.21.
     """
-    size = [max(4, round(side / CELL)) for side in picture.size]
-    cells = np.asarray(picture.resize(size, Image.Resampling.BOX), dtype=np.float64)
+    size = [max(4, round(side / CELL)) for side in image.size]
+    cells = np.asarray(image.resize(size, Image.Resampling.BOX), dtype=np.float64)
     steps = [np.square(np.diff(cells, axis=axis)).sum(2).ravel() for axis in (0, 1)]
     unlike = np.concatenate(steps) / max(2 * cells.var((0, 1)).sum(), 1e-9)
     return float(unlike.mean()), float(np.sqrt(np.quantile(unlike, 0.25)))
 
 
-def finite_pictures(latents: "torch.Tensor") -> list[bool]:
-    """For each picture of a batch of latents, whether they hold no NaN and no infinity."""
+def finite_images(latents: "torch.Tensor") -> list[bool]:
+    """For each image of a batch of latents, whether they hold no NaN and no infinity."""
     return latents.isfinite().flatten(1).all(1).tolist()
 
 
-def find_fault(picture: Image.Image, finite: bool = True) -> str | None:
-    """What is wrong with a picture that no prompt could have meant, in words to count by; None where nothing is."""
+def find_fault(image: Image.Image, finite: bool = True) -> str | None:
+    """What is wrong with an image that no prompt could have meant, in words to count by; None where nothing is."""
     if not finite:
         return "NaN latents"
-    if fault := picture_fault(picture):
+    if fault := image_fault(image):
         return fault
-    mean, quarter = noise_measure(picture)
+    mean, quarter = noise_measure(image)
     return "noise" if mean > NOISE_MEAN and quarter > NOISE_QUARTER else None
 
 
 class NearIndex(NamedTuple):
-    """What the pictures of a folder look like, to find those that a new one is a copy of."""
+    """What the images of a folder look like, to find those that a new one is a copy of."""
 
     ids: list[str]
     hashes: np.ndarray
@@ -68,21 +68,21 @@ class NearIndex(NamedTuple):
 
 def _look(path: Path) -> tuple[np.ndarray, np.ndarray] | str:
     try:
-        picture, _ = images.read_image(path, longest=512)
+        image, _ = images.read_image(path, longest=512)
     except images.BadImage as error:
         return str(error)
-    if picture.width != picture.height:
-        picture = images.fit_square(picture, 512)
-    return images.perceptual_hash(picture), images.colour_thumb(picture)
+    if image.width != image.height:
+        image = images.fit_square(image, 512)
+    return images.perceptual_hash(image), images.colour_thumb(image)
 
 
-def index_pictures(folder: Path, workers: int = 1, flag: str = "--reject_near_train") -> NearIndex:
-    """The index of a prepared split or any folder of pictures; an id is the file's path in it without its ending."""
+def index_images(folder: Path, workers: int = 1, flag: str = "--reject_near_train") -> NearIndex:
+    """The index of a prepared split or any folder of images; an id is the file's path in it without its ending."""
     if not folder.is_dir():
-        raise UserError(f"{flag} {folder}: no such folder; give a split of a prepared dataset, or a folder of pictures")
-    names = [name for name in list_files(folder) if is_picture(name)]
+        raise UserError(f"{flag} {folder}: no such folder; give a split of a prepared dataset, or a folder of images")
+    names = [name for name in list_files(folder) if is_image(name)]
     if not names:
-        raise UserError(f"{flag} {folder}: holds no pictures; give a split of a prepared dataset, such as data/x/train")
+        raise UserError(f"{flag} {folder}: holds no images; give a split of a prepared dataset, such as data/x/train")
     looks = list(parallel_map(_look, (folder / name for name in names), workers))
     for name, look in zip(names, looks):
         if isinstance(look, str):
@@ -91,12 +91,12 @@ def index_pictures(folder: Path, workers: int = 1, flag: str = "--reject_near_tr
     return NearIndex(ids, np.stack([look[0] for look in looks]), np.stack([look[1] for look in looks]))
 
 
-def nearest(index: NearIndex, picture: Image.Image) -> tuple[str, int, float]:
-    """(id, bits of 256 that differ, mean difference in colour) of the picture most like this one, or like its mirror.
+def nearest(index: NearIndex, image: Image.Image) -> tuple[str, int, float]:
+    """(id, bits of 256 that differ, mean difference in colour) of the image most like this one, or like its mirror.
 
-    Mirrored too, since a model trained with flips copies its pictures mirrored as well.
+    Mirrored too, since a model trained with flips copies its images mirrored as well.
     """
-    views = (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    views = (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     return nearest_look(index, [(images.perceptual_hash(view), images.colour_thumb(view)) for view in views])
 
 
@@ -114,7 +114,7 @@ def nearest_look(index: NearIndex, looks: list[tuple[np.ndarray, np.ndarray]]) -
 
 
 def is_near(bits: int, colour: float) -> bool:
-    """Whether a picture so far from a training picture counts as its copy."""
+    """Whether an image so far from a training image counts as its copy."""
     return bits <= NEAR_BITS and colour <= NEAR_COLOUR
 
 
@@ -154,10 +154,10 @@ def embed_texts(clip: Clip, texts: list[str]) -> np.ndarray:
     return found.pooler_output.cpu().numpy()
 
 
-def embed_pictures(clip: Clip, pictures: list[Image.Image]) -> np.ndarray:
+def embed_images(clip: Clip, images: list[Image.Image]) -> np.ndarray:
     import torch
 
-    pixels = clip.processor(pictures, return_tensors="pt").pixel_values.to(clip.model.device)
+    pixels = clip.processor(images, return_tensors="pt").pixel_values.to(clip.model.device)
     with torch.inference_mode():
         return clip.model.get_image_features(pixels).pooler_output.cpu().numpy()
 
@@ -167,18 +167,18 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
-def clip_scores(clip: Clip, pictures: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
-    """For each picture with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that."""
+def clip_scores(clip: Clip, images: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
+    """For each image with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that."""
     scores = []
-    for start in range(0, len(pictures), batch):
+    for start in range(0, len(images), batch):
         part = slice(start, start + batch)
-        scores += (100 * cosines(embed_pictures(clip, pictures[part]), embed_texts(clip, texts[part]))).tolist()
+        scores += (100 * cosines(embed_images(clip, images[part]), embed_texts(clip, texts[part]))).tolist()
     return scores
 
 
-def picture_fault(picture: Image.Image) -> str | None:
-    """What is wrong with a generated picture that could not be right; None where nothing is."""
-    low, high = zip(*picture.getextrema())
+def image_fault(image: Image.Image) -> str | None:
+    """What is wrong with a generated image that could not be right; None where nothing is."""
+    low, high = zip(*image.getextrema())
     if max(high) < 8:
         return "black (or NaN)"
-    return "of one colour" if images.is_blank(picture) else None
+    return "of one colour" if images.is_blank(image) else None

@@ -26,7 +26,7 @@ def enter_folder(
 ) -> int | None:
     """Make or enter the folder of these settings, and lock one share of it; None where its set is finished.
 
-    One that holds pictures of other settings is an error with the difference. Tar shards are of `block` pictures (0:
+    One that holds images of other settings is an error with the difference. Tar shards are of `block` images (0:
     there are none).
     """
     check_writable(folder)
@@ -53,7 +53,7 @@ def enter_folder(
 
 
 def check_settings(folder: Path, old: dict, settings: dict, prompts: list[dict], free: set[str]) -> bool:
-    """Whether the set is to be larger than it was begun; an error where its pictures would be others."""
+    """Whether the set is to be larger than it was begun; an error where its images would be others."""
     number, before = len(prompts), old.get("num_images", len(prompts))
     changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"})
     if number < before:
@@ -63,7 +63,7 @@ def check_settings(folder: Path, old: dict, settings: dict, prompts: list[dict],
         changes.append(f"some of its {counted(before, 'image')} would have another prompt{more * (number > before)}")
     if changes:
         raise UserError(
-            f"--output_dir {folder} holds pictures of other settings ({'; '.join(changes)}); "
+            f"--output_dir {folder} holds images of other settings ({'; '.join(changes)}); "
             "name another folder, or give those settings"
         )
     return number > before
@@ -123,7 +123,7 @@ def index_of(name: str) -> int:
 
 
 def done_indices(folder: Path, shard_size: int, packed_only: bool = False) -> set[int]:
-    """The pictures that have their line and are there as files or in a tar shard (of `shard_size`; 0: none), whole."""
+    """The images that have their line and are there as files or in a tar shard (of `shard_size`; 0: none), whole."""
     made = {index_of(name) for name in read_parts(folder)}
     packed = {
         int(path.stem.rpartition("-")[2])
@@ -135,7 +135,7 @@ def done_indices(folder: Path, shard_size: int, packed_only: bool = False) -> se
 
 
 def count_missing(folder: Path, count: int, shard_size: int) -> int:
-    """How many pictures are not yet where the finished set has them."""
+    """How many images are not yet where the finished set has them."""
     return count - len(done_indices(folder, shard_size, packed_only=shard_size > 0))
 
 
@@ -146,7 +146,7 @@ def tried(folder: Path, precision: str) -> Counter:
 
 
 def pack_block(folder: Path, number: int, shard_size: int, count: int) -> None:
-    """A whole block of pictures as one tar shard; their single files are gone after."""
+    """A whole block of images as one tar shard; their single files are gone after."""
     indices = range(number * shard_size, min(count, (number + 1) * shard_size))
     lines = read_parts(folder)
     samples = [(f"{i:06d}", folder / image_name(i), lines[image_name(i)]) for i in indices]
@@ -156,7 +156,7 @@ def pack_block(folder: Path, number: int, shard_size: int, count: int) -> None:
 
 
 def pack_full(folder: Path, mine: list[int], done: set[int], shard_size: int, count: int) -> None:
-    """The blocks whose pictures were all drawn when a process was killed, before it had packed them."""
+    """The blocks whose images were all drawn when a process was killed, before it had packed them."""
     for number in sorted({i // shard_size for i in mine} - {i // shard_size for i in mine if i not in done}):
         if not webdataset.is_whole(webdataset.shard_path(folder / "shards", number)):
             pack_block(folder, number, shard_size, count)
@@ -166,14 +166,14 @@ def unpack_end(folder: Path, count: int, shard_size: int) -> None:
     """The last tar shard of a set that grows is single files again, where it is not full: more will come into it."""
     shard = webdataset.shard_path(folder / "shards", count // shard_size)
     if count % shard_size and webdataset.is_whole(shard):
-        for key, picture in webdataset.read_pictures(shard):
+        for key, image in webdataset.read_images(shard):
             with replaced_file(folder / image_name(int(key))) as file:
-                file.write(picture)
+                file.write(image)
         shard.unlink()
 
 
 def merge_parts(folder: Path) -> list[dict]:
-    """All lines in the order of the pictures in one metadata.jsonl; the parts are gone after."""
+    """All lines in the order of the images in one metadata.jsonl; the parts are gone after."""
     lines = list(read_parts(folder).values())
     text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines)
     write_text(folder / "metadata.jsonl", text)
@@ -183,7 +183,7 @@ def merge_parts(folder: Path) -> list[dict]:
 
 
 def is_finished(folder: Path, count: int, shard_size: int) -> bool:
-    """Whether all pictures are there, and what describes them."""
+    """Whether all images are there, and what describes them."""
     last = folder / ("report.json" if shard_size else "MANIFEST.json")
     try:
         return bool(json.loads(last.read_text("utf-8"))) and not count_missing(folder, count, shard_size)

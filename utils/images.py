@@ -1,4 +1,4 @@
-"""Pictures: read from disk the right way, checked, fitted, compared; grids to look at; the object and its colour."""
+"""Images: read from disk the right way, checked, fitted, compared; grids to look at; the object and its colour."""
 
 import io
 import math
@@ -15,7 +15,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like,
 
 
 class BadImage(Exception):
-    """A picture that can't be used: `reason` in a few words that one can count by, `detail` for this one."""
+    """An image that can't be used: `reason` in a few words that one can count by, `detail` for this one."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -25,7 +25,7 @@ class BadImage(Exception):
 def read_image(
     source: Path | bytes, max_pixels: int = MOST_PIXELS, longest: int | None = None, shortest: int | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture as RGB, upright, decoded to its last byte, and the size it has on disk (upright). Raises BadImage.
+    """An image as RGB, upright, decoded to its last byte, and the size it has on disk (upright). Raises BadImage.
 
     A JPEG may come back at 1/2, 1/4 or 1/8, where its longest (or shortest) side stays at least twice the one given:
     enough for a Lanczos reduction to that side, and decoded in half the time.
@@ -81,13 +81,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_blank(image: Image.Image, deviation: float = 3.0) -> bool:
-    """Whether a picture is of one colour but for noise; a white shoe on white is not."""
+    """Whether an image is of one colour but for noise; a white shoe on white is not."""
     pixels = np.asarray(image.resize((48, 48), Image.Resampling.BOX), dtype=np.float64)
     return bool(pixels.reshape(-1, 3).std(0).max() < deviation)
 
 
 def foreground_box(image: Image.Image, margin: float = 0.05) -> tuple[int, int, int, int]:
-    """The box around all that has edges, with a margin of its longer side; the whole picture where nothing has.
+    """The box around all that has edges, with a margin of its longer side; the whole image where nothing has.
 
     Edges and not colours: the backgrounds of product photos are often gradients, as bright as a part of the object.
     """
@@ -120,7 +120,7 @@ def crop_centre(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
-    """The whole picture in a square, aspect kept (Lanczos); the rest in a colour, or as the `edge` beside it."""
+    """The whole image in a square, aspect kept (Lanczos); the rest in a colour, or as the `edge` beside it."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -149,7 +149,7 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
     """256 bits (4 uint64): the signs, about their median, of the 16x16 lowest frequencies of the brightness."""
     grey = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX), dtype=np.float64)
     waves = fft.dctn(grey)[:16, :16].ravel()
-    waves[0] = 0  # overall brightness says nothing about the picture
+    waves[0] = 0  # overall brightness says nothing about the image
     return np.packbits(waves > np.median(waves)).view(np.uint64)
 
 
@@ -183,7 +183,7 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float)
 
 
 def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:
-    """Equal-sized pictures side by side on white, each with its label beneath, in as many lines as it needs."""
+    """Equal-sized images side by side on white, each with its label beneath, in as many lines as it needs."""
     width, height = images[0].size
     font = ImageFont.load_default(max(9, width // 14))
     texts = [wrap_text(label, font, width) for label in labels or [""] * len(images)]
@@ -260,6 +260,6 @@ def bucket_shapes(resolution: int, step: int) -> list[tuple[int, int]]:
 
 
 def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """The shape whose proportions are nearest to the picture's."""
+    """The shape whose proportions are nearest to the image's."""
     aspect = math.log(size[0] / size[1])
     return min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1]) - aspect), shape))

@@ -15,7 +15,7 @@ from utils.tables import canonical, clean_cell
 
 
 def read_catalogue(name: str, flag: str, image_column, caption_column, config, split) -> Catalogue:
-    """Whatever the layout: styles.csv wins over metadata.*, that over what `datasets` has saved, that over pictures.
+    """Whatever the layout: styles.csv wins over metadata.*, that over what `datasets` has saved, that over images.
 
     `flag` is the one that named the place, for what is wrong with it.
     """
@@ -60,7 +60,7 @@ def select_products(found: Catalogue, wanted: list[str] | None, column: str) -> 
 
 
 def source_fingerprint(found: Catalogue, products: list[dict], rejected: list[dict]) -> str:
-    """Changes with any row, and with the size or time of any picture; no picture is read."""
+    """Changes with any row, and with the size or time of any image; no image is read."""
     digest = hashlib.sha256()
     if found.dataset is not None:
         digest.update(found.dataset._fingerprint.encode())
@@ -93,7 +93,7 @@ def load_dataset(name: str, config: str | None, split: str, flag: str):
 def read_hub(
     name: str, config: str | None, split: str, image_column: str, caption_column: str, flag: str = "--catalogue"
 ) -> Catalogue:
-    """What `datasets` can load; pictures are read when they are needed."""
+    """What `datasets` can load; images are read when they are needed."""
     dataset = load_dataset(name, config, split, flag)
     import datasets  # after the check of the name: the import takes seconds
 
@@ -125,8 +125,8 @@ def read_hub(
     return catalogue
 
 
-def picture_source(dataset, image: Path | int) -> Path | bytes:
-    """Where a product's picture is: its file, or the encoded bytes in a row of `Catalogue.dataset`."""
+def image_source(dataset, image: Path | int) -> Path | bytes:
+    """Where a product's image is: its file, or the encoded bytes in a row of `Catalogue.dataset`."""
     if isinstance(image, Path):
         return image
     cell = next(iter(dataset[image].values())) or {}

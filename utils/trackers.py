@@ -1,4 +1,4 @@
-"""Scalars, pictures and settings to tensorboard, wandb and mlflow; one that fails says so once and is dropped."""
+"""Scalars, images and settings to tensorboard, wandb and mlflow; one that fails says so once and is dropped."""
 
 import json
 import logging
@@ -65,7 +65,7 @@ def log_scalars(trackers: dict[str, Tracker], values: dict[str, float | None], s
 
 
 def log_images(trackers: dict[str, Tracker], tag: str, images: Image.Image | dict[str, Image.Image], step: int) -> None:
-    """One picture (a grid, say) or several by caption."""
+    """One image (a grid, say) or several by caption."""
     named = images if isinstance(images, dict) else {"": images}
     _with_each(trackers, lambda tracker: tracker.images(tag, named, step))
 
@@ -117,9 +117,9 @@ def _start_tensorboard(logs: Path, run_name: str, config: dict, step: int) -> Tr
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    def images(tag, pictures, step):
-        for caption, picture in pictures.items():
-            pixels = np.asarray(picture.convert("RGB"))
+    def images(tag, drawn, step):
+        for caption, image in drawn.items():
+            pixels = np.asarray(image.convert("RGB"))
             writer.add_image(f"{tag}/{caption}" if caption else tag, pixels, step, dataformats="HWC")
         writer.flush()
 
@@ -156,8 +156,8 @@ def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
         if step >= run.step:  # an earlier one was logged before the run was stopped, with the same values
             run.log(values, step=step)
 
-    def images(tag, pictures, step):
-        log({tag: [wandb.Image(picture, caption=caption or None) for caption, picture in pictures.items()]}, step)
+    def images(tag, drawn, step):
+        log({tag: [wandb.Image(image, caption=caption or None) for caption, image in drawn.items()]}, step)
 
     return Tracker(log, images, run.finish)
 
@@ -188,9 +188,9 @@ def _start_mlflow(logs: Path, run_name: str, config: dict, step: int) -> Tracker
         now = int(time.time() * 1000)
         client.log_batch(run, metrics=[Metric(_plain(name), value, now, step) for name, value in values.items()])
 
-    def images(tag, pictures, step):
-        for caption, picture in pictures.items():
-            client.log_image(run, picture, key=_plain(f"{tag}/{caption}" if caption else tag), step=step)
+    def images(tag, drawn, step):
+        for caption, image in drawn.items():
+            client.log_image(run, image, key=_plain(f"{tag}/{caption}" if caption else tag), step=step)
 
     return Tracker(scalars, images, lambda: client.set_terminated(run))
 

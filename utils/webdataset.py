@@ -1,4 +1,4 @@
-"""Pictures with their texts in tar shards (key.png, key.json), as webdataset and datasets' `webdataset` read them."""
+"""Images with their texts in tar shards (key.png, key.json), as webdataset and datasets' `webdataset` read them."""
 
 import io
 import json
@@ -24,10 +24,10 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Path | bytes, dict]]) -
     try:
         with open(partial, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for key, picture, record in samples:
+                for key, image, record in samples:
                     if "." in key or "/" in key:  # readers take what follows the first dot for the kind of file
                         raise ValueError(f"{key!r}: a key of a webdataset holds no dot and no slash")
-                    _add(tar, f"{key}.png", picture if isinstance(picture, bytes) else picture.read_bytes())
+                    _add(tar, f"{key}.png", image if isinstance(image, bytes) else image.read_bytes())
                     _add(tar, f"{key}.json", json.dumps(record, ensure_ascii=False, sort_keys=True).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -55,7 +55,7 @@ def shard_keys(path: Path) -> list[str]:
     return keys
 
 
-def read_pictures(path: Path) -> Iterator[tuple[str, bytes]]:
+def read_images(path: Path) -> Iterator[tuple[str, bytes]]:
     """Key and PNG of each sample."""
     with tarfile.open(path, "r:") as tar:
         for name in tar.getnames()[::2]:

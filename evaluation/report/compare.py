@@ -1,4 +1,4 @@
-"""Several evaluations side by side: their figures, the differences with intervals, pictures of one seed."""
+"""Several evaluations side by side: their figures, the differences with intervals, images of one seed."""
 
 import random
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from pathlib import Path
 from evaluation.intervals import difference
 from evaluation.report import charts
 from evaluation.report.html import read_evaluation
-from evaluation.report.page import contents, decimals, interval, make_page, number, picture, section, value_html
+from evaluation.report.page import contents, decimals, image_tag, interval, make_page, number, section, value_html
 from evaluation.report.verdict import GROUPS, group_of
 from utils.cli import UserError, counted
 from utils.files import write_text
 from utils.metrics_log import read_metrics
 
-ROWS = 12  # of pictures
+ROWS = 12  # of images
 UNBIASED = ("kid",)  # figures of quality and diversity that n does not bias
 AGAINST = {  # what is measured against, in words, and how the ids of the figures begin that would be others without it
     "real": (
@@ -25,7 +25,7 @@ AGAINST = {  # what is measured against, in words, and how the ids of the figure
     "identity_reference": ("reference photos", ("identity/centroid", "identity/nearest", "identity/verified")),
     "prior_before": ("class images before", ("fidelity/prior",)),
 }
-SAME_N = 0.02  # numbers of pictures that differ by less are one n
+SAME_N = 0.02  # numbers of images that differ by less are one n
 
 
 def write_comparison(folders: list[Path], output: Path) -> list[str]:
@@ -38,7 +38,7 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     runs = [read_evaluation(folder) for folder in folders]
     names = run_names(folders)
     rows = compare_figures(runs)
-    sections = [_figures(rows, names), _pictures(folders, runs, names), _making(runs, names)]
+    sections = [_figures(rows, names), _images(folders, runs, names), _making(runs, names)]
     head = f"<header><p class=eyebrow>Comparison</p><h1>{escape(' · '.join(names))}</h1></header>"
     verdicts, warnings = summaries(rows, names), _warnings(runs, names)
     points = [f"<li>{escape(one)}</li>" for one in verdicts] + [f"<li class=bad>{escape(one)}</li>" for one in warnings]
@@ -62,7 +62,7 @@ def run_names(folders: list[Path]) -> list[str]:
 
 
 def different(first: dict, second: dict) -> list[str]:
-    """The kinds of AGAINST that two runs both have, and that are not the same pictures in both."""
+    """The kinds of AGAINST that two runs both have, and that are not the same images in both."""
     found = []
     for kind in AGAINST:
         both = [run.get("sets", {}).get(kind) for run in (first, second)]
@@ -129,7 +129,7 @@ def _warnings(runs: list[dict], names: list[str]) -> list[str]:
     for run, name in zip(runs[1:], names[1:]):
         for kind in different(runs[0], run):  # figures that only one of them has say so themselves
             where = [
-                f"{one['path']} ({counted(one['n'], 'picture')})" for one in (runs[0]["sets"][kind], run["sets"][kind])
+                f"{one['path']} ({counted(one['n'], 'image')})" for one in (runs[0]["sets"][kind], run["sets"][kind])
             ]
             words = f"{names[0]} and {name} were measured against different {AGAINST[kind][0]}"
             notes.append(f"{words}: {' and '.join(where)}.")
@@ -188,8 +188,8 @@ def _difference(found: dict, unit: str) -> str:
     return f"{shown} {around} <i class='{found['state']}'>{found['verdict']}</i>"
 
 
-def find_pictures(folder: Path, metrics: dict) -> dict[tuple[str, str], Path]:
-    """{(prompt, seed): file} of the generated set whose metadata.jsonl lies beside the sample's pictures or above."""
+def find_images(folder: Path, metrics: dict) -> dict[tuple[str, str], Path]:
+    """{(prompt, seed): file} of the generated set whose metadata.jsonl lies beside the sample's images or above."""
     for one in metrics.get("pictures", {}).get("sample", []):
         file = folder / one["file"]
         for place in list(file.parents)[:2]:
@@ -200,30 +200,30 @@ def find_pictures(folder: Path, metrics: dict) -> dict[tuple[str, str], Path]:
     return {}
 
 
-def _pictures(folders: list[Path], runs: list[dict], names: list[str]) -> str:
+def _images(folders: list[Path], runs: list[dict], names: list[str]) -> str:
     """The same prompt and seed in every run."""
-    found = [find_pictures(folder, run) for folder, run in zip(folders, runs)]
+    found = [find_images(folder, run) for folder, run in zip(folders, runs)]
     shared = [key for key in found[0] if all(key in other for other in found[1:])]
     if not shared:
         note = "No prompt and seed are in all runs (or their generation folders are no longer there)."
-        return section("pictures", "The same prompt and seed", f"<p class=soft>{note}</p>")
+        return section("images", "The same prompt and seed", f"<p class=soft>{note}</p>")
     parts = []
     for text, seed in random.Random(0).sample(shared, min(ROWS, len(shared))):
         cells = "".join(
-            f"<div>{picture(files[text, seed], Path(), f'{name}: {text}')}<small>{escape(name)}</small></div>"
+            f"<div>{image_tag(files[text, seed], Path(), f'{name}: {text}')}<small>{escape(name)}</small></div>"
             for files, name in zip(found, names)
         )
         caption = f"<figcaption>{escape(text)} · seed {seed}</figcaption>"
         parts.append(f'<figure class=abreast style="--columns:{len(names)}">{cells}{caption}</figure>')
-    intro = f"{counted(len(shared), 'picture')} in all runs share prompt and seed; these are drawn at random."
-    return section("pictures", "The same prompt and seed", f"<div class=rows2>{''.join(parts)}</div>", intro=intro)
+    intro = f"{counted(len(shared), 'image')} in all runs share prompt and seed; these are drawn at random."
+    return section("images", "The same prompt and seed", f"<div class=rows2>{''.join(parts)}</div>", intro=intro)
 
 
 def _making(runs: list[dict], names: list[str]) -> str:
     entries = ""
     for run, name in zip(runs, names):
         made, sets = run.get("made", {}), run.get("sets", {})
-        said = [f"{kind}: {one.get('path')}, {counted(one.get('n', 0), 'picture')}" for kind, one in sets.items()]
+        said = [f"{kind}: {one.get('path')}, {counted(one.get('n', 0), 'image')}" for kind, one in sets.items()]
         said += [str(made[key]) for key in ("date", "commit", "hardware") if made.get(key)]
         command = f"<br><code>{escape(str(made['command']))}</code>" if made.get("command") else ""
         entries += f"<dt>{escape(name)}</dt><dd>{escape('; '.join(said))}{command}</dd>"

@@ -38,17 +38,17 @@ def read_evaluation(folder: Path) -> dict:
 
 
 def write_report(folder: Path) -> Path:
-    """Make report.html from metrics.json and from the pictures that it names."""
+    """Make report.html from metrics.json and from the images that it names."""
     metrics = read_evaluation(folder)
     utility = read_utility(metrics.get("utility"), folder)
-    pictures = metrics.get("pictures", {})
+    images = metrics.get("pictures", {})
     sections = [
         figures_section(metrics["figures"]),
-        sample_section(pictures.get("sample", []), folder),
+        sample_section(images.get("sample", []), folder),
         prompts_section(metrics, folder),
         identity_section(metrics, folder),
-        copies_section(pictures.get("copies", []), folder),
-        failures_section(pictures.get("failures", []), folder),
+        copies_section(images.get("copies", []), folder),
+        failures_section(images.get("failures", []), folder),
         shares_section(metrics.get("shares", {})),
         utility_section(utility),
         people_section(metrics.get("human")),
@@ -73,9 +73,9 @@ def _sizes(sets: dict, made: dict) -> str:
 
 
 _SETS = (
-    ("generated", "generated picture"),
+    ("generated", "generated image"),
     ("real", "real one"),
-    ("train", "training picture"),
+    ("train", "training image"),
     ("instance_data_dir", "photo of the subject"),
     ("identity_reference", "reference photo"),
 )
@@ -118,7 +118,7 @@ def figures_section(figures: list[dict]) -> str:
     if any(one.get("floor") for one in figures):
         kinds += [("band", "floor: what real photos get")]
     if any(_ring(one) for one in figures):
-        kinds += [("ring", "generated set at the floor’s number of pictures")]
+        kinds += [("ring", "generated set at the floor’s number of images")]
     intro = (
         "A figure means little alone. The floor is what real photos get: one half against the other, or all of them."
     )
@@ -181,7 +181,7 @@ def making_section(metrics: dict) -> str:
         shown = f"<code>{escape(shown)}</code>" if key in ("command", "commit") else escape(shown)
         facts += f"<dt>{escape(str(key))}</dt><dd>{shown}</dd>"
     for key, one in metrics.get("sets", {}).items():
-        said = f"{escape(str(one['path']))}</code>, {counted(one['n'], 'picture')}"
+        said = f"{escape(str(one['path']))}</code>, {counted(one['n'], 'image')}"
         said += f", {one['unreadable']:,} more could not be read" if one.get("unreadable") else ""
         facts += f"<dt>{escape(key.replace('_', ' '))}</dt><dd><code>{said}</dd>"
     figures = f"<dl>{entries}</dl>" if entries else ""

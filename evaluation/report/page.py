@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: templates filled with escaped text, numbers as people read them, pictures inside."""
+"""Self-contained HTML pages: templates filled with escaped text, numbers as people read them, images inside."""
 
 import base64
 import io
@@ -31,8 +31,8 @@ def data_uri(image: Image.Image, kind: str = "WEBP", quality: int = 82) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def picture(file: str | Path, folder: Path, alt: str, side: int = 224) -> str:
-    """A picture file (a relative one begins at `folder`) as an <img>; where there is none, a box that says so."""
+def image_tag(file: str | Path, folder: Path, alt: str, side: int = 224) -> str:
+    """An image file (a relative one begins at `folder`) as an <img>; where there is none, a box that says so."""
     try:
         image, _ = read_image(folder / file, longest=side)
     except (BadImage, ValueError) as error:  # ValueError: a name with a NUL in it
@@ -45,11 +45,11 @@ def picture(file: str | Path, folder: Path, alt: str, side: int = 224) -> str:
 
 
 def tile(file: str | Path, folder: Path, text: str, below: str = "", alt: str = "") -> str:
-    """A picture with its text (escaped) and a line of HTML beneath."""
+    """An image with its text (escaped) and a line of HTML beneath."""
     caption = f"<span class=prompt>{escape(text)}</span>" if text else ""
     caption += f"<span class=below>{below}</span>" if below else ""
     under = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure>{picture(file, folder, alt or text or 'picture')}{under}</figure>"
+    return f"<figure>{image_tag(file, folder, alt or text or 'image')}{under}</figure>"
 
 
 def grid(tiles: list[str], kind: str = "") -> str:

@@ -1,14 +1,14 @@
-"""The sections of a report: pictures, attributes, people."""
+"""The sections of a report: images, attributes, people."""
 
 from html import escape
 from pathlib import Path
 
 from evaluation.report import charts
-from evaluation.report.page import grid, interval, picture, section, tile, value_html
+from evaluation.report.page import grid, image_tag, interval, section, tile, value_html
 from utils.cli import counted
 
 SHOWN_VALUES = 12  # of an attribute; the rest can be unfolded
-SHOWN_FACES = 12  # pictures of a kind
+SHOWN_FACES = 12  # images of a kind
 
 
 def sample_section(entries: list[dict], folder: Path) -> str:
@@ -24,7 +24,7 @@ def prompts_section(metrics: dict, folder: Path) -> str:
         tiles = [tile(one["file"], folder, one.get("text") or "", _score(one.get("score"))) for one in entries]
         parts += [f"<h3>{title}</h3>{grid(tiles)}"] if tiles else []
     parts += _splits(metrics, [key for key in metrics.get("splits", {}) if not key.startswith("identity_")])
-    return section("prompts", "Best and worst by prompt", *parts, intro="By the CLIP score of picture and prompt.")
+    return section("prompts", "Best and worst by prompt", *parts, intro="By the CLIP score of image and prompt.")
 
 
 def _splits(metrics: dict, keys: list[str]) -> list[str]:
@@ -42,7 +42,7 @@ def _splits(metrics: dict, keys: list[str]) -> list[str]:
 
 
 def identity_section(metrics: dict, folder: Path) -> str:
-    """The reference photos, the pictures that are least like them, and the means by prompt and attribute."""
+    """The reference photos, the images that are least like them, and the means by prompt and attribute."""
     found = metrics.get("identity")
     if not found:
         return ""
@@ -59,8 +59,8 @@ def identity_section(metrics: dict, folder: Path) -> str:
     faceless = [one for one in rows if not one["face"]]
     pairs = []
     for one in sorted((one for one in rows if one["face"]), key=lambda one: one["centroid"])[:SHOWN_FACES]:
-        images = picture(one["file"], folder, "generated picture")
-        images += picture(one["nearest_reference"], folder, "nearest reference photo")
+        images = image_tag(one["file"], folder, "generated image")
+        images += image_tag(one["nearest_reference"], folder, "nearest reference photo")
         sides = "<span class=sides><span>generated</span><span>nearest reference</span></span>"
         word, state = ("verified", "good") if one["verified"] else ("not verified", "bad")
         said = f"<span class='state {state}'>{word}</span> to the mean {one['centroid']:.3f}"
@@ -99,7 +99,7 @@ def _row(name, n: int | None, marks: list[dict], axis: tuple, unit: str, figure:
     """One value's marks on an axis that its neighbours share."""
     figure = figure or value_html(marks[0], unit)
     label = f"{name}: " + ", ".join(" ".join((mark["kind"], *interval(mark, unit))) for mark in marks)
-    below = f"<span>{counted(n, 'picture')}</span>" if n is not None else ""
+    below = f"<span>{counted(n, 'image')}</span>" if n is not None else ""
     plot = charts.strip(axis, marks, label, unit=unit, scale=scale)
     return (
         f"<div class=row><div class=name>{escape(str(name))}{below}</div>{plot}<div class=figure>{figure}</div></div>"
@@ -115,19 +115,19 @@ def _folded(rows: list[str]) -> str:
 
 
 def copies_section(copies: list[dict], folder: Path) -> str:
-    """Generated pictures beside the training pictures that are nearest to them."""
+    """Generated images beside the training images that are nearest to them."""
     pairs = []
     for one in sorted(copies, key=lambda one: not one.get("suspected")):
         suspected = one.get("suspected")
         far = f"distance {one['distance']:.3f}, limit {one['limit']:.3f}" if one.get("limit") is not None else ""
         said = f"<span class='state bad'>suspected copy</span> {far}" if suspected else far
-        images = picture(one["file"], folder, "generated picture") + picture(
-            one["nearest"], folder, "nearest training picture"
+        images = image_tag(one["file"], folder, "generated image") + image_tag(
+            one["nearest"], folder, "nearest training image"
         )
         sides = "<span class=sides><span>generated</span><span>training</span></span>"
         kind = "pair suspected" if suspected else "pair"
         pairs.append(f'<figure class="{kind}">{images}<figcaption>{sides}{said}</figcaption></figure>')
-    intro = "Each beside the training picture nearest to it; suspected where real photos keep a greater distance."
+    intro = "Each beside the training image nearest to it; suspected where real photos keep a greater distance."
     body = f"<div class=pairs>{''.join(pairs)}</div>" if pairs else ""
     return section("copies", "Nearest neighbours", body, intro=intro)
 
@@ -145,12 +145,12 @@ def failures_section(failures: list[dict], folder: Path) -> str:
         "failures",
         "Failures",
         *parts,
-        intro="What makes a product photo unusable, with the limit that each picture was held to.",
+        intro="What makes a product photo unusable, with the limit that each image was held to.",
     )
 
 
 def shares_section(shares: dict) -> str:
-    """What share of the pictures has each value of an attribute: real, generated, and as planned."""
+    """What share of the images has each value of an attribute: real, generated, and as planned."""
     parts, kinds = [], [("generated", "generated"), ("real", "real")]
     for column, values in shares.items():
         rows, lines = [], []
@@ -176,7 +176,7 @@ def shares_section(shares: dict) -> str:
 
 def _by(values: list[dict]) -> str:
     """Where the generated set's shares are from, if that is said."""
-    said = {"clip": "as an encoder reads them off the pictures", "labels": "as they were asked for, not as they look"}
+    said = {"clip": "as an encoder reads them off the images", "labels": "as they were asked for, not as they look"}
     word = said.get(values[0].get("by"))
     return f"<p class=note>Generated: {word}; real: by their labels.</p>" if word else ""
 
@@ -198,6 +198,6 @@ def people_section(human: dict | None) -> str:
     text = escape(alpha["refused"]) if alpha.get("refused") else value_html(alpha)
     parts.append(f"</div><p class=note>Agreement of the raters (Krippendorff’s alpha, 1 is perfect): {text}</p>")
     parts += [f"<p class=note>{escape(note)}</p>" for note in human.get("notes", [])]
-    raters, items = counted(len(human["raters"]), "rater"), counted(human["items"], "picture")
+    raters, items = counted(len(human["raters"]), "rater"), counted(human["items"], "image")
     intro = f"{raters}, {items}, blind. Guessing would tell 50 %."
     return section("people", "What people say", *parts, intro=intro)

@@ -36,7 +36,7 @@ def describe_people(human: dict | None) -> list[str]:
     def tell(one: dict, unit: str = "") -> str:
         return "{} ({})".format(*interval(one, unit))
 
-    lines = [f"people: {counted(len(human['raters']), 'rater')}, {counted(human['items'], 'picture')}"]
+    lines = [f"people: {counted(len(human['raters']), 'rater')}, {counted(human['items'], 'image')}"]
     for key, title, unit in (("mean", "mean rating, 1 to 5", ""), ("good", "rated good (4 or 5)", "%")):
         kinds = [f"{kind} {tell(one, unit)}" for kind, one in human[key].items()]
         lines.append(f"  {title}: {', '.join(kinds)}")

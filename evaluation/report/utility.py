@@ -34,13 +34,13 @@ def _point(place: int, arm: dict) -> tuple:
 
 
 def _title(arm: dict) -> str:
-    """Arms of one name differ in how many of the real pictures they have."""
+    """Arms of one name differ in how many of the real images they have."""
     share = arm["real_share"]
     return f"{arm['name']} · {share * 100:g} % of real" if 0 < share < 1 else arm["name"]
 
 
 def _ratio_curves(arms: list[dict]) -> str:
-    """Accuracy against the number of synthetic pictures for each real one, all real pictures in use; a curve a set."""
+    """Accuracy against the number of synthetic images for each real one, all real images in use; a curve a set."""
     full = [arm for arm in arms if arm["real_share"] == 1]
     ratios = sorted({arm["synthetic_ratio"] or 0 for arm in full})
     sets = list(dict.fromkeys(arm.get("synthetic") or "synthetic" for arm in full if arm["synthetic_ratio"]))
@@ -52,11 +52,11 @@ def _ratio_curves(arms: list[dict]) -> str:
         own = [arm for arm in full if not arm["synthetic_ratio"] or (arm.get("synthetic") or "synthetic") == name]
         points = [_point(ratios.index(arm["synthetic_ratio"] or 0), arm) for arm in own]
         series.append({"name": name, "kind": f"generated run{i + 1}" if sets[1:] else "generated", "points": points})
-    return _curves("With all real pictures", series, names, "synthetic pictures for each real one")
+    return _curves("With all real images", series, names, "synthetic images for each real one")
 
 
 def _share_curves(arms: list[dict]) -> str:
-    """Accuracy against the share of the real pictures in use: one curve for each arm that was trained on several."""
+    """Accuracy against the share of the real images in use: one curve for each arm that was trained on several."""
     mixed = [arm for arm in arms if arm["real_share"]]
     shares = sorted({arm["real_share"] for arm in mixed})
     if len(shares) < 2:
@@ -70,7 +70,7 @@ def _share_curves(arms: list[dict]) -> str:
         kind = "real" if name == "real" else f"generated run{others.index(name) + 1}" if others[1:] else "generated"
         series.append({"name": name, "kind": kind, "points": points})
     return _curves(
-        "With fewer real pictures", series, [f"{share * 100:g} %" for share in shares], "share of the real ones"
+        "With fewer real images", series, [f"{share * 100:g} %" for share in shares], "share of the real ones"
     )
 
 

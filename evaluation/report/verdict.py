@@ -33,7 +33,7 @@ def against_floor(figure: dict) -> tuple[str, str]:
 
     A figure that n biases is known at the floor's own n, and the floor's ends are where another set of real photos
     would fall 95 times in 100. Else the floor is the real set's own figure, and their difference has an interval.
-    Where it holds 0 nothing is shown: with few pictures that is said of anything.
+    Where it holds 0 nothing is shown: with few images that is said of anything.
     """
     floor, better = figure["floor"], figure.get("better")
     if figure.get("at_floor_n") is not None:
@@ -93,9 +93,9 @@ def _copies(figures: list[dict], copies: list[dict]) -> list[str]:
     if shares:
         share, around = interval(shares[0], "%")
         real = f"; of real photos, {interval(shares[0]['floor'], '%')[0]}" if shares[0].get("floor") else ""
-        return [f"Suspected copies of training pictures: {share} ({around}){real}."]
+        return [f"Suspected copies of training images: {share} ({around}){real}."]
     suspected = sum(bool(one.get("suspected")) for one in copies)
-    return [f"Suspected copies of training pictures: {suspected} of {len(copies)} looked at."] if copies else []
+    return [f"Suspected copies of training images: {suspected} of {len(copies)} looked at."] if copies else []
 
 
 def _failures(failures: list[dict], figures: list[dict]) -> list[str]:
@@ -103,7 +103,7 @@ def _failures(failures: list[dict], figures: list[dict]) -> list[str]:
         return []
     worst = max(failures, key=lambda one: one["share"])
     if not worst["count"]:
-        return ["No picture failed a check."]
+        return ["No image failed a check."]
     share, around = interval({**worst, "value": worst["share"]}, "%")
     reason = worst["reason"][:1].lower() + worst["reason"][1:]
     floor = next((one["floor"] for one in figures if one.get("floor") and one["name"] == worst["reason"]), None)

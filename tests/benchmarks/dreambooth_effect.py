@@ -1,7 +1,7 @@
 """Does train_dreambooth.py teach the demo pipeline the demo's subject, and what does the class lose by it?
 
-Pictures are drawn from the same seeds before and after, with prior preservation and without: of the subject
-(cosine of CLIP's features to the photos), and of the class (distance of CLIP's features to the picture before).
+Images are drawn from the same seeds before and after, with prior preservation and without: of the subject
+(cosine of CLIP's features to the photos), and of the class (distance of CLIP's features to the image before).
 
     python tests/benchmarks/dreambooth_effect.py
     python tests/benchmarks/dreambooth_effect.py --max_train_steps 100 --num_images 8
@@ -31,26 +31,26 @@ NEGATIVE, FIRST_SEED = "", 5000  # seeds that no class image has
 
 
 class Effect(NamedTuple):
-    likeness: float  # of the subject's pictures to its photos
-    drift: float  # of the class's pictures from those before
+    likeness: float  # of the subject's images to its photos
+    drift: float  # of the class's images from those before
 
 
 def draw(run: Path | None, count: int, steps: int) -> dict[str, list[Image.Image]]:
-    """Pictures of the subject and of the class, by the demo pipeline with the LoRA of a run or without."""
+    """Images of the subject and of the class, by the demo pipeline with the LoRA of a run or without."""
     loras = [lora_mix.parse_lora(str(run))] if run else []
     texts, cpu = [SUBJECT, CLASS, NEGATIVE], torch.device("cpu")
     opened = drawing.open_studio(str(DEMO_MODEL), "sd1", texts, torch.float32, cpu, "dpm++", count, 3.0, loras=loras)
     seeds, found = [FIRST_SEED + i for i in range(count)], {}
     for text in (SUBJECT, CLASS):
-        pixels, _ = drawing.draw_pictures(opened, [text] * count, NEGATIVE, seeds, steps, 128)
+        pixels, _ = drawing.draw_images(opened, [text] * count, NEGATIVE, seeds, steps, 128)
         found[text] = [Image.fromarray(one.numpy()) for one in pixels]
     return found
 
 
 @torch.no_grad()
-def features(clip: image_checks.Clip, pictures: list[Image.Image]) -> torch.Tensor:
+def features(clip: image_checks.Clip, images: list[Image.Image]) -> torch.Tensor:
     """CLIP's, of length 1."""
-    pixels = clip.processor(pictures, return_tensors="pt").pixel_values
+    pixels = clip.processor(images, return_tensors="pt").pixel_values
     output = clip.model.visual_projection(clip.model.vision_model(pixel_values=pixels).pooler_output)
     return torch.nn.functional.normalize(output, dim=-1)
 

@@ -38,7 +38,7 @@ def shared_flags(args: argparse.Namespace, data: Path) -> list[str]:
 
 
 def commands(args: argparse.Namespace, data: Path, folder: Path) -> dict[str, list[str]]:
-    """The baseline draws no validation pictures by default, has no gradient checkpointing, and alpha = rank."""
+    """The baseline draws no validation images by default, has no gradient checkpointing, and alpha = rank."""
     shared, model = [*shared_flags(args, data), "--output_dir", str(folder / "run")], args.pretrained_model_name_or_path
     ours = [
         "--no-gradient_checkpointing", "--validation_steps", "0", "--checkpointing_steps", "0", "--latent_cache_dir",

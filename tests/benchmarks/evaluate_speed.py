@@ -48,7 +48,7 @@ def build_models(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("clip", "dinov2")}
 
 
-def write_pictures(folder: Path, count: int, seed: int, size: int) -> list[Path]:
+def write_images(folder: Path, count: int, seed: int, size: int) -> list[Path]:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     lines = []
@@ -63,7 +63,7 @@ def write_pictures(folder: Path, count: int, seed: int, size: int) -> list[Path]
 
 def time_cached(root: Path, models: dict[str, Path], args) -> Iterator[float]:
     """Seconds of the whole command, each time; its features are in the cache: random ones, only their number counts."""
-    sets = {name: write_pictures(root / name, getattr(args, name), i, args.size) for i, name in enumerate(args.sets)}
+    sets = {name: write_images(root / name, getattr(args, name), i, args.size) for i, name in enumerate(args.sets)}
     rng, cache = np.random.default_rng(0), root / "out" / "features"
     keys = content_keys([one for files in sets.values() for one in files], 2)
     folders = {image_measures.VERSION: image_measures.SIZE}
@@ -87,7 +87,7 @@ def time_cached(root: Path, models: dict[str, Path], args) -> Iterator[float]:
 
 def time_extraction(root: Path, place: Path, name: str, args) -> tuple[float, float]:
     """Seconds for the model's forward passes alone, and for the features of the same files, cache written."""
-    files = write_pictures(root / f"extract_{name}", args.extract, 9, args.size)
+    files = write_images(root / f"extract_{name}", args.extract, 9, args.size)
     encoder = features.load_encoder(name, str(place))
     ready = np.stack([encoder.prepare(Image.open(one)) for one in files])
     encoder.forward(ready[:32])  # warm-up
@@ -106,15 +106,15 @@ def time_extraction(root: Path, place: Path, name: str, args) -> tuple[float, fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=int, default=2845)
-    parser.add_argument("--train", type=int, default=0, help="training pictures too, for the figures of novelty")
+    parser.add_argument("--train", type=int, default=0, help="training images too, for the figures of novelty")
     parser.add_argument("--generated", type=int, default=3000)
-    parser.add_argument("--extract", type=int, default=192, help="pictures to take features of")
-    parser.add_argument("--size", type=int, default=512, help="of the pictures, in pixels")
+    parser.add_argument("--extract", type=int, default=192, help="images to take features of")
+    parser.add_argument("--size", type=int, default=512, help="of the images, in pixels")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3, help="of the command with cached features")
     args = parser.parse_args()
     args.sets = ("real", "generated", "train") if args.train else ("real", "generated")
-    print(f"{os.cpu_count()} cores, torch threads {torch.get_num_threads()}, pictures of {args.size} pixels")
+    print(f"{os.cpu_count()} cores, torch threads {torch.get_num_threads()}, images of {args.size} pixels")
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         models = build_models(root / "models")

@@ -1,7 +1,7 @@
 """How fast generate.py is against a plain loop that calls a diffusers pipeline once a prompt, and whether both agree.
 
 Both draw the same prompts and seeds with the same scheduler and steps, by turns, each from nothing, on an idle machine.
-`whole run` is the process from start to exit; `loop` is without the start, to the last picture on the disk.
+`whole run` is the process from start to exit; `loop` is without the start, to the last image on the disk.
 
     python tests/benchmarks/generate_speed.py --num_images 64 --repeats 3
     python tests/benchmarks/generate_speed.py --lora runs/demo/lora --num_images 64 --repeats 3
@@ -60,13 +60,13 @@ def plain_loop(args: argparse.Namespace) -> None:
         pipeline.load_lora_weights(args.lora)
     prompts, began = args.prompts_file.read_text("utf-8").splitlines()[: args.loop_images], time.perf_counter()
     for i, prompt in enumerate(prompts):
-        picture = pipeline(
+        image = pipeline(
             prompt,
             generator=torch.Generator().manual_seed(args.seed + i),
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
         ).images[0]
-        picture.save(args.plain_loop / f"{i:06d}.png")
+        image.save(args.plain_loop / f"{i:06d}.png")
     rate = len(prompts) / (time.perf_counter() - began)
     (args.plain_loop / "report.json").write_text(json.dumps({"images_per_second": rate}))
 
@@ -86,7 +86,7 @@ def measure(command: list[str], environment: dict, folder: Path) -> Run:
 
 
 def largest_difference(ours: Path, theirs: Path, count: int) -> int:
-    """In levels of 255, over all values of two sets of pictures."""
+    """In levels of 255, over all values of two sets of images."""
     largest = 0
     for i in range(count):
         a, b = (np.asarray(Image.open(folder / f"{i:06d}.png"), dtype=np.int16) for folder in (ours, theirs))
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts_file", type=Path, help="one a line (default: shoes in four colours)")
     parser.add_argument("--lora", help="the folder of a run, for both; default: none")
-    parser.add_argument("--plain_loop", type=Path, metavar="DIR", help="draw the loop's pictures there, no more")
+    parser.add_argument("--plain_loop", type=Path, metavar="DIR", help="draw the loop's images there, no more")
     parser.add_argument("--loop_images", type=int, help="that the plain loop draws; default: as many")
     parser.add_argument("--ours_flags", default="", help="more flags for generate.py, in one string")
     values = {"pretrained_model_name_or_path": "demo", "num_images": 64, "num_inference_steps": 25, "seed": 0}
@@ -150,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
     whole = spread([more * theirs.seconds / ours.seconds for ours, theirs in pairs], 2)
     loop = spread([ours.loop / theirs.loop for ours, theirs in pairs], 2)
     print(f"\nours / plain loop, images/s: {whole} over the whole run, {loop} in the loop; images: {images}")
-    print(f"the pictures differ by at most {apart} levels of 255\n")
+    print(f"the images differ by at most {apart} levels of 255\n")
     print("".join(f"    {command}\n" for command in shown.values()))
 
 

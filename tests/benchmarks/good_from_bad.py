@@ -1,9 +1,9 @@
-"""Does evaluate.py tell good from bad? On the demo: real pictures < LoRA < base pipeline < noise, by every metric.
+"""Does evaluate.py tell good from bad? On the demo: real images < LoRA < base pipeline < noise, by every metric.
 
     python tests/benchmarks/good_from_bad.py --output_dir runs/good_from_bad
     python tests/benchmarks/good_from_bad.py --output_dir runs/good_from_bad --lora runs/demo/lora --num_images 150
 
-Half of a test split is the reference; the other half, and sets of as many pictures that the LoRA, the base pipeline and
+Half of a test split is the reference; the other half, and sets of as many images that the LoRA, the base pipeline and
 a generator of noise make for the same prompts, are each evaluated against it. What is there already is not made again.
 Writes results.json and table.md; exits with 1 if a metric puts two of them in the wrong order.
 """
@@ -39,16 +39,16 @@ def run(command: str, done: Path) -> None:
     subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, check=True)
 
 
-def write_folder(folder: Path, records: list[dict], pictures: list[Path | Image.Image]) -> None:
-    """Pictures with texts and attributes."""
+def write_folder(folder: Path, records: list[dict], images: list[Path | Image.Image]) -> None:
+    """Images with texts and attributes."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i, (one, picture) in enumerate(zip(records, pictures)):
+    for i, (one, image) in enumerate(zip(records, images)):
         name = f"{i:06d}.png"
-        if isinstance(picture, Path):
-            (folder / name).write_bytes(picture.read_bytes())
+        if isinstance(image, Path):
+            (folder / name).write_bytes(image.read_bytes())
         else:
-            picture.save(folder / name)
+            image.save(folder / name)
         rows.append({"file_name": name, "text": one["text"], **{key: one.get(key) for key in ("article", "colour")}})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--lora", type=Path, help="a trained one; else it is trained here")
     parser.add_argument("--num_images", type=int, default=250, help="in each set")
     parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=11, help="of the catalogue and of the pictures")
+    parser.add_argument("--seed", type=int, default=11, help="of the catalogue and of the images")
     args = parser.parse_args()
     out = args.output_dir.resolve()
     folders = make_sets(out, args.num_images, args.lora and args.lora.resolve(), args.seed)

@@ -26,7 +26,7 @@ from tests.benchmarks import side_by_side
 
 
 def make_data(folder: Path, resolution: int) -> Path:
-    """The demo's casual shoes, as demo/run.py makes them; the folder of the training pictures."""
+    """The demo's casual shoes, as demo/run.py makes them; the folder of the training images."""
     for command in (
         f"demo/catalogue.py --output_dir {folder}/catalogue --num_images 600 --size 256 --seed 0",
         f'prepare_dataset.py --catalogue {folder}/catalogue --category "Casual Shoes" --output_dir {folder}/data '

@@ -1,7 +1,7 @@
 """How fast prepare_dataset.py is, against a plain single-process Pillow loop that does the same work; and its memory.
 
     python tests/benchmarks/prepare_speed.py                       # all three; about 5 minutes on 2 cores
-    python tests/benchmarks/prepare_speed.py --only pictures --num_images 96
+    python tests/benchmarks/prepare_speed.py --only images --num_images 96
 
 Run it on a machine that does nothing else.
 """
@@ -59,7 +59,7 @@ def plain_loop(catalogue: Path, output: Path) -> float:
     return time.perf_counter() - start
 
 
-def measure_pictures(folder: Path, count: int, workers: int) -> None:
+def measure_images(folder: Path, count: int, workers: int) -> None:
     raw = folder / "raw"
     write_catalogue(raw, count, (1800, 2400), 0, list(KINDS), damage=False)
     size = sum(path.stat().st_size for path in (raw / "images").iterdir()) / count / 1024
@@ -111,7 +111,7 @@ def measure_table(folder: Path) -> None:
 
 
 def measure_memory(folder: Path, output: Path, workers: int) -> None:
-    """The main process's peak when every picture of the table is read and written (small ones, which is no matter)."""
+    """The main process's peak when every image of the table is read and written (small ones, which is no matter)."""
     words = [
         "--catalogue",
         str(folder),
@@ -137,23 +137,23 @@ def measure_memory(folder: Path, output: Path, workers: int) -> None:
     seconds = time.perf_counter() - start
     unit = 1024**2 if sys.platform == "darwin" else 1024
     peak = int(result.stdout.split()[-1]) / unit
-    print(f"main process at {ROWS:,} pictures: {peak:.0f} MiB at its peak (promised: under 1 GB), {seconds:.0f} s")
+    print(f"main process at {ROWS:,} images: {peak:.0f} MiB at its peak (promised: under 1 GB), {seconds:.0f} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_images", type=int, default=200, help="of 1800x2400 pixels to draw (default: 200)")
     parser.add_argument("--num_workers", type=int, default=available_cores(), help="default: all cores")
-    parser.add_argument("--only", choices=["pictures", "table", "memory"], help="default: all three")
+    parser.add_argument("--only", choices=["images", "table", "memory"], help="default: all three")
     args = parser.parse_args()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Pillow {Image.__version__}"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if args.only in (None, "pictures"):
-            measure_pictures(folder, args.num_images, args.num_workers)
-        if args.only != "pictures":
+        if args.only in (None, "images"):
+            measure_images(folder, args.num_images, args.num_workers)
+        if args.only != "images":
             measure_table(folder / "table")
         if args.only in (None, "memory"):
             measure_memory(folder / "table", folder / "large", args.num_workers)

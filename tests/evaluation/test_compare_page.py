@@ -1,4 +1,4 @@
-"""The page of several evaluations: what is called a difference, and which pictures lie side by side."""
+"""The page of several evaluations: what is called a difference, and which images lie side by side."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from evaluation.report.compare import (
     AGAINST,
     compare_figures,
     different,
-    find_pictures,
+    find_images,
     judge,
     run_names,
     write_comparison,
@@ -46,7 +46,7 @@ def test_a_difference_is_called_so_only_when_its_interval_leaves_out_0():
     assert judge(one(10, better="near floor"), one(11.5))["verdict"] == "higher"
 
 
-def test_figures_that_rest_on_different_pictures_are_not_graded():
+def test_figures_that_rest_on_different_images_are_not_graded():
     def refused(key, *apart):
         return judge(one(0.5, id=key, better="higher"), one(5, id=key, better="higher"), apart).get("refused")
 
@@ -55,12 +55,12 @@ def test_figures_that_rest_on_different_pictures_are_not_graded():
     assert refused("fidelity/subject/clip", "instance_data_dir") and refused("near_duplicates/clip", "real")
     for kind in ("instance_data_dir", "prior_before"):
         assert refused("fidelity/prior_leak/clip", kind)
-    for key in ("identity/face_found", "fidelity/prompt/clip", "vendi/clip"):  # of the generated pictures alone
+    for key in ("identity/face_found", "fidelity/prompt/clip", "vendi/clip"):  # of the generated images alone
         assert not refused(key, *AGAINST)
     assert not refused("identity/verified", "real", "instance_data_dir")
 
 
-def test_pictures_are_the_same_wherever_they_lie():
+def test_images_are_the_same_wherever_they_lie():
     def run(**more):
         return {"sets": {"identity_reference": {"path": "photos", "n": 4, **more}}}
 
@@ -86,11 +86,11 @@ def test_figures_are_matched_by_name_wherever_they_stand(folders):
     assert verdicts["frechet/clip"] == "better" and verdicts["vendi/clip"] == "no difference shown"
 
 
-def test_pictures_are_matched_by_prompt_and_seed_not_by_name(folders):
+def test_images_are_matched_by_prompt_and_seed_not_by_name(folders):
     table = folders[1].parent / "set/metadata.jsonl"
     lines = [json.loads(line) for line in table.read_text().splitlines()]
     table.write_text("".join(json.dumps(line) + "\n" for line in [{**lines[0], "seed": 99}, *lines[1:]]))
-    first, second = (find_pictures(folder, read_evaluation(folder)) for folder in folders)
+    first, second = (find_images(folder, read_evaluation(folder)) for folder in folders)
     shared = first.keys() & second.keys()
     assert len(first) == 8 and len(second) == 6 and len(shared) == 5
     key = (lines[3]["text"], "3")
@@ -131,7 +131,7 @@ def test_in_a_browser_at_both_widths(folders, tmp_path):
     long = tmp_path / "a_run_whose_name_is_longer_than_the_screen_of_a_phone_is_wide" / "evaluation"
     shutil.copytree(folders[1].parent, long.parent)
     metrics = json.loads((long / "metrics.json").read_text())
-    why = "a mean, pictures: needs at least 10 items, found 0; the pictures carry too few attributes to be judged by"
+    why = "a mean, images: needs at least 10 items, found 0; the images carry too few attributes to be judged by"
     metrics["figures"][0] |= {"value": None, "low": None, "high": None, "refused": why}
     (long / "metrics.json").write_text(json.dumps(metrics))
     path = tmp_path / "page.html"

@@ -1,4 +1,4 @@
-"""Encoders, their cache, and what a set of pictures is."""
+"""Encoders, their cache, and what a set of images is."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, Dinov2Conf
 from demo.shoes import draw_shoe
 from evaluation import features
 from evaluation.features import image_features, load_encoder, text_features
-from evaluation.image_sets import read_pictures, spell_alike
+from evaluation.image_sets import read_images, spell_alike
 from utils import image_checks
 from utils.cli import UserError
 
@@ -120,16 +120,16 @@ def test_texts_are_computed_once_and_long_ones_keep_their_end(encoder):
     assert np.allclose(long, cut, atol=1e-5)
 
 
-def test_dinov2_sees_the_whole_picture(tmp_path):
+def test_dinov2_sees_the_whole_image(tmp_path):
     config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14)
     Dinov2Model(config).save_pretrained(tmp_path)
     size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
     BitImageProcessorPil(**size).save_pretrained(tmp_path)
     encoder = load_encoder("dinov2", str(tmp_path))
-    picture = Image.new("RGB", (128, 128), "white")
-    framed = picture.copy()
+    image = Image.new("RGB", (128, 128), "white")
+    framed = image.copy()
     framed.paste((0, 0, 0), (0, 0, 128, 4))
-    one, other = encoder.embed([picture, framed])
+    one, other = encoder.embed([image, framed])
     assert encoder.size == 32 and encoder.embed_texts is None and np.abs(one - other).max() > 1e-4
 
 
@@ -166,12 +166,12 @@ def test_without_the_hub_one_line_says_what_to_do(monkeypatch):
         load_encoder("vgg")
 
 
-def test_a_set_is_a_split_a_generation_folder_or_any_pictures(files, trainer_data, tmp_path):
-    split = read_pictures(trainer_data["prepared"] / "train", "--real")
+def test_a_set_is_a_split_a_generation_folder_or_any_images(files, trainer_data, tmp_path):
+    split = read_images(trainer_data["prepared"] / "train", "--real")
     assert split[0]["path"].is_file() and split[0]["colour"] and split[0]["text"] and split[0]["id"]
     with pytest.raises(UserError, match="--real .*is a whole dataset; give one of its splits"):
-        read_pictures(trainer_data["prepared"], "--real")
-    plain = read_pictures(files[0].parent, "--generated")
+        read_images(trainer_data["prepared"], "--real")
+    plain = read_images(files[0].parent, "--generated")
     assert [one["path"] for one in plain] == files and {one["text"] for one in plain} == {None}
     made = tmp_path / "made"
     (made / "images").mkdir(parents=True)
@@ -183,13 +183,13 @@ def test_a_set_is_a_split_a_generation_folder_or_any_pictures(files, trainer_dat
     (made / "metadata.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     for i in range(2):  # the third is not there
         (made / f"images/{i:06d}.png").write_bytes(files[0].read_bytes())
-    found = read_pictures(made, "--generated")
+    found = read_images(made, "--generated")
     assert [one["id"] for one in found] == ["000000", "000001"] and found[0]["colour"] == "Red"
-    for name in ("config.yaml", "environment.json", "MANIFEST.json"):  # the lines and pictures alone, copied elsewhere
+    for name in ("config.yaml", "environment.json", "MANIFEST.json"):  # the lines and images alone, copied elsewhere
         (made / name).unlink()
-    assert read_pictures(made, "--generated") == found
+    assert read_images(made, "--generated") == found
     with pytest.raises(UserError, match="--train .*no such folder"):
-        read_pictures(tmp_path / "none", "--train")
+        read_images(tmp_path / "none", "--train")
 
 
 def test_columns_have_one_name_and_values_one_spelling_in_all_sets(files, tmp_path):
@@ -203,7 +203,7 @@ def test_columns_have_one_name_and_values_one_spelling_in_all_sets(files, tmp_pa
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(files[0].read_bytes())
         (tmp_path / name / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": "x", **row}) + "\n")
-    found = spell_alike({name: read_pictures(tmp_path / name, "--real") for name in said})
+    found = spell_alike({name: read_images(tmp_path / name, "--real") for name in said})
     real, generated, other = (found[name][0] for name in said)
     assert real["colour"] == generated["colour"] == other["colour"] == "Black" and real["season"] == "Fall"
     assert generated["article"] == other["article"] == "Boots" and generated["year"] == "2012"
@@ -212,6 +212,6 @@ def test_columns_have_one_name_and_values_one_spelling_in_all_sets(files, tmp_pa
 
 def test_clip_scores_are_cosines_of_these_features(encoder, files):
     clip, texts = image_checks.load_clip("demo"), ["red boots"] * 4
-    pictures = [Image.open(one).convert("RGB") for one in files]
+    images = [Image.open(one).convert("RGB") for one in files]
     cosines = image_checks.cosines(image_features(encoder, files, None), text_features(encoder, texts))
-    assert np.allclose(100 * cosines, image_checks.clip_scores(clip, pictures, texts), atol=1e-3)
+    assert np.allclose(100 * cosines, image_checks.clip_scores(clip, images, texts), atol=1e-3)

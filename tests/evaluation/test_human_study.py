@@ -21,7 +21,7 @@ N = 8
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """Real pictures as large JPEGs with metadata, generated ones as small PNGs."""
+    """Real images as large JPEGs with metadata, generated ones as small PNGs."""
     root = tmp_path_factory.mktemp("sets")
     exif = Image.Exif()
     exif[0x010F] = "TellTaleCamera"
@@ -43,8 +43,8 @@ def key_of(study):
     return json.loads(study.with_name("study_key.json").read_text())
 
 
-def pictures_of(study):
-    return json.loads(re.search(r"const STUDY = (.*);", study.read_text())[1])["pictures"]
+def images_of(study):
+    return json.loads(re.search(r"const STUDY = (.*);", study.read_text())[1])["images"]
 
 
 def rate(page, folder, name, rating, guess, leave_out=(), **changes):
@@ -73,9 +73,9 @@ def test_the_page_does_not_tell_which_is_which(study, sets):
     text = study.read_text()
     assert not re.search(r"artificial|genuine|\.png|TellTale|https?://", text)
     scripts = text.split("const STUDY")[1]
-    assert set(json.loads(re.search(r"= (.*);", scripts)[1])) == {"id", "pictures"}
+    assert set(json.loads(re.search(r"= (.*);", scripts)[1])) == {"id", "images"}
     kinds = set()
-    for uri in pictures_of(study):
+    for uri in images_of(study):
         data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
         image = Image.open(io.BytesIO(data))
         quality = tuple(map(tuple, image.quantization.values()))
@@ -83,12 +83,12 @@ def test_the_page_does_not_tell_which_is_which(study, sets):
     assert len(kinds) == 1 and kinds.pop()[1] == (96, 96)
 
 
-def test_the_key_names_the_picture_of_each_item(study):
+def test_the_key_names_the_image_of_each_item(study):
     items = key_of(study)["items"]
     assert [one["item"] for one in items] == list(range(1, N + 1))
     assert sorted(one["kind"] for one in items) == ["generated"] * 4 + ["real"] * 4
     assert [one["kind"] for one in items] != sorted(one["kind"] for one in items)
-    for uri, one in zip(pictures_of(study), items):
+    for uri, one in zip(images_of(study), items):
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), float).mean((0, 1))
         assert ("genuine" in one["file"]) == (one["kind"] == "real") == (shown[0] > shown[2])  # real ones are red
 
@@ -109,12 +109,12 @@ def test_a_key_that_ratings_may_hang_on_is_not_replaced_unasked(sets, tmp_path):
     assert key.read_bytes() != before
 
 
-def test_an_unreadable_picture_is_replaced_by_another(sets, tmp_path):
+def test_an_unreadable_image_is_replaced_by_another(sets, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     real, generated = sets
     path = write_study(tmp_path, [*real[:2], {"path": tmp_path / "broken.png"}], generated, 4, 0)
     assert "broken" not in path.with_name("study_key.json").read_text()
-    with pytest.raises(UserError, match="--human_study 6: needs 3 readable real pictures, found 2"):
+    with pytest.raises(UserError, match="--human_study 6: needs 3 readable real images, found 2"):
         write_study(tmp_path, [*real[:2], {"path": tmp_path / "broken.png"}], generated, 6, 0)
 
 
@@ -147,7 +147,7 @@ def test_a_keyboard_a_reload_and_a_second_thought(study, tmp_path):
             page.keyboard.press("r")
             page.keyboard.press("2")
             page.locator("#place" if item < N else "#thanks", has_text=f"{item + 1} of" if item < N else "").wait_for()
-        assert page.inner_text("#summary") == f"{N} of {N} pictures rated."
+        assert page.inner_text("#summary") == f"{N} of {N} images rated."
         with page.expect_download() as download:
             page.click("#download")
         path = tmp_path / download.value.suggested_filename
@@ -188,7 +188,7 @@ def test_fingers_on_a_phone(study, tmp_path):
         assert page.inner_text("#place") == f"2 of {N}"
     other = rate(study, tmp_path, "Ben", fair, honest)
     human = merge_ratings(study.with_name("study_key.json"), [tmp_path / "phone.json", other])
-    assert human["raters"] == ["rater 1", "Ben"] and "rater 1 left out 7 of 8 pictures." in human["notes"]
+    assert human["raters"] == ["rater 1", "Ben"] and "rater 1 left out 7 of 8 images." in human["notes"]
 
 
 def test_merging_gives_what_was_said(study, tmp_path):
@@ -203,13 +203,13 @@ def test_merging_gives_what_was_said(study, tmp_path):
     assert human["mean"]["real"]["value"] == pytest.approx(14 / 3) and human["mean"]["real"]["high"] == 5
     assert human["mean"]["difference"]["value"] == pytest.approx(-2)
     assert -4 <= human["mean"]["difference"]["low"] < -2 < human["mean"]["difference"]["high"] < 0
-    assert human["good"]["real"]["value"] == 1 and human["good"]["real"]["low"] < 0.7  # 4 pictures are few
+    assert human["good"]["real"]["value"] == 1 and human["good"]["real"]["low"] < 0.7  # 4 images are few
     assert human["good"]["generated"]["value"] == 0 and human["mean"]["real"]["n"] == 12
     assert human["told"]["value"] == 1 and human["told"]["verdict"] == "people can tell"
     assert 0 < human["agreement"]["value"] < 1
     said = "\n".join(describe_people(human))
     assert (
-        "3 raters, 8 pictures" in said
+        "3 raters, 8 images" in said
         and "real 4.67 (" in said
         and "difference −2.0" in said
         and "people can tell" in said

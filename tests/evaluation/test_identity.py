@@ -14,28 +14,28 @@ from utils.faces import load_faces
 
 @pytest.fixture(scope="module")
 def person(tmp_path_factory):
-    """Models, four photos of person 1, and pictures of two prompts: 3 + 3 right, 1 wrong, 1 without a face."""
+    """Models, four photos of person 1, and images of two prompts: 3 + 3 right, 1 wrong, 1 without a face."""
     root = tmp_path_factory.mktemp("identity")
     models = load_faces(str(write_detector(root / "yunet.onnx")), str(write_embedder(root / "sface.onnx")))
     references = []
     for i in range(4):
         references.append(root / f"reference{i}.png")
         draw_portrait((300, 300), [(1, 90 + 10 * i, (40 + 20 * i, 80))], seed=i).save(references[-1])
-    pictures = []
+    images = []
     for i, who in enumerate((1, 1, 1, 2, 1, 1, 1, None)):
         path = root / f"{i}.png"
         draw_portrait((256, 256), [(who, 100, (60, 50 + 5 * i))] if who else [], seed=20 + i).save(path)
-        pictures.append({"path": path, "text": "at home" if i < 4 else "on a beach"})
-    return models, references, pictures
+        images.append({"path": path, "text": "at home" if i < 4 else "on a beach"})
+    return models, references, images
 
 
 @pytest.fixture(scope="module")
 def compared(person):
-    models, references, pictures = person
-    return identity.compare_identity(references, pictures, models)
+    models, references, images = person
+    return identity.compare_identity(references, images, models)
 
 
-def test_each_picture_says_whether_it_shows_the_person(person, compared):
+def test_each_image_says_whether_it_shows_the_person(person, compared):
     rows = compared["pictures"]
     assert [row["verified"] for row in rows] == [True, True, True, False, True, True, True, False]
     assert [row["face"] for row in rows] == [True] * 7 + [False] and rows[7]["centroid"] is None
@@ -78,19 +78,19 @@ def test_verification_does_not_grow_easier_with_more_references():
     assert nearest[1] > nearest[0] + 0.3 and many <= few < 0.1
 
 
-def test_pictures_without_any_face_have_no_cosine_and_no_error(person):
-    models, references, pictures = person
-    figures = {one["id"]: one for one in identity.compare_identity(references, pictures[7:], models)["figures"]}
+def test_images_without_any_face_have_no_cosine_and_no_error(person):
+    models, references, images = person
+    figures = {one["id"]: one for one in identity.compare_identity(references, images[7:], models)["figures"]}
     assert "refused" in figures["identity/centroid"] and figures["identity/centroid"]["value"] is None
     assert figures["identity/face_found"]["value"] == figures["identity/verified"]["value"] == 0
 
 
 def test_references_without_a_face_are_named_or_refused(person, caplog):
-    models, references, pictures = person
-    found = identity.compare_identity([*references, pictures[7]["path"]], pictures[:1], models)["references"]
-    assert found["without_face"] == [pictures[7]["path"]] and "7.png" in caplog.text
+    models, references, images = person
+    found = identity.compare_identity([*references, images[7]["path"]], images[:1], models)["references"]
+    assert found["without_face"] == [images[7]["path"]] and "7.png" in caplog.text
     with pytest.raises(UserError, match="--identity_reference: no face is found in 1 photo"):
-        identity.compare_identity([pictures[7]["path"]], pictures, models)
+        identity.compare_identity([images[7]["path"]], images, models)
 
 
 def test_references_of_several_people_are_named(person, tmp_path, caplog):
@@ -109,23 +109,23 @@ def test_references_of_several_people_are_named(person, tmp_path, caplog):
 
 
 def test_a_reference_with_several_faces_and_one_reference_alone_are_warned_of(person, tmp_path, caplog):
-    models, references, pictures = person
+    models, references, images = person
     faces = [(1, 150, (40, 60)), (2, 100, (460, 340))]
     draw_portrait((640, 500), faces).save(tmp_path / "both.png")
     draw_portrait((640, 500), [faces[0], (2, 60, (460, 340))]).save(tmp_path / "behind.png")
     photos = [*references, tmp_path / "both.png", tmp_path / "behind.png"]
     _, found = identity.embed_references(photos, models, "--identity_reference")
     assert found["several_faces"] == [tmp_path / "both.png"] and "several faces of about one size" in caplog.text
-    figures = identity.compare_identity(references[:1], pictures, models)["figures"]
+    figures = identity.compare_identity(references[:1], images, models)["figures"]
     assert "--identity_reference: one photo has no floor" in caplog.text
     assert figures[3]["floor"] is None and "no floor: it needs a second photo" in figures[3]["how"]
 
 
-def test_a_picture_that_cannot_be_read_shows_nobody(person, tmp_path):
-    models, references, pictures = person
-    (tmp_path / "torn.png").write_bytes(b"no picture")
+def test_an_image_that_cannot_be_read_shows_nobody(person, tmp_path):
+    models, references, images = person
+    (tmp_path / "torn.png").write_bytes(b"no image")
     torn = {"path": tmp_path / "torn.png", "text": "at home"}
-    figures = {one["id"]: one for one in identity.compare_identity(references, [*pictures, torn], models)["figures"]}
+    figures = {one["id"]: one for one in identity.compare_identity(references, [*images, torn], models)["figures"]}
     assert figures["identity/verified"]["value"] == 6 / 9 and figures["identity/face_found"]["value"] == 7 / 9
     assert figures["identity/centroid"]["n"] == 7
 

@@ -41,7 +41,7 @@ def test_frechet_agrees_with_the_formula_from_a_matrix_root(n, m, d):
 
 
 class Given(torch.nn.Module):
-    """An encoder whose pictures are features already."""
+    """An encoder whose images are features already."""
 
     num_features = 40
 

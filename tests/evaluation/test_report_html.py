@@ -72,7 +72,7 @@ def test_names_and_prompts_can_do_nothing_to_the_page(evaluation, tmp_path):
     assert "<script" not in text and text.count("&lt;script&gt;") >= 8
 
 
-def test_a_missing_picture_is_said_and_a_foreign_file_not_quoted(evaluation, tmp_path):
+def test_a_missing_image_is_said_and_a_foreign_file_not_quoted(evaluation, tmp_path):
     (tmp_path / "secret.txt").write_text("swordfish")
     files = ["gone.png", str(tmp_path / "secret.txt"), "a\0b.png"]
 
@@ -85,10 +85,10 @@ def test_a_missing_picture_is_said_and_a_foreign_file_not_quoted(evaluation, tmp
 
 
 def test_an_evaluation_with_almost_nothing_makes_a_page(tmp_path):
-    refused = {"id": "kid/clip", "name": "KID", "refused": "12 pictures; below 50 it says nothing"}
+    refused = {"id": "kid/clip", "name": "KID", "refused": "12 images; below 50 it says nothing"}
     (tmp_path / "metrics.json").write_text(json.dumps({"version": 1, "figures": [refused]}))
     text = write_report(tmp_path).read_text()
-    assert "Not given: 12 pictures; below 50 it says nothing" in text and "A sample" not in text
+    assert "Not given: 12 images; below 50 it says nothing" in text and "A sample" not in text
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"figures": 3}'])
@@ -111,7 +111,7 @@ def test_usefulness_is_drawn_by_ratio_and_by_share():
     assert labels[0].endswith("synthetic, none: 86.1%; synthetic, 1×: 87.4%; synthetic, 2×: 87.9%")
     assert labels[1].endswith("real, 100 %: 86.1%; real + 1x synthetic, 10 %: 73.1%; real + 1x synthetic, 100 %: 87.4%")
     assert text.count("<circle") == 3 + 4 + 2  # and two in the legend
-    assert "real + 1x synthetic · 10 % of real" in text and "Left out with 100% of the real pictures" in text
+    assert "real + 1x synthetic · 10 % of real" in text and "Left out with 100% of the real images" in text
 
 
 def test_the_floor_is_compared_at_its_own_n():

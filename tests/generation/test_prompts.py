@@ -163,7 +163,7 @@ def test_more_images_than_names_have_digits_are_refused_at_once():
         read_prompts(10**7, prompt="a")
 
 
-def test_attributes_are_each_picture_s_own():
+def test_attributes_are_each_image_s_own():
     first, second = spread([{"text": "a", "attributes": {"colour": "red"}, "weight": 1}], 2)
     first["attributes"]["colour"] = "blue"
     assert second["attributes"]["colour"] == "red"

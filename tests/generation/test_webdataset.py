@@ -32,7 +32,7 @@ def write_shards(folder, samples, per_shard):
     return shards
 
 
-def test_shards_hold_each_picture_with_its_record(tmp_path, samples):
+def test_shards_hold_each_image_with_its_record(tmp_path, samples):
     shards = write_shards(tmp_path / "out", samples, per_shard=3)
     assert [shard.name for shard in shards] == ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
     assert sum((shard_keys(shard) for shard in shards), []) == [key for key, _, _ in samples]
@@ -87,16 +87,16 @@ def test_a_key_with_a_dot_is_refused(tmp_path, samples):
         write_shard(tmp_path / "a.tar", [("a.b", *samples[0][1:])])
 
 
-def test_contact_sheets_show_every_picture(tmp_path, samples):
-    pictures = [(path, record["text"]) for _, path, record in samples]
-    sheets = list(write_sheets(tmp_path / "sheets", pictures, per_sheet=4, columns=2, side=64))
+def test_contact_sheets_show_every_image(tmp_path, samples):
+    images = [(path, record["text"]) for _, path, record in samples]
+    sheets = list(write_sheets(tmp_path / "sheets", images, per_sheet=4, columns=2, side=64))
     assert [sheet.name for sheet in sheets] == ["sheet-0001.jpg", "sheet-0002.jpg"]
     assert sorted((tmp_path / "sheets").iterdir()) == sheets
     sheet, last = (np.asarray(Image.open(path)).astype(int) for path in sheets)
     assert sheet.shape == last.shape and sheet.shape[1] == 2 * 64 + 4
     tile = np.asarray(Image.open(samples[1][1]).resize((64, 64), Image.Resampling.NEAREST)).astype(int)
-    assert np.abs(sheet[:64, 68:] - tile).mean() < 4  # the second picture at the top right
-    assert sheet[64:90, 68:].min() < 100 and last[-40:, 68:].min() > 240  # a caption, and no eighth picture
+    assert np.abs(sheet[:64, 68:] - tile).mean() < 4  # the second image at the top right
+    assert sheet[64:90, 68:].min() < 100 and last[-40:, 68:].min() > 240  # a caption, and no eighth image
 
 
 def test_contact_sheets_keep_the_proportions(tmp_path):
@@ -106,15 +106,15 @@ def test_contact_sheets_keep_the_proportions(tmp_path):
     assert pixels[8].min() > 240 and pixels[32, :, 1].max() < 20
 
 
-def test_contact_sheets_read_one_sheet_of_pictures_at_a_time(tmp_path, samples):
+def test_contact_sheets_read_one_sheet_of_images_at_a_time(tmp_path, samples):
     late = tmp_path / "late.png"
     sheets = write_sheets(tmp_path / "sheets", [(samples[0][1], "a"), (samples[1][1], "b"), (late, "c")], per_sheet=2)
-    assert next(sheets).name == "sheet-0001.jpg"  # though the next one's picture is not there yet
+    assert next(sheets).name == "sheet-0001.jpg"  # though the next one's image is not there yet
     late.write_bytes(samples[2][1].read_bytes())
     assert [path.name for path in sheets] == ["sheet-0002.jpg"]
 
 
-def test_a_picture_that_cannot_be_shown_is_named(tmp_path):
+def test_an_image_that_cannot_be_shown_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match="a.png: empty file"):
         list(write_sheets(tmp_path, [(tmp_path / "a.png", "a")]))

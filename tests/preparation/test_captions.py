@@ -122,7 +122,7 @@ def totals(plan: list[dict], column: str) -> Counter:
     return found
 
 
-def test_a_plan_follows_the_shares_in_whole_pictures():
+def test_a_plan_follows_the_shares_in_whole_images():
     plan = plan_prompts(records(), 50, ["colour", "gender"], [])
     assert sum(line["weight"] for line in plan) == 50
     assert totals(plan, "colour") == {"Black": 40, "White": 5, "Pink": 5}

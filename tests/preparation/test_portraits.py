@@ -101,8 +101,8 @@ def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, pre
     words = ["--instance_data_dir", str(prepared), "--instance_prompt", "a photo of sks person"]
     read = train_dreambooth.read_photos(train_dreambooth.parse_args(words))[0]
     assert {one["id"]: one["text"] for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
-    with pytest.raises(UserError, match="1 of 2 pictures have no caption .*train_dreambooth.py --instance_prompt"):
-        examples.load_pictures(read_data.read_records(str(prepared), "--train_data_dir", None, "text")[0], [])
+    with pytest.raises(UserError, match="1 of 2 images have no caption .*train_dreambooth.py --instance_prompt"):
+        examples.load_examples(read_data.read_records(str(prepared), "--train_data_dir", None, "text")[0], [])
 
 
 def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prepared, capsys):
@@ -114,7 +114,7 @@ def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prep
         found = train_dreambooth.load_photos(args, str(DEMO_MODEL), prepared.parent)[0]
         assert [one.size == one.shape for one in found] == [buckets] * 2
     lora = ["--train_data_dir", str(prepared), "--pretrained_model_name_or_path", "demo", "--dry_run"]
-    with pytest.raises(UserError, match="1 of 2 pictures have no caption"):  # there is no --instance_prompt here
+    with pytest.raises(UserError, match="1 of 2 images have no caption"):  # there is no --instance_prompt here
         train_lora.main(train_lora.parse_args(lora))
     assert "aspect_ratio_buckets: true" in capsys.readouterr().out
 
@@ -164,18 +164,18 @@ def test_head_and_shoulders_are_kept_and_captions_follow_the_template(photos, tm
     records = {one["id"]: one for one in read_split(tmp_path / "d", "train")}
     assert records["tall"]["text"] == "a photo of sks, in a park" and records["tall"]["place"] == "park"
     assert records["wide"]["text"] == "a photo of sks"
-    picture = Image.open(records["tall"]["path"])
-    assert picture.size == (SIDE, SIDE)
-    reds = np.asarray(picture).astype(int)
+    image = Image.open(records["tall"]["path"])
+    assert image.size == (SIDE, SIDE)
+    reds = np.asarray(image).astype(int)
     share = ((reds[..., 0] - reds[..., 1:].mean(-1)) > 100).mean()
     assert share == pytest.approx(1 / faces.HEAD**2, rel=0.15)
 
 
 def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_path):
     (tmp_path / "photos").mkdir()
-    picture = Image.open(photos / "wide.png")
-    picture.save(tmp_path / "photos/a.png")
-    picture.filter(ImageFilter.GaussianBlur(0.5)).save(tmp_path / "photos/b.png")
+    image = Image.open(photos / "wide.png")
+    image.save(tmp_path / "photos/a.png")
+    image.filter(ImageFilter.GaussianBlur(0.5)).save(tmp_path / "photos/b.png")
     (tmp_path / "photos/b.txt").write_text("a person at home")
     assert prepare(tmp_path / "photos", tmp_path / "d", detector=False) == 0
     assert [(one["id"], one["text"]) for one in read_split(tmp_path / "d", "train")] == [("b", "a person at home")]

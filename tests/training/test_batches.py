@@ -7,16 +7,16 @@ import torch
 
 from training import batches
 from training.batches import BatchPlan
-from training.examples import Picture, View, time_ids
+from training.examples import Example, View, time_ids
 from training.sample_plan import draw_noise, draw_position, validation_draws
 from utils.cli import UserError
 
-PICTURES = [Picture(f"p{i}", Path(f"p{i}.png"), f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
+IMAGES = [Example(f"p{i}", Path(f"p{i}.png"), f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
 SHAPES = ((64, 64),) * 3
 
 
-def moments(picture, view):
-    base = torch.full((4, 8, 8), float(int(picture.sha256)) + 100 * view.flip)
+def moments(image, view):
+    base = torch.full((4, 8, 8), float(int(image.sha256)) + 100 * view.flip)
     return torch.stack([base, torch.full_like(base, 0.5)])
 
 
@@ -58,7 +58,7 @@ def test_numbers_that_do_not_fit_are_in_the_message(given, problem):
 
 def load(positions, **more):
     draws = [draw_position(p, 0, SHAPES, 4, 1000, flip=0.5, dropout=0.5) for p in positions]
-    return draws, batches.load_batch(draws, PICTURES, moments, 4, 0.5, **more)
+    return draws, batches.load_batch(draws, IMAGES, moments, 4, 0.5, **more)
 
 
 def test_a_batch_holds_what_its_draws_say():
@@ -88,9 +88,9 @@ def test_noise_offset_moves_each_channel_as_a_whole():
 
 def test_held_out_samples_are_the_mean_of_the_posterior_in_the_centre():
     fixed = validation_draws(3, 3, 1000)
-    batch = batches.load_batch(fixed, PICTURES, moments, 1, 0.5, sample_posterior=False)
+    batch = batches.load_batch(fixed, IMAGES, moments, 1, 0.5, sample_posterior=False)
     assert [one.unique().tolist() for one in batch["latents"]] == [[0.0], [0.5], [1.0]]
-    assert batch["time_ids"].tolist() == [time_ids(one, View()) for one in PICTURES]
+    assert batch["time_ids"].tolist() == [time_ids(one, View()) for one in IMAGES]
 
 
 def test_parts_of_a_batch_are_the_batch():

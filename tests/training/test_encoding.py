@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from families import models
 from tests.tiny_models import build_tiny
 from training import encoding
-from training.examples import View, load_pictures
+from training.examples import View, load_examples
 from utils.cli import UserError
 
 TEXTS = ["a photo of red boots", "heels"]
@@ -38,9 +38,9 @@ def model(folders, tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """What is really encoded, of captions and of pictures, in the order of it."""
+    """What is really encoded, of captions and of images, in the order of it."""
     done = []
-    for module, name in ((models, "encode_prompts"), (encoding, "encode_picture")):
+    for module, name in ((models, "encode_prompts"), (encoding, "encode_example")):
         real = getattr(module, name)
 
         def record(*given, _real=real, **more):
@@ -150,14 +150,14 @@ def test_a_text_encoder_that_makes_nan_names_the_caption(model, tmp_path, accele
         encoding.encode_captions(tmp_path / "cache", model, "sd1", TEXTS, torch.float32, accelerator)
 
 
-def make_pictures(folder, shapes=((64, 64),)):
+def make_images(folder, shapes=((64, 64),)):
     folder.mkdir(exist_ok=True)
     records = []
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (80, 120, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"p{i}.png")
         records.append({"id": f"p{i}", "source": folder / f"p{i}.png", "text": "x"})
-    return load_pictures(records, list(shapes))
+    return load_examples(records, list(shapes))
 
 
 def read_latents(model, cache, views, accelerator, interpolation="lanczos", cached=True):
@@ -166,7 +166,7 @@ def read_latents(model, cache, views, accelerator, interpolation="lanczos", cach
 
 
 def test_cached_latents_are_those_made_without_a_cache(model, tmp_path, accelerator):
-    views = [(one, view) for one in make_pictures(tmp_path / "d") for view in (View(), View(0.1, 0.5, True))]
+    views = [(one, view) for one in make_images(tmp_path / "d") for view in (View(), View(0.1, 0.5, True))]
     cached = read_latents(model, tmp_path / "cache", views, accelerator)
     each_time = read_latents(model, tmp_path / "none", views, accelerator, cached=False)
     assert all(torch.equal(a, b) for a, b in zip(cached, each_time)) and not (tmp_path / "none").exists()
@@ -175,9 +175,9 @@ def test_cached_latents_are_those_made_without_a_cache(model, tmp_path, accelera
     assert len({one.sum().item() for one in cached}) == 4
 
 
-def test_pictures_encoded_side_by_side_are_the_same_in_any_number(model, tmp_path, accelerator, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # each picture keeps one core, however many there are
-    views = [(one, View(across)) for one in make_pictures(tmp_path / "d") for across in (0.2, 0.5, 0.8)]
+def test_images_encoded_side_by_side_are_the_same_in_any_number(model, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # each image keeps one core, however many there are
+    views = [(one, View(across)) for one in make_images(tmp_path / "d") for across in (0.2, 0.5, 0.8)]
     found = []
     for most in (3, 2):
         monkeypatch.setattr(encoding, "MOST_AT_ONCE", most)
@@ -189,7 +189,7 @@ def test_pictures_encoded_side_by_side_are_the_same_in_any_number(model, tmp_pat
 
 def test_a_change_of_anything_that_decides_latents_is_a_new_entry(model, tmp_path, accelerator, encoded):
     folder, cache = tmp_path / "d", tmp_path / "cache"
-    first, second = make_pictures(folder)
+    first, second = make_images(folder)
     made = []
 
     def read(views, **more):
@@ -202,11 +202,11 @@ def test_a_change_of_anything_that_decides_latents_is_a_new_entry(model, tmp_pat
     read([(first, View(0.1))])  # another crop
     read([(first, View(flip=True))])
     read([(first, View())], interpolation="bicubic")
-    (wide,) = (one for one in make_pictures(folder, [(96, 64)]) if one.id == "p0")
+    (wide,) = (one for one in make_images(folder, [(96, 64)]) if one.id == "p0")
     read([(wide, View())])  # another shape
     assert made[2:] == [3, 4, 5, 6]
     Image.open(folder / "p0.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(folder / "p0.png")
-    (changed,) = load_pictures([{"id": "p0", "source": folder / "p0.png", "text": "x"}], [(64, 64)])
+    (changed,) = load_examples([{"id": "p0", "source": folder / "p0.png", "text": "x"}], [(64, 64)])
     assert not torch.equal(read([(changed, View())])[0], plain[0]) and made[-1] == 7
     change_weight(model, "vae", "quant_conv.bias")
     assert not torch.equal(read([(second, View())])[0], plain[1]) and made[-1] == 8
@@ -220,22 +220,22 @@ def test_latents_that_are_not_finite_name_the_file(model, tmp_path, accelerator,
     tensors = load_file(path)
     tensors["quant_conv.bias"].fill_(float("nan"))
     save_file(tensors, path, {"format": "pt"})
-    picture = make_pictures(tmp_path / "d")[1]
+    image = make_images(tmp_path / "d")[1]
     with pytest.raises(UserError, match=r"the latents of .*p1\.png hold NaN"):
-        read_latents(model, tmp_path / "cache", [(picture, View())], accelerator, cached=cached)
+        read_latents(model, tmp_path / "cache", [(image, View())], accelerator, cached=cached)
 
 
 def test_nan_in_the_cache_itself_is_told(model, tmp_path, accelerator):
-    picture = make_pictures(tmp_path / "d")[0]
-    read_latents(model, tmp_path / "cache", [(picture, View())], accelerator)
+    image = make_images(tmp_path / "d")[0]
+    read_latents(model, tmp_path / "cache", [(image, View())], accelerator)
     (shard,) = tmp_path.glob("cache/latents-*/*.safetensors")
     save_file({key: value * float("nan") for key, value in load_file(shard).items()}, shard)
     with pytest.raises(UserError, match=r"cached latents of .*p0\.png hold NaN.*remove"):
-        read_latents(model, tmp_path / "cache", [(picture, View())], accelerator)
+        read_latents(model, tmp_path / "cache", [(image, View())], accelerator)
 
 
 def test_the_vae_runs_in_float32_whatever_the_training_does(model, tmp_path, accelerator, encoded):
     with torch.autocast("cpu", torch.bfloat16):
-        half = read_latents(model, tmp_path / "a", [(make_pictures(tmp_path / "d")[0], View())], accelerator)
-    whole = read_latents(model, tmp_path / "b", [(make_pictures(tmp_path / "d")[0], View())], accelerator)
+        half = read_latents(model, tmp_path / "a", [(make_images(tmp_path / "d")[0], View())], accelerator)
+    whole = read_latents(model, tmp_path / "b", [(make_images(tmp_path / "d")[0], View())], accelerator)
     assert {one[0].dtype for one in encoded} == {torch.float32} and torch.equal(half[0], whole[0])

@@ -1,4 +1,4 @@
-"""Pictures to train on: of any layout, upright, in the right shape, with true crop coordinates."""
+"""Images to train on: of any layout, upright, in the right shape, with true crop coordinates."""
 
 import io
 import json
@@ -13,6 +13,7 @@ from families import models
 from families.models import DEMO_MODEL
 from training import examples, read_data
 from training.examples import View
+from utils import images
 from utils.cli import UserError
 
 SQUARE = [(64, 64)]
@@ -34,23 +35,23 @@ def make_folder(folder, count=3, captions=True):
 
 
 def load_one(path, shapes=SQUARE):
-    return examples.load_pictures([{"id": "a", "source": path, "text": "a shoe"}], shapes)[0]
+    return examples.load_examples([{"id": "a", "source": path, "text": "a shoe"}], shapes)[0]
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9])
-def test_size_and_pixels_are_those_of_the_upright_picture(tmp_path, ending, orientation):
+def test_size_and_pixels_are_those_of_the_upright_image(tmp_path, ending, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{ending}"
     options = {"quality": 95} if ending != "tif" else {}
     noise(128, 64).save(path, exif=exif, **options)
-    picture = load_one(path, [(64, 64), (128, 64), (64, 128)])
+    image = load_one(path, [(64, 64), (128, 64), (64, 128)])
     turned = orientation in (6, 8)
-    assert picture.size == picture.shape == ((64, 128) if turned else (128, 64))
+    assert image.size == image.shape == ((64, 128) if turned else (128, 64))
     turns = {3: 180, 6: 270, 8: 90}.get(orientation, 0)
     upright = noise(128, 64).rotate(turns, expand=True)
-    found = examples.picture_tensor(picture, View())
+    found = examples.example_tensor(image, View())
     expected = torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 127.5 - 1
     assert found.shape == expected.shape and (found - expected).abs().mean() < 0.1
 
@@ -59,11 +60,11 @@ def test_transparency_is_white_and_every_mode_becomes_rgb(tmp_path):
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     clear.paste((0, 0, 255, 255), (0, 0, 32, 64))
     clear.save(tmp_path / "a.png")
-    pixels = examples.picture_tensor(load_one(tmp_path / "a.png"), View())
+    pixels = examples.example_tensor(load_one(tmp_path / "a.png"), View())
     assert pixels.shape == (3, 64, 64) and torch.all(pixels[:, :, 40:] == 1)
     assert pixels[:, 0, 0].tolist() == [-1, -1, 1]
     Image.new("L", (64, 64), 0).save(tmp_path / "b.png")
-    assert torch.all(examples.picture_tensor(load_one(tmp_path / "b.png"), View()) == -1)
+    assert torch.all(examples.example_tensor(load_one(tmp_path / "b.png"), View()) == -1)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (603, 400), (400, 603), (65, 64), (1000, 64), (40, 33)])
@@ -77,40 +78,40 @@ def test_the_centre_is_what_the_diffusers_scripts_take(tmp_path, size):
     image = image if size == shape else image.resize(shape, Image.Resampling.LANCZOS)
     left, top = round((shape[0] - 64) / 2), round((shape[1] - 64) / 2)
     expected = np.array(image.crop((left, top, left + 64, top + 64)))
-    found = examples.picture_tensor(load_one(tmp_path / "a.png"), View())
+    found = examples.example_tensor(load_one(tmp_path / "a.png"), View())
     assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1).float() / 127.5 - 1)
 
 
 @pytest.mark.parametrize("size", [(200, 90), (90, 200), (64, 64), (97, 101)])
 @pytest.mark.parametrize("crops", [0, 5])
-def test_random_crops_lie_within_the_picture_and_reach_its_ends(tmp_path, size, crops):
+def test_random_crops_lie_within_the_image_and_reach_its_ends(tmp_path, size, crops):
     noise(*size).save(tmp_path / "a.png")
-    picture = load_one(tmp_path / "a.png", [(64, 64)])
+    image = load_one(tmp_path / "a.png", [(64, 64)])
     places = set()
     for draw in torch.linspace(0, 0.9999, 60).tolist():
-        view = examples.choose_view(picture, draw, crops, False)
-        (width, height), (left, top) = examples.crop_place(picture, view)
+        view = examples.choose_view(image, draw, crops, False)
+        (width, height), (left, top) = examples.crop_place(image, view)
         assert 0 <= left <= width - 64 and 0 <= top <= height - 64 and min(width, height) == 64
-        assert examples.choose_view(picture, draw, crops, False) == view
+        assert examples.choose_view(image, draw, crops, False) == view
         places.add((left, top))
-    room = max(examples.crop_place(picture, View())[0]) - 64
+    room = max(examples.crop_place(image, View())[0]) - 64
     assert len(places) <= (crops or 60) and (room < 20 or len(places) > (3 if crops else 20))
-    ends = {examples.crop_place(picture, View(x, x))[1] for x in (0.0, 1.0)}
+    ends = {examples.crop_place(image, View(x, x))[1] for x in (0.0, 1.0)}
     assert (0, 0) in ends and max(map(max, ends)) == room
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(200, 90), (90, 200)])
-def test_time_ids_tell_where_in_the_seen_picture_the_crop_lies(tmp_path, size, flip):
+def test_time_ids_tell_where_in_the_seen_image_the_crop_lies(tmp_path, size, flip):
     noise(*size).save(tmp_path / "a.png")
-    picture = load_one(tmp_path / "a.png", [(64, 96)])
+    image = load_one(tmp_path / "a.png", [(64, 96)])
     view = View(0.2, 0.7, flip)
-    height, width, top, left, target_height, target_width = examples.time_ids(picture, view)
+    height, width, top, left, target_height, target_width = examples.time_ids(image, view)
     assert (width, height) == size and (target_width, target_height) == (64, 96)
-    seen = noise(*size).resize(examples.crop_place(picture, view)[0], Image.Resampling.LANCZOS)
+    seen = noise(*size).resize(examples.crop_place(image, view)[0], Image.Resampling.LANCZOS)
     seen = ImageOps.mirror(seen) if flip else seen
     part = np.array(seen.crop((left, top, left + target_width, top + target_height)))
-    found = examples.picture_tensor(picture, view)
+    found = examples.example_tensor(image, view)
     assert torch.equal(found, torch.from_numpy(part).permute(2, 0, 1).float() / 127.5 - 1)
     assert left + top > 0
 
@@ -134,7 +135,7 @@ def test_a_key_changes_with_all_that_decides_the_pixels_and_with_nothing_else(tm
 
 
 def test_all_views_are_all_that_draws_ask_for(tmp_path):
-    found = examples.load_pictures(
+    found = examples.load_examples(
         [{"id": p.stem, "source": p, "text": "x"} for p in sorted(make_folder(tmp_path).glob("*.png"))], SQUARE
     )
     for crops, flip, count in ((1, False, 3), (4, False, 12), (4, True, 24), (0, True, 0)):
@@ -147,7 +148,7 @@ def test_all_views_are_all_that_draws_ask_for(tmp_path):
 
 @pytest.mark.parametrize("resolution,step", [(512, 64), (1024, 64), (768, 8), (64, 64), (128, 16)])
 def test_bucket_shapes_are_multiples_of_about_one_area(resolution, step):
-    shapes = examples.bucket_shapes(resolution, step)
+    shapes = images.bucket_shapes(resolution, step)
     assert (resolution, resolution) in shapes and len(set(shapes)) == len(shapes)
     for width, height in shapes:
         assert width % step == height % step == 0 and (height, width) in shapes
@@ -156,11 +157,11 @@ def test_bucket_shapes_are_multiples_of_about_one_area(resolution, step):
     assert len(shapes) > 1 or resolution == step
 
 
-def test_a_picture_goes_to_the_shape_nearest_in_proportion():
-    shapes = examples.bucket_shapes(512, 64)
-    assert examples.nearest_shape((3000, 3000), shapes) == (512, 512)
-    assert examples.nearest_shape((4000, 1000), shapes) == max(shapes)
-    assert examples.nearest_shape((90, 70), shapes) == (576, 448) and examples.nearest_shape((70, 90), shapes) == (
+def test_an_image_goes_to_the_shape_nearest_in_proportion():
+    shapes = images.bucket_shapes(512, 64)
+    assert images.nearest_shape((3000, 3000), shapes) == (512, 512)
+    assert images.nearest_shape((4000, 1000), shapes) == max(shapes)
+    assert images.nearest_shape((90, 70), shapes) == (576, 448) and images.nearest_shape((70, 90), shapes) == (
         448,
         576,
     )
@@ -177,37 +178,37 @@ def test_missing_captions_are_counted(tmp_path):
     for i in (1, 3):
         (folder / f"p{i}.txt").unlink()
     records, _ = read_data.read_records(str(folder), "--train_data_dir", None, "text")
-    with pytest.raises(UserError, match=r"2 of 5 pictures have no caption.*p1.png.*--caption_column"):
-        examples.load_pictures(records, SQUARE)
+    with pytest.raises(UserError, match=r"2 of 5 images have no caption.*p1.png.*--caption_column"):
+        examples.load_examples(records, SQUARE)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
+    "content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
 )
-def test_what_is_no_picture_is_named_before_any_work(tmp_path, content):
+def test_what_is_no_image_is_named_before_any_work(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UserError, match="a.png is (empty|not an image)"):
         load_one(tmp_path / "a.png")
 
 
-def test_a_picture_of_too_many_pixels_is_told_in_one_line_without_pillows_own(tmp_path, recwarn):
+def test_an_image_of_too_many_pixels_is_told_in_one_line_without_pillows_own(tmp_path, recwarn):
     for width in (9_500, 10_500):
         Image.new("1", (width, 10_000)).save(tmp_path / f"{width}.png")
     records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
-    with pytest.raises(UserError, match="1 of 2 pictures: .*10500.png has 10500x10000 pixels, more than 100,000,000"):
-        examples.load_pictures(records, [(64, 64)])
+    with pytest.raises(UserError, match="1 of 2 images: .*10500.png has 10500x10000 pixels, more than 100,000,000"):
+        examples.load_examples(records, [(64, 64)])
     assert not [one for one in recwarn if one.category is Image.DecompressionBombWarning]
 
 
-def test_a_picture_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
+def test_an_image_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
     noise(200, 100).save(tmp_path / "a.png")
-    picture, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
+    image, content = load_one(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"a.png can't be read \(truncated"):
-        examples.picture_tensor(picture, View())
+        examples.example_tensor(image, View())
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match="a.png can't be read .*No such file"):
-        examples.picture_tensor(picture, View())
+        examples.example_tensor(image, View())
 
 
 def test_what_is_held_out_stays_so_when_data_grows():
@@ -223,9 +224,9 @@ def test_what_is_held_out_stays_so_when_data_grows():
 
 
 @pytest.mark.parametrize("count, share, said", [
-    (1, 0.1, "0.1: holds out none of 1 picture, by a hash of each one's id; leave it out"),
-    (1, 0.9, "0.9: holds out all of 1 picture, .*; leave it out"),
-    (3, 0.01, "0.01: holds out none of 3 pictures, .*; give a larger share, or leave it out"),
+    (1, 0.1, "0.1: holds out none of 1 image, by a hash of each one's id; leave it out"),
+    (1, 0.9, "0.9: holds out all of 1 image, .*; leave it out"),
+    (3, 0.01, "0.01: holds out none of 3 images, .*; give a larger share, or leave it out"),
 ])  # fmt: skip
 def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, said):
     for i in range(count):
@@ -234,14 +235,14 @@ def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, 
         read_data.read_training_records(str(tmp_path), "--train_data_dir", None, "text", share_held_out=share)
 
 
-def test_a_picture_that_breaks_off_is_found_without_training(tmp_path):
+def test_an_image_that_breaks_off_is_found_without_training(tmp_path):
     for i, suffix in enumerate((".jpg", ".bmp", ".png")):
         noise(300, 300, i).save(tmp_path / f"{i}{suffix}")
     for name in ("0.jpg", "1.bmp"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-2000])
     records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
-    found = examples.load_pictures(records, [(64, 64)])  # their headers are sound
-    with pytest.raises(UserError, match=r"2 of 3 pictures: .*0.jpg can't be read \(truncated.*1.bmp .*; remove"):
+    found = examples.load_examples(records, [(64, 64)])  # their headers are sound
+    with pytest.raises(UserError, match=r"2 of 3 images: .*0.jpg can't be read \(truncated.*1.bmp .*; remove"):
         examples.check_whole(found)
     examples.check_whole(found[2:])
 
@@ -259,7 +260,7 @@ def make_imagefolder(root, splits):
 
 
 @pytest.mark.parametrize("held", ["val", "validation"])
-def test_an_imagefolder_with_splits_never_trains_on_its_test_pictures(tmp_path, held):
+def test_an_imagefolder_with_splits_never_trains_on_its_test_images(tmp_path, held):
     root = make_imagefolder(tmp_path, ["train", held, "test"])
     train, held_out = read_data.read_training_records(str(root), "--train_data_dir", None, "text", share_held_out=0.5)
     assert [one["text"] for one in train] == ["train 0", "train 1", "train 2"]
@@ -277,7 +278,7 @@ def test_rows_that_are_left_out_are_told(tmp_path, caplog):
     assert len(train) == 2 and "1 of 3 rows are left out (no image: 1, as " in caplog.text
 
 
-def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):
+def test_a_choice_of_samples_is_seeded_and_of_training_images_alone(tmp_path):
     root = str(make_imagefolder(tmp_path, ["train", "val"]))
     chosen = [
         read_data.read_training_records(root, "--train_data_dir", None, "text", max_samples=2, seed=s)
@@ -288,7 +289,7 @@ def test_a_choice_of_samples_is_seeded_and_of_training_pictures_alone(tmp_path):
     assert all(t == sorted(t) and len(t) == 2 for t in texts)
 
 
-def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_picture_when_it_is_needed(tmp_path):
+def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_image_when_it_is_needed(tmp_path):
     import datasets
 
     def rows(split):
@@ -305,13 +306,13 @@ def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_picture_when_it_is
     assert [one["text"] for one in train] == [f"train {i}" for i in range(3)] and len(held_out) == 3
     assert all(one["text"].startswith("validation") for one in held_out)
     alone, none = read_data.read_training_records(str(tmp_path / "one"), "--train_data_dir", "image", "caption")
-    found = examples.load_pictures(alone, SQUARE)
+    found = examples.load_examples(alone, SQUARE)
     assert not none and [one.size for one in found] == [(80, 64)] * 3 and callable(found[0].source)
     expected = np.array(noise(80, 64, 2).crop((8, 0, 72, 64)))
     assert torch.equal(
-        examples.picture_tensor(found[2], View()), torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1
+        examples.example_tensor(found[2], View()), torch.from_numpy(expected).permute(2, 0, 1) / 127.5 - 1
     )
-    assert examples.describe(found[2]) == f"picture {found[2].id}"
+    assert examples.describe(found[2]) == f"image {found[2].id}"
     with pytest.raises(UserError, match="--image_column nothing"):
         read_data.read_records(str(tmp_path / "one"), "--train_data_dir", "nothing", "caption")
 
@@ -322,9 +323,9 @@ def test_an_empty_folder_is_an_error_of_the_training_flag(tmp_path):
     assert "--catalogue" not in str(error.value)
 
 
-def test_the_fingerprint_of_the_data_knows_pictures_captions_and_order(tmp_path):
+def test_the_fingerprint_of_the_data_knows_images_captions_and_order(tmp_path):
     folder = make_folder(tmp_path)
-    found = examples.load_pictures(read_data.read_records(str(folder), "--train_data_dir", None, "text")[0], SQUARE)
+    found = examples.load_examples(read_data.read_records(str(folder), "--train_data_dir", None, "text")[0], SQUARE)
     before = examples.data_fingerprint(found)
     assert before == examples.data_fingerprint([one._replace(source=Path("moved")) for one in found])
     others = [

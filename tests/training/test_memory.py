@@ -92,7 +92,8 @@ def test_trained_text_encoders_count(tmp_path):
 
 STEPS = """
 import psutil, torch
-from utils import devices, lora, models
+from families import lora, models
+from utils import devices
 
 torch.manual_seed(0)
 model = models.resolve_model("demo")
@@ -142,9 +143,9 @@ def test_a_dry_run_needs_configs_alone(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (64, 64), name == "a" and "red" or "blue").save(tmp_path / "data" / f"{name}.png")
-        (tmp_path / "data" / f"{name}.txt").write_text(f"a picture of {name}")
+        (tmp_path / "data" / f"{name}.txt").write_text(f"an image of {name}")
     words = ["--pretrained_model_name_or_path", model, "--train_data_dir", str(tmp_path / "data"), "--dry_run"]
     train_lora.main(train_lora.parse_args([*words, "--output_dir", str(tmp_path / "run")]))
     said = capsys.readouterr().out
-    assert "1,594,368 trainable" in said and "2 pictures, 0 held out" in said and "16 a step = 2 at once x 8" in said
+    assert "1,594,368 trainable" in said and "2 images, 0 held out" in said and "16 a step = 2 at once x 8" in said
     assert not (tmp_path / "run").exists()

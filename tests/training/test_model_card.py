@@ -40,7 +40,7 @@ def samples(run):
     return run / "validation/step-000000.png", run / "validation/step-000010.png"
 
 
-def test_the_card_is_valid_and_its_pictures_exist(run):
+def test_the_card_is_valid_and_its_images_exist(run):
     write_card(run, FACTS, samples(run), RECORDS)
     card, version = ModelCard.load(run / "README.md"), runs.package_version("diffusers")
     assert card.data.base_model == FACTS["base_model"] and card.data.library_name == "diffusers"

@@ -1,4 +1,4 @@
-"""The sample plan: a position means the same on any hardware, and every picture has its turn."""
+"""The sample plan: a position means the same on any hardware, and every image has its turn."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ def test_orders_are_remembered_by_a_tuple_that_is_still_there():
 
 
 @pytest.mark.parametrize("shapes", [SQUARE, MIXED])
-def test_an_epoch_sees_each_picture_once_and_the_next_in_another_order(shapes):
+def test_an_epoch_sees_each_image_once_and_the_next_in_another_order(shapes):
     epochs = [
         [one.index for one in draws(range(e * len(shapes), (e + 1) * len(shapes)), shapes=shapes)] for e in (0, 1)
     ]
@@ -72,7 +72,7 @@ def test_a_step_is_divided_without_loss(shapes, processes, micro):
         assert all(len(batch) <= micro and len({shapes[one.index] for one in batch}) == 1 for batch in share)
 
 
-def test_pictures_of_one_shape_keep_their_order():
+def test_images_of_one_shape_keep_their_order():
     step = draws(range(8))
     assert sample_plan.split_step(step, SQUARE, 2, 0, 1) == [step[i : i + 2] for i in range(0, 8, 2)]
 

@@ -1,4 +1,4 @@
-"""A loss that can be compared, and pictures that are looked at before they are believed."""
+"""A loss that can be compared, and images that are looked at before they are believed."""
 
 import contextlib
 import functools
@@ -36,14 +36,14 @@ class Parts:
     def features(self, texts):
         return models.encode_prompts(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
 
-    def pictures(self, texts=TEXTS, seeds=SEEDS, autocast=contextlib.nullcontext, stop=lambda: False):
+    def images(self, texts=TEXTS, seeds=SEEDS, autocast=contextlib.nullcontext, stop=lambda: False):
         return self.drawer(seeds, autocast=autocast, stop=stop)(self.features(texts), self.features([""]))
 
     def drawer(self, seeds=SEEDS, steps=3, **changes):
         given = {"model": self.model, "family": self.family, "unet": self.unet, "scheduler": self.scheduler}
         given |= {"seeds": seeds, "steps": steps, "guidance": 5.0, "size": 32}
         given |= {"autocast": contextlib.nullcontext, "stop": lambda: False}
-        return functools.partial(validation.validation_pictures, **given | changes)
+        return functools.partial(validation.validation_images, **given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +51,27 @@ def parts(folders):
     return {family: Parts(folders[family], family) for family in folders}
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(one, dtype=np.int16) for one in pictures])
+def pixels(images):
+    return np.stack([np.asarray(one, dtype=np.int16) for one in images])
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_pictures_are_those_of_the_models_own_pipeline(folders, parts, family):
+def test_images_are_those_of_the_models_own_pipeline(folders, parts, family):
     pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = parts[family].pictures()
-    for picture, text, seed in zip(drawn, TEXTS, SEEDS):
+    drawn = parts[family].images()
+    for image, text, seed in zip(drawn, TEXTS, SEEDS):
         generator = torch.Generator().manual_seed(seed)
         expected = pipeline(
             text, num_inference_steps=3, guidance_scale=5.0, height=32, width=32, generator=generator
         ).images  # fmt: skip
-        assert picture.size == (32, 32) and np.abs(pixels([picture]) - pixels(expected)).max() <= 1
+        assert image.size == (32, 32) and np.abs(pixels([image]) - pixels(expected)).max() <= 1
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_company(parts):
-    whole = parts["sd1"].pictures()
-    alone = parts["sd1"].pictures(TEXTS[2:], SEEDS[2:])
+def test_an_image_depends_on_its_seed_and_not_on_its_company(parts):
+    whole = parts["sd1"].images()
+    alone = parts["sd1"].images(TEXTS[2:], SEEDS[2:])
     assert np.array_equal(pixels(whole[2:]), pixels(alone))
     given = {"prompt_embeds": parts["sd1"].features(TEXTS)[0]}
     given["negative_prompt_embeds"] = parts["sd1"].features([""] * 3)[0]
@@ -80,7 +80,7 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_company(parts):
     for batch in (1, 2, 3):
         drawn = sampling.generate(pipeline, SEEDS, 3, 5.0, batch, 32, **given)
         assert np.abs(pixels(drawn) - pixels(whole)).max() <= 1
-    assert not np.array_equal(pixels(parts["sd1"].pictures(TEXTS[:1], [9])), pixels(whole[:1]))
+    assert not np.array_equal(pixels(parts["sd1"].images(TEXTS[:1], [9])), pixels(whole[:1]))
 
 
 def test_the_vae_decodes_in_float32_under_autocast(parts):
@@ -97,12 +97,12 @@ def test_the_vae_decodes_in_float32_under_autocast(parts):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_latents_that_are_not_finite_make_a_picture_that_is_told(parts, value):
+def test_latents_that_are_not_finite_make_an_image_that_is_told(parts, value):
     vae = models.load_vae(parts["sd1"].model)
     pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
     with torch.no_grad():
-        (picture,) = sampling.decode_latents(pipeline, torch.full((1, 4, 16, 16), float(value)))
-    assert image_checks.picture_fault(picture) == "black (or NaN)"
+        (image,) = sampling.decode_latents(pipeline, torch.full((1, 4, 16, 16), float(value)))
+    assert image_checks.image_fault(image) == "black (or NaN)"
 
 
 def test_zero_terminal_snr_draws_from_pure_noise(parts):
@@ -112,31 +112,31 @@ def test_zero_terminal_snr_draws_from_pure_noise(parts):
     assert pipeline.scheduler.timesteps[0] == 999 and pipeline.scheduler.alphas_cumprod[-1] < 1e-6
     one = parts["sd2"]
     drawn = one.drawer(scheduler=rescaled)(one.features(TEXTS), one.features([""]))
-    assert all(image_checks.picture_fault(picture) is None for picture in drawn)
+    assert all(image_checks.image_fault(image) is None for image in drawn)
 
 
-def test_a_signal_breaks_drawing_off_between_two_pictures(parts):
+def test_a_signal_breaks_drawing_off_between_two_images(parts):
     asked = iter([False, True])
-    assert parts["sd1"].pictures(stop=lambda: next(asked)) is None
+    assert parts["sd1"].images(stop=lambda: next(asked)) is None
 
 
-def random_picture(seed=0):
+def random_image(seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), np.uint8))
 
 
-def test_what_is_wrong_with_a_picture():
-    assert image_checks.picture_fault(random_picture()) is None
-    assert image_checks.picture_fault(Image.new("RGB", (32, 32), (3, 5, 2))) == "black (or NaN)"
-    assert image_checks.picture_fault(Image.new("RGB", (32, 32), (130, 128, 127))) == "of one colour"
-    assert image_checks.picture_fault(Image.new("RGB", (32, 32), "white")) == "of one colour"
+def test_what_is_wrong_with_an_image():
+    assert image_checks.image_fault(random_image()) is None
+    assert image_checks.image_fault(Image.new("RGB", (32, 32), (3, 5, 2))) == "black (or NaN)"
+    assert image_checks.image_fault(Image.new("RGB", (32, 32), (130, 128, 127))) == "of one colour"
+    assert image_checks.image_fault(Image.new("RGB", (32, 32), "white")) == "of one colour"
     shoe = Image.new("RGB", (32, 32), "white")
     shoe.paste((235, 235, 235), (8, 16, 24, 24))
-    assert image_checks.picture_fault(shoe) is None
+    assert image_checks.image_fault(shoe) is None
 
 
 def test_the_grid_is_one_file_that_counts_the_invalid(tmp_path):
-    drawn = [random_picture(), Image.new("RGB", (32, 32)), random_picture(1), Image.new("RGB", (32, 32), "white"),
-             random_picture(2)]  # fmt: skip
+    drawn = [random_image(), Image.new("RGB", (32, 32)), random_image(1), Image.new("RGB", (32, 32), "white"),
+             random_image(2)]  # fmt: skip
     prompts = ["a\nshoe of two lines", "x", "a very long prompt " * 20, "y", "Größe 42"]
     path = tmp_path / "validation/step-000500.png"
     assert validation.save_grid(path, drawn, prompts) == 2

@@ -26,7 +26,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["fixed", "open"])
 @pytest.mark.parametrize("size", [(640, 640), (1000, 700), (300, 420)])
-def test_faces_are_found_where_they_are_at_any_size_of_picture(files, kind, size):
+def test_faces_are_found_where_they_are_at_any_size_of_image(files, kind, size):
     large, small = size[1] // 4, size[1] // 6
     drawn = [(1, large, (20, 40)), (2, small, (size[0] - small - 30, size[1] - small - 60))]
     found = find_faces(load_faces(files[kind]), draw_portrait(size, drawn))
@@ -37,22 +37,22 @@ def test_faces_are_found_where_they_are_at_any_size_of_picture(files, kind, size
 
 
 def test_a_face_too_large_for_the_first_look_is_found_by_the_second(files):
-    models, picture = load_faces(files["fixed"]), draw_portrait((640, 640), [(1, 300, (202, 202))])
-    canvas = np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
+    models, image = load_faces(files["fixed"]), draw_portrait((640, 640), [(1, 300, (202, 202))])
+    canvas = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
     assert models.detector.detect(canvas)[1] is None
-    (face,) = find_faces(models, picture)
+    (face,) = find_faces(models, image)
     np.testing.assert_allclose(face.box, (202, 202, 502, 502), atol=10)
     assert find_faces(models, draw_portrait((640, 640), [])) == []
 
 
 def test_alignment_is_that_of_opencv(files):
     rng, turn = np.random.default_rng(0), np.exp(0.4j) * 1.7
-    picture = Image.fromarray(cv2.GaussianBlur(rng.integers(0, 255, (300, 300, 3), np.uint8), (0, 0), 2))
+    image = Image.fromarray(cv2.GaussianBlur(rng.integers(0, 255, (300, 300, 3), np.uint8), (0, 0), 2))
     points = turn * faces.ALIGNED + (90 + 20j) + rng.normal(0, 2, 5)
     face = Face((60, 60, 240, 240), tuple((z.real, z.imag) for z in points), 1.0)
     row = np.array([60, 60, 180, 180, *np.ravel(face.landmarks), 1.0], np.float32)
-    by_opencv = cv2.FaceRecognizerSF.create(files["sface"], "").alignCrop(np.asarray(picture), row)
-    apart = np.abs(align_face(picture, face).astype(int) - by_opencv)
+    by_opencv = cv2.FaceRecognizerSF.create(files["sface"], "").alignCrop(np.asarray(image), row)
+    apart = np.abs(align_face(image, face).astype(int) - by_opencv)
     assert apart.max() <= 2 and np.ptp(by_opencv) > 30
 
 
@@ -61,8 +61,8 @@ def test_one_person_is_verified_and_another_is_not(files, kind):
     models = load_faces(files["fixed"], files[kind])
 
     def embed(person, side, place, seed):
-        picture = draw_portrait((500, 400), [(person, side, place)], seed)
-        return face_embedding(models, picture, find_faces(models, picture)[0])
+        image = draw_portrait((500, 400), [(person, side, place)], seed)
+        return face_embedding(models, image, find_faces(models, image)[0])
 
     first = embed(1, 160, (40, 60), 0)
     assert first @ first == pytest.approx(1)
@@ -112,7 +112,7 @@ def test_an_embedder_of_other_features_is_refused(files, tmp_path):
 
 
 @pytest.mark.parametrize("place", [(200, 150), (0, 0), (420, 330)])
-def test_head_and_shoulders_hold_the_whole_face_and_lie_in_the_picture(place):
+def test_head_and_shoulders_hold_the_whole_face_and_lie_in_the_image(place):
     face = Face((*place, place[0] + 80, place[1] + 100), ((0.0, 0.0),) * 5, 1.0)
     left, top, right, bottom = crop_head((500, 430), face)
     assert right - left == bottom - top == 250
@@ -122,7 +122,7 @@ def test_head_and_shoulders_hold_the_whole_face_and_lie_in_the_picture(place):
         assert 40 <= place[1] - top <= 70 and bottom - face.box[3] > place[1] - top
 
 
-def test_a_face_that_fills_the_picture_is_not_cut():
+def test_a_face_that_fills_the_image_is_not_cut():
     face = Face((40.0, 30.0, 280.0, 290.0), ((0.0, 0.0),) * 5, 1.0)
     left, top, right, bottom = crop_head((320, 300), face)
     assert (bottom - top, right - left) == (300, 300) and left <= 40 and right >= 280

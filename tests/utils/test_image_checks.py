@@ -11,7 +11,7 @@ from families import models
 from families.sampling import decode_latents
 from utils import image_checks
 from utils.cli import UserError
-from utils.image_checks import clip_scores, find_fault, finite_pictures, index_pictures, is_near, nearest
+from utils.image_checks import clip_scores, find_fault, finite_images, index_images, is_near, nearest
 
 ROWS = [product(5, index, list(KINDS)) for index in range(24)]
 
@@ -43,23 +43,23 @@ def test_noise_through_the_vae_is_told(pipeline, deviation):
     for side in (16, 24):
         latents = torch.randn(3, 4, side, side, generator=torch.Generator().manual_seed(1)) * deviation
         with torch.no_grad():
-            pictures = decode_latents(pipeline, latents)
-        assert {find_fault(picture) for picture in pictures} == {"noise"}
+            images = decode_latents(pipeline, latents)
+        assert {find_fault(image) for image in images} == {"noise"}
 
 
-def test_a_picture_drowned_in_noise_is_told():
+def test_an_image_drowned_in_noise_is_told():
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3))
     assert find_fault(Image.fromarray(noise.astype(np.uint8))) == "noise"
-    grainy = np.clip(np.asarray(shoe(0)) + (noise - 128) * 0.2, 0, 255)  # film grain: a bad picture, and no noise
+    grainy = np.clip(np.asarray(shoe(0)) + (noise - 128) * 0.2, 0, 255)  # film grain: a bad image, and no noise
     assert find_fault(Image.fromarray(grainy.astype(np.uint8))) is None
 
 
-def test_black_and_constant_pictures_and_nan_latents_have_their_own_names():
+def test_black_and_constant_images_and_nan_latents_have_their_own_names():
     assert find_fault(Image.new("RGB", (64, 64), (3, 3, 3))) == "black (or NaN)"
     assert find_fault(Image.new("RGB", (64, 64), (200, 90, 90))) == "of one colour"
     latents = torch.zeros(3, 4, 8, 8)
     latents[0, 1, 2, 3], latents[2, 0, 0, 0] = float("nan"), float("inf")
-    assert finite_pictures(latents) == [False, True, False]
+    assert finite_images(latents) == [False, True, False]
     assert find_fault(shoe(0), finite=False) == "NaN latents"
 
 
@@ -73,8 +73,8 @@ def split(tmp_path_factory):
     return folder
 
 
-def test_copies_of_training_pictures_are_found(split, tmp_path):
-    index = index_pictures(split)
+def test_copies_of_training_images_are_found(split, tmp_path):
+    index = index_images(split)
     for number in (0, 7, 19):
         shoe(number, 192).resize((128, 128), Image.Resampling.LANCZOS).save(tmp_path / "copy.jpg", quality=40)
         copy = Image.open(tmp_path / "copy.jpg").convert("RGB")
@@ -84,42 +84,42 @@ def test_copies_of_training_pictures_are_found(split, tmp_path):
 
 
 def test_another_shoe_or_colour_is_no_copy(split):
-    index = index_pictures(split)
+    index = index_images(split)
     assert not any(is_near(*nearest(index, shoe(number))[1:]) for number in range(20, 24))
     red, green, blue = shoe(3).split()
     name, bits, colour = nearest(index, Image.merge("RGB", (red.point(lambda v: v // 3), green, blue)))
     assert colour > image_checks.NEAR_COLOUR and not is_near(bits, colour)
 
 
-def test_any_folder_of_pictures_makes_an_index(tmp_path):
+def test_any_folder_of_images_makes_an_index(tmp_path):
     (tmp_path / "more").mkdir()
     shoe(0).crop((0, 20, 128, 100)).save(tmp_path / "more" / "wide.PNG")
     shoe(1).save(tmp_path / "b.jpg", quality=95)
-    assert index_pictures(tmp_path).ids == ["b", "more/wide"]
-    (tmp_path / "c.png").write_bytes(b"no picture")
+    assert index_images(tmp_path).ids == ["b", "more/wide"]
+    (tmp_path / "c.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="--reject_near_train .*c.png: not an image"):
-        index_pictures(tmp_path)
+        index_images(tmp_path)
 
 
-def test_a_folder_without_pictures_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="--reject_near_train .*holds no pictures"):
-        index_pictures(tmp_path)
+def test_a_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="--reject_near_train .*holds no images"):
+        index_images(tmp_path)
     with pytest.raises(UserError, match="--reject_near_train .*no such folder"):
-        index_pictures(tmp_path / "none")
+        index_images(tmp_path / "none")
 
 
 def said(row: dict) -> str:
     return f"a photo of {row['baseColour'].lower()} {row['articleType'].lower()}"
 
 
-def test_clip_likes_a_picture_with_its_own_text(clip):
-    pictures, texts = [shoe(index) for index in range(24)], [said(row) for row in ROWS]
-    own = clip_scores(clip, pictures, texts)
+def test_clip_likes_an_image_with_its_own_text(clip):
+    images, texts = [shoe(index) for index in range(24)], [said(row) for row in ROWS]
+    own = clip_scores(clip, images, texts)
     other = clip_scores(
-        clip, pictures, ["a photo of blue sandals" if "sandals" not in one else "brown boots" for one in texts]
+        clip, images, ["a photo of blue sandals" if "sandals" not in one else "brown boots" for one in texts]
     )
     assert np.mean(own) > np.mean(other) + 20 and min(other) >= -100 and max(own) <= 100
-    assert np.allclose(own, clip_scores(clip, pictures, texts, batch=5), atol=1e-3)
+    assert np.allclose(own, clip_scores(clip, images, texts, batch=5), atol=1e-3)
 
 
 def test_a_long_text_keeps_its_end_token(clip):

@@ -17,7 +17,7 @@ from utils.images import (
 )
 
 
-def picture(size=(120, 80), seed=0) -> Image.Image:
+def drawn(size=(120, 80), seed=0) -> Image.Image:
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
@@ -84,7 +84,7 @@ def test_cmyk_grey_and_palette_become_rgb():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_file_cut_short_is_told_from_a_whole_one(kind):
-    data = encode(picture((300, 300)), kind)
+    data = encode(drawn((300, 300)), kind)
     read_image(data)
     assert reason(data[: len(data) // 2]) in ("truncated", "cannot be decoded")
 
@@ -93,7 +93,7 @@ def test_each_kind_of_bad_file_has_its_reason(tmp_path):
     assert reason(b"") == "empty file"
     assert reason(b"<html>404</html>") == "not an image"
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n") == "not an image"
-    assert reason(encode(picture((100, 100)), "PNG"), max_pixels=9999) == "decompression bomb"
+    assert reason(encode(drawn((100, 100)), "PNG"), max_pixels=9999) == "decompression bomb"
     with pytest.raises(BadImage, match="cannot be read"):
         read_image(tmp_path / "nothing.jpg")
 
@@ -113,7 +113,7 @@ def test_blank_is_blank_and_a_white_shoe_is_not():
 
 
 def test_draft_decoding_changes_nothing_one_can_see():
-    large = picture((1200, 1600)).resize((1200, 1600))
+    large = drawn((1200, 1600)).resize((1200, 1600))
     data = encode(large, "JPEG", quality=92)
     whole, size = read_image(data)
     reduced, told = read_image(data, longest=256)
@@ -148,12 +148,12 @@ def test_the_foreground_box_holds_the_object():
     assert foreground_box(Image.new("RGB", (30, 20), "white")) == (0, 0, 30, 20)
 
 
-def signatures(pictures):
-    return np.stack([perceptual_hash(one) for one in pictures]), np.stack([colour_thumb(one) for one in pictures])
+def signatures(images):
+    return np.stack([perceptual_hash(one) for one in images]), np.stack([colour_thumb(one) for one in images])
 
 
 def test_copies_are_near_and_others_are_not():
-    originals = [fit_square(picture((300, 300), seed), 256) for seed in range(30)]
+    originals = [fit_square(drawn((300, 300), seed), 256) for seed in range(30)]
     copies = [
         Image.open(io.BytesIO(encode(one.resize((200, 200)), "JPEG", quality=60))).resize((256, 256))
         for one in originals
@@ -171,16 +171,16 @@ def test_the_same_shape_in_another_colour_is_no_copy():
 
 
 def test_a_placeholder_that_is_there_a_thousand_times_makes_no_million_pairs():
-    pictures = [fit_square(picture((90, 90), seed), 64) for seed in range(3)]
-    hashes, thumbs = signatures(pictures)
+    images = [fit_square(drawn((90, 90), seed), 64) for seed in range(3)]
+    hashes, thumbs = signatures(images)
     pairs = near_pairs(np.repeat(hashes, 1000, 0), np.repeat(thumbs, 1000, 0), bits=8, colour=3.0)
     assert len(pairs) == 3 * 999
 
 
 def test_pairs_are_found_across_blocks():
-    pictures = [fit_square(picture((90, 90), seed), 64) for seed in range(150)]
-    pictures[149] = pictures[3]
-    assert [(i, j) for i, j, *_ in near_pairs(*signatures(pictures), bits=0, colour=0)] == [(3, 149)]
+    images = [fit_square(drawn((90, 90), seed), 64) for seed in range(150)]
+    images[149] = images[3]
+    assert [(i, j) for i, j, *_ in near_pairs(*signatures(images), bits=0, colour=0)] == [(3, 149)]
 
 
 def test_labels_of_a_grid_stay_in_their_place():

@@ -60,8 +60,8 @@ def test_the_curve_shows_loss_and_validation(tmp_path):
     with_it, without = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), dtype=int)
                         for name in ("with", "without"))  # fmt: skip
 
-    def pixels(picture, colour):
-        return int((np.abs(picture - colour).max(-1) < 12).sum())
+    def pixels(image, colour):
+        return int((np.abs(image - colour).max(-1) < 12).sum())
 
     assert pixels(with_it, (0x4A, 0x6F, 0xA5)) > 300 and pixels(with_it, (0xD1, 0x68, 0x2F)) > 300
     assert pixels(without, (0xD1, 0x68, 0x2F)) == 0

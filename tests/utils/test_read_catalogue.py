@@ -6,7 +6,7 @@ from PIL import Image
 
 from utils.catalogue import fault_line, read_folder, read_imagefolder, read_styles
 from utils.cli import UserError
-from utils.sources import picture_source, read_catalogue, read_hub, select_products
+from utils.sources import image_source, read_catalogue, read_hub, select_products
 from utils.tables import split_records
 
 HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
@@ -170,15 +170,15 @@ def test_what_of_a_folder_is_not_read_is_named_with_its_reason(tmp_path):
     assert "noise.png (row noise.png): caption is no text – noise.txt holds '\\x00'" in lines
     assert "IMG_1.HEIC (row IMG_1.HEIC): HEIC is not read – convert it to JPEG" in lines
     assert "lost.jpg (row lost.jpg): broken link" in lines
-    assert found.notes == ["captions without a picture: you.txt"]
+    assert found.notes == ["captions without an image: you.txt"]
 
 
-def test_pictures_that_no_line_tells_of_are_named(tmp_path):
+def test_images_that_no_line_tells_of_are_named(tmp_path):
     for name in ("a.png", "b.png", "c.bmp"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}')
     found = read_imagefolder([tmp_path / "metadata.jsonl"], "file_name", "text")
-    assert found.notes == [f"pictures without a line in {tmp_path.name}/metadata: b.png, c.bmp"]
+    assert found.notes == [f"images without a line in {tmp_path.name}/metadata: b.png, c.bmp"]
 
 
 def test_an_empty_folder_and_another_table_are_named(tmp_path):
@@ -222,7 +222,7 @@ def test_a_dataset_that_datasets_reads(tmp_path, kind):
         ("7", "a red shoe", "Red"),
         ("8", "a blue shoe", None),
     ]
-    assert picture_source(found.dataset, found.products[0]["image"])[:4] == b"\x89PNG"
+    assert image_source(found.dataset, found.products[0]["image"])[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="--image_column photo"):
         read_hub(str(tmp_path / "d"), None, "train", "photo", "text")
 

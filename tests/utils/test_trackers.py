@@ -120,8 +120,8 @@ def test_mlflow_keeps_all_in_the_run_folder_and_continues_its_run(tmp_path):
     assert [(item.step, item.value) for item in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
     assert run.info.run_name == "shoes" and run.info.status == "FINISHED"
     assert run.data.params["rank"] == "8" and run.data.params["wandb_api_key"] == "***"
-    pictures = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
-    assert len(pictures) == 4
+    images = [item.path for item in client.list_artifacts(run.info.run_id, "images") if item.path.endswith(".png")]
+    assert len(images) == 4
     path = next(tmp_path.glob("logs/mlflow/*/*/artifacts/images/validation+step+4*.png"))
     assert np.asarray(Image.open(path))[0, 0].tolist() == [255, 0, 0]
 

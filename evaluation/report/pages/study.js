@@ -1,6 +1,6 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const count = STUDY.pictures.length, key = "study-" + STUDY.id;
+const count = STUDY.images.length, key = "study-" + STUDY.id;
 const fresh = () => ({
   // Tells two downloads by one person from two people of one name.
   session: Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, "0")).join(""),
@@ -28,13 +28,13 @@ function show(at) {
   keep();
   for (const [id, on] of [["start", state.at < 0], ["rate", state.at >= 0 && state.at < count], ["done", state.at === count]]) $(id).hidden = !on;
   if (!$("rate").hidden) {
-    $("picture").src = STUDY.pictures[state.at];
+    $("image").src = STUDY.images[state.at];
     shown = Date.now();
     draw();
   } else if (!$("done").hidden) {
     const left = count - rated();
     $("thanks").textContent = left ? "Stopped early" : "Thank you";
-    $("summary").textContent = `${rated()} of ${count} pictures rated.` + (left ? " You can go on now or later in this browser." : "");
+    $("summary").textContent = `${rated()} of ${count} images rated.` + (left ? " You can go on now or later in this browser." : "");
   }
   window.scrollTo(0, 0);
 }
@@ -93,7 +93,7 @@ $("back").onclick = () => show(state.at - 1);
 $("next").onclick = forward;
 $("stop").onclick = () => show(count);
 $("again").onclick = () => {
-  const open = STUDY.pictures.findIndex((_, at) => !whole(state.answers[at]));
+  const open = STUDY.images.findIndex((_, at) => !whole(state.answers[at]));
   show(open < 0 ? count - 1 : open);
 };
 $("name").oninput = () => { state.rater = $("name").value.trim(); keep(); };
