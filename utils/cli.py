@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 
 class UserError(Exception):
     """Something the user can mend. The message names the flag, file or row, the value found, and what to do."""
@@ -37,7 +39,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line; argparse would put the usage of some forty flags before it."""
+    """Reports a mistake in one line; argparse would put the usage of some forty flags before it."""
+
+    recipe_keys: frozenset[str] = frozenset()  # the settings that came from --config
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
@@ -53,7 +57,7 @@ def mapped(word: str) -> str:
     return word
 
 
-def make_parser(doc: str) -> argparse.ArgumentParser:
+def make_parser(doc: str) -> Parser:
     """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
     usage = "%(prog)s [--flag value ...]"  # argparse would list every flag twice
     parser = Parser(description=doc, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
@@ -155,7 +159,7 @@ def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str
     return argv
 
 
-def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; with --config, on top of that file's settings."""
     if argv is None:  # a script's own start
         gc.freeze()  # what was imported stays: to look at it again, at the exit above all, takes more than a second
@@ -167,10 +171,29 @@ def parse_args(parser: argparse.ArgumentParser, argv: list[str] | None = None) -
         return parser.parse_args(argv)
     try:
         given = {word.partition("=")[0] for word in argv if word.startswith("--")}
-        words = recipe_to_argv(read_recipe(path, parser), parser, given, path)
+        recipe = read_recipe(path, parser)
+        words = recipe_to_argv(recipe, parser, given, path)
+        parser.recipe_keys = frozenset(
+            action.dest for action in parser._actions if action.dest in recipe and not given & {*action.option_strings}
+        )
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     return parser.parse_args(words + argv)
+
+
+def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tuple[str, bool]]) -> None:
+    """Refuse a flag that does nothing without another; from a recipe, which may serve several commands, only warn.
+
+    `needs`: {flag: (what it needs, whether that is there)}. A flag that has its default value is not looked at.
+    """
+    for name, (needed, is_there) in needs.items():
+        value = getattr(args, name)
+        if is_there or value == parser.get_default(name):
+            continue
+        if name in parser.recipe_keys:
+            logger.warning("--config: `%s: %s` does nothing without %s", name, value, needed)
+        else:
+            parser.error(f"--{name} {value}: does nothing without {needed}; add that, or leave --{name} out")
 
 
 def settings_of(args: argparse.Namespace) -> dict:
