@@ -1,6 +1,7 @@
-"""Targets, signal-to-noise weights and losses of denoising: pure functions of tensors."""
+"""Noise schedules, targets, weights and losses of denoising: functions of tensors, nothing loaded."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -9,18 +10,23 @@ from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from utils.cli import UserError
 
+Text = tuple[torch.Tensor, torch.Tensor | None]  # what the UNet sees of texts: (n, length, width), and SDXL's pooled
 
-def schedule_changes(prediction_type: str | None, zero_terminal_snr: bool) -> dict:
-    """What a recipe changes in the config of the model's noise schedule."""
-    changes = {"prediction_type": prediction_type} if prediction_type else {}
-    # Images must begin where training ended, at pure noise; a schedule's `leading` steps begin after it.
+
+def schedule_changes(prediction_type: str | None, zero_terminal_snr: bool) -> dict[str, str | bool]:
+    """What the flags change in the config of the model's noise schedule."""
+    changes: dict[str, str | bool] = {"prediction_type": prediction_type} if prediction_type else {}
+    # Sampling must start where training ended, at pure noise; `leading` steps start after it.
     return changes | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_terminal_snr else {})
 
 
 def training_scheduler(
     scheduler: DDPMScheduler, prediction_type: str | None = None, zero_terminal_snr: bool = False
 ) -> DDPMScheduler:
-    """The model's own noise schedule, with what the recipe changes in it."""
+    """The model's own noise schedule with the changes that the flags ask for.
+
+    Zero terminal SNR: Lin et al., 2023, arXiv 2305.08891, algorithm 1.
+    """
     scheduler.register_to_config(**schedule_changes(prediction_type, zero_terminal_snr))
     if zero_terminal_snr:
         scheduler.betas = rescale_zero_terminal_snr(scheduler.betas)
@@ -28,8 +34,8 @@ def training_scheduler(
         scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
     if scheduler.config.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] == 0:
         raise UserError(
-            "--zero_terminal_snr: the last step of such a noise schedule is pure noise, from which nothing is learnt "
-            "by predicting epsilon (the noise itself); add --prediction_type v_prediction"
+            "--zero_terminal_snr: the last step of such a noise schedule is pure noise, where predicting epsilon (the "
+            "noise itself) teaches nothing; add --prediction_type v_prediction"
             + ("" if zero_terminal_snr else " (this model's own schedule is of that kind)")
         )
     return scheduler
@@ -38,7 +44,7 @@ def training_scheduler(
 def prediction_target(
     scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the model is to predict from the noisy latents."""
+    """What the model should predict from the noisy latents."""
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -46,27 +52,28 @@ def prediction_target(
 
 
 def predict(
-    unet, scheduler: DDPMScheduler, batch: dict, embeds: torch.Tensor, pooled: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The UNet's prediction for a batch, and what it should have been."""
-    noisy = scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-    conditions = None if pooled is None else {"text_embeds": pooled, "time_ids": batch["time_ids"]}
-    prediction = unet(noisy, batch["timesteps"], embeds, added_cond_kwargs=conditions).sample
-    return prediction, prediction_target(scheduler, batch["latents"], batch["noise"], batch["timesteps"])
+    unet: torch.nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, text: Text, time_ids: torch.Tensor
+) -> torch.Tensor:
+    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, other families do not see them."""
+    embeds, pooled = text
+    conditions = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+    return unet(noisy, timesteps, embeds, added_cond_kwargs=conditions).sample
 
 
 def snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor | None:
-    """Min-SNR weight of each sample's squared error; pure noise (SNR 0) keeps weight 1 where v is predicted."""
+    """The min-SNR weight of each sample's squared error (Hang et al., 2023, arXiv 2303.09556); None without gamma.
+
+    Pure noise (SNR 0) keeps weight 1 where v is predicted.
+    """
     if gamma is None:
         return None
-    prediction_type = scheduler.config.prediction_type
-    # Looked up on the device: to bring the timesteps to the CPU would wait for it at every micro-batch.
+    # Looked up on the device (diffusers' compute_snr would wait for it): one wait a step is enough.
     alpha = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps]
     snr = alpha / (1 - alpha)
     clipped = snr.clamp(max=gamma)
-    if prediction_type == "epsilon":
+    if scheduler.config.prediction_type == "epsilon":
         return clipped / snr
-    if prediction_type == "v_prediction":
+    if scheduler.config.prediction_type == "v_prediction":
         return torch.where(snr == 0, 1.0, clipped / (snr + 1))
     return clipped  # the sample itself is predicted
 
@@ -89,9 +96,9 @@ def sample_losses(
     return losses if weights is None else losses * weights
 
 
-def mean_losses(samples: list[tuple[float, float]], timesteps: int) -> dict[str, float]:
+def mean_losses(samples: Iterable[tuple[float, float]], timesteps: int) -> dict[str, float]:
     """Mean of (loss, timestep) pairs, over all and over each quarter of the timesteps: q1 has the least noise."""
-    quarters = [[], [], [], []]
+    samples, quarters = list(samples), [[], [], [], []]
     for loss, timestep in samples:
         quarters[min(3, int(timestep * 4 / timesteps))].append(loss)
     means = {"loss": math.fsum(loss for loss, _ in samples) / len(samples)}

@@ -7,13 +7,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
-from families.lora_layer import DirectLinear
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
@@ -26,33 +26,38 @@ SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; wit
 KOHYA_BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
-def attach_lora(
-    module: torch.nn.Module,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: Iterable[str],
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> list[torch.nn.Parameter]:
-    """Freeze a UNet or a text encoder, add an adapter to it, and return what is to be trained, in float32.
+@dataclass(frozen=True)
+class Adapter:
+    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685); `targets` are the UNet's layers."""
 
-    The weights come from torch's global generator: seed it first. The adapter changes nothing before its first step.
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = UNET_TARGETS
+    use_dora: bool = False
+    use_rslora: bool = False
+
+
+def attach_lora(
+    module: torch.nn.Module, adapter: Adapter, targets: tuple[str, ...] | None = None
+) -> list[torch.nn.Parameter]:
+    """Freeze a UNet or a text encoder, add an adapter to it, and return the parameters to train, in float32.
+
+    `targets`: the layers to adapt, where they are not the adapter's. The weights come from torch's global generator:
+    seed it first. The adapter changes no output before its first step.
     """
-    targets = list(targets)
-    check_targets(module, targets)
+    layers = list(targets or adapter.targets)
+    check_targets(module, layers)
     module.requires_grad_(False)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=layers,
         init_lora_weights="gaussian",
-        use_dora=use_dora,
-        use_rslora=use_rslora,
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
     )
-    if not dropout and not use_dora:
-        config._register_custom_module({torch.nn.Linear: DirectLinear})
     module.add_adapter(config, adapter_name=ADAPTER)
     trained = list(_adapter(module).values())
     for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient
@@ -60,8 +65,15 @@ def attach_lora(
     return trained
 
 
+def choose_parameters(
+    module: torch.nn.Module, adapter: Adapter | None, targets: tuple[str, ...] | None = None
+) -> list[torch.nn.Parameter]:
+    """What is trained of a module: a new adapter (see `attach_lora`), or without one all its weights."""
+    return attach_lora(module, adapter, targets) if adapter else list(module.requires_grad_(True).parameters())
+
+
 def check_targets(module: torch.nn.Module, targets: list[str]) -> None:
-    # peft is content when one of several names matches, and says nothing of the others.
+    """Refuse a name that no layer has: peft is content when one of several names matches."""
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, layer in module.named_modules() if isinstance(layer, layers)]
     short = Counter(re.search(r"[^.]+(\.\d+)*$", name).group() for name in names)

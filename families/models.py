@@ -274,10 +274,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:
-    """The shapes that images are fitted to: sides that the VAE and every level of the UNet can halve."""
+def side_step(model: str) -> int:
+    """What an image's sides must be multiples of, so that the VAE and every level of the UNet can halve them."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    step = vae_step(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+    return vae_step(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+
+
+def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:
+    """The (width, height) that images are fitted to: the square, with `buckets` also other shapes of its area."""
+    step = side_step(model)
     if resolution % step:
         near = max(step, round(resolution / step) * step)
         raise UserError(f"--resolution {resolution}: this model takes multiples of {step}, such as {near}")

@@ -1,7 +1,9 @@
 """A step's samples as tensors, and the arithmetic of batches."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -50,79 +52,96 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
     return BatchPlan(share if micro == "auto" else micro, processes, effective)
 
 
-def count_steps(
-    examples: int, effective: int, steps: int, epochs: int | None, every: int, every_epochs: int | None
-) -> tuple[int, int]:
-    """The steps of a training, and those from one validation to the next; epochs count where they are given."""
-    epoch = examples / effective
-    return math.ceil(epochs * epoch) if epochs else steps, math.ceil(every_epochs * epoch) if every_epochs else every
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are trained together: one row each of every field."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    time_ids: torch.Tensor  # SDXL's sizes and crops
+    texts: list[str]
+    samples: list[str]  # the examples' names, for messages
+    index: torch.Tensor  # of the examples
+    mask: torch.Tensor | None = None  # how much each place counts
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device, asynchronously where it can."""
+
+        def move(value: object) -> object:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})
+
+    def split(self, size: int) -> list["Batch"]:
+        """In parts of at most `size` samples."""
+        return [
+            Batch(**{name: None if value is None else value[i : i + size] for name, value in vars(self).items()})
+            for i in range(0, len(self), size)
+        ]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Where a batch's tensors come from. `moments` gives mean and deviation of a view's latents, as the VAE has them.
+
+    `scaling` is the VAE's factor to the UNet's latents. `masks` says how much each place of an image counts, in the
+    size of its latents.
+    """
+
+    examples: list[Example]
+    moments: Callable[[Example, View], torch.Tensor]
+    scaling: float
+    crops: int = 1
+    noise_offset: float = 0.0
+    masks: Callable[[Example, View, tuple[int, int]], torch.Tensor] | None = None
+
+
+def load_batch(draws: list[Draw], loader: Loader, sample_posterior: bool = True) -> Batch:
+    """The samples of some draws, on the CPU; without `sample_posterior` the latents are the VAE's means."""
+    latents, noises, ids, masks = [], [], [], []
+    for draw in draws:
+        example = loader.examples[draw.index]
+        view = choose_view(example, draw.crop, loader.crops, draw.flip)
+        mean, deviation = loader.moments(example, view)
+        noise, posterior, offset = draw_noise(draw.noise_key, mean.shape)
+        latents.append((mean + deviation * posterior if sample_posterior else mean) * loader.scaling)
+        noises.append(noise + loader.noise_offset * offset if loader.noise_offset else noise)
+        ids.append(time_ids(example, view))
+        if loader.masks:
+            masks.append(loader.masks(example, view, tuple(mean.shape[1:])))
+    return Batch(
+        latents=torch.stack(latents),
+        noise=torch.stack(noises),
+        timesteps=torch.tensor([draw.timestep for draw in draws]),
+        time_ids=torch.tensor(ids, dtype=torch.float32),
+        texts=["" if draw.drop_caption else loader.examples[draw.index].text for draw in draws],
+        samples=[loader.examples[draw.index].id for draw in draws],
+        index=torch.tensor([draw.index for draw in draws]),
+        mask=torch.stack(masks) if masks else None,
+    )
+
+
+def held_out_loader(loader: Loader, examples: list[Example]) -> Loader:
+    """For a loss that can be compared: the centre of each image, no offset, no mask."""
+    return dataclasses.replace(loader, examples=examples, crops=1, noise_offset=0.0, masks=None)
 
 
 def load_steps(
-    steps: range,
-    plan: BatchPlan,
-    rank: int,
-    examples: list[Example],
-    draw: Callable[[int], list[Draw]],
-    load: Callable[[list[Draw], list[Example]], dict],
-) -> Iterator[list[dict]]:
+    steps: Iterable[int], plan: BatchPlan, rank: int, draw: Callable[[int], list[Draw]], loader: Loader
+) -> Iterator[list[Batch]]:
     """One process's micro-batches of every step, by the sample plan: what a position means depends on it alone.
 
     `draw` gives the samples of a position: one, or several that are trained together.
     """
-    shapes = [one.shape for one in examples]
+    shapes = [one.shape for one in loader.examples]
     for step in steps:
         found = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
-        each, draws = len(found[0]), [one for several in found for one in several]
-        yield [load(part, examples) for part in split_step(draws, shapes, plan.micro * each, rank, plan.processes)]
-
-
-def load_batch(
-    draws: list[Draw],
-    examples: list[Example],
-    moments: Callable[[Example, View], torch.Tensor],
-    crops: int,
-    scaling: float,
-    noise_offset: float = 0.0,
-    sample_posterior: bool = True,
-    masks: Callable[[Example, View, tuple[int, int]], torch.Tensor] | None = None,
-) -> dict:
-    """The tensors of some draws, on the CPU. `scaling` is the VAE's factor from its latents to those of the UNet.
-
-    `masks` says how much each place of an image counts, in the size of its latents.
-    """
-    latents, noises, ids, counted = [], [], [], []
-    for draw in draws:
-        example = examples[draw.index]
-        view = choose_view(example, draw.crop, crops, draw.flip)
-        mean, deviation = moments(example, view)
-        noise, posterior, offset = draw_noise(draw.noise_key, mean.shape)
-        latents.append((mean + deviation * posterior if sample_posterior else mean) * scaling)
-        noises.append(noise + noise_offset * offset if noise_offset else noise)
-        ids.append(time_ids(example, view))
-        if masks:
-            counted.append(masks(example, view, tuple(mean.shape[1:])))
-    return ({"mask": torch.stack(counted)} if masks else {}) | {
-        "latents": torch.stack(latents),
-        "noise": torch.stack(noises),
-        "timesteps": torch.tensor([draw.timestep for draw in draws]),
-        "time_ids": torch.tensor(ids, dtype=torch.float32),
-        "texts": ["" if draw.drop_caption else examples[draw.index].text for draw in draws],
-        "index": torch.tensor([draw.index for draw in draws]),
-        "samples": [examples[draw.index].id for draw in draws],
-    }
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """Asynchronously where the device allows it."""
-
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-    return {name: move(value) if torch.is_tensor(value) else value for name, value in batch.items()}
-
-
-def split_batch(batch: dict, size: int) -> list[dict]:
-    """The batch in parts of at most `size` samples."""
-    count = len(batch["samples"])
-    return [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, count, size)]
+        together, draws = len(found[0]), [one for several in found for one in several]
+        parts = split_step(draws, shapes, plan.micro * together, rank, plan.processes)
+        yield [load_batch(part, loader) for part in parts]

@@ -4,10 +4,11 @@ Every shard is written beside its place and renamed into it, and none is ever ch
 the same time, and a kill loses only what was not yet written. A key names all that a tensor depends on.
 """
 
+import functools
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,14 +18,16 @@ from tqdm import tqdm
 
 from utils.cli import UserError, progress
 from utils.files import write_safetensors
+from utils.parallel import thread_map
 
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 30
 
 logger = logging.getLogger(__name__)
+Index = dict[str, safe_open]  # the open shard that holds each key
 
 
-def read_index(folder: Path) -> dict[str, safe_open]:
-    """The open shard that holds each key; a damaged shard is passed over, so that what it held is made again."""
+def read_index(folder: Path) -> Index:
+    """The open shard that holds each key; a damaged shard is skipped, so that what it held is computed again."""
     index, damaged = {}, []
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -34,7 +37,7 @@ def read_index(folder: Path) -> dict[str, safe_open]:
             damaged.append(f"{path.name}: {error}")
     if damaged:
         logger.warning(
-            "%s: %d of its files are damaged and made again as needed (%s …)", folder, len(damaged), damaged[0]
+            "%s: %d of its files are damaged and computed again as needed (%s …)", folder, len(damaged), damaged[0]
         )
     return index
 
@@ -59,18 +62,27 @@ def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: in
         write_shard(folder, shard)
 
 
+def _compute_all(
+    compute: Callable[[str], dict[str, torch.Tensor]], keys: list[str], workers: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    if workers == 1:
+        return map(compute, keys)
+    begin = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
+    return thread_map(compute, keys, workers, begin)
+
+
 def ensure_cached(
     folder: Path,
     keys: Iterable[str],
     compute: Callable[[str], dict[str, torch.Tensor]],
     unit: str,
     accelerator: Accelerator,
-    spread: Callable = map,
-) -> dict[str, safe_open]:
+    workers: int = 1,
+) -> Index:
     """The index of a cache that holds every key: what is missing is computed, the processes taking turns.
 
     Each item by itself: so its bytes never depend on what else was missing. `compute` gives {key: tensor}, and may add
-    tensors of other names; `spread` maps it, in order, over the keys.
+    tensors of other names; `workers` threads do it, each with its share of the cores.
     """
     keys = set(keys)
     missing = sorted(keys - read_index(folder).keys())
@@ -78,7 +90,7 @@ def ensure_cached(
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     if mine:
         try:
-            fill_cache(folder, spread(compute, mine), len(mine), unit)
+            fill_cache(folder, _compute_all(compute, mine, workers), len(mine), unit)
         except OSError as error:
             raise UserError(
                 f"--latent_cache_dir: {folder} can't be written ({error.strerror}); make room, or name another"

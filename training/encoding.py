@@ -1,4 +1,4 @@
-"""Phased loading: captions and images are encoded, once and kept on disk, and the encoders freed again."""
+"""Phased loading: captions and images are encoded once and kept on disk, and the encoders are freed again."""
 
 import functools
 import hashlib
@@ -11,25 +11,27 @@ import torch
 from accelerate import Accelerator
 
 from families import models
+from families.diffusion import Text
 from families.models import report_long_captions
-from training.cache import ensure_cached
-from training.examples import Example, View, describe, example_tensor, view_key
+from training.cache import Index, ensure_cached
+from training.examples import Example, View, Views, describe, example_tensor, view_key
 from utils.cli import UserError
 from utils.devices import free_memory
-from utils.parallel import thread_map
 
 logger = logging.getLogger(__name__)
 MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
 
 
-def _tokenizer_sha256(tokenizer) -> str:
+def _tokenizer_sha256(tokenizer: "models.CLIPTokenizer") -> str:
     """Of all that decides which tokens a text becomes."""
     facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @torch.no_grad()
-def _cache_captions(folder: Path, model: str, family: str, texts: dict[str, str], dtype, accelerator: Accelerator):
+def _cache_captions(
+    folder: Path, model: str, family: str, texts: dict[str, str], dtype: torch.dtype, accelerator: Accelerator
+) -> Index:
     """The index of a cache that holds {key: text}; the encoders are gone when this returns."""
     tokenizers, encoders = models.load_text_encoders(model, family, dtype)
     report_long_captions(tokenizers[0], list(texts.values()))
@@ -41,7 +43,7 @@ def _cache_captions(folder: Path, model: str, family: str, texts: dict[str, str]
         embeds, pooled = models.encode_prompts(tokenizers, encoders, [texts[key]], zero)
         made = {key: embeds[0].cpu()} | ({} if pooled is None else {f"{key}.pooled": pooled[0].cpu()})
         if not all(tensor.isfinite().all() for tensor in made.values()):
-            raise UserError(f"the text encoder makes NaN in {dtype} of {texts[key]!r}; use --mixed_precision no")
+            raise UserError(f"the text encoder gives NaN in {dtype} for {texts[key]!r}; use --mixed_precision no")
         return made
 
     parts = [_tokenizer_sha256(one) for one in tokenizers] + [models.fingerprint(one) for one in encoders] + [str(zero)]
@@ -51,34 +53,35 @@ def _cache_captions(folder: Path, model: str, family: str, texts: dict[str, str]
 
 def encode_captions(
     folder: Path, model: str, family: str, texts: list[str], dtype: torch.dtype, accelerator: Accelerator
-) -> Callable[[list[str]], tuple[torch.Tensor, torch.Tensor | None]]:
-    """Encode every text, and the empty one, into the cache; what is returned reads (embeds, pooled) of texts."""
+) -> Callable[[list[str]], Text]:
+    """Encode every text, and the empty one, into the cache; the function that is returned reads them from there."""
     keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
     index = _cache_captions(folder, model, family, {key: text for text, key in keys.items()}, dtype, accelerator)
     free_memory(accelerator.device)
 
     @functools.lru_cache(maxsize=256)  # of SDXL's, one is 0.6 MB
-    def read(text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def read(text: str) -> Text:
         shard, key = index[keys[text]], keys[text]
         return shard.get_tensor(key), shard.get_tensor(f"{key}.pooled") if family == "sdxl" else None
 
-    def features(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode(texts: list[str]) -> Text:
         embeds, pooled = zip(*(read(text) for text in texts))
-        together = torch.stack(embeds), None if pooled[0] is None else torch.stack(pooled)
-        return tuple(None if tensor is None else tensor.to(accelerator.device) for tensor in together)
+        device = accelerator.device
+        return torch.stack(embeds).to(device), None if pooled[0] is None else torch.stack(pooled).to(device)
 
-    return features
+    return encode
 
 
-def encode_distinct(encode: Callable, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def encode_distinct(encode: Callable[[list[str]], Text], texts: list[str]) -> Text:
     """What `encode` makes of texts, each of them encoded once: a batch of photos often shares one prompt."""
     distinct = list(dict.fromkeys(texts))
     rows = [distinct.index(text) for text in texts]
-    return tuple(None if tensor is None else tensor[rows] for tensor in encode(distinct))
+    embeds, pooled = encode(distinct)
+    return embeds[rows], None if pooled is None else pooled[rows]
 
 
 @torch.no_grad()
-def encode_example(vae, example: Example, view: View, interpolation: str) -> torch.Tensor:
+def encode_example(vae: torch.nn.Module, example: Example, view: View, interpolation: str) -> torch.Tensor:
     """(2, channels, height, width): mean and standard deviation of an image's latents, unscaled, in float32."""
     pixels = example_tensor(example, view, interpolation)[None].to(vae.device, vae.dtype)
     with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this
@@ -90,46 +93,40 @@ def encode_example(vae, example: Example, view: View, interpolation: str) -> tor
 
 
 def encoded_at_once(device: torch.device) -> int:
-    """How many images; on a CPU side by side, since the VAE's small layers leave a second core idle."""
+    """How many images; on a CPU in parallel, since the VAE's small layers leave a second core idle."""
     return min(MOST_AT_ONCE, torch.get_num_threads()) if device.type == "cpu" else 1
 
 
-def _cache_latents(folder: Path, model: str, views: dict[str, tuple[Example, View]], interpolation, accelerator):
+def _cache_latents(
+    folder: Path, model: str, views: dict[str, tuple[Example, View]], interpolation: str, accelerator: Accelerator
+) -> Index:
     """The index of a cache that holds the moments of {key: view}; the VAE is gone when this returns."""
     vae = models.load_vae(model).to(accelerator.device)
 
     def compute(key: str) -> dict[str, torch.Tensor]:
         return {key: encode_example(vae, *views[key], interpolation)}
 
-    workers, spread = encoded_at_once(accelerator.device), map
-    if workers > 1:
-        begin = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
-        spread = functools.partial(thread_map, workers=workers, begin=begin)
     place = folder / f"latents-{models.fingerprint(vae)[:16]}"
-    return ensure_cached(place, views, compute, "images", accelerator, spread)
+    return ensure_cached(place, views, compute, "images", accelerator, encoded_at_once(accelerator.device))
 
 
 def latent_reader(
-    folder: Path,
-    model: str,
-    views: list[tuple[Example, View]],
-    interpolation: str,
-    cached: bool,
-    accelerator: Accelerator,
+    folder: Path, model: str, wanted: list[tuple[Example, View]], views: Views, cached: bool, accelerator: Accelerator
 ) -> Callable[[Example, View], torch.Tensor]:
     """What gives the moments of an image's latents: read from the cache, or with `cached` False encoded each time.
 
     The VAE is always in float32: in float16 it gives NaN.
     """
+    filter = views.interpolation
     if not cached:
         vae = models.load_vae(model).to(accelerator.device)
-        return lambda example, view: encode_example(vae, example, view, interpolation)
-    keys = {view_key(example, view, interpolation): (example, view) for example, view in views}
-    index = _cache_latents(folder, model, keys, interpolation, accelerator)
+        return lambda example, view: encode_example(vae, example, view, filter)
+    keys = {view_key(example, view, filter): (example, view) for example, view in wanted}
+    index = _cache_latents(folder, model, keys, filter, accelerator)
     free_memory(accelerator.device)
 
     def read(example: Example, view: View) -> torch.Tensor:
-        key = view_key(example, view, interpolation)
+        key = view_key(example, view, filter)
         moments = index[key].get_tensor(key)
         if not moments.isfinite().all():
             raise UserError(f"the cached latents of {describe(example)} hold NaN; remove {folder} and run again")

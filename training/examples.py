@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from families.models import side_step, training_shapes
 from utils.cli import UserError
 from utils.devices import keyed_generator
 from utils.images import FORMATS, MOST_PIXELS, BadImage, nearest_shape, read_image
@@ -20,11 +22,19 @@ from utils.images import FORMATS, MOST_PIXELS, BadImage, nearest_shape, read_ima
 logger = logging.getLogger(__name__)
 
 
+class Record(NamedTuple):
+    """An image and its caption, as the data has them; of a hub dataset `source` fetches the encoded bytes."""
+
+    id: str
+    source: Path | Callable[[], Path | bytes]
+    text: str | None
+
+
 class Example(NamedTuple):
     """One image to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file."""
 
     id: str
-    source: Path | Callable[[], Path | bytes]  # of a hub dataset: what fetches the encoded bytes
+    source: Path | Callable[[], Path | bytes]
     text: str
     sha256: str
     size: tuple[int, int]
@@ -35,10 +45,10 @@ def open_source(source: Path | Callable[[], Path | bytes]) -> Path | bytes:
     return source() if callable(source) else source
 
 
-def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
+def _file_facts(record: Record) -> tuple[str, tuple[int, int]] | str:
     """sha256 and upright size; only the header of the image is decoded. What is wrong with it, where it can't be."""
     try:
-        source = open_source(record["source"])
+        source = open_source(record.source)
         content = source if isinstance(source, bytes) else source.read_bytes()
         if not content:
             return f"{describe(record)} is empty"
@@ -55,20 +65,23 @@ def _file_facts(record: dict) -> tuple[str, tuple[int, int]] | str:
     return hashlib.sha256(content).hexdigest(), size
 
 
-def describe(record: dict | Example) -> str:
-    one = record if isinstance(record, dict) else record._asdict()
-    return str(one["source"]) if isinstance(one["source"], Path) else f"image {one['id']}"
+def describe(one: Record | Example) -> str:
+    """Its file, or the name that the dataset gives it."""
+    return str(one.source) if isinstance(one.source, Path) else f"image {one.id}"
 
 
-def all_views(found: list[Example], crops: int, flip: bool) -> list[tuple[Example, "View"]]:
-    """Every view that draws can ask for; none where crops are endless (0)."""
-    tokens = [(number + 0.5) / crops for number in range(crops)]
-    return [
-        (example, choose_view(example, token, crops, mirrored))
-        for example in found
-        for token in tokens
-        for mirrored in ((False, True) if flip else (False,))
-    ]
+def fitting_shapes(model: str, resolution: int, buckets: bool, listed: str | None = None) -> list[tuple[int, int]]:
+    """The (width, height) that images are fitted to: `listed` as h,w;h,w, or those of the resolution."""
+    if not listed:
+        return training_shapes(model, resolution, buckets)
+    step = side_step(model)
+    shapes = [(int(width), int(height)) for height, width in (one.split(",") for one in listed.split(";"))]
+    for width, height in shapes:
+        if width % step or height % step:
+            raise UserError(
+                f"--aspect_ratio_buckets {height},{width}: this model takes multiples of {step}; change its sides"
+            )
+    return sorted(set(shapes))
 
 
 def data_fingerprint(found: list[Example]) -> str:
@@ -77,37 +90,37 @@ def data_fingerprint(found: list[Example]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def check_captions(records: list[dict]) -> None:
-    """Images without one are an error that counts them."""
-    silent = [describe(one) for one in records if not one["text"]]
-    if silent:
+def check_captions(records: list[Record]) -> None:
+    """Refuse images without a caption, with their number."""
+    missing = [describe(one) for one in records if not one.text]
+    if missing:
         raise UserError(
-            f"{len(silent)} of {len(records)} images have no caption ({', '.join(silent[:3])} …); put a <name>.txt "
+            f"{len(missing)} of {len(records)} images have no caption ({', '.join(missing[:3])} …); put a <name>.txt "
             "beside each, name the column that holds the captions with --caption_column, or give all of them one with "
             "train_dreambooth.py --instance_prompt"
         )
 
 
-def load_examples(records: list[dict], shapes: list[tuple[int, int]]) -> list[Example]:
-    """The records, each with its caption, with what their files say."""
+def load_examples(records: list[Record], shapes: list[tuple[int, int]]) -> list[Example]:
+    """The records with what their files say; refuses what has no caption or is no image."""
     check_captions(records)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is told by `_file_facts`
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_file_facts` refuses what is too large
         facts = list(pool.map(_file_facts, records))
     _refuse_bad([fault for fault in facts if isinstance(fault, str)], len(records))
     return [
-        Example(str(one["id"]), one["source"], one["text"], sha256, size, nearest_shape(size, shapes))
+        Example(str(one.id), one.source, one.text or "", sha256, size, nearest_shape(size, shapes))
         for one, (sha256, size) in zip(records, facts)
     ]
 
 
 def _refuse_bad(faults: list[str], count: int) -> None:
     if faults:
-        raise UserError(f"{len(faults)} of {count} images: {'; '.join(faults[:5])}; remove or mend what is named")
+        raise UserError(f"{len(faults)} of {count} images: {'; '.join(faults[:5])}; remove or repair them")
 
 
 def check_whole(found: list[Example]) -> None:
-    """That every image decodes to its end; a JPEG is decoded small, which takes less time."""
+    """Refuse images that do not decode to their end; a JPEG is decoded small, which takes less time."""
 
     def fault(example: Example) -> str | None:
         try:
@@ -120,11 +133,33 @@ def check_whole(found: list[Example]) -> None:
 
 
 class View(NamedTuple):
-    """How an image is seen: where in the room that cropping leaves (0 to 1 across and down), and whether mirrored."""
+    """A crop of an image: its place in the room that cropping leaves (0 to 1 across and down), and whether mirrored."""
 
     across: float = 0.5
     down: float = 0.5
     flip: bool = False
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of an image are trained: so many random crops (1: the centre, 0: no end of them), mirrored or not."""
+
+    crops: int
+    flip: bool
+    interpolation: str  # the filter of the resize
+
+    def centre(self) -> "Views":
+        """The one view in which held-out images are seen."""
+        return Views(1, False, self.interpolation)
+
+    def of(self, examples: list[Example]) -> list[tuple[Example, View]]:
+        """Every view that the sample plan can ask for; none where there is no end of them."""
+        return [
+            (example, choose_view(example, (number + 0.5) / self.crops, self.crops, flip))
+            for example in examples
+            for number in range(self.crops)
+            for flip in ((False, True) if self.flip else (False,))
+        ]
 
 
 def choose_view(example: Example, crop: float, crops: int, flip: bool) -> View:
@@ -165,7 +200,7 @@ def example_tensor(example: Example, view: View, interpolation: str = "lanczos")
     try:
         image, _ = read_image(open_source(example.source))
     except BadImage as error:
-        raise UserError(f"{describe(example)} can't be read ({error}); remove it, or mend it") from None
+        raise UserError(f"{describe(example)} can't be read ({error}); remove or replace it") from None
     size, (left, top) = crop_place(example, view)
     image = image if image.size == size else image.resize(size, Image.Resampling[interpolation.upper()])
     image = image.crop((left, top, left + example.shape[0], top + example.shape[1]))

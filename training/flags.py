@@ -1,24 +1,38 @@
-"""Flags that the trainers share, in groups; their names are those of the diffusers examples wherever one exists."""
+"""Flags that the trainers share, in groups, and the values that functions take from them.
+
+Their names are those of the diffusers examples wherever one exists.
+"""
 
 import argparse
 import logging
+import math
+import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from families.lora import UNET_TARGETS
-from training.ignored_flags import tell_lonely_training
+import torch
+
+from families.lora import UNET_TARGETS, Adapter
+from training.encoding import encoded_at_once
+from training.examples import Views
+from training.memory import Load
+from training.optimizers import OptimizerSettings, Schedule
+from training.read_data import Source
+from utils import cli
 from utils.argument_types import batch_size, positive, seed_number, share
+from utils.devices import Precision, working_device
 
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
-# Of diffusers' training scripts, what has no place here, and why.
+# Flags of diffusers' training scripts that are refused, and why.
 REFUSED = {
     "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
-    "local_rank": "accelerate launch tells it by itself; leave it out",
+    "local_rank": "accelerate launch sets it; leave it out",
     "cache_dir": "set HF_HOME in the environment instead",
     "revision": "give the folder of that revision as --pretrained_model_name_or_path",
     "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
+    "no-aspect_ratio_buckets": "the switch is --no-use_aspect_ratio_buckets",
 }
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
@@ -27,8 +41,17 @@ NOT_IN_TRAINING = (
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
-    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite"
+    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none"
 ).split()
+
+
+def bucket_list(text: str) -> str:
+    """An argparse type: heights and widths, as 512,512;384,640."""
+    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*(;[1-9]\d*,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected heights and widths, as 512,512;384,640; the switch is --use_aspect_ratio_buckets"
+        )
+    return text
 
 
 def add_column_flags(group: argparse._ArgumentGroup) -> None:
@@ -53,7 +76,12 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
     """How images are seen."""
     group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
     group.add_argument(
-        "--aspect_ratio_buckets", action=OnOff, help="keep proportions, same area; default: as the data was prepared"
+        "--use_aspect_ratio_buckets",
+        action=OnOff,
+        help="keep proportions, same area; default: as the data was prepared",
+    )
+    group.add_argument(
+        "--aspect_ratio_buckets", type=bucket_list, metavar='"H,W;H,W"', help="these shapes, in place of --resolution's"
     )
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
     group.add_argument("--cache_crops", type=int, default=4, help="random crops an image; 0: endless, uncached only")
@@ -72,7 +100,13 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", type=positive, default=8, help="of the adapter's matrices: more is more capacity")
     group.add_argument("--lora_alpha", type=float, default=16, help="the adapter's output is scaled by alpha / rank")
     group.add_argument("--lora_dropout", type=share, default=0.0, help="of the adapter's input")
-    group.add_argument("--lora_layers", nargs="+", default=list(UNET_TARGETS), metavar="NAME", help="UNet layers")
+    group.add_argument(
+        "--lora_layers",
+        nargs="+",
+        default=list(UNET_TARGETS),
+        metavar="NAME",
+        help="UNet layers, with blanks or commas",
+    )
     group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
     group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
@@ -124,6 +158,9 @@ def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -
     group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="pull of the weights towards 0")
     group.add_argument("--adam_epsilon", type=float, default=1e-8, help="keeps a tiny gradient from a huge step")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are scaled down to this norm")
+    group.add_argument(
+        "--set_grads_to_none", action="store_true", help="accepted from diffusers' commands: always done"
+    )
 
 
 def add_performance_flags(parser: argparse.ArgumentParser) -> None:
@@ -176,32 +213,24 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     )
     group.add_argument(
         "--on_nonfinite",
-        choices=["stop", "skip", "rollback"],
+        choices=["stop", "skip"],
         default="skip",
-        help="NaN in loss or gradient: stop; skip up to 3 steps in a row, then roll back; roll back at once",
+        help="NaN in loss or gradient: stop at once, or skip up to 3 steps in a row",
     )
     group.add_argument("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
     group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
 
 
-def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """What argparse can't check by itself."""
+def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """What argparse can't check by itself; --lora_layers with commas and --use_8bit_adam become what they mean."""
 
-    def need(condition, message):
+    def need(condition: object, message: str) -> None:
         if not condition:
             parser.error(message)
 
     for name in "learning_rate text_encoder_lr lora_alpha adam_epsilon max_grad_norm snr_gamma lr_power".split():
         value = getattr(args, name, None)
         need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0, and finite")
-    need(args.held_out < 1, f"--held_out {args.held_out:g}: expected less than 1, or nothing is left to train on")
-    logs = Path(args.logging_dir)
-    inside = not logs.is_absolute() and ".." not in logs.parts
-    need(inside, f"--logging_dir {logs}: expected a name within --output_dir")
-    single = args.pretrained_model_name_or_path.endswith(".safetensors")
-    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
-    rate = args.text_encoder_lr
-    need(rate is None or args.train_text_encoder, f"--text_encoder_lr {rate}: needs --train_text_encoder")
     for name in "adam_beta1 adam_beta2 lora_dropout ema_decay".split():
         value = getattr(args, name)
         need(0 <= value < 1, f"--{name} {value:g}: expected at least 0 and less than 1")
@@ -209,25 +238,105 @@ def check_training_flags(parser: argparse.ArgumentParser, args: argparse.Namespa
     more = "dataloader_num_workers adam_weight_decay noise_offset validation_guidance_scale"
     for name in f"{whole} {more}".split():
         need(getattr(args, name) >= 0, f"--{name} {getattr(args, name):g}: expected 0 or more")
+    need(args.held_out < 1, f"--held_out {args.held_out:g}: expected less than 1, or nothing is left to train on")
+    logs = Path(args.logging_dir)
+    inside = not logs.is_absolute() and ".." not in logs.parts
+    need(inside, f"--logging_dir {logs}: expected a name within --output_dir")
+    single = args.pretrained_model_name_or_path.endswith(".safetensors")
+    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
     need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
+    contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
+    need(not contradiction, "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
+    args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
         args.optimizer = "adamw8bit"
-    # diffusers passes over DoRA's magnitudes in such a file, and the images would change.
+    # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
     kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
     need(not (args.use_dora and args.output_kohya_format), kohya)
-    tell_lonely_training(parser, args)
     patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
-    if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
-        logger.warning(
-            "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d",
-            args.lr_warmup_steps, args.max_train_steps
-        )  # fmt: skip
     need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
+    check_ignored_flags(parser, args)
+    if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
+        message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"
+        logger.warning(message, args.lr_warmup_steps, args.max_train_steps)
+
+
+def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """Flags that do nothing without another one; those that published diffusers commands carry are only warned of."""
+    schedule = args.lr_scheduler
+    needs = {
+        "dataset_config_name": ("--dataset_name", bool(args.dataset_name)),
+        "cache_crops": ("--no-center_crop", not args.center_crop),
+        "ema_decay": ("--use_ema", args.use_ema),
+        "hub_model_id": ("--push_to_hub", args.push_to_hub),
+        "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", schedule == "cosine_with_restarts"),
+        "lr_power": ("--lr_scheduler polynomial", schedule == "polynomial"),
+        # Commands for diffusers say 0 with a constant rate, which is true.
+        "lr_warmup_steps": ("an --lr_scheduler that warms up", schedule != "constant" or not args.lr_warmup_steps),
+    }
+    cli.report_ignored(parser, args, needs)
+    if args.text_encoder_lr and not args.train_text_encoder:
+        logger.warning("--text_encoder_lr %g does nothing without --train_text_encoder", args.text_encoder_lr)
+    if args.set_grads_to_none:
+        logger.warning("--set_grads_to_none does nothing: it is always done")
 
 
 def free_to_change(args: argparse.Namespace) -> set[str]:
-    """The settings that a continued run may have otherwise; its length only where the rate doesn't depend on it."""
+    """The settings that a resumed run may have otherwise; its length only where the rate doesn't depend on it."""
     length = {"max_train_steps", "num_train_epochs"}
     return set(NOT_IN_TRAINING) - (set() if args.lr_scheduler.startswith("constant") else length)
+
+
+def read_adapter(args: argparse.Namespace) -> Adapter:
+    dropout, layers = args.lora_dropout, tuple(args.lora_layers)
+    return Adapter(args.rank, args.lora_alpha, dropout, layers, args.use_dora, args.use_rslora)
+
+
+def read_optimizer(args: argparse.Namespace) -> OptimizerSettings:
+    betas = args.adam_beta1, args.adam_beta2
+    return OptimizerSettings(args.optimizer, betas, args.adam_weight_decay, args.adam_epsilon)
+
+
+def read_schedule(args: argparse.Namespace) -> Schedule:
+    return Schedule(args.lr_scheduler, args.lr_warmup_steps, args.lr_num_cycles, args.lr_power)
+
+
+def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
+    """The data that the flags name; `folder_flag` is the trainer's own for a folder."""
+    flag = "--dataset_name" if args.dataset_name else f"--{folder_flag}"
+    place = args.dataset_name or getattr(args, folder_flag)
+    return Source(place, flag, args.image_column, args.caption_column, args.dataset_config_name, args.held_out)
+
+
+def read_views(args: argparse.Namespace) -> Views:
+    """How images are cropped, mirrored and resized."""
+    crops = 1 if args.center_crop else args.cache_crops
+    return Views(crops, args.random_flip, args.image_interpolation_mode)
+
+
+def count_steps(args: argparse.Namespace, examples: int) -> tuple[int, int]:
+    """The steps of the training, and those from one validation to the next; epochs count where they are given."""
+    epoch = examples / args.effective_batch_size
+    last = math.ceil(args.num_train_epochs * epoch) if args.num_train_epochs else args.max_train_steps
+    return last, math.ceil(args.validation_epochs * epoch) if args.validation_epochs else args.validation_steps
+
+
+def read_load(
+    args: argparse.Namespace, adapter: Adapter | None, precision: Precision, trains_texts: bool, micro_batch: int
+) -> Load:
+    """What decides the memory of a training with so many samples at once."""
+    return Load(
+        adapter=adapter,
+        micro_batch=micro_batch,
+        height=args.resolution,
+        width=args.resolution,
+        train_text_encoder=trains_texts,
+        dtype=precision.dtype if adapter else torch.float32,
+        autocast=precision.dtype if precision.mixed_precision != "no" else None,
+        gradient_checkpointing=args.gradient_checkpointing,
+        optimizer=args.optimizer,
+        ema=args.use_ema,
+        vae_batch=encoded_at_once(working_device()),
+    )

@@ -1,11 +1,11 @@
-"""Parameters and memory of a training, foretold from the model's configs: nothing is loaded, nothing computed.
+"""Parameters and memory of a training, estimated from the model's configs: nothing is loaded, nothing computed.
 
 A whole training step is run on the meta device, where tensors have shapes and no content: forward, recomputation of
 checkpointed blocks, backward. A ledger books each storage when it appears and when it is freed, so that temporary
 tensors count as well as what autograd keeps. Weights, their gradients, optimizer and EMA are added by their sizes.
 
 Checked against the growth of resident memory in a real step of the demo UNet: CPU, float32, batch 64, glibc told to
-give memory back (MALLOC_MMAP_THRESHOLD_=65536). Foretold 601 MB, and 216 with gradient checkpointing; measured 594 and
+give memory back (MALLOC_MMAP_THRESHOLD_=65536). Estimated 601 MB, and 216 with gradient checkpointing; measured 594 and
 211 (864 and 618 with glibc as it comes). Half precision on CUDA follows autocast's rules and was not measured.
 Not in it: the context of the device (some 0.5 GiB on CUDA), the scratch space of convolutions, fragmentation.
 """
@@ -16,6 +16,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,10 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
-from families.lora import TEXT_TARGETS, UNET_TARGETS, attach_lora
+from families.lora import TEXT_TARGETS, Adapter, choose_parameters
 from families.models import read_config, vae_step
 
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
+Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.5}
 
 
@@ -58,24 +60,18 @@ def text_parts(family: str) -> list[str]:
     return ["text_encoder", "text_encoder_2"][: 1 + (family == "sdxl")]
 
 
-def count_parameters(
-    model: str, family: str, rank: int | None, targets: Iterable[str] = UNET_TARGETS, text_targets: Iterable[str] = (),
-    use_dora: bool = False
-) -> dict[str, Count]:  # fmt: skip
-    """Trained weights and all weights of every part; without a rank all weights of a part with targets are trained."""
-    wanted, counts = {"unet": targets, **dict.fromkeys(text_parts(family), text_targets), "vae": ()}, {}
-    for part, layers in wanted.items():
+def count_parameters(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> dict[str, Count]:
+    """Trained weights and all weights of every part; without an adapter all weights of a part are trained."""
+    counts = {}
+    for part in ("unet", *text_parts(family), "vae"):
         module = build_part(model, part)
         total = _count(module.parameters())
-        counts[part] = Count(_count(_choose(module, rank, layers, use_dora)) if layers else 0, total)
+        is_trained = part == "unet" or (train_text_encoder and part != "vae")
+        trained = (
+            _count(choose_parameters(module, adapter, None if part == "unet" else TEXT_TARGETS)) if is_trained else 0
+        )
+        counts[part] = Count(trained, total)
     return counts
-
-
-def _choose(module: torch.nn.Module, rank: int | None, targets: Iterable[str], use_dora: bool) -> list:
-    """What is trained of a part: an adapter, or without a rank all of it."""
-    if rank:
-        return attach_lora(module, rank, rank, 0.0, targets, use_dora)
-    return list(module.requires_grad_(True).parameters())
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
@@ -160,49 +156,61 @@ def most_live_bytes(run: Callable[[], object], autocast: torch.dtype | None = No
     return ledger.peak
 
 
-def predict_memory(
-    model: str, family: str, *, rank: int | None, micro_batch: int, height: int, width: int,
-    targets: Iterable[str] = UNET_TARGETS, train_text_encoder: bool = False, dtype: torch.dtype = torch.float32,
-    autocast: torch.dtype | None = None, gradient_checkpointing: bool = True, optimizer: str = "adamw",
-    ema: bool = False, use_dora: bool = False, text_batch: int = 1, vae_batch: int = 1,
-    vae_dtype: torch.dtype = torch.float32
-) -> dict[str, dict[str, int]]:  # fmt: skip
-    """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs.
+@dataclass(frozen=True)
+class Load:
+    """What decides the memory of a training.
 
-    `dtype` is that of the frozen weights, `autocast` the one that a training step computes in where it is another;
-    text and VAE batch are how many captions or images are encoded at once.
+    `dtype` is that of the frozen weights, `autocast` the one that a step computes in where it is another; text and VAE
+    batch are how many captions or images are encoded at once.
     """
-    encoders = [build_part(model, part, dtype) for part in text_parts(family)]
-    vae = build_part(model, "vae", vae_dtype)
+
+    adapter: Adapter | None  # None: all weights are trained
+    micro_batch: int
+    height: int
+    width: int
+    train_text_encoder: bool = False
+    dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+    gradient_checkpointing: bool = True
+    optimizer: str = "adamw"
+    ema: bool = False
+    text_batch: int = 1
+    vae_batch: int = 1
+
+
+def estimate_memory(model: str, family: str, load: Load) -> Phases:
+    """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
+    encoders = [build_part(model, part, load.dtype) for part in text_parts(family)]
+    vae = build_part(model, "vae")
     with torch.no_grad():
-        texts = most_live_bytes(lambda: _encode_text(encoders, text_batch))
-        images = most_live_bytes(lambda: vae.encode(_meta(vae, vae_batch, 3, height, width)))
-        encoded = None if train_text_encoder else _encode_text(encoders, micro_batch)
+        texts = most_live_bytes(lambda: _encode_text(encoders, load.text_batch))
+        images = most_live_bytes(lambda: vae.encode(_meta(vae, load.vae_batch, 3, load.height, load.width)))
+        encoded = None if load.train_text_encoder else _encode_text(encoders, load.micro_batch)
     phases = {
         "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
         "VAE encoding": {"weights": _bytes(vae), "activations": images},
     }
-    unet = build_part(model, "unet", dtype).train()
-    trained, parts = _choose(unet, rank, targets, use_dora), [unet]
-    if train_text_encoder:
+    unet = build_part(model, "unet", load.dtype).train()
+    trained, parts = choose_parameters(unet, load.adapter), [unet]
+    if load.train_text_encoder:
         for encoder in encoders:
-            trained += _choose(encoder.train(), rank, TEXT_TARGETS, use_dora)
+            trained += choose_parameters(encoder.train(), load.adapter, TEXT_TARGETS)
         parts += encoders
-    if gradient_checkpointing:
+    if load.gradient_checkpointing:
         # a backward pass leaves the modes of the forward pass, and the recomputation must enter them again
-        options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(autocast))}
+        options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(load.autocast))}
         unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
         for encoder in parts[1:]:
             encoder.activation_checkpointing_enable(options)
     for parameter in trained:  # they are there from the second micro-batch on, and have a line of their own
         parameter.grad = torch.empty_like(parameter)
-    latents = [side // vae_step(vae.config) for side in (height, width)]
+    latents = [side // vae_step(vae.config) for side in (load.height, load.width)]
 
     def step():
-        embeds, pooled = encoded or _encode_text(encoders, micro_batch)
-        noisy = _meta(unet, micro_batch, unet.config.in_channels, *latents)
-        more = {"text_embeds": pooled, "time_ids": _meta(unet, micro_batch, 6)} if family == "sdxl" else None
-        times = torch.empty(micro_batch, dtype=torch.long, device="meta")
+        embeds, pooled = encoded or _encode_text(encoders, load.micro_batch)
+        noisy = _meta(unet, load.micro_batch, unet.config.in_channels, *latents)
+        more = {"text_embeds": pooled, "time_ids": _meta(unet, load.micro_batch, 6)} if family == "sdxl" else None
+        times = torch.empty(load.micro_batch, dtype=torch.long, device="meta")
         predicted = unet(noisy, times, embeds, added_cond_kwargs=more).sample.float()
         torch.autograd.backward(F.mse_loss(predicted, torch.empty_like(predicted)))
 
@@ -211,9 +219,9 @@ def predict_memory(
         "frozen weights": sum(map(_bytes, parts)),
         "trained weights": floats,
         "gradients": floats,
-        "optimizer": int(OPTIMIZER_BYTES[optimizer] * _count(trained)),
-        "EMA": floats if ema else 0,
-        "activations": most_live_bytes(step, autocast),
+        "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(trained)),
+        "EMA": floats if load.ema else 0,
+        "activations": most_live_bytes(step, load.autocast),
     }
     return phases
 
@@ -233,7 +241,7 @@ def _encode_text(encoders: list[torch.nn.Module], batch: int) -> tuple[torch.Ten
     return torch.cat(embeds, dim=-1), pooled
 
 
-def peak_phase(phases: dict[str, dict[str, int]]) -> tuple[str, int]:
+def peak_phase(phases: Phases) -> tuple[str, int]:
     """The phase that needs the most, and how many bytes that is."""
     needs = {name: sum(parts.values()) for name, parts in phases.items()}
     return max(needs.items(), key=lambda need: need[1])

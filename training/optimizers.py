@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -11,52 +13,81 @@ from utils.cli import UserError
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class OptimizerSettings:
+    name: str
+    betas: tuple[float, float]
+    weight_decay: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One of diffusers' learning-rate schedules; `cycles` and `power` are read by one of them each."""
+
+    name: str
+    warmup: int
+    cycles: int
+    power: float
+
+
 def make_optimizer(
-    name: str, groups: list[dict], betas: tuple[float, float], weight_decay: float, epsilon: float, device: torch.device
+    settings: OptimizerSettings, groups: list[dict[str, Any]], device: torch.device
 ) -> torch.optim.Optimizer:
     """`groups` are {"params", "lr"}; AdamW in one fused kernel where the device has one."""
-    adam = {"betas": betas, "weight_decay": weight_decay, "eps": epsilon}
-    if name == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except Exception as error:  # missing, or built for another CUDA: it raises what it likes
-            raise UserError(
-                f"--optimizer adamw8bit: bitsandbytes can't be used ({' '.join(str(error).split())[:200]}); "
-                "pip install -r requirements-cuda.txt, or take --optimizer adamw"
-            ) from None
-        return AdamW8bit(groups, **adam)
-    if name == "prodigy":
+    adam: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay, "eps": settings.epsilon}
+    if settings.name == "adamw8bit":
+        return _load_adamw8bit()(groups, **adam)
+    if settings.name == "prodigy":
         from prodigyopt import Prodigy
 
-        if len({group["lr"] for group in groups}) > 1:
-            raise UserError(
-                "--optimizer prodigy: finds one rate for all that is trained; leave out --text_encoder_lr, "
-                "or take --optimizer adamw"
-            )
-        if groups[0]["lr"] < 0.1:
-            logger.warning(
-                "--optimizer prodigy: --learning_rate %g multiplies the rate that it finds; 1 is usual, and with so "
-                "little nothing may be learnt", groups[0]["lr"]
-            )  # fmt: skip
+        _check_prodigy([group["lr"] for group in groups])
         return Prodigy(groups, **adam, use_bias_correction=True, safeguard_warmup=True)
-    if name == "adafactor":
-        return torch.optim.Adafactor(groups, weight_decay=weight_decay)
+    if settings.name == "adafactor":
+        return torch.optim.Adafactor(groups, weight_decay=settings.weight_decay)
     return torch.optim.AdamW(groups, **adam, fused=device.type in ("cuda", "cpu", "mps"))
 
 
-def rate_schedule(
-    name: str, rates: list[float], warmup: int, steps: int, cycles: int, power: float
-) -> Callable[[int], list[float]]:
-    """The rate of each group at a step, from diffusers' schedules: a function of the step, so nothing to resume."""
+def _load_adamw8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except Exception as error:  # missing, or built for another CUDA: it raises what it likes
+        raise UserError(
+            f"--optimizer adamw8bit: bitsandbytes can't be used ({' '.join(str(error).split())[:200]}); "
+            "pip install -r requirements-cuda.txt, or use --optimizer adamw"
+        ) from None
+    return AdamW8bit
+
+
+def _check_prodigy(rates: list[float]) -> None:
+    """Prodigy (Mishchenko and Defazio, 2023, arXiv 2306.06101) finds one rate, which the given one multiplies."""
+    if len(set(rates)) > 1:
+        raise UserError(
+            "--optimizer prodigy: finds one rate for all that is trained; leave out --text_encoder_lr, "
+            "or use --optimizer adamw"
+        )
+    if rates[0] < 0.1:
+        logger.warning(
+            "--optimizer prodigy: --learning_rate %g multiplies the rate that it finds; 1 is usual, and with so little "
+            "nothing may be learnt",
+            rates[0],
+        )
+
+
+def rate_schedule(schedule: Schedule, rates: list[float], steps: int) -> Callable[[int], list[float]]:
+    """The rate of each group at a step: a function of the step, so that there is nothing to resume."""
     # A throw-away optimizer: the polynomial schedule reads the first rate from it, and every group falls in proportion.
     dummy = torch.optim.SGD([torch.zeros(1)], lr=rates[0])
+    options = {"num_cycles": schedule.cycles, "power": schedule.power}
     try:
-        schedule = get_scheduler(
-            name, dummy, num_warmup_steps=warmup, num_training_steps=steps, num_cycles=cycles, power=power
+        found = get_scheduler(
+            schedule.name, dummy, num_warmup_steps=schedule.warmup, num_training_steps=steps, **options
         )
     except ValueError as error:  # of the polynomial one, which ends at 1e-7
-        raise UserError(f"--lr_scheduler {name}: --learning_rate {rates[0]:g} is too low for it ({error})") from None
-    (factor,) = schedule.lr_lambdas
+        raise UserError(
+            f"--lr_scheduler {schedule.name}: --learning_rate {rates[0]:g} is too low for it ({error})"
+        ) from None
+    (factor,) = found.lr_lambdas
     return lambda step: [rate * factor(step) for rate in rates]
 
 

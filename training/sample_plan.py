@@ -1,66 +1,70 @@
-"""The sample plan: which image, which crop, which noise and timestep at each position, the same on any hardware.
+"""The sample plan: which image, crop, noise and timestep stand at each position, the same on any hardware.
 
 Optimizer step s trains on the positions s*E … s*E+E-1 of one endless sequence, E being the effective batch. What a
 position means is drawn on the CPU from (seed, position) alone. So neither micro-batches nor accumulation nor processes
 change the training, and to resume, the step number is all that is needed.
 """
 
+import functools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from utils.devices import keyed_generator
 
+Item = TypeVar("Item")
+Shape = tuple[int, int]
+
 
 class Draw(NamedTuple):
     """What one position of the plan means; `noise_key` gives the generator of all its noise."""
 
-    index: int  # of the image
+    index: int  # of the example
     crop: float  # in [0, 1): which of the crops
     flip: bool
     drop_caption: bool
     timestep: int
-    noise_key: tuple
+    noise_key: tuple[Hashable, ...]
 
 
-_orders: dict[tuple, tuple[tuple, list[int]]] = {}
+@dataclass(frozen=True, eq=False)  # hashed by identity: the shapes of 100,000 images would take 2 ms each time
+class SamplePlan:
+    """What decides a position: `shapes` are those of the examples, `flip` and `dropout` are probabilities."""
+
+    seed: Hashable
+    shapes: tuple[Shape, ...]
+    effective: int
+    timesteps: int
+    flip: float = 0.0
+    dropout: float = 0.0
 
 
-def epoch_order(seed: int, epoch: int, shapes: tuple, group: int) -> list[int]:
-    """A permutation of the images; where they differ in shape, those of one shape come in runs of `group`."""
-    # Remembered by which tuple it is: to hash that of 100,000 images takes 2 ms, and there are many draws a step.
-    key = (seed, epoch, id(shapes), group)
-    if key not in _orders:
-        while len(_orders) >= 4:
-            _orders.pop(next(iter(_orders)))
-        _orders[key] = shapes, _make_order(seed, epoch, shapes, group)  # `shapes` is kept, so its id stays its own
-    return _orders[key][1]
-
-
-def _make_order(seed: int, epoch: int, shapes: tuple, group: int) -> list[int]:
-    generator = keyed_generator("order", seed, epoch)
-    order = torch.randperm(len(shapes), generator=generator).tolist()
+@functools.lru_cache(maxsize=4)
+def epoch_order(plan: SamplePlan, epoch: int) -> list[int]:
+    """A permutation of the examples; where shapes differ, those of one shape come in runs of the effective batch."""
+    generator = keyed_generator("order", plan.seed, epoch)
+    order = torch.randperm(len(plan.shapes), generator=generator).tolist()
     by_shape = defaultdict(list)
     for index in order:
-        by_shape[shapes[index]].append(index)
+        by_shape[plan.shapes[index]].append(index)
     if len(by_shape) == 1:
         return order
-    runs = [members[start : start + group] for members in by_shape.values() for start in range(0, len(members), group)]
+    size = plan.effective
+    runs = [members[start : start + size] for members in by_shape.values() for start in range(0, len(members), size)]
     shuffled = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
     return [index for run in sorted(shuffled, key=len, reverse=True) for index in run]
 
 
-def draw_position(
-    position: int, seed: int, shapes: tuple, group: int, timesteps: int, flip: float = 0.0, dropout: float = 0.0
-) -> Draw:
-    """The meaning of one position. `flip` and `dropout` are probabilities, `group` the effective batch."""
-    epoch, place = divmod(position, len(shapes))
-    u = torch.rand(4, generator=keyed_generator("draw", seed, position), dtype=torch.float64).tolist()
-    index = epoch_order(seed, epoch, shapes, group)[place]
-    return Draw(index, u[0], u[1] < flip, u[2] < dropout, int(u[3] * timesteps), ("noise", seed, position))
+def draw_position(plan: SamplePlan, position: int) -> Draw:
+    """The meaning of one position."""
+    epoch, place = divmod(position, len(plan.shapes))
+    u = torch.rand(4, generator=keyed_generator("draw", plan.seed, position), dtype=torch.float64).tolist()
+    index, timestep = epoch_order(plan, epoch)[place], int(u[3] * plan.timesteps)
+    return Draw(index, u[0], u[1] < plan.flip, u[2] < plan.dropout, timestep, ("noise", plan.seed, position))
 
 
 def validation_draws(count: int, examples: int, timesteps: int) -> list[Draw]:
@@ -70,18 +74,20 @@ def validation_draws(count: int, examples: int, timesteps: int) -> list[Draw]:
     return [Draw(i % examples, 0.0, False, False, strata[i], ("validation", i)) for i in range(count)]
 
 
-def draw_noise(key: tuple, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw_noise(key: tuple[Hashable, ...], shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one position: the noise to be predicted, that of the autoencoder's sample, and one offset for each channel."""
     generator = keyed_generator(*key)
     noise, posterior = torch.randn(2, *shape, generator=generator)
     return noise, posterior, torch.randn(shape[0], 1, 1, generator=generator)
 
 
-def split_step(draws: list[Draw], shapes: Sequence, micro_batch: int, rank: int, processes: int) -> list[list[Draw]]:
+def split_step(
+    draws: list[Draw], shapes: Sequence[Shape], micro_batch: int, rank: int, processes: int
+) -> list[list[Draw]]:
     """One process's share of a step's draws, in micro-batches of one shape and at most `micro_batch` samples."""
     draws = sorted(draws, key=lambda draw: shapes[draw.index])  # stable: nothing moves where all are of one shape
     share = draws[len(draws) * rank // processes : len(draws) * (rank + 1) // processes]
-    batches = []
+    batches: list[list[Draw]] = []
     for draw in share:
         fits = batches and len(batches[-1]) < micro_batch
         if fits and shapes[batches[-1][0].index] == shapes[draw.index]:
@@ -91,8 +97,8 @@ def split_step(draws: list[Draw], shapes: Sequence, micro_batch: int, rank: int,
     return batches
 
 
-def prefetch(items: Iterator, depth: int = 2) -> Iterator:
-    """The items of an iterator, made ahead of their use by a thread that ends with this generator."""
+def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+    """The items of an iterator, made before they are needed by a thread that ends with this generator."""
     end = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:

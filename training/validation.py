@@ -1,9 +1,10 @@
 """Does it learn? The loss at fixed positions of held-out images, and images of fixed seeds, each one checked."""
 
-import functools
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,10 +13,10 @@ from PIL import Image
 
 from families import diffusion, models
 from families.sampling import build_pipeline, generate
-from training import sample_plan
-from training.batches import to_device
+from training.batches import Batch, Loader, held_out_loader, load_batch
 from training.examples import Example
-from training.training import Training, averaged_weights
+from training.sample_plan import split_step, validation_draws
+from training.state import Progress, Training, averaged_weights
 from utils import images
 from utils.files import replaced_file
 from utils.image_checks import image_fault
@@ -23,128 +24,108 @@ from utils.image_checks import image_fault
 logger = logging.getLogger(__name__)
 
 
-def held_out_batches(drawn: list[Example], count: int, timesteps: int, load: Callable) -> list[dict]:
+@dataclass(frozen=True)
+class Sampling:
+    """How validation images are generated: with which model, in how many steps, how close to the text, how large."""
+
+    model: str
+    family: str
+    steps: int
+    guidance: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a validation computes: a loss of the held-out batches, and an image of each prompt from its own seed."""
+
+    held_out: list[Batch]
+    prompts: list[str]
+    seeds: list[int]
+    sampling: Sampling
+    scheduler: DDPMScheduler
+    encode: Callable[[list[str]], diffusion.Text]
+    autocast: Callable[[], AbstractContextManager]
+
+
+def held_out_batches(examples: list[Example], count: int, timesteps: int, loader: Loader) -> list[Batch]:
     """The fixed samples that the held-out loss is measured on; none where no image is held out."""
-    draws = sample_plan.validation_draws(count if drawn else 0, len(drawn), timesteps)
-    parts = sample_plan.split_step(draws, [one.shape for one in drawn], 8, 0, 1)
-    return [load(part, drawn, crops=1, sample_posterior=False) for part in parts]
+    draws = validation_draws(count if examples else 0, len(examples), timesteps)
+    parts = split_step(draws, [one.shape for one in examples], 8, 0, 1)
+    fixed = held_out_loader(loader, examples)
+    return [load_batch(part, fixed, sample_posterior=False) for part in parts]
 
 
 @torch.no_grad()
-def held_out_loss(unet, scheduler: DDPMScheduler, batches: list[dict], features: Callable, autocast: Callable) -> float:
+def held_out_loss(unet: torch.nn.Module, checks: Checks) -> float:
     """Mean squared error, every sample of one weight, whatever the run's own weighting is."""
-    losses = []
-    for batch in (to_device(one, unet.device) for one in batches):
-        with autocast():
-            prediction, target = diffusion.predict(unet, scheduler, batch, *features(batch["texts"]))
+    losses, scheduler = [], checks.scheduler
+    for batch in (one.to(unet.device) for one in checks.held_out):
+        noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        with checks.autocast():
+            prediction = diffusion.predict(unet, noisy, batch.timesteps, checks.encode(batch.texts), batch.time_ids)
+        target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
         losses.append(diffusion.sample_losses(prediction, target))
     return torch.cat(losses).mean().item()
 
 
-def validation_images(
-    embeds: tuple[torch.Tensor, torch.Tensor | None],
-    empty: tuple[torch.Tensor, torch.Tensor | None],
-    *,
-    model: str,
-    family: str,
-    unet,
-    scheduler: DDPMScheduler,
-    seeds: list[int],
-    steps: int,
-    guidance: float,
-    size: int,
-    autocast: Callable,
-    stop: Callable[[], bool],
-) -> list[Image.Image] | None:
-    """One image a seed, as the pipeline with this LoRA would draw them; None where `stop` asked to leave."""
-    device = embeds[0].device
-    vae = models.load_vae(model).to(device)
-    pipeline = build_pipeline(family, unet, vae, scheduler, models.empty_prompt_is_zero(model))
-    drawn = []
-    for i, seed in enumerate(seeds):
-        if stop():
+@torch.no_grad()
+def generate_images(unet: torch.nn.Module, checks: Checks, signals: list[int]) -> list[Image.Image] | None:
+    """One image for each prompt, as the pipeline with these weights would generate it; None once a signal has come."""
+    how = checks.sampling
+    (embeds, pooled), (empty, empty_pooled) = checks.encode(checks.prompts), checks.encode([""])
+    vae = models.load_vae(how.model).to(embeds.device)
+    pipeline = build_pipeline(how.family, unet, vae, checks.scheduler, models.empty_prompt_is_zero(how.model))
+    made: list[Image.Image] = []
+    for i, seed in enumerate(checks.seeds):
+        if signals:
             return None
-        given = {"prompt_embeds": embeds[0][i : i + 1], "negative_prompt_embeds": empty[0]}
-        if family == "sdxl":
-            given |= {"pooled_prompt_embeds": embeds[1][i : i + 1], "negative_pooled_prompt_embeds": empty[1]}
-        with autocast():
-            drawn += generate(pipeline, [seed], steps, guidance, size=size, **given)
-    return drawn
+        given = {"prompt_embeds": embeds[i : i + 1], "negative_prompt_embeds": empty}
+        if pooled is not None:
+            given |= {"pooled_prompt_embeds": pooled[i : i + 1], "negative_pooled_prompt_embeds": empty_pooled}
+        with checks.autocast():
+            made += generate(pipeline, [seed], how.steps, how.guidance, size=how.size, **given)
+    return made
 
 
-def save_grid(path: Path, drawn: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
+def save_grid(path: Path, found: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
     """The labelled grid as one file; how many of the images are invalid."""
-    faults = [image_fault(image) for image in drawn]
+    faults = [image_fault(image) for image in found]
     labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
-        images.make_grid(drawn, min(columns, len(drawn)), labels).save(file, "PNG")
-    found = [fault for fault in faults if fault]
-    if found:
-        kinds = ", ".join(dict.fromkeys(found))
-        logger.warning("%d of %d validation images are invalid: %s; see %s", len(found), len(faults), kinds, path)
-    return len(found)
+        images.make_grid(found, min(columns, len(found)), labels).save(file, "PNG")
+    invalid = [fault for fault in faults if fault]
+    if invalid:
+        kinds = ", ".join(dict.fromkeys(invalid))
+        logger.warning("%d of %d validation images are invalid: %s; see %s", len(invalid), len(faults), kinds, path)
+    return len(invalid)
 
 
-def validate(
-    training: Training,
-    scheduler: DDPMScheduler,
-    held_out: list[dict],
-    features: Callable,
-    autocast: Callable,
-    prompts: list[str],
-    draw: Callable,
-    grid: Path,
-) -> dict | None:
-    """The held-out loss, and the number of invalid images in the grid; None where drawing was broken off.
-
-    `draw` makes images of (embeds, empty), as `validation_images` does.
-    """
-    found, modules = {}, [training.unet, *training.text_encoders]
-    for module in modules:
+def validate(training: Training, checks: Checks, grid: Path, signals: list[int]) -> dict[str, float] | None:
+    """The held-out loss, and the number of invalid images in the grid; None where a signal came before its end."""
+    figures: dict[str, float] = {}
+    for module in training.modules.values():
         module.eval()
     with torch.no_grad(), averaged_weights(training):
-        if held_out:
-            found["val_loss"] = held_out_loss(training.unet, scheduler, held_out, features, autocast)
-        if prompts:
-            drawn = draw(features(prompts), features([""]))
-            if drawn is None:
+        if checks.held_out:
+            figures["val_loss"] = held_out_loss(training.unet, checks)
+        if checks.prompts:
+            found = generate_images(training.unet, checks, signals)
+            if found is None:
                 return None
-            found["validation/invalid_images"] = save_grid(grid, drawn, prompts)
-    for module in modules:
+            figures["validation/invalid_images"] = save_grid(grid, found, checks.prompts)
+    for module in training.modules.values():
         module.train()
-    return found
+    return figures
 
 
-def make_check(
-    training: Training,
-    scheduler: DDPMScheduler,
-    held_out: list[dict],
-    features: Callable,
-    autocast: Callable,
-    prompts: list[str],
-    count: int,
-    seed: int,
-    **drawing,
-) -> Callable[[Path], dict | None]:
-    """What validates, given the grid's file: `count` images of the prompts in turn, each of its own seed.
-
-    `drawing` are the further arguments of `validation_images`.
-    """
-    chosen = [prompts[i % len(prompts)] for i in range(count)]
-    seeds = [seed + i for i in range(count)]
-    draw = functools.partial(
-        validation_images, unet=training.unet, scheduler=scheduler, seeds=seeds, autocast=autocast, **drawing
-    )
-    return functools.partial(validate, training, scheduler, held_out, features, autocast, chosen, draw)
-
-
-def note_loss(progress: dict, loss: float | None) -> bool:
+def note_loss(progress: Progress, loss: float | None) -> bool:
     """Note that this step is validated; whether its held-out loss is the best so far."""
-    progress["validated"] = progress["step"]
-    best = progress["best_loss"]
+    progress.validated = progress.step
+    best = progress.best_loss
     if loss is None or not math.isfinite(loss) or (best is not None and not loss < best):
-        progress["worse_in_a_row"] += loss is not None
+        progress.worse_in_a_row += loss is not None
         return False
-    progress |= {"best_loss": loss, "best_step": progress["step"], "worse_in_a_row": 0}
+    progress.best_loss, progress.best_step, progress.worse_in_a_row = loss, progress.step, 0
     return True

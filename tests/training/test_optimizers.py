@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from training import optimizers
 from training.flags import OPTIMIZERS, SCHEDULES
+from training.optimizers import Schedule
 from utils.checkpoints import pack_optimizer, unpack_optimizer
 from utils.cli import UserError
 from utils.files import write_safetensors
@@ -22,8 +23,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_is_diffusers_own_at_every_step(name, warmup, steps):
     rates = [1e-3, 4e-4]
-    options = {"cycles": 3, "power": 2.0}
-    at = optimizers.rate_schedule(name, rates, warmup, steps, **options)
+    at = optimizers.rate_schedule(Schedule(name, warmup, cycles=3, power=2.0), rates, steps)
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates]
     optimizer = torch.optim.SGD(groups, lr=rates[0])
     theirs = get_scheduler(name, optimizer, None, warmup, steps, num_cycles=3, power=2.0)
@@ -35,13 +35,13 @@ def test_every_schedule_is_diffusers_own_at_every_step(name, warmup, steps):
 
 
 def test_warm_up_rises_in_a_line_for_each_group():
-    at = optimizers.rate_schedule("constant_with_warmup", [1e-4, 2e-5], 500, 3000, 1, 1.0)
+    at = optimizers.rate_schedule(Schedule("constant_with_warmup", 500, 1, 1.0), [1e-4, 2e-5], 3000)
     assert at(0) == [0, 0] and at(250) == pytest.approx([5e-5, 1e-5])
     assert at(500) == at(2999) == [1e-4, 2e-5]
 
 
 def test_both_groups_of_a_polynomial_fall_in_proportion():
-    at = optimizers.rate_schedule("polynomial", [1e-3, 1e-5], 0, 100, 1, 1.0)
+    at = optimizers.rate_schedule(Schedule("polynomial", 0, 1, 1.0), [1e-3, 1e-5], 100)
     for step in range(100):
         one, other = at(step)
         assert other == pytest.approx(one / 100) and one == pytest.approx((1e-3 - 1e-7) * (1 - step / 100) + 1e-7)
@@ -49,11 +49,11 @@ def test_both_groups_of_a_polynomial_fall_in_proportion():
 
 def test_a_rate_too_low_for_the_polynomial_schedule_is_one_line():
     with pytest.raises(UserError, match=r"--lr_scheduler polynomial.*--learning_rate 1e-08"):
-        optimizers.rate_schedule("polynomial", [1e-8], 0, 100, 1, 1.0)
+        optimizers.rate_schedule(Schedule("polynomial", 0, 1, 1.0), [1e-8], 100)
 
 
 def test_a_rate_is_a_function_of_the_step_and_of_nothing_before_it():
-    at = optimizers.rate_schedule("cosine_with_restarts", [1e-3], 5, 50, 2, 1.0)
+    at = optimizers.rate_schedule(Schedule("cosine_with_restarts", 5, 2, 1.0), [1e-3], 50)
     assert [at(step) for step in reversed(range(50))][::-1] == [at(step) for step in range(50)]
 
 

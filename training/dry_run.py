@@ -1,28 +1,27 @@
-"""What a training will take, told before it begins: parameters, memory, steps, the size of the cache."""
+"""What --dry_run prints of a training: parameters, memory, steps, the size of the cache; no weights are read."""
 
 from collections.abc import Callable
 
 import torch
 
 from families import models
+from families.lora import Adapter
 from families.models import read_config
 from training import memory
 
 
-def describe_model(
-    model: str, family: str, rank: int | None, targets: list[str], text_targets: tuple, use_dora: bool
-) -> str:
-    """Family and parameters, from the configs alone."""
-    counts = memory.count_parameters(model, family, rank, targets, text_targets, use_dora)
+def describe_model(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> str:
+    """Family and parameters."""
+    counts = memory.count_parameters(model, family, adapter, train_text_encoder)
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
-    total -= 0 if rank else trained
+    frozen = total if adapter else total - trained
     return (
         f"family       {models.FAMILIES[family]}\n"
-        f"parameters   {trained:,} trainable, {total:,} frozen ({', '.join(counts)})"
+        f"parameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
     )
 
 
-def describe_memory(phases: dict[str, dict[str, int]]) -> str:
+def describe_memory(phases: memory.Phases) -> str:
     """The peak and the parts of every phase."""
     peak, size = memory.peak_phase(phases)
     lines = [f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; Python and the device take more"]
@@ -32,10 +31,10 @@ def describe_memory(phases: dict[str, dict[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def describe_length(images: int, held_out: int, steps: int, effective: int) -> str:
-    epoch = images / effective
+def describe_length(examples: int, held_out: int, steps: int, effective: int) -> str:
+    epoch = examples / effective
     return (
-        f"data         {images:,} images, {held_out:,} held out; an epoch is {epoch:,.1f} steps\n"
+        f"data         {examples:,} images, {held_out:,} held out; an epoch is {epoch:,.1f} steps\n"
         f"length       {steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"
     )
 
@@ -61,8 +60,8 @@ def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
     return (length * width + pooled) * dtype.itemsize
 
 
-def largest_batch(share: int, free: int, foretell: Callable[[int], dict[str, dict[str, int]]]) -> int:
+def largest_batch(share: int, free: int, estimate: Callable[[int], memory.Phases]) -> int:
     """The largest divisor of `share` whose peak fits in the free bytes; memory grows evenly with the size."""
-    first, second = (memory.peak_phase(foretell(micro))[1] for micro in (1, 2))
+    first, second = (memory.peak_phase(estimate(micro))[1] for micro in (1, 2))
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     return max([size for size in sizes if first + (second - first) * (size - 1) <= 0.9 * free], default=1)

@@ -1,0 +1,132 @@
+"""Build what is trained: the models with their adapters or all their weights, a new word, the optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import CLIPTokenizer
+
+from families import lora, models, pipelines, tokens
+from families.diffusion import Text
+from families.models import report_long_captions
+from training.encoding import encode_distinct
+from training.optimizers import OptimizerSettings, make_optimizer
+from training.state import Training
+from utils import devices
+from utils.devices import Precision
+
+
+@dataclass(frozen=True)
+class NewWord:
+    """A word whose embedding is learnt: where it starts (None: at random), and its learning rate."""
+
+    text: str
+    initializer: str | None
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained of a model, and how. Without an `adapter` all weights of the parts that are trained."""
+
+    adapter: lora.Adapter | None
+    learning_rate: float
+    text_encoder_lr: float
+    optimizer: OptimizerSettings
+    seed: int
+    train_text_encoder: bool = False
+    use_ema: bool = False
+    new_word: NewWord | None = None
+    gradient_checkpointing: bool = True
+    xformers: bool = False
+    compiled: bool = False
+    schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
+
+    @property
+    def trains_texts(self) -> bool:
+        """Whether texts must be encoded at every step, since what encodes them changes."""
+        return bool(self.train_text_encoder or self.new_word)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The training, and what encodes texts where that is trained too."""
+
+    training: Training
+    encode: Callable[[list[str]], Text] | None
+
+
+def build_training(
+    model: str,
+    family: str,
+    recipe: Recipe,
+    precision: Precision,
+    device: torch.device,
+    texts: list[str],
+    facts: dict[str, str],
+    identity: dict[str, str],
+) -> Built:
+    """The models on their device with what is trained in them, and the optimizer.
+
+    `texts` are those of the data; `facts` and `identity`: see Training.
+    """
+    devices.seed_everything(recipe.seed)  # the adapters' first weights are drawn on the CPU
+    dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
+    unet = models.load_unet(model, dtype)
+    groups = [{"params": lora.choose_parameters(unet, recipe.adapter), "lr": recipe.learning_rate}]
+    models.tune_unet(unet, recipe.gradient_checkpointing, recipe.xformers, recipe.compiled)
+    modules, token, encode = {"unet": unet}, None, None
+    if recipe.trains_texts:
+        tokenizers, encoders = models.load_text_encoders(model, family, dtype)
+        modules |= dict(zip(("text_encoder", "text_encoder_2"), encoders))
+        if recipe.new_word:
+            token, group = _add_word(recipe.new_word, tokenizers, encoders, device)
+            groups.append(group)
+        for encoder in encoders:
+            if recipe.train_text_encoder:
+                chosen = lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
+                groups.append({"params": chosen, "lr": recipe.text_encoder_lr})
+            if recipe.gradient_checkpointing:
+                encoder.activation_checkpointing_enable()
+        report_long_captions(tokenizers[0], texts)
+        encode = text_encoder(tokenizers, encoders, models.empty_prompt_is_zero(model))
+    for module in modules.values():
+        module.to(device).train()
+    if device.type == "cuda":  # the layout that its convolutions prefer; on a CPU it is slower
+        unet.to(memory_format=torch.channels_last)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    training = Training(
+        modules=modules,
+        parameters=parameters,
+        optimizer=make_optimizer(recipe.optimizer, groups, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16"),
+        average=[parameter.detach().clone() for parameter in parameters] if recipe.use_ema else None,
+        facts=facts,
+        identity=identity,
+        token=token,
+        whole=None if recipe.adapter else pipelines.Base(model, recipe.schedule_changes),
+    )
+    return Built(training, encode)
+
+
+def text_encoder(
+    tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], empty_is_zero: bool
+) -> Callable[[list[str]], Text]:
+    """What encodes texts by these encoders, with gradients."""
+
+    def encode_all(texts: list[str]) -> Text:
+        return models.encode_prompts(tokenizers, encoders, texts, empty_is_zero)
+
+    return lambda texts: encode_distinct(encode_all, texts)
+
+
+def _add_word(
+    word: NewWord, tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], device: torch.device
+) -> tuple[tokens.Token, dict[str, Any]]:
+    """The new word in tokenizers and encoders, and the optimizer's group of its embeddings."""
+    for encoder in encoders:
+        encoder.to(device)
+    token = tokens.new_token(tokenizers, encoders, word.text, word.initializer)
+    # Without weight decay: nothing should pull a word towards 0.
+    return token, {"params": token.vectors, "lr": word.learning_rate, "weight_decay": 0.0}

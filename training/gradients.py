@@ -1,0 +1,204 @@
+"""Gradients of one step: of micro-batches, of all processes, and what to do where they are not finite."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers import DDPMScheduler
+
+from families import diffusion
+from training.batches import Batch
+from training.state import Progress
+from utils.cli import UserError
+from utils.parallel import available_cores
+
+logger = logging.getLogger(__name__)
+Backward = Callable[[torch.Tensor], None]
+Row = list[float]  # what a trainer records of a sample, its loss first
+
+SKIPS_IN_A_ROW = 3
+NO_ROOM = (
+    "out of memory with one sample at once; keep --gradient_checkpointing and --cache_latents on, lower --resolution "
+    "or --rank, or use --optimizer adamw8bit; --dry_run estimates what is needed"
+)
+ADVICE = "Look at these images, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
+
+
+@dataclass(frozen=True)
+class Cores:
+    """A CPU's cores, `parts` of them, each of which computes a part of a micro-batch."""
+
+    pool: ThreadPoolExecutor
+    parts: int
+
+
+def share_cores(device: torch.device, samples: int) -> Cores | None:
+    """The cores for micro-batches of so many samples; None on a GPU, or where one part is all.
+
+    Small layers leave a second core idle, so two threads of one core each train more than one of two. Not accelerator's
+    way: it knows one backward pass at a time.
+    """
+    threads = min(available_cores(), torch.get_num_threads())
+    parts = min(threads, samples // 4)
+    if device.type != "cpu" or parts < 2:
+        return None
+    return Cores(ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)), parts)
+
+
+def train_on_all(
+    train_on: Callable[[Batch, int, Backward], torch.Tensor],
+    batches: Iterable[Batch],
+    parameters: list[torch.nn.Parameter],
+    cores: Cores | None,
+) -> torch.Tensor:
+    """`train_on` each micro-batch and its number: their gradients are added up; the rows of all samples are returned.
+
+    On a CPU, a micro-batch is divided among the cores. The gradients of its parts are added in order, so that equal
+    runs are equal to the byte.
+    """
+
+    def gradients_of(part: Batch, number: int) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        found: list[torch.Tensor | None] = []
+
+        def backward(loss: torch.Tensor) -> None:
+            found.extend(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+        return train_on(part, number, backward), found
+
+    rows = []
+    for number, batch in enumerate(batches):
+        if cores is None or len(batch) < 2 * cores.parts:
+            rows.append(train_on(batch, number, torch.Tensor.backward))
+            continue
+        parts = batch.split(math.ceil(len(batch) / cores.parts))
+        for found, gradients in list(cores.pool.map(gradients_of, parts, [number] * len(parts))):
+            rows.append(found)
+            for parameter, gradient in zip(parameters, gradients):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    return torch.cat(rows)
+
+
+def sum_gradients(accelerator: Accelerator, parameters: list[torch.nn.Parameter]) -> None:
+    """Sum gradients over the processes in place, in one message.
+
+    Not by DDP, which accelerator.prepare would use: processes may then differ in how they divide their share into
+    micro-batches.
+    """
+    # SDXL takes its text encoders' last layer but one: adapters in the last one have no gradient, in any process.
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if accelerator.num_processes == 1 or not gradients:
+        return
+    total = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+    for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(part.view_as(gradient))
+
+
+def read_back(accelerator: Accelerator, rows: torch.Tensor, norm: torch.Tensor) -> tuple[list[Row], float]:
+    """The rows of all processes and the gradient's norm as numbers: the step's only wait for the device."""
+    table = accelerator.gather(rows)
+    width = table.shape[1]
+    *flat, size = torch.cat([table.flatten(), norm.reshape(1)]).tolist()
+    return [flat[i : i + width] for i in range(0, len(flat), width)], size
+
+
+def all_finite(rows: list[Row], norm: float = 0.0) -> bool:
+    return math.isfinite(norm) and all(math.isfinite(row[0]) for row in rows)
+
+
+def overflowed(scaler: torch.amp.GradScaler, rows: list[Row], norm: float) -> bool:
+    """Whether only the scale of the loss was too large for float16; half the scale, and the step can be repeated."""
+    return scaler.is_enabled() and scaler.get_scale() > 1 and all_finite(rows) and not math.isfinite(norm)
+
+
+def smaller_micro_batch(samples: int) -> int:
+    """Half as many samples at once, after the device's memory was full."""
+    if samples == 1:
+        raise UserError(NO_ROOM)
+    half = math.ceil(samples / 2)
+    logger.warning("out of memory: %d samples at once from here on, as many a step as before", half)
+    return half
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set in any process, so that all do the same."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+
+
+@contextlib.contextmanager
+def watch_activations(module: torch.nn.Module) -> Iterator[dict[str, float]]:
+    """{layer: largest absolute value of its output} of what runs within; inf where one is not finite."""
+    largest: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[[torch.nn.Module, object, object], None]:
+        def hook(_module: torch.nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel():
+                top = output.detach().abs().max().item()
+                largest[name] = max(top if math.isfinite(top) else math.inf, largest.get(name, 0.0))
+
+        return hook
+
+    handles = [part.register_forward_hook(watch(name)) for name, part in module.named_modules() if name]
+    try:
+        yield largest
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a step is not finite: its samples (only the bad ones where the loss shows them), the largest activation."""
+
+    samples: list[str]
+    in_loss: bool
+    activation: float
+    layer: str
+
+
+@torch.no_grad()
+def diagnose(
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    batches: Iterable[Batch],
+    encode: Callable[[list[str]], diffusion.Text],
+    autocast: Callable[[], contextlib.AbstractContextManager],
+) -> Diagnosis:
+    """Compute a step's losses once more, and watch every layer."""
+    names, losses = [], []
+    with watch_activations(unet) as largest:
+        for batch in batches:
+            noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+            with autocast():
+                prediction = diffusion.predict(unet, noisy, batch.timesteps, encode(batch.texts), batch.time_ids)
+            target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
+            losses += diffusion.sample_losses(prediction, target).tolist()
+            names += batch.samples
+    bad = [name for name, loss in zip(names, losses) if not math.isfinite(loss)]
+    layer = max(largest, key=lambda name: largest[name])
+    return Diagnosis(bad or names, bool(bad), largest[layer], layer)
+
+
+def skip_step(progress: Progress, policy: str, norm: float, own: Diagnosis) -> None:
+    """Report a step that is not finite, from the diagnoses of all processes, and count it; or end the run.
+
+    It ends with the policy `stop`, or where three steps before were skipped in a row.
+    """
+    worst = max(gather_object([own]), key=lambda one: (one.in_loss, one.activation))
+    message = (
+        f"step {progress.step}: {'the loss' if worst.in_loss else 'the gradient'} is not finite (gradient norm "
+        f"{norm:g}); samples {', '.join(worst.samples)}; largest activation {worst.activation:g} in {worst.layer}"
+    )
+    if policy == "stop" or progress.skipped_in_a_row >= SKIPS_IN_A_ROW:
+        raise UserError(f"{message}; skipped before: {progress.skipped or 'none'}. {ADVICE}")
+    logger.warning("%s: skip", message)
+    progress.skipped.append(progress.step)
+    progress.skipped_in_a_row += 1

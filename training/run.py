@@ -1,0 +1,182 @@
+"""One process's part of a training run: where it resumes, what it logs, when it validates, saves and ends."""
+
+import math
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from tqdm import tqdm
+
+from training import model_card, validation
+from training.gradients import ADVICE, any_process
+from training.state import (
+    Progress,
+    Training,
+    averaged_weights,
+    restore_training,
+    save_best,
+    save_training,
+    write_kohya,
+    write_result,
+)
+from utils import checkpoints, cli, devices, metrics_log, runs, trackers
+from utils.cli import UserError
+from utils.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class Run:
+    """`seconds` collects how long what took until it is logged; `signals` are those that came; `saved` the checkpoint.
+
+    `trackers` is empty but in the main process.
+    """
+
+    accelerator: Accelerator
+    folder: Path
+    seconds: dict[str, float]
+    trackers: dict[str, Tracker] = field(default_factory=dict)
+    signals: list[int] = field(default_factory=list)
+    saved: list[Path] = field(default_factory=list)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Which trackers a run reports to, the name of their folder in the run's, and the settings that they show."""
+
+    names: list[str]
+    logging_dir: str
+    settings: dict[str, Any]
+
+
+def start_run(
+    accelerator: Accelerator,
+    folder: Path,
+    training: Training,
+    resume: str,
+    tracking: Tracking,
+    precision: str,
+    seconds: dict[str, float],
+) -> Run:
+    """Resume where the folder's run stands, and start what it logs to; from here on signals are only noted."""
+    saved = checkpoints.find_checkpoint(folder, resume)
+    if saved:
+        restore_training(saved, training)
+        accelerator.print(f"resuming from {saved}")
+    started: dict[str, Tracker] = {}
+    if accelerator.is_main_process:
+        step = training.progress.step
+        metrics_log.cut_metrics(folder / "metrics.jsonl", step if saved else -1)
+        device = devices.describe_device(accelerator.device)
+        runs.write_environment(folder / "environment.json", device, precision, dataset=training.identity["data"])
+        logs = folder / tracking.logging_dir
+        started = trackers.start_trackers(tracking.names, logs, folder.name, tracking.settings, step)
+    return Run(accelerator, folder, seconds, started, runs.catch_signals(), [saved] if saved else [])
+
+
+def log(run: Run, record: dict[str, Any]) -> None:
+    """A line of metrics.jsonl, with the seconds spent since the last one, and the same to the trackers."""
+    record |= {f"seconds_{name}": round(run.seconds.pop(name), 3) for name in list(run.seconds)}
+    if run.is_main:
+        metrics_log.append_metrics(run.folder / "metrics.jsonl", record)
+        trackers.log_scalars(run.trackers, record, record["step"])
+
+
+def log_step(run: Run, progress: Progress, losses: dict[str, float], rate: float, norm: float, samples: int) -> None:
+    """The line of the steps since the last one: `losses` are their means, over `samples` samples."""
+    progress.loss_smooth = 0.9 * (progress.loss_smooth or losses["loss"]) + 0.1 * losses["loss"]
+    record = {"step": progress.step, **losses, "loss_smooth": progress.loss_smooth, "lr": rate, "grad_norm": norm}
+    record["samples_per_second"] = samples / (run.seconds["data"] + run.seconds["step"])
+    record["memory_gib"] = devices.peak_memory_gib(run.accelerator.device)
+    log(run, record | {"skipped_steps": len(progress.skipped)})
+
+
+def progress_bar(run: Run, progress: Progress, last: int) -> tqdm:
+    return tqdm(total=last, initial=progress.step, unit=" steps", smoothing=0.05, **cli.progress(run.is_main))
+
+
+def is_finished(progress: Progress, last: int, patience: int | None) -> bool:
+    """Whether the last step is trained, or the held-out loss has not fallen for `patience` validations."""
+    return progress.step >= last or progress.worse_in_a_row >= (patience or math.inf)
+
+
+def stop_requested(run: Run) -> bool:
+    """Whether any process has received a signal, so that all stop at the same step."""
+    return any_process(run.accelerator, bool(run.signals))
+
+
+def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int) -> None:
+    """Every so many steps and at the end: held-out loss and images, in the main process; the best weights are kept."""
+    progress = training.progress
+    step = progress.step
+    if not every or progress.validated >= step or (step % every and step < last):
+        return
+    with runs.timed(run.seconds, "validation"):
+        grid = run.folder / "validation" / f"step-{step:06d}.png"
+        found = [validation.validate(training, checks, grid, run.signals) if run.is_main else None]
+        broadcast_object_list(found)
+    figures = found[0]
+    if figures is None:  # a signal came: the resumed run validates this step
+        return
+    loss = figures.get("val_loss")
+    if validation.note_loss(progress, loss) and run.is_main:
+        save_best(run.folder / "best", training)
+    log(run, {"step": step, **figures})
+    if step >= last and not math.isfinite(loss or 0):
+        raise UserError(f"step {step}: the held-out loss is not finite, and nothing is written. {ADVICE}")
+    if run.is_main and checks.prompts:
+        trackers.log_images(run.trackers, "validation", Image.open(grid), step)
+
+
+def save_if_due(run: Run, training: Training, every: int, limit: int | None, now: bool = False) -> None:
+    """A checkpoint every so many steps, or `now`; none twice, and none of a run that has not begun."""
+    step = training.progress.step
+    path = run.folder / f"checkpoint-{step}"
+    due = every and step % every == 0 and not training.progress.skipped_in_a_row  # who resumes should see those again
+    if not step or path in run.saved or not (now or due):
+        return
+    with runs.timed(run.seconds, "checkpoint"):
+        if run.is_main:
+            save_training(path, training)
+            checkpoints.rotate_checkpoints(run.folder, limit)
+        run.accelerator.wait_for_everyone()
+    run.saved[:] = [path]
+
+
+def write_results(
+    run: Run, training: Training, card: dict[str, Any], effective: int, asked: list[int | None], kohya: str | None
+) -> None:
+    """The run's result, the loss curve, the card and the summary, in the main process.
+
+    `card`: see model_card.write_card; `asked`: the length that was asked for; `kohya`: the model's family, where its
+    other file is wanted too.
+    """
+    progress = training.progress
+    if progress.skipped_in_a_row:
+        raise UserError(f"the run ends with steps that were not finite; nothing is written. {ADVICE}")
+    if not run.is_main:
+        return
+    with averaged_weights(training):
+        write_result(run.folder, training)
+        if kohya:
+            write_kohya(run.folder, training, kohya)
+    counts = {"steps": progress.step, "samples": progress.step * effective, "skipped_steps": len(progress.skipped)}
+    results = model_card.write_results(run.folder, training.facts | card, counts, asked)
+    print(f"\n{results}\n{'the pipeline' if training.whole else 'the LoRA'} is in {run.folder}")
+
+
+def end_run(run: Run, finished: bool) -> int:
+    """End the trackers; the exit code, after a signal as a shell gives it."""
+    trackers.end_trackers(run.trackers)
+    if finished:
+        return 0
+    saved = f"{run.saved[-1]} is saved" if run.saved else "nothing is trained yet"
+    run.accelerator.print(f"stopped; {saved}; the same command resumes")
+    return 128 + (run.signals or [signal.SIGTERM])[0]

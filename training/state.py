@@ -1,0 +1,190 @@
+"""All that a training changes, and how it is written: as a checkpoint, and as the result that others load."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+from families import lora, pipelines, tokens
+from utils import checkpoints
+from utils.cli import UserError
+from utils.files import write_safetensors
+
+
+@dataclass
+class Progress:
+    """Where a training stands, in plain values: a part of every checkpoint."""
+
+    step: int = 0
+    loss_smooth: float | None = None
+    validated: int = -1  # the last step that was validated
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse_in_a_row: int = 0  # validations since the best
+    skipped: list[int] = field(default_factory=list)  # steps that were not finite
+    skipped_in_a_row: int = 0
+
+    def update(self, saved: dict[str, object]) -> None:
+        """Take over what a checkpoint says, whatever else an earlier version wrote there."""
+        for one in fields(self):
+            if one.name in saved:
+                setattr(self, one.name, saved[one.name])
+
+
+@dataclass(frozen=True)
+class Training:
+    """`average` is the EMA of `parameters`, `modules` have the names of their folders in a pipeline.
+
+    Adapters are trained, or where there is a `whole` model, all weights of the modules. `facts` go into the files'
+    metadata; a run that resumes must have the same `identity`.
+    """
+
+    modules: dict[str, torch.nn.Module]
+    parameters: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: list[torch.Tensor] | None
+    facts: dict[str, str]
+    identity: dict[str, str]
+    token: tokens.Token | None = None  # a new word, whose embedding is trained too
+    whole: pipelines.Base | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        return self.modules["unet"]
+
+    @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        return [module for name, module in self.modules.items() if name != "unet"]
+
+
+def update_average(average: list[torch.Tensor], parameters: list[torch.nn.Parameter], decay: float) -> None:
+    """One step of an exponential moving average."""
+    with torch.no_grad():
+        torch._foreach_lerp_(average, parameters, 1 - decay)
+
+
+@contextmanager
+def averaged_weights(training: Training) -> Iterator[None]:
+    """The average in the place of the trained weights while the block runs, where there is one."""
+    if training.average is None:
+        yield
+        return
+    own = [parameter.detach().clone() for parameter in training.parameters]
+    with torch.no_grad():
+        torch._foreach_copy_(training.parameters, training.average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(training.parameters, own)
+
+
+def write_weights(folder: Path, training: Training) -> None:
+    """The weights as they are now: the LoRA in the file that diffusers loads, or all weights, a file for each part."""
+    if training.whole:
+        for name, module in training.modules.items():
+            state = {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
+            write_safetensors(folder / f"{name}.safetensors", state)
+        return
+    state = lora.lora_state(training.unet, training.text_encoders)
+    lora.save_lora(folder, state, training.unet, training.text_encoders, training.facts)
+    if training.token:
+        tokens.write_token(folder, training.token, training.facts)
+
+
+def write_result(folder: Path, training: Training) -> None:
+    """The same for those who will use it: where all weights were trained, a whole pipeline."""
+    if training.whole:
+        pipelines.write_pipeline(folder, training.whole, training.modules, training.facts)
+    else:
+        write_weights(folder, training)
+
+
+def read_weights(files: dict[str, dict[str, torch.Tensor]], training: Training) -> None:
+    """Put back what `write_weights` wrote, to the byte."""
+    if training.whole:
+        for name, module in training.modules.items():
+            if name not in files:
+                raise UserError(f"the checkpoint holds no {name}; give the --method and the parts it was made with")
+            module.load_state_dict(files[name])
+        return
+    if "pytorch_lora_weights" not in files:
+        raise UserError("the checkpoint holds no LoRA; give the --method that it was made with")
+    lora.load_lora_state(files["pytorch_lora_weights"], training.unet, training.text_encoders)
+    if training.token:
+        tokens.load_token(files, training.token)
+
+
+def kohya_path(folder: Path) -> Path:
+    return folder / f"{folder.resolve().name}_kohya.safetensors"
+
+
+def check_kohya_names(training: Training, family: str) -> None:
+    """Refuse layers that have no name in that format."""
+    state = lora.lora_state(training.unet, training.text_encoders)
+    lora.kohya_tensors(state, training.unet, training.text_encoders, family)
+
+
+def write_kohya(folder: Path, training: Training, family: str) -> None:
+    """The LoRA for A1111 and ComfyUI, in a file with the name of the folder."""
+    state = lora.lora_state(training.unet, training.text_encoders)
+    lora.save_kohya(kohya_path(folder), state, training.unet, training.text_encoders, family, training.facts)
+
+
+def save_training(folder: Path, training: Training) -> None:
+    """A checkpoint: weights, optimizer, average, progress."""
+    tensors, rest = checkpoints.pack_optimizer(training.optimizer.state_dict())
+    files = {"optimizer": tensors}
+    if training.average is not None:
+        files["average"] = {str(i): tensor for i, tensor in enumerate(training.average)}
+    state = {
+        "progress": asdict(training.progress),
+        "identity": training.identity,
+        "optimizer": rest,
+        "scaler": training.scaler.state_dict(),
+    }
+    checkpoints.save_checkpoint(folder, lambda partial: write_weights(partial, training), files, state)
+
+
+@torch.no_grad()
+def restore_training(folder: Path, training: Training) -> None:
+    """Put back all that a verified checkpoint holds; one of another `identity` is refused."""
+    files, state = checkpoints.load_checkpoint(folder)
+    flag = f"--resume_from_checkpoint {folder}"
+    if "identity" not in state:
+        raise UserError(f"{flag}: holds a LoRA alone, without a training's state; name a checkpoint-<step> folder")
+    changed = [name for name, value in training.identity.items() if value != state["identity"].get(name)]
+    if changed:
+        raise UserError(
+            f"{flag}: since then the {' and '.join(changed)} has changed; restore it, name another --output_dir, or "
+            "start again with --overwrite"
+        )
+    if (training.average is not None) != ("average" in files):
+        raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
+    read_weights(files, training)
+    try:
+        training.optimizer.load_state_dict(checkpoints.unpack_optimizer(files["optimizer"], state["optimizer"]))
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{flag}: its optimizer's state doesn't fit ({' '.join(str(error).split())}); "
+            "--optimizer and --train_text_encoder must be those it was made with"
+        ) from error
+    if state["scaler"]:  # none where it was saved on hardware that trains without one
+        training.scaler.load_state_dict(state["scaler"])
+    for i, tensor in enumerate(training.average or []):
+        tensor.copy_(files["average"][str(i)])
+    training.progress.update(state["progress"])
+
+
+def save_best(folder: Path, training: Training) -> None:
+    """The result with the weights of the best validation, in the folder's place in one step."""
+
+    def write(partial: Path) -> None:
+        with averaged_weights(training):
+            write_result(partial, training)
+
+    state = {"step": training.progress.best_step, "val_loss": training.progress.best_loss}
+    checkpoints.save_checkpoint(folder, write, {}, state)
