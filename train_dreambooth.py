@@ -276,7 +276,12 @@ def read_class_images(args: argparse.Namespace) -> list[examples.Example]:
 
 
 def print_dry_run(
-    args: argparse.Namespace, model: str, family: str, recipe: Recipe, phases: memory.Phases, shapes: list
+    args: argparse.Namespace,
+    model: str,
+    family: str,
+    recipe: Recipe,
+    phases: memory.Phases,
+    shapes: list[tuple[int, int]],
 ) -> None:
     """What would be trained and what it would take, from the configs and images alone."""
     print(dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder))
@@ -299,7 +304,7 @@ def print_dry_run(
 def describe_result(
     args: argparse.Namespace, prompt: str, counts: dict[str, int], token: tokens.Token | None
 ) -> dict[str, Any]:
-    """What the model card says, beside what the file says of itself."""
+    """What the model card says, besides what the file says of itself."""
     hidden = () if args.with_prior_preservation else OF_PRIOR
     settings = {name: getattr(args, name) for name in ON_THE_CARD if name not in hidden}
     return {
@@ -474,7 +479,7 @@ def main(args: argparse.Namespace) -> int:
     # core goes backward by itself.
     micro = plan.micro * (1 + bool(class_images))  # samples at once
     window, parts = [], None  # rows since the last line of the log; this step's micro-batches
-    cores = None if args.lora_dropout else share_cores(device, micro)  # dropout draws from one generator
+    cores = None if args.lora_dropout else share_cores(device, micro)  # dropout needs one generator
     patience, save_every, limit = args.early_stopping_patience, args.checkpointing_steps, args.checkpoints_total_limit
     validate_if_due(run, training, checks, validate_every, last)  # before the first step, to compare with
     with contextlib.closing(steps), progress_bar(run, progress, last) as bar:

@@ -119,7 +119,7 @@ def print_dry_run(
 
 
 def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out: int) -> dict[str, Any]:
-    """What the model card says, beside what the file says of itself."""
+    """What the model card says, besides what the file says of itself."""
     return {
         "prompt": prompt,
         "data": args.dataset_name or args.train_data_dir,
@@ -271,7 +271,7 @@ def main(args: argparse.Namespace) -> int:
     # core goes backward by itself.
     micro = plan.micro  # samples at once
     window, parts = [], None  # rows since the last line of the log; this step's micro-batches
-    cores = None if args.lora_dropout else share_cores(device, micro)  # dropout draws from one generator
+    cores = None if args.lora_dropout else share_cores(device, micro)  # dropout needs one generator
     patience, save_every, limit = args.early_stopping_patience, args.checkpointing_steps, args.checkpoints_total_limit
     validate_if_due(run, training, checks, validate_every, last)  # before the first step, to compare with
     with contextlib.closing(steps), progress_bar(run, progress, last) as bar:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -95,7 +96,9 @@ def _adapter(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return found
 
 
-def _named_adapters(unet, text_encoders) -> dict[str, torch.nn.Parameter]:
+def _named_adapters(
+    unet: torch.nn.Module | None, text_encoders: Iterable[torch.nn.Module]
+) -> dict[str, torch.nn.Parameter]:
     """Every adapter's parameters by their keys in a diffusers file."""
     found = {} if unet is None else {f"unet.{key}": value for key, value in _adapter(unet).items()}
     for prefix, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders):
@@ -117,11 +120,11 @@ def lora_state(
 def load_lora_state(
     state: dict[str, torch.Tensor], unet: torch.nn.Module | None = None, text_encoders: Iterable[torch.nn.Module] = ()
 ) -> None:
-    """The way back of `lora_state`, to the byte, into adapters attached with the settings that it was made with."""
+    """Put back what `lora_state` gave, to the byte, into adapters attached with the same settings."""
     named = _named_adapters(unet, text_encoders)
     missing, unexpected = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
     wrong = [key for key in named.keys() & state.keys() if named[key].shape != state[key].shape]
-    for keys, problem in ((missing, "lacks"), (unexpected, "has beyond this model's"), (wrong, "differs in shape in")):
+    for keys, problem in ((missing, "lacks"), (unexpected, "has, unlike this model,"), (wrong, "differs in shape in")):
         if keys:
             raise UserError(
                 f"these LoRA weights don't fit: the file {problem} {len(keys)} tensors, the first being {min(keys)}; "
@@ -131,7 +134,7 @@ def load_lora_state(
         parameter.copy_(state[key])
 
 
-def _settings(unet, text_encoders) -> dict:
+def _settings(unet: torch.nn.Module | None, text_encoders: Iterable[torch.nn.Module]) -> dict[str, Any]:
     """The settings of every adapter, in the shape in which diffusers reads them from a file.
 
     Only those that matter: an older peft refuses a file with a setting that it doesn't know.
@@ -161,7 +164,7 @@ def save_lora(
     text_encoders: Iterable[torch.nn.Module],
     facts: dict[str, str],
 ) -> Path:
-    """Write the file that `pipeline.load_lora_weights(folder)` reads, with rank and alpha, and our own facts beside.
+    """Write the file that `pipeline.load_lora_weights(folder)` reads, with rank, alpha and our own facts.
 
     `state` may differ from what the adapters hold now (an average of it, say); the modules give the settings.
     """

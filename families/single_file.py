@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from families.models import DEFAULT_MODEL, FAMILIES
+from families.names import DEFAULT_MODEL, FAMILIES
 from utils.cli import UserError
 from utils.files import file_sha256
 

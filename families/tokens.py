@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import NamedTuple
 
 import torch
+from transformers import CLIPTokenizer
 
 from families.lora import read_lora
 from utils.cli import UserError
@@ -18,12 +19,14 @@ FILES = ("learned_embeds.safetensors", "learned_embeds_2.safetensors")  # of the
 
 
 class Token(NamedTuple):
+    """A word and its embeddings."""
+
     text: str
     vectors: list[torch.nn.Parameter]  # (1, width), one for each text encoder, in float32
 
 
-def first_vector(tokenizer, table: torch.Tensor, like: str | None) -> torch.Tensor:
-    """(1, width): the mean of what the words of `like` have, or a draw that resembles the other embeddings."""
+def first_vector(tokenizer: CLIPTokenizer, table: torch.Tensor, like: str | None) -> torch.Tensor:
+    """(1, width): the mean of what the words of `like` have, or a random one that resembles the other embeddings."""
     table = table.detach().float().cpu()
     if like is None:
         return table.mean(0, keepdim=True) + table.std(0, keepdim=True) * torch.randn(1, table.shape[1])
@@ -34,9 +37,9 @@ def first_vector(tokenizer, table: torch.Tensor, like: str | None) -> torch.Tens
 
 
 def add_token(
-    tokenizers: list, encoders: list[torch.nn.Module], text: str, vectors: list[torch.Tensor], flag: str
+    tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], text: str, vectors: list[torch.Tensor], flag: str
 ) -> Token:
-    """Teach tokenizers and encoders the word. Gradients flow to its embedding alone; all others stay as they are."""
+    """Add the word to tokenizers and encoders. Gradients flow to its embedding alone; all others stay as they are."""
     trained = []
     for tokenizer, encoder, vector in zip(tokenizers, encoders, vectors):
         if len(tokenizer.tokenize(text)) == 1:
@@ -48,7 +51,7 @@ def add_token(
         table.weight.requires_grad_(False)
         parameter = torch.nn.Parameter(vector.to(table.weight.device, torch.float32).clone())
 
-        def replace(_module, given, found, number=number, parameter=parameter):
+        def replace(_module, given, found, number=number, parameter=parameter):  # type: ignore[no-untyped-def]
             return torch.where((given[0] == number)[..., None], parameter.to(found), found)
 
         table.register_forward_hook(replace)
@@ -56,8 +59,8 @@ def add_token(
     return Token(text, trained)
 
 
-def new_token(tokenizers: list, encoders: list[torch.nn.Module], text: str, like: str | None) -> Token:
-    """A word with its first embedding; drawn from torch's global generator where it resembles no other."""
+def new_token(tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], text: str, like: str | None) -> Token:
+    """A word with its first embedding; a random one comes from torch's global generator."""
     pairs = zip(tokenizers, encoders)
     tables = [first_vector(tokenizer, encoder.get_input_embeddings().weight, like) for tokenizer, encoder in pairs]
     return add_token(tokenizers, encoders, text, tables, "--train_token")
@@ -72,7 +75,7 @@ def write_token(folder: Path, token: Token, facts: dict[str, str]) -> None:
 
 @torch.no_grad()
 def load_token(files: dict[str, dict[str, torch.Tensor]], token: Token) -> None:
-    """The way back of `write_token`, from a checkpoint's files."""
+    """Put back what `write_token` wrote, from a checkpoint's files."""
     for name, vector in zip(FILES, token.vectors):
         state = files.get(Path(name).stem, {})
         if token.text not in state:
@@ -86,18 +89,16 @@ def token_files(folder: Path) -> list[Path]:
 
 
 def warn_of_word(folder: Path, texts: list[str]) -> None:
-    """Of a word that was trained with the LoRA in a folder, where texts lack it; CLIP's tokenizers know no case."""
+    """Warn where texts lack the word that was trained with the LoRA in a folder; CLIP's tokenizers ignore case."""
     word = next((name for path in token_files(folder)[:1] for name in read_lora(path)[0]), "")
-    lacking = [text for text in dict.fromkeys(texts) if word.lower() not in text.lower()]
-    if lacking:
-        logger.warning(
-            "--lora %s comes with the word %s, and %d of %d prompts lack it, as: %s",
-            folder, word, len(lacking), len(set(texts)), shorten(lacking[0], 200)
-        )  # fmt: skip
+    without = [text for text in dict.fromkeys(texts) if word.lower() not in text.lower()]
+    if without:
+        message = "--lora %s comes with the word %s, and %d of %d prompts lack it, as: %s"
+        logger.warning(message, folder, word, len(without), len(set(texts)), shorten(without[0], 200))
 
 
-def read_token(folder: Path, tokenizers: list, encoders: list[torch.nn.Module]) -> Token | None:
-    """The word that was trained with the LoRA in a folder, taught to tokenizers and encoders; None where none was."""
+def read_token(folder: Path, tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module]) -> Token | None:
+    """The word that was trained with the LoRA in a folder, added to tokenizers and encoders; None without one."""
     states = [read_lora(path)[0] for path in token_files(folder)[: len(encoders)]]
     if not states:
         return None

@@ -412,9 +412,10 @@ def write_lora(folder: Path, seed: int, base: str = "demo", model: str = str(mod
         models.load_unet(model, torch.float32),
         models.load_text_encoders(model, family, torch.float32),
     )
-    parameters = lora.attach_lora(unet, 4, 8, 0, lora.UNET_TARGETS)
+    adapter = lora.Adapter(4, 8)
+    parameters = lora.attach_lora(unet, adapter)
     for encoder in encoders:
-        parameters += lora.attach_lora(encoder, 4, 8, 0, lora.TEXT_TARGETS)
+        parameters += lora.attach_lora(encoder, adapter, lora.TEXT_TARGETS)
     for one in parameters:
         one.data.normal_(std=0.1)
     state, facts = lora.lora_state(unet, encoders), {"base_model": base}

@@ -41,7 +41,7 @@ from tests.tiny_runs import (
     teach,
 )
 from tests.toy_faces import draw_portrait, write_detector
-from training import encoding, examples, loss_masks, prior, read_data, sample_plan, stepping
+from training import encoding, examples, gradients, loss_masks, prior, read_data, sample_plan
 from utils import checkpoints
 from utils.cli import UserError
 from utils.files import file_sha256
@@ -72,7 +72,7 @@ def test_any_division_of_a_batch_trains_the_same(trainer_data, tmp_path):
 def test_cores_that_share_a_batch_train_the_same_and_to_the_byte_again(trainer_data, tmp_path):
     words = [*PRIOR, *TOKEN, "--max_train_steps", 3]
     assert teach(trainer_data, tmp_path / "alone", *words) == 0
-    assert stepping.train_cores(torch.device("cpu"), 16) is None
+    assert gradients.share_cores(torch.device("cpu"), 16) is None
     torch.set_num_threads(2)
     try:
         for name in ("one", "again"):
@@ -112,12 +112,13 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2)
     sides = [("subject", "a photo of <sks> shoes", 0, 1), ("class", "a photo of shoes", ("class", 0), 0.3)]
-    losses = []
+    losses, shapes = [], ((16, 16),) * 5
+    plans = {name: sample_plan.SamplePlan(seed, shapes, 8, 1000) for name, _, seed, _ in sides}
     for step in range(2):
         total = {"subject": 0, "class": 0}
         for position in range(8 * step, 8 * step + 8):
-            for name, prompt, seed, weight in sides:
-                draw = sample_plan.draw_position(position, seed, ((16, 16),) * 5, 8, 1000)
+            for name, prompt, _, weight in sides:
+                draw = sample_plan.draw_position(plans[name], position)
                 noise, posterior, _ = sample_plan.draw_noise(draw.noise_key, (4, 8, 8))
                 image = Image.open(trainer_data[name] / f"shoe{draw.index}.png")
                 image = image.resize((16, 16), Image.Resampling.LANCZOS)
@@ -153,7 +154,7 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
         ("sdxl", [*FULL, "--prediction_type", "v_prediction", "--zero_terminal_snr"]),  # so must what draws
     ],
 )
-def test_resumed_equals_uninterrupted_and_what_draws_gives_its_images(trainer_data, tmp_path, family, words):
+def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(trainer_data, tmp_path, family, words):
     prompts = ["a photo of <sks> shoes", "a photo of shoes"]
     words = [*words, "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
     words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
@@ -191,8 +192,8 @@ def test_resumed_equals_uninterrupted_and_what_draws_gives_its_images(trainer_da
         "Its instance prompt is `a photo of <sks> shoes`" in card and "instance_prompt: a photo of <sks> shoes" in card
     )
     assert ("Its trigger is `<sks>`" in card) == ("trigger" in card) == ("--train_token" in words)
-    for told in ("| class prompt |", "| prior loss weight |", "| num class images |", "5 class images"):
-        assert (told in card) == (PRIOR[0] in words), told
+    for row in ("| class prompt |", "| prior loss weight |", "| num class images |", "5 class images"):
+        assert (row in card) == (PRIOR[0] in words), row
 
 
 # What is learnt
@@ -207,15 +208,15 @@ def worded(trainer_data, tmp_path_factory):
     return run
 
 
-def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, worded, tmp_path):
+def test_a_new_word_is_learnt_alone_and_starts_where_it_should(trainer_data, worded, tmp_path):
     (vector,) = load_file(worded / tokens.FILES[0]).values()
     encoder = CLIPTextModel.from_pretrained(trainer_data["sd1"], subfolder="text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(trainer_data["sd1"], subfolder="tokenizer")
     first = tokens.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
     assert 0 < (vector - first).abs().max() <= 0.1 + 1e-5  # Adam's first step is the rate at most
     args = generate.parse_args(["--lora", str(worded), "--prompt", "x"])
-    told = generate.describe_settings(args, [], [parse_lora(args.lora[0])], {}, "no", 16)["lora_sha256"]
-    assert told == [file_sha256(worded / name)[:16] for name in (LORA, tokens.FILES[0])]
+    sums = generate.describe_settings(args, [], [parse_lora(args.lora[0])], {}, "no", 16)["lora_sha256"]
+    assert sums == [file_sha256(worded / name)[:16] for name in (LORA, tokens.FILES[0])]
     assert read_lora(worded)[1]["trigger_word"] == "<sks>"
     with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
         tokens.read_token(worded, [tokenizer] * 2, [encoder] * 2)
@@ -233,13 +234,13 @@ def test_a_new_word_is_learnt_alone_and_begins_where_it_is_told(trainer_data, wo
             tokens.new_token([tokenizer], [encoder], known, None)
 
 
-def test_a_learnt_word_that_prompts_lack_is_told_once_before_anything_is_drawn(trainer_data, worded, tmp_path, caplog):
+def test_a_learnt_word_that_prompts_lack_is_reported_once_before_anything_is_generated(trainer_data, worded, tmp_path, caplog):
     (tmp_path / "prompts.txt").write_text("a photo of <SKS> shoes\na photo of shoes\nboots\nboots\n")
     line = ["--lora", worded, "--prompts_file", tmp_path / "prompts.txt", "--output_dir", tmp_path / "out"]
     line += ["--pretrained_model_name_or_path", trainer_data["sd1"], "--resolution", 16, "--dry_run"]
     assert generate.main(generate.parse_args(list(map(str, line)))) == 0
-    told = [one.getMessage() for one in caplog.records if "comes with the word" in one.getMessage()]
-    assert len(told) == 1 and told[0].endswith("the word <sks>, and 2 of 3 prompts lack it, as: a photo of shoes")
+    found = [one.getMessage() for one in caplog.records if "comes with the word" in one.getMessage()]
+    assert len(found) == 1 and found[0].endswith("the word <sks>, and 2 of 3 prompts lack it, as: a photo of shoes")
     tokens.warn_of_word(worded, ["a <sks> boot"])
     tokens.warn_of_word(trainer_data["subject"], ["a boot"])  # a folder without a word
     assert caplog.text.count("comes with the word") == 1
@@ -294,7 +295,7 @@ def test_a_mask_is_seen_as_its_photo_is(tmp_path):
     for folder in ("photos", "masks"):
         (tmp_path / folder).mkdir()
         photo.save(tmp_path / folder / "a.png")
-    record = {"id": "a", "source": tmp_path / "photos/a.png", "text": "boots"}
+    record = examples.Record("a", tmp_path / "photos/a.png", "boots")
     (image,) = examples.load_examples([record], [(16, 16)])
     read, _ = loss_masks.mask_reader(tmp_path / "masks", [image])
     for view in (examples.View(), examples.View(0.9, 0.5, True)):
@@ -312,7 +313,7 @@ def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
     with pytest.raises(UserError, match=r"--mask_loss .*: 5 of 5 photos have no mask \(shoe0.png"):
         words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--mask_loss", tmp_path]
         teach(trainer_data, tmp_path / "run", *words)
-    assert not (tmp_path / "class").exists()  # it is told before class images are drawn
+    assert not (tmp_path / "class").exists()  # refused before class images are generated
     masks((16, 16), 255)
     with pytest.raises(UserError, match=r"shoe0.png: is \(16, 16\), its photo \(32, 32\)"):
         teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
@@ -343,7 +344,10 @@ def test_a_face_crop_trains_on_heads_and_shoulders(trainer_data, tmp_path):
     assert len(crops) == 3 and all(one.width == one.height < 180 for one in crops)
     shutil.copy(photos / "0.png", plain / "face.png")  # so that only one of the two parts has a face
     line = ["--instance_data_dir", plain, "--instance_prompt", "sks", "--held_out", 0.5, *words[:3]]
-    train_dreambooth.read_photos(train_dreambooth.parse_args(list(map(str, line))), tmp_path / "heads")
+    args = train_dreambooth.parse_args(list(map(str, line)))
+    photos = train_dreambooth.read_photos(args)
+    heads = train_dreambooth.crop_heads(args, *photos, tmp_path / "heads")
+    assert [[one.id for one in part] for part in heads] == [[one.id for one in part] for part in photos]
     assert len(list((tmp_path / "heads").iterdir())) == 1
     (plain / "face.png").unlink()
     with pytest.raises(UserError, match="--face_crop: no face is found in any of 3 photos"):
@@ -440,14 +444,14 @@ def parameters(model: Path) -> int:
     return sum(one.numel() for one in UNet2DConditionModel.from_pretrained(model, subfolder="unet").parameters())
 
 
-def test_dry_run_tells_what_would_be_drawn_and_trained_and_makes_nothing(trainer_data, tmp_path, capsys):
+def test_dry_run_says_what_would_be_generated_and_trained_and_makes_nothing(trainer_data, tmp_path, capsys):
     words = ["--with_prior_preservation", "--class_data_dir", tmp_path / "none", "--class_prompt", "shoes", "--dry_run"]
     for more in (FULL, ()):
         assert teach(trainer_data, tmp_path / "run", *words, *more) is None
-        told = capsys.readouterr().out
-        assert f"100: 0 in {tmp_path / 'none'}, 100 to be drawn into it" in told
-        assert "8 a step" in told and "MiB at the peak" in told
-        assert (f"{parameters(trainer_data['sd1']):,} trainable" in told) == (more == FULL)
+        output = capsys.readouterr().out
+        assert f"100: 0 in {tmp_path / 'none'}, 100 to be generated into it" in output
+        assert "8 a step" in output and "MiB at the peak" in output
+        assert (f"{parameters(trainer_data['sd1']):,} trainable" in output) == (more == FULL)
     assert not (tmp_path / "run").exists() and not (tmp_path / "none").exists()
 
 
@@ -459,14 +463,14 @@ def test_dry_run_counts_class_images_and_finds_damaged_images_as_the_run_does(tr
     words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--instance_data_dir", tmp_path / "photos"]
     before, drawn = snapshot(tmp_path), snapshot(tmp_path / "class")
     assert teach(trainer_data, tmp_path / "run", *words, "--num_class_images", 9, "--dry_run") is None
-    assert f"9: 6 in {tmp_path / 'class'}, 3 to be drawn into it" in capsys.readouterr().out
+    assert f"9: 6 in {tmp_path / 'class'}, 3 to be generated into it" in capsys.readouterr().out
     content = (tmp_path / broken).read_bytes()  # the header stays, and of a PNG the end, by which it counts as whole
     (tmp_path / broken).write_bytes(content[:-100] + (content[-12:] if broken.endswith(".png") else b""))
     for more in (["--dry_run"], []):
         with pytest.raises(UserError, match=f"{broken} can't be read"):
             teach(trainer_data, tmp_path / "run", *words, "--latent_cache_dir", tmp_path / "cache", *more)
         assert more == [] or snapshot(tmp_path).keys() == before.keys()
-    if broken.startswith("photos"):  # told before any class image is drawn
+    if broken.startswith("photos"):  # refused before any class image is generated
         assert snapshot(tmp_path / "class") == drawn
 
 
@@ -494,7 +498,7 @@ def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
     (photos / "shoe1.txt").write_text("a photo of sks shoes in the rain")
     parse = train_dreambooth.parse_args
     read = train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos), "--instance_prompt", "sks"]))[0]
-    assert sorted(one["text"] for one in read) == ["a photo of sks shoes in the rain"] + ["sks"] * 4
+    assert sorted(one.text for one in read) == ["a photo of sks shoes in the rain"] + ["sks"] * 4
     with pytest.raises(UserError, match="--instance_prompt: 4 of the photos have no caption"):
         train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos)]))
 
@@ -508,8 +512,8 @@ def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
         (["sks", "at his desks"], "1 photo trains with it, 1 with captions of their own; none of these holds: sks."),
     ],
 )
-def test_an_instance_prompt_that_captions_overrule_is_told(caplog, texts, said):
-    read_data.tell_captions(texts, "sks")
+def test_an_instance_prompt_that_captions_overrule_is_reported(caplog, texts, said):
+    read_data.report_captions(texts, "sks")
     assert said in caplog.text and bool(said) == bool(caplog.text)
     assert ("none of these" in caplog.text) == ("none" in said)
 
@@ -547,11 +551,15 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
     [
         ("--hub_token x", "--hub_token: put the token into the environment as HF_TOKEN"),
         ("--offset_noise", "--offset_noise: use --noise_offset 0.1"),
-        ("--set_grads_to_none", "--set_grads_to_none: it is always done"),
         ("--repeats=5", "--repeats: use more --max_train_steps"),
         ("--with_prior_preservation", "--with_prior_preservation: needs --class_data_dir"),
         ("--train_token <x>", "--train_token <x>: isn't in --instance_prompt"),
-        ("--initializer_token shoe", "--initializer_token: needs --train_token"),
+        ("--initializer_token shoe", "--initializer_token shoe: does nothing without --train_token"),
+        ("--aspect_ratio_buckets 16", "--aspect_ratio_buckets: 16: expected heights and widths, as 512,512;384,640"),
+        (
+            "--aspect_ratio_buckets 16,16 --no-use_aspect_ratio_buckets",
+            "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets",
+        ),
         ("--method full --output_kohya_format", "--output_kohya_format True: not with --method full; leave it out"),
         ("--method full --train_token sks", "--train_token sks: not with --method full; leave it out"),
         ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
@@ -564,24 +572,73 @@ def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, wo
     line = ["--instance_data_dir", "photos", "--instance_prompt", "a photo of sks shoes"]
     with pytest.raises(SystemExit) as caught:
         train_dreambooth.parse_args([*line, *words.split()])
-    told = capsys.readouterr().err
-    assert caught.value.code == 2 and said in told and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and said in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "words, partner",
-    [("--num_class_images 5", "--with_prior_preservation")]
-    + [(words, "--method lora") for words in ("--rank 4", "--lora_alpha 8.0", "--lora_dropout 0.1", "--use_dora")]
-    + [(words, "--method lora") for words in ("--use_rslora", "--lora_layers to_k")],
-)
-def test_a_flag_of_class_images_or_of_a_lora_is_not_ignored_in_silence(caplog, words, partner):
-    line = ["--instance_data_dir", "photos", "--instance_prompt", "sks", "--method", "full", *words.split()]
+OF_LORA = ["--rank 4", "--lora_alpha 8.0", "--lora_dropout 0.1", "--use_dora", "--use_rslora", "--lora_layers to_k"]
+OF_PRIOR = ["--class_data_dir class", "--class_prompt shoes", "--num_class_images 5", "--prior_loss_weight 0.5"]
+OF_PRIOR += ["--sample_batch_size 2", "--prior_generation_precision fp16"]
+IGNORED = [(words, "--method lora", "--method lora") for words in OF_LORA]
+WITH_PRIOR = "--with_prior_preservation --class_data_dir c --class_prompt s"
+IGNORED += [(words, "--with_prior_preservation", WITH_PRIOR) for words in OF_PRIOR]
+IGNORED += [("--token_learning_rate 0.1", "--train_token", "--method lora --train_token sks")]
+IGNORED += [("--ema_decay 0.5", "--use_ema", "--use_ema"), ("--hub_model_id a/b", "--push_to_hub", "--push_to_hub")]
+IGNORED += [("--lr_power 2.0", "--lr_scheduler polynomial", "--lr_scheduler polynomial")]
+IGNORED += [("--cache_crops 9", "--no-center_crop", "--no-center_crop")]
+
+
+@pytest.mark.parametrize("words, needed, with_it", IGNORED)
+def test_a_flag_that_does_nothing_is_an_error_and_from_a_recipe_a_warning(
+    caplog, capsys, tmp_path, words, needed, with_it
+):
+    line = ["--instance_data_dir", "photos", "--instance_prompt", "sks", "--method", "full"]
+    with pytest.raises(SystemExit) as caught:
+        train_dreambooth.parse_args([*line, *words.split()])
+    error = capsys.readouterr().err
+    flag, *value = words.split()
+    assert caught.value.code == 2 and error.count("\n") == 1
+    assert f": error: {flag} " in error and f": does nothing without {needed}; add that, or leave {flag} out" in error
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{flag.removeprefix('--')}: {value[0] if value else 'true'}\n")
+    line += ["--config", str(recipe)]
     train_dreambooth.parse_args(line)
-    (told,) = caplog.messages
-    assert told.startswith(words.replace("to_k", "['to_k']")) and told.endswith(f" has no use without {partner}")
+    (message,) = caplog.messages
+    assert message.startswith(f"--config: `{flag.removeprefix('--')}: ") and message.endswith(
+        f"` does nothing without {needed}"
+    )
+    caplog.clear()
+    train_dreambooth.parse_args([*line, *with_it.split()])
+    assert not caplog.messages
 
 
-def test_a_layer_that_is_not_there_is_told_first(trainer_data, tmp_path):
+def test_flags_of_published_commands_that_do_nothing_are_only_warned_of(caplog):
+    line = ["--instance_data_dir", "photos", "--instance_prompt", "sks", "--set_grads_to_none"]
+    assert train_dreambooth.parse_args([*line, "--text_encoder_lr", "5e-06"]).text_encoder_lr == 5e-6
+    assert caplog.messages == [
+        "--text_encoder_lr 5e-06 does nothing without --train_text_encoder",
+        "--set_grads_to_none does nothing: it is always done",
+    ]
+
+
+def test_listed_shapes_are_trained_and_class_images_stay_square(trainer_data, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, size in enumerate([(64, 32), (32, 64), (64, 40)]):
+        draw_shoe("Boots", "Black", str(i), size).save(photos / f"{i}.png")
+    words = [*PRIOR, "--instance_data_dir", photos, "--aspect_ratio_buckets", "16,32;32,16", "--max_train_steps", 1]
+    words += ["--latent_cache_dir", tmp_path / "cache"]
+    assert teach(trainer_data, tmp_path / "run", *words) == 0
+    shapes = set()
+    for path in (tmp_path / "cache").glob("latents-*/*.safetensors"):
+        shapes |= {tuple(one.shape[2:]) for one in load_file(path).values()}
+    assert shapes == {(8, 16), (16, 8), (8, 8)}
+    with pytest.raises(UserError, match="^--aspect_ratio_buckets 16,17: this model takes multiples of 4; change"):
+        teach(trainer_data, tmp_path / "other", *words[:-4], "--aspect_ratio_buckets", "16,16;16,17")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_layer_that_is_not_there_is_refused_first(trainer_data, tmp_path):
     with pytest.raises(UserError, match="--lora_layers nothing"):
         teach(trainer_data, tmp_path / "run", "--lora_layers", "nothing")
     assert not (tmp_path / "run").exists()

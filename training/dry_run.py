@@ -7,6 +7,7 @@ import torch
 from families import models
 from families.lora import Adapter
 from families.models import read_config
+from families.names import FAMILIES
 from training import memory
 
 
@@ -16,7 +17,7 @@ def describe_model(model: str, family: str, adapter: Adapter | None, train_text_
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
     frozen = total if adapter else total - trained
     return (
-        f"family       {models.FAMILIES[family]}\n"
+        f"family       {FAMILIES[family]}\n"
         f"parameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
     )
 

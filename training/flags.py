@@ -112,7 +112,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
     group.add_argument("--ema_decay", type=share, default=0.999, help="of that average, a step")
     group.add_argument(
-        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, beside the UNet"
+        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
     )
     group.add_argument("--text_encoder_lr", type=float, help="default: --learning_rate")
     group.add_argument("--output_kohya_format", action=OnOff, default=False, help="also a file for A1111 and ComfyUI")
@@ -120,7 +120,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
+    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is random")
     group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
     group.add_argument(
         "--gradient_accumulation_steps",
@@ -200,7 +200,7 @@ def add_validation_flags(parser: argparse.ArgumentParser) -> None:
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run folder and trackers")
     group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
-    group.add_argument("--overwrite", action=OnOff, default=False, help="remove the run that is there and begin anew")
+    group.add_argument("--overwrite", action=OnOff, default=False, help="remove the run that is there and start again")
     group.add_argument("--checkpointing_steps", type=int, default=500, help="between checkpoints; 0: none")
     group.add_argument("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
     group.add_argument(

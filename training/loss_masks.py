@@ -1,4 +1,4 @@
-"""Masks by which the loss is weighted: where a photo shows the subject, and where what doesn't matter."""
+"""Masks that weight the loss: where a photo shows the subject."""
 
 import functools
 import hashlib
@@ -15,18 +15,20 @@ from utils.cli import UserError
 from utils.files import file_sha256
 from utils.images import BadImage, read_image
 
+MaskReader = Callable[[Example, View, tuple[int, int]], torch.Tensor]
 
-def find_masks(folder: Path, found: list[Example]) -> dict[str, Path]:
-    """{id: mask} for every image: the file that has its name, whatever its ending."""
+
+def find_masks(folder: Path, examples: list[Example]) -> dict[str, Path]:
+    """{id: mask} for every image: the file with its name, whatever its ending."""
     if not folder.is_dir():
         raise UserError(f"--mask_loss {folder}: no such folder; give one with a mask for each photo, of the same name")
     there = {path.stem: path for path in sorted(folder.iterdir()) if is_image(path.name)}
-    names = {one.id: one.source.stem if isinstance(one.source, Path) else one.id for one in found}
-    lacking = [name for name in names.values() if name not in there]
-    if lacking:
+    names = {one.id: one.source.stem if isinstance(one.source, Path) else one.id for one in examples}
+    missing = [name for name in names.values() if name not in there]
+    if missing:
         raise UserError(
-            f"--mask_loss {folder}: {len(lacking)} of {len(found)} photos have no mask ({lacking[0]}.png …); white "
-            "is what counts, black what doesn't"
+            f"--mask_loss {folder}: {len(missing)} of {len(examples)} photos have no mask ({missing[0]}.png …); "
+            "add them: white is what counts, black what doesn't"
         )
     return {one: there[name] for one, name in names.items()}
 
@@ -36,16 +38,18 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     try:
         mask = read_image(path)[0].convert("L")
     except BadImage as error:
-        raise UserError(f"--mask_loss {path}: can't be read ({error}); mend it") from None
+        raise UserError(f"--mask_loss {path}: can't be read ({error}); replace it") from None
     if mask.size != size:
         raise UserError(f"--mask_loss {path}: is {mask.size}, its photo {size}; make them the same size")
     if mask.getextrema()[1] < 8:
-        raise UserError(f"--mask_loss {path}: is all black, so its photo would teach nothing; mend or remove both")
+        raise UserError(
+            f"--mask_loss {path}: is all black, so its photo would teach nothing; correct it, or remove both"
+        )
     return mask
 
 
 def view_mask(mask: Image.Image, example: Example, view: View, shape: tuple[int, int]) -> torch.Tensor:
-    """(1, height, width) in 0 … 1 of latent size: seen as `image_tensor` sees the photo, then averaged."""
+    """(1, height, width) in 0 … 1 of latent size: cropped as `example_tensor` crops the photo, then averaged."""
     size, (left, top) = crop_place(example, view)
     mask = mask.resize(size, Image.Resampling.BILINEAR)
     mask = mask.crop((left, top, left + example.shape[0], top + example.shape[1]))
@@ -54,13 +58,13 @@ def view_mask(mask: Image.Image, example: Example, view: View, shape: tuple[int,
     return torch.from_numpy(np.array(mask, dtype=np.float32))[None] / 255
 
 
-def mask_reader(folder: Path, found: list[Example]) -> tuple[Callable, str]:
+def mask_reader(folder: Path, examples: list[Example]) -> tuple[MaskReader, str]:
     """What gives the mask of a view of an image, given the latents' (height, width); and a checksum of all masks.
 
-    An image that is not among `found`, a class image, counts everywhere.
+    An image that is not among the examples, a class image, counts everywhere.
     """
-    paths = find_masks(folder, found)
-    masks = {one.id: read_mask(paths[one.id], one.size) for one in found}
+    paths = find_masks(folder, examples)
+    masks = {one.id: read_mask(paths[one.id], one.size) for one in examples}
 
     @functools.lru_cache(maxsize=1024)
     def read(example: Example, view: View, shape: tuple[int, int]) -> torch.Tensor:

@@ -4,7 +4,7 @@ A whole training step is run on the meta device, where tensors have shapes and n
 checkpointed blocks, backward. A ledger books each storage when it appears and when it is freed, so that temporary
 tensors count as well as what autograd keeps. Weights, their gradients, optimizer and EMA are added by their sizes.
 
-Checked against the growth of resident memory in a real step of the demo UNet: CPU, float32, batch 64, glibc told to
+Checked against the growth of resident memory in a real step of the demo UNet: CPU, float32, batch 64, glibc set to
 give memory back (MALLOC_MMAP_THRESHOLD_=65536). Estimated 601 MB, and 216 with gradient checkpointing; measured 594 and
 211 (864 and 618 with glibc as it comes). Half precision on CUDA follows autocast's rules and was not measured.
 Not in it: the context of the device (some 0.5 GiB on CUDA), the scratch space of convolutions, fragmentation.

@@ -6,12 +6,10 @@ from itertools import product
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
-from peft.tuners.lora import Linear
 from safetensors import safe_open
 
 from families import lora, models
-from families.lora_layer import DirectLinear
+from families.lora import Adapter
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
 
@@ -26,14 +24,15 @@ def folders(tmp_path_factory):
     return {family: build_tiny(tmp_path_factory.mktemp(family), family) for family in ("sd1", "sd2", "sdxl")}
 
 
-def train(folder, family, text=False, targets=lora.UNET_TARGETS, **options):
+def train(folder, family, text=False, **options):
     """The parts with adapters that do something, as after training: rank 4, alpha 6."""
     unet = models.load_unet(folder, torch.float32)
     tokenizers, encoders = models.load_text_encoders(folder, family, torch.float32)
     torch.manual_seed(0)
-    trained = lora.attach_lora(unet, 4, 6, 0.0, targets, **options)
+    adapter = Adapter(4, 6, **options)
+    trained = lora.attach_lora(unet, adapter)
     for encoder in encoders if text else []:
-        trained += lora.attach_lora(encoder, 4, 6, 0.0, lora.TEXT_TARGETS, **options)
+        trained += lora.attach_lora(encoder, adapter, lora.TEXT_TARGETS)
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -69,7 +68,7 @@ def test_sd15_at_rank_8_has_1_594_368_parameters():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15_UNET)
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
-    assert sum(p.numel() for p in lora.attach_lora(unet, 8, 16, 0.0, lora.UNET_TARGETS)) == 1_594_368
+    assert sum(p.numel() for p in lora.attach_lora(unet, Adapter(8, 16))) == 1_594_368
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -77,7 +76,7 @@ def test_only_the_adapter_trains_in_float32_and_changes_nothing_at_first(folders
     unet = models.load_unet(folders["sd1"], dtype)
     embeds, x = torch.randn(1, 32, 16, dtype=dtype), torch.randn(1, 4, 16, 16, dtype=dtype)
     before = unet(x, torch.tensor(5), embeds).sample
-    trained = lora.attach_lora(unet, 4, 8, 0.0, lora.UNET_TARGETS)
+    trained = lora.attach_lora(unet, Adapter(4, 8))
     assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in trained}
     assert {p.dtype for p in trained} == {torch.float32} and unet.conv_in.weight.dtype == dtype
     after = unet(x, torch.tensor(5), embeds).sample
@@ -86,71 +85,46 @@ def test_only_the_adapter_trains_in_float32_and_changes_nothing_at_first(folders
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
 
 
-@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 2, 3, 6)])
-def test_our_layer_gives_what_pefts_own_gives_forward_and_back(shape):
-    found = []
-    for kind in (DirectLinear, Linear):
-        torch.manual_seed(0)
-        config = LoraConfig(r=2, lora_alpha=6)
-        layer = kind(torch.nn.Linear(6, 5), lora.ADAPTER, config, r=2, lora_alpha=6).double()
-        torch.nn.init.normal_(layer.lora_B[lora.ADAPTER].weight)
-        x = torch.randn(shape, dtype=torch.double, requires_grad=True)
-        result = layer(x)
-        trained = [x, layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
-        found.append([result, *torch.autograd.grad(result.square().sum(), trained)])
-        with torch.no_grad():
-            layer.merge()
-            found[-1].append(layer(x))
-            layer.unmerge()
-            layer.enable_adapters(False)
-            found[-1].append(layer(x))
-    for ours, theirs in zip(*found):
-        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
-
-
-def test_our_layer_gives_what_pefts_own_gives_in_mixed_precision(folders):
-    found = []
-    for kind in (DirectLinear, Linear):
-        unet = train(folders["sd1"], "sd1")[0]
-        for layer in unet.modules():
-            if isinstance(layer, DirectLinear):
-                layer.__class__ = kind
-        with torch.autocast("cpu", torch.bfloat16):
-            result = denoise(unet, torch.ones(2, 32, 16), None)
-        found.append(result)
-    assert found[0].dtype == found[1].dtype == torch.bfloat16
-    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
-
-
-CASES = [((0.0, {}), DirectLinear), ((0.0, {"use_rslora": True}), DirectLinear)]
-CASES += [((0.0, {"use_dora": True}), Linear), ((0.1, {}), Linear)]
-
-
-@pytest.mark.parametrize("settings, kind", CASES)
-def test_our_layer_is_used_where_it_can_be(folders, settings, kind):
-    dropout, options = settings
-    unet = models.load_unet(folders["sd1"], torch.float32)
-    lora.attach_lora(unet, 4, 8, dropout, lora.UNET_TARGETS, **options)
-    assert {type(layer) for layer in unet.modules() if isinstance(layer, Linear)} == {kind}
-
-
 def test_one_seed_one_adapter(folders):
     states = []
     for seed in (0, 0, 1):
         unet = models.load_unet(folders["sd1"], torch.float32)
         torch.manual_seed(seed)
-        lora.attach_lora(unet, 4, 8, 0.0, lora.UNET_TARGETS)
+        lora.attach_lora(unet, Adapter(4, 8))
         states.append(lora.lora_state(unet))
     same = [all(torch.equal(states[0][key], other[key]) for key in states[0]) for other in states[1:]]
     assert same == [True, False]
 
 
-@pytest.mark.parametrize("targets", [["to_k", "to_kk"], ["attn1"], ["q"], []])
+def test_dropout_is_of_the_adapter_in_training_alone(folders):
+    unet, _, _ = train(folders["sd1"], "sd1", dropout=0.5)
+    embeds = torch.ones(2, 32, 16)
+    assert torch.equal(denoise(unet, embeds, None), denoise(unet, embeds, None))
+    unet.train()
+    assert not torch.equal(denoise(unet, embeds, None), denoise(unet, embeds, None))
+
+
+@pytest.mark.parametrize("part", ["unet", "encoder"])
+def test_without_an_adapter_all_weights_are_chosen(folders, part):
+    if part == "unet":
+        module, targets = models.load_unet(folders["sd1"], torch.float32), None
+    else:
+        module = models.load_text_encoders(folders["sd1"], "sd1", torch.float32)[1][0]
+        targets = lora.TEXT_TARGETS
+    chosen = lora.choose_parameters(module, None, targets)
+    assert {id(one) for one in chosen} == {id(one) for one in module.parameters()}
+    assert all(one.requires_grad for one in chosen)
+    adapted = lora.choose_parameters(module, Adapter(4, 8), targets)
+    assert {id(one) for one in adapted} == {id(one) for one in module.parameters() if one.requires_grad}
+    assert 0 < len(adapted) < len(chosen)
+
+
+@pytest.mark.parametrize("targets", [("to_k", "to_kk"), ("attn1",), ("q",), ()])
 def test_a_layer_name_that_matches_nothing_is_named_with_some_that_exist(folders, targets):
     unet = models.load_unet(folders["sd1"], torch.float32)
     with pytest.raises(UserError, match="--lora_layers.*there are, for example,.* to_[kqv]") as error:
-        lora.attach_lora(unet, 4, 8, 0.0, targets)
-    assert (targets or ["(none)"])[-1] in str(error.value)
+        lora.attach_lora(unet, Adapter(4, 8, targets=targets))
+    assert (targets or ("(none)",))[-1] in str(error.value)
     assert not any("lora" in name for name, _ in unet.named_parameters())
 
 
@@ -204,7 +178,7 @@ def test_kohya_names_are_those_that_others_read(folders, tmp_path):
 
 def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
     for family in ("sd1", "sdxl"):
-        parts = train(folders[family], family, targets=["to_k", "proj_in", "ff.net.0.proj", "ff.net.2"])
+        parts = train(folders[family], family, targets=("to_k", "proj_in", "ff.net.0.proj", "ff.net.2"))
         state = lora.lora_state(parts[0])
         (tmp_path / family / "kohya").mkdir(parents=True)
         lora.save_lora(tmp_path / family, state, parts[0], [], {})
@@ -217,8 +191,8 @@ def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_kohya_file_that_would_lie_is_refused(folders, tmp_path):
-    unet, _, _ = train(folders["sdxl"], "sdxl", targets=["conv1"])
+def test_a_kohya_file_without_a_name_for_a_layer_is_refused(folders, tmp_path):
+    unet, _, _ = train(folders["sdxl"], "sdxl", targets=("conv1",))
     with pytest.raises(UserError, match="conv1 has no name"):
         lora.save_kohya(tmp_path / "a.safetensors", lora.lora_state(unet), unet, [], "sdxl", {})
     assert not list(tmp_path.iterdir())
@@ -245,7 +219,7 @@ def test_weights_that_do_not_fit_are_refused(folders):
     first = min(state)
     for changed, problem in (
         ({key: value for key, value in state.items() if key != first}, f"lacks 1 tensors, the first being {first}"),
-        ({**state, "unet.more": torch.zeros(1)}, "beyond this model's 1 tensors, the first being unet.more"),
+        ({**state, "unet.more": torch.zeros(1)}, "unlike this model, 1 tensors, the first being unet.more"),
         ({**state, first: torch.zeros(3, 3)}, "differs in shape"),
     ):
         with pytest.raises(UserError, match=problem):
@@ -262,8 +236,8 @@ def test_equal_content_is_equal_bytes_and_facts_come_back(folders, tmp_path):
     assert len({path.read_bytes() for path in paths}) == 1
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["pytorch_lora_weights.safetensors"]
     for place in (tmp_path / "a", paths[0]):
-        back, told = lora.read_lora(place)
-        assert all(torch.equal(state[key], back[key]) for key in state) and facts.items() <= told.items()
+        back, found = lora.read_lora(place)
+        assert all(torch.equal(state[key], back[key]) for key in state) and facts.items() <= found.items()
     with safe_open(paths[0], framework="pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
     assert settings["unet.r"] == 4 and settings["unet.lora_alpha"] == 6 == settings["text_encoder.lora_alpha"]

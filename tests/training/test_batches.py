@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from training import batches
-from training.batches import BatchPlan
+from training.batches import BatchPlan, Loader
 from training.examples import Example, View, time_ids
-from training.sample_plan import draw_noise, draw_position, validation_draws
+from training.sample_plan import SamplePlan, draw_noise, draw_position, validation_draws
 from utils.cli import UserError
 
 IMAGES = [Example(f"p{i}", Path(f"p{i}.png"), f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
-SHAPES = ((64, 64),) * 3
+PLAN = SamplePlan(0, ((64, 64),) * 3, 4, 1000, flip=0.5, dropout=0.5)
 
 
-def moments(image, view):
-    base = torch.full((4, 8, 8), float(int(image.sha256)) + 100 * view.flip)
+def moments(example, view):
+    base = torch.full((4, 8, 8), float(int(example.sha256)) + 100 * view.flip)
     return torch.stack([base, torch.full_like(base, 0.5)])
 
 
@@ -37,7 +37,7 @@ def test_a_batch_plan_from_flags(given, plan):
     assert batches.plan_batch(*given) == plan
 
 
-def test_a_plan_tells_its_arithmetic():
+def test_a_plan_shows_its_arithmetic():
     assert str(BatchPlan(2, 2, 16)) == "16 a step = 2 at once x 4 accumulated x 2 processes"
     assert "x 3 accumulated" in str(BatchPlan(4, 1, 10))
 
@@ -57,8 +57,8 @@ def test_numbers_that_do_not_fit_are_in_the_message(given, problem):
 
 
 def load(positions, **more):
-    draws = [draw_position(p, 0, SHAPES, 4, 1000, flip=0.5, dropout=0.5) for p in positions]
-    return draws, batches.load_batch(draws, IMAGES, moments, 4, 0.5, **more)
+    draws = [draw_position(PLAN, position) for position in positions]
+    return draws, batches.load_batch(draws, Loader(IMAGES, moments, 0.5, 4, **more))
 
 
 def test_a_batch_holds_what_its_draws_say():
@@ -66,9 +66,10 @@ def test_a_batch_holds_what_its_draws_say():
     for i, draw in enumerate(draws):
         noise, posterior, _ = draw_noise(draw.noise_key, (4, 8, 8))
         expected = (draw.index + 100 * draw.flip + 0.5 * posterior) * 0.5
-        assert torch.equal(batch["latents"][i], expected) and torch.equal(batch["noise"][i], noise)
-        assert batch["timesteps"][i] == draw.timestep and batch["samples"][i] == f"p{draw.index}"
-        assert batch["texts"][i] == ("" if draw.drop_caption else f"shoe {draw.index}")
+        assert torch.equal(batch.latents[i], expected) and torch.equal(batch.noise[i], noise)
+        assert batch.timesteps[i] == draw.timestep and batch.samples[i] == f"p{draw.index}"
+        assert batch.texts[i] == ("" if draw.drop_caption else f"shoe {draw.index}") and batch.index[i] == draw.index
+    assert len(batch) == 20 and batch.mask is None
     assert {one.flip for one in draws} == {one.drop_caption for one in draws} == {True, False}
 
 
@@ -76,35 +77,80 @@ def test_a_sample_is_the_same_whatever_comes_with_it():
     whole = load(range(8), noise_offset=0.1)[1]
     for p in range(8):
         alone = load([p], noise_offset=0.1)[1]
-        assert all(torch.equal(alone[name][0], whole[name][p]) for name in ("latents", "noise", "time_ids"))
+        for name in ("latents", "noise", "time_ids"):
+            assert torch.equal(getattr(alone, name)[0], getattr(whole, name)[p])
 
 
 def test_noise_offset_moves_each_channel_as_a_whole():
-    plain, moved = load(range(3))[1]["noise"], load(range(3), noise_offset=0.1)[1]["noise"]
+    plain, moved = load(range(3))[1].noise, load(range(3), noise_offset=0.1)[1].noise
     shift = (moved - plain).flatten(2)
     assert shift.std(-1).max() < 1e-6 and shift.mean(-1).unique().numel() == 12
     assert shift.abs().max() < 0.5
 
 
+def marks(example, view, shape):
+    """A mask that shows of which view it is."""
+    return torch.full((1, *shape), int(example.sha256) + 0.5 * view.flip)
+
+
 def test_held_out_samples_are_the_mean_of_the_posterior_in_the_centre():
     fixed = validation_draws(3, 3, 1000)
-    batch = batches.load_batch(fixed, IMAGES, moments, 1, 0.5, sample_posterior=False)
-    assert [one.unique().tolist() for one in batch["latents"]] == [[0.0], [0.5], [1.0]]
-    assert batch["time_ids"].tolist() == [time_ids(one, View()) for one in IMAGES]
+    loader = batches.held_out_loader(Loader([], moments, 0.5, 4, noise_offset=0.1, masks=marks), IMAGES)
+    batch = batches.load_batch(fixed, loader, sample_posterior=False)
+    assert [one.unique().tolist() for one in batch.latents] == [[0.0], [0.5], [1.0]]
+    assert batch.time_ids.tolist() == [time_ids(one, View()) for one in IMAGES]
+    noises = [draw_noise(one.noise_key, (4, 8, 8))[0] for one in fixed]
+    assert torch.equal(batch.noise, torch.stack(noises)) and batch.mask is None
 
 
-def test_parts_of_a_batch_are_the_batch():
-    batch = load(range(5))[1]
-    parts = batches.split_batch(batch, 2)
-    assert [len(part["samples"]) for part in parts] == [2, 2, 1]
-    for name, value in batch.items():
-        joined = [one for part in parts for one in part[name]]
+def test_a_mask_is_that_of_its_own_sample():
+    draws, batch = load(range(8), masks=marks)
+    assert batch.mask.shape == (8, 1, 8, 8)
+    assert [one.unique().tolist() for one in batch.mask] == [[draw.index + 0.5 * draw.flip] for draw in draws]
+
+
+@pytest.mark.parametrize("more", [{}, {"masks": marks}])
+def test_parts_of_a_batch_are_the_batch(more):
+    batch = load(range(5), **more)[1]
+    parts = batch.split(2)
+    assert [len(part) for part in parts] == [2, 2, 1]
+    for name, value in vars(batch).items():
+        if value is None:
+            assert all(getattr(part, name) is None for part in parts)
+            continue
+        joined = [one for part in parts for one in getattr(part, name)]
+        assert len(joined) == 5
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(joined, value))
-    assert len(batches.split_batch(batch, 8)) == 1
+    assert len(batch.split(8)) == 1
 
 
 def test_moving_a_batch_changes_no_value():
     batch = load(range(3))[1]
-    moved = batches.to_device(batch, torch.device("cpu"))
-    assert moved.keys() == batch.keys() and moved["texts"] == batch["texts"]
-    assert all(torch.equal(moved[name], batch[name]) for name in batch if torch.is_tensor(batch[name]))
+    moved = batch.to(torch.device("cpu"))
+    assert moved.texts == batch.texts and moved.samples == batch.samples and moved.mask is None
+    tensors = [name for name, value in vars(batch).items() if torch.is_tensor(value)]
+    assert len(tensors) == 5 and all(torch.equal(getattr(moved, name), getattr(batch, name)) for name in tensors)
+
+
+@pytest.mark.parametrize("micro, processes", [(8, 1), (3, 1), (2, 2), (4, 2)])
+def test_steps_hold_the_samples_of_their_positions_however_they_are_divided(micro, processes):
+    plan, loader = BatchPlan(micro, processes, 8), Loader(IMAGES, moments, 0.5, 4)
+    expected = {p: batches.load_batch([draw_position(PLAN, p)], loader) for p in range(8, 24)}
+    found = [
+        list(batches.load_steps(range(1, 3), plan, rank, lambda p: [draw_position(PLAN, p)], loader))
+        for rank in range(processes)
+    ]
+    for number in range(2):
+        step = [batch for steps in found for batch in steps[number]]
+        assert all(len(batch) <= micro for batch in step) and sum(map(len, step)) == 8
+        latents = torch.cat([batch.latents for batch in step])
+        assert torch.equal(latents, torch.cat([expected[8 * (number + 1) + i].latents for i in range(8)]))
+
+
+def test_samples_that_are_trained_together_stay_in_one_micro_batch():
+    def draw(position):  # a photo and a class image, as in prior preservation
+        return [draw_position(PLAN, position), draw_position(PLAN, position)._replace(index=2, drop_caption=False)]
+
+    (step,) = batches.load_steps([0], BatchPlan(2, 1, 4), 0, draw, Loader(IMAGES, moments, 0.5, 4))
+    assert [len(batch) for batch in step] == [4, 4]
+    assert all(batch.samples[1::2] == ["p2", "p2"] for batch in step)

@@ -43,9 +43,9 @@ def check(index, keys):
         assert torch.equal(index[key].get_tensor(f"{key}.pooled"), value(key)[0, 0])
 
 
-def fill(folder, keys, accelerator, seconds=0.0):
+def fill(folder, keys, accelerator, seconds=0.0, workers=1):
     made = []
-    index = cache.ensure_cached(folder, keys, recorder(made, seconds), "things", accelerator)
+    index = cache.ensure_cached(folder, keys, recorder(made, seconds), "things", accelerator, workers)
     check(index, keys)
     return made
 
@@ -56,6 +56,16 @@ def test_what_is_there_is_not_made_again(tmp_path, accelerator):
     assert fill(tmp_path / "c", ["b", "a"], accelerator) == []
     assert sorted(fill(tmp_path / "c", ["a", "b", "c"], accelerator)) == ["c"]
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())  # no shard is ever changed
+
+
+def test_several_workers_fill_a_cache_with_the_same_bytes(tmp_path, accelerator, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # each worker has one, however many there are
+    assert sorted(fill(tmp_path / "many", "abcdefgh", accelerator, 0.01, workers=3)) == list("abcdefgh")
+    monkeypatch.undo()
+    fill(tmp_path / "one", "abcdefgh", accelerator)
+    (many,), (one,) = ([path.read_bytes() for path in (tmp_path / name).iterdir()] for name in ("many", "one"))
+    assert many == one and torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "emptied", "header"])

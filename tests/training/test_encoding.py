@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from families import models
 from tests.tiny_models import build_tiny
 from training import encoding
-from training.examples import View, load_examples
+from training.examples import Record, View, Views, load_examples
 from utils.cli import UserError
 
 TEXTS = ["a photo of red boots", "heels"]
@@ -38,7 +38,7 @@ def model(folders, tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """What is really encoded, of captions and of images, in the order of it."""
+    """What is really encoded, of captions and of images, in its order."""
     done = []
     for module, name in ((models, "encode_prompts"), (encoding, "encode_example")):
         real = getattr(module, name)
@@ -156,12 +156,12 @@ def make_images(folder, shapes=((64, 64),)):
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 256, (80, 120, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"p{i}.png")
-        records.append({"id": f"p{i}", "source": folder / f"p{i}.png", "text": "x"})
+        records.append(Record(f"p{i}", folder / f"p{i}.png", "x"))
     return load_examples(records, list(shapes))
 
 
 def read_latents(model, cache, views, accelerator, interpolation="lanczos", cached=True):
-    moments = encoding.latent_reader(cache, model, views, interpolation, cached, accelerator)
+    moments = encoding.latent_reader(cache, model, views, Views(1, False, interpolation), cached, accelerator)
     return [moments(*view) for view in views]
 
 
@@ -206,7 +206,7 @@ def test_a_change_of_anything_that_decides_latents_is_a_new_entry(model, tmp_pat
     read([(wide, View())])  # another shape
     assert made[2:] == [3, 4, 5, 6]
     Image.open(folder / "p0.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(folder / "p0.png")
-    (changed,) = load_examples([{"id": "p0", "source": folder / "p0.png", "text": "x"}], [(64, 64)])
+    (changed,) = load_examples([Record("p0", folder / "p0.png", "x")], [(64, 64)])
     assert not torch.equal(read([(changed, View())])[0], plain[0]) and made[-1] == 7
     change_weight(model, "vae", "quant_conv.bias")
     assert not torch.equal(read([(second, View())])[0], plain[1]) and made[-1] == 8
@@ -225,7 +225,7 @@ def test_latents_that_are_not_finite_name_the_file(model, tmp_path, accelerator,
         read_latents(model, tmp_path / "cache", [(image, View())], accelerator, cached=cached)
 
 
-def test_nan_in_the_cache_itself_is_told(model, tmp_path, accelerator):
+def test_nan_in_the_cache_itself_is_refused(model, tmp_path, accelerator):
     image = make_images(tmp_path / "d")[0]
     read_latents(model, tmp_path / "cache", [(image, View())], accelerator)
     (shard,) = tmp_path.glob("cache/latents-*/*.safetensors")

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from families import models
 from families.models import DEMO_MODEL
 from training import examples, read_data
-from training.examples import View
-from utils import images
+from training.examples import Record, View, Views
+from training.read_data import Source
+from utils import dataset, images
 from utils.cli import UserError
 
 SQUARE = [(64, 64)]
@@ -34,8 +35,16 @@ def make_folder(folder, count=3, captions=True):
     return folder
 
 
+def folder_source(place, caption_column="text", **more):
+    return Source(str(place), "--train_data_dir", more.pop("image_column", None), caption_column, **more)
+
+
+def read(place, *columns, **more):
+    return read_data.read_training_records(folder_source(place, *columns, **more))
+
+
 def load_one(path, shapes=SQUARE):
-    return examples.load_examples([{"id": "a", "source": path, "text": "a shoe"}], shapes)[0]
+    return examples.load_examples([Record("a", path, "a shoe")], shapes)[0]
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
@@ -102,7 +111,7 @@ def test_random_crops_lie_within_the_image_and_reach_its_ends(tmp_path, size, cr
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(200, 90), (90, 200)])
-def test_time_ids_tell_where_in_the_seen_image_the_crop_lies(tmp_path, size, flip):
+def test_time_ids_say_where_in_the_seen_image_the_crop_lies(tmp_path, size, flip):
     noise(*size).save(tmp_path / "a.png")
     image = load_one(tmp_path / "a.png", [(64, 96)])
     view = View(0.2, 0.7, flip)
@@ -136,14 +145,15 @@ def test_a_key_changes_with_all_that_decides_the_pixels_and_with_nothing_else(tm
 
 def test_all_views_are_all_that_draws_ask_for(tmp_path):
     found = examples.load_examples(
-        [{"id": p.stem, "source": p, "text": "x"} for p in sorted(make_folder(tmp_path).glob("*.png"))], SQUARE
+        [Record(path.stem, path, "x") for path in sorted(make_folder(tmp_path).glob("*.png"))], SQUARE
     )
     for crops, flip, count in ((1, False, 3), (4, False, 12), (4, True, 24), (0, True, 0)):
-        views = examples.all_views(found, crops, flip)
+        views = Views(crops, flip, "lanczos").of(found)
         assert len(views) == count
         for draw in torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist() if crops else ():
             for mirrored in {False, flip}:
                 assert (found[0], examples.choose_view(found[0], draw, crops, mirrored)) in views
+    assert Views(4, True, "bicubic").centre().of(found) == [(one, View()) for one in found]
 
 
 @pytest.mark.parametrize("resolution,step", [(512, 64), (1024, 64), (768, 8), (64, 64), (128, 16)])
@@ -173,11 +183,49 @@ def test_a_resolution_that_the_model_can_not_take_is_refused_with_the_nearest():
         models.training_shapes(str(DEMO_MODEL), 130, False)
 
 
+def test_listed_shapes_are_heights_and_widths_and_images_go_to_the_nearest(tmp_path):
+    shapes = examples.fitting_shapes(str(DEMO_MODEL), 512, True, "128,96;96,160;128,96")
+    assert shapes == [(96, 128), (160, 96)]  # (width, height), each once
+    for name, size in (("tall", (90, 128)), ("wide", (300, 170))):
+        noise(*size).save(tmp_path / f"{name}.png")
+    found = [load_one(tmp_path / f"{name}.png", shapes) for name in ("tall", "wide")]
+    assert [one.shape for one in found] == [(96, 128), (160, 96)]
+    assert [tuple(examples.example_tensor(one, View()).shape) for one in found] == [(3, 128, 96), (3, 96, 160)]
+
+
+@pytest.mark.parametrize("listed", ["128,100", "128,128;100,128", "8,8"])
+def test_listed_sides_that_the_model_can_not_take_are_refused(listed):
+    bad = listed.split(";")[-1]
+    with pytest.raises(UserError, match=f"^--aspect_ratio_buckets {bad}: this model takes multiples of .*; ") as error:
+        examples.fitting_shapes(str(DEMO_MODEL), 128, True, listed)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_list_the_shapes_are_those_of_the_resolution():
+    assert examples.fitting_shapes(str(DEMO_MODEL), 128, False) == [(128, 128)]
+    several = examples.fitting_shapes(str(DEMO_MODEL), 128, True)
+    assert several == models.training_shapes(str(DEMO_MODEL), 128, True) and len(several) > 1
+
+
+def test_whether_proportions_are_kept_is_as_asked_or_else_as_the_data_was_prepared(tmp_path):
+    for prepared, option in ((True, "use_aspect_ratio_buckets"), (True, "aspect_ratio_buckets"), (False, "other")):
+        folder = tmp_path / option
+        folder.mkdir()
+        facts = {"format": dataset.FORMAT, "counts": {"train": 1}, "duplicates": {}, "fingerprint": "x"}
+        (folder / "metadata.json").write_text(json.dumps(facts | {"options": {option: prepared}}))
+        assert read_data.choose_buckets(None, None, str(folder)) is prepared
+        assert read_data.choose_buckets(None, None, str(folder / "train")) is prepared
+        assert read_data.choose_buckets(False, None, str(folder)) is False
+        assert read_data.choose_buckets(True, None, str(folder)) is True
+        assert read_data.choose_buckets(None, "64,64", str(folder)) is True
+    assert read_data.choose_buckets(None, None, str(tmp_path)) is False
+
+
 def test_missing_captions_are_counted(tmp_path):
     folder = make_folder(tmp_path / "d", 5)
     for i in (1, 3):
         (folder / f"p{i}.txt").unlink()
-    records, _ = read_data.read_records(str(folder), "--train_data_dir", None, "text")
+    records, _ = read_data.read_records(folder_source(folder))
     with pytest.raises(UserError, match=r"2 of 5 images have no caption.*p1.png.*--caption_column"):
         examples.load_examples(records, SQUARE)
 
@@ -191,10 +239,10 @@ def test_what_is_no_image_is_named_before_any_work(tmp_path, content):
         load_one(tmp_path / "a.png")
 
 
-def test_an_image_of_too_many_pixels_is_told_in_one_line_without_pillows_own(tmp_path, recwarn):
+def test_an_image_of_too_many_pixels_is_refused_in_one_line_without_pillows_own(tmp_path, recwarn):
     for width in (9_500, 10_500):
         Image.new("1", (width, 10_000)).save(tmp_path / f"{width}.png")
-    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    records = [Record(path.stem, path, "boots") for path in sorted(tmp_path.iterdir())]
     with pytest.raises(UserError, match="1 of 2 images: .*10500.png has 10500x10000 pixels, more than 100,000,000"):
         examples.load_examples(records, [(64, 64)])
     assert not [one for one in recwarn if one.category is Image.DecompressionBombWarning]
@@ -212,14 +260,13 @@ def test_an_image_that_vanishes_or_is_cut_off_later_is_named(tmp_path):
 
 
 def test_what_is_held_out_stays_so_when_data_grows():
-    records = [{"id": f"shoe-{i}"} for i in range(2000)]
+    records = [Record(f"shoe-{i}", Path("x.png"), "x") for i in range(2000)]
     train, held_out = read_data.hold_out(records, 0.1)
     assert 150 < len(held_out) < 250 and len(train) + len(held_out) == 2000
-    grown_train, grown_held_out = read_data.hold_out([{"id": f"new-{i}"} for i in range(500)] + records[::-1], 0.1)
-    assert {one["id"] for one in held_out} <= {one["id"] for one in grown_held_out}
-    assert {one["id"] for one in train} <= {one["id"] for one in grown_train}
-    more = read_data.hold_out(records, 0.2)[1]
-    assert {one["id"] for one in held_out} <= {one["id"] for one in more}
+    new = [Record(f"new-{i}", Path("x.png"), "x") for i in range(500)]
+    grown_train, grown_held_out = read_data.hold_out(new + records[::-1], 0.1)
+    assert set(held_out) <= set(grown_held_out) and set(train) <= set(grown_train)
+    assert set(held_out) <= set(read_data.hold_out(records, 0.2)[1])
     assert read_data.hold_out(records, 0.0) == (records, [])
 
 
@@ -232,7 +279,7 @@ def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, 
     for i in range(count):
         Image.new("RGB", (8, 8)).save(tmp_path / f"photo-{i}.png")
     with pytest.raises(UserError, match=f"--held_out {said}"):
-        read_data.read_training_records(str(tmp_path), "--train_data_dir", None, "text", share_held_out=share)
+        read(tmp_path, held_out=share)
 
 
 def test_an_image_that_breaks_off_is_found_without_training(tmp_path):
@@ -240,7 +287,7 @@ def test_an_image_that_breaks_off_is_found_without_training(tmp_path):
         noise(300, 300, i).save(tmp_path / f"{i}{suffix}")
     for name in ("0.jpg", "1.bmp"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-2000])
-    records = [{"id": path.stem, "source": path, "text": "boots"} for path in sorted(tmp_path.iterdir())]
+    records = [Record(path.stem, path, "boots") for path in sorted(tmp_path.iterdir())]
     found = examples.load_examples(records, [(64, 64)])  # their headers are sound
     with pytest.raises(UserError, match=r"2 of 3 images: .*0.jpg can't be read \(truncated.*1.bmp .*; remove"):
         examples.check_whole(found)
@@ -262,29 +309,24 @@ def make_imagefolder(root, splits):
 @pytest.mark.parametrize("held", ["val", "validation"])
 def test_an_imagefolder_with_splits_never_trains_on_its_test_images(tmp_path, held):
     root = make_imagefolder(tmp_path, ["train", held, "test"])
-    train, held_out = read_data.read_training_records(str(root), "--train_data_dir", None, "text", share_held_out=0.5)
-    assert [one["text"] for one in train] == ["train 0", "train 1", "train 2"]
-    assert [one["text"] for one in held_out] == [f"{held} {i}" for i in range(3)]
-    train, held_out = read_data.read_training_records(
-        str(make_imagefolder(tmp_path / "b", ["train", "test"])), "--train_data_dir", None, "text"
-    )
+    train, held_out = read(root, held_out=0.5)
+    assert [one.text for one in train] == ["train 0", "train 1", "train 2"]
+    assert [one.text for one in held_out] == [f"{held} {i}" for i in range(3)]
+    train, held_out = read(make_imagefolder(tmp_path / "b", ["train", "test"]))
     assert len(train) == 3 and not held_out
 
 
-def test_rows_that_are_left_out_are_told(tmp_path, caplog):
+def test_rows_that_are_left_out_are_reported(tmp_path, caplog):
     root = make_imagefolder(tmp_path, ["train"])
     (root / "train/train1.png").unlink()
-    train, _ = read_data.read_records(str(root / "train"), "--train_data_dir", None, "text")
+    train, _ = read_data.read_records(folder_source(root / "train"))
     assert len(train) == 2 and "1 of 3 rows are left out (no image: 1, as " in caplog.text
 
 
 def test_a_choice_of_samples_is_seeded_and_of_training_images_alone(tmp_path):
-    root = str(make_imagefolder(tmp_path, ["train", "val"]))
-    chosen = [
-        read_data.read_training_records(root, "--train_data_dir", None, "text", max_samples=2, seed=s)
-        for s in (0, 0, 1, 2, 3)
-    ]
-    texts = [[one["text"] for one in train] for train, _ in chosen]
+    source = folder_source(make_imagefolder(tmp_path, ["train", "val"]))
+    chosen = [read_data.read_training_records(source, 2, seed) for seed in (0, 0, 1, 2, 3)]
+    texts = [[one.text for one in train] for train, _ in chosen]
     assert texts[0] == texts[1] and len({tuple(t) for t in texts}) > 1 and all(len(h) == 3 for _, h in chosen)
     assert all(t == sorted(t) and len(t) == 2 for t in texts)
 
@@ -302,10 +344,10 @@ def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_image_when_it_is_n
     splits = {s: datasets.Dataset.from_list(list(rows(s)), features=features) for s in ("train", "validation", "test")}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "all")
     splits["train"].save_to_disk(tmp_path / "one")
-    train, held_out = read_data.read_training_records(str(tmp_path / "all"), "--train_data_dir", None, "caption")
-    assert [one["text"] for one in train] == [f"train {i}" for i in range(3)] and len(held_out) == 3
-    assert all(one["text"].startswith("validation") for one in held_out)
-    alone, none = read_data.read_training_records(str(tmp_path / "one"), "--train_data_dir", "image", "caption")
+    train, held_out = read(tmp_path / "all", "caption")
+    assert [one.text for one in train] == [f"train {i}" for i in range(3)] and len(held_out) == 3
+    assert all(one.text.startswith("validation") for one in held_out)
+    alone, none = read(tmp_path / "one", "caption", image_column="image")
     found = examples.load_examples(alone, SQUARE)
     assert not none and [one.size for one in found] == [(80, 64)] * 3 and callable(found[0].source)
     expected = np.array(noise(80, 64, 2).crop((8, 0, 72, 64)))
@@ -314,18 +356,18 @@ def test_a_saved_hub_dataset_is_read_with_its_splits_and_each_image_when_it_is_n
     )
     assert examples.describe(found[2]) == f"image {found[2].id}"
     with pytest.raises(UserError, match="--image_column nothing"):
-        read_data.read_records(str(tmp_path / "one"), "--train_data_dir", "nothing", "caption")
+        read(tmp_path / "one", "caption", image_column="nothing")
 
 
 def test_an_empty_folder_is_an_error_of_the_training_flag(tmp_path):
     with pytest.raises(UserError, match="--train_data_dir") as error:
-        read_data.read_records(str(tmp_path), "--train_data_dir", None, "text")
+        read_data.read_records(folder_source(tmp_path))
     assert "--catalogue" not in str(error.value)
 
 
 def test_the_fingerprint_of_the_data_knows_images_captions_and_order(tmp_path):
     folder = make_folder(tmp_path)
-    found = examples.load_examples(read_data.read_records(str(folder), "--train_data_dir", None, "text")[0], SQUARE)
+    found = examples.load_examples(read_data.read_records(folder_source(folder))[0], SQUARE)
     before = examples.data_fingerprint(found)
     assert before == examples.data_fingerprint([one._replace(source=Path("moved")) for one in found])
     others = [

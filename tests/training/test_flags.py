@@ -22,9 +22,9 @@ def make_parser():
     return parser
 
 
-def parse(line=""):
+def parse(line="", recipe=None):
     parser = make_parser()
-    args = cli.parse_args(parser, line.split())
+    args = cli.parse_args(parser, [*line.split(), *(["--config", str(recipe)] if recipe else [])])
     flags.check_training_flags(parser, args)
     return args
 
@@ -84,17 +84,22 @@ def test_a_value_that_can_not_be_is_one_line_with_the_flag(capsys, line):
         ("--no-center_crop --cache_crops 0", "endless crops can't be cached"),
         ("--use_8bit_adam --optimizer prodigy", "--use_8bit_adam: not with --optimizer prodigy"),
         ("--early_stopping_patience 3 --validation_steps 0", "--early_stopping_patience 3: needs --validation_steps"),
+        (
+            "--aspect_ratio_buckets 64,64 --no-use_aspect_ratio_buckets",
+            "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets",
+        ),
+        ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
     ],
 )
 def test_flags_that_contradict_each_other(capsys, line, said):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         parse(line)
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and ended.value.code == 2
 
 
 def test_flags_that_go_together():
     assert parse("--no-center_crop --cache_crops 0 --no-cache_latents").cache_crops == 0
-    assert parse("--cache_crops 0").center_crop
     assert parse("--use_8bit_adam").optimizer == "adamw8bit"
     assert parse("--early_stopping_patience 3 --validation_steps 0 --validation_epochs 1").validation_epochs == 1
     assert parse("--train_batch_size auto --effective_batch_size 16").train_batch_size == "auto"
@@ -125,23 +130,103 @@ def test_every_flag_has_a_place_in_the_help():
 
 
 RESTARTS = "--lr_scheduler cosine_with_restarts"
+IGNORED = [
+    ("--ema_decay 0.9", "--use_ema", "--use_ema"),
+    ("--hub_model_id a/b", "--push_to_hub", "--push_to_hub"),
+    ("--lr_power 2.5", "--lr_scheduler polynomial", "--lr_scheduler polynomial"),
+    ("--lr_num_cycles 3 --lr_scheduler cosine", RESTARTS, RESTARTS),
+    ("--cache_crops 9", "--no-center_crop", "--no-center_crop"),
+    ("--dataset_config_name en", "--dataset_name", "--dataset_name a/b"),
+    ("--lr_warmup_steps 5 --lr_scheduler constant", "an --lr_scheduler that warms up", "--lr_scheduler cosine"),
+]
 
 
-@pytest.mark.parametrize(
-    "line, partner, with_it",
-    [
-        ("--ema_decay 0.9", "--use_ema", "--use_ema"),
-        ("--hub_model_id a/b", "--push_to_hub", "--push_to_hub"),
-        ("--lr_power 2.5", "--lr_scheduler polynomial", "--lr_scheduler polynomial"),
-        ("--lr_num_cycles 3 --lr_scheduler cosine", RESTARTS, RESTARTS),
-        ("--cache_crops 9", "--no-center_crop", "--no-center_crop"),
-        ("--dataset_config_name en", "--dataset_name", "--dataset_name a/b"),
-        ("--lr_warmup_steps 5 --lr_scheduler constant", "an --lr_scheduler that warms up", "--lr_scheduler cosine"),
-    ],
-)
-def test_a_flag_that_does_nothing_alone_is_told_and_with_its_partner_is_not(caplog, line, partner, with_it):
-    parse(line)
-    assert caplog.messages == [f"{' '.join(line.split()[:2])} has no use without {partner}"]
-    caplog.clear()
+@pytest.mark.parametrize("line, needed, with_it", IGNORED)
+def test_a_flag_that_does_nothing_alone_is_an_error_and_with_its_partner_is_not(caplog, capsys, line, needed, with_it):
+    with pytest.raises(SystemExit) as ended:
+        parse(line)
+    flag, value, *_ = line.split()
+    assert ended.value.code == 2 and capsys.readouterr().err == (
+        f"train.py: error: {flag} {value}: does nothing without {needed}; add that, or leave {flag} out; see --help\n"
+    )
     parse(f"{line} {with_it}")
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("line, needed, with_it", IGNORED)
+def test_a_recipe_may_have_a_flag_that_does_nothing_alone(caplog, tmp_path, line, needed, with_it):
+    words = iter(line.split())
+    settings = {flag.removeprefix("--"): value for flag, value in zip(words, words)}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("".join(f"{flag}: {value}\n" for flag, value in settings.items()))
+    name, value = next(iter(settings.items()))
+    assert str(getattr(parse(recipe=recipe), name)) == value
+    assert caplog.messages == [f"--config: `{name}: {value}` does nothing without {needed}"]
+    caplog.clear()
+    parse(with_it, recipe)
+    assert not caplog.messages
+    if len(settings) == 1:  # given on the command line it is an error, whatever the recipe says
+        with pytest.raises(SystemExit):
+            parse(line, recipe)
+
+
+def test_a_default_value_is_no_ignored_flag(caplog):
+    parse("--ema_decay 0.999 --lr_power 1 --lr_num_cycles 1 --cache_crops 4")
+    parse("--lr_scheduler constant --lr_warmup_steps 0")  # commands for diffusers have both
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("as_recipe", [False, True])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("--text_encoder_lr 5e-06", "--text_encoder_lr 5e-06 does nothing without --train_text_encoder"),
+        ("--set_grads_to_none", "--set_grads_to_none does nothing: it is always done"),
+    ],
+)
+def test_flags_that_published_commands_carry_are_only_warned_of(caplog, tmp_path, line, message, as_recipe):
+    if as_recipe:
+        name, *value = line.removeprefix("--").split()
+        (tmp_path / "recipe.yaml").write_text(f"{name}: {value[0] if value else 'true'}\n")
+        parse(recipe=tmp_path / "recipe.yaml")
+    else:
+        parse(line)
+    assert caplog.messages == [message]
+    caplog.clear()
+    parse("--text_encoder_lr 5e-06 --train_text_encoder")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("line", ["to_k,to_q", "to_k to_q", "to_k, to_q", "to_k,to_q,"])
+def test_layers_of_a_lora_are_given_with_commas_or_blanks(line, tmp_path):
+    assert parse(f"--lora_layers {line}").lora_layers == ["to_k", "to_q"]
+    assert flags.read_adapter(parse(f"--lora_layers {line} --rank 4 --lora_alpha 2")).targets == ("to_k", "to_q")
+    for content in ("to_k,to_q", "[to_k, to_q]"):
+        (tmp_path / "recipe.yaml").write_text(f"lora_layers: {content}\n")
+        assert parse(recipe=tmp_path / "recipe.yaml").lora_layers == ["to_k", "to_q"]
+
+
+def test_the_switch_and_the_list_of_aspect_ratio_buckets():
+    assert parse().use_aspect_ratio_buckets is None and parse().aspect_ratio_buckets is None
+    assert parse("--use_aspect_ratio_buckets").use_aspect_ratio_buckets is True
+    assert parse("--no-use_aspect_ratio_buckets").use_aspect_ratio_buckets is False
+    assert parse("--aspect_ratio_buckets 512,512;384,640").aspect_ratio_buckets == "512,512;384,640"
+    assert parse("--aspect_ratio_buckets 64,96 --use_aspect_ratio_buckets").aspect_ratio_buckets == "64,96"
+
+
+@pytest.mark.parametrize("value", ["512", "512,", "512;512", "512,512;", "a,b", "0,64", "64,-64", "64, 64", "64x64", "1,2,3"])
+def test_a_wrong_list_of_aspect_ratio_buckets_is_one_line(capsys, value):
+    with pytest.raises(SystemExit) as ended:
+        cli.parse_args(make_parser(), [f"--aspect_ratio_buckets={value}"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1
+    assert f"--aspect_ratio_buckets: {value}: expected heights and widths, as 512,512;384,640" in error
+    assert "--use_aspect_ratio_buckets" in error
+
+
+def test_the_former_switch_says_what_it_is_called_now(capsys):
+    parser = make_parser()
+    cli.add_refused_flags(parser, flags.REFUSED)
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, ["--no-aspect_ratio_buckets"])
+    assert "the switch is --no-use_aspect_ratio_buckets" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What --dry_run foretells, beside the published numbers and beside real training steps."""
+"""What --dry_run estimates, beside the published numbers and beside real training steps."""
 
 import os
 import subprocess
@@ -11,10 +11,11 @@ from PIL import Image
 
 import train_lora
 from families import models
-from families.lora import TEXT_TARGETS, UNET_TARGETS
+from families.lora import Adapter
 from tests.published_configs import SD15, SDXL, write_configs
 from tests.tiny_models import build_tiny
-from training import memory, outlook
+from training import dry_run, memory
+from training.memory import Load
 
 MIB = 2**20
 
@@ -24,14 +25,14 @@ DEMO = str(models.DEMO_MODEL)
 UNET, TEXT = 4_389_348, 684_032  # the demo's weights
 
 
-def predict(model=DEMO, family="sd1", **settings):
-    settings = {"rank": 8, "micro_batch": 2, "height": 128, "width": 128} | settings
-    return memory.predict_memory(model, family, **settings)
+def estimate(model=DEMO, family="sd1", **settings):
+    settings = {"adapter": Adapter(8, 16), "micro_batch": 2, "height": 128, "width": 128} | settings
+    return memory.estimate_memory(model, family, Load(**settings))
 
 
 def test_parameters_are_the_published_ones(tmp_path):
     sd15 = write_configs(tmp_path / "sd15", SD15)
-    counts = memory.count_parameters(sd15, models.model_family(sd15), 8)
+    counts = memory.count_parameters(sd15, models.model_family(sd15), Adapter(8, 16), False)
     assert counts == {
         "unet": (1_594_368, 859_520_964),
         "text_encoder": (0, 123_060_480),
@@ -39,54 +40,64 @@ def test_parameters_are_the_published_ones(tmp_path):
     }
     sdxl = write_configs(tmp_path / "sdxl", SDXL)
     assert models.model_family(sdxl) == "sdxl"
-    counts = memory.count_parameters(sdxl, "sdxl", 8, UNET_TARGETS, TEXT_TARGETS)
+    counts = memory.count_parameters(sdxl, "sdxl", Adapter(8, 16), True)
     assert [count.total for count in counts.values()] == [2_567_463_684, 123_060_480, 694_659_840, 83_653_863]
     assert counts["text_encoder"].trainable == 12 * 4 * 2 * 8 * 768
 
 
-def test_sd15_on_a_small_gpu_is_foretold_from_configs_alone(tmp_path):
+def test_without_an_adapter_all_weights_of_what_is_trained_count():
+    counts = memory.count_parameters(DEMO, "sd1", None, False)
+    assert counts["unet"] == (UNET, UNET) and counts["text_encoder"] == (0, TEXT) and counts["vae"].trainable == 0
+    assert memory.count_parameters(DEMO, "sd1", None, True)["text_encoder"] == (TEXT, TEXT)
+    training = estimate(adapter=None, ema=True)["training"]
+    assert training["frozen weights"] == 0
+    assert training["trained weights"] == training["gradients"] == training["EMA"] == 4 * UNET
+    assert training["optimizer"] == 8 * UNET
+
+
+def test_the_memory_of_sd15_on_a_small_gpu_is_estimated_from_configs_alone(tmp_path):
     model = write_configs(tmp_path, SD15)
     half = {"dtype": torch.float16, "autocast": torch.float16}
-    phases = predict(model, height=512, width=512, **half)
+    phases = estimate(model, height=512, width=512, **half)
     training, (name, peak) = phases["training"], memory.peak_phase(phases)
     assert training["frozen weights"] == 2 * 859_520_964 and training["optimizer"] == 8 * 1_594_368
     assert name == "training" and peak == sum(training.values()) and 1.8 < peak / 2**30 < 3.5
 
 
 def test_weights_and_optimizer_by_their_sizes():
-    training = predict(optimizer="prodigy", ema=True)["training"]
+    training = estimate(optimizer="prodigy", ema=True)["training"]
     assert training["frozen weights"] == 4 * UNET
     assert training["trained weights"] == training["gradients"] == training["EMA"] == 4 * 77_056
     assert training["optimizer"] == 16 * 77_056
-    half = predict(dtype=torch.bfloat16, autocast=torch.bfloat16, optimizer="adamw8bit")["training"]
+    half = estimate(dtype=torch.bfloat16, autocast=torch.bfloat16, optimizer="adamw8bit")["training"]
     assert half["frozen weights"] == 2 * UNET and half["trained weights"] == 4 * 77_056
     assert half["optimizer"] == 2 * 77_056 and half["EMA"] == 0
     assert 0.4 < half["activations"] / training["activations"] < 0.8
 
 
 def test_activations_grow_with_the_batch_and_the_area_and_shrink_by_checkpointing():
-    base = predict(height=512, width=512)["training"]["activations"]
-    assert predict(height=512, width=512, micro_batch=8)["training"]["activations"] == pytest.approx(4 * base, rel=0.02)
-    wide = predict(height=512, width=1024)["training"]["activations"]
+    base = estimate(height=512, width=512)["training"]["activations"]
+    assert estimate(height=512, width=512, micro_batch=8)["training"]["activations"] == pytest.approx(4 * base, rel=0.02)
+    wide = estimate(height=512, width=1024)["training"]["activations"]
     assert 1.8 * base < wide < 2.2 * base  # and not 4 times: no attention matrix is kept
-    plain = predict(height=512, width=512, gradient_checkpointing=False)["training"]["activations"]
+    plain = estimate(height=512, width=512, gradient_checkpointing=False)["training"]["activations"]
     assert plain > 2 * base
 
 
-def test_the_run_needs_what_its_hungriest_phase_needs():
-    phases = predict(micro_batch=16)
+def test_a_run_needs_as_much_as_its_largest_phase():
+    phases = estimate(micro_batch=16)
     assert list(phases) == ["text encoding", "VAE encoding", "training"]
     assert phases["VAE encoding"]["weights"] == 4 * 1_797_063
     assert memory.peak_phase(phases) == ("training", sum(phases["training"].values()))
-    assert memory.peak_phase(predict(vae_batch=64))[0] == "VAE encoding"
+    assert memory.peak_phase(estimate(vae_batch=64))[0] == "VAE encoding"
 
 
 def test_trained_text_encoders_count(tmp_path):
-    without, with_it = predict()["training"], predict(train_text_encoder=True)["training"]
+    without, with_it = estimate()["training"], estimate(train_text_encoder=True)["training"]
     assert with_it["frozen weights"] - without["frozen weights"] == 4 * TEXT
     assert with_it["optimizer"] - without["optimizer"] == 8 * 24_576
     assert with_it["activations"] > without["activations"]
-    both = predict(build_tiny(tmp_path, "sdxl"), "sdxl", train_text_encoder=True, use_dora=True)
+    both = estimate(build_tiny(tmp_path, "sdxl"), "sdxl", train_text_encoder=True, adapter=Adapter(8, 16, use_dora=True))
     assert both["text encoding"]["weights"] < both["training"]["frozen weights"]
 
 
@@ -98,7 +109,7 @@ from utils import devices
 torch.manual_seed(0)
 model = models.resolve_model("demo")
 unet = models.load_unet(model, torch.float32).train()
-trained = lora.attach_lora(unet, 8, 16, 0.0, lora.UNET_TARGETS)
+trained = lora.attach_lora(unet, lora.Adapter(8, 16))
 optimizer = torch.optim.AdamW(trained)
 
 def step(batch):
@@ -108,7 +119,7 @@ def step(batch):
 
 step(1)
 before = psutil.Process().memory_info().rss
-for checkpointing in (True, False):  # the hungrier one last, since only the highest mark is kept
+for checkpointing in (True, False):  # the one that needs more last, since only the highest mark is kept
     (unet.enable_gradient_checkpointing if checkpointing else unet.disable_gradient_checkpointing)()
     step(32)
     print(round(devices.peak_memory_gib(torch.device('cpu')) * 2**30) - before)
@@ -116,25 +127,25 @@ for checkpointing in (True, False):  # the hungrier one last, since only the hig
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted otherwise elsewhere")
-def test_a_real_step_takes_the_memory_that_was_foretold():
+def test_a_real_step_takes_the_memory_that_was_estimated():
     # glibc would keep what was freed, in pieces; this has it give everything back
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     for line, checkpointing in zip(done.stdout.splitlines()[-2:], (True, False)):
         settings = {"micro_batch": 32, "gradient_checkpointing": checkpointing}
-        foretold = predict(**settings)["training"]["activations"]
-        assert int(line) / MIB == pytest.approx(foretold / MIB, rel=0.25)
+        expected = estimate(**settings)["training"]["activations"]
+        assert int(line) / MIB == pytest.approx(expected / MIB, rel=0.25)
 
 
 def test_the_largest_batch_divides_the_share_and_fits():
-    def foretell(size: int) -> dict:
+    def estimate_at(size: int) -> dict:
         return {"encoding": {"weights": 60}, "training": {"weights": 100, "activations": 50 * size}}
 
-    assert outlook.largest_batch(16, 10_000, foretell) == 16
-    assert outlook.largest_batch(16, 600, foretell) == 8  # 0.9 x 600 leaves room for 8.8
-    assert outlook.largest_batch(12, 400, foretell) == 4
-    assert outlook.largest_batch(16, 10, foretell) == 1  # the guard against running out has the last word
+    assert dry_run.largest_batch(16, 10_000, estimate_at) == 16
+    assert dry_run.largest_batch(16, 600, estimate_at) == 8  # 0.9 x 600 leaves room for 8.8
+    assert dry_run.largest_batch(12, 400, estimate_at) == 4
+    assert dry_run.largest_batch(16, 10, estimate_at) == 1  # the guard against running out has the last word
 
 
 def test_a_dry_run_needs_configs_alone(tmp_path, capsys):

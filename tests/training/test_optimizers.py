@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from training import optimizers
 from training.flags import OPTIMIZERS, SCHEDULES
-from training.optimizers import Schedule
+from training.optimizers import OptimizerSettings, Schedule
 from utils.checkpoints import pack_optimizer, unpack_optimizer
 from utils.cli import UserError
 from utils.files import write_safetensors
@@ -63,7 +63,7 @@ def make(name, rates=(1e-3, 1e-3)):
         torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (80, 64))
     ]  # 8-bit Adam leaves small ones be
     groups = [{"params": parameters[:2], "lr": rates[0]}, {"params": parameters[2:], "lr": rates[1]}]
-    return parameters, optimizers.make_optimizer(name, groups, (0.9, 0.99), 1e-2, 1e-8, CPU)
+    return parameters, optimizers.make_optimizer(OptimizerSettings(name, (0.9, 0.99), 1e-2, 1e-8), groups, CPU)
 
 
 def take_steps(parameters, optimizer, first, last, rate):
@@ -119,10 +119,25 @@ def test_a_state_in_two_levels_as_bitsandbytes_has_it_is_packed_too():
 
 @pytest.mark.parametrize("name", ["adamw", "prodigy", "adafactor"])
 def test_a_state_before_the_first_step_is_saved_too(name, tmp_path):
-    _, optimizer = make(name)
+    rate = 1.0 if name == "prodigy" else 1e-3
+    parameters, optimizer = make(name)
     tensors, rest = pack_optimizer(copy.deepcopy(optimizer.state_dict()))
     write_safetensors(tmp_path / "optimizer.safetensors", tensors)
-    optimizer.load_state_dict(unpack_optimizer(tensors, json.loads(json.dumps(rest))))
+    written = load_file(tmp_path / "optimizer.safetensors")
+    assert written.keys() == tensors.keys()
+
+    resumed, other = make(name)
+    take_steps(resumed, other, 0, 2, rate)  # so that what is loaded must replace something
+    assert other.state_dict()["state"]
+    other.load_state_dict(unpack_optimizer(written, json.loads(json.dumps(rest))))
+    loaded = pack_optimizer(other.state_dict())
+    assert json.dumps(loaded[1]) == json.dumps(rest) and loaded[0] == tensors and not other.state_dict()["state"]
+    with torch.no_grad():
+        for parameter, value in zip(resumed, parameters):
+            parameter.copy_(value)
+    take_steps(parameters, optimizer, 0, 4, rate)
+    take_steps(resumed, other, 0, 4, rate)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, resumed))
 
 
 def test_adamw_runs_fused():

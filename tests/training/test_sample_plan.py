@@ -8,31 +8,33 @@ import pytest
 import torch
 
 from training import sample_plan
+from training.sample_plan import SamplePlan
 
 SQUARE = ((64, 64),) * 10
 MIXED = ((64, 64), (48, 96), (96, 48)) * 7 + ((64, 64),) * 4  # 11, 7 and 7 of a shape
 
 
-def draws(positions, seed=0, shapes=SQUARE, group=4, **more):
-    return [sample_plan.draw_position(p, seed, shapes, group, 1000, **more) for p in positions]
+def draws(positions, seed=0, shapes=SQUARE, effective=4, **chances):
+    plan = SamplePlan(seed, shapes, effective, 1000, **chances)
+    return [sample_plan.draw_position(plan, position) for position in positions]
 
 
 @pytest.mark.parametrize("shapes", [SQUARE, MIXED])
 def test_a_draw_depends_on_seed_and_position_alone(shapes):
     chances = {"flip": 0.5, "dropout": 0.5, "shapes": shapes}
     forwards = draws(range(60), **chances)
-    sample_plan._orders.clear()
+    sample_plan.epoch_order.cache_clear()
     torch.manual_seed(7)  # the global generator has no part in it
     assert draws(reversed(range(60)), **chances)[::-1] == forwards
     assert draws(range(60), **{**chances, "shapes": tuple(list(shapes))}) == forwards
     assert draws(range(60), seed=1, **chances) != forwards
 
 
-def test_orders_are_remembered_by_a_tuple_that_is_still_there():
-    for count in range(5, 40):  # tuples that come and go: a new one may lie where an old one was
-        shapes = tuple((64, 64) for _ in range(count))
-        assert sorted(sample_plan.epoch_order(0, 0, shapes, 4)) == list(range(count))
-    assert len(sample_plan._orders) <= 4
+def test_a_remembered_order_is_that_of_its_own_plan():
+    for count in range(5, 40):  # plans that come and go: a new one may lie where an old one was
+        plan = SamplePlan(0, tuple((64, 64) for _ in range(count)), 4, 1000)
+        assert sorted(sample_plan.epoch_order(plan, 0)) == list(range(count))
+    assert sample_plan.epoch_order.cache_info().currsize <= 4
 
 
 @pytest.mark.parametrize("shapes", [SQUARE, MIXED])
@@ -44,7 +46,7 @@ def test_an_epoch_sees_each_image_once_and_the_next_in_another_order(shapes):
 
 
 def test_buckets_come_in_runs_of_one_shape():
-    order = sample_plan.epoch_order(0, 0, MIXED, 4)
+    order = sample_plan.epoch_order(SamplePlan(0, MIXED, 4, 1000), 0)
     runs = [{MIXED[i] for i in order[start : start + 4]} for start in range(0, 16, 4)]
     assert all(len(run) == 1 for run in runs)  # 11 = 4+4+3, 7 = 4+3: the four whole runs come first
 
@@ -64,7 +66,7 @@ def test_chances_are_what_was_asked_for():
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("micro", [1, 2, 5, 12])
 def test_a_step_is_divided_without_loss(shapes, processes, micro):
-    step = draws(range(12), shapes=shapes, group=12)
+    step = draws(range(12), shapes=shapes, effective=12)
     shares = [sample_plan.split_step(step, shapes, micro, rank, processes) for rank in range(processes)]
     assert sorted(one for share in shares for batch in share for one in batch) == sorted(step)
     for share in shares:

@@ -1,7 +1,7 @@
 """A loss that can be compared, and images that are looked at before they are believed."""
 
 import contextlib
-import functools
+import dataclasses
 import types
 
 import numpy as np
@@ -13,7 +13,10 @@ from PIL import Image
 from families import diffusion, models, sampling
 from tests.tiny_models import build_tiny
 from training import validation
-from training.training import Training, new_progress
+from training.batches import Batch, Loader
+from training.examples import Example, View, time_ids
+from training.state import Progress, Training
+from training.validation import Checks, Sampling
 from utils import image_checks
 
 SEEDS = [3, 4, 5]
@@ -33,17 +36,16 @@ class Parts:
         self.encoders = models.load_text_encoders(model, family, torch.float32)
 
     @torch.no_grad()
-    def features(self, texts):
+    def encode(self, texts):
         return models.encode_prompts(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
 
-    def images(self, texts=TEXTS, seeds=SEEDS, autocast=contextlib.nullcontext, stop=lambda: False):
-        return self.drawer(seeds, autocast=autocast, stop=stop)(self.features(texts), self.features([""]))
+    def checks(self, texts=TEXTS, seeds=SEEDS, held_out=(), scheduler=None):
+        sampling = Sampling(self.model, self.family, 3, 5.0, 32)
+        scheduler = scheduler or self.scheduler
+        return Checks(list(held_out), texts, seeds, sampling, scheduler, self.encode, contextlib.nullcontext)
 
-    def drawer(self, seeds=SEEDS, steps=3, **changes):
-        given = {"model": self.model, "family": self.family, "unet": self.unet, "scheduler": self.scheduler}
-        given |= {"seeds": seeds, "steps": steps, "guidance": 5.0, "size": 32}
-        given |= {"autocast": contextlib.nullcontext, "stop": lambda: False}
-        return functools.partial(validation.validation_images, **given | changes)
+    def images(self, texts=TEXTS, seeds=SEEDS, scheduler=None):
+        return validation.generate_images(self.unet, self.checks(texts, seeds, scheduler=scheduler), [])
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,9 @@ def test_images_are_those_of_the_models_own_pipeline(folders, parts, family):
     pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = parts[family].images()
-    for image, text, seed in zip(drawn, TEXTS, SEEDS):
+    made = parts[family].images()
+    assert len(made) == 3
+    for image, text, seed in zip(made, TEXTS, SEEDS):
         generator = torch.Generator().manual_seed(seed)
         expected = pipeline(
             text, num_inference_steps=3, guidance_scale=5.0, height=32, width=32, generator=generator
@@ -73,13 +76,13 @@ def test_an_image_depends_on_its_seed_and_not_on_its_company(parts):
     whole = parts["sd1"].images()
     alone = parts["sd1"].images(TEXTS[2:], SEEDS[2:])
     assert np.array_equal(pixels(whole[2:]), pixels(alone))
-    given = {"prompt_embeds": parts["sd1"].features(TEXTS)[0]}
-    given["negative_prompt_embeds"] = parts["sd1"].features([""] * 3)[0]
+    given = {"prompt_embeds": parts["sd1"].encode(TEXTS)[0]}
+    given["negative_prompt_embeds"] = parts["sd1"].encode([""] * 3)[0]
     vae = models.load_vae(parts["sd1"].model)
     pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
     for batch in (1, 2, 3):
-        drawn = sampling.generate(pipeline, SEEDS, 3, 5.0, batch, 32, **given)
-        assert np.abs(pixels(drawn) - pixels(whole)).max() <= 1
+        made = sampling.generate(pipeline, SEEDS, 3, 5.0, batch, 32, **given)
+        assert np.abs(pixels(made) - pixels(whole)).max() <= 1
     assert not np.array_equal(pixels(parts["sd1"].images(TEXTS[:1], [9])), pixels(whole[:1]))
 
 
@@ -97,7 +100,7 @@ def test_the_vae_decodes_in_float32_under_autocast(parts):
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-def test_latents_that_are_not_finite_make_an_image_that_is_told(parts, value):
+def test_latents_that_are_not_finite_make_an_image_that_is_reported(parts, value):
     vae = models.load_vae(parts["sd1"].model)
     pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
     with torch.no_grad():
@@ -105,19 +108,29 @@ def test_latents_that_are_not_finite_make_an_image_that_is_told(parts, value):
     assert image_checks.image_fault(image) == "black (or NaN)"
 
 
-def test_zero_terminal_snr_draws_from_pure_noise(parts):
+def test_zero_terminal_snr_starts_from_pure_noise(parts):
     rescaled = diffusion.training_scheduler(models.load_noise_scheduler(parts["sd2"].model), None, True)
     pipeline = sampling.build_pipeline("sd2", parts["sd2"].unet, models.load_vae(parts["sd2"].model), rescaled)
     pipeline.scheduler.set_timesteps(3)
     assert pipeline.scheduler.timesteps[0] == 999 and pipeline.scheduler.alphas_cumprod[-1] < 1e-6
-    one = parts["sd2"]
-    drawn = one.drawer(scheduler=rescaled)(one.features(TEXTS), one.features([""]))
-    assert all(image_checks.image_fault(image) is None for image in drawn)
+    made = parts["sd2"].images(scheduler=rescaled)
+    assert len(made) == 3 and all(image_checks.image_fault(image) is None for image in made)
 
 
-def test_a_signal_breaks_drawing_off_between_two_images(parts):
-    asked = iter([False, True])
-    assert parts["sd1"].images(stop=lambda: next(asked)) is None
+def test_a_signal_ends_a_validation_between_two_images(parts):
+    signals, calls = [], []
+
+    def count_steps(*_):
+        calls.append(1)
+        if len(calls) == 2:  # in the middle of the first image
+            signals.append(15)
+
+    hook = parts["sd1"].unet.register_forward_hook(count_steps)
+    try:
+        assert validation.generate_images(parts["sd1"].unet, parts["sd1"].checks(), signals) is None
+    finally:
+        hook.remove()
+    assert len(calls) == 3  # the steps of one image: it was finished, and no other begun
 
 
 def random_image(seed=0):
@@ -135,15 +148,15 @@ def test_what_is_wrong_with_an_image():
 
 
 def test_the_grid_is_one_file_that_counts_the_invalid(tmp_path):
-    drawn = [random_image(), Image.new("RGB", (32, 32)), random_image(1), Image.new("RGB", (32, 32), "white"),
+    made = [random_image(), Image.new("RGB", (32, 32)), random_image(1), Image.new("RGB", (32, 32), "white"),
              random_image(2)]  # fmt: skip
     prompts = ["a\nshoe of two lines", "x", "a very long prompt " * 20, "y", "Größe 42"]
     path = tmp_path / "validation/step-000500.png"
-    assert validation.save_grid(path, drawn, prompts) == 2
+    assert validation.save_grid(path, made, prompts) == 2
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     grid = Image.open(path)
     assert grid.format == "PNG" and grid.width == 4 * 32 + 3 * 4 and grid.height > 2 * 32
-    assert np.array_equal(np.asarray(grid)[:32, :32], np.asarray(drawn[0]))
+    assert np.array_equal(np.asarray(grid)[:32, :32], np.asarray(made[0]))
 
 
 class Echo(torch.nn.Module):
@@ -155,64 +168,82 @@ class Echo(torch.nn.Module):
         return types.SimpleNamespace(sample=torch.zeros_like(noisy))
 
 
-def batch(value, size):
-    return {
-        "latents": torch.zeros(size, 4, 2, 2),
-        "noise": torch.full((size, 4, 2, 2), float(value)),
-        "timesteps": torch.zeros(size, dtype=torch.long),
-        "time_ids": torch.zeros(size, 6),
-        "texts": [""] * size,
-        "samples": ["a"] * size,
-    }
+def batch(value, size, side=2):
+    return Batch(
+        latents=torch.zeros(size, 4, side, side),
+        noise=torch.full((size, 4, side, side), float(value)),
+        timesteps=torch.zeros(size, dtype=torch.long),
+        time_ids=torch.zeros(size, 6),
+        texts=[""] * size,
+        samples=["a"] * size,
+        index=torch.zeros(size, dtype=torch.long),
+    )
 
 
 def test_every_held_out_sample_has_one_weight_however_they_are_batched(parts):
-    scheduler, features = parts["sd1"].scheduler, lambda texts: (torch.zeros(len(texts), 1, 1), None)
-    given = [batch(1, 3), batch(3, 1)]
-    found = validation.held_out_loss(Echo(), scheduler, given, features, contextlib.nullcontext)
-    assert found == pytest.approx((3 * 1 + 9) / 4)
+    checks = parts["sd1"].checks(held_out=[batch(1, 3), batch(3, 1)])
+    checks = dataclasses.replace(checks, encode=lambda texts: (torch.zeros(len(texts), 1, 1), None))
+    assert validation.held_out_loss(Echo(), checks) == pytest.approx((3 * 1 + 9) / 4)
+
+
+def test_held_out_samples_are_fixed_and_seen_in_the_centre():
+    images = [Example(f"p{i}", None, f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
+
+    def moments(example, view):
+        assert view == View()
+        return torch.stack([torch.full((4, 8, 8), float(int(example.sha256))), torch.ones(4, 8, 8)])
+
+    training = Loader(images[:1], moments, 0.5, crops=0, noise_offset=0.1)  # the run's own crops have no part in it
+    first, again = (validation.held_out_batches(images, 20, 1000, training) for _ in range(2))
+    assert [len(one) for one in first] == [8, 8, 4]
+    assert sorted(name for one in first for name in one.samples) == ["p0"] * 7 + ["p1"] * 7 + ["p2"] * 6
+    for one, other in zip(first, again):
+        assert torch.equal(one.latents, other.latents) and torch.equal(one.noise, other.noise)
+        assert torch.equal(one.timesteps, other.timesteps) and one.texts == [f"shoe {i}" for i in one.index]
+        assert torch.equal(one.latents[:, 0, 0, 0], one.index * 0.5)  # the mean, without the deviation
+        assert one.time_ids.tolist() == [time_ids(images[i], View()) for i in one.index]
+    assert len({int(timestep) for one in first for timestep in one.timesteps}) == 20
+    assert validation.held_out_batches([], 20, 1000, training) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_held_out_batches_go_to_the_models_device(parts):
     unet = models.load_unet(parts["sd1"].model, torch.float32).cuda()
-    given = batch(1, 2) | {"latents": torch.zeros(2, 4, 16, 16), "noise": torch.ones(2, 4, 16, 16)}
 
-    def features(texts):
-        return parts["sd1"].features(texts)[0].cuda(), None
+    def encode(texts):
+        return parts["sd1"].encode(texts)[0].cuda(), None
 
-    loss = validation.held_out_loss(unet, parts["sd1"].scheduler, [given], features, contextlib.nullcontext)
-    assert loss > 0
+    checks = dataclasses.replace(parts["sd1"].checks(held_out=[batch(1, 2, 16)]), encode=encode)
+    assert validation.held_out_loss(unet, checks) > 0
 
 
 def test_the_best_loss_is_kept_and_what_is_worse_is_counted():
-    progress = new_progress()
-    told = []
+    progress = Progress()
+    best = []
     for step, loss in enumerate([float("nan"), 0.5, 0.6, 0.5, None, float("nan"), 0.4]):
-        progress["step"] = step
-        told.append(validation.note_loss(progress, loss))
-    assert told == [False, True, False, False, False, False, True]
-    assert progress["best_loss"] == 0.4 and progress["best_step"] == 6 and progress["worse_in_a_row"] == 0
-    progress["step"] = 7
-    assert not validation.note_loss(progress, 0.4) and progress["worse_in_a_row"] == 1 and progress["validated"] == 7
+        progress.step = step
+        best.append(validation.note_loss(progress, loss))
+    assert best == [False, True, False, False, False, False, True]
+    assert progress.best_loss == 0.4 and progress.best_step == 6 and progress.worse_in_a_row == 0
+    progress.step = 7
+    assert not validation.note_loss(progress, 0.4) and progress.worse_in_a_row == 1 and progress.validated == 7
 
 
 def test_validation_leaves_the_training_as_it_was(parts, tmp_path):
-    one = parts["sd1"]
-    unet = models.load_unet(one.model, torch.float32).train()
+    unet = models.load_unet(parts["sd1"].model, torch.float32).train()
     (parameter,) = (value for name, value in unet.named_parameters() if name == "conv_out.bias")
-    average = [parameter.detach() + 1]
-    training = Training(unet, [], [parameter], None, None, average, new_progress())
-    given = [batch(1, 2) | {"latents": torch.zeros(2, 4, 16, 16), "noise": torch.ones(2, 4, 16, 16)}]
-    options = (one.scheduler, given, one.features, contextlib.nullcontext, TEXTS[:2])
-    draw = one.drawer(SEEDS[:2], 2, unet=unet)
+    average, facts = [parameter.detach() + 1], {"base_model": "tiny"}
+    training = Training({"unet": unet}, [parameter], None, None, average, facts, {})
+    checks = parts["sd1"].checks(TEXTS[:2], SEEDS[:2], [batch(1, 2, 16)])
     before, state = parameter.detach().clone(), torch.get_rng_state()
-    found = validation.validate(training, *options, draw, tmp_path / "grid.png")
+    found = validation.validate(training, checks, tmp_path / "grid.png", [])
     assert found.keys() == {"val_loss", "validation/invalid_images"} and (tmp_path / "grid.png").exists()
     assert torch.equal(parameter, before) and unet.training and torch.equal(torch.get_rng_state(), state)
-    own = training._replace(average=None)
-    other = validation.validate(own, *options, draw, tmp_path / "grid.png")
+    own = dataclasses.replace(training, average=None)
+    other = validation.validate(own, checks, tmp_path / "grid.png", [])
     assert other["val_loss"] != found["val_loss"]  # the average was looked at, not the weights in training
-    stopped = one.drawer(SEEDS[:2], 2, unet=unet, stop=lambda: True)
-    assert validation.validate(training, *options, stopped, tmp_path / "no.png") is None
+    assert validation.validate(training, checks, tmp_path / "no.png", [15]) is None
     assert torch.equal(parameter, before) and not (tmp_path / "no.png").exists()
+    without_images = dataclasses.replace(checks, prompts=[], seeds=[])
+    assert validation.validate(training, without_images, tmp_path / "no.png", []) == {"val_loss": found["val_loss"]}
+    assert not (tmp_path / "no.png").exists() and unet.training
