@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from utils import dataset, sources
+from utils import dataset
+from utils.catalogue import Source, image_source, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.devices import keyed_generator
@@ -55,9 +56,9 @@ def _read_prepared(root: Path, flag: str, image_column: str | None, caption_colu
 
 
 def _read_products(name: str, flag: str, image_column, caption_column: str, config: str | None) -> list[dict]:
-    found = sources.read_catalogue(name, flag, image_column, caption_column, config, "train")
-    reasons = Counter(one["reason"] for one in found.rejected)
-    example = {one["reason"]: "as {id}, {detail}".format(**one) for one in reversed(found.rejected)}
+    found = read_catalogue(Source(name, flag, image_column, caption_column, config))
+    reasons = Counter(one.reason for one in found.rejected)
+    example = {one.reason: f"as {one.id}, {one.detail}" for one in reversed(found.rejected)}
     left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
     if not found.products:
         raise UserError(f"{flag} {name}: none of its {found.rows} rows can be used ({left_out})")
@@ -67,9 +68,9 @@ def _read_products(name: str, flag: str, image_column, caption_column: str, conf
         logger.warning("%s: %s", name, note)
 
     def source(image: Path | int) -> Path | Callable:
-        return functools.partial(sources.image_source, found.dataset, image) if isinstance(image, int) else image
+        return functools.partial(image_source, found.dataset, image) if isinstance(image, int) else image
 
-    return [{"id": one["id"], "text": one["text"], "source": source(one["image"])} for one in found.products]
+    return [{"id": one.id, "text": one.text, "source": source(one.image)} for one in found.products]
 
 
 def hold_out(records: list[dict], fraction: float) -> tuple[list[dict], list[dict]]:

@@ -44,6 +44,9 @@ ABOVE = 0.55  # of the face's height: hair
 SECOND = 0.25  # of the largest face's area: smaller ones are the background's
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+
+
 class Face(NamedTuple):
     box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels; may reach beyond the image
     landmarks: tuple[

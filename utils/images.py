@@ -86,31 +86,6 @@ def is_blank(image: Image.Image, deviation: float = 3.0) -> bool:
     return bool(pixels.reshape(-1, 3).std(0).max() < deviation)
 
 
-def foreground_box(image: Image.Image, margin: float = 0.05) -> tuple[int, int, int, int]:
-    """The box around all that has edges, with a margin of its longer side; the whole image where nothing has.
-
-    Edges and not colours: the backgrounds of product photos are often gradients, as bright as a part of the object.
-    """
-    scale = min(1, 256 / max(image.size))
-    small = image.resize([max(2, round(side * scale)) for side in image.size], Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.int16)
-    down, across = np.abs(np.diff(pixels, axis=0))[:, :-1], np.abs(np.diff(pixels, axis=1))[:-1]
-    edges = np.maximum(down, across).max(2) > 8
-    ys, xs = np.flatnonzero(edges.sum(1) >= 2), np.flatnonzero(edges.sum(0) >= 2)
-    if not (len(ys) and len(xs)):
-        return (0, 0, *image.size)
-    room = margin * max(xs[-1] - xs[0], ys[-1] - ys[0])
-    left, top = ((first - room) / scale for first in (xs[0], ys[0]))
-    right, bottom = ((last + 2 + room) / scale for last in (xs[-1], ys[-1]))
-    width, height = image.size
-    return (
-        max(0, math.floor(left)),
-        max(0, math.floor(top)),
-        min(width, math.ceil(right)),
-        min(height, math.ceil(bottom)),
-    )
-
-
 def crop_centre(image: Image.Image) -> Image.Image:
     """The largest square in the middle."""
     width, height = image.size
@@ -156,30 +131,6 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
 def colour_thumb(image: Image.Image) -> np.ndarray:
     """16x16x3 values: what tells the same shoe in another colour from the same photo, which the hash can't."""
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).ravel()
-
-
-def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float) -> list[tuple[int, int, int, float]]:
-    """(i, j, bits that differ, mean difference in colour) of the pairs within both limits, the nearest first.
-
-    Of identical ones only the first is compared with others, and the rest are paired with it: a placeholder that stands
-    in for thousands of missing photos would make millions of pairs.
-    """
-    first, pairs = {}, []
-    for index, key in enumerate(zip(map(bytes, hashes), map(bytes, thumbs))):
-        if first.setdefault(key, index) != index:
-            pairs.append((first[key], index, 0, 0.0))
-    unlike = np.array(list(first.values()), dtype=np.intp)
-    codes = hashes[unlike]
-    for start in range(0, len(codes), 64):  # in blocks: all pairs at once would need gigabytes
-        block = codes[start : start + 64, None] ^ codes[None, start:]
-        distance = np.bitwise_count(block).sum(2, dtype=np.uint16)
-        for row, column in zip(*np.nonzero(distance <= bits)):
-            if row < column:
-                i, j = int(unlike[start + row]), int(unlike[start + column])
-                apart = float(np.abs(thumbs[i].astype(np.int16) - thumbs[j]).mean())
-                if apart <= colour:
-                    pairs.append((i, j, int(distance[row, column]), round(apart, 2)))
-    return sorted(pairs, key=lambda pair: (pair[2], pair[3], pair[:2]))
 
 
 def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:

@@ -94,7 +94,7 @@ def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
 
 def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, prepared, tmp_path, capsys):
     assert prepare(photos, tmp_path / "d", "--trigger_word", "sks") == 0
-    said = "1 of 2 photos has no caption: --instance_prompt of train_dreambooth.py will be theirs; write sks in it"
+    said = "1 of 2 photos has no caption: train_dreambooth.py gives them its --instance_prompt; write sks in it"
     assert said in capsys.readouterr().out
     assert prepare(photos, tmp_path / "dry", "--dry_run") == 0
     assert "7 of 8 photos have no caption" in capsys.readouterr().out
@@ -184,9 +184,9 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--portraits", "a", "--pad", "white"], "--pad: not with --portraits"),
-        (["--catalogue", "a", "--face_crop"], "--face_crop: needs --portraits"),
-        (["--portraits", "a", "--any_faces"], "--any_faces: needs --face_detector"),
+        (["--portraits", "a", "--pad", "white"], "--pad white: does nothing without --catalogue"),
+        (["--catalogue", "a", "--face_crop"], "--face_crop True: does nothing without --portraits"),
+        (["--portraits", "a", "--any_faces"], "--any_faces True: does nothing without --face_detector"),
         (
             ["--portraits", "a", "--exposure", "9", "3"],
             "--exposure 9 3: expected two numbers, 0 to 255, the first below",
@@ -197,7 +197,7 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
         (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
-        (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),
+        (["--portraits", "a", "--catalogue", "b"], "--catalogue b: not with --portraits"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
