@@ -18,7 +18,7 @@ DEFAULT_TEMPLATE = (
 
 
 class TokenCounter(NamedTuple):
-    count: Callable[[list[str]], list[int]]
+    count_tokens: Callable[[list[str]], list[int]]
     limit: int
     name: str
 
@@ -82,7 +82,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def measure_captions(texts: list[str], counter: TokenCounter) -> CaptionLengths:
-    lengths = counter.count(texts)
+    lengths = counter.count_tokens(texts)
     over = sum(length > counter.limit for length in lengths)
     return CaptionLengths(counter.limit, over, max(lengths), counter.name, texts.count(""))
 

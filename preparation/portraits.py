@@ -160,7 +160,7 @@ def photo_rows(
     return rows
 
 
-def photo_lines(rows: list[dict]) -> list[str]:
+def photo_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The quality report for report.txt and the terminal."""
     measured = [row for row in rows if "sharpness" in row]
     lines = ["", "photos        size      sharpness  brightness  enlarged  faces  face share"]

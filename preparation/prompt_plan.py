@@ -1,7 +1,7 @@
 """A plan of prompts for generate.py: how many images of which caption, so that the shares of every column hold."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -51,11 +51,12 @@ def _count_images(shares: dict[Prompt, float], count: int, columns: list[str]) -
     Largest remainders of the prompts alone would add up to shares of a column that are off by many images.
     """
     features = {prompt: [("", prompt), *zip(columns, prompt.values)] for prompt in shares}
-    due: Counter[tuple[str, Any]] = Counter()
+    due: dict[tuple[str, Any], float] = defaultdict(float)
     for prompt, of_prompt in features.items():
         for feature in of_prompt:
             due[feature] += shares[prompt]
-    taken, weights = Counter(), Counter()
+    taken: Counter[tuple[str, Any]] = Counter()
+    weights: Counter[Prompt] = Counter()
     for step in range(1, count + 1):
         best = max(features, key=lambda prompt: sum(step * due[f] - taken[f] for f in features[prompt]))
         weights[best] += 1

@@ -29,7 +29,7 @@ class CatalogueFacts:
     kind: str
     rows: int
     columns: list[str]
-    recovered_rows: list[int]
+    recovered_rows: list[int | str]
     unreadable_rows: list[int | str]
     notes: list[str]
 

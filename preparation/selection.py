@@ -23,7 +23,8 @@ class Selection(NamedTuple):
 
 def select_products(found: Catalogue, wanted: list[str] | None, column: str) -> Selection:
     """The products and rejected rows of the wanted categories (None: all); refuses a category that no row has."""
-    named = [value for one in [*found.products, *found.rejected] if (value := one.attributes.get(column))]
+    rows: list[Product | Rejected] = [*found.products, *found.rejected]
+    named = [value for one in rows if (value := one.attributes.get(column))]
     counts = dict(Counter(named).most_common())
     if not wanted:
         return Selection(found.products, found.rejected, counts)

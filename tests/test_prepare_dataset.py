@@ -261,6 +261,48 @@ def test_analyse_only_writes_a_report_and_figures_and_no_dataset(damaged, tmp_pa
     assert "123 rows" in report and re.search(r"Black +\d+ +\d+\.\d%", report)
 
 
+@pytest.mark.parametrize("folder_too", [True, False])
+def test_a_table_without_any_image_can_be_analysed_but_not_prepared(clean, tmp_path, capsys, folder_too):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    shutil.copy(clean / "styles.csv", raw)
+    if folder_too:
+        (raw / "images").mkdir()
+    assert prepare(raw, tmp_path / "a", "--category", "Boots", "--analyse_only") == 0
+    rows = [line.split(",") for line in (clean / "styles.csv").read_text().splitlines()[1:]]
+    boots = [row for row in rows if row[4] == "Boots"]
+    analysis = json.loads((tmp_path / "a/analysis.json").read_text())
+    assert analysis["selection"] == {"rows": len(boots), "usable": 0}
+    assert analysis["problems"] == {"no image": len(boots)}
+    shares = {colour: value["count"] for colour, value in analysis["shares"]["colour"].items()}
+    assert shares == Counter(row[5] for row in boots)
+    text = (tmp_path / "a/report.txt").read_text()
+    assert f"Boots: {len(boots)} rows, 0 usable images\nno usable image was found" in text
+    assert ("there is no folder images/" in text) != folder_too
+    assert set(tree(tmp_path / "a")) == {"report.txt", "analysis.json", "MANIFEST.json", "figures/shares.png"}
+    assert prepare(raw, tmp_path / "a", "--category", "Boots", "--analyse_only") == 0
+    assert "up to date" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not one image can be used" if folder_too else "no folder images/"):
+        prepare(raw, tmp_path / "d", "--category", "Boots")
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_imagefolders_table_without_images_can_be_analysed(tmp_path):
+    lines = [{"file_name": f"{index}.png", "text": "a shoe", "colour": "Red"} for index in range(3)]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert prepare(tmp_path / "raw", tmp_path / "a", "--analyse_only") == 0
+    analysis = json.loads((tmp_path / "a/analysis.json").read_text())
+    assert analysis["shares"]["colour"] == {"Red": {"count": 3, "share": 1.0}}
+
+
+def test_what_a_recipe_sets_for_portraits_does_nothing_to_a_catalogue_and_is_warned_of(clean, tmp_path, caplog):
+    (tmp_path / "recipe.yaml").write_text("face_crop: true\nbalance: [colour]\n")
+    assert prepare(clean, tmp_path / "d", "--dry_run", "--config", str(tmp_path / "recipe.yaml")) == 0
+    assert "`face_crop: True` does nothing without --portraits" in caplog.text
+    assert "`balance: ['colour']` does nothing without --write_prompt_plan" in caplog.text
+
+
 def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
     assert prepare(clean, tmp_path / "d", "--dry_run") == 0
     out = capsys.readouterr().out

@@ -72,7 +72,7 @@ class Catalogue:
     rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a person should know
     rows: int = 0
-    recovered: list[int] = field(default_factory=list)  # line numbers
+    recovered: list[int | str] = field(default_factory=list)  # line numbers
     dataset: "datasets.Dataset | None" = None  # of the hub: `image` is a row of it
 
     def reject(
@@ -215,7 +215,8 @@ def read_imagefolder(tables: list[Path], source: Source) -> Catalogue:
     caption_column = canonical(caption_column)
     taken: set[str] = set()
     for table in tables:
-        folder, files, listed = table.parent, list_files(table.parent), {}
+        folder, files = table.parent, list_files(table.parent)
+        listed: dict[str, int] = {}
         prefix = f"{folder.name}/" if len(tables) > 1 else ""
         if table.suffix == ".csv":
             rows = read_table(table, key, caption_column, catalogue, source.flag)
@@ -244,7 +245,8 @@ def read_folder(source: Source) -> Catalogue:
     """Images with their captions in <name>.txt beside them; refuses a folder that holds neither."""
     folder, catalogue = Path(source.name), Catalogue("image folder")
     taken: set[str] = set()
-    files, other = list_files(folder), Counter()
+    files = list_files(folder)
+    other: Counter[str] = Counter()
     for name in files:
         stem, dot, ending = name.rpartition(".")
         if is_image(name):
@@ -305,7 +307,8 @@ def read_hub(source: Source) -> Catalogue:
         raise UserError(f"--image_column {image_column}: {source.name} has the columns {names}")
     catalogue = Catalogue("datasets", columns=list(dataset.column_names), rows=len(dataset))
     catalogue.dataset = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
-    caption_column, seen = canonical(source.caption_column), {}
+    caption_column = canonical(source.caption_column)
+    seen: dict[str, int] = {}
     for index, row in enumerate(_plain_rows(dataset, image_column, caption_column)):
         text = row.pop(caption_column, None)
         attributes = {key: clean_cell(value) for key, value in row.items()}

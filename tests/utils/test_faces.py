@@ -93,7 +93,7 @@ def test_the_two_kinds_of_embedder_differ_in_what_they_are_given(files, caplog):
         ("", ["is a folder; give the .onnx file itself"]),
     ],
 )
-def test_what_is_no_detector_is_told_with_what_to_do(files, tmp_path, monkeypatch, name, words):
+def test_what_is_no_detector_is_reported_with_what_to_do(files, tmp_path, monkeypatch, name, words):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
