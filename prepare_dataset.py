@@ -72,7 +72,7 @@ def refuse_without_images(source: Source, rejected: list[Rejected]) -> None:
     counts = Counter(one.reason for one in rejected).most_common(3)
     why = ", ".join(f"{count}: {reason}" for reason, count in counts)
     first = "".join(f"; the first, {one}" for one in rejected[:1])
-    raise UserError(f"{source.flag} {source.name}: not one image can be used ({why}){first}")
+    raise UserError(f"{source.flag} {source.name}: not one image can be used ({why or 'it has no rows'}){first}")
 
 
 def refuse_rejected(rejected: list[Rejected]) -> None:
@@ -161,8 +161,8 @@ def main(args: argparse.Namespace) -> int:
 
     # Read the catalogue.
     found = read_catalogue(source)
-    facts = report.describe_catalogue(found)
-    print("\n".join(report.catalogue_lines(facts)))
+    table = report.describe_catalogue(found)
+    print("\n".join(report.catalogue_lines(table)))
 
     # Choose the products, and write their captions.
     products, rejected, categories = selection.select_products(found, args.category, args.category_column)
@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> int:
     if not products and not (args.analyse_only and rows):
         refuse_without_images(source, rejected)
 
-    # Compare with what is there.
+    # Compare with what the folder holds.
     kept = existing.read_kept_splits(args.output_dir, args.keep_splits, args.new_splits)
     fingerprint = selection.source_fingerprint(found, products, rejected)
     kept_digest = existing.digest_splits(kept) if args.keep_splits else None
@@ -202,15 +202,15 @@ def main(args: argparse.Namespace) -> int:
         if images:
             images.mkdir()
         framing = framing_of(args, faces)
-        looks = process_images(products, found.dataset, framing, images, args.num_workers)
-        good = [one for one in products if not looks[one.id].fault]
-        bad = [reject_product(one, *looks[one.id].fault) for one in products if looks[one.id].fault]
+        facts = process_images(products, found.dataset, framing, images, args.num_workers)
+        good = [one for one in products if not facts[one.id].fault]
+        bad = [reject_product(one, *facts[one.id].fault) for one in products if facts[one.id].fault]
         if args.portraits:
-            good = portraits.best_first(good, looks)
+            good = portraits.best_first(good, facts)
 
         # Find look-alikes, and place the products in splits.
         old_first = sorted(good, key=lambda one: one.id not in kept)  # so that old ones are paired with old ones
-        look_alikes = find_look_alikes({one.id: looks[one.id] for one in old_first}, args.duplicate_threshold)
+        look_alikes = find_look_alikes({one.id: facts[one.id] for one in old_first}, args.duplicate_threshold)
         ratio = dict(zip(SPLITS, args.split_ratio))
         rules = splits.SplitRules(ratio, args.stratify_by, args.min_stratum, args.seed, args.drop_duplicates)
         placed = splits.place_products(good, [pair[:2] for pair in look_alikes.pairs], kept, rules)
@@ -224,14 +224,14 @@ def main(args: argparse.Namespace) -> int:
         # Write the report.
         analysis = report.Analysis(
             request=request,
-            catalogue=facts,
+            catalogue=table,
             categories=categories,
             usable=len(usable),
             rejected=rejected,
             values=report.count_values(usable or selection.rows_without_image(rejected), SHARES),
-            sizes=report.count_sizes([looks[one.id].size for one in usable], args.resolution),
+            sizes=report.count_sizes([facts[one.id].size for one in usable], args.resolution),
             look_alikes=look_alikes,
-            photos=portraits.photo_rows(products, looks, rejected) if args.portraits else None,
+            photos=portraits.photo_rows(products, facts, rejected) if args.portraits else None,
             shapes=framing.portraits.shapes if args.portraits else None,
         )
 
@@ -247,7 +247,7 @@ def main(args: argparse.Namespace) -> int:
         if args.analyse_only:
             write_manifest(folder)
         else:
-            examples = [Example(one, texts[one.id], looks[one.id], placed.splits[one.id]) for one in usable]
+            examples = [Example(one, texts[one.id], facts[one.id], placed.splits[one.id]) for one in usable]
             members = {split: [one for one in examples if one.split == split] for split in SPLITS}
             sums = writing.write_splits(folder, members, columns)
             if args.write_prompt_plan:
