@@ -92,7 +92,8 @@ def warn_of_empty_splits(counts: dict[str, int], ratio: list[float]) -> None:
 def options_of(args: argparse.Namespace, faces: Faces | None) -> dict[str, Any]:
     """The settings that change the result, as metadata.json keeps them."""
     left_out = NOT_IN_RESULT if args.portraits else [*NOT_IN_RESULT, *flags.OF_PORTRAITS]
-    options = {key: value for key, value in vars(args).items() if key not in left_out}
+    names = {"use_aspect_ratio_buckets": "aspect_ratio_buckets"}  # as in datasets that exist
+    options = {names.get(key, key): value for key, value in vars(args).items() if key not in left_out}
     return options | ({"face_detector": file_sha256(faces.detector_file)[:16]} if faces else {})
 
 
@@ -102,7 +103,7 @@ def framing_of(args: argparse.Namespace, faces: Faces | None) -> Framing:
         limits = portraits.Limits(
             args.min_sharpness, tuple(args.exposure), args.max_enlargement, args.min_face_share, args.any_faces
         )
-        shapes = portraits.portrait_shapes(args.resolution, args.aspect_ratio_buckets)
+        shapes = portraits.portrait_shapes(args.resolution, args.use_aspect_ratio_buckets)
         rules = portraits.PortraitRules(shapes, args.face_crop, limits)
     return Framing(args.resolution, args.pad, args.crop, int(args.max_megapixels * 1e6), rules, faces)
 

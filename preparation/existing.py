@@ -28,8 +28,7 @@ def check_output(folder: Path, source: Source, overwrite: bool, analyse_only: bo
     """Refuse a folder that can't be written, or whose content is not ours to replace."""
     out, place = folder.resolve(), Path(source.name).resolve()
     if place.exists() and (out == place or place in out.parents or out in place.parents):
-        where = f"--output_dir {folder}: is {source.name}, lies in it or around it"
-        raise UserError(f"{where}; name a folder outside of it")
+        raise UserError(f"--output_dir {folder}: is, holds or lies in {source.name}; name a folder outside of it")
     recover_folder(folder)
     if overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         check_writable(folder)

@@ -16,8 +16,12 @@ from utils.tables import canonical
 from utils.wording import PLACEHOLDER
 
 OF_PORTRAITS = (
-    "face_detector face_crop aspect_ratio_buckets min_sharpness exposure max_enlargement min_face_share any_faces"
+    "face_detector face_crop use_aspect_ratio_buckets min_sharpness exposure max_enlargement min_face_share any_faces"
 ).split()
+RENAMED = {
+    "aspect_ratio_buckets": "is now --use_aspect_ratio_buckets",
+    "no-aspect_ratio_buckets": "is now --no-use_aspect_ratio_buckets",
+}
 OF_CATALOGUES = "crop pad category dataset_config_name balance write_prompt_plan".split()
 
 
@@ -44,7 +48,8 @@ def add_portrait_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("portraits (in place of --catalogue)")
     group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to judge and crop")
     add_face_flags(group)
-    group.add_argument("--aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
+    group.add_argument("--use_aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
+    cli.add_refused_flags(parser, RENAMED)
     group.add_argument("--min_sharpness", type=finite, default=5, help="variance of the Laplacian, at training size")
     group.add_argument(
         "--exposure", type=finite, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
@@ -193,7 +198,7 @@ def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of --portraits; those of catalogues do nothing with it."""
     if args.catalogue:
         parser.error(f"--catalogue {args.catalogue}: not with --portraits; give one of them")
-    ignore(parser, args, OF_CATALOGUES, "--catalogue")
+    ignore(parser, args, OF_CATALOGUES, "--catalogue in place of --portraits")
     low, high = args.exposure
     if not 0 <= low < high <= 255:
         expected = "expected two numbers, 0 to 255, the first below the second"

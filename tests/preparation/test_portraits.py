@@ -143,7 +143,7 @@ def test_a_dry_run_writes_nothing_and_says_that_no_face_is_counted(photos, tmp_p
 
 
 def test_without_a_face_model_photos_are_cropped_about_their_middle(photos, tmp_path, capsys):
-    assert prepare(photos, tmp_path / "d", "--no-aspect_ratio_buckets", detector=False) == 0
+    assert prepare(photos, tmp_path / "d", "--no-use_aspect_ratio_buckets", detector=False) == 0
     rows = {row["id"]: row for row in json.loads((tmp_path / "d/analysis.json").read_text())["photos"]}
     assert rows["tall"]["crop"] == [0, 100, 400, 500] and rows["tall"]["faces"] is None
     assert rows["nobody"]["kept"] and rows["two"]["kept"]
@@ -196,6 +196,7 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
         (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
         (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
+        (["--portraits", "a", "--no-aspect_ratio_buckets"], "is now --no-use_aspect_ratio_buckets"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue b: not with --portraits"),
     ],
