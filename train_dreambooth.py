@@ -209,7 +209,7 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
 
 def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The photos to train on and those held out, not yet opened; one without a caption has the instance prompt."""
-    found = read_training_records(flags.read_source(args, "instance_data_dir"))
+    found = read_training_records(flags.read_source(args, "instance_data_dir"), args.held_out)
     missing = sum(not one.text for part in found for one in part)
     if missing and not args.instance_prompt:
         raise UserError(
@@ -227,8 +227,8 @@ def crop_heads(
 ) -> tuple[list[examples.Record], list[examples.Record]]:
     """The same photos cut down to head and shoulders, which are kept in the folder."""
     detector = faces.load_faces(args.face_detector or "yunet")
-    cropped = portraits.head_crops([one._asdict() for one in train + held_out], detector, folder)
-    found = [examples.Record(**one) for one in cropped]
+    crops = portraits.head_crops([(one.id, one.source) for one in train + held_out], detector, folder)
+    found = [one._replace(source=crop or one.source) for one, crop in zip(train + held_out, crops)]
     return found[: len(train)], found[len(train) :]
 
 

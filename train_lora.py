@@ -82,7 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The images to train on and those held out, not yet opened."""
-    return read_training_records(flags.read_source(args, "train_data_dir"), args.max_train_samples, args.seed)
+    source = flags.read_source(args, "train_data_dir")
+    return read_training_records(source, args.held_out, args.max_train_samples, args.seed)
 
 
 def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:

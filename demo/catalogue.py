@@ -1,7 +1,7 @@
 """Draw a footwear catalogue in the layout of the Fashion Product Images dataset: styles.csv and images/<id>.jpg.
 
-Every image follows from (seed, index) alone, so the same command always draws the same catalogue, and any part of it
-can be drawn again on its own.
+Every image depends on (seed, index) alone: the same command always draws the same catalogue, and any part of it can be
+drawn again on its own.
 
     python demo/catalogue.py --output_dir data/demo_catalogue --num_images 600
     python demo/catalogue.py --output_dir data/damaged --num_images 200 --size 512 --damage
@@ -61,31 +61,31 @@ def save_product(row: dict[str, str], folder: Path, seed: int, size: tuple[int, 
 
 
 def damage_images(rows: list[dict[str, str]], folder: Path) -> dict[str, str]:
-    """Spoil one image in every way that real catalogues are spoilt; {id: what was done}, for tests to check."""
+    """Damage one image in each way that is seen in real catalogues; {id: what was done}, for tests to check."""
     done = {}
     path = {row["id"]: folder / f"{row['id']}.jpg" for row in rows}
     ids = iter(path)
 
-    def spoil(what: str) -> Path:
+    def damage(what: str) -> Path:
         done[key := next(ids)] = what
         return path[key]
 
-    spoil("missing").unlink()
-    truncated = spoil("truncated")
+    damage("missing").unlink()
+    truncated = damage("truncated")
     truncated.write_bytes(truncated.read_bytes()[:900])
-    spoil("not an image").write_text("<html>404 Not Found</html>")
-    spoil("empty file").write_bytes(b"")
-    Image.new("RGB", (64, 64), "white").save(spoil("blank"))
-    turned = spoil("EXIF rotation")
+    damage("not an image").write_text("<html>404 Not Found</html>")
+    damage("empty file").write_bytes(b"")
+    Image.new("RGB", (64, 64), "white").save(damage("blank"))
+    turned = damage("EXIF rotation")
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side: a viewer turns it by 90 degrees
     Image.open(turned).transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif, quality=94)
     for mode, what in (("CMYK", "CMYK"), ("L", "grey")):
-        target = spoil(what)
+        target = damage(what)
         Image.open(target).convert(mode).save(target, quality=94)
     original = path[next(ids)].read_bytes()
-    spoil("exact duplicate").write_bytes(original)
-    near = spoil("near duplicate")
+    damage("exact duplicate").write_bytes(original)
+    near = damage("near duplicate")
     near.write_bytes(original)
     Image.open(near).save(near, quality=60)
     return done
@@ -93,8 +93,8 @@ def damage_images(rows: list[dict[str, str]], folder: Path) -> dict[str, str]:
 
 def write_catalogue(
     output_dir: Path, count: int, size: tuple[int, int], seed: int, kinds: list[str], damage: bool
-) -> dict:
-    """Write images/ and styles.csv; returns {id: damage}, empty where none was asked for."""
+) -> dict[str, str]:
+    """Write images/ and styles.csv; {id: damage}, empty without `damage`."""
     folder = output_dir / "images"
     folder.mkdir(parents=True)
     rows = [product(seed, index, kinds) for index in range(count)]
@@ -133,7 +133,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def preview(rows: list[dict[str, str]], seed: int) -> Image.Image:
-    """Some of each kind, drawn large: the first thing to look at."""
+    """Some products of each kind, at 256 pixels, to look at."""
     chosen = []
     for kind in KINDS:
         by_colour = {row["baseColour"]: row for row in rows if row["articleType"] == kind}
@@ -142,7 +142,7 @@ def preview(rows: list[dict[str, str]], seed: int) -> Image.Image:
     return images.make_grid([draw_product(row, seed, (256, 256)) for row in chosen], 6, labels)
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     cli.show_settings(args)
     if args.output_dir.exists():
         raise cli.UserError(f"--output_dir {args.output_dir} exists already; name a new folder, or remove it first")
@@ -167,7 +167,5 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=check_size, default="512", help="pixels: 512, or 1800x2400 (default: 512)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other products")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="which to draw")
-    parser.add_argument(
-        "--damage", action="store_true", help="spoil some files and rows, as real catalogues are spoilt"
-    )
+    parser.add_argument("--damage", action="store_true", help="damage some files and rows, as in real catalogues")
     cli.run(main, cli.parse_args(parser))

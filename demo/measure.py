@@ -1,4 +1,4 @@
-"""Measure the demo pipeline: right kind and colour of generated images, the autoencoder's loss, seconds an image.
+"""Measure the demo pipeline: right kind and colour of generated images, the autoencoder's PSNR, seconds an image.
 
     python demo/measure.py                       # 500 images; prints a table and writes demo/model/README.md
     python demo/measure.py --num_images 60 --no-write
@@ -17,97 +17,86 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
+from scipy.stats import binomtest
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from demo.catalogue import draw_product, product
 from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, HELD_BACK, KINDS, KNOWN_KINDS
 from families.sampling import generate
-from utils import cli, devices, images, runs
+from utils import cli, devices, runs
+from utils.images import foreground_colour
 
 DEMO = Path(__file__).resolve().parent
-TEST_SEED = 3_000  # apart from every seed that anything was trained on
+TEST_SEED = 3_000  # no image that anything was trained on has it
 
 
 @torch.no_grad()
-def judge_images(drawn: list[Image.Image]) -> list[tuple[str, str]]:
-    """(kind, colour) of each image: the caption, of one for every kind in every colour, that demo/clip likes best."""
+def judge_images(shown: list[Image.Image]) -> list[tuple[str, str]]:
+    """(kind, colour) of each image: the caption, of one for every kind in every colour, that demo/clip scores best."""
     clip = CLIPModel.from_pretrained(DEMO / "clip", dtype=torch.float32).eval()
-    tokenizer, processor = (
-        CLIPTokenizer.from_pretrained(DEMO / "clip"),
-        CLIPImageProcessorPil.from_pretrained(DEMO / "clip"),
-    )
+    tokenizer = CLIPTokenizer.from_pretrained(DEMO / "clip")
+    processor = CLIPImageProcessorPil.from_pretrained(DEMO / "clip")
     names = [(kind, colour) for kind in KINDS for colour in COLOURS]
     captions = [f"a photo of {colour.lower()} {kind.lower()}" for kind, colour in names]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     best = []
-    for start in range(0, len(drawn), 64):
-        pixels = processor(drawn[start : start + 64], return_tensors="pt").pixel_values
+    for start in range(0, len(shown), 64):
+        pixels = processor(shown[start : start + 64], return_tensors="pt").pixel_values
         best += clip(input_ids=ids, pixel_values=pixels).logits_per_image.argmax(1).tolist()
     return [names[index] for index in best]
 
 
 @torch.no_grad()
-def autoencoder_psnr(vae, drawn: list[Image.Image]) -> float:
+def autoencoder_psnr(vae: AutoencoderKL, originals: list[Image.Image]) -> float:
     """Mean peak signal-to-noise ratio of images through the autoencoder and back, in dB."""
-    x = torch.from_numpy(np.stack([np.asarray(p) for p in drawn])).permute(0, 3, 1, 2).float() / 127.5 - 1
-    made = (
-        torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.to(vae.device).split(16)])
-        .cpu()
-        .clamp(-1, 1)
-    )
-    errors = ((made - x) / 2).square().mean((1, 2, 3))
+    x = torch.from_numpy(np.stack([np.asarray(p) for p in originals])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    decoded = [vae.decode(vae.encode(part).latent_dist.mean).sample for part in x.to(vae.device).split(16)]
+    errors = ((torch.cat(decoded).cpu().clamp(-1, 1) - x) / 2).square().mean((1, 2, 3))
     return (-10 * errors.log10()).mean().item()
 
 
-def accuracy(found, wanted) -> str:
-    """A share with its 95 % Wilson interval, in per cent."""
-    n, p, z = len(wanted), np.mean([f == w for f, w in zip(found, wanted, strict=True)]), 1.96
-    centre, half = (
-        (p + z * z / 2 / n) / (1 + z * z / n),
-        z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2),
-    )
-    return f"{p:.1%} ({centre - half:.1%} to {centre + half:.1%}, n={n})"
+def accuracy(found: list[str | None], wanted: list[str]) -> str:
+    """A share with its 95 % interval (Wilson, 1927), in per cent."""
+    hits = sum(f == w for f, w in zip(found, wanted, strict=True))
+    interval = binomtest(hits, len(wanted)).proportion_ci(method="wilson")
+    return f"{hits / len(wanted):.1%} ({interval.low:.1%} to {interval.high:.1%}, n={len(wanted)})"
 
 
-def measure(pipeline, count: int) -> dict[str, str]:
+def measure(pipeline: DiffusionPipeline, count: int) -> dict[str, str]:
+    """{what is measured: the result}, over `count` generated and as many drawn images."""
     pairs = [(kind, colour) for colour in COLOURS for kind in KNOWN_KINDS]
     wanted = [pairs[i % len(pairs)] for i in range(count)]
     prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in wanted]
     generate(pipeline, list(range(8)), prompt=prompts[:8])  # warm-up
     began = time.monotonic()
-    drawn = generate(pipeline, [TEST_SEED + i for i in range(count)], prompt=prompts)
+    generated = generate(pipeline, [TEST_SEED + i for i in range(count)], prompt=prompts)
     seconds = (time.monotonic() - began) / count
     rows = [product(TEST_SEED, i, list(KINDS)) for i in range(count)]
-    drawn = [draw_product(row, TEST_SEED, drawn[0].size) for row in rows]
+    drawn = [draw_product(row, TEST_SEED, generated[0].size) for row in rows]
     truth = [(row["articleType"], row["baseColour"]) for row in rows]
-
-    def psnr(held_back: bool) -> float:
-        chosen = [p for p, (kind, _) in zip(drawn, truth) if (kind == HELD_BACK) == held_back]
-        return autoencoder_psnr(pipeline.vae, chosen)
-
-    judged, judged_drawn = judge_images(drawn), judge_images(drawn)
+    judged, judged_drawn = judge_images(generated), judge_images(drawn)
+    seen, seen_drawn = ([foreground_colour(one, COLOURS) for one in part] for part in (generated, drawn))
+    known = [image for image, (kind, _) in zip(drawn, truth) if kind != HELD_BACK]
+    held_back = [image for image, (kind, _) in zip(drawn, truth) if kind == HELD_BACK]
+    kinds, colours = (list(part) for part in zip(*wanted))
+    true_kinds, true_colours = (list(part) for part in zip(*truth))
     return {
-        "generated: kind, judged by demo/clip": accuracy([j[0] for j in judged], [w[0] for w in wanted]),
-        "generated: colour, judged by demo/clip": accuracy([j[1] for j in judged], [w[1] for w in wanted]),
-        "generated: colour, measured on the foreground": accuracy(
-            [images.foreground_colour(p, COLOURS) for p in drawn], [w[1] for w in wanted]
-        ),
-        "drawn, all six kinds: kind, judged by demo/clip": accuracy(
-            [j[0] for j in judged_drawn], [t[0] for t in truth]
-        ),
-        "drawn: colour, judged by demo/clip": accuracy([j[1] for j in judged_drawn], [t[1] for t in truth]),
-        "drawn: colour, measured on the foreground": accuracy(
-            [images.foreground_colour(p, COLOURS) for p in drawn], [t[1] for t in truth]
-        ),
-        "autoencoder, PSNR on drawn images of the known kinds": f"{psnr(False):.1f} dB",
-        "autoencoder, PSNR on the held-back kind": f"{psnr(True):.1f} dB",
+        "generated: kind, judged by demo/clip": accuracy([kind for kind, _ in judged], kinds),
+        "generated: colour, judged by demo/clip": accuracy([colour for _, colour in judged], colours),
+        "generated: colour, measured on the foreground": accuracy(seen, colours),
+        "drawn, all six kinds: kind, judged by demo/clip": accuracy([kind for kind, _ in judged_drawn], true_kinds),
+        "drawn: colour, judged by demo/clip": accuracy([colour for _, colour in judged_drawn], true_colours),
+        "drawn: colour, measured on the foreground": accuracy(seen_drawn, true_colours),
+        "autoencoder, PSNR on drawn images of the known kinds": f"{autoencoder_psnr(pipeline.vae, known):.1f} dB",
+        "autoencoder, PSNR on the held-back kind": f"{autoencoder_psnr(pipeline.vae, held_back):.1f} dB",
         "seconds an image (20 steps, guidance 3, batch 8)": f"{seconds:.2f}",
     }
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     cli.show_settings(args)
     if args.num_images < 12:
         raise cli.UserError(f"--num_images {args.num_images}: at least 12 are needed to measure anything")

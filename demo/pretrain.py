@@ -1,4 +1,4 @@
-"""Train the demo models from nothing: a CLIP, a judge CLIP, an autoencoder and a UNet, on the drawn catalogue.
+"""Train the demo models from scratch: a CLIP, a judge CLIP, an autoencoder and a UNet, on the drawn catalogue.
 
     python demo/pretrain.py                                        # all stages, resumable: run it again after a stop
     python demo/pretrain.py --stages autoencoder --work_dir runs/demo_pretrain
@@ -7,6 +7,7 @@ It writes demo/model/ (an ordinary StableDiffusionPipeline folder), demo/clip/ (
 held-back kind). Working files stay in --work_dir. demo/measure.py then says how good they are.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -35,6 +37,7 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTokenizer,
     CLIPVisionConfig,
 )
 
@@ -45,8 +48,10 @@ from utils import cli, devices, files, runs
 
 HERE = Path(__file__).resolve().parent
 SIZE, CLIP_SIZE = 128, 64
-SEED, JUDGE_SEED = 1_000, 2_000  # apart from each other and from the small seeds that users and tests draw with
+SEED, JUDGE_SEED = 1_000, 2_000  # of the catalogues to train on, with no product of one that users or tests draw
 SCALING = 0.18215  # as in Stable Diffusion 1.x: latents times this have unit variance
+
+StepLoss = Callable[[torch.nn.Module, int, np.random.Generator], torch.Tensor]
 
 # stage: optimizer steps, batch, peak learning rate
 PLAN = {
@@ -65,8 +70,10 @@ def draw_array(task: tuple[dict[str, str], int]) -> np.ndarray:
     return np.asarray(draw_product(row, seed, (SIZE, SIZE)))
 
 
-def dataset(work: Path, name: str, seed: int, count: int, kinds: list[str]) -> tuple[list[dict], np.ndarray]:
-    """Rows and uint8 images, drawn once and then memory-mapped."""
+def draw_images(
+    work: Path, name: str, seed: int, count: int, kinds: list[str]
+) -> tuple[list[dict[str, str]], np.ndarray]:
+    """Rows of the catalogue and their uint8 images, drawn once and then memory-mapped."""
     rows = [product(seed, index, kinds) for index in range(count)]
     path = work / f"{name}-{seed}-{count}.npy"
     if not path.exists():
@@ -89,11 +96,11 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def train(
-    stage: str, work: Path, model: torch.nn.Module, step_loss, device: str, average: float = 0.0
+    stage: str, work: Path, model: torch.nn.Module, step_loss: StepLoss, device: str, average: float = 0.0
 ) -> torch.nn.Module:
     """Warm-up, cosine decay, clipping, a state to resume from every 200 steps; `average` > 0 returns the weights' EMA.
 
-    `step_loss(model, step, rng)` draws its batch from `rng`, which depends on the stage and the step alone.
+    `step_loss(model, step, rng)` takes its batch from `rng`, which depends on the stage and the step alone.
     """
     steps, _, peak = PLAN[stage]
     model.to(device).train()
@@ -105,7 +112,7 @@ def train(
         state = torch.load(state_path, map_location=device, weights_only=True)
         if state["plan"] != list(PLAN[stage]):
             raise cli.UserError(
-                f"{state_path} is of {state['plan']}, the plan is now {PLAN[stage]}; remove it to start anew"
+                f"{state_path} is of {state['plan']}, the plan is now {PLAN[stage]}; remove it to start again"
             )
         first, seconds = state["step"], state["seconds"]
         model.load_state_dict(state["model"])
@@ -153,7 +160,7 @@ def train(
 # --- CLIP: the pipeline's own, and the judge
 
 
-def make_clip(tokenizer) -> CLIPModel:
+def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     torch.manual_seed(SEED)
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -179,8 +186,8 @@ def shrink(images: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(images, SIZE // CLIP_SIZE)
 
 
-def train_clip(stage: str, work: Path, tokenizer, device: str, kinds: list[str], seed: int) -> CLIPModel:
-    rows, images = dataset(
+def train_clip(stage: str, work: Path, tokenizer: CLIPTokenizer, device: str, kinds: list[str], seed: int) -> CLIPModel:
+    rows, images = draw_images(
         work, "shoes" if stage == "clip" else "judged", seed, 24_000 if stage == "clip" else 20_000, kinds
     )
     labels = torch.tensor(
@@ -188,10 +195,10 @@ def train_clip(stage: str, work: Path, tokenizer, device: str, kinds: list[str],
     )
     batch = PLAN[stage][1]
 
-    def step_loss(model, step, rng):
+    def step_loss(model: torch.nn.Module, step: int, rng: np.random.Generator) -> torch.Tensor:
         index = np.sort(rng.choice(len(rows), batch, replace=False))
         words = random.Random(int(rng.integers(2**31)))
-        # Shifts and a little noise: what the judge sees later was generated, not drawn.
+        # Shifts and a little noise: what the judge sees later is generated, not drawn.
         x = torch.roll(to_tensor(images[index]), tuple(int(s) for s in rng.integers(-4, 5, 2)), (2, 3))
         x = shrink(x)
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
@@ -237,7 +244,7 @@ def carry_colours(model: AutoencoderKL) -> None:
     From a random start, details took all of the latents and one axis of colour was never found: purple came out grey.
     """
 
-    def wire(conv, sources: dict[int, dict[int, float]]) -> None:
+    def wire(conv: torch.nn.Conv2d, sources: dict[int, dict[int, float]]) -> None:
         middle = conv.kernel_size[0] // 2
         for out, weights in sources.items():
             conv.weight[out], conv.bias[out] = 0, 0
@@ -267,7 +274,7 @@ def carry_colours(model: AutoencoderKL) -> None:
 
 
 def mix_images(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Swap colour channels and paste panels of other images: two-tone shoes must be drawable though none was seen."""
+    """Swap colour channels and paste panels of other images: it must decode two-tone shoes though it has seen none."""
     for i in range(len(x)):
         if rng.random() < 0.3:
             x[i] = x[i, rng.permutation(3)]
@@ -286,10 +293,10 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_autoencoder(work: Path, device: str) -> AutoencoderKL:
-    rows, images = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
+    rows, images = draw_images(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
     steps, batch, _ = PLAN["autoencoder"]
 
-    def step_loss(model, step, rng):
+    def step_loss(model: torch.nn.Module, step: int, rng: np.random.Generator) -> torch.Tensor:
         whole = step >= steps * 0.93  # finish on whole images
         count = batch // 3 if whole else batch
         x = to_tensor(images[np.sort(rng.choice(len(rows), count, replace=False))])
@@ -361,15 +368,17 @@ def encode_all(vae: AutoencoderKL, images: np.ndarray, device: str, path: Path) 
     return load_file(path)["latents"]
 
 
-def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, device: str) -> UNet2DConditionModel:
-    rows, images = dataset(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
+def train_unet(
+    work: Path, tokenizer: CLIPTokenizer, clip: CLIPModel, vae: AutoencoderKL, device: str
+) -> UNet2DConditionModel:
+    rows, images = draw_images(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
     weights = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())).hexdigest()
     latents = encode_all(vae, images, device, work / f"latents-{weights[:12]}.safetensors")
     scheduler, batch = make_scheduler(), PLAN["unet"][1]
     text = clip.text_model.to(device)
     alphas = scheduler.alphas_cumprod.to(device)
 
-    def step_loss(model, step, rng):
+    def step_loss(model: torch.nn.Module, step: int, rng: np.random.Generator) -> torch.Tensor:
         index = rng.choice(len(rows), batch, replace=False)
         words = random.Random(int(rng.integers(2**31)))
         captions = [caption(rows[i], words) if rng.random() > 0.1 else "" for i in index]
@@ -378,18 +387,25 @@ def train_unet(work: Path, tokenizer, clip: CLIPModel, vae: AutoencoderKL, devic
         mean, spread = latents[index].unbind(1)
         draw, noise = (torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)) for _ in range(2))
         latent, noise = (mean + spread * draw).to(device), noise.to(device)
-        # Evenly spread over the schedule, jittered: the loss of a step is less a matter of luck.
+        # Evenly spread over the schedule, jittered: the loss of a step varies less.
         t = torch.from_numpy(((np.arange(batch) + rng.random(batch)) / batch * 1000).astype(np.int64)).to(device)
         made = model(scheduler.add_noise(latent, noise, t), t, context).sample
         snr = alphas[t] / (1 - alphas[t])
-        weight = snr.clamp(max=5.0) / snr  # min-SNR, gamma 5
+        weight = snr.clamp(max=5.0) / snr  # min-SNR, gamma 5 (Hang et al., 2023, arXiv 2303.09556)
         return (weight * ((made - noise) ** 2).mean((1, 2, 3))).mean()
 
     return train("unet", work, make_unet().to(memory_format=torch.channels_last), step_loss, device, average=0.9985)
 
 
-def save_models(work: Path, tokenizer, clip: CLIPModel, judge: CLIPModel, vae, unet) -> None:
-    """demo/model, demo/clip and, for demo/measure.py, what the training took and came to."""
+def save_models(
+    work: Path,
+    tokenizer: CLIPTokenizer,
+    clip: CLIPModel,
+    judge: CLIPModel,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+) -> None:
+    """demo/model, demo/clip and, for demo/measure.py, how long the training took and its last loss."""
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())
     pipeline = diffusers.StableDiffusionPipeline(
@@ -420,7 +436,7 @@ def save_models(work: Path, tokenizer, clip: CLIPModel, judge: CLIPModel, vae, u
     files.write_json(HERE / "model" / "training.json", {"git_commit": runs.git_commit(), "stages": stages})
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     cli.show_settings(args)
     if args.dry_run:
         return
@@ -446,7 +462,7 @@ def main(args) -> None:
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument(
-        "--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="the UNet brings clip and autoencoder"
+        "--stages", nargs="+", choices=list(PLAN), default=list(PLAN), help="unet adds clip and autoencoder"
     )
     parser.add_argument("--work_dir", type=Path, default=Path("runs/demo_pretrain"), help="states, logs, drawn images")
     parser.add_argument("--device", default=str(devices.pick_device()), help="where to train")

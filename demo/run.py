@@ -1,11 +1,12 @@
-"""The whole pipeline on the embedded default, as `make demo` runs it: every step is a command that a user could type.
+"""The whole pipeline on the demo models, as `make demo` runs it: every step is a command that a user could type.
 
     python demo/run.py
     python demo/run.py --output_dir runs/demo --seed 1
 
-The folder of an earlier demo is removed and made anew.
+The folder of an earlier demo is removed and made again.
 """
 
+import argparse
 import os
 import shlex
 import shutil
@@ -40,7 +41,7 @@ def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tu
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
         (
-            "train a LoRA on the unknown kind",
+            "train a LoRA on the held-back kind",
             f"train_lora.py --config configs/demo_lora.yaml --train_data_dir {at[dataset]} --output_dir {at[run]} "
             f"--max_train_steps {train_steps} --validation_steps {train_steps} --seed {seed}",
             run / f"validation/step-{train_steps:06d}.png",
@@ -61,12 +62,12 @@ def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tu
     ]
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         for what, command, _ in steps(args.output_dir, args.seed, args.train_steps, args.num_images):
             print(f"{what}: python {command}")
         return
-    if args.output_dir.exists():  # the demo's own earlier result, made again from nothing
+    if args.output_dir.exists():  # an earlier demo, made again from scratch
         if not (args.output_dir / "demo.txt").is_file():
             raise cli.UserError(f"--output_dir {args.output_dir} exists and is no earlier demo; name another folder")
         shutil.rmtree(args.output_dir)
@@ -87,7 +88,7 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made anew each time")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made again each time")
     parser.add_argument("--seed", type=int, default=0, help="of the catalogue and of the generated images")
     parser.add_argument("--train_steps", type=int, default=300, help="of the LoRA")
     parser.add_argument("--num_images", type=int, default=112, help="to generate with it; a Fréchet distance needs 100")

@@ -1,4 +1,4 @@
-"""Draw every kind in several colours with the demo pipeline and lay the images out in one labelled grid.
+"""Generate every kind in several colours with the demo pipeline, as one labelled grid.
 
     python demo/sample_grid.py --output runs/demo/base_model.png
     python demo/sample_grid.py --output grid.png --kinds Boots Heels --seed 3
@@ -6,6 +6,7 @@
 One seed, one image: the batch size changes nothing.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ def load_demo_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> D
     return pipeline
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     cli.show_settings(args)
     if args.output.suffix != ".png":
         raise cli.UserError(f"--output {args.output}: expected a name that ends in .png")
@@ -43,15 +44,15 @@ def main(args) -> None:
     pairs = [(kind, colour) for kind in args.kinds for colour in list(COLOURS)[: args.columns]]
     prompts = [f"a professional product photo of {colour.lower()} {kind.lower()}" for kind, colour in pairs]
     began = time.monotonic()
-    drawn = generate(pipeline, [args.seed + i for i in range(len(prompts))], prompt=prompts)
-    seconds = (time.monotonic() - began) / len(drawn)
-    size = tuple(2 * side for side in drawn[0].size)
-    shown = [image.resize(size, Image.Resampling.LANCZOS) for image in drawn]
+    generated = generate(pipeline, [args.seed + i for i in range(len(prompts))], prompt=prompts)
+    seconds = (time.monotonic() - began) / len(generated)
+    width, height = generated[0].size
+    shown = [image.resize((2 * width, 2 * height), Image.Resampling.LANCZOS) for image in generated]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     labels = [f"{colour} {kind}" for kind, colour in pairs]
     images.make_grid(shown, args.columns, labels).save(args.output)
     runs.write_environment(args.output.with_suffix(".json"), devices.describe_device(device), precision.reason)
-    print(f"{len(drawn)} images, {seconds:.2f} s each, in {args.output}")
+    print(f"{len(generated)} images, {seconds:.2f} s each, in {args.output}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ COLOURS = {
     "Purple": (124, 62, 170),
     "Pink": (242, 132, 174),
 }
-HELD_BACK = "Casual Shoes"  # the kind that the demo pipeline has never seen: the LoRA is to learn it
+HELD_BACK = "Casual Shoes"  # never seen by the demo pipeline, for a LoRA to learn
 KNOWN_KINDS = ("Sneakers", "Boots", "Sandals", "Heels", "Loafers")
+Colour = tuple[int, ...]
+Point = tuple[float, float]
 WHITE, RUBBER, LEATHER, GUM, BRASS = (250, 250, 249), (42, 42, 46), (92, 60, 40), (196, 146, 92), (204, 172, 92)
 
 
@@ -37,13 +39,13 @@ class Canvas:
     rise: float  # >1 stretches the shoe upwards
     draw: ImageDraw.ImageDraw = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.draw = ImageDraw.Draw(self.image)
 
-    def pixels(self, points) -> list[tuple[float, float]]:
+    def pixels(self, points: list[Point]) -> list[Point]:
         return [(self.left + x * self.length, self.ground - y * self.length * self.rise) for x, y in points]
 
-    def fill(self, outline, colour, depth=0.35, rim=0.0045):
+    def fill(self, outline: list[Point], colour: Colour, depth: float = 0.35, rim: float = 0.0045) -> None:
         """Fill a shape, rounded by light from above (`depth`) and edged with a darker line (`rim`, in shoe lengths)."""
         points = self.pixels(outline)
         xs, ys = zip(*points)
@@ -66,31 +68,31 @@ class Canvas:
         if rim:
             self.line([*outline, outline[0]], tone(colour, -0.45), rim)
 
-    def line(self, points, colour, width):
+    def line(self, points: list[Point], colour: Colour, width: float) -> None:
         pixels = max(1, round(width * self.length))
         self.draw.line(self.pixels(points), fill=colour, width=pixels, joint="curve")
 
-    def stitches(self, points, colour, width=0.004, dash=0.012):
+    def stitches(self, points: list[Point], colour: Colour, width: float = 0.004, dash: float = 0.012) -> None:
         """A dashed line of even stitches along a curve."""
-        points = np.asarray(points, dtype=float)
-        along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+        curve = np.asarray(points, dtype=float)
+        along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
         for start in np.arange(0, along[-1] - dash, dash * 1.8):
             at = [start, start + dash]
-            self.line(list(zip(np.interp(at, along, points[:, 0]), np.interp(at, along, points[:, 1]))), colour, width)
+            self.line(list(zip(np.interp(at, along, curve[:, 0]), np.interp(at, along, curve[:, 1]))), colour, width)
 
-    def dot(self, x, y, radius, colour):
+    def dot(self, x: float, y: float, radius: float, colour: Colour) -> None:
         ((px, py),) = self.pixels([(x, y)])
         r = radius * self.length
         self.draw.ellipse([px - r, py - r, px + r, py + r], fill=colour)
 
 
-def tone(colour, amount):
+def tone(colour: Colour, amount: float) -> Colour:
     """The colour mixed with white (amount > 0) or with a near-black of its own hue (amount < 0)."""
     end = 255 if amount > 0 else 6
     return tuple(round(c + (end - c) * abs(amount)) for c in colour)
 
 
-def smooth(points, closed=False, steps=10) -> list[tuple[float, float]]:
+def smooth(points: list[Point], closed: bool = False, steps: int = 10) -> list[Point]:
     """A Catmull-Rom curve through the points; a point given twice makes a corner."""
     p = np.asarray(points, dtype=float)
     ends = (p[-1:], p[:2]) if closed else (p[:1], p[-1:])
@@ -105,15 +107,17 @@ def smooth(points, closed=False, steps=10) -> list[tuple[float, float]]:
     return [tuple(xy) for xy in curve.tolist()]
 
 
-def between(a, b, t):
+def between(a: Point, b: Point, t: float) -> Point:
     return (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t)
 
 
 # fmt: off
 # Outlines stay as lists of points: one point a line would hide the shape.
 
-def lace_up(canvas, rng, top, bottom, colour, count, reach=0.075):
-    """Lace bars across the instep between two points, each ending in an eyelet."""
+def lace_up(
+    canvas: Canvas, rng: random.Random, top: Point, bottom: Point, colour: Colour, count: int, reach: float = 0.075
+) -> None:
+    """Lace bars across the instep between two points, each with an eyelet at its end."""
     for i in range(count):
         x, y = between(top, bottom, (i + 0.5) / count)
         canvas.line([(x + 0.012, y + 0.012), (x - reach * 0.35, y - reach)], tone(colour, -0.35), 0.021)
@@ -124,12 +128,12 @@ def lace_up(canvas, rng, top, bottom, colour, count, reach=0.075):
         canvas.line(smooth([(x, y), (x + 0.05, y + 0.055), (x + 0.07, y + 0.02), (x, y)]), colour, 0.012)
 
 
-def contrast(colour):
+def contrast(colour: Colour) -> Colour:
     """White laces on dark shoes, dark ones on light shoes."""
     return WHITE if sum(colour) < 560 else (58, 58, 64)
 
 
-def low_upper(collar, toe):
+def low_upper(collar: float, toe: float) -> list[Point]:
     """The outline of a low shoe's upper: heel, ankle opening, instep, toe."""
     return smooth(
         [(0.03, 0.08), (0.03, 0.08), (0.005, 0.2), (0.02, collar), (0.055, collar + 0.012), (0.14, collar - 0.055)]
@@ -139,8 +143,8 @@ def low_upper(collar, toe):
     )
 
 
-def opening(collar):
-    """The lining that one sees through the ankle opening of a low shoe."""
+def opening(collar: float) -> list[Point]:
+    """The lining in the ankle opening of a low shoe."""
     return smooth(
         [(0.03, collar - 0.01), (0.1, collar + 0.025), (0.22, collar + 0.02), (0.34, collar + 0.045)]
         + [(0.31, collar - 0.06), (0.15, collar - 0.09)],
@@ -148,7 +152,7 @@ def opening(collar):
     )
 
 
-def sneakers(canvas, rng, colour):
+def sneakers(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
     collar, toe = 0.35 + rng.uniform(-0.02, 0.03), rng.uniform(-0.01, 0.025)
     sole = rng.choice([WHITE, WHITE, WHITE, RUBBER, GUM])
     accent = rng.choice([WHITE, tone(colour, 0.55), tone(colour, -0.55), contrast(colour)])
@@ -178,7 +182,7 @@ def sneakers(canvas, rng, colour):
     canvas.line(smooth([(0.0, 0.035), (0.45, 0.03), (0.86, 0.035), (0.98, 0.065)]), tone(sole, -0.3), 0.007)
 
 
-def boots(canvas, rng, colour):
+def boots(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
     high, front = 0.66 + rng.uniform(-0.05, 0.09), rng.uniform(-0.02, 0.03)
     sole = rng.choice([RUBBER, RUBBER, LEATHER, GUM])
     shaft = 0.37 + front
@@ -213,7 +217,7 @@ def boots(canvas, rng, colour):
     canvas.fill(smooth(tread, closed=True), sole, 0.25)
 
 
-def strap(canvas, base, top, width, colour):
+def strap(canvas: Canvas, base: Point, top: Point, width: float, colour: Colour) -> None:
     """A band over the foot: the far side in shade, the near side lit and stitched."""
     (x0, y0), (x1, y1) = base, top
     far = smooth([(x0 + width * 0.5, y0), (x1 + width * 0.9, y1 - 0.01), (x1 + width * 1.9, y0)], steps=8)
@@ -224,7 +228,7 @@ def strap(canvas, base, top, width, colour):
     canvas.stitches(smooth([(x0 + width * 0.25, y0 + 0.01), (x1, y1 - 0.05), (x1 + width * 0.3, y1 - 0.014)]), tone(colour, 0.5), 0.003)
 
 
-def sandals(canvas, rng, colour):
+def sandals(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
     bed = rng.choice([GUM, (222, 196, 160), LEATHER, RUBBER])
     wedge, style = rng.uniform(0.0, 0.05), rng.randrange(3)
     height = 0.3 + rng.uniform(-0.02, 0.04)
@@ -250,7 +254,7 @@ def sandals(canvas, rng, colour):
     canvas.line(smooth([(0.0, 0.024), (0.4, 0.02), (0.8, 0.02), (0.985, 0.04)]), tone(bed, -0.45), 0.014)
 
 
-def heels(canvas, rng, colour):
+def heels(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
     lift = 0.3 + rng.uniform(-0.05, 0.06)
     sole, style = rng.choice([RUBBER, tone(colour, -0.45), (178, 28, 36), GUM]), rng.randrange(3)
     thick = rng.uniform(0.03, 0.09)
@@ -275,7 +279,7 @@ def heels(canvas, rng, colour):
     canvas.stitches(smooth([(0.07, lift + 0.185), (0.27, lift * 0.62 + 0.095), (0.42, lift * 0.25 + 0.095), (0.54, 0.105), (0.63, 0.138)]), tone(colour, 0.4), 0.003)
 
 
-def loafers(canvas, rng, colour):
+def loafers(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
     collar, toe, style = 0.265 + rng.uniform(-0.015, 0.02), rng.uniform(-0.015, 0.015), rng.randrange(3)
     sole = rng.choice([LEATHER, RUBBER, GUM])
     canvas.fill(smooth([(0.03, collar), (0.12, collar + 0.005), (0.3, 0.235), (0.45, 0.285), (0.3, 0.19), (0.12, 0.2)], closed=True), tone(colour, -0.55), 0)
@@ -302,7 +306,7 @@ def loafers(canvas, rng, colour):
     canvas.fill(smooth(heel, closed=True), sole, 0.25)
 
 
-def casual_shoes(canvas, rng, colour):
+def casual_shoes(canvas: Canvas, rng: random.Random, colour: Colour) -> None:
     """A two-tone canvas low-top: tinted quarter, white rubber toe cap, white sole with a stripe."""
     collar, toe = 0.365 + rng.uniform(-0.02, 0.03), rng.uniform(-0.005, 0.02)
     canvas.fill(opening(collar), tone(colour, -0.5), depth=0)
@@ -354,7 +358,7 @@ def draw_shoe(kind: str, colour: str, seed: str, size: tuple[int, int] = (512, 5
     ground = h / 2 + w * (0.155 + tall + rng.uniform(-0.025, 0.025))
     canvas = Canvas(Image.new("RGB", (w, h), "white"), left, ground, length, rng.uniform(0.93, 1.1))
 
-    # A soft contact shadow, blurred small and enlarged: the blur is the dearest step and has no detail to lose.
+    # A soft contact shadow, blurred small and enlarged: the blur is the slowest step and has no detail to lose.
     shade = Image.new("L", (64, 64 * h // w), 0)
     x0, x1, y = left / w * 64, (left + length) / w * 64, ground / w * 64
     ImageDraw.Draw(shade).ellipse([x0 - 0.5, y - 1.4, x1 + 0.5, y + 2.2], fill=96)

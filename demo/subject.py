@@ -6,6 +6,7 @@ Each image is the same shoe; what differs is how far it is turned, how large it 
     python demo/subject.py --output_dir runs/demo/subject --num_images 8 --size 128
 """
 
+import argparse
 import random
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from demo.shoes import Canvas, smooth, tone
 from utils import cli
 from utils.argument_types import positive
 
-TEAL, CORAL, CREAM = (0, 152, 148), (255, 120, 92), (250, 240, 214)  # none of the catalogue's colours
+TEAL, CORAL, CREAM = (0, 152, 148), (255, 120, 92), (250, 240, 214)  # not among the colours of the catalogue
 
 
 # fmt: off
@@ -61,7 +62,7 @@ def draw_subject(number: int, size: int = 128) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(f"{cli.counted(args.num_images, 'photo')} of one shoe would be drawn into {args.output_dir}")
         return

@@ -4,7 +4,8 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from utils import dataset, image_set, sources
+from utils import dataset, image_set
+from utils.catalogue import Source, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.files import file_sha256
@@ -109,11 +110,11 @@ def _read_generated(folder: Path, flag: str) -> list[dict]:
 
 
 def _read_folder(folder: Path, flag: str) -> list[dict]:
-    found = sources.read_catalogue(str(folder), flag, None, "text", None, "train")
+    found = read_catalogue(Source(str(folder), flag))
     if found.dataset is not None:
         raise UserError(f"{flag} {folder}: is a saved dataset; give a folder of images")
     if found.rejected:
-        reasons = Counter(one["reason"] for one in found.rejected)
+        reasons = Counter(one.reason for one in found.rejected)
         left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
         logger.warning("%s %s: %s left out (%s)", flag, folder, counted(len(found.rejected), "row"), left_out)
-    return [{**one["attributes"], "path": one["image"], "text": one["text"], "id": one["id"]} for one in found.products]
+    return [{**one.attributes, "path": one.image, "text": one.text, "id": one.id} for one in found.products]

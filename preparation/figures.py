@@ -3,23 +3,29 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from preparation.look_alikes import LookAlikes
+from utils.catalogue import Attributes, Product
 from utils.images import make_grid
 from utils.wording import name_article, word_value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WIDTH, BAR, LABEL = 5.6, 0.27, 1.35  # inches: a column of panels, a bar, the names on its left
 
 
 def bar_panels(path: Path, panels: dict[str, dict[str, int]], most: int = 14) -> None:
-    """One panel of horizontal bars per title, each bar with its count and share; what is over `most` is summed up."""
+    """One panel of horizontal bars per title, each bar with its count and share; what exceeds `most` is summed up."""
     from matplotlib.figure import Figure  # no pyplot: no display and no global state
 
     panels = {title: _shorten(counts, most) for title, counts in panels.items() if counts}
     if not panels:
         return
-    filled = [0.0] * min(2, len(panels))  # each panel goes below those of the column that reaches less far
+    filled = [0.0] * min(2, len(panels))  # each panel goes into the column that is shorter so far
     places = []
     for counts in panels.values():
         column = filled.index(min(filled))
@@ -35,7 +41,7 @@ def bar_panels(path: Path, panels: dict[str, dict[str, int]], most: int = 14) ->
     figure.savefig(path, dpi=110, metadata={"Software": None})  # the same bytes whatever matplotlib's version says
 
 
-def _draw_bars(axis, title: str, counts: dict[str, int]) -> None:
+def _draw_bars(axis: "Axes", title: str, counts: dict[str, int]) -> None:
     total = sum(counts.values())
     names = [name if len(name) <= 20 else f"{name[:19]}…" for name in counts]
     bars = axis.barh(range(len(counts)), list(counts.values()), tick_label=names, color="#4a6fa5", height=0.72)
@@ -57,23 +63,28 @@ def _shorten(counts: dict[str, int], most: int) -> dict[str, int]:
     return {name: counts[name] for name in names[: most - 1]} | {f"{len(names) - most + 1} others": rest}
 
 
-def sample_grid(path: Path, products: dict[str, dict], tile: Callable[[str], Image.Image], most: int = 24) -> None:
-    """Some of the images ({id: attributes}), the same ones every time, each with what it is said to show."""
-    some = sorted(products, key=lambda one: hashlib.sha256(one.encode()).digest())[:most]
-    labels = [_describe(products[one]) or one for one in some]
-    make_grid([tile(one) for one in some], min(6, len(some)), labels).save(path)
+def sample_grid(path: Path, products: list[Product], tile: Callable[[str], Image.Image], most: int = 24) -> None:
+    """Some of the images, the same ones every time, each with what its attributes name; no product, no file."""
+    some = sorted(products, key=lambda one: hashlib.sha256(one.id.encode()).digest())[:most]
+    if some:
+        labels = [_describe(one.attributes) or one.id for one in some]
+        make_grid([tile(one.id) for one in some], min(6, len(some)), labels).save(path)
 
 
-def _describe(attributes: dict[str, str | None]) -> str:
+def _describe(attributes: Attributes) -> str:
     article = attributes.get("article")
     words = [word_value(key, attributes.get(key)) for key in ("gender", "colour")]
     return " ".join(filter(None, [*words, article and name_article(article)[0]]))
 
 
-def pairs_grid(path: Path, taken: list[tuple], beyond: list[tuple], tile: Callable[[str], Image.Image]) -> None:
-    """The pairs nearest to the threshold, on either side of it, for that is where one must look; no pair, no file."""
-    pairs = [(*pair, "taken") for pair in taken[-18:]] + [(*pair, "not taken") for pair in beyond[:18]]
+def pairs_grid(path: Path, found: LookAlikes, tile: Callable[[str], Image.Image]) -> None:
+    """The pairs nearest to the threshold, on either side of it, to judge it by; no pair, no file."""
+    pairs = found.pairs[-18:] + found.beyond[:18]
     if pairs:
-        tiles = [make_grid([tile(a), tile(b)], 2, gap=0) for a, b, *_ in pairs]
-        labels = [f"{a}, {b}: {bits} bits, colour {levels:.1f}: {verdict}" for a, b, bits, levels, verdict in pairs]
+        verdicts = ["taken"] * len(found.pairs[-18:]) + ["not taken"] * len(found.beyond[:18])
+        labels = [
+            f"{pair.first}, {pair.second}: {pair.bits} bits, colour {pair.colour:.1f}: {verdict}"
+            for pair, verdict in zip(pairs, verdicts)
+        ]
+        tiles = [make_grid([tile(pair.first), tile(pair.second)], 2, gap=0) for pair in pairs]
         make_grid(tiles, min(3, len(pairs)), labels, gap=12).save(path)

@@ -6,18 +6,34 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from preparation import captions
-from utils import parallel, tables, wording
-from utils.argument_types import finite, share, workers
+from preparation.captions import DEFAULT_TEMPLATE
+from utils import cli
+from utils.argument_types import finite, positive, share, workers
+from utils.cli import Parser
 from utils.faces import add_face_flags
+from utils.parallel import available_cores
+from utils.tables import canonical
+from utils.wording import PLACEHOLDER
 
 OF_PORTRAITS = (
-    "face_detector face_crop aspect_ratio_buckets min_sharpness exposure max_enlargement min_face_share any_faces"
+    "face_detector face_crop use_aspect_ratio_buckets min_sharpness exposure max_enlargement min_face_share any_faces"
 ).split()
-OF_CATALOGUES = "catalogue crop pad category dataset_config_name balance write_prompt_plan".split()
+RENAMED = {
+    "aspect_ratio_buckets": "is now --use_aspect_ratio_buckets",
+    "no-aspect_ratio_buckets": "is now --no-use_aspect_ratio_buckets",
+}
+OF_CATALOGUES = "crop pad category dataset_config_name balance write_prompt_plan".split()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_catalogue_flags(parser)
+    add_portrait_flags(parser)
+    add_cleaning_flags(parser)
+    add_split_flags(parser)
+    add_result_flags(parser)
+
+
+def add_catalogue_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("catalogue")
     group.add_argument("--catalogue", metavar="DIR|HUB_ID", help="a folder in one of the layouts above, or a hub id")
     group.add_argument("--category", nargs="+", action="extend", metavar="NAME", help="the products to take (all)")
@@ -27,10 +43,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
     group.add_argument("--dataset_split", default="train", metavar="NAME", help="the split of a hub dataset to read")
 
+
+def add_portrait_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("portraits (in place of --catalogue)")
     group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to judge and crop")
     add_face_flags(group)
-    group.add_argument("--aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
+    group.add_argument("--use_aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
+    cli.add_refused_flags(parser, RENAMED)
     group.add_argument("--min_sharpness", type=finite, default=5, help="variance of the Laplacian, at training size")
     group.add_argument(
         "--exposure", type=finite, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
@@ -41,13 +60,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min_face_share", type=share, default=0.02, help="of the crop's area")
     group.add_argument("--any_faces", action=OnOff, default=False, help="keep photos with no face, or with several")
 
+
+def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to do")
-    group.add_argument("--analyse_only", action="store_true", help="write report.txt, analysis.json and figures only")
-    group.add_argument("--verify", type=Path, metavar="DIR", help="re-read a dataset, check every promise, and stop")
+    group.add_argument(
+        "--analyse_only", action="store_true", help="write report.txt, analysis.json and figures; images may be missing"
+    )
+    group.add_argument("--verify", type=Path, metavar="DIR", help="read a dataset again, check every promise, and stop")
 
     group = parser.add_argument_group("cleaning and duplicates")
-    yes_or_no = {"action": argparse.BooleanOptionalAction, "default": False}  # a recipe's yes can be undone
-    group.add_argument("--strict", **yes_or_no, help="anything left out is an error; nothing is written")
+    group.add_argument(
+        "--strict", action=OnOff, default=False, help="anything left out is an error; nothing is written"
+    )
     group.add_argument("--max_megapixels", type=finite, default=100, help="above this it is a decompression bomb")
     group.add_argument(
         "--duplicate_threshold",
@@ -57,29 +81,32 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="look-alikes: images whose hashes differ in no more of 256 bits",
     )
     group.add_argument(
-        "--drop_duplicates", action=OnOff, help="keep one of each group of look-alikes; default: for portraits only"
+        "--drop_duplicates", action=OnOff, help="keep one of each group of look-alikes; default: of portraits"
     )
 
+
+def add_split_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("split")
-    names = ("TRAIN", "VAL", "TEST")
     group.add_argument(
         "--split_ratio",
         type=finite,
         nargs=3,
-        metavar=names,
+        metavar=("TRAIN", "VAL", "TEST"),
         help="shares, any unit; default: 70 15 15, and 100 0 0 for portraits",
     )
     group.add_argument("--stratify_by", nargs="*", metavar="COLUMN", help="default: colour, if there is such a column")
     group.add_argument("--min_stratum", type=int, default=10, help="values with fewer products are pooled as Other")
-    group.add_argument("--seed", type=int, default=0, help="another seed splits otherwise; splits that are kept stay")
+    group.add_argument("--seed", type=int, default=0, help="another seed gives other splits; those that are kept stay")
     group.add_argument(
         "--keep_splits", type=Path, metavar="DIR|splits.json", help="default: --output_dir's own, if any"
     )
     group.add_argument("--new_splits", action="store_true", help="forget the splits of the dataset that is replaced")
 
+
+def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--resolution", type=int, default=512, help="side of the square PNG, pixels; of portraits: about this area"
+        "--resolution", type=int, default=512, help="side of the square PNG in pixels; of portraits: about this area"
     )
     group.add_argument(
         "--pad", default="edge", metavar="edge|COLOUR", help="edge: the image's border; or white, #f0f0f0 …"
@@ -89,18 +116,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("captions")
     group.add_argument(
         "--caption_template",
-        help=f"with {{column}} placeholders; default: of photos none, or {captions.DEFAULT_TEMPLATE}",
+        help=f"with {{column}} placeholders; default: of photos none, or {DEFAULT_TEMPLATE}",
     )
-    group.add_argument("--trigger_word", help="put before every caption that lacks it")
+    group.add_argument("--trigger_word", help="put before every caption without it")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
     group.add_argument(
         "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
     )
 
     group = parser.add_argument_group("prompt plan for generate.py")
-    group.add_argument("--write_prompt_plan", type=int, metavar="N", help="prompt_plan.jsonl for N images")
+    group.add_argument("--write_prompt_plan", type=positive, metavar="N", help="prompt_plan.jsonl for N images")
     group.add_argument(
-        "--balance", nargs="+", default=[], metavar="COLUMN", help="fill up what the training split lacks"
+        "--balance", nargs="+", default=[], metavar="COLUMN", help="fill up what is rare in the training split"
     )
 
     group = parser.add_argument_group("output and performance")
@@ -109,75 +136,85 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_workers", type=workers, help="processes; default: all cores")
 
 
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     """What argparse can't check by itself; column names in their short form."""
-
-    def need(condition, message):
-        if not condition:
-            parser.error(message)
-
-    check_portraits(parser, args, need)
-    args.num_workers = parallel.available_cores() if args.num_workers is None else args.num_workers
-    if args.verify:
-        alone = not (args.catalogue or args.portraits or args.output_dir)
-        need(alone, "--verify goes alone, without --catalogue, --portraits and --output_dir")
-        return args
-    need(args.catalogue or args.portraits, "--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
-    need(
-        args.output_dir,
-        f"--output_dir: is missing; name the folder to write, beside {args.catalogue or args.portraits}",
-    )
-    ratio = args.split_ratio
-    need(min(ratio) >= 0 < ratio[0], f"--split_ratio {ratio}: expected e.g. 70 15 15")
-    need(0 <= args.duplicate_threshold <= 64, f"--duplicate_threshold {args.duplicate_threshold}: expected 0 to 64")
-    need(16 <= args.resolution <= 4096, f"--resolution {args.resolution}: expected 16 to 4096 pixels")
-    need(args.max_megapixels > 0, f"--max_megapixels {args.max_megapixels:g}: expected more than 0")
-    plan = args.write_prompt_plan
-    need(plan is None or plan > 0, f"--write_prompt_plan {plan}: expected 1 or more")
-    need(plan or not args.balance, "--balance needs --write_prompt_plan N")
-    need(not (plan and args.analyse_only), "--write_prompt_plan needs a dataset; leave out --analyse_only")
-    need(not (args.keep_splits and args.new_splits), "--keep_splits and --new_splits exclude each other")
-    try:
-        args.pad == "edge" or ImageColor.getrgb(args.pad)
-    except ValueError:
-        need(False, f"--pad {args.pad}: expected edge, white, or a colour such as #f0f0f0")
-    args.category_column = tables.canonical(args.category_column)
-    for flag in ("stratify_by", "balance", "caption_columns"):
-        if names := getattr(args, flag):
-            setattr(args, flag, [tables.canonical(name) for name in names])
-    if args.caption_template:
-        args.caption_template = wording.PLACEHOLDER.sub(
-            lambda key: f"{{{tables.canonical(key[1])}}}", args.caption_template
-        )
-    return args
-
-
-def check_portraits(parser: argparse.ArgumentParser, args: argparse.Namespace, need) -> None:
-    """Each kind of source has its flags; what the other's are for is an error, not ignored."""
-
-    def changed(names: list[str]) -> list[str]:
-        return [name for name in names if getattr(args, name) != parser.get_default(name)]
-
-    for name in changed(OF_CATALOGUES if args.portraits else OF_PORTRAITS):
-        need(False, f"--{name}: {'not with' if args.portraits else 'needs'} --portraits")
     if args.split_ratio is None:
         args.split_ratio = [100, 0, 0] if args.portraits else [70, 15, 15]
     args.drop_duplicates = bool(args.portraits) if args.drop_duplicates is None else args.drop_duplicates
-    if not args.portraits:
-        return
+    if args.portraits:
+        check_portraits(parser, args)
+    else:
+        ignore(parser, args, OF_PORTRAITS, "--portraits")
+    args.num_workers = args.num_workers or available_cores()
+    if args.verify:
+        if args.catalogue or args.portraits or args.output_dir:
+            parser.error("--verify goes alone, without --catalogue, --portraits and --output_dir")
+        return args
+    if not (args.catalogue or args.portraits):
+        parser.error("--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
+    if not args.output_dir:
+        place = args.catalogue or args.portraits
+        parser.error(f"--output_dir: is missing; name the folder to write, beside {place}")
+    check_values(parser, args)
+    cli.report_ignored(parser, args, {"balance": ("--write_prompt_plan", bool(args.write_prompt_plan))})
+    args.category_column = canonical(args.category_column)
+    for flag in ("stratify_by", "balance", "caption_columns"):
+        if names := getattr(args, flag):
+            setattr(args, flag, [canonical(name) for name in names])
+    if args.caption_template:
+        args.caption_template = PLACEHOLDER.sub(lambda key: f"{{{canonical(key[1])}}}", args.caption_template)
+    return args
+
+
+def ignore(parser: Parser, args: argparse.Namespace, names: list[str], needed: str) -> None:
+    """Refuse flags that do nothing here; those of a recipe get a warning and their default."""
+    cli.report_ignored(parser, args, {name: (needed, False) for name in names})
+    for name in names:
+        setattr(args, name, parser.get_default(name))
+
+
+def check_values(parser: Parser, args: argparse.Namespace) -> None:
+    """Values that are out of range, and flags that exclude each other."""
+    ratio, plan = args.split_ratio, args.write_prompt_plan
+    if not min(ratio) >= 0 < ratio[0]:
+        parser.error(f"--split_ratio {ratio}: expected e.g. 70 15 15")
+    if not 0 <= args.duplicate_threshold <= 64:
+        parser.error(f"--duplicate_threshold {args.duplicate_threshold}: expected 0 to 64")
+    if not 16 <= args.resolution <= 4096:
+        parser.error(f"--resolution {args.resolution}: expected 16 to 4096 pixels")
+    if args.max_megapixels <= 0:
+        parser.error(f"--max_megapixels {args.max_megapixels:g}: expected more than 0")
+    if plan and args.analyse_only:
+        parser.error("--write_prompt_plan needs a dataset; leave out --analyse_only")
+    if args.keep_splits and args.new_splits:
+        parser.error("--keep_splits and --new_splits exclude each other")
+    try:
+        args.pad == "edge" or ImageColor.getrgb(args.pad)
+    except ValueError:
+        parser.error(f"--pad {args.pad}: expected edge, white, or a colour such as #f0f0f0")
+
+
+def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
+    """The flags of --portraits; those of catalogues do nothing with it."""
+    if args.catalogue:
+        parser.error(f"--catalogue {args.catalogue}: not with --portraits; give one of them")
+    ignore(parser, args, OF_CATALOGUES, "--catalogue in place of --portraits")
     low, high = args.exposure
-    need(
-        0 <= low < high <= 255,
-        f"--exposure {low:g} {high:g}: expected two numbers, 0 to 255, the first below the second",
-    )
+    if not 0 <= low < high <= 255:
+        expected = "expected two numbers, 0 to 255, the first below the second"
+        parser.error(f"--exposure {low:g} {high:g}: {expected}")
     side = args.resolution
-    near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
-    need(side % 8 == 0, f"--resolution {side}: expected a multiple of 8, {near}")
-    need(args.max_enlargement >= 1, f"--max_enlargement {args.max_enlargement:g}: expected 1 or more")
-    need(args.min_sharpness >= 0, f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
+    if side % 8:
+        near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
+        parser.error(f"--resolution {side}: expected a multiple of 8, {near}")
+    if args.max_enlargement < 1:
+        parser.error(f"--max_enlargement {args.max_enlargement:g}: expected 1 or more")
+    if args.min_sharpness < 0:
+        parser.error(f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
     args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
-    for name in [] if args.face_detector else changed(["min_face_share", "any_faces"]):
-        need(False, f"--{name}: needs --face_detector; without one no face is looked for")
+    with_detector = ("--face_detector", bool(args.face_detector))
+    cli.report_ignored(parser, args, {"min_face_share": with_detector, "any_faces": with_detector})
     if args.face_detector:
-        need(args.num_workers in (None, 1), f"--num_workers {args.num_workers}: with --face_detector, 1 process works")
+        if args.num_workers not in (None, 1):
+            parser.error(f"--num_workers {args.num_workers}: with --face_detector, 1 process works")
         args.num_workers = 1

@@ -4,25 +4,27 @@ import hashlib
 import io
 import logging
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from utils import images
+from preparation.records import Fault, Fitted, ImageFacts, Quality
+from utils.catalogue import Product, Rejected
 from utils.cli import UserError, counted
-from utils.faces import Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
+from utils.faces import Box, Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
 from utils.files import file_sha256, replaced_file
-from utils.images import bucket_shapes, nearest_shape
+from utils.images import BadImage, ImageSource, bucket_shapes, is_blank, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
 NO_DETECTOR = "no face is looked for, and each photo is cropped about its middle"
-Box = tuple[float, float, float, float]
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True)
+class Limits:
     """What a photo must keep to; the reasons to leave one out follow from these alone."""
 
     sharpness: float  # at least: variance of the Laplacian at the training size
@@ -32,8 +34,15 @@ class Limits(NamedTuple):
     any_faces: bool  # keep photos without a face, and with several
 
 
+@dataclass(frozen=True)
+class PortraitRules:
+    shapes: list[tuple[int, int]]  # to crop to
+    face_crop: bool  # head and shoulders
+    limits: Limits
+
+
 def portrait_shapes(resolution: int, buckets: bool) -> list[tuple[int, int]]:
-    """The shapes to crop to: sides in steps of 64 pixels, as Stable Diffusion takes them, of a small side down to 8."""
+    """The shapes to crop to: sides in steps of 64 pixels, as Stable Diffusion takes them; steps down to 8 if small."""
     step = math.gcd(resolution, 64)
     while step * 8 > resolution and step > 8:
         step //= 2
@@ -57,8 +66,30 @@ def frame_photo(
     return (left, top, left + width, top + height), shape
 
 
-def measure_photo(crop: Image.Image, face: Box | None) -> dict:
-    """Sharpness and exposure of a crop at its training size: of the face where there is one, else of all.
+def prepare_portrait(source: Path | bytes, max_pixels: int, rules: PortraitRules, faces: Faces | None) -> Fitted:
+    """A photo as it goes into the dataset, with its quality and what is wrong with it; raises BadImage."""
+    image, size = read_image(source, max_pixels)
+    if is_blank(image):
+        raise BadImage("blank or near uniform", f"{size[0]}x{size[1]}")
+    found = find_faces(faces, image) if faces else []
+    face = found[0] if found else None
+    box, shape = frame_photo(image.size, face, rules.shapes, rules.face_crop)
+    crop = image.crop(box).resize(shape, Image.Resampling.LANCZOS)
+    scale = shape[0] / (box[2] - box[0])
+    count = len(large_faces(found)) if faces else None
+    quality = measure_photo(crop, size, box, face and _place_in_crop(face.box, box, shape, scale), count)
+    return Fitted(crop, size, quality, find_fault(quality, rules.limits))
+
+
+def _place_in_crop(face: Box, box: tuple[int, int, int, int], shape: tuple[int, int], scale: float) -> Box:
+    left, top, right, bottom = ((side - at) * scale for side, at in zip(face, (box[0], box[1]) * 2))
+    return max(0.0, left), max(0.0, top), min(shape[0], right), min(shape[1], bottom)
+
+
+def measure_photo(
+    crop: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int], face: Box | None, faces: int | None
+) -> Quality:
+    """The figures of a crop at its training size: sharpness and exposure of the face, or without one of all.
 
     At that size, since it is what training sees: a small photo that was enlarged is as soft as one out of focus.
     """
@@ -68,88 +99,68 @@ def measure_photo(crop: Image.Image, face: Box | None) -> dict:
         left, top = (int(max(0, side)) for side in face[:2])
         right, bottom = (int(math.ceil(side)) for side in face[2:])
         grey, edges = (one[top : max(top + 2, bottom), left : max(left + 2, right)] for one in (grey, edges))
-    return {
-        "sharpness": round(float(edges.var()), 1),
-        "brightness": round(float(grey.mean()), 1),
-        "black": round(float((grey <= 5).mean()), 3),
-        "white": round(float((grey >= 250).mean()), 3),
-    }
+    return Quality(
+        *size,
+        crop=box,
+        shape=crop.size,
+        enlarged=round(crop.width / (box[2] - box[0]), 2),
+        sharpness=round(float(edges.var()), 1),
+        brightness=round(float(grey.mean()), 1),
+        black=round(float((grey <= 5).mean()), 3),
+        white=round(float((grey >= 250).mean()), 3),
+        faces=faces,
+        face_share=round(area(face) / (crop.width * crop.height), 4) if face else None,
+    )
 
 
-def find_fault(quality: dict, limits: Limits) -> tuple[str, str] | None:
-    """Why a photo is left out, in a few words and with its figure; None where it is fit."""
+def find_fault(quality: Quality, limits: Limits) -> Fault | None:
+    """Why a photo is left out: a reason to count by, and this photo's figure; None if it is fit."""
     low, high = limits.exposure
-    faces, bright = quality["faces"], quality["brightness"]
+    faces, bright = quality.faces, quality.brightness
     if faces is not None and not limits.any_faces:
         if not faces:
             return "no face found", "turned away, covered, or smaller than the detector sees; --any_faces keeps it"
         if faces > 1:
             return "several faces", f"{faces} of about one size; crop the photo by hand to one; --any_faces keeps it"
-        if quality["face_share"] < limits.face_share:
+        if quality.face_share < limits.face_share:
             expected = f"expected {limits.face_share:.1%} or more (--min_face_share)"
-            return "face too small", f"{quality['face_share']:.1%} of the crop, {expected}"
-    if quality["enlarged"] > limits.enlargement:
-        return (
-            "too small",
-            f"would be enlarged {quality['enlarged']:.1f} times, expected {limits.enlargement:g} at most "
-            "(--max_enlargement)",
-        )
+            return "face too small", f"{quality.face_share:.1%} of the crop, {expected}"
+    if quality.enlarged > limits.enlargement:
+        expected = f"expected {limits.enlargement:g} at most (--max_enlargement)"
+        return "too small", f"would be enlarged {quality.enlarged:.1f} times, {expected}"
     if not low <= bright <= high:
         reason = "too dark" if bright < low else "too bright"
         return reason, f"mean brightness {bright:g} of 255, expected {low:g} to {high:g} (--exposure)"
-    if quality["sharpness"] < limits.sharpness:
-        figure = f"variance of the Laplacian {quality['sharpness']:g}"
+    if quality.sharpness < limits.sharpness:
+        figure = f"variance of the Laplacian {quality.sharpness:g}"
         return "not sharp", f"{figure}, expected {limits.sharpness:g} or more (--min_sharpness)"
     return None
 
 
-def prepare_portrait(
-    source: Path | bytes,
-    faces: Faces | None,
-    shapes: list[tuple[int, int]],
-    face_crop: bool,
-    limits: Limits,
-    max_pixels: int,
-) -> tuple[Image.Image, tuple[int, int], dict]:
-    """A photo as it goes into the dataset, its size on disk, and {"quality", "fault"}; raises BadImage."""
-    image, size = images.read_image(source, max_pixels)
-    if images.is_blank(image):
-        raise images.BadImage("blank or near uniform", f"{size[0]}x{size[1]}")
-    found = find_faces(faces, image) if faces else []
-    face = found[0] if found else None
-    box, shape = frame_photo(image.size, face, shapes, face_crop)
-    crop = image.crop(box).resize(shape, Image.Resampling.LANCZOS)
-    scale = shape[0] / (box[2] - box[0])
-    inside = None
-    if face:
-        inside = tuple((side - at) * scale for side, at in zip(face.box, (box[0], box[1]) * 2))
-        inside = (max(0.0, inside[0]), max(0.0, inside[1]), min(shape[0], inside[2]), min(shape[1], inside[3]))
-    quality = {
-        "width": size[0],
-        "height": size[1],
-        "crop": list(box),
-        "shape": list(shape),
-        "enlarged": round(scale, 2),
-        **measure_photo(crop, inside),
-        "faces": len(large_faces(found)) if faces else None,  # None: nobody looked
-        "face_share": round(area(inside) / (shape[0] * shape[1]), 4) if inside else None,
-    }
-    return crop, size, {"quality": quality, "fault": find_fault(quality, limits)}
+def best_first(products: list[Product], images: dict[str, ImageFacts]) -> list[Product]:
+    """Of two look-alikes the first is kept: with more pixels, then with a caption of its own, then the sharper."""
+
+    def order(one: Product) -> tuple[float, bool, float]:
+        quality = images[one.id].quality
+        return quality.enlarged, not one.text, -quality.sharpness
+
+    return sorted(products, key=order)
 
 
-def photo_rows(products: list[dict], good: list[dict], rejected: list[dict]) -> list[dict]:
+def photo_rows(
+    products: list[Product], images: dict[str, ImageFacts], rejected: list[Rejected]
+) -> list[dict[str, Any]]:
     """The quality report: one row per photo in the order of their names, with why it was left out."""
-    found = {one["id"]: one["quality"] for one in [*rejected, *good] if "quality" in one}
-    fate = {one["id"]: one for one in rejected}
+    left_out = {one.id: one for one in rejected}
     rows = []
     for one in products:
-        out = fate.get(one["id"])
-        verdict = {"kept": out is None, "reason": out["reason"] if out else "", "detail": out["detail"] if out else ""}
-        rows.append({"id": one["id"], **found.get(one["id"], {}), **verdict})
+        quality, out = images[one.id].quality, left_out.get(one.id)
+        verdict = {"kept": out is None, "reason": out.reason if out else "", "detail": out.detail if out else ""}
+        rows.append({"id": one.id, **(asdict(quality) if quality else {}), **verdict})
     return rows
 
 
-def photo_lines(rows: list[dict]) -> list[str]:
+def photo_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The quality report for report.txt and the terminal."""
     measured = [row for row in rows if "sharpness" in row]
     lines = ["", "photos        size      sharpness  brightness  enlarged  faces  face share"]
@@ -166,43 +177,46 @@ def photo_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
-def describe_silent(empty: int, count: int, trigger: str | None) -> str:
-    """What is to be known of photos with an empty caption."""
+def describe_missing_captions(empty: int, count: int, trigger: str | None) -> str:
+    """What happens to photos without a caption when they are trained."""
     word = f"; write {trigger} in it" if trigger else ""
-    said = f"{empty} of {counted(count, 'photo')} {'has' if empty == 1 else 'have'} no caption"
-    return f"{said}: --instance_prompt of train_dreambooth.py will be theirs{word}"
+    missing = f"{empty} of {counted(count, 'photo')} {'has' if empty == 1 else 'have'} no caption"
+    return f"{missing}: train_dreambooth.py gives them its --instance_prompt{word}"
 
 
-def head_crops(records: list[dict], faces: Faces, folder: Path) -> list[dict]:
-    """The records ({"id", "source", …} as training_data reads them) with `source` a PNG of head and shoulders.
+def head_crops(photos: list[tuple[str, ImageSource]], faces: Faces, folder: Path) -> list[Path | None]:
+    """A PNG of head and shoulders of each photo (id, source); None for one without a face, with a warning.
 
-    The crops are kept in `folder` under the checksums of photo and detector, so a second run finds them there. A photo
-    without a face stays whole, with a warning; where none has one, that is an error.
+    The crops are kept in `folder` under the checksums of photo and detector, so that a second run finds them there. If
+    no photo has a face, that is an error.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model, cropped, whole = file_sha256(faces.detector_file)[:16], [], []
-    for record in records:
-        try:
-            source = record["source"]() if callable(record["source"]) else record["source"]
-            content = source if isinstance(source, bytes) else source.read_bytes()
-            path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.{model}.png"
-            if not path.is_file():
-                head = crop_to_head(images.read_image(content)[0], faces)
-                if head is None:
-                    whole.append(str(record["id"]))
-                    cropped.append(record)
-                    continue
-                png = io.BytesIO()
-                head.save(png, "PNG")
-                with replaced_file(path) as file:
-                    file.write(png.getvalue())
-        except (OSError, images.BadImage) as error:
-            raise UserError(f"--face_crop: {record['id']} can't be read ({error}); remove it, or mend it") from None
-        cropped.append({**record, "source": path})
-    if len(whole) == len(records):
+    model = file_sha256(faces.detector_file)[:16]
+    crops = [_head_crop(name, source, faces, folder, model) for name, source in photos]
+    whole = [name for (name, _), crop in zip(photos, crops) if crop is None]
+    if len(whole) == len(photos):
         raise UserError(
-            f"--face_crop: no face is found in any of {counted(len(records), 'photo')}; leave it out, or crop by hand"
+            f"--face_crop: no face is found in any of {counted(len(photos), 'photo')}; leave it out, or crop by hand"
         )
     if whole:
         logger.warning("--face_crop: no face is found in %s: kept whole", ", ".join(whole))
-    return cropped
+    return crops
+
+
+def _head_crop(name: str, source: ImageSource, faces: Faces, folder: Path, model: str) -> Path | None:
+    """The PNG of one photo's head and shoulders, made if it is not there; None if no face is found."""
+    try:
+        found = source() if callable(source) else source
+        content = found if isinstance(found, bytes) else found.read_bytes()
+        path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.{model}.png"
+        if not path.is_file():
+            head = crop_to_head(read_image(content)[0], faces)
+            if head is None:
+                return None
+            png = io.BytesIO()
+            head.save(png, "PNG")
+            with replaced_file(path) as file:
+                file.write(png.getvalue())
+        return path
+    except (OSError, BadImage) as error:
+        raise UserError(f"--face_crop: {name} can't be read ({error}); remove or replace the file") from None

@@ -25,7 +25,7 @@ def pipeline():
 
 
 @pytest.mark.slow
-def test_it_draws_the_kind_and_the_colour_that_it_is_asked_for(pipeline):
+def test_it_generates_the_kind_and_the_colour_of_the_prompt(pipeline):
     wanted = [(kind, colour) for kind in KNOWN_KINDS for colour in list(COLOURS)[::2]]
     prompts = [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted]
     images = generate(pipeline, list(range(len(wanted))), prompt=prompts)
@@ -43,7 +43,7 @@ def test_one_seed_one_image_whatever_the_batch(pipeline):
     assert one[0] != generate(pipeline, [8], steps=6, prompt=prompts[:1])[0]
 
 
-def test_the_judge_tells_all_six_kinds_apart():
+def test_the_judge_recognises_all_six_kinds():
     wanted = [(kind, colour) for kind in KINDS for colour in COLOURS]
     judged = judge_images([draw_shoe(kind, colour, "unseen", (128, 128)) for kind, colour in wanted])
     assert np.mean([j[0] == w[0] for j, w in zip(judged, wanted)]) >= 0.97
@@ -65,7 +65,7 @@ def test_weights_are_float16_safetensors_and_small():
 
 
 @pytest.mark.slow
-def test_the_demo_command_runs_and_makes_its_folder_anew(tmp_path):
+def test_the_demo_command_runs_and_makes_its_folder_again(tmp_path):
     out = tmp_path / "demo"
     out.mkdir()
     (out / "demo.txt").touch()  # as an earlier demo left it

@@ -19,6 +19,7 @@ from demo.shoes import KINDS
 from preparation.splits import apportion
 from utils.cli import UserError
 from utils.dataset import SPLITS, read_metadata, read_split
+from utils.files import write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 RATIO = dict(zip(SPLITS, (70, 15, 15)))
@@ -150,7 +151,7 @@ def test_the_same_command_again_does_no_work(damaged, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*")}
 
 
-def test_nothing_is_overwritten_unasked(clean, tmp_path):
+def test_nothing_is_overwritten_without_a_flag(clean, tmp_path):
     prepare(clean, tmp_path / "d")
     before = tree(tmp_path / "d")
     with pytest.raises(UserError, match=r"resolution was 64, now 32.*--overwrite"):
@@ -238,7 +239,7 @@ def test_drop_duplicates_keeps_one_and_strict_does_not_mind(clean, damaged, tmp_
 def test_strict_makes_any_exclusion_an_error_and_writes_nothing(damaged, tmp_path, capsys):
     with pytest.raises(UserError, match="--strict: 3 rows"):
         prepare(damaged[0], tmp_path / "d", "--strict")
-    assert "images/s" not in capsys.readouterr().err  # the table's faults are told before any image is read
+    assert "images/s" not in capsys.readouterr().err  # the table's faults are reported before any image is read
     raw = tmp_path / "raw"
     shutil.copytree(damaged[0], raw)
     rows = (raw / "styles.csv").read_text().splitlines()
@@ -258,6 +259,48 @@ def test_analyse_only_writes_a_report_and_figures_and_no_dataset(damaged, tmp_pa
     assert abs(sum(value["share"] for value in analysis["shares"]["colour"].values()) - 1) < 0.01
     report = (tmp_path / "a/report.txt").read_text()
     assert "123 rows" in report and re.search(r"Black +\d+ +\d+\.\d%", report)
+
+
+@pytest.mark.parametrize("folder_too", [True, False])
+def test_a_table_without_any_image_can_be_analysed_but_not_prepared(clean, tmp_path, capsys, folder_too):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    shutil.copy(clean / "styles.csv", raw)
+    if folder_too:
+        (raw / "images").mkdir()
+    assert prepare(raw, tmp_path / "a", "--category", "Boots", "--analyse_only") == 0
+    rows = [line.split(",") for line in (clean / "styles.csv").read_text().splitlines()[1:]]
+    boots = [row for row in rows if row[4] == "Boots"]
+    analysis = json.loads((tmp_path / "a/analysis.json").read_text())
+    assert analysis["selection"] == {"rows": len(boots), "usable": 0}
+    assert analysis["problems"] == {"no image": len(boots)}
+    shares = {colour: value["count"] for colour, value in analysis["shares"]["colour"].items()}
+    assert shares == Counter(row[5] for row in boots)
+    text = (tmp_path / "a/report.txt").read_text()
+    assert f"Boots: {len(boots)} rows, 0 usable images\nno usable image was found" in text
+    assert ("there is no folder images/" in text) != folder_too
+    assert set(tree(tmp_path / "a")) == {"report.txt", "analysis.json", "MANIFEST.json", "figures/shares.png"}
+    assert prepare(raw, tmp_path / "a", "--category", "Boots", "--analyse_only") == 0
+    assert "up to date" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not one image can be used" if folder_too else "no folder images/"):
+        prepare(raw, tmp_path / "d", "--category", "Boots")
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_imagefolders_table_without_images_can_be_analysed(tmp_path):
+    lines = [{"file_name": f"{index}.png", "text": "a shoe", "colour": "Red"} for index in range(3)]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert prepare(tmp_path / "raw", tmp_path / "a", "--analyse_only") == 0
+    analysis = json.loads((tmp_path / "a/analysis.json").read_text())
+    assert analysis["shares"]["colour"] == {"Red": {"count": 3, "share": 1.0}}
+
+
+def test_what_a_recipe_sets_for_portraits_does_nothing_to_a_catalogue_and_is_warned_of(clean, tmp_path, caplog):
+    (tmp_path / "recipe.yaml").write_text("face_crop: true\nbalance: [colour]\n")
+    assert prepare(clean, tmp_path / "d", "--dry_run", "--config", str(tmp_path / "recipe.yaml")) == 0
+    assert "`face_crop: True` does nothing without --portraits" in caplog.text
+    assert "`balance: ['colour']` does nothing without --write_prompt_plan" in caplog.text
 
 
 def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
@@ -294,7 +337,7 @@ def test_verify_holds_and_finds_each_broken_promise(prepared, tmp_path, capsys):
 
     def refresh(copy):
         (copy / "MANIFEST.json").unlink()
-        prepare_dataset.files.write_manifest(copy)
+        write_manifest(copy)
 
     def wrong_size(copy):
         Image.new("RGB", (32, 32)).save(copy / f"train/images/{train}.png")
@@ -361,8 +404,8 @@ def test_a_prepared_dataset_can_be_prepared_again(prepared, tmp_path):
 def test_captions_over_the_limit_are_counted(clean, tmp_path):
     template = "{colour} {article}" + ", extraordinarily comfortable" * 20
     prepare(clean, tmp_path / "d", "--caption_template", template)
-    told = read_metadata(tmp_path / "d")["captions"]
-    assert told["over_limit"] == 60 and told["longest"] > 77
+    lengths = read_metadata(tmp_path / "d")["captions"]
+    assert lengths["over_limit"] == 60 and lengths["longest"] > 77
 
 
 def test_the_catalogues_own_names_of_columns_do_in_a_template(clean, tmp_path):
@@ -409,7 +452,7 @@ def test_a_mistake_is_named_and_leaves_nothing_behind(clean, tmp_path, flags, ex
 
 
 @pytest.mark.parametrize("folder", ["/proc/x", "a file/x"])
-def test_an_output_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path, folder):
+def test_an_output_folder_that_cannot_be_made_is_reported_before_anything_is_read(tmp_path, folder):
     (tmp_path / "a file").touch()
     with pytest.raises(UserError, match=f"--output_dir .*{folder}: can't be made"):
         prepare(tmp_path / "no catalogue", tmp_path / folder, "--dry_run")
@@ -476,7 +519,7 @@ def test_killed_it_leaves_the_old_dataset_or_the_new_one_and_no_processes(clean,
     assert not left
 
 
-def test_overwrite_never_removes_somebody_elses_file(tmp_path):
+def test_overwrite_never_removes_a_file_of_someone_else(tmp_path):
     write_catalogue(tmp_path / "raw", 12, (64, 64), 0, ["Boots"], damage=False)
     words = ["--catalogue", tmp_path / "raw", "--output_dir", tmp_path / "out", "--resolution", "32"]
     command = [sys.executable, "prepare_dataset.py", *map(str, words)]

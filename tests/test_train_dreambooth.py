@@ -234,7 +234,9 @@ def test_a_new_word_is_learnt_alone_and_starts_where_it_should(trainer_data, wor
             tokens.new_token([tokenizer], [encoder], known, None)
 
 
-def test_a_learnt_word_that_prompts_lack_is_reported_once_before_anything_is_generated(trainer_data, worded, tmp_path, caplog):
+def test_a_learnt_word_that_prompts_lack_is_reported_once_before_anything_is_generated(
+    trainer_data, worded, tmp_path, caplog
+):
     (tmp_path / "prompts.txt").write_text("a photo of <SKS> shoes\na photo of shoes\nboots\nboots\n")
     line = ["--lora", worded, "--prompts_file", tmp_path / "prompts.txt", "--output_dir", tmp_path / "out"]
     line += ["--pretrained_model_name_or_path", trainer_data["sd1"], "--resolution", 16, "--dry_run"]

@@ -17,8 +17,7 @@ def describe_model(model: str, family: str, adapter: Adapter | None, train_text_
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
     frozen = total if adapter else total - trained
     return (
-        f"family       {FAMILIES[family]}\n"
-        f"parameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
+        f"family       {FAMILIES[family]}\nparameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
     )
 
 

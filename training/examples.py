@@ -4,7 +4,6 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from families.models import side_step, training_shapes
 from utils.cli import UserError
 from utils.devices import keyed_generator
-from utils.images import FORMATS, MOST_PIXELS, BadImage, nearest_shape, read_image
+from utils.images import FORMATS, MOST_PIXELS, BadImage, ImageSource, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """An image and its caption, as the data has them; of a hub dataset `source` fetches the encoded bytes."""
+    """An image and its caption, as the data has them."""
 
     id: str
-    source: Path | Callable[[], Path | bytes]
+    source: ImageSource
     text: str | None
 
 
@@ -34,14 +33,14 @@ class Example(NamedTuple):
     """One image to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file."""
 
     id: str
-    source: Path | Callable[[], Path | bytes]
+    source: ImageSource
     text: str
     sha256: str
     size: tuple[int, int]
     shape: tuple[int, int]
 
 
-def open_source(source: Path | Callable[[], Path | bytes]) -> Path | bytes:
+def open_source(source: ImageSource) -> Path | bytes:
     return source() if callable(source) else source
 
 

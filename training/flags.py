@@ -17,9 +17,9 @@ from training.encoding import encoded_at_once
 from training.examples import Views
 from training.memory import Load
 from training.optimizers import OptimizerSettings, Schedule
-from training.read_data import Source
 from utils import cli
 from utils.argument_types import batch_size, positive, seed_number, share
+from utils.catalogue import Source
 from utils.devices import Precision, working_device
 
 logger = logging.getLogger(__name__)
@@ -306,8 +306,8 @@ def read_schedule(args: argparse.Namespace) -> Schedule:
 def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
     """The data that the flags name; `folder_flag` is the trainer's own for a folder."""
     flag = "--dataset_name" if args.dataset_name else f"--{folder_flag}"
-    place = args.dataset_name or getattr(args, folder_flag)
-    return Source(place, flag, args.image_column, args.caption_column, args.dataset_config_name, args.held_out)
+    name = args.dataset_name or getattr(args, folder_flag)
+    return Source(name, flag, args.image_column, args.caption_column, args.dataset_config_name)
 
 
 def read_views(args: argparse.Namespace) -> Views:

@@ -5,47 +5,33 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.examples import Record
-from utils import dataset, sources
+from utils import dataset
+from utils.catalogue import Source, image_source, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.devices import keyed_generator
+from utils.images import ImageSource
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the data is, and the flag that named it: --dataset_name may be on the hub, any other is a folder.
-
-    `held_out` is the share to hold out where there is no val split.
-    """
-
-    place: str
-    flag: str
-    image_column: str | None
-    caption_column: str
-    config: str | None = None
-    held_out: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.flag} {self.place}"
-
-
 def read_records(source: Source) -> tuple[list[Record], list[Record]]:
-    """The training and the held-out records, from whatever layout is there."""
-    root = Path(source.place)
+    """The training and the held-out records, from whatever layout is there.
+
+    --dataset_name may be on the hub, any other flag names a folder.
+    """
+    root = Path(source.name)
     if source.flag != "--dataset_name" and not root.is_dir():
         raise UserError(
-            f"{source}: no such folder; make it with prepare_dataset.py, give a folder of images, or name a "
-            "hub dataset with --dataset_name"
+            f"{source.flag} {source.name}: no such folder; make it with prepare_dataset.py, give a folder of images, or "
+            "name a hub dataset with --dataset_name"
         )
     if (root / "metadata.json").is_file():
         return _read_prepared(root, source, "train"), _read_prepared(root, source, "val")
@@ -59,22 +45,22 @@ def read_records(source: Source) -> tuple[list[Record], list[Record]]:
 def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
     if source.image_column:
         raise UserError(
-            f"--image_column {source.image_column}: {source} is a prepared dataset; its images are known; leave it out"
+            f"--image_column {source.image_column}: {source.flag} {root} is a prepared dataset, whose images are known; "
+            "leave it out"
         )
     if split not in dataset.read_metadata(root)["counts"]:  # a generated set has no val split
         return []
     rows, column = dataset.read_split(root, split), source.caption_column
     other = next((sorted(row) for row in rows if column not in row), None)
     if other:
-        raise UserError(f"--caption_column {column}: {source} has the columns {', '.join(other)}")
+        raise UserError(f"--caption_column {column}: {source.flag} {root} has the columns {', '.join(other)}")
     return [Record(row["id"], row["path"], row[column]) for row in rows]
 
 
 def _read_catalogue(name: str, source: Source) -> list[Record]:
-    columns = source.image_column, source.caption_column
-    found = sources.read_catalogue(name, source.flag, *columns, source.config, "train")
-    reasons = Counter(one["reason"] for one in found.rejected)
-    example = {one["reason"]: "as {id}, {detail}".format(**one) for one in reversed(found.rejected)}
+    found = read_catalogue(replace(source, name=name))
+    reasons = Counter(one.reason for one in found.rejected)
+    example = {one.reason: f"as {one.id}, {one.detail}" for one in reversed(found.rejected)}
     left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
     if not found.products:
         raise UserError(f"{source.flag} {name}: none of its {found.rows} rows can be used ({left_out})")
@@ -83,10 +69,10 @@ def _read_catalogue(name: str, source: Source) -> list[Record]:
     for note in found.notes:
         logger.warning("%s: %s", name, note)
 
-    def place(image: Path | int) -> Path | Callable[[], Path | bytes]:
-        return functools.partial(sources.image_source, found.dataset, image) if isinstance(image, int) else image
+    def place(image: Path | int) -> ImageSource:
+        return functools.partial(image_source, found.dataset, image) if isinstance(image, int) else image
 
-    return [Record(one["id"], place(one["image"]), one["text"]) for one in found.products]
+    return [Record(one.id, place(one.image), one.text) for one in found.products]
 
 
 def hold_out(records: list[Record], fraction: float) -> tuple[list[Record], list[Record]]:
@@ -97,24 +83,27 @@ def hold_out(records: list[Record], fraction: float) -> tuple[list[Record], list
 
 
 def read_training_records(
-    source: Source, max_samples: int | None = None, seed: int = 0
+    source: Source, held_out_share: float = 0.0, max_samples: int | None = None, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
-    """What to train on, `max_samples` of it chosen by the seed, and what is held out."""
+    """What to train on, `max_samples` of it chosen by the seed, and what is held out.
+
+    Where there is no val split, `held_out_share` is held out.
+    """
     train, held_out = read_records(source)
-    if source.held_out and not held_out:
+    if held_out_share and not held_out:
         count = len(train)
-        train, held_out = hold_out(train, source.held_out)
+        train, held_out = hold_out(train, held_out_share)
         if not (train and held_out):
             advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
             raise UserError(
-                f"--held_out {source.held_out:g}: holds out {'all' if held_out else 'none'} of "
+                f"--held_out {held_out_share:g}: holds out {'all' if held_out else 'none'} of "
                 f"{counted(count, 'image')}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
             )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
         train = [train[i] for i in sorted(chosen.tolist())]
     if not train:
-        raise UserError(f"{source}: there is no image to train on")
+        raise UserError(f"{source.flag} {source.name}: there is no image to train on")
     return train, held_out
 
 

@@ -1,40 +1,86 @@
-"""Read a product catalogue whatever its layout: which products there are, where their images lie, what went wrong.
+"""Read a product catalogue of any layout: its products, where their images are, and what is wrong with it.
 
-Nothing is dropped in silence: a row is a product or it is in `rejected` with a reason.
+No row is dropped without a reason: each is a product, or it is in `rejected`.
 """
 
 import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from utils.cli import UserError, counted
 from utils.files import list_files
+from utils.hub import hub_failure
 from utils.tables import canonical, clean_cell, decode_lines, fit_cells, split_records
+
+if TYPE_CHECKING:
+    import datasets
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CONVERT = "convert it to JPEG: on a Mac `sips -s format jpeg a.heic --out a.jpg`, elsewhere `heif-convert a.heic a.jpg`"
-NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufffd]")  # control characters, and bytes that stand for none
+NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufffd]")  # control characters, and bytes that could not be decoded
+FILE_NAME = re.compile(r"\w[\w.-]*")
+Attributes = dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A catalogue to read. `flag` named it, for messages; without `images_needed` a table alone will do."""
+
+    name: str  # a folder or a hub id
+    flag: str = "--catalogue"
+    image_column: str | None = None  # default: file_name of an imagefolder, image of a hub dataset
+    caption_column: str = "text"
+    config: str | None = None  # of a hub dataset, as `split`
+    split: str = "train"
+    images_needed: bool = True
+
+
+@dataclass(frozen=True)
+class Product:
+    id: str
+    row: int | str  # the line of its table, the row of a hub dataset, or the file's name
+    image: Path | int  # a file, or a row of Catalogue.dataset
+    text: str | None  # its own caption
+    attributes: Attributes
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row or file that is left out. Reasons are few, to count by; the detail is of this one."""
+
+    id: str
+    row: int | str
+    reason: str
+    detail: str = ""
+    attributes: Attributes = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        detail = f" – {self.detail}" if self.detail else ""
+        return f"{self.id or '?'} (row {self.row}): {self.reason}{detail}"
 
 
 @dataclass
 class Catalogue:
     kind: str
     columns: list[str] = field(default_factory=list)
-    products: list[dict] = field(default_factory=list)  # {"id", "row", "image": Path or index, "text", "attributes"}
-    rejected: list[dict] = field(default_factory=list)  # {"id", "row", "reason", "detail", "attributes"}
+    products: list[Product] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a person should know
     rows: int = 0
-    recovered: list[int] = field(default_factory=list)  # line numbers
-    dataset: object = None  # of the hub: where `image` is an index
+    recovered: list[int | str] = field(default_factory=list)  # line numbers
+    dataset: "datasets.Dataset | None" = None  # of the hub: `image` is a row of it
 
-    def reject(self, product_id: str, row: int | str, reason: str, detail: str = "", attributes: dict | None = None):
-        entry = {"id": product_id, "row": row, "reason": reason, "detail": detail, "attributes": attributes or {}}
-        self.rejected.append(entry)
+    def reject(
+        self, product_id: str, row: int | str, reason: str, detail: str = "", attributes: Attributes | None = None
+    ) -> None:
+        self.rejected.append(Rejected(product_id, row, reason, detail, attributes or {}))
 
-    def note_names(self, what: str, names: list[str]):
+    def note_names(self, what: str, names: list[str]) -> None:
         if names:
             more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
             self.notes.append(f"{what}: {', '.join(names[:12])}{more}")
@@ -44,19 +90,30 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_TYPES)
 
 
-def left_out(product: dict, reason: str, detail: str = "") -> dict:
-    """The entry in `rejected` for a product."""
-    return {key: product[key] for key in ("id", "row", "attributes")} | {"reason": reason, "detail": detail}
+def reject_product(product: Product, reason: str, detail: str = "") -> Rejected:
+    return Rejected(product.id, product.row, reason, detail, product.attributes)
 
 
-def fault_line(entry: dict) -> str:
-    """What was left out, and why."""
-    detail = f" – {entry['detail']}" if entry["detail"] else ""
-    return f"{entry['id'] or '?'} (row {entry['row']}): {entry['reason']}{detail}"
+def read_catalogue(source: Source) -> Catalogue:
+    """The catalogue; of several layouts styles.csv comes first, then metadata.*, what `datasets` saved, and images."""
+    folder = Path(source.name)
+    if folder.is_file():
+        raise UserError(f"{source.flag} {source.name}: is a file; give the folder it is in")
+    if folder.is_dir():
+        if (folder / "styles.csv").exists():
+            return read_styles(source)
+        tables = [path for path in sorted(folder.glob("metadata.*")) if path.suffix in (".jsonl", ".csv")]
+        tables = tables or [path for path in sorted(folder.glob("*/metadata.*")) if path.suffix in (".jsonl", ".csv")]
+        if tables:
+            return read_imagefolder(tables, source)
+        saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+        if not saved and not any(folder.rglob("*.parquet")):
+            return read_folder(source)
+    return read_hub(source)
 
 
-def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag: str) -> list[tuple[int, dict]]:
-    """(line number, row) of a CSV file, each damage mended or told in `catalogue`; every row must have a `key`."""
+def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag: str) -> list[tuple[int, Attributes]]:
+    """(line number, row) of a CSV file, damage repaired or noted in `catalogue`; every row has a `key`."""
     lines, odd = decode_lines(path.read_bytes())
     header = split_records(lines[:1], 1)
     columns = [canonical(cell) for cell in header[0][1]] if header else []
@@ -74,8 +131,9 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
     for line, cells in records:
         fitted, repaired = fit_cells(cells, columns, free)
         if fitted is None:
-            detail = f"{len(cells)} cells, expected {len(columns)}"
-            catalogue.reject(cells[0].strip(), line, "row can't be read", detail)
+            catalogue.reject(
+                cells[0].strip(), line, "row can't be read", f"{len(cells)} cells, expected {len(columns)}"
+            )
             continue
         if repaired:
             catalogue.recovered.append(line)
@@ -88,88 +146,7 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
     return rows
 
 
-def read_styles(folder: Path, flag: str = "--catalogue") -> Catalogue:
-    """styles.csv and images/<id>.jpg, the layout of the Fashion Product Images dataset."""
-    catalogue = Catalogue("styles.csv")
-    rows = read_table(folder / "styles.csv", "id", "name", catalogue, flag)
-    images = folder / "images"
-    if not images.is_dir():
-        raise UserError(f"{flag} {folder}: there is a styles.csv but no folder images/ beside it; put the images there")
-    by_name, by_stem = {}, {}
-    for name in list_files(images):
-        if is_image(name):
-            by_name[name] = images / name
-            by_stem.setdefault(name.rpartition(".")[0], images / name)
-    seen, used = {}, set()
-    for line, row in rows:
-        product_id = row.pop("id")
-        attributes = {key: value for key, value in row.items() if key != "image"}
-        if product_id in seen:
-            first, values = seen[product_id]
-            reason = "row given twice" if values == row else "id used twice"
-            catalogue.reject(product_id, line, reason, f"kept line {first}", attributes)
-            continue
-        seen[product_id] = line, row
-        if not re.fullmatch(r"\w[\w.-]*", product_id):
-            catalogue.reject(product_id, line, "id is no file name", "expected letters, digits, - and _", attributes)
-            continue
-        image = by_name.get(row.get("image")) or by_stem.get(product_id)
-        if image is None:
-            catalogue.reject(product_id, line, "no image", f"no images/{product_id}.jpg, .png or .webp", attributes)
-            continue
-        used.add(image)
-        catalogue.products.append(
-            {"id": product_id, "row": line, "image": image, "text": None, "attributes": attributes}
-        )
-    if unused := len(by_name) - len(used):
-        catalogue.notes.append(f"images/ holds {counted(unused, 'image')} of no product")
-    return catalogue
-
-
-def _add_image(catalogue: Catalogue, taken: set[str], name: str, row, image, text, attributes: dict) -> None:
-    """A product named after its file; `a.png` beside `a.jpg` becomes `a-png`."""
-    stem, _, ending = name.rpartition(".")
-    stem = re.sub(r"[^\w.-]+", "_", stem).lstrip("._-") or "picture"
-    product_id = stem if stem.lower() not in taken else f"{stem}-{ending}"
-    while product_id.lower() in taken:  # not by chance: a name given twice, or one that differs in case only
-        product_id += "-2"
-    taken.add(product_id.lower())
-    catalogue.products.append({"id": product_id, "row": row, "image": image, "text": text, "attributes": attributes})
-
-
-def read_imagefolder(
-    tables: list[Path], image_column: str, caption_column: str, flag: str = "--catalogue"
-) -> Catalogue:
-    """Folders with metadata.jsonl or metadata.csv, whose `file_name` is relative to the table's own folder."""
-    catalogue = Catalogue("imagefolder")
-    taken, listed = set(), {}
-    for table in tables:
-        prefix = f"{table.parent.name}/" if len(tables) > 1 else ""
-        files = list_files(table.parent)
-        if table.suffix == ".csv":
-            rows = read_table(table, image_column, caption_column, catalogue, flag)
-        else:
-            rows = _read_jsonl(table, image_column, catalogue)
-        for line, row in rows:
-            name, row_id = row.pop(image_column), f"{prefix}{table.name}:{line}" if prefix else line
-            text = row.pop(caption_column, None)
-            attributes = {key: value for key, value in row.items() if key != "id"}
-            if name not in files:
-                catalogue.reject(name, row_id, "no image", f"{table.parent.name}/{name} is not there", attributes)
-            elif (table, name) in listed:
-                catalogue.reject(name, row_id, "row given twice", f"kept line {listed[table, name]}", attributes)
-            else:
-                listed[table, name] = line
-                base = name.removeprefix("images/") if not prefix else name.rpartition("/")[2]
-                _add_image(catalogue, taken, base, row_id, table.parent / name, text, attributes)
-    used = {one["image"] for one in catalogue.products}
-    for folder in dict.fromkeys(table.parent for table in tables):
-        unlisted = [name for name in list_files(folder) if is_image(name) and folder / name not in used]
-        catalogue.note_names(f"images without a line in {folder.name}/metadata", unlisted)
-    return catalogue
-
-
-def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, dict]]:
+def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, Attributes]]:
     rows = []
     for line, text in enumerate(decode_lines(table.read_bytes())[0], 1):
         if not text.strip():
@@ -186,10 +163,90 @@ def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, 
     return rows
 
 
-def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
-    """Images with their captions in <name>.txt beside them."""
-    catalogue = Catalogue("image folder")
-    taken, files, other = set(), list_files(folder), Counter()
+def read_styles(source: Source) -> Catalogue:
+    """styles.csv and images/<id>.jpg, the layout of the Fashion Product Images dataset."""
+    folder, catalogue = Path(source.name), Catalogue("styles.csv")
+    rows = read_table(folder / "styles.csv", "id", "name", catalogue, source.flag)
+    if not (folder / "images").is_dir():
+        if source.images_needed:
+            where = f"{source.flag} {folder}: there is a styles.csv but no folder images/ beside it"
+            raise UserError(f"{where}; put the images there")
+        catalogue.notes.append("there is no folder images/ beside styles.csv")
+    by_name = {name: folder / "images" / name for name in list_files(folder / "images") if is_image(name)}
+    by_stem: dict[str, Path] = {}
+    for name, path in by_name.items():
+        by_stem.setdefault(name.rpartition(".")[0], path)
+    seen: dict[str, tuple[int, Attributes]] = {}
+    for line, row in rows:
+        product_id = row.pop("id")
+        attributes = {key: value for key, value in row.items() if key != "image"}
+        image = by_name.get(row.get("image")) or by_stem.get(product_id)
+        if product_id in seen:
+            first, values = seen[product_id]
+            reason = "row given twice" if values == row else "id used twice"
+            catalogue.reject(product_id, line, reason, f"kept line {first}", attributes)
+            continue
+        seen[product_id] = line, row
+        if not FILE_NAME.fullmatch(product_id):
+            catalogue.reject(product_id, line, "id is no file name", "expected letters, digits, - and _", attributes)
+        elif image is None:
+            catalogue.reject(product_id, line, "no image", f"no images/{product_id}.jpg, .png or .webp", attributes)
+        else:
+            catalogue.products.append(Product(product_id, line, image, None, attributes))
+    if unused := len(by_name) - len({one.image for one in catalogue.products}):
+        catalogue.notes.append(f"images/ holds {counted(unused, 'image')} of no product")
+    return catalogue
+
+
+def _name_product(name: str, taken: set[str]) -> str:
+    """An id from a file's name, which joins `taken`; `a.png` beside `a.jpg` is `a-png`."""
+    stem, _, ending = name.rpartition(".")
+    stem = re.sub(r"[^\w.-]+", "_", stem).lstrip("._-") or "picture"
+    product_id = stem if stem.lower() not in taken else f"{stem}-{ending}"
+    while product_id.lower() in taken:  # a name given twice, or one that differs in case only
+        product_id += "-2"
+    taken.add(product_id.lower())
+    return product_id
+
+
+def read_imagefolder(tables: list[Path], source: Source) -> Catalogue:
+    """Folders with metadata.jsonl or metadata.csv, whose `file_name` is relative to the table's own folder."""
+    catalogue, key, caption_column = Catalogue("imagefolder"), source.image_column or "file_name", source.caption_column
+    caption_column = canonical(caption_column)
+    taken: set[str] = set()
+    for table in tables:
+        folder, files = table.parent, list_files(table.parent)
+        listed: dict[str, int] = {}
+        prefix = f"{folder.name}/" if len(tables) > 1 else ""
+        if table.suffix == ".csv":
+            rows = read_table(table, key, caption_column, catalogue, source.flag)
+        else:
+            rows = _read_jsonl(table, key, catalogue)
+        for line, row in rows:
+            name, row_id = row.pop(key), f"{prefix}{table.name}:{line}" if prefix else line
+            text = row.pop(caption_column, None)
+            attributes = {column: value for column, value in row.items() if column != "id"}
+            if name not in files:
+                catalogue.reject(name, row_id, "no image", f"{folder.name}/{name} is not there", attributes)
+            elif name in listed:
+                catalogue.reject(name, row_id, "row given twice", f"kept line {listed[name]}", attributes)
+            else:
+                listed[name] = line
+                base = name.rpartition("/")[2] if prefix else name.removeprefix("images/")
+                catalogue.products.append(Product(_name_product(base, taken), row_id, folder / name, text, attributes))
+    used = {one.image for one in catalogue.products}
+    for folder in dict.fromkeys(table.parent for table in tables):
+        unlisted = [name for name in list_files(folder) if is_image(name) and folder / name not in used]
+        catalogue.note_names(f"images without a line in {folder.name}/metadata", unlisted)
+    return catalogue
+
+
+def read_folder(source: Source) -> Catalogue:
+    """Images with their captions in <name>.txt beside them; refuses a folder that holds neither."""
+    folder, catalogue = Path(source.name), Catalogue("image folder")
+    taken: set[str] = set()
+    files = list_files(folder)
+    other: Counter[str] = Counter()
     for name in files:
         stem, dot, ending = name.rpartition(".")
         if is_image(name):
@@ -198,7 +255,8 @@ def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
             if odd := NO_TEXT.search(text or ""):
                 catalogue.reject(name, name, "caption is no text", f"{stem}.txt holds {odd[0]!r}; remove or rewrite it")
             else:
-                _add_image(catalogue, taken, name, name, folder / name, clean_cell(text), {})
+                product_id = _name_product(name, taken)
+                catalogue.products.append(Product(product_id, name, folder / name, clean_cell(text), {}))
         elif ending.lower() in ("heic", "heif"):
             catalogue.reject(name, name, "HEIC is not read", CONVERT)
         elif ending != "txt":
@@ -207,17 +265,82 @@ def read_folder(folder: Path, flag: str = "--catalogue") -> Catalogue:
         name = link.relative_to(folder).as_posix()
         catalogue.reject(name, name, "broken link", f"{os.readlink(link)} is not there")
     stems = {name.rpartition(".")[0] for name in files if not name.endswith(".txt")}
-    lone = [name for name in files if name.endswith(".txt") and name.removesuffix(".txt") not in stems]
-    catalogue.note_names("captions without an image", lone)
+    unused = [name for name in files if name.endswith(".txt") and name.removesuffix(".txt") not in stems]
+    catalogue.note_names("captions without an image", unused)
     if other:
         counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(other.items()))
-        catalogue.notes.append(f"other files left alone: {counts}")
+        catalogue.notes.append(f"other files, not read: {counts}")
     if not (catalogue.products or catalogue.rejected):
         tables = ", ".join(name for name in files if name.endswith(".csv"))
         hint = f"found {tables or counted(len(files), 'other file')}" if files else "it is empty"
-        raise UserError(
-            f"{flag} {folder}: {hint}; expected styles.csv + images/, a metadata.jsonl or .csv, or images "
-            f"({', '.join(IMAGE_TYPES)})"
-        )
+        expected = f"styles.csv + images/, a metadata.jsonl or .csv, or images ({', '.join(IMAGE_TYPES)})"
+        raise UserError(f"{source.flag} {folder}: {hint}; expected {expected}")
     catalogue.rows = len(catalogue.products) + len(catalogue.rejected)
     return catalogue
+
+
+def _load_dataset(source: Source) -> "datasets.Dataset":
+    """A split of a dataset of the hub, or of a folder that `datasets` has saved or can load."""
+    name, path = source.name, Path(source.name)
+    if not path.exists() and (name.count("/") != 1 or name[0] in "./~" or path.parent.is_dir()):
+        raise UserError(f"{source.flag} {name}: no such folder (a hub dataset is named owner/name)")
+    import datasets  # after the check of the name: the import takes seconds
+
+    try:
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            dataset = datasets.load_from_disk(name)
+            return dataset[source.split] if isinstance(dataset, datasets.DatasetDict) else dataset
+        return datasets.load_dataset(name, source.config, split=source.split)
+    except Exception as error:  # of the network, the hub, the loader: a dozen types
+        flag = " (--dataset_split)" if source.flag == "--catalogue" else ""
+        what = f"its split {source.split}{flag} can't be read" if path.exists() else "no such folder; as a hub id"
+        raise UserError(f"{source.flag} {name}: {what}: {hub_failure(error)}") from error
+
+
+def read_hub(source: Source) -> Catalogue:
+    """A dataset that `datasets` can load; images are read when they are needed."""
+    dataset, image_column = _load_dataset(source), source.image_column or "image"
+    import datasets
+
+    if image_column not in dataset.column_names:
+        names = ", ".join(dataset.column_names)
+        raise UserError(f"--image_column {image_column}: {source.name} has the columns {names}")
+    catalogue = Catalogue("datasets", columns=list(dataset.column_names), rows=len(dataset))
+    catalogue.dataset = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
+    caption_column = canonical(source.caption_column)
+    seen: dict[str, int] = {}
+    for index, row in enumerate(_plain_rows(dataset, image_column, caption_column)):
+        text = row.pop(caption_column, None)
+        attributes = {key: clean_cell(value) for key, value in row.items()}
+        product_id = attributes.pop("id", None) or f"{index:06d}"
+        text = clean_cell(text[0] if isinstance(text, list) and text else text)
+        if product_id in seen:
+            catalogue.reject(product_id, index, "id used twice", f"kept row {seen[product_id]}", attributes)
+        elif not FILE_NAME.fullmatch(product_id):
+            catalogue.reject(product_id, index, "id is no file name", "expected letters, digits, - and _", attributes)
+        else:
+            seen[product_id] = index
+            catalogue.products.append(Product(product_id, index, index, text, attributes))
+    return catalogue
+
+
+def _plain_rows(dataset: "datasets.Dataset", image_column: str, caption_column: str) -> Iterable[dict[str, Any]]:
+    """The rows without their images, and without embeddings and boxes, which are no attributes; classes by name."""
+    import datasets
+
+    plain = (datasets.Value, datasets.ClassLabel)
+    features = dataset.features.items()
+    columns = [key for key, kind in features if isinstance(kind, plain) or canonical(key) == caption_column]
+    table = dataset.select_columns([key for key in columns if key != image_column])
+    classes = {key: value for key, value in table.features.items() if isinstance(value, datasets.ClassLabel)}
+    for row in table if table.column_names else ({} for _ in range(len(dataset))):
+        named = {key: classes[key].int2str(v) if key in classes and v is not None else v for key, v in row.items()}
+        yield {canonical(key): value for key, value in named.items()}
+
+
+def image_source(dataset: "datasets.Dataset | None", image: Path | int) -> Path | bytes:
+    """Where a product's image is: its file, or the encoded bytes in a row of `Catalogue.dataset`."""
+    if isinstance(image, Path):
+        return image
+    cell = next(iter(dataset[image].values())) or {}
+    return cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")

@@ -1,6 +1,6 @@
-"""Faces: found with OpenCV's YuNet, framed as head and shoulders, and told apart by SFace or an insightface pack.
+"""Faces: found by OpenCV's YuNet, framed as head and shoulders, and compared by SFace or an insightface pack.
 
-The models are ONNX files that this project does not bring along: from a path, or taken from the hub.
+The models are ONNX files that are not part of this project: give a path, or let them be downloaded from the hub.
 """
 
 import argparse
@@ -8,14 +8,14 @@ import logging
 from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from utils.cli import UserError
-from utils.hub import hub_failure, without_retries_told
+from utils.hub import hub_failure, quiet_hub
 
 logger = logging.getLogger(__name__)
 # 2023mar has a fixed input of 640x640. Of 2026may the weights are the same, and any input will do.
@@ -23,10 +23,10 @@ ON_HUB = {
     "yunet": ("opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"),
     "sface": ("opencv/face_recognition_sface", "face_recognition_sface_2021dec.onnx"),
 }
-SIDE = 640  # of what the detector is given, so that files of a fixed input serve too
-# YuNet knows faces of about 10 to 300 pixels: the smaller look finds those that fill a photo.
+SIDE = 640  # pixels, of the detector's input: files with a fixed input take no other
+# YuNet finds faces of about 10 to 300 pixels: the smaller size is for those that fill a photo.
 LOOKS = (640, 320)
-DETECTOR, EMBEDDER = "--face_detector", "--face_embedder"
+FLAGS = {"yunet": "--face_detector", "sface": "--face_embedder"}
 SCORE, OVERLAP = 0.9, 0.3  # OpenCV's own limits for YuNet
 # The cosine from which two faces count as one person's, by number of features. SFace: OpenCV's. 512: the upper limit
 # in insightface's web demo of buffalo_l.
@@ -44,20 +44,23 @@ ABOVE = 0.55  # of the face's height: hair
 SECOND = 0.25  # of the largest face's area: smaller ones are the background's
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+Model = TypeVar("Model")
+
+
 class Face(NamedTuple):
-    box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels; may reach beyond the image
-    landmarks: tuple[
-        tuple[float, float], ...
-    ]  # eye, eye, nose, corner, corner of the mouth; the left of the image first
+    box: Box  # may reach beyond the image
+    # Eye, eye, nose, corner and corner of the mouth; the left of the image first.
+    landmarks: tuple[tuple[float, float], ...]
     score: float
 
 
 class Faces(NamedTuple):
-    """The models; None for what was not asked for."""
+    """The models; None for those that are not named."""
 
     detector: "cv2.FaceDetectorYN | None"
     detector_file: Path | None
-    network: "cv2.FaceRecognizerSF | cv2.dnn.Net | None"
+    network: Any  # cv2.FaceRecognizerSF or cv2.dnn.Net
     embedder: str | None  # sface or insightface
     embedder_file: Path | None
     threshold: float | None  # the embedder's published one, of a cosine
@@ -71,7 +74,7 @@ def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: 
             "--face_crop",
             action=OnOff,
             default=False,
-            help="keep head and shoulders; detector: `yunet`, if none is named",
+            help="keep head and shoulders; --face_detector: `yunet`, if none is named",
         )
     if embedder:
         group.add_argument(
@@ -83,28 +86,26 @@ def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: 
 
 def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
     """The models that are named: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
-    found = network = kind = threshold = None
     without = NO_IDENTITY if embedder else NO_FACE
-    paths = [
-        None if name is None else _locate(name, flag, default, without)
-        for name, flag, default in ((detector, DETECTOR, "yunet"), (embedder, EMBEDDER, "sface"))
-    ]
-    if paths[0]:
-        found = _open(paths[0], DETECTOR, "yunet", without, _open_detector)
-    if paths[1]:
-        network, features = _open(paths[1], EMBEDDER, "sface", without, _open_embedder)
-        if features not in KINDS:
-            known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
-            raise UserError(f"{EMBEDDER} {embedder}: gives {features} features; expected {known}")
-        kind, threshold = KINDS[features]
-        if kind == "insightface":
-            logger.warning("%s %s: %s", EMBEDDER, embedder, LICENCE)
-    return Faces(found, paths[0], network, kind, paths[1], threshold)
+    detector_file = _locate(detector, "yunet", without) if detector else None
+    embedder_file = _locate(embedder, "sface", without) if embedder else None
+    found = _open(detector_file, "yunet", without, _open_detector) if detector_file else None
+    if not embedder_file:
+        return Faces(found, detector_file, None, None, None, None)
+    network, features = _open(embedder_file, "sface", without, _open_embedder)
+    if features not in KINDS:
+        known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
+        raise UserError(f"{FLAGS['sface']} {embedder}: gives {features} features; expected {known}")
+    kind, threshold = KINDS[features]
+    if kind == "insightface":
+        logger.warning("%s %s: %s", FLAGS["sface"], embedder, LICENCE)
+    return Faces(found, detector_file, network, kind, embedder_file, threshold)
 
 
-def _locate(name: str, flag: str, default: str, without: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir() and default == "yunet":
+def _locate(name: str, kind: str, without: str) -> Path:
+    """The file of a model of this kind (yunet or sface), from the hub if need be."""
+    path, flag = Path(name).expanduser(), FLAGS[kind]
+    if path.is_dir() and kind == "yunet":
         raise UserError(f"{flag} {name}: is a folder; give the .onnx file itself")
     if path.is_dir():
         packs = [one for pattern in ("w600k_*.onnx", "glint360k_*.onnx") for one in sorted(path.glob(pattern))]
@@ -115,39 +116,38 @@ def _locate(name: str, flag: str, default: str, without: str) -> Path:
         return path
     parts = name.split("/")
     if name not in ON_HUB and (len(parts) < 3 or not name.endswith(".onnx") or name[0] in "./~"):
-        raise UserError(f"{flag} {name}: no such file; {_advice(flag, default, without)}")
+        raise UserError(f"{flag} {name}: no such file; {_advice(kind, without)}")
     repository, file = ON_HUB.get(name, ("/".join(parts[:2]), "/".join(parts[2:])))
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     if isinstance(cached := try_to_load_from_cache(repository, file), str):
         return Path(cached)
-    logger.warning("%s %s: is asked of the hub, as %s/%s", flag, name, repository, file)
+    logger.warning("%s %s: downloading %s/%s from the hub", flag, name, repository, file)
     try:
-        with without_retries_told():
+        with quiet_hub():
             return Path(hf_hub_download(repository, file))
     except Exception as error:  # of the network, the hub, the cache
-        raise UserError(f"{flag} {name}: {hub_failure(error)}; {_advice(flag, default, without)}") from error
+        raise UserError(f"{flag} {name}: {hub_failure(error)}; {_advice(kind, without)}") from error
 
 
-def _advice(flag: str, default: str, without: str) -> str:
-    repository, file = ON_HUB[default]
-    return f"get {file} from huggingface.co/{repository} and give its path with {flag}; {without}"
+def _advice(kind: str, without: str) -> str:
+    repository, file = ON_HUB[kind]
+    return f"get {file} from huggingface.co/{repository} and give its path with {FLAGS[kind]}; {without}"
 
 
-def _open(path: Path, flag: str, kind: str, without: str, opener: Callable):
-    """What OpenCV makes of the file; an error that says what the file is where it can't."""
-    start = path.read_bytes()[:40]
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{flag} {path}: is a pointer of Git LFS, not the model; download the file itself (`git lfs pull`)"
-        )
+def _open(path: Path, kind: str, without: str, opener: Callable[[Path], Model]) -> Model:
+    """The model that OpenCV reads from the file; refuses what is no such model."""
+    flag = FLAGS[kind]
+    if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
+        what = "is a pointer of Git LFS, not the model; download the file itself (`git lfs pull`)"
+        raise UserError(f"{flag} {path}: {what}")
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # OpenCV 5 warns of each model that it opens
     try:
         return opener(path)
     except cv2.error as error:
         named = {"yunet": "a YuNet model", "sface": "a model of SFace or insightface"}[kind]
-        raise UserError(f"{flag} {path}: is not {named} that OpenCV can use; {_advice(flag, kind, without)}") from error
+        raise UserError(f"{flag} {path}: is not {named} that OpenCV can use; {_advice(kind, without)}") from error
     finally:
         cv2.utils.logging.setLogLevel(level)
 
@@ -158,7 +158,8 @@ def _open_detector(path: Path) -> "cv2.FaceDetectorYN":
     return detector
 
 
-def _open_embedder(path: Path) -> tuple:
+def _open_embedder(path: Path) -> tuple[Any, int]:
+    """The network, and how many features it gives."""
     network = cv2.dnn.readNetFromONNX(str(path))
     features = _embed_pack(network, np.zeros((112, 112, 3), np.uint8)).size
     return (cv2.FaceRecognizerSF.create(str(path), "") if features == 128 else network), features
@@ -169,7 +170,7 @@ def find_faces(faces: Faces, image: Image.Image) -> list[Face]:
     found: list[Face] = []
     for look in LOOKS:
         scale = min(1.0, look / max(image.size))
-        if look != LOOKS[0] and max(image.size) <= look:  # it was seen at that size already
+        if look != LOOKS[0] and max(image.size) <= look:  # it has been searched at that size
             continue
         size = [max(1, round(side * scale)) for side in image.size]
         canvas = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -186,16 +187,16 @@ def find_faces(faces: Faces, image: Image.Image) -> list[Face]:
 
 
 def large_faces(found: list[Face]) -> list[Face]:
-    """Those of about the size of the largest, which is the first."""
+    """Those of about the size of the largest, which is the first of `found`."""
     return [one for one in found if area(one.box) >= SECOND * area(found[0].box)]
 
 
-def area(box: tuple[float, float, float, float]) -> float:
+def area(box: Box) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
-def overlap(one: tuple, other: tuple) -> float:
-    """The share of two boxes' common area in all that they cover."""
+def overlap(one: Box, other: Box) -> float:
+    """The boxes' common area as a share of the area that they cover together."""
     both = area((max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])))
     return both / max(1e-9, area(one) + area(other) - both)
 

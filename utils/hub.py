@@ -1,16 +1,18 @@
-"""What a library's error means when something of the hub can't be had: one clear line."""
+"""Errors of the hub and of libraries that load from it, as one clear line."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from utils.cli import UserError
 
+Loaded = TypeVar("Loaded")
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
 
 
-def load_named(flag: str, name: str, kind: str, load: Callable):
-    """What `load` returns; where a folder or hub id holds no such thing, whatever a library says of it is one line."""
+def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded]) -> Loaded:
+    """What `load` returns; an error of any library is one line that names the flag and what was expected."""
     here = Path(name).is_dir()
     if not here and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
@@ -22,8 +24,8 @@ def load_named(flag: str, name: str, kind: str, load: Callable):
 
 
 @contextlib.contextmanager
-def without_retries_told() -> Iterator[None]:
-    """The hub's library tells each of its attempts in two lines; what came of them is told once, by `hub_failure`."""
+def quiet_hub() -> Iterator[None]:
+    """Without the library's two lines for each attempt to reach the hub; `hub_failure` says once why it failed."""
     from huggingface_hub.utils import logging as hub_logging
 
     level = hub_logging.get_verbosity()
@@ -35,11 +37,11 @@ def without_retries_told() -> Iterator[None]:
 
 
 def hub_failure(error: Exception) -> str:
-    """Why a repository could not be read; the error itself may be the last of several that follow from one another."""
+    """Why a repository could not be read; the error may be the last of a chain."""
     from datasets.exceptions import DatasetNotFoundError  # here, since these imports take seconds
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
-    cause = error
+    cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (RepositoryNotFoundError, DatasetNotFoundError)):  # a gated one is a kind of the first
             return "the hub has no such repository, or it is private or gated: then log in with `hf auth login`"

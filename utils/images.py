@@ -1,10 +1,11 @@
-"""Images: read from disk the right way, checked, fitted, compared; grids to look at; the object and its colour."""
+"""Images: read from disk, checked, fitted to a size and compared; labelled grids; the colour of the object."""
 
 import io
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -12,10 +13,11 @@ from scipy import fft, ndimage
 
 MOST_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
+ImageSource = Path | Callable[[], Path | bytes]  # a file, or what fetches the encoded bytes of a hub dataset
 
 
 class BadImage(Exception):
-    """An image that can't be used: `reason` in a few words that one can count by, `detail` for this one."""
+    """An image that can't be used: `reason` is one of a few, to count by; `detail` is of this image."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -37,7 +39,7 @@ def read_image(
     if not data:
         raise BadImage("empty file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs (refused below) and of damaged EXIF (of no consequence)
+        warnings.simplefilter("ignore")  # of bombs (refused below) and of damaged EXIF (ignored)
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             size = image.size
@@ -64,12 +66,12 @@ def read_image(
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF that can't be read tells nothing about the rotation
+    except Exception:  # damaged EXIF: the rotation is unknown
         return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB: transparency on white, 16-bit scaled and not clipped."""
+    """An image of any mode as 8-bit RGB: transparency on white, 16-bit scaled and not clipped."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         top = 65535 if values.max() > 255 else 255
@@ -81,34 +83,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_blank(image: Image.Image, deviation: float = 3.0) -> bool:
-    """Whether an image is of one colour but for noise; a white shoe on white is not."""
+    """Whether an image is of one colour except for noise; a white shoe on white is not."""
     pixels = np.asarray(image.resize((48, 48), Image.Resampling.BOX), dtype=np.float64)
     return bool(pixels.reshape(-1, 3).std(0).max() < deviation)
-
-
-def foreground_box(image: Image.Image, margin: float = 0.05) -> tuple[int, int, int, int]:
-    """The box around all that has edges, with a margin of its longer side; the whole image where nothing has.
-
-    Edges and not colours: the backgrounds of product photos are often gradients, as bright as a part of the object.
-    """
-    scale = min(1, 256 / max(image.size))
-    small = image.resize([max(2, round(side * scale)) for side in image.size], Image.Resampling.BOX)
-    pixels = np.asarray(small, dtype=np.int16)
-    down, across = np.abs(np.diff(pixels, axis=0))[:, :-1], np.abs(np.diff(pixels, axis=1))[:-1]
-    edges = np.maximum(down, across).max(2) > 8
-    ys, xs = np.flatnonzero(edges.sum(1) >= 2), np.flatnonzero(edges.sum(0) >= 2)
-    if not (len(ys) and len(xs)):
-        return (0, 0, *image.size)
-    room = margin * max(xs[-1] - xs[0], ys[-1] - ys[0])
-    left, top = ((first - room) / scale for first in (xs[0], ys[0]))
-    right, bottom = ((last + 2 + room) / scale for last in (xs[-1], ys[-1]))
-    width, height = image.size
-    return (
-        max(0, math.floor(left)),
-        max(0, math.floor(top)),
-        min(width, math.ceil(right)),
-        min(height, math.ceil(bottom)),
-    )
 
 
 def crop_centre(image: Image.Image) -> Image.Image:
@@ -120,7 +97,7 @@ def crop_centre(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
-    """The whole image in a square, aspect kept (Lanczos); the rest in a colour, or as the `edge` beside it."""
+    """The whole image in a square, aspect kept (Lanczos); the rest in a colour, or for `edge` like the border."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -139,14 +116,14 @@ def _extend(lines: np.ndarray, before: int, after: int) -> np.ndarray:
 
 
 def _background(line: np.ndarray) -> np.ndarray:
-    """A border line as the background it shows: a smooth gradient as it runs, its median where an object touches it."""
+    """A border line as background: smoothed if it is a gradient, its median colour if an object touches it."""
     smooth = ndimage.uniform_filter1d(line.astype(np.float64), max(3, len(line) // 16), axis=0, mode="nearest")
     plain = np.abs(line - smooth).max() < 16
     return (smooth if plain else np.broadcast_to(np.median(line, axis=0), line.shape)).round().astype(np.uint8)
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """256 bits (4 uint64): the signs, about their median, of the 16x16 lowest frequencies of the brightness."""
+    """256 bits (4 uint64): which of the 16x16 lowest frequencies of the brightness are above their median."""
     grey = np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BOX), dtype=np.float64)
     waves = fft.dctn(grey)[:16, :16].ravel()
     waves[0] = 0  # overall brightness says nothing about the image
@@ -154,38 +131,14 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
 
 
 def colour_thumb(image: Image.Image) -> np.ndarray:
-    """16x16x3 values: what tells the same shoe in another colour from the same photo, which the hash can't."""
+    """16x16x3 values, which differ between a shoe in two colours; the hash does not."""
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).ravel()
 
 
-def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float) -> list[tuple[int, int, int, float]]:
-    """(i, j, bits that differ, mean difference in colour) of the pairs within both limits, the nearest first.
-
-    Of identical ones only the first is compared with others, and the rest are paired with it: a placeholder that stands
-    in for thousands of missing photos would make millions of pairs.
-    """
-    first, pairs = {}, []
-    for index, key in enumerate(zip(map(bytes, hashes), map(bytes, thumbs))):
-        if first.setdefault(key, index) != index:
-            pairs.append((first[key], index, 0, 0.0))
-    unlike = np.array(list(first.values()), dtype=np.intp)
-    codes = hashes[unlike]
-    for start in range(0, len(codes), 64):  # in blocks: all pairs at once would need gigabytes
-        block = codes[start : start + 64, None] ^ codes[None, start:]
-        distance = np.bitwise_count(block).sum(2, dtype=np.uint16)
-        for row, column in zip(*np.nonzero(distance <= bits)):
-            if row < column:
-                i, j = int(unlike[start + row]), int(unlike[start + column])
-                apart = float(np.abs(thumbs[i].astype(np.int16) - thumbs[j]).mean())
-                if apart <= colour:
-                    pairs.append((i, j, int(distance[row, column]), round(apart, 2)))
-    return sorted(pairs, key=lambda pair: (pair[2], pair[3], pair[:2]))
-
-
 def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:
-    """Equal-sized images side by side on white, each with its label beneath, in as many lines as it needs."""
+    """Images of one size in a grid on white, each with its label below it, in as many lines as it needs."""
     width, height = images[0].size
-    font = ImageFont.load_default(max(9, width // 14))
+    font: Any = ImageFont.load_default(max(9, width // 14))
     texts = [wrap_text(label, font, width) for label in labels or [""] * len(images)]
     line = font.size + 3
     text = line * max(len(lines) for lines in texts) + 4 if labels else 0
@@ -201,7 +154,7 @@ def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None 
 
 
 def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 4) -> list[str]:
-    """The text in lines no wider than `width`; what does not fit in that many ends in an ellipsis."""
+    """The text in `lines` lines of at most `width` pixels; a longer one ends in an ellipsis."""
     made = [""]
     for word in text.split():
         longer = f"{made[-1]} {word}".strip()
@@ -215,14 +168,14 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 
 
 
 def differs_from_border(image: Image.Image, threshold: int = 10) -> np.ndarray:
-    """True where a pixel is not of the border's colour; the inside of a white shoe on white may stay False."""
+    """True where a pixel differs from the border's colour; the inside of a white shoe on white may be False."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return np.abs(pixels - np.median(border, axis=0)).max(2) > threshold
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB 0..255 to CIELAB (D65), where distance is close to what an eye sees."""
+    """sRGB 0..255 to CIELAB (CIE 1976, D65), where a distance is about the difference that an eye sees."""
     linear = np.asarray(rgb, dtype=np.float64) / 255
     linear = np.where(linear > 0.04045, ((linear + 0.055) / 1.055) ** 2.4, linear / 12.92)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -232,7 +185,7 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int]], threshold: int = 10) -> str | None:
-    """The palette's name for most of the object, its lowest 30 % (soles, shadow) left out; None if nothing is seen.
+    """The palette's name for most of the object without its lowest 30 % (soles, shadow); None if there is no object.
 
     A higher threshold leaves out a photo's shadows, and of a white shoe on white all but its edges.
     """
@@ -245,7 +198,7 @@ def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int
     pixels = np.asarray(image.convert("RGB"))[mask]
     if not len(pixels):
         return None
-    distance = np.linalg.norm(_lab(pixels)[:, None] - _lab(list(palette.values()))[None], axis=-1)
+    distance = np.linalg.norm(_lab(pixels)[:, None] - _lab(np.array(list(palette.values())))[None], axis=-1)
     votes = np.bincount(distance.argmin(1), minlength=len(palette))
     return list(palette)[votes.argmax()]
 

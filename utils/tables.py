@@ -1,14 +1,16 @@
-"""The text of a CSV file as rows, whatever was done to it: encodings, torn rows, open quotes, words for nothing."""
+"""The rows of a damaged CSV file: other encodings, torn rows, open quotes, words that mean a missing value.
+
+Not `pandas.read_csv(on_bad_lines=...)`: it reports only rows that are too long, without their line number, fills short
+ones with NaN, loses the rows after an open quote, and reads one encoding per file.
+"""
 
 import csv
 import re
 
-# The names that captions and flags use for the columns of the Fashion Product Images dataset and its kin.
+# The names that captions and flags use for the columns of the Fashion Product Images dataset and similar ones.
 NAMES = {"basecolour": "colour", "basecolor": "colour", "color": "colour", "articletype": "article"}
 NAMES |= {"productdisplayname": "name"}
-NAMES |= {
-    name: name for name in ("id", "article", "colour", "gender", "season", "year", "usage")
-}  # whatever their case
+NAMES |= {name: name for name in ("id", "article", "colour", "gender", "season", "year", "usage")}  # in any case
 MISSING = ("", "na", "n/a", "nan", "none", "null")
 
 
@@ -17,9 +19,9 @@ def canonical(column: str) -> str:
     return NAMES.get(column.strip().lower(), column.strip())
 
 
-def clean_cell(text) -> str | None:
-    """A cell without stray blanks; None where it says nothing; 2012.0, which pandas writes, is 2012."""
-    text = " ".join(str(text if text is not None else "").split())
+def clean_cell(value: object) -> str | None:
+    """A cell's text without stray blanks; None for a missing value; 2012.0, which pandas writes, is 2012."""
+    text = " ".join(str(value if value is not None else "").split())
     return None if text.lower() in MISSING else re.sub(r"^(\d+)\.0$", r"\1", text)
 
 
@@ -38,31 +40,37 @@ def decode_lines(data: bytes) -> tuple[list[str], int]:
 
 
 def split_records(lines: list[str], columns: int) -> list[tuple[int, list[str]]]:
-    """(line number, cells) per record. A quote that is never closed is a plain character and swallows no rows."""
+    """(line number, cells) of each record. A quote that is never closed is a plain character; no row is lost by it."""
     records, at = [], 0
     while at < len(lines):
-        taken = 1
-        while True:  # a quoted cell may hold line ends, but not something that looks like a record of its own
-            chunk = lines[at : at + taken]
-            try:
-                parsed = list(csv.reader([line + "\n" for line in chunk], strict=True))
-                break
-            except csv.Error:
-                after = lines[at + taken : at + taken + 1]
-                if taken == 20 or not after or after[0].count(",") >= columns - 1:
-                    parsed, taken = [lines[at].split(",")], 1
-                    break
-                taken += 1
-        if parsed and parsed[0]:
-            records.append((at + 1, parsed[0]))
+        cells, taken = _split_record(lines, at, columns)
+        if cells:
+            records.append((at + 1, cells))
         at += taken
     return records
 
 
-def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[list[str] | None, bool]:
-    """Cells that match the columns, and whether that took a repair; None where they can't be matched.
+def _split_record(lines: list[str], at: int, columns: int) -> tuple[list[str], int]:
+    """The cells of the record that begins at line `at`, and how many lines it takes.
 
-    Column `free` is free text: unquoted commas in it have torn the row, so it takes what is over; cut off, it is empty.
+    A quoted cell may hold line ends, but no line that looks like a record of its own.
+    """
+    for taken in range(1, 21):
+        try:
+            rows = list(csv.reader([line + "\n" for line in lines[at : at + taken]], strict=True))
+            return (rows[0] if rows else []), taken
+        except csv.Error:
+            after = lines[at + taken : at + taken + 1]
+            if not after or after[0].count(",") >= columns - 1:
+                break
+    return lines[at].split(","), 1
+
+
+def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[list[str] | None, bool]:
+    """Cells that match the columns, and whether that took a repair; None if they can't be matched.
+
+    Column `free` holds free text: unquoted commas in it have torn the row, so it takes the surplus cells; in a row that
+    was cut short it is empty.
     """
     while len(cells) > len(columns) and not cells[-1].strip():
         cells = cells[:-1]

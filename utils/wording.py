@@ -42,7 +42,7 @@ def name_article(article: str | None) -> tuple[str, bool]:
 
 
 def word_value(key: str, value: str | None) -> str | None:
-    """An attribute's value as it reads in a sentence; names and what one doesn't know are left as they are."""
+    """An attribute's value as it reads in a sentence; names and unknown attributes stay as they are."""
     if value is None:
         return None
     low = value.lower()
@@ -76,7 +76,7 @@ def fill_template(template: str, attributes: dict[str, str | None]) -> str:
     return re.sub(r"\s*,[\s,]*", ", ", text).strip(", ")  # a product's name may bring commas of its own
 
 
-def _with_article(phrase: str, words: dict, countable: bool, capital: bool) -> str:
+def _with_article(phrase: str, words: dict[str, str | None], countable: bool, capital: bool) -> str:
     filled = " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", phrase).split())
     determiner = ("an " if filled[0].lower() in "aeiou" and not filled.startswith("uni") else "a ") if countable else ""
     return (determiner.capitalize() if capital else determiner) + filled

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from prepare_dataset import COLOUR_LIMIT
+from preparation.look_alikes import COLOUR_LIMIT, near_pairs
 from utils import images
 
 BITS = (0, 8, 12, 16, 24, 32, 40)
@@ -72,7 +72,7 @@ def main() -> None:
     hashes, thumbs = sign(drawn)
     print(f"{len(drawn)} images, {len(drawn) * (len(drawn) - 1) // 2:,} pairs; taken within so many bits:")
     print(f"{'':24}" + "".join(f"{bits:>8}" for bits in BITS))
-    pairs = images.near_pairs(hashes, thumbs, max(BITS), COLOUR_LIMIT)
+    pairs = near_pairs(hashes, thumbs, max(BITS), COLOUR_LIMIT)
     print(f"{'pairs of the catalogue':24}" + "".join(f"{sum(p[2] <= bits for p in pairs):8}" for bits in BITS))
     for what, change in CHANGES.items():
         changed, coloured = sign([change(image) for image in drawn])

@@ -34,19 +34,18 @@ from utils.parallel import available_cores
 ROWS, TORN = 44_446, 22  # those of the full Fashion Product Images catalogue
 
 
-def run_script(*words) -> float:
-    """Seconds from the command to its end, imports and start of the workers included."""
+def run_script(*words: object) -> tuple[float, str]:
+    """Seconds from the command to its end, imports and start of the workers included; and what it printed."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "prepare_dataset.py"), *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(result.stderr)
-    run_script.output = result.stdout
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result.stdout
 
 
 def plain_loop(catalogue: Path, output: Path) -> float:
-    """The same work as one would write it down: decode, turn, check, fit, hash, save."""
+    """The same work as a plain loop: decode, turn, check, fit, hash, save."""
     start = time.perf_counter()
     output.mkdir()
     for path in sorted((catalogue / "images").iterdir()):
@@ -64,12 +63,12 @@ def measure_images(folder: Path, count: int, workers: int) -> None:
     write_catalogue(raw, count, (1800, 2400), 0, list(KINDS), damage=False)
     size = sum(path.stat().st_size for path in (raw / "images").iterdir()) / count / 1024
     print(f"{count} JPEGs of 1800x2400, {size:.0f} KiB each on average")
-    # Twice each, by turns, the better one counts: the first run also warms the disk's cache.
+    # Twice each, in turns, and the faster one counts: the first run also warms the disk's cache.
     ours, plain = [], []
     for turn in range(2):
         plain.append(plain_loop(raw, folder / f"plain{turn}"))
         words = ["--catalogue", raw, "--output_dir", folder / f"ours{turn}", "--num_workers", workers]
-        ours.append(run_script(*words))
+        ours.append(run_script(*words)[0])
     rates = [count / min(seconds) for seconds in (plain, ours)]
     print(f"plain loop, one process:          {rates[0]:6.1f} images/s")
     print(
@@ -105,23 +104,14 @@ def measure_table(folder: Path) -> None:
     with ProcessPoolExecutor() as pool:
         list(pool.map(partial(write_tiny, folder=folder / "images"), range(ROWS), chunksize=500))
     words = ["--catalogue", folder, "--output_dir", folder.parent / "none", "--dry_run"]
-    seconds = min(run_script(*words) for _ in range(2))
-    print(next(line for line in run_script.output.splitlines() if line.startswith("torn")).partition("(")[0])
+    seconds, printed = min(run_script(*words) for _ in range(2))
+    print(next(line for line in printed.splitlines() if line.startswith("torn")).partition("(")[0])
     print(f"table of {ROWS:,} rows, the whole command with --dry_run: {seconds:.2f} s (promised: under 5)")
 
 
 def measure_memory(folder: Path, output: Path, workers: int) -> None:
-    """The main process's peak when every image of the table is read and written (small ones, which is no matter)."""
-    words = [
-        "--catalogue",
-        str(folder),
-        "--output_dir",
-        str(output),
-        "--num_workers",
-        str(workers),
-        "--resolution",
-        "64",
-    ]
+    """The main process's peak when every image of the table is read and written; it holds none of them."""
+    words = ["--catalogue", folder, "--output_dir", output, "--num_workers", workers, "--resolution", 64]
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import prepare_dataset as p\n"
         "if __name__ == '__main__':\n"
@@ -131,7 +121,7 @@ def measure_memory(folder: Path, output: Path, workers: int) -> None:
     script = folder.parent / "peak.py"  # a file: workers that are spawned import the main module again
     script.write_text(code)
     start = time.perf_counter()
-    result = subprocess.run([sys.executable, script, str(ROOT), *words], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, script, str(ROOT), *map(str, words)], capture_output=True, text=True)
     if result.returncode:
         sys.exit(result.stderr)
     seconds = time.perf_counter() - start

@@ -15,6 +15,7 @@ from preparation import portraits
 from tests.toy_faces import draw_portrait, write_detector
 from training import examples, read_data
 from utils import faces
+from utils.catalogue import Source
 from utils.cli import UserError
 from utils.dataset import read_metadata, read_split
 from utils.faces import Face
@@ -94,7 +95,7 @@ def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
 
 def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, prepared, tmp_path, capsys):
     assert prepare(photos, tmp_path / "d", "--trigger_word", "sks") == 0
-    said = "1 of 2 photos has no caption: --instance_prompt of train_dreambooth.py will be theirs; write sks in it"
+    said = "1 of 2 photos has no caption: train_dreambooth.py gives them its --instance_prompt; write sks in it"
     assert said in capsys.readouterr().out
     assert prepare(photos, tmp_path / "dry", "--dry_run") == 0
     assert "7 of 8 photos have no caption" in capsys.readouterr().out
@@ -102,16 +103,17 @@ def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, pre
     read = train_dreambooth.read_photos(train_dreambooth.parse_args(words))[0]
     assert {one["id"]: one["text"] for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
     with pytest.raises(UserError, match="1 of 2 images have no caption .*train_dreambooth.py --instance_prompt"):
-        examples.load_examples(read_data.read_records(str(prepared), "--train_data_dir", None, "text")[0], [])
+        examples.load_examples(read_data.read_records(Source(str(prepared), "--train_data_dir"))[0], [])
 
 
 def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prepared, capsys):
     words = ["--instance_data_dir", str(prepared), "--instance_prompt", "sks", "--resolution", str(SIDE), "--dry_run"]
-    for more, buckets in ((), True), (("--no-aspect_ratio_buckets",), False):
+    for more, buckets in ((), True), (("--no-use_aspect_ratio_buckets",), False):
         args = train_dreambooth.parse_args([*words, "--pretrained_model_name_or_path", "demo", *more])
         train_dreambooth.main(args)
         assert f"aspect_ratio_buckets: {str(buckets).lower()}" in capsys.readouterr().out
-        found = train_dreambooth.load_photos(args, str(DEMO_MODEL), prepared.parent)[0]
+        shapes = examples.fitting_shapes(str(DEMO_MODEL), SIDE, buckets)
+        found = examples.load_examples(train_dreambooth.read_photos(args)[0], shapes)
         assert [one.size == one.shape for one in found] == [buckets] * 2
     lora = ["--train_data_dir", str(prepared), "--pretrained_model_name_or_path", "demo", "--dry_run"]
     with pytest.raises(UserError, match="1 of 2 images have no caption"):  # there is no --instance_prompt here
@@ -120,8 +122,8 @@ def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prep
 
 
 def test_the_trainers_read_it_and_verify_finds_every_promise_kept(prepared, capsys):
-    train, held_out = read_data.read_records(str(prepared), "--train_data_dir", None, "text")
-    assert {one["id"] for one in train} == {"tall", "wide"} and held_out == []
+    train, held_out = read_data.read_records(Source(str(prepared), "--train_data_dir"))
+    assert {one.id for one in train} == {"tall", "wide"} and held_out == []
     check = ["--verify", str(prepared), "--num_workers", "1"]
     assert prepare_dataset.main(prepare_dataset.parse_args(check)) == 0
     assert "every promise holds" in capsys.readouterr().out
@@ -143,7 +145,7 @@ def test_a_dry_run_writes_nothing_and_says_that_no_face_is_counted(photos, tmp_p
 
 
 def test_without_a_face_model_photos_are_cropped_about_their_middle(photos, tmp_path, capsys):
-    assert prepare(photos, tmp_path / "d", "--no-aspect_ratio_buckets", detector=False) == 0
+    assert prepare(photos, tmp_path / "d", "--no-use_aspect_ratio_buckets", detector=False) == 0
     rows = {row["id"]: row for row in json.loads((tmp_path / "d/analysis.json").read_text())["photos"]}
     assert rows["tall"]["crop"] == [0, 100, 400, 500] and rows["tall"]["faces"] is None
     assert rows["nobody"]["kept"] and rows["two"]["kept"]
@@ -184,9 +186,9 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--portraits", "a", "--pad", "white"], "--pad: not with --portraits"),
-        (["--catalogue", "a", "--face_crop"], "--face_crop: needs --portraits"),
-        (["--portraits", "a", "--any_faces"], "--any_faces: needs --face_detector"),
+        (["--portraits", "a", "--pad", "white"], "--pad white: does nothing without --catalogue"),
+        (["--catalogue", "a", "--face_crop"], "--face_crop True: does nothing without --portraits"),
+        (["--portraits", "a", "--any_faces"], "--any_faces True: does nothing without --face_detector"),
         (
             ["--portraits", "a", "--exposure", "9", "3"],
             "--exposure 9 3: expected two numbers, 0 to 255, the first below",
@@ -196,8 +198,9 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
         (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
         (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
+        (["--portraits", "a", "--no-aspect_ratio_buckets"], "is now --no-use_aspect_ratio_buckets"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
-        (["--portraits", "a", "--catalogue", "b"], "--catalogue: not with --portraits"),
+        (["--portraits", "a", "--catalogue", "b"], "--catalogue b: not with --portraits"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(words, said, capsys):

@@ -3,7 +3,8 @@ from collections import Counter
 
 import pytest
 
-from preparation.splits import apportion, assign_splits, group_linked, groups_of_pairs, pool_rare, settle_conflicts
+from preparation.look_alikes import group_linked
+from preparation.splits import apportion, assign_splits, pool_rare, settle_conflicts
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 WEIGHTS = dict(zip("abcdefgh", (30, 18, 15, 10, 5, 3, 1, 1)))
@@ -64,7 +65,7 @@ def test_a_group_stays_together_and_the_counts_stay_exact():
     assert Counter(placed.values()) == apportion(100, SHARES)
 
 
-def test_a_newcomer_joins_the_split_of_its_look_alike():
+def test_a_new_product_joins_the_split_of_its_look_alike():
     for split in SHARES:
         placed = assign_splits(
             [["new", "old"], *singles(20)], draw_strata(20) | {"new": "a", "old": "a"}, SHARES, 0, {"old": split}
@@ -79,10 +80,10 @@ def test_rare_values_are_pooled_for_stratification():
 
 def test_linked_ids_share_a_group_through_others():
     assert group_linked(list("abcde"), [("a", "c"), ("c", "e")]) == [["a", "c", "e"], ["b"], ["d"]]
-    assert groups_of_pairs([("x", "y"), ("p", "q"), ("y", "z")]) == [["p", "q"], ["x", "y", "z"]]
+    assert group_linked(list("pqxyz"), [("x", "y"), ("p", "q"), ("y", "z")]) == [["p", "q"], ["x", "y", "z"]]
 
 
-def test_a_newcomer_between_two_splits_is_left_out_and_the_old_ones_stay():
+def test_a_new_product_between_two_splits_is_left_out_and_the_old_ones_stay():
     kept = {"a": "train", "b": "test"}
     out = settle_conflicts(["a", "b", "n", "m", "free"], [("a", "n"), ("m", "n"), ("m", "b")], kept)
     assert set(out) == {"n", "m"} and "a (train)" in out["n"] and "b (test)" in out["n"]
@@ -95,6 +96,6 @@ def test_of_old_look_alikes_in_two_splits_the_test_one_stays():
     assert list(out) == ["b"]
 
 
-def test_a_newcomer_like_one_that_is_itself_left_out_can_stay():
+def test_a_new_product_like_one_that_is_itself_left_out_can_stay():
     kept = {"a": "train", "b": "test"}
     assert set(settle_conflicts(["a", "b", "n"], [("a", "b"), ("b", "n"), ("a", "n")], kept)) == {"a"}

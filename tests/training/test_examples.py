@@ -13,8 +13,8 @@ from families import models
 from families.models import DEMO_MODEL
 from training import examples, read_data
 from training.examples import Record, View, Views
-from training.read_data import Source
 from utils import dataset, images
+from utils.catalogue import Source
 from utils.cli import UserError
 
 SQUARE = [(64, 64)]
@@ -39,8 +39,8 @@ def folder_source(place, caption_column="text", **more):
     return Source(str(place), "--train_data_dir", more.pop("image_column", None), caption_column, **more)
 
 
-def read(place, *columns, **more):
-    return read_data.read_training_records(folder_source(place, *columns, **more))
+def read(place, *columns, held_out=0.0, **more):
+    return read_data.read_training_records(folder_source(place, *columns, **more), held_out)
 
 
 def load_one(path, shapes=SQUARE):
@@ -325,7 +325,7 @@ def test_rows_that_are_left_out_are_reported(tmp_path, caplog):
 
 def test_a_choice_of_samples_is_seeded_and_of_training_images_alone(tmp_path):
     source = folder_source(make_imagefolder(tmp_path, ["train", "val"]))
-    chosen = [read_data.read_training_records(source, 2, seed) for seed in (0, 0, 1, 2, 3)]
+    chosen = [read_data.read_training_records(source, 0.0, 2, seed) for seed in (0, 0, 1, 2, 3)]
     texts = [[one.text for one in train] for train, _ in chosen]
     assert texts[0] == texts[1] and len({tuple(t) for t in texts}) > 1 and all(len(h) == 3 for _, h in chosen)
     assert all(t == sorted(t) and len(t) == 2 for t in texts)

@@ -214,7 +214,9 @@ def test_the_switch_and_the_list_of_aspect_ratio_buckets():
     assert parse("--aspect_ratio_buckets 64,96 --use_aspect_ratio_buckets").aspect_ratio_buckets == "64,96"
 
 
-@pytest.mark.parametrize("value", ["512", "512,", "512;512", "512,512;", "a,b", "0,64", "64,-64", "64, 64", "64x64", "1,2,3"])
+@pytest.mark.parametrize(
+    "value", ["512", "512,", "512;512", "512,512;", "a,b", "0,64", "64,-64", "64, 64", "64x64", "1,2,3"]
+)
 def test_a_wrong_list_of_aspect_ratio_buckets_is_one_line(capsys, value):
     with pytest.raises(SystemExit) as ended:
         cli.parse_args(make_parser(), [f"--aspect_ratio_buckets={value}"])

@@ -77,7 +77,9 @@ def test_weights_and_optimizer_by_their_sizes():
 
 def test_activations_grow_with_the_batch_and_the_area_and_shrink_by_checkpointing():
     base = estimate(height=512, width=512)["training"]["activations"]
-    assert estimate(height=512, width=512, micro_batch=8)["training"]["activations"] == pytest.approx(4 * base, rel=0.02)
+    assert estimate(height=512, width=512, micro_batch=8)["training"]["activations"] == pytest.approx(
+        4 * base, rel=0.02
+    )
     wide = estimate(height=512, width=1024)["training"]["activations"]
     assert 1.8 * base < wide < 2.2 * base  # and not 4 times: no attention matrix is kept
     plain = estimate(height=512, width=512, gradient_checkpointing=False)["training"]["activations"]
@@ -97,7 +99,9 @@ def test_trained_text_encoders_count(tmp_path):
     assert with_it["frozen weights"] - without["frozen weights"] == 4 * TEXT
     assert with_it["optimizer"] - without["optimizer"] == 8 * 24_576
     assert with_it["activations"] > without["activations"]
-    both = estimate(build_tiny(tmp_path, "sdxl"), "sdxl", train_text_encoder=True, adapter=Adapter(8, 16, use_dora=True))
+    both = estimate(
+        build_tiny(tmp_path, "sdxl"), "sdxl", train_text_encoder=True, adapter=Adapter(8, 16, use_dora=True)
+    )
     assert both["text encoding"]["weights"] < both["training"]["frozen weights"]
 
 

@@ -93,7 +93,7 @@ def test_the_two_kinds_of_embedder_differ_in_what_they_are_given(files, caplog):
         ("", ["is a folder; give the .onnx file itself"]),
     ],
 )
-def test_what_is_no_detector_is_told_with_what_to_do(files, tmp_path, monkeypatch, name, words):
+def test_what_is_no_detector_is_reported_with_what_to_do(files, tmp_path, monkeypatch, name, words):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -129,18 +129,17 @@ def test_a_face_that_fills_the_image_is_not_cut():
 
 
 def test_head_crops_are_made_once_and_a_photo_without_a_face_stays_whole(files, tmp_path, caplog):
-    models, records = load_faces(files["fixed"]), []
+    models, photos = load_faces(files["fixed"]), []
     for name, drawn in (("a", [(1, 100, (50, 80))]), ("b", [])):
         draw_portrait((400, 500), drawn).save(tmp_path / f"{name}.png")
-        records.append({"id": name, "source": tmp_path / f"{name}.png", "text": "x"})
-    records.append({**records[0], "id": "c", "source": (tmp_path / "a.png").read_bytes})  # as of a hub dataset
-    cropped = portraits.head_crops(records, models, tmp_path / "heads")
-    assert cropped[1] == records[1] and "no face is found in b" in caplog.text
-    assert cropped[2]["source"] == cropped[0]["source"] and cropped[0]["text"] == "x"
-    image = Image.open(cropped[0]["source"])
+        photos.append((name, tmp_path / f"{name}.png"))
+    photos.append(("c", (tmp_path / "a.png").read_bytes))  # as of a hub dataset
+    crops = portraits.head_crops(photos, models, tmp_path / "heads")
+    assert crops[1] is None and "no face is found in b" in caplog.text and crops[2] == crops[0]
+    image = Image.open(crops[0])
     expected = crop_to_head(Image.open(tmp_path / "a.png"), models)
     assert image.size == (250, 250) and np.array_equal(np.asarray(image), np.asarray(expected))
-    before = cropped[0]["source"].stat().st_mtime_ns
-    assert portraits.head_crops(records, models, tmp_path / "heads")[0]["source"].stat().st_mtime_ns == before
+    before = crops[0].stat().st_mtime_ns
+    assert portraits.head_crops(photos, models, tmp_path / "heads")[0].stat().st_mtime_ns == before
     with pytest.raises(UserError, match="no face is found in any of 1 photo"):
-        portraits.head_crops(records[1:2], models, tmp_path / "heads")
+        portraits.head_crops(photos[1:2], models, tmp_path / "heads")

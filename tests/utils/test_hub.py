@@ -3,16 +3,16 @@ import logging
 import pytest
 from huggingface_hub import snapshot_download
 
-from utils.hub import hub_failure, without_retries_told
+from utils.hub import hub_failure, quiet_hub
 
 
-def test_what_is_not_in_the_cache_is_told_in_one_line(tmp_path):
+def test_what_is_not_in_the_cache_is_one_line(tmp_path):
     with pytest.raises(Exception) as caught:
         snapshot_download("owner/name", local_files_only=True, cache_dir=tmp_path)
     assert hub_failure(caught.value) == "the hub can't be reached, and there is no copy in the cache"
 
 
-def test_the_cause_behind_a_librarys_own_error_is_told():
+def test_the_cause_behind_a_librarys_own_error_is_named():
     try:
         try:
             raise ConnectionError("HTTPSConnectionPool(host=…): Max retries exceeded with url …")
@@ -29,8 +29,8 @@ def test_other_errors_keep_their_text_in_one_line():
     assert hub_failure(KeyError()) == "KeyError"
 
 
-def test_the_hubs_own_account_of_its_retries_is_silent_and_others_are_not():
+def test_the_hubs_own_lines_about_retries_are_off_only_within_the_block():
     retries = logging.getLogger("huggingface_hub.utils._http")
-    with without_retries_told():
+    with quiet_hub():
         assert not retries.isEnabledFor(logging.WARNING)
     assert retries.isEnabledFor(logging.WARNING)

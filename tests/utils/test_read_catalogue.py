@@ -4,9 +4,9 @@ import random
 import pytest
 from PIL import Image
 
-from utils.catalogue import fault_line, read_folder, read_imagefolder, read_styles
+from preparation.selection import select_products
+from utils.catalogue import Source, image_source, read_catalogue
 from utils.cli import UserError
-from utils.sources import image_source, read_catalogue, read_hub, select_products
 from utils.tables import split_records
 
 HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
@@ -24,45 +24,49 @@ def write(folder, text, images=(), encoding="utf-8", ending=".jpg"):
     return folder
 
 
+def read(folder, **source):
+    return read_catalogue(Source(str(folder), **source))
+
+
 def ids(found) -> list[str]:
-    return [one["id"] for one in found.products]
+    return [one.id for one in found.products]
 
 
 def reasons(found) -> dict:
-    return {(one["id"], one["row"]): one["reason"] for one in found.rejected}
+    return {(one.id, one.row): one.reason for one in found.rejected}
 
 
 def test_unquoted_commas_are_recovered_and_quoted_ones_are_no_repair(tmp_path):
     text = "\n".join([HEADER, row(1, "Rook Shoes, red, wide"), row(2, '"Quoted, name"'), row(3)])
-    found = read_styles(write(tmp_path / "c", text, "123"))
-    assert [one["attributes"]["name"] for one in found.products] == ["Rook Shoes, red, wide", "Quoted, name", "A shoe"]
+    found = read(write(tmp_path / "c", text, "123"))
+    assert [one.attributes["name"] for one in found.products] == ["Rook Shoes, red, wide", "Quoted, name", "A shoe"]
     assert found.recovered == [2] and found.rows == 3 and not found.rejected
 
 
-def test_a_row_that_cannot_be_recovered_is_told_with_its_line(tmp_path):
+def test_a_row_that_cannot_be_recovered_is_reported_with_its_line(tmp_path):
     torn_elsewhere = "2,Men,Footwear,Shoes,Casual Shoes,Black,Fall,Summer,2012,Casual,A shoe"
     text = "\n".join([HEADER, row(1), torn_elsewhere, "3,Men,Footwear", row(4)])
-    found = read_styles(write(tmp_path / "c", text, "1234"))
+    found = read(write(tmp_path / "c", text, "1234"))
     assert ids(found) == ["1", "4"]
     assert reasons(found) == {("2", 3): "row can't be read", ("3", 4): "row can't be read"}
 
 
 def test_eleven_columns_keep_their_image_and_nine_need_no_name(tmp_path):
     eleven = "\n".join([HEADER + ",image", row(1, "Shoes, red") + ",other.jpg", row(2) + ",2.jpg", row(3) + ","])
-    found = read_styles(write(tmp_path / "eleven", eleven, ["other", "2", "3"]))
-    assert [one["image"].name for one in found.products] == ["other.jpg", "2.jpg", "3.jpg"]
-    assert found.products[0]["attributes"]["name"] == "Shoes, red" and "image" not in found.products[0]["attributes"]
+    found = read(write(tmp_path / "eleven", eleven, ["other", "2", "3"]))
+    assert [one.image.name for one in found.products] == ["other.jpg", "2.jpg", "3.jpg"]
+    assert found.products[0].attributes["name"] == "Shoes, red" and "image" not in found.products[0].attributes
     nine = "\n".join(line.rpartition(",")[0] for line in [HEADER, row(1), row(2)])
-    found = read_styles(write(tmp_path / "nine", nine, "12"))
-    assert ids(found) == ["1", "2"] and found.products[0]["attributes"]["colour"] == "Black"
+    found = read(write(tmp_path / "nine", nine, "12"))
+    assert ids(found) == ["1", "2"] and found.products[0].attributes["colour"] == "Black"
 
 
 def test_known_columns_are_known_whatever_their_case_and_an_unknown_header_is_quoted_as_it_is(tmp_path):
     header = HEADER.replace("id,gender", "ID,Gender").replace("baseColour", "color")
-    found = read_styles(write(tmp_path / "c", f"{header}\n{row(1)}", "1"))
+    found = read(write(tmp_path / "c", f"{header}\n{row(1)}", "1"))
     assert ids(found) == ["1"] and found.columns[:2] == ["id", "gender"] and "colour" in found.columns
     with pytest.raises(UserError, match="found `number,color,baseColour`"):
-        read_styles(write(tmp_path / "d", "number,color,baseColour\n1,red,red"))
+        read(write(tmp_path / "d", "number,color,baseColour\n1,red,red"))
 
 
 def test_the_caption_may_be_a_column_that_has_a_short_name(tmp_path):
@@ -70,46 +74,44 @@ def test_the_caption_may_be_a_column_that_has_a_short_name(tmp_path):
         '{"file_name": "1.png", "productDisplayName": "Rook", "baseColour": "Red"}'
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
-    found = read_catalogue(str(tmp_path), "--catalogue", None, "productDisplayName", None, "train")
-    assert found.products[0]["text"] == "Rook" and found.products[0]["attributes"] == {"colour": "Red"}
+    found = read(tmp_path, caption_column="productDisplayName")
+    assert found.products[0].text == "Rook" and found.products[0].attributes == {"colour": "Red"}
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".jpeg", ".png", ".webp", ".JPG", ".gif", ".bmp", ".tif"])
 def test_every_ending_is_found(tmp_path, ending):
-    assert ids(read_styles(write(tmp_path / "c", "\n".join([HEADER, row(1)]), "1", ending=ending))) == ["1"]
+    assert ids(read(write(tmp_path / "c", "\n".join([HEADER, row(1)]), "1", ending=ending))) == ["1"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
 def test_bom_crlf_and_latin1(tmp_path, encoding):
-    found = read_styles(
-        write(tmp_path / "c", "\r\n".join([HEADER, row(1, "Café’s shoe"), row(2)]) + "\r\n", "12", encoding)
-    )
-    assert ids(found) == ["1", "2"] and found.products[0]["attributes"]["name"] == "Café’s shoe"
+    found = read(write(tmp_path / "c", "\r\n".join([HEADER, row(1, "Café’s shoe"), row(2)]) + "\r\n", "12", encoding))
+    assert ids(found) == ["1", "2"] and found.products[0].attributes["name"] == "Café’s shoe"
     assert bool(found.notes) == (encoding == "cp1252")
 
 
 def test_empty_cells_are_missing_and_no_word(tmp_path):
-    found = read_styles(write(tmp_path / "c", "\n".join([HEADER, row(1, "", "NA", "2012.0"), row(2, "x", "")]), "12"))
-    first, second = (one["attributes"] for one in found.products)
+    found = read(write(tmp_path / "c", "\n".join([HEADER, row(1, "", "NA", "2012.0"), row(2, "x", "")]), "12"))
+    first, second = (one.attributes for one in found.products)
     assert first["colour"] is None and first["name"] is None and first["year"] == "2012" and second["colour"] is None
 
 
-def test_duplicates_are_told_apart_and_the_first_is_kept(tmp_path):
+def test_the_kinds_of_duplicates_differ_and_the_first_is_kept(tmp_path):
     text = "\n".join([HEADER, row(1), row(1), row(1, "Another"), row(2), row(3)])
-    found = read_styles(write(tmp_path / "c", text, "12"))
+    found = read(write(tmp_path / "c", text, "12"))
     assert ids(found) == ["1", "2"]
     assert reasons(found) == {("1", 3): "row given twice", ("1", 4): "id used twice", ("3", 6): "no image"}
 
 
 def test_an_id_cannot_leave_its_folder(tmp_path):
     text = "\n".join([HEADER, row("../../etc"), row(".x"), row(1)])
-    found = read_styles(write(tmp_path / "c", text, "1"))
+    found = read(write(tmp_path / "c", text, "1"))
     assert ids(found) == ["1"] and set(reasons(found).values()) == {"id is no file name"}
 
 
 def test_an_open_quote_swallows_no_other_row(tmp_path):
     text = "\n".join([HEADER, row(1, '"Open shoe'), row(2), row(3, '12" boot'), row(4)])
-    found = read_styles(write(tmp_path / "c", text, "1234"))
+    found = read(write(tmp_path / "c", text, "1234"))
     assert ids(found) == ["1", "2", "3", "4"]
 
 
@@ -126,18 +128,18 @@ def test_whatever_the_table_holds_no_row_is_lost(tmp_path, seed):
     rng = random.Random(seed)
     lines = ["".join(rng.choice('a1,",;\t é') for _ in range(rng.randint(1, 90))) for _ in range(60)]
     lines = [line for line in lines if line.strip()]
-    found = read_styles(write(tmp_path / "c", "\n".join([HEADER, *lines]), "1"))
+    found = read(write(tmp_path / "c", "\n".join([HEADER, *lines]), "1"))
     assert len(found.products) + len(found.rejected) == found.rows
-    assert {one["row"] for one in found.rejected} <= set(range(2, len(lines) + 2))
+    assert {one.row for one in found.rejected} <= set(range(2, len(lines) + 2))
 
 
 def test_a_missing_header_or_folder_is_named(tmp_path):
     with pytest.raises(UserError, match=r"styles.csv: line 1.*`id`"):
-        read_styles(write(tmp_path / "c", row(1), "1"))
+        read(write(tmp_path / "c", row(1), "1"))
     (tmp_path / "d").mkdir()
     (tmp_path / "d/styles.csv").write_text(HEADER)
     with pytest.raises(UserError, match="images/"):
-        read_styles(tmp_path / "d")
+        read(tmp_path / "d")
 
 
 def test_a_plain_folder_with_captions(tmp_path):
@@ -147,8 +149,8 @@ def test_a_plain_folder_with_captions(tmp_path):
     (tmp_path / "a.txt").write_text("a red shoe\n")
     (tmp_path / "sub/b.txt").write_text("a blue shoe")
     (tmp_path / "notes.doc").write_text("x")
-    found = read_folder(tmp_path)
-    assert {one["id"]: one["text"] for one in found.products} == {
+    found = read(tmp_path)
+    assert {one.id: one.text for one in found.products} == {
         "a": "a red shoe",
         "a-png": "a red shoe",
         "no_caption": None,
@@ -164,29 +166,29 @@ def test_what_of_a_folder_is_not_read_is_named_with_its_reason(tmp_path):
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (tmp_path / "lost.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "you.txt").write_text("a photo of you")
-    found = read_folder(tmp_path)
+    found = read(tmp_path)
     assert ids(found) == ["me"] and found.rows == 4
-    lines = " | ".join(fault_line(one) for one in found.rejected)
+    lines = " | ".join(str(one) for one in found.rejected)
     assert "noise.png (row noise.png): caption is no text – noise.txt holds '\\x00'" in lines
     assert "IMG_1.HEIC (row IMG_1.HEIC): HEIC is not read – convert it to JPEG" in lines
     assert "lost.jpg (row lost.jpg): broken link" in lines
     assert found.notes == ["captions without an image: you.txt"]
 
 
-def test_images_that_no_line_tells_of_are_named(tmp_path):
+def test_images_without_a_line_are_named(tmp_path):
     for name in ("a.png", "b.png", "c.bmp"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}')
-    found = read_imagefolder([tmp_path / "metadata.jsonl"], "file_name", "text")
+    found = read(tmp_path)
     assert found.notes == [f"images without a line in {tmp_path.name}/metadata: b.png, c.bmp"]
 
 
 def test_an_empty_folder_and_another_table_are_named(tmp_path):
     with pytest.raises(UserError, match="it is empty"):
-        read_folder(tmp_path)
+        read(tmp_path)
     (tmp_path / "products.csv").write_text("a,b")
     with pytest.raises(UserError, match=r"products.csv; expected styles.csv"):
-        read_folder(tmp_path)
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -199,12 +201,12 @@ def test_an_imagefolder(tmp_path, kind):
     else:
         lines = ["file_name,text,colour", *(f'{name},"{text}",{colour}' for name, text, colour in rows), "x"]
     (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
-    found = read_imagefolder([tmp_path / f"metadata.{kind}"], "file_name", "text")
-    assert [(one["id"], one["text"], one["attributes"]["colour"]) for one in found.products] == [
+    found = read(tmp_path)
+    assert [(one.id, one.text, one.attributes["colour"]) for one in found.products] == [
         ("a", "a red, shoe", "Red"),
         ("b", "a blue shoe", None),
     ]
-    assert sorted(one["reason"] for one in found.rejected) == ["no image", "row can't be read"]
+    assert sorted(one.reason for one in found.rejected) == ["no image", "row can't be read"]
     assert found.rows == 4
 
 
@@ -217,14 +219,14 @@ def test_a_dataset_that_datasets_reads(tmp_path, kind):
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     (tmp_path / "d").mkdir()
     dataset.to_parquet(tmp_path / "d/x.parquet") if kind == "parquet" else dataset.save_to_disk(tmp_path / "d")
-    found = read_catalogue(str(tmp_path / "d"), "--catalogue", None, "text", None, "train")
-    assert [(one["id"], one["text"], one["attributes"]["colour"]) for one in found.products] == [
+    found = read(tmp_path / "d")
+    assert [(one.id, one.text, one.attributes["colour"]) for one in found.products] == [
         ("7", "a red shoe", "Red"),
         ("8", "a blue shoe", None),
     ]
-    assert image_source(found.dataset, found.products[0]["image"])[:4] == b"\x89PNG"
+    assert image_source(found.dataset, found.products[0].image)[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="--image_column photo"):
-        read_hub(str(tmp_path / "d"), None, "train", "photo", "text")
+        read(tmp_path / "d", image_column="photo")
 
 
 @pytest.mark.parametrize(
@@ -238,15 +240,15 @@ def test_a_dataset_that_datasets_reads(tmp_path, kind):
         (lambda folder: (folder / "state.json").write_text("{}"), "its split train can't be read"),
     ],
 )
-def test_what_can_not_be_read_is_told_with_the_flag_that_named_it(tmp_path, make, message):
+def test_what_can_not_be_read_is_reported_with_the_flag_that_named_it(tmp_path, make, message):
     (tmp_path / "place").mkdir()
     make(tmp_path / "place")
     with pytest.raises(UserError, match=f"^--real .*place.*{message}"):
-        read_catalogue(str(tmp_path / "place"), "--real", None, "text", None, "train")
+        read(tmp_path / "place", flag="--real")
 
 
 def test_an_unknown_category_is_answered_with_near_ones(tmp_path):
-    found = read_styles(write(tmp_path / "c", "\n".join([HEADER, row(1), row(2)]), "1"))
+    found = read(write(tmp_path / "c", "\n".join([HEADER, row(1), row(2)]), "1"))
     products, rejected, counts = select_products(found, ["casual shoes"], "article")
     assert len(products) == 1 and len(rejected) == 1 and counts["Casual Shoes"] == 2
     with pytest.raises(UserError, match=r'"Casual Shoes" \(2\)'):

@@ -1,0 +1,127 @@
+"""What is in the output folder already: whose it is, whether it is what is asked for, and which splits it has."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.catalogue import Source
+from utils.cli import UserError
+from utils.dataset import SPLITS
+from utils.files import check_writable, list_files, recover_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, as metadata.json and analysis.json keep it."""
+
+    options: dict[str, Any]
+    source_fingerprint: str
+    kept_splits: str | None
+
+
+def check_output(folder: Path, source: Source, overwrite: bool, analyse_only: bool) -> None:
+    """Refuse a folder that can't be written, or whose content is not ours to replace."""
+    out, place = folder.resolve(), Path(source.name).resolve()
+    if place.exists() and (out == place or place in out.parents or out in place.parents):
+        raise UserError(f"--output_dir {folder}: is, holds or lies in {source.name}; name a folder outside of it")
+    recover_folder(folder)
+    if overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
+        check_writable(folder)
+    if analyse_only and (folder / "metadata.json").exists():
+        raise UserError(f"--output_dir {folder}: holds a dataset; name another folder for the analysis")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a new folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not any((folder / name).is_file() for name in ("metadata.json", "analysis.json")):
+        raise UserError(f"--output_dir {folder}: exists and was not written by this script; name a new one")
+    if overwrite and (extra := foreign_files(folder)):
+        names = f"{', '.join(extra[:3])}{' …' if extra[3:] else ''}"
+        what = f"--overwrite would remove files that this script did not write ({names})"
+        raise UserError(f"--output_dir {folder}: {what}; move them away, or name another folder")
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """The files in a dataset's folder that its manifest does not list."""
+    try:
+        own = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8")).keys() | {"MANIFEST.json"}
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name for name in list_files(folder) if name not in own]
+
+
+def is_up_to_date(folder: Path, request: Request, new_splits: bool, overwrite: bool) -> bool:
+    """Whether the folder holds what is asked for; refuses to replace anything else without --overwrite."""
+    if not (folder.exists() and any(folder.iterdir())):
+        return False
+    changes = changes_since(folder, request) + (["--new_splits"] if new_splits else [])
+    if not changes:
+        print(f"{folder} is up to date: same images, same options. Nothing to do. (--verify checks every file)")
+        return True
+    if not overwrite:
+        what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
+        raise UserError(f"{what}. Add --overwrite to replace it; splits are kept")
+    print(f"{folder} will be replaced: {'; '.join(changes)}")
+    return False
+
+
+def changes_since(folder: Path, request: Request) -> list[str]:
+    """How the request differs from the one that the folder was written for, and what has changed in the folder."""
+    path = folder / "metadata.json" if (folder / "metadata.json").exists() else folder / "analysis.json"
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        sizes = {name: entry["bytes"] for name, entry in manifest.items()}
+        there = {name: stat.st_size for name, stat in list_files(folder).items()}
+        old, new = was["options"], request.options
+        changes = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
+        if extra := foreign_files(folder):
+            changes.append(f"there are other files in it ({extra[0]})")
+        if any(there.get(name) != size for name, size in sizes.items()):
+            changes.append("files in it are missing or changed")
+        if was["source_fingerprint"] != request.source_fingerprint:
+            changes.append("what is read has changed")
+        if was["kept_splits"] != request.kept_splits:
+            changes.append("the splits to keep have changed")
+        return changes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["it is damaged"]
+
+
+def read_kept_splits(folder: Path, keep_splits: Path | None, new_splits: bool) -> dict[str, str]:
+    """{id: split} of the products that have a place already: in --keep_splits, else in the folder itself."""
+    own = any((folder / name).exists() for name in ("splits.json", "metadata.json"))
+    keep_from = keep_splits or (folder if own and not new_splits else None)
+    return read_saved_splits(keep_from) if keep_from else {}
+
+
+def digest_splits(kept: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def read_saved_splits(path: Path) -> dict[str, str]:
+    """{id: split} of every product that ever had a place, from a dataset's folder or its splits.json.
+
+    If that file is damaged or missing, the ids.txt beside it give the products that are in the dataset.
+    """
+    path = path / "splits.json" if path.is_dir() else path
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(splits, dict) or not all(split in SPLITS for split in splits.values()):
+            raise ValueError("expected {id: train, val or test}")
+        return splits
+    except (OSError, ValueError) as error:
+        wrong = getattr(error, "strerror", None) or error
+    try:
+        lists = {split: (path.parent / split / "ids.txt").read_text(encoding="utf-8").split() for split in SPLITS}
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path}: {wrong}; expected the splits.json of a prepared dataset; give another, or add --new_splits"
+        ) from None
+    logger.warning("%s: %s; the splits are taken from the three ids.txt beside it instead", path, wrong)
+    return {one: split for split, ids in lists.items() for one in ids}

@@ -1,0 +1,124 @@
+"""Read a prepared dataset again and check everything that it promises."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from preparation.look_alikes import near_pairs
+from utils.cli import UserError, progress
+from utils.dataset import SPLITS, content_fingerprint, read_metadata, read_split
+from utils.files import file_sha256, list_files
+from utils.images import colour_thumb, perceptual_hash
+from utils.parallel import parallel_map
+
+
+class ImageJob(NamedTuple):
+    path: Path
+    size: int  # in bytes, as the manifest has it
+    sha256: str
+    shapes: list[list[int]]  # width and height that the dataset may have
+
+
+class Checked(NamedTuple):
+    fault: str = ""
+    hash: np.ndarray | None = None
+    thumb: np.ndarray | None = None
+
+
+def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
+    """How many images a dataset has, and every promise that it breaks."""
+    metadata = read_metadata(folder)
+    broken, manifest = verify_layout(folder, metadata)
+    names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
+    shapes = metadata.get("shapes") or [[metadata["options"]["resolution"]] * 2]
+    jobs = (ImageJob(folder / name, manifest[name]["bytes"], manifest[name]["sha256"], shapes) for name in names)
+    checks = parallel_map(check_image, jobs, workers)
+    good = {}
+    for name, checked in zip(tqdm(names, unit=" images", **progress()), checks):
+        if checked.fault:
+            broken.append(f"{name}: {checked.fault}")
+        else:
+            good[name] = checked
+    limits = metadata["duplicates"]
+    return len(names), broken + verify_apart(good, limits["bits"], limits["colour"])
+
+
+def check_image(job: ImageJob) -> Checked:
+    """The fault of one image, or else its hash and colours. Runs in a worker process."""
+    try:
+        data = job.path.read_bytes()
+        if len(data) != job.size or hashlib.sha256(data).hexdigest() != job.sha256:
+            return Checked("the file has changed (its size or sha256 is not the manifest's)")
+        image = Image.open(io.BytesIO(data))
+        if image.mode != "RGB" or list(image.size) not in job.shapes:
+            expected = " or ".join(f"{width}x{height}" for width, height in job.shapes)
+            return Checked(f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {expected}")
+        return Checked("", perceptual_hash(image), colour_thumb(image))
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        return Checked(f"cannot be read: {error}")
+
+
+def verify_apart(images: dict[str, Checked], bits: int, colour: float) -> list[str]:
+    """The look-alikes that are in two splits; names are `split/images/<id>.png`."""
+    if not images:
+        return []
+    names = list(images)
+    hashes, thumbs = (np.stack([getattr(one, key) for one in images.values()]) for key in ("hash", "thumb"))
+    pairs = near_pairs(hashes, thumbs, bits, colour)
+    apart = [pair for pair in pairs if names[pair[0]].partition("/")[0] != names[pair[1]].partition("/")[0]]
+    return [f"{names[i]} and {names[j]}: look-alikes in two splits ({n} of 256 bits differ)" for i, j, n, _ in apart]
+
+
+def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """All promises except those about the pixels: what is broken, and the manifest."""
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        sums = {name: entry["sha256"] for name, entry in manifest.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return [f"MANIFEST.json: {error}"], {}
+    files = list_files(folder)
+    broken = [f"{name}: missing" for name in manifest if name not in files]
+    broken += [f"{name}: not in the manifest" for name in files if name not in manifest and name != "MANIFEST.json"]
+    for name in manifest.keys() & files.keys():
+        if "/images/" not in name and file_sha256(folder / name) != sums[name]:
+            broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
+    if content_fingerprint(sums) != metadata.get("fingerprint"):
+        broken.append("metadata.json: its fingerprint is not that of the manifest's files")
+    may_be_empty = bool(metadata.get("captions", {}).get("empty"))
+    owner: dict[str, str] = {}
+    for split in SPLITS:
+        if split not in metadata["counts"] and not (folder / split).exists():  # a generated set is all for training
+            continue
+        wrong, ids = verify_split(folder, split, files, metadata["counts"].get(split), may_be_empty)
+        broken += wrong + [f"{one}: in {owner[one]} and in {split}" for one in ids if one in owner]
+        owner |= dict.fromkeys(ids, split)
+    return broken, manifest
+
+
+def verify_split(
+    folder: Path, split: str, files: Iterable[str], count: int, may_be_empty: bool
+) -> tuple[list[str], list[str]]:
+    """What is broken in one split, whose tables and images must agree, and its ids; captions may be empty or not."""
+    try:
+        ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
+        captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
+        records = read_split(folder, split)
+    except (OSError, ValueError, UserError) as error:
+        return [f"{split}: {error}"], []
+    broken = []
+    if {name for name in files if name.startswith(f"{split}/images/")} != {f"{split}/images/{one}.png" for one in ids}:
+        broken.append(f"{split}: ids.txt and images/ do not agree")
+    if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids:
+        broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
+    empty = [one for one, text in captions.items() if not (may_be_empty or text.strip())]
+    broken += [f"{split}/captions.json: {one}: empty caption" for one in empty]
+    if len(ids) != count:
+        broken.append(f"{split}: {len(ids)} ids, metadata.json says {count}")
+    return broken, ids

@@ -1,0 +1,47 @@
+"""The plan of prompts for generate.py: whole images, in the shares of every column, or filling up what is rare."""
+
+from collections import Counter
+
+from preparation.prompt_plan import fill_up, plan_prompts
+
+
+def records() -> list[dict]:
+    counts = {("Black", "Men"): 60, ("Black", "Women"): 20, ("White", "Men"): 10, ("Pink", "Women"): 10}
+    return [
+        {"text": f"{colour} {gender}", "colour": colour, "gender": gender}
+        for (colour, gender), n in counts.items()
+        for _ in range(n)
+    ]
+
+
+def totals(plan: list[dict], column: str) -> Counter:
+    found = Counter()
+    for line in plan:
+        found[line["attributes"][column]] += line["weight"]
+    return found
+
+
+def test_a_plan_follows_the_shares_in_whole_images():
+    plan = plan_prompts(records(), 50, ["colour", "gender"], [])
+    assert sum(line["weight"] for line in plan) == 50
+    assert totals(plan, "colour") == {"Black": 40, "White": 5, "Pink": 5}
+    assert totals(plan, "gender") == {"Men": 35, "Women": 15}
+
+
+def test_a_small_plan_keeps_every_column_near_its_shares():
+    plan = plan_prompts(records(), 7, ["colour", "gender"], [])
+    assert abs(totals(plan, "gender")["Men"] - 4.9) < 1 and abs(totals(plan, "colour")["Black"] - 5.6) < 1
+
+
+def test_a_balanced_plan_fills_up_what_is_rare_in_the_records():
+    plan = plan_prompts(records(), 140, ["colour", "gender"], ["colour"])
+    assert totals(plan, "colour") == {"White": 70, "Pink": 70}  # 80 black ones are there
+    plan = plan_prompts(records(), 200, ["colour", "gender"], ["colour"])
+    assert totals(plan, "colour") == {"Black": 20, "White": 90, "Pink": 90}
+    plan = plan_prompts(records(), 20, ["colour", "gender"], ["colour"])
+    assert totals(plan, "colour") == {"White": 10, "Pink": 10}
+
+
+def test_fill_up_reaches_one_level():
+    assert fill_up({"a": 10, "b": 5, "c": 1}, 10) == {"a": 0, "b": 3, "c": 7}
+    assert sum(fill_up({"a": 3}, 4).values()) == 4
