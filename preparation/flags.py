@@ -8,7 +8,7 @@ from PIL import ImageColor
 
 from preparation import captions
 from utils import parallel, tables, wording
-from utils.argument_types import finite, share, workers
+from utils.cli import finite, share, workers
 from utils.faces import add_face_flags
 
 OF_PORTRAITS = (

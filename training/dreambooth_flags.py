@@ -8,7 +8,7 @@ from families import models
 from training import flags
 from training.ignored_flags import tell_lonely
 from utils import cli, faces
-from utils.argument_types import positive
+from utils.cli import positive
 
 # Of diffusers' dreambooth scripts, what has no place here, and why.
 REFUSED = flags.REFUSED | {

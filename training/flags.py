@@ -7,7 +7,7 @@ from pathlib import Path
 
 from families.lora import UNET_TARGETS
 from training.ignored_flags import tell_lonely_training
-from utils.argument_types import batch_size, positive, seed_number, share
+from utils.cli import batch_size, positive, seed_number, share
 
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
