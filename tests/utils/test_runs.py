@@ -120,7 +120,7 @@ def test_a_folder_that_can_not_be_made_is_one_line(open_run):
         open_run(Path("/proc/none/run"))
 
 
-def test_overwrite_begins_anew_and_follows_no_link(tmp_path, open_run):
+def test_overwrite_starts_over_and_follows_no_link(tmp_path, open_run):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     open_run(run)
     mark(run)
@@ -231,9 +231,9 @@ def test_a_run_at_its_end_keeps_its_settings_as_they_are(tmp_path, open_run):
     before = (tmp_path / "config.yaml").stat().st_mtime_ns
     open_run(tmp_path, SETTINGS | {"on": False}, free=["on"], end=lambda: "finished")
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
-    told = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"], lambda: "finished")
-    assert told == "finished"
-    assert "begun anew" in runs.describe_run(tmp_path, SETTINGS | {"overwrite": True}, [])
+    said = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"], lambda: "finished")
+    assert said == "finished"
+    assert "started over" in runs.describe_run(tmp_path, SETTINGS | {"overwrite": True}, [])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 3}', "\x00"])
@@ -274,7 +274,7 @@ def test_seconds_add_up_also_through_an_error():
     assert 0.02 <= seconds["step"] < 1 and 0 <= seconds["other"] < 0.5
 
 
-def test_the_environment_tells_the_command_without_its_secrets(tmp_path, monkeypatch):
+def test_the_environment_records_the_command_without_its_secrets(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_lora.py", "--hub_token", "hf_secret", "--rank", "8"])
     runs.write_environment(tmp_path / "environment.json", "a device", "float32", dataset="0123")
     found = json.loads((tmp_path / "environment.json").read_text())
