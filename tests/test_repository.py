@@ -1,5 +1,7 @@
 """Promises that the repository as a whole makes."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -42,3 +44,63 @@ def test_every_page_that_is_linked_exists():
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+# Each script with the flags that it needs to parse its command line.
+NEEDED = {
+    "prepare_dataset": "--catalogue c --output_dir o",
+    "train_lora": "",
+    "train_dreambooth": "--instance_data_dir p --instance_prompt x",
+    "train_classifier": "--real r --synthetic s --target t",
+    "generate": "--prompt x --num_images 1",
+    "evaluate": "--real r --generated g --output_dir o",
+}
+# Read in loops over names, as getattr(args, name); and use_8bit_adam, which sets --optimizer.
+READ_BY_NAME = {
+    "train_lora": {"use_8bit_adam"},
+    "train_dreambooth": {"use_8bit_adam"},
+    "generate": {"control_images", "enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"},
+    "evaluate": {"generated", "instance_data_dir", "prior_after", "real", "train"},
+}
+
+
+def names_read(source: str) -> set[str]:
+    """The flags that some code reads, as args.name or getattr(args, "name")."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found |= {node.attr} if getattr(node.value, "id", "") == "args" else set()
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+            found |= {node.args[1].value} if isinstance(node.args[1], ast.Constant) else set()
+    return found
+
+
+@pytest.mark.parametrize("script", NEEDED)
+def test_no_flag_is_accepted_and_ignored(script):
+    args = importlib.import_module(script).parse_args(NEEDED[script].split())
+    read = names_read((ROOT / f"{script}.py").read_text()) | names_read((ROOT / "utils/cli.py").read_text())
+    assert vars(args).keys() - read - {"config"} == READ_BY_NAME.get(script, set())
+
+
+def test_a_flag_that_is_only_defined_or_assigned_counts_as_ignored():
+    source = 'parser.add_argument("--a")\nargs.b = 1\nprint(args.c, getattr(args, "d"), other.e)\nLIST = "f".split()'
+    assert names_read(source) == {"c", "d"}
+
+
+def test_no_module_needs_more_than_windows_has_to_be_imported():
+    """So that the scripts can refuse native Windows in one line (utils.cli.make_parser)."""
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "tests":
+            top = ast.parse(path.read_text()).body
+            modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+            modules |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+            assert not modules & {"fcntl", "resource", "pwd", "termios"}, path
+
+
+def test_files_name_no_path_of_a_machine_and_no_registry():
+    """What works only where it was written does not belong into the repository."""
+    own = re.compile(r"/(home|Users|root)/\w|https?://[\w.:-]*(pypi|mirror|artifactory|nexus)")
+    names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    for path in (ROOT / name for name in names if not name.startswith("tests/")):
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ".in", ".yaml", ".yml", ".cff", ""}:
+            assert not own.search(path.read_text("utf-8")), path
