@@ -5,9 +5,11 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py")) + [
@@ -41,9 +43,27 @@ def test_requirements_are_pinned_and_name_no_index():
 
 
 def test_every_page_that_is_linked_exists():
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_file_that_the_guides_name_exists(page):
+    named = re.findall(r"`([\w/]+(?:\.py|\.md|/))`", (ROOT / page).read_text())
+    assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_required_python_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11,<3.15"
+    versions = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    assert versions == ["3.11", "3.12", "3.13", "3.14"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
+    assert "(3, 11) <= v <= (3, 14)" in (ROOT / "Makefile").read_text()
+    for page in ("README.md", "docs/setup.md", "docs/check_environment.md", "CONTRIBUTING.md"):
+        assert "3.11 to 3.14" in (ROOT / page).read_text(), page
 
 
 # Each script with the flags that it needs to parse its command line.
