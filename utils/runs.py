@@ -148,12 +148,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The settings that the folder was started with, from its config.yaml; a damaged one is an error."""
     path = folder / "config.yaml"
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        settings = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to continue with the settings of "
             "this command, or name another folder"
         ) from None
+    if isinstance(buckets := settings.get("aspect_ratio_buckets"), bool):  # before it had diffusers' meaning, a list
+        settings |= {"use_aspect_ratio_buckets": buckets, "aspect_ratio_buckets": None}
+    return settings
 
 
 def has_begun(folder: Path) -> bool:

@@ -100,6 +100,14 @@ def test_what_changes_nothing_in_training_may_differ(tmp_path, open_run):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text("utf-8"))["rank"] == 16
 
 
+def test_a_run_from_before_a_flag_was_renamed_is_entered_again(tmp_path, open_run):
+    open_run(tmp_path, {"rank": 8, "aspect_ratio_buckets": True})
+    mark(tmp_path)
+    open_run(tmp_path, {"rank": 8, "aspect_ratio_buckets": None, "use_aspect_ratio_buckets": True})
+    with pytest.raises(UserError, match="use_aspect_ratio_buckets was True, now False"):
+        open_run(tmp_path, {"rank": 8, "aspect_ratio_buckets": None, "use_aspect_ratio_buckets": False})
+
+
 def test_changes_are_of_values_and_not_of_order():
     assert runs.training_changes({"a": 1, "b": [1]}, {"b": [1], "a": 1}, []) == []
     assert runs.training_changes({"a": 1, "b": 2}, {"a": 3, "b": 4}, ["b"]) == ["a was 1, now 3"]
