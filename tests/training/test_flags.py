@@ -95,7 +95,6 @@ def test_flags_that_contradict_each_other(capsys, line, said):
 
 def test_flags_that_go_together():
     assert parse("--no-center_crop --cache_crops 0 --no-cache_latents").cache_crops == 0
-    assert parse("--cache_crops 0").center_crop
     assert parse("--use_8bit_adam").optimizer == "adamw8bit"
     assert parse("--early_stopping_patience 3 --validation_steps 0 --validation_epochs 1").validation_epochs == 1
     assert parse("--train_batch_size auto --effective_batch_size 16").train_batch_size == "auto"
@@ -134,9 +133,24 @@ RESTARTS = "--lr_scheduler cosine_with_restarts"
         ("--lr_warmup_steps 5 --lr_scheduler constant", "an --lr_scheduler that warms up", "--lr_scheduler cosine"),
     ],
 )
-def test_a_flag_that_does_nothing_alone_is_told_and_with_its_partner_is_not(caplog, line, partner, with_it):
-    parse(line)
-    assert caplog.messages == [f"{' '.join(line.split()[:2])} has no use without {partner}"]
+def test_a_flag_that_does_nothing_alone_is_an_error_and_from_a_recipe_a_warning(
+    capsys, caplog, tmp_path, line, partner, with_it
+):
+    flag, value = line.split()[:2]
+    with pytest.raises(SystemExit):
+        parse(line)
+    assert f"{flag} {value}: does nothing without {partner}" in capsys.readouterr().err
+    pairs = line.replace("--", "").split()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("".join(f"{key}: {one}\n" for key, one in zip(pairs[::2], pairs[1::2])))
+    parse(f"--config {recipe}")
+    assert caplog.messages == [f"--config: `{flag[2:]}: {value}` does nothing without {partner}"]
     caplog.clear()
     parse(f"{line} {with_it}")
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("line", ["--set_grads_to_none", "--text_encoder_lr 0.001"])
+def test_what_published_diffusers_commands_carry_is_only_a_warning(caplog, line):
+    parse(line)
+    assert len(caplog.messages) == 1 and f"{line} does nothing" in caplog.messages[0]
