@@ -36,6 +36,7 @@ def test_accelerate_loads_it_and_knows_every_key(path):
     assert isinstance(yaml.safe_load(path.read_text())["distributed_type"], str)  # an unquoted NO is YAML for False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "result"), [("cpu", "1 no cpu 1.0"), ("cpu_2proc", "2 no cpu 3.0")])
 def test_it_starts_as_many_processes_as_it_says(tmp_path, name, result):
     script = tmp_path / "script.py"

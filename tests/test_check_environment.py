@@ -25,6 +25,7 @@ def run(*words, hide=()):
     )
 
 
+@pytest.mark.slow
 def test_this_machine_is_ready_and_every_section_is_shown(tmp_path):
     (tmp_path / "shoes/train/images").mkdir(parents=True)
     (tmp_path / "shoes/train/images/1.png").touch()
@@ -55,6 +56,7 @@ def test_json_is_one_object_and_nothing_else():
     assert (ROOT / recommended["accelerate_config"]).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hide",
     [["peft"], ["diffusers", "psutil"], ["torch", "transformers", "diffusers", "accelerate", "omegaconf", "numpy"]],
@@ -110,6 +112,7 @@ def test_half_precision_that_breaks_is_reported_with_the_consequence(monkeypatch
     assert [check.status for check in found] == ["info"] * 3 and found[0].detail == "vae_decode gives NaN or infinity"
 
 
+@pytest.mark.slow
 def test_tokens_are_never_printed(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret_value")
     monkeypatch.setenv("WANDB_API_KEY", "wandb_secret_value")

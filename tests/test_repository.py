@@ -18,6 +18,7 @@ SCRIPTS = sorted(ROOT.glob("*.py")) + [
 SOURCES = [ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help_shows_two_runnable_examples_and_every_flag_has_a_text(path):
     done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -129,6 +129,7 @@ def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(pars
     assert ended.value.code == 3 and not distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_script_prints_no_warning_about_torchvision_which_nothing_needs():
     script = """
 from utils import cli
