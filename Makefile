@@ -2,15 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+PACKAGES := utils families preparation training generation evaluation
 
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test test-fast test-slow lint format lock clean
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready  ## make .venv and install the pinned requirements
 
 $(VENV)/ready: requirements-training.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 10) else f"Python 3.10 or newer is needed, {sys.executable} is {v[0]}.{v[1]}; run: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "Python 3.11 to 3.14 is needed, %s is %d.%d; run: make $(MAKECMDGOALS) PYTHON=python3.12" % (sys.executable, *v))'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-training.txt -r requirements-dev.txt
 	@touch $@
@@ -18,25 +20,33 @@ $(VENV)/ready: requirements-training.txt requirements-dev.txt
 demo: setup  ## run the whole pipeline on the embedded demo model
 	$(PY) demo/run.py
 
-test: setup lint  ## lint, then run every test
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: setup lint  ## lint, then run every test but the very slow ones
+	$(PYTEST) -m "not very_slow"
 
-lint: setup  ## check style with ruff
+test-fast: setup  ## the tests without the marker slow: under 90 s on 2 cores
+	$(PYTEST) -m "not slow and not very_slow"
+
+test-slow: setup  ## the very slow tests, which `make test` leaves out
+	$(PYTEST) -m very_slow
+
+lint: setup  ## check style with ruff and types with mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy $(PACKAGES)
 
 format: setup  ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# uv rather than pip-compile: one file then serves every Python from 3.10 on, and every platform, by markers.
-LOCK = $(PY) -m uv pip compile --quiet --universal --python-version 3.10 --custom-compile-command "make lock"
-lock: setup  ## pin the requirements anew
+# uv rather than pip-compile: one file then serves every supported Python and every platform, by markers.
+# Pinned versions are kept; `make lock UPGRADE=--upgrade` takes the newest ones.
+LOCK = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" $(UPGRADE)
+lock: setup  ## pin the requirements from the .in files
 	$(PY) -m pip install --quiet uv
-	$(LOCK) --upgrade -o requirements-training.txt requirements-training.in
-	$(LOCK) --upgrade -o requirements-dev.txt requirements-dev.in
-	$(LOCK) --upgrade -o requirements-cuda.txt requirements-cuda.in
+	$(LOCK) -o requirements-training.txt requirements-training.in
+	$(LOCK) -o requirements-dev.txt requirements-dev.in
+	$(LOCK) -o requirements-cuda.txt requirements-cuda.in
 
 clean:  ## remove .venv, caches and what the demo made
-	rm -rf $(VENV) .pytest_cache .ruff_cache runs/demo
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

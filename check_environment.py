@@ -1,14 +1,15 @@
-"""Check this machine before training on it: each fault with the command that mends it, then a recommendation.
+"""Check this machine before training on it: each fault with the command that repairs it, then a recommendation.
 
     python3 check_environment.py
     python3 check_environment.py --data_dir data --json
 
-Exit code 0 when every critical check passes, else 1. Packages are imported inside the checks, so that a machine where
-half of them are missing is told which, and what to type.
+The exit code is 0 if every critical check passes, else 1. Packages are imported inside the checks, so that the script
+also runs where they are missing or where Python is too old.
 """
 
-from __future__ import annotations  # so that it starts on an older Python, to say that it is too old
+from __future__ import annotations  # so that an older Python can start this script and report that it is too old
 
+import argparse
 import contextlib
 import importlib
 import importlib.metadata
@@ -20,8 +21,9 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from utils import cli
 
@@ -31,6 +33,7 @@ if sys.prefix == sys.base_prefix:  # outside a virtual environment, where pip ma
 else:
     PIP = f"{min(sys.executable, os.path.relpath(sys.executable), key=len)} -m pip"
 INSTALL, INSTALL_CUDA = f"{PIP} install -r requirements-training.txt", f"{PIP} install -r requirements-cuda.txt"
+PREPARE = 'python3 prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes'
 GIB = 2**30
 EFFECTIVE_BATCH = 16  # the default recipe: 2 x 8
 
@@ -43,82 +46,87 @@ class Check(NamedTuple):
     critical: bool = False
 
 
-def ok(name, detail) -> Check:
+def ok(name: str, detail: str) -> Check:
     return Check(name, "ok", detail)
 
 
-def info(name, detail, fix="") -> Check:
+def info(name: str, detail: str, fix: str = "") -> Check:
     return Check(name, "info", detail, fix)
 
 
-def error(name, detail, fix, critical=True) -> Check:
+def error(name: str, detail: str, fix: str, critical: bool = True) -> Check:
     return Check(name, "error", detail, fix, critical)
 
 
-def module_version(name: str, package: str | None = None) -> str:
-    """Import it for real: an installed package can still fail to load."""
-    module = importlib.import_module(name)
-    return getattr(module, "__version__", None) or importlib.metadata.version(package or name)
-
-
 def describe(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {' '.join(str(fault).split())}".removesuffix(": ")
+    return f"{type(fault).__name__}: {' '.join(str(fault).split())}".rstrip(": ")
 
 
-def package_check(name: str, package: str | None = None) -> Check:
+def check_package(name: str) -> Check:
+    """Import it: an installed package can still fail to load, with whatever error its binary raises."""
+    package = {"PIL": "pillow"}.get(name, name)
     try:
-        return ok(name, f"{package or name} {module_version(name, package)}")
-    except (
-        Exception
-    ) as fault:  # a broken binary raises OSError, RuntimeError and others: all of them mean "does not load"
-        repair = (
-            INSTALL if isinstance(fault, ModuleNotFoundError) else f"{PIP} install --force-reinstall {package or name}"
-        )
-        return error(name, f"{package or name} can't be imported: {describe(fault)}", repair)
+        module = importlib.import_module(name)
+        return ok(name, f"{package} {getattr(module, '__version__', None) or importlib.metadata.version(package)}")
+    except Exception as fault:
+        missing = isinstance(fault, ModuleNotFoundError)
+        repair = INSTALL if missing else f"{PIP} install --force-reinstall {package}"
+        return error(name, f"{package} can't be imported: {describe(fault)}", repair)
 
 
-def check_python(args) -> list[Check]:
+# The checks of the sections. Each gets --data_dir and returns what it found.
+
+
+def check_python(_: Path) -> list[Check]:
     version = platform.python_version()
-    if sys.version_info < (3, 10):  # noqa: UP036 (this check is for those who run an older one)
-        return [error("python", f"Python {version} is too old", "install Python 3.10 or newer, then: make setup")]
+    if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+        wrong = "old" if sys.version_info < (3, 11) else "new"
+        fix = "install Python 3.11 to 3.14, then: make setup PYTHON=<that Python>"
+        return [error("python", f"Python {version} is too {wrong}", fix)]
     where = "a virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
     return [ok("python", f"Python {version} on {platform.system()} {platform.machine()}, in {where}")]
 
 
-def check_torch(args) -> list[Check]:
-    found = [package_check("torch")]
-    if found[0].status == "error":
-        return found
+def check_torch(_: Path) -> list[Check]:
+    import torch
+
+    has_cuda, mps = torch.cuda.is_available(), torch.backends.mps
+    found = [info("cuda", f"built for CUDA {torch.version.cuda or '-'}, available: {has_cuda}")]
+    found.append(info("mps", f"built: {mps.is_built()}, available: {mps.is_available()}"))
+    if torch.version.hip:
+        found.append(info("rocm", f"built for ROCm {torch.version.hip}, which is not tested with these scripts"))
+    if platform.system() == "Darwin" and platform.machine() == "arm64" and not mps.is_available():
+        found.append(error("mps_available", "this Mac has an Apple GPU that torch can't use", INSTALL, critical=False))
+    if shutil.which("nvidia-smi") and not has_cuda:
+        fix = "install torch's CUDA build for your driver (docs/setup.md, `NVIDIA`)"
+        detail = "there is an NVIDIA driver, but torch can't use the GPU"
+        found.append(error("cuda_available", detail, fix, critical=False))
+    return [*found, check_device()]
+
+
+def check_device() -> Check:
     import torch
 
     from utils import devices
 
-    mps = torch.backends.mps
-    found.append(info("cuda", f"built for CUDA {torch.version.cuda or '-'}, available: {torch.cuda.is_available()}"))
-    found.append(info("mps", f"built: {mps.is_built()}, available: {mps.is_available()}"))
-    if platform.system() == "Darwin" and platform.machine() == "arm64" and not mps.is_available():
-        found.append(error("mps_available", "this Mac has an Apple GPU that torch can't use", INSTALL, critical=False))
-    if shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        fix = "install torch's CUDA build for your driver (docs/setup.md, `NVIDIA`)"
-        found.append(
-            error("cuda_available", "there is an NVIDIA driver, but torch can't use the GPU", fix, critical=False)
-        )
-    device = devices.pick_device()
-    if fault := devices.kernel_error(device):
-        detail = f"{devices.describe_device(device)} computes nothing: {fault}"
-        fix = "close other programs that use the GPU, or restart; `--debug` shows the whole error"
-        if device.type == "cuda":
-            detail += f" (this wheel has kernels for {', '.join(torch.cuda.get_arch_list())})"
-        if "no kernel image" in fault:
-            fix = (
-                "install torch's CUDA 12.6 build, which has kernels from sm_50 on (docs/setup.md, `Older NVIDIA GPUs`)"
-            )
-        return [*found, error("device", detail, fix)]
-    return [*found, ok("device", f"{devices.describe_device(device)}: a matrix product computed there is right")]
+    try:
+        device = devices.pick_device()
+    except cli.UserError as refused:
+        return error("device", str(refused), "export ACCELERATE_USE_CPU=true")
+    fault = devices.kernel_error(device)
+    if not fault:
+        return ok("device", f"{devices.describe_device(device)}: a matrix product computed there is right")
+    detail = f"{devices.describe_device(device)} computes nothing: {fault}"
+    fix = "close other programs that use the GPU, or restart; `--debug` shows the whole error"
+    if device.type == "cuda":
+        detail += f" (this wheel has kernels for {', '.join(torch.cuda.get_arch_list())})"
+    if "no kernel image" in fault:
+        fix = "install torch's CUDA 12.6 build, which has kernels from sm_50 on (docs/setup.md, `Older NVIDIA GPUs`)"
+    return error("device", detail, fix)
 
 
-def check_precision(args) -> list[Check]:
-    """What half precision does on this device, and which precision follows from it."""
+def check_precision(_: Path) -> list[Check]:
+    """The accuracy of half precision on this device, and the precision that follows from it."""
     import torch
 
     from utils import devices
@@ -131,33 +139,20 @@ def check_precision(args) -> list[Check]:
         if failure := devices.probe_failure(device, dtype):
             found.append(info(name, failure))
         elif name == "bfloat16" and not devices.has_real_bf16(device):
-            found.append(info(name, "agrees with float32, but is only emulated on this GPU and so slow"))
+            found.append(info(name, "agrees with float32, but this GPU only emulates it, which is slow"))
         else:
             errors = ", ".join(f"{k} {v:.2%}" for k, v in devices.probe_dtype(device, dtype).items())
             found.append(ok(name, f"agrees with float32 (error: {errors})"))
     return [*found, info("precision", devices.choose_precision(device).reason)]
 
 
-def check_diffusers(args) -> list[Check]:
-    return [package_check("diffusers"), package_check("transformers")]
-
-
-def check_peft(args) -> list[Check]:
-    return [package_check("peft")]
-
-
-def check_accelerate(args) -> list[Check]:
-    found = [package_check("accelerate")]
-    if found[0].status == "error":
-        return found
+def check_accelerate(_: Path) -> list[Check]:
     from accelerate.commands.config.config_args import default_json_config_file, default_yaml_config_file
 
-    own = next((path for path in (default_yaml_config_file, default_json_config_file) if Path(path).is_file()), None)
+    own = [path for path in (default_yaml_config_file, default_json_config_file) if Path(path).is_file()]
     if own:
-        found.append(info("accelerate_config", f"{own} is used where no --config_file is given"))
-    else:
-        found.append(info("accelerate_config", "no default config: give one of accelerate_configs/ by --config_file"))
-    return found
+        return [info("accelerate_config", f"{own[0]} is used if no --config_file is given")]
+    return [info("accelerate_config", "no default config: choose one of accelerate_configs/ with --config_file")]
 
 
 def try_tensorboard() -> None:
@@ -202,49 +197,38 @@ def try_bitsandbytes() -> None:
     assert bool((weight < 1).all()), "its optimizer changed nothing"
 
 
-def check_optional(args) -> list[Check]:
-    purpose = {
-        "tensorboard": (try_tensorboard, "the default tracker", INSTALL),
-        "wandb": (try_wandb, "--report_to wandb", INSTALL),
-        "xformers": (try_xformers, "an alternative to SDPA attention", INSTALL_CUDA),
-        "bitsandbytes": (try_bitsandbytes, "8-bit AdamW", INSTALL_CUDA),
-    }
+OPTIONAL = {
+    "tensorboard": (try_tensorboard, "the default tracker", INSTALL),
+    "wandb": (try_wandb, "--report_to wandb", INSTALL),
+    "xformers": (try_xformers, "an alternative to SDPA attention", INSTALL_CUDA),
+    "bitsandbytes": (try_bitsandbytes, "8-bit AdamW", INSTALL_CUDA),
+}
+
+
+def check_optional(_: Path) -> list[Check]:
     found = []
-    for name, (attempt, use, fix) in purpose.items():
-        wanted = fix == INSTALL or shutil.which("nvidia-smi")  # a Mac or a CPU has no use for the CUDA packages
+    for name, (attempt, use, install) in OPTIONAL.items():
+        # Without an NVIDIA GPU the CUDA packages are of no use.
+        fix = install if install == INSTALL or shutil.which("nvidia-smi") else ""
         if importlib.util.find_spec(name) is None:
-            found.append(info(name, f"not installed; only for {use}", fix if wanted else ""))
+            found.append(info(name, f"not installed; only for {use}", fix))
             continue
         try:
             attempt()
             found.append(ok(name, f"{importlib.metadata.version(name)}, works ({use})"))
         except Exception as fault:
-            found.append(info(name, f"installed, but does not work here: {describe(fault)}", fix if wanted else ""))
+            found.append(info(name, f"installed, but does not work here: {describe(fault)}", fix))
     return found
 
 
-def check_data_packages(args) -> list[Check]:
-    found = [
-        package_check(*names)
-        for names in (("datasets",), ("PIL", "pillow"), ("omegaconf",), ("safetensors",), ("scipy",))
-    ]
-    if found[1].status == "ok":
-        from PIL import features
+def check_codecs(_: Path) -> list[Check]:
+    from PIL import features
 
-        missing = [codec for codec in ("jpg", "zlib", "webp") if not features.check(codec)]
-        if missing:
-            found.append(error("codecs", f"Pillow was built without {', '.join(missing)}", INSTALL))
-    return found
+    missing = [codec for codec in ("jpg", "zlib", "webp") if not features.check(codec)]
+    return [error("codecs", f"Pillow was built without {', '.join(missing)}", INSTALL)] if missing else []
 
 
-def free_disk(path: Path) -> int:
-    """Free bytes of the disk on which the path is, or would be made."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def check_memory(args) -> list[Check]:
+def check_memory(_: Path) -> list[Check]:
     found = []
     if importlib.util.find_spec("psutil"):
         import psutil
@@ -259,51 +243,53 @@ def check_memory(args) -> list[Check]:
     if importlib.util.find_spec("torch"):
         from utils import devices
 
-        device = devices.pick_device()
-        if device.type != "cpu" and not devices.kernel_error(device):
+        device = devices.working_device()
+        if device.type != "cpu":
             total, free = devices.device_memory(device)
             found.append(info("device_memory", f"{total / GIB:.1f} GiB on the device, {free / GIB:.1f} GiB free"))
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    for name, path, need in (("cache_disk", cache, 10), ("runs_disk", ROOT / "runs", 5)):
-        free = free_disk(path) / GIB
-        if free < need:
-            fix = "free some space, or point HF_HOME and --output_dir to a larger disk"
-            found.append(error(name, f"{free:.1f} GiB free under {path}; {need} GiB are wanted", fix, critical=False))
-        else:
-            found.append(ok(name, f"{free:.0f} GiB free under {path}"))
-    return found
+    return [*found, check_disk("cache_disk", cache, 10), check_disk("runs_disk", ROOT / "runs", 5)]
 
 
-def check_datasets(args) -> list[Check]:
-    prepare = 'python3 prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes'
-    if not args.data_dir.is_dir():
-        return [info("data", f"--data_dir {args.data_dir}: no such folder, so no dataset is prepared yet", prepare)]
-    candidates = [args.data_dir, *sorted(path for path in args.data_dir.iterdir() if path.is_dir())]
+def check_disk(name: str, path: Path, needed: int) -> Check:
+    """The free space of the disk on which the path is, or would be created; `needed` is in GiB."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    if free >= needed:
+        return ok(name, f"{free:.0f} GiB free under {path}")
+    fix = "free some space, or point HF_HOME and --output_dir to a larger disk"
+    return error(name, f"{free:.1f} GiB free under {path}; {needed} GiB are needed", fix, critical=False)
+
+
+def check_datasets(data_dir: Path) -> list[Check]:
+    if not data_dir.is_dir():
+        return [info("data", f"--data_dir {data_dir}: no such folder, so no dataset is prepared yet", PREPARE)]
     found = []
-    for folder in candidates:
-        splits = [split for split in ("train", "val", "test") if (folder / split / "images").is_dir()]
-        if not splits:
-            continue
-        counts = {split: len(os.listdir(folder / split / "images")) for split in splits}
-        detail = f"{folder}: " + ", ".join(f"{split} {count}" for split, count in counts.items())
-        try:
-            promised = json.loads((folder / "metadata.json").read_text("utf-8"))["counts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            promised = {}
-        if any(promised.get(split) != count for split, count in counts.items()):
-            verify = f"python3 prepare_dataset.py --verify {folder}"
-            found.append(
-                error(f"data/{folder.name}", f"{detail}: not what its metadata.json says", verify, critical=False)
-            )
-        elif not counts.get("train"):
-            found.append(error(f"data/{folder.name}", f"{detail}: nothing to train on", prepare, critical=False))
-        else:
-            found.append(ok(f"data/{folder.name}", detail))
-    return found or [info("data", f"--data_dir {args.data_dir}: holds no prepared dataset", prepare)]
+    for folder in (data_dir, *sorted(path for path in data_dir.iterdir() if path.is_dir())):
+        images = {split: folder / split / "images" for split in ("train", "val", "test")}
+        if counts := {split: len(os.listdir(path)) for split, path in images.items() if path.is_dir()}:
+            found.append(check_dataset(folder, counts))
+    return found or [info("data", f"--data_dir {data_dir}: holds no prepared dataset", PREPARE)]
 
 
-def check_components(args) -> list[Check]:
-    """Every part of Stable Diffusion, small: one noised latent through the UNet with LoRA, and back."""
+def check_dataset(folder: Path, counts: dict[str, int]) -> Check:
+    """Compare the number of images in each split with the dataset's metadata.json."""
+    name = f"data/{folder.name}"
+    detail = f"{folder}: " + ", ".join(f"{split} {count}" for split, count in counts.items())
+    try:
+        promised = json.loads((folder / "metadata.json").read_text("utf-8"))["counts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        promised = {}
+    if any(promised.get(split) != count for split, count in counts.items()):
+        verify = f"python3 prepare_dataset.py --verify {folder}"
+        return error(name, f"{detail}: not what its metadata.json says", verify, critical=False)
+    if not counts.get("train"):
+        return error(name, f"{detail}: nothing to train on", PREPARE, critical=False)
+    return ok(name, detail)
+
+
+def check_components(_: Path) -> list[Check]:
+    """Every part of Stable Diffusion, small: a training step of a LoRA on random images and captions."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from peft import LoraConfig
@@ -329,72 +315,83 @@ def check_components(args) -> list[Check]:
     for part in (text, vae, unet):
         part.requires_grad_(False)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
-    scheduler = DDPMScheduler()
     latent = vae.encode(torch.randn(2, 3, 8, 8).to(device)).latent_dist.mean
     context = text(torch.randint(0, 100, (2, 8)).to(device)).last_hidden_state
     noise, steps = torch.randn(latent.shape).to(device), torch.tensor([10, 900], device=device)
-    loss = (unet(scheduler.add_noise(latent, noise, steps), steps, context).sample - noise).square().mean()
+    noisy = DDPMScheduler().add_noise(latent, noise, steps)
+    loss = (unet(noisy, steps, context).sample - noise).square().mean()
     loss.backward()
-    trained = [p for p in unet.parameters() if p.requires_grad]
-    norm = sum(p.grad.norm().item() for p in trained)
+    norm = sum(p.grad.norm().item() for p in unet.parameters() if p.requires_grad)
     assert norm > 0 and loss.isfinite(), f"loss {loss.item()}, gradient {norm}"
     detail = f"CLIP, VAE, UNet and LoRA built; forward and backward on {device.type}: loss {loss.item():.3f}"
     return [ok("components", detail)]
 
 
-# Beyond the ten
-
-
-def check_hub(args) -> list[Check]:
-    """Information only: a local folder, or the demo model, needs no hub."""
+def check_hub(_: Path) -> list[Check]:
+    """For information: a local folder, or the demo model, needs no hub."""
     from huggingface_hub import HfApi, get_token, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     from families.models import DEFAULT_MODEL
 
-    found = []
     try:
         HfApi(token=False).model_info(DEFAULT_MODEL, timeout=3)
-        found.append(ok("hub", "the Hugging Face hub answers, and has the default model"))
+        answer = ok("hub", "the Hugging Face hub answers, and has the default model")
     except Exception as fault:
-        fix = "train from a local folder or with --pretrained_model_name_or_path demo, or mend the connection"
-        found.append(info("hub", f"the hub can't be reached ({type(fault).__name__})", fix))
-    try:
+        fix = "train from a local folder or with --pretrained_model_name_or_path demo, or repair the connection"
+        answer = info("hub", f"the hub can't be reached ({type(fault).__name__})", fix)
+    cached: list[str] = []
+    with contextlib.suppress(CacheNotFound):
         cached = sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
-    except CacheNotFound:
-        cached = []
-    found.append(info("cached_models", ", ".join(cached) or "none"))
     tokens = {"Hugging Face": get_token(), "Weights & Biases": os.environ.get("WANDB_API_KEY")}
-    present = [name for name, token in tokens.items() if token]
-    found.append(info("tokens", f"present: {', '.join(present) or 'none'}"))
-    return found
+    present = ", ".join(name for name, token in tokens.items() if token)
+    return [answer, info("cached_models", ", ".join(cached) or "none"), info("tokens", f"present: {present or 'none'}")]
+
+
+class Section(NamedTuple):
+    title: str
+    packages: list[str]  # all must load before the checks can run
+    checks: list[Callable[[Path], list[Check]]]
 
 
 SECTIONS = [
-    ("Python", check_python),
-    ("PyTorch and the device", check_torch, check_precision),
-    ("Diffusers and Transformers", check_diffusers),
-    ("Accelerate", check_accelerate),
-    ("PEFT", check_peft),
-    ("Optional packages", check_optional),
-    ("Datasets and Pillow", check_data_packages),
-    ("Memory and disk", check_memory),
-    ("Prepared datasets", check_datasets),
-    ("Stable Diffusion components", check_components),
-    ("Hub and tokens", check_hub),
+    Section("Python", [], [check_python]),
+    Section("PyTorch and the device", ["torch"], [check_torch, check_precision]),
+    Section("Diffusers and Transformers", ["diffusers", "transformers"], []),
+    Section("Accelerate", ["accelerate"], [check_accelerate]),
+    Section("PEFT", ["peft"], []),
+    Section("Optional packages", [], [check_optional]),
+    Section("Datasets and Pillow", ["datasets", "PIL", "omegaconf", "safetensors", "scipy"], [check_codecs]),
+    Section("Memory and disk", [], [check_memory]),
+    Section("Prepared datasets", [], [check_datasets]),
+    Section("Stable Diffusion components", [], [check_components]),
+    Section("Hub and tokens", [], [check_hub]),
 ]
-CRITICAL = (
-    check_python,
-    check_torch,
-    check_diffusers,
-    check_accelerate,
-    check_peft,
-    check_data_packages,
-    check_components,
-)
+NOT_CRITICAL = ("precision", "optional", "memory", "datasets", "hub")
 
 
-def recommend() -> dict:
+def run_check(check: Callable[[Path], list[Check]], data_dir: Path, debug: bool = False) -> list[Check]:
+    """A check that raises counts as failed, and the others still run."""
+    name = check.__name__.replace("check_", "")
+    critical = name not in NOT_CRITICAL
+    try:
+        return check(data_dir)
+    except ImportError as fault:
+        return [error(name, f"needs a missing package: {fault}", INSTALL, critical)]
+    except Exception as fault:
+        if debug:
+            traceback.print_exc()
+        return [error(name, f"failed: {describe(fault)}", "run again with --debug to see where", critical)]
+
+
+def run_section(section: Section, data_dir: Path, debug: bool) -> list[Check]:
+    found = [check_package(name) for name in section.packages]
+    if all(package.status == "ok" for package in found):
+        found += [one for check in section.checks for one in run_check(check, data_dir, debug)]
+    return found
+
+
+def recommend() -> dict[str, Any]:
     """Precision, batch and launch command for the default recipe on this machine."""
     import torch
 
@@ -403,11 +400,12 @@ def recommend() -> dict:
     device = devices.working_device()
     precision = devices.choose_precision(device)
     total, _ = devices.device_memory(device)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    on_cuda = device.type == "cuda"
+    count = torch.cuda.device_count() if on_cuda else 1
     share = max(1, EFFECTIVE_BATCH // count)
     batch = devices.suggest_batch(device.type, total / GIB, share)
     accumulation = share // batch
-    config = devices.suggest_config(device.type, torch.cuda.get_device_name() if device.type == "cuda" else "", count)
+    config = devices.suggest_config(device.type, torch.cuda.get_device_name() if on_cuda else "", count)
     launch = f"accelerate launch --config_file {config} --mixed_precision {precision.mixed_precision}"
     if count > 1:
         launch += f" --num_processes {count}"
@@ -423,40 +421,39 @@ def recommend() -> dict:
     }
 
 
-def run_check(check, args) -> list[Check]:
-    """A check that raises has failed; the others still run. Only what training needs is critical."""
-    name, critical = check.__name__.removeprefix("check_"), check in CRITICAL
-    try:
-        return check(args)
-    except ImportError as fault:
-        return [error(name, f"needs a missing package: {fault}", INSTALL, critical)]
-    except Exception as fault:
-        if args.debug:
-            traceback.print_exc()
-        return [error(name, f"failed: {describe(fault)}", "run again with --debug to see where", critical)]
+def print_section(number: int, title: str, found: list[Check]) -> None:
+    print(f"\n{number}. {title}", flush=True)
+    for check in found:
+        print(f"  [{check.status.upper()}] {check.name}: {check.detail}")
+        if check.fix:
+            print(f"         to repair it: {check.fix}")
 
 
-def print_check(check: Check) -> None:
-    print(f"  [{check.status.upper()}] {check.name}: {check.detail}")
-    if check.fix:
-        print(f"         to mend it: {check.fix}")
+def print_summary(checks: list[Check], recommendation: dict[str, Any] | None, ready: bool) -> None:
+    print("\nStatus")
+    for check in checks:
+        if check.status != "info":
+            print(f"  [{check.status.upper()}] {check.name}")
+    if recommendation:
+        print("\nRecommended for the default recipe (a starting point; the first steps show what really fits)")
+        for key, value in recommendation.items():
+            print(f"  {key}: {value}")
+    print(f"\n{'Ready to train.' if ready else 'Not ready: repair the errors above and run this again.'}")
 
 
-def main(args) -> int:
+def main(args: argparse.Namespace) -> int:
     if args.dry_run and args.json:
         raise cli.UserError("--dry_run lists the sections for people to read; leave out --json")
     if args.dry_run:
-        for number, (title, *_) in enumerate(SECTIONS, 1):
-            print(f"{number}. {title}")
+        for number, section in enumerate(SECTIONS, 1):
+            print(f"{number}. {section.title}")
         return 0
-    checks, say = [], not args.json
-    for number, (title, *functions) in enumerate(SECTIONS, 1):
-        with contextlib.redirect_stdout(sys.stderr):  # libraries print; with --json, stdout is one object and no more
-            found = [item for function in functions for item in run_check(function, args)]
-        if say:
-            print(f"\n{number}. {title}", flush=True)
-            for item in found:
-                print_check(item)
+    checks: list[Check] = []
+    for number, section in enumerate(SECTIONS, 1):
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries print; with --json, stdout is one object only
+            found = run_section(section, args.data_dir, args.debug)
+        if not args.json:
+            print_section(number, section.title, found)
         checks += found
     recommendation = None
     with contextlib.redirect_stdout(sys.stderr):
@@ -466,18 +463,10 @@ def main(args) -> int:
             checks.append(info("recommendation", f"none: {describe(fault)}"))
     ready = not any(check.critical and check.status == "error" for check in checks)
     if args.json:
-        result = {"ready": ready, "checks": [c._asdict() for c in checks], "recommendation": recommendation}
+        result = {"ready": ready, "checks": [one._asdict() for one in checks], "recommendation": recommendation}
         print(json.dumps(result, indent=2))
-        return 0 if ready else 1
-    print("\nStatus")
-    for check in checks:
-        if check.status != "info":
-            print(f"  [{check.status.upper()}] {check.name}")
-    if recommendation:
-        print("\nRecommended for the default recipe (a starting point; the first steps show what really fits)")
-        for key, value in recommendation.items():
-            print(f"  {key}: {value}")
-    print(f"\n{'Ready to train.' if ready else 'Not ready: mend the errors above and run this again.'}")
+    else:
+        print_summary(checks, recommendation, ready)
     return 0 if ready else 1
 
 

@@ -26,8 +26,7 @@ from evaluation import classifier_scores as scoring
 from evaluation.image_sets import read_images, spell_alike
 from training.flags import OnOff
 from utils import cli, devices, runs
-from utils.argument_types import positive, seed_number, workers
-from utils.cli import UserError
+from utils.cli import UserError, positive, seed_number, workers
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics

@@ -64,8 +64,7 @@ from training.run import (
 )
 from training.state import check_kohya_names, kohya_path, update_average
 from utils import cli, devices, faces, runs, trackers
-from utils.argument_types import positive
-from utils.cli import UserError
+from utils.cli import UserError, positive
 
 logger = logging.getLogger("train_dreambooth")
 ON_THE_CARD = (

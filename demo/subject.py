@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from demo.shoes import Canvas, smooth, tone
 from utils import cli
-from utils.argument_types import positive
+from utils.cli import positive
 
 TEAL, CORAL, CREAM = (0, 152, 148), (255, 120, 92), (250, 240, 214)  # not among the colours of the catalogue
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from evaluation import features, subject
 from utils import cli
-from utils.argument_types import positive, seed_number, workers
-from utils.cli import UserError
+from utils.cli import UserError, positive, seed_number, workers
 from utils.parallel import available_cores
 from utils.tables import canonical
 

@@ -6,7 +6,7 @@ from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
 from families.lora_mix import split_weight
-from utils.argument_types import positive, share, workers
+from utils.cli import positive, share, workers
 from utils.parallel import available_cores
 
 PARTNERS = {  # a flag, and the one without which it does nothing

@@ -8,8 +8,7 @@ from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
 from utils import cli
-from utils.argument_types import finite, positive, share, workers
-from utils.cli import Parser
+from utils.cli import Parser, finite, positive, share, workers
 from utils.faces import add_face_flags
 from utils.parallel import available_cores
 from utils.tables import canonical

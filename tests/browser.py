@@ -1,6 +1,7 @@
-"""A real headless browser for the tests of pages; where there is none, they are skipped."""
+"""A real headless browser for the tests of pages; without one they are skipped, or with REQUIRE_BROWSER=1 fail."""
 
 import contextlib
+import os
 import shutil
 
 import pytest
@@ -11,10 +12,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 @contextlib.contextmanager
 def open_browser():
     """Chromium, started once for a whole file of tests."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make setup installs it)")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
+        missing = f"no browser: none of {', '.join(NAMES)} is on the PATH"
+        pytest.fail(missing) if os.environ.get("REQUIRE_BROWSER") else pytest.skip(missing)
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser

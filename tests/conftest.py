@@ -1,6 +1,28 @@
 import pytest
 import torch
 
+# Left out of `make test-fast` as whole files: they start scripts or train, for up to minutes each. Slow tests of other
+# files have the marker themselves.
+SLOW_FILES = {
+    "test_train_lora.py",
+    "test_train_lora_survives.py",
+    "test_train_dreambooth.py",
+    "test_train_classifier.py",
+    "test_generate.py",
+    "test_evaluate.py",
+    "test_prepare_dataset.py",
+    "test_demo.py",
+    "test_pretrain.py",
+    "test_lora.py",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def trainer_data(tmp_path_factory):

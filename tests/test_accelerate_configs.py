@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -24,21 +23,20 @@ accelerator.end_training()
 
 
 def test_every_kind_of_hardware_has_a_config():
-    names = "a100 cpu cpu_2proc deepspeed_zero2 fsdp h100 mps multi_gpu multi_node p100 t4 v100".split()
+    names = "a100 cpu cpu_2proc h100 mps multi_gpu multi_node p100 t4 v100".split()
     assert [path.stem for path in CONFIGS] == names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_accelerate_loads_it_and_knows_every_key(path):
-    config = load_config_from_file(str(path))  # refuses unknown keys, but not nested ones
-    flags = {action.dest for action in launch_command_parser()._actions}
-    for part in (config.fsdp_config, config.deepspeed_config):
-        assert set(part) <= flags
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert not config.fsdp_config and not config.deepspeed_config  # the trainers sum gradients by themselves
     expected = {"t4": "fp16", "p100": "fp16", "v100": "fp16", "mps": "no", "cpu": "no", "cpu_2proc": "no"}
     assert config.mixed_precision == expected.get(path.stem, "bf16")
     assert isinstance(yaml.safe_load(path.read_text())["distributed_type"], str)  # an unquoted NO is YAML for False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "result"), [("cpu", "1 no cpu 1.0"), ("cpu_2proc", "2 no cpu 3.0")])
 def test_it_starts_as_many_processes_as_it_says(tmp_path, name, result):
     script = tmp_path / "script.py"

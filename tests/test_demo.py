@@ -24,7 +24,6 @@ def pipeline():
     return load_demo_pipeline("demo", torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.slow
 def test_it_generates_the_kind_and_the_colour_of_the_prompt(pipeline):
     wanted = [(kind, colour) for kind in KNOWN_KINDS for colour in list(COLOURS)[::2]]
     prompts = [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted]
@@ -64,7 +63,7 @@ def test_weights_are_float16_safetensors_and_small():
     assert sum((ROOT / name).stat().st_size for name in tracked.split("\0") if name) < 20e6
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_demo_command_runs_and_makes_its_folder_again(tmp_path):
     out = tmp_path / "demo"
     out.mkdir()

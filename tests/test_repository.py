@@ -1,11 +1,15 @@
 """Promises that the repository as a whole makes."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py")) + [
@@ -14,6 +18,7 @@ SCRIPTS = sorted(ROOT.glob("*.py")) + [
 SOURCES = [ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help_shows_two_runnable_examples_and_every_flag_has_a_text(path):
     done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True)
@@ -39,6 +44,98 @@ def test_requirements_are_pinned_and_name_no_index():
 
 
 def test_every_page_that_is_linked_exists():
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_file_that_the_guides_name_exists(page):
+    named = re.findall(r"`([\w/]+(?:\.py|\.md|/))`", (ROOT / page).read_text())
+    assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_required_python_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11,<3.15"
+    versions = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    assert versions == ["3.11", "3.12", "3.13", "3.14"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
+    assert "(3, 11) <= v <= (3, 14)" in (ROOT / "Makefile").read_text()
+    for page in ("README.md", "docs/setup.md", "docs/check_environment.md", "CONTRIBUTING.md"):
+        assert "3.11 to 3.14" in (ROOT / page).read_text(), page
+
+
+# Each script with the flags that it needs to parse its command line.
+NEEDED = {
+    "prepare_dataset": "--catalogue c --output_dir o",
+    "train_lora": "",
+    "train_dreambooth": "--instance_data_dir p --instance_prompt x",
+    "train_classifier": "--real r --synthetic s --target t",
+    "generate": "--prompt x --num_images 1",
+    "evaluate": "--real r --generated g --output_dir o",
+}
+# Read in loops over names, as getattr(args, name). Of the trainers: use_8bit_adam sets --optimizer, and published
+# diffusers commands carry set_grads_to_none, for which there is a warning that it is always done.
+NOT_BY_ATTRIBUTE = {
+    "train_lora": {"use_8bit_adam", "set_grads_to_none"},
+    "train_dreambooth": {"use_8bit_adam", "set_grads_to_none"},
+    "generate": {"control_images", "enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"},
+    "evaluate": {"generated", "instance_data_dir", "prior_after", "real", "train"},
+}
+
+
+def names_read(source: str) -> set[str]:
+    """The flags that some code reads, as args.name or getattr(args, "name"), other than to define or check them."""
+    found = set()
+    tree = ast.parse(source)
+    for part in tree.body:
+        if isinstance(part, ast.FunctionDef) and part.name.startswith(("add_", "check_", "parse_args")):
+            continue
+        for node in ast.walk(part):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found |= {node.attr} if getattr(node.value, "id", "") == "args" else set()
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                found |= {node.args[1].value} if isinstance(node.args[1], ast.Constant) else set()
+    return found
+
+
+@pytest.mark.parametrize("script", NEEDED)
+def test_no_flag_is_accepted_and_ignored(script):
+    args = importlib.import_module(script).parse_args(NEEDED[script].split())
+    files = [ROOT / f"{script}.py", ROOT / "utils/cli.py"]
+    files += ROOT.glob("training/*flags.py") if script.startswith("train_") else []
+    read = set().union(*(names_read(path.read_text()) for path in files))
+    assert vars(args).keys() - read - {"config"} <= NOT_BY_ATTRIBUTE.get(script, set())
+
+
+def test_a_flag_that_is_only_defined_checked_or_assigned_counts_as_ignored():
+    source = """
+def add_flags(parser): parser.add_argument("--a")
+def check_flags(args): assert args.b > 0
+def main(args):
+    args.c = 1
+    print(args.d, getattr(args, "e"), other.f)
+FREE = "g".split()
+"""
+    assert names_read(source) == {"d", "e"}
+
+
+def test_no_module_needs_more_than_windows_has_to_be_imported():
+    """So that the scripts can refuse native Windows in one line (utils.cli.make_parser)."""
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "tests":
+            top = ast.parse(path.read_text()).body
+            modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+            modules |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+            assert not modules & {"fcntl", "resource", "pwd", "termios"}, path
+
+
+def test_files_name_no_path_of_a_machine_and_no_registry():
+    """What works only where it was written does not belong into the repository."""
+    own = re.compile(r"/(home|Users|root)/\w|https?://[\w.:-]*(pypi|mirror|artifactory|nexus)")
+    names = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    for path in (ROOT / name for name in names if not name.startswith("tests/")):
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ".in", ".yaml", ".yml", ".cff", ""}:
+            assert not own.search(path.read_text("utf-8")), path

@@ -42,6 +42,7 @@ def whole(trainer_data, words, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.very_slow
 def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(trainer_data, words, whole, tmp_path):
     run, told = tmp_path / "run", tmp_path / "told"
     command = flags(trainer_data, run, *words, "--latent_cache_dir", tmp_path / "cache")

@@ -18,8 +18,8 @@ from training.examples import Views
 from training.memory import Load
 from training.optimizers import OptimizerSettings, Schedule
 from utils import cli
-from utils.argument_types import batch_size, positive, seed_number, share
 from utils.catalogue import Source
+from utils.cli import batch_size, positive, seed_number, share
 from utils.devices import Precision, working_device
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,8 @@ import yaml
 from families.lora import FILE_NAME as WEIGHTS
 from utils.cli import UserError
 from utils.files import list_files, write_json, write_text
-from utils.masking import mask_text
 from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_table
-from utils.runs import package_versions
+from utils.runs import mask_text, package_versions
 
 # Not the checkpoints nor the logs; environment.json tells of the machine, and stays on it.
 PUSHED = re.compile(

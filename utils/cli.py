@@ -1,50 +1,29 @@
-"""What every script's command line shares: recipes in YAML, settings printed first, mistakes told in one line."""
+"""What the command lines of all scripts share: recipes in YAML, types of values, printed settings, one-line errors."""
 
 from __future__ import annotations  # check_environment.py must start on an older Python to say that it is too old
 
 import argparse
+import contextlib
 import difflib
 import gc
 import logging
+import math
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
 
+MAX_WORKERS = 256  # as processes, each of some 100 MB
+
+
 class UserError(Exception):
-    """Something the user can mend. The message names the flag, file or row, the value found, and what to do."""
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as written, and the default of every flag that has one."""
-
-    def _get_default_metavar_for_optional(self, action):
-        """Of what kind a value is; argparse would say the flag's name again."""
-        kinds = {int: "N", float: "X", Path: "PATH", None: "TEXT", mapped: "TEXT"}
-        return kinds.get(action.type, "N" if "number" in (action.type.__doc__ or "") else "X")
-
-    def _get_help_string(self, action):
-        if (
-            any(action.default is none for none in (None, False, argparse.SUPPRESS))
-            or action.default == []
-            or "default" in (action.help or "")
-        ):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line; argparse would put the usage of some forty flags before it."""
-
-    recipe_keys: frozenset[str] = frozenset()  # the settings that came from --config
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+    """A mistake that the user can correct. The message names the flag, file or row, the value, and what to do."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -52,39 +31,123 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+# Types of values, for add_argument(type=...)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def batch_size(text: str) -> int | str:
+    """A whole number above 0, or `auto`."""
+    try:
+        return text if text == "auto" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
+
+
+def seed_number(text: str) -> int:
+    """A number that every random generator accepts as a seed."""
+    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 0 to {2**32 - 1}")
+    return int(text)
+
+
+def workers(text: str) -> int:
+    """A number of processes or threads."""
+    if positive(text) > MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text}: expected {MAX_WORKERS} or fewer")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 to 1, such as 0.05 for 5 %")
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN."""
+    with contextlib.suppress(ValueError):
+        if math.isfinite(float(text)):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
+
+
 def mapped(word: str) -> str:
-    """The type of a list of words that a recipe may write as keys with values: `clip: folder` is `clip=folder`."""
+    """A word of a list that a recipe may also write as keys with values: `clip: folder` is the word `clip=folder`."""
     return word
 
 
+# The parser
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Prints the docstring as written, and the default of every flag that has one."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        """The kind of value; argparse would repeat the flag's name."""
+        if action.type in (int, positive, batch_size, seed_number, workers):
+            return "N"
+        if action.type is Path:
+            return "PATH"
+        return "TEXT" if action.type in (None, mapped) else "X"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_no_default = action.default in (None, [], argparse.SUPPRESS) or action.default is False
+        if has_no_default or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line; argparse would print the usage of some forty flags before it."""
+
+    recipe_keys: frozenset[str] = frozenset()  # the settings that came from --config
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
 def make_parser(doc: str) -> Parser:
-    """A parser with the flags that every script has. Flags can't be abbreviated, so a new one never changes an old."""
+    """A parser with the flags that every script has; a script that is started on native Windows ends here."""
+    if sys.platform == "win32":  # no fcntl, and so no locks that end with their process
+        sys.exit(f"{os.path.basename(sys.argv[0])}: error: native Windows is not supported; run it in WSL 2")
     usage = "%(prog)s [--flag value ...]"  # argparse would list every flag twice
+    # Without abbreviations: a new flag can then never change what an old command line means.
     parser = Parser(description=doc, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
-    parser._negative_number_matcher = re.compile(r"-\.?\d")  # -1/2 and -1e-4 are values too, of which a flag can speak
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # so that -1/2 and -1e-4 are values, not flags
     group = parser.add_argument_group("every script")
     group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
-    group.add_argument("--dry_run", action="store_true", help="say what would be done, and stop before any work")
+    group.add_argument("--dry_run", action="store_true", help="report what would be done, and stop before any work")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 class _Refused(argparse.Action):
-    """A flag of a diffusers example that has no place here: `const` says why."""
+    """A flag of a diffusers example that is not supported here: `const` says why."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        parser.error(f"{option_string}: {self.const}")
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.error(f"{self.option_strings[0]}: {self.const}")
 
 
 def add_refused_flags(parser: argparse.ArgumentParser, reasons: dict[str, str]) -> None:
-    """Flags that a command line for diffusers may have; each is an error that says what to do in its place."""
+    """Flags that a command line for diffusers may have; each is an error that says what to do instead."""
+    hide: dict[str, Any] = dict.fromkeys(("dest", "default", "help"), argparse.SUPPRESS)
     for name, why in reasons.items():
-        options = {"nargs": "?", "const": why, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-        parser.add_argument(f"--{name}", action=_Refused, help=argparse.SUPPRESS, **options)
+        parser.add_argument(f"--{name}", action=_Refused, nargs="?", const=why, **hide)
 
 
-def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
-    """The settings in a YAML file, its `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error."""
+# Recipes
+
+
+def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The settings in a YAML file, with `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error."""
     from omegaconf import OmegaConf  # here: check_environment.py must start where packages are missing
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -92,24 +155,23 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
     try:
         recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except OSError as error:
-        raise UserError(
-            f"--config {path}: {error.strerror or 'holds no settings'}; give the path of a YAML file"
-        ) from None
+        reason = error.strerror or "holds no settings"
+        raise UserError(f"--config {path}: {reason}; give the path of a YAML file") from None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise UserError(f"--config {path}: expected lines of `flag: value`, found a {type(recipe).__name__}")
     known = {action.dest for action in parser._actions} - {"help", "config"}
-    for key in recipe:
+    for key in map(str, recipe):
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else "; a key is a flag's name, see --help"
             raise UserError(f"--config {path}: unknown key `{key}`{hint}")
-    return recipe
+    return {str(key): value for key, value in recipe.items()}
 
 
-def _as_words(action: argparse.Action, value) -> list[str]:
-    """One key of a recipe as command-line words; a ValueError says why the flag does not take the value."""
+def _as_words(action: argparse.Action, value: Any) -> list[str]:
+    """One key of a recipe as command-line words; a ValueError says why the flag does not accept the value."""
     key, flag = action.dest, action.option_strings[0]
     if value is None:
         if action.default is not None:
@@ -122,14 +184,10 @@ def _as_words(action: argparse.Action, value) -> list[str]:
         return [flag] if value else negative[:1]
     if action.nargs == 0:
         raise ValueError(f"`{key}: {value}` must be true or false")
-    if (
-        isinstance(value, dict)
-        and action.type is mapped
-        and not any(isinstance(v, (dict, list)) for v in value.values())
-    ):
-        return [flag, *(f"{name}={one}" for name, one in value.items())]
     if isinstance(value, dict):
-        raise ValueError(f"`{key}` holds nested keys; {flag} takes plain values")
+        if action.type is not mapped or any(isinstance(one, (dict, list)) for one in value.values()):
+            raise ValueError(f"`{key}` holds nested keys; {flag} takes plain values")
+        return [flag, *(f"{name}={one}" for name, one in value.items())]
     if not isinstance(value, list):
         return [f"{flag}={value}"]
     repeated = isinstance(action, argparse._AppendAction)
@@ -138,68 +196,70 @@ def _as_words(action: argparse.Action, value) -> list[str]:
     return [f"{flag}={word}" for word in value] if repeated else [flag, *map(str, value)]
 
 
-def recipe_to_argv(recipe: dict, parser: argparse.ArgumentParser, given: set[str], path: Path) -> list[str]:
-    """A recipe as command-line words, each checked for type and choice; `given` flags are left out."""
-
-    def refuse(message):
+class _RecipeParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
+
+def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path: Path) -> list[str]:
+    """The recipe's values of these flags as command-line words, each checked for type and choice."""
     argv = []
-    for action in parser._actions:
-        if action.dest in recipe and not given.intersection(action.option_strings):
-            alone = argparse.ArgumentParser(add_help=False)  # so that what is wrong is known to be the recipe's
-            alone._add_action(action)
-            alone.error = refuse
-            try:
-                words = _as_words(action, recipe[action.dest])
-                alone.parse_args(words)
-            except ValueError as error:
-                raise UserError(f"--config {path}: {error}") from None
-            argv += words
+    for action in actions:
+        single = _RecipeParser(add_help=False)  # one flag by itself, so that an error is known to be the recipe's
+        single._add_action(action)
+        try:
+            words = _as_words(action, recipe[action.dest])
+            single.parse_args(words)
+        except ValueError as error:
+            raise UserError(f"--config {path}: {error}") from None
+        argv += words
     return argv
 
 
 def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; with --config, on top of that file's settings."""
-    if argv is None:  # a script's own start
-        gc.freeze()  # what was imported stays: to look at it again, at the exit above all, takes more than a second
+    if argv is None:  # the script's own start
+        gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
         argv = sys.argv[1:]
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config
     if path is None:
         return parser.parse_args(argv)
+    given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     try:
-        given = {word.partition("=")[0] for word in argv if word.startswith("--")}
         recipe = read_recipe(path, parser)
-        words = recipe_to_argv(recipe, parser, given, path)
-        parser.recipe_keys = frozenset(
-            action.dest for action in parser._actions if action.dest in recipe and not given & {*action.option_strings}
-        )
+        actions = [one for one in parser._actions if one.dest in recipe and not given & {*one.option_strings}]
+        words = recipe_to_argv(recipe, actions, path)
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    parser.recipe_keys = frozenset(action.dest for action in actions)
     return parser.parse_args(words + argv)
 
 
 def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tuple[str, bool]]) -> None:
-    """Refuse a flag that does nothing without another; from a recipe, which may serve several commands, only warn.
+    """Refuse a flag that does nothing without another one; from a recipe, which may serve several scripts, only warn.
 
-    `needs`: {flag: (what it needs, whether that is there)}. A flag that has its default value is not looked at.
+    `needs`: {flag: (what it needs, whether that is given)}. A flag at its default value is not checked.
     """
-    for name, (needed, is_there) in needs.items():
+    for name, (needed, is_given) in needs.items():
         value = getattr(args, name)
-        if is_there or value == parser.get_default(name):
+        if is_given or value == parser.get_default(name):
             continue
         if name in parser.recipe_keys:
             logger.warning("--config: `%s: %s` does nothing without %s", name, value, needed)
         else:
-            parser.error(f"--{name} {value}: does nothing without {needed}; add that, or leave --{name} out")
+            shown = "" if value is True else f" {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            parser.error(f"--{name}{shown}: does nothing without {needed}; add that, or leave --{name} out")
 
 
-def settings_of(args: argparse.Namespace) -> dict:
-    """What was resolved, in types that YAML has; --config reads it back."""
+# Settings and the start of a script
 
-    def plain(value):
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The resolved settings in types that YAML has; --config can read them back."""
+
+    def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         # A literal ${ would be resolved on reading back.
@@ -210,36 +270,34 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 
 def show_settings(args: argparse.Namespace) -> None:
+    """Print the settings as a recipe."""
     import yaml
 
     print("# settings")
     print(yaml.safe_dump(settings_of(args), sort_keys=False, allow_unicode=True, width=1000), flush=True)
 
 
-def progress(shown: bool = True) -> dict:
-    """How a tqdm bar is drawn: often on a terminal, and every ten seconds into a file, where each is a line's worth."""
+def progress(shown: bool = True) -> dict[str, Any]:
+    """Options for tqdm: often updated on a terminal, every ten seconds in a file, where each update is a line."""
     return {"disable": not shown, "mininterval": 0.2 if sys.stderr.isatty() else 10}
 
 
 def close_process_group() -> None:
-    """Part from the other processes of `accelerate launch`, as NCCL wants it; without torch there are none."""
+    """Leave the process group of `accelerate launch`, as NCCL requires; without torch there is none."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """False where transformers says that torchvision is missing: what it falls back to is what is wanted.
-
-    diffusers' pipelines ask it for image processors that no script here uses.
-    """
+def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
+    """False for transformers' warning that torchvision is missing, which no script here needs."""
     return "requires torchvision (not installed); falling back" not in str(record.msg)
 
 
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
-    """Call main and exit with its code; a user's mistake or a failing disk is one line, with --debug a traceback."""
+    """Call main and exit with its code; a user's mistake or a disk error is one line, with --debug also a traceback."""
     name = os.path.basename(sys.argv[0])
-    logging.getLogger("transformers.utils.import_utils").addFilter(is_news)
+    logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
     try:
         code = main(args)
     except KeyboardInterrupt:
@@ -250,6 +308,6 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
             traceback.print_exc()
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 1
-    else:  # after an error another process may still wait for this one, and the launcher ends it
+    else:  # not after an error: another process may still wait for this one, until the launcher ends it
         close_process_group()
     sys.exit(code or 0)

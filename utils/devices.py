@@ -1,14 +1,14 @@
-"""Which device, which precision and why; numeric probes that try rather than believe; memory; seeds."""
+"""The device and the precision to compute in, tested by small computations on the device itself; memory; seeds."""
 
 from __future__ import annotations
 
 import functools
 import gc
 import hashlib
+import logging
 import os
 import random
 import re
-import resource
 import sys
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -20,16 +20,18 @@ import torch.nn.functional as F
 
 from utils.cli import UserError
 
-if TYPE_CHECKING:  # imported where it is needed: check_environment.py looks at the device even where this is missing
+if TYPE_CHECKING:  # imported only where it is needed: check_environment.py must work without it
     from accelerate import Accelerator
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Relative error of the half-precision result, over which training would suffer: about 8 times what rounding explains.
+# The largest relative error of a half-precision result that is accepted: about 8 times what rounding explains.
 TOLERANCE = {torch.float16: 0.01, torch.bfloat16: 0.06}
 
 
 class Precision(NamedTuple):
-    """What to train in: accelerate's name for it, the dtype of frozen weights, and the reason for the log."""
+    """A precision to train in: accelerate's name for it, the dtype of frozen weights, and the reason for the log."""
 
     mixed_precision: str
     dtype: torch.dtype
@@ -37,23 +39,38 @@ class Precision(NamedTuple):
 
 
 def pick_device() -> torch.device:
-    """The best device that this torch build offers: CUDA, then MPS, then CPU."""
+    """The best device that this torch build offers: CUDA (or ROCm), then MPS, then CPU; an Intel GPU is refused.
+
+    `accelerate launch --cpu` and `use_cpu: true` in its config set ACCELERATE_USE_CPU, which is followed.
+    """
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    if torch.xpu.is_available():
+        raise UserError("Intel GPUs (XPU) are not supported; set ACCELERATE_USE_CPU=true to compute on the CPU")
+    return torch.device("cpu")
 
 
 def describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
-    return "Apple GPU (MPS)" if device.type == "mps" else f"CPU with {torch.get_num_threads()} threads"
+    """The device's name, as the log and environment.json have it."""
+    if device.type == "mps":
+        return "Apple GPU (MPS)"
+    if device.type != "cuda":
+        return f"CPU with {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device)
+    if torch.version.hip:
+        return f"{name} (ROCm {torch.version.hip})"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{name} (sm_{major}{minor})"
 
 
 def kernel_error(device: torch.device) -> str | None:
-    """What a real computation on the device fails with; None where it runs.
+    """The error of a small computation on the device; None if its result is right.
 
-    A GPU older than the wheel's kernels (a P100 or V100 under CUDA 13) counts as available until the first one runs.
+    A GPU that is too old for the wheel (a P100 or V100 under CUDA 13) counts as available, but has no kernels.
     """
     try:
         x = torch.arange(64, dtype=torch.float32).reshape(8, 8)
@@ -64,18 +81,18 @@ def kernel_error(device: torch.device) -> str | None:
 
 
 def working_device() -> torch.device:
-    """The best device, or the CPU where that one computes nothing; check_environment.py says why."""
+    """The best device, or the CPU if that one fails to compute; check_environment.py reports why."""
     device = pick_device()
     return torch.device("cpu") if kernel_error(device) else device
 
 
 def has_real_bf16(device: torch.device) -> bool:
-    """False where bfloat16 is only emulated, as on a T4: correct, but slower than float32."""
+    """False if bfloat16 is only emulated, as on a T4: correct, but slower than float32."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _probe_inputs(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    # The magnitudes of a real UNet: logits in the tens, activations in the hundreds.
+    # Magnitudes as in a real UNet: logits in the tens, activations in the hundreds.
     return {
         "attention": torch.randn(3, 2, 4, 256, 64, generator=generator) * 3,
         "group_norm": torch.randn(2, 64, 32, 32, generator=generator) * 200 + 300,
@@ -84,7 +101,7 @@ def _probe_inputs(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def _small_decoder() -> torch.nn.Module:
-    from diffusers import AutoencoderKL  # here: check_environment.py looks at the device even where this is missing
+    from diffusers import AutoencoderKL  # here: check_environment.py must work without it
 
     return AutoencoderKL(
         block_out_channels=(16, 32),
@@ -96,12 +113,12 @@ def _small_decoder() -> torch.nn.Module:
 
 @torch.no_grad()
 def probe_dtype(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Relative error against float32 on the CPU of attention, GroupNorm and a VAE decode; NaN or inf where it broke."""
+    """Relative errors of attention, GroupNorm and a VAE decode against float32 on the CPU; may be NaN or infinite."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         decoder = _small_decoder()
     inputs = _probe_inputs(torch.Generator().manual_seed(0))
-    compute = {
+    compute: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "attention": lambda x: F.scaled_dot_product_attention(*x),
         "group_norm": lambda x: F.group_norm(x, 8),
         "vae_decode": decoder,
@@ -117,66 +134,66 @@ def probe_dtype(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def probe_failure(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this dtype must not be used on this device; None where the probe passed."""
+    """Why this dtype must not be used on this device; None if the probe passed."""
     try:
         errors = probe_dtype(device, dtype)
     except RuntimeError as error:
         return f"it fails with: {' '.join(str(error).split())}"
-    for name, error in errors.items():
-        if not error <= TOLERANCE[dtype]:  # `not <=` catches NaN too
-            what = f"is off by {error:.1%}" if np.isfinite(error) else "gives NaN or infinity"
+    for name, off in errors.items():
+        if not off <= TOLERANCE[dtype]:  # `not <=` catches NaN too
+            what = f"is off by {off:.1%}" if np.isfinite(off) else "gives NaN or infinity"
             return f"{name} {what}"
     return None
 
 
 def choose_precision(device: torch.device, wanted: str | None = None) -> Precision:
-    """The precision to train in; `wanted` ("no", "bf16", "fp16") is followed where a probe on this device passes."""
+    """The precision to train in; `wanted` ("no", "bf16", "fp16") is followed if a probe on this device passes."""
     if wanted == "no":
         return Precision("no", torch.float32, "float32, as asked")
-    if wanted is not None:
-        if failure := probe_failure(device, DTYPES[wanted]):
-            return Precision("no", torch.float32, f"float32 will be used, because in {wanted} {failure}")
-        return Precision(wanted, DTYPES[wanted], f"{wanted}, as asked; the probe on this device passed")
-    if device.type == "mps":
+    if wanted is None and device.type == "mps":
         return Precision("no", torch.float32, "float32, always on MPS: float16 there gives NaN and black images")
-    if device.type == "cpu":
+    if wanted is None and device.type == "cpu":
         return Precision("no", torch.float32, "float32 on a CPU")
-    choice = "bf16" if has_real_bf16(device) else "fp16"
+    choice = wanted or ("bf16" if has_real_bf16(device) else "fp16")
     if failure := probe_failure(device, DTYPES[choice]):
         return Precision("no", torch.float32, f"float32 will be used, because in {choice} {failure}")
-    reason = "bf16: this GPU has it in hardware" if choice == "bf16" else "fp16: this GPU only emulates bf16"
+    if wanted:
+        reason = f"{wanted}, as asked; the probe on this device passed"
+    else:
+        reason = "bf16: this GPU has it in hardware" if choice == "bf16" else "fp16: this GPU only emulates bf16"
     return Precision(choice, DTYPES[choice], reason)
 
 
-def autocast(device: torch.device, precision: Precision) -> Callable:
-    """What makes the context that a training computes in. Accelerate's own does nothing in float16 on a CPU."""
+def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:
+    """A function that returns the context to train in. Accelerate's own does nothing in float16 on a CPU."""
     return functools.partial(torch.autocast, device.type, precision.dtype, precision.mixed_precision != "no")
 
 
 def seed_everything(seed: int) -> None:
+    """Seed every random generator. Not accelerate's set_seed: ours are keys of 64 bits, numpy takes 32."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Total and free bytes of the memory that the device computes in."""
+    """Total and free bytes of the device's memory."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
-    import psutil  # here, for the same reason
+    import psutil  # here: check_environment.py must work without it
 
     memory = psutil.virtual_memory()
-    if device.type == "mps":  # shared with the CPU; Metal lets a process have about three quarters of it
+    if device.type == "mps":  # shared with the CPU; Metal gives one process about three quarters of it
         total = torch.mps.recommended_max_memory()
         return total, min(memory.available, total - torch.mps.driver_allocated_memory())
     return memory.total, memory.available
 
 
 def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
-    """A micro-batch that divides the effective one: the recipe's 2 on MPS and CPU, on CUDA what the memory should bear.
+    """A micro-batch that divides the effective one: the recipe's 2 on MPS and CPU, on CUDA what should fit.
 
-    SD 1.5 at 512, LoRA, gradient checkpointing: some 5 GiB, and half a GiB a sample. A rule of thumb, not measured.
+    SD 1.5 at 512, LoRA, gradient checkpointing: some 5 GiB, and half a GiB per example. A rule of thumb, not measured.
     """
     fits = 2 if device_type != "cuda" else max(1, int((memory_gib * 0.9 - 5) / 0.5))
     return max(size for size in range(1, effective + 1) if effective % size == 0 and size <= fits)
@@ -190,14 +207,17 @@ def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
         name = "multi_gpu"
     else:
         known = {"T4": "t4", "P100": "p100", "V100": "v100", "A100": "a100", "H100": "h100", "H200": "h100"}
-        # Any other GPU: the settings of the A100 where bf16 is real, else those of the T4.
+        # Any other GPU: the settings of the A100 if bf16 is real, else those of the T4.
         other = "a100" if has_real_bf16(torch.device("cuda")) else "t4"
         name = next((config for part, config in known.items() if part in gpu_name), other)
     return f"accelerate_configs/{name}.yaml"
 
 
 def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision]:
-    """Accelerate on this machine's device in the precision that it does right; a launch config's choice counts."""
+    """Accelerate on this machine's device, in the precision that works there.
+
+    `wanted`, or else the choice of an accelerate config, is followed if its probe passes.
+    """
     from accelerate import Accelerator
 
     device = pick_device()
@@ -206,26 +226,30 @@ def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision
             f"this GPU computes nothing with this build of torch ({failure}); check_environment.py says what to "
             'install, or set CUDA_VISIBLE_DEVICES="" to train on the CPU'
         )
+    if torch.version.hip:
+        logger.warning("ROCm is not tested with these scripts; compare the first results with those of a CPU")
     precision = choose_precision(device, wanted or os.environ.get("ACCELERATE_MIXED_PRECISION"))
-    # Said aloud on a CPU: a launch config for several GPUs, started where there is none, would fail otherwise.
+    # cpu=True explicitly: a launch config for several GPUs would fail on a machine without any.
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision.mixed_precision), precision
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most that this process has held: of the GPU's memory, or of the machine's."""
+    """The most memory that this process has held: the GPU's, or on a CPU the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
-    if sys.platform == "linux":  # not ru_maxrss: a process inherits that from the one that started it
+    if sys.platform == "linux":  # not ru_maxrss, which a process inherits from the one that started it
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) / 2**20
+    import resource  # here: Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def free_memory(device: torch.device) -> None:
-    """Give what was freed back to the device: its allocator would keep it."""
+    """Collect garbage, and return freed memory to the device: its allocator would keep it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -234,6 +258,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def key_seed(*key: Hashable) -> int:
+    """A seed of 64 bits that depends on the key alone."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big")
 
 
@@ -242,11 +267,12 @@ def keyed_generator(*key: Hashable) -> torch.Generator:
     return torch.Generator().manual_seed(key_seed(*key))
 
 
-# How CUDA, its libraries, MPS and the CPU's allocators say it; only CUDA's own allocator has an exception for it.
+# How CUDA, its libraries, MPS and the CPU's allocators report it; only CUDA's own allocator has an exception for it.
+# accelerate's should_reduce_batch_size knows three of these seven messages (tests/training/test_guards.py).
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory is full."""
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
+    """Whether an error reports that the device's memory is full."""
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in message for words in NO_MEMORY)

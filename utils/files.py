@@ -1,19 +1,22 @@
-"""Files that are whole or not there: checksums, and a folder replaced in one step."""
+"""Files and folders that are complete or absent, never half-written; checksums and locks."""
+
+from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from utils.cli import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +31,9 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside `path`, flushed and renamed into its place: no reader and no kill sees half of it.
+    """A file to write next to `path`, flushed and then renamed to it: a reader never sees half of it.
 
-    A full disk is an OSError that leaves nothing behind.
+    An OSError, such as a full disk, leaves nothing behind.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -48,13 +51,13 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_safetensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
-    """Equal content is equal bytes: safetensors itself writes its metadata in an order that changes."""
-    from safetensors.torch import save  # here: most of what needs files needs no torch
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors so that equal content gives equal bytes: safetensors' own order of the metadata varies."""
+    from safetensors.torch import save  # here: most users of this module need no torch
 
     data = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata)
     size = int.from_bytes(data[:8], "little")
@@ -69,8 +72,8 @@ def write_safetensors(path: Path, tensors: dict, metadata: dict[str, str] | None
 
 
 def list_files(folder: Path) -> dict[str, os.stat_result]:
-    """Every file beneath a folder by its relative name (with `/`), sorted; hidden ones left out."""
-    found = {}
+    """{relative name with `/`: stat} of every file in a folder and its subfolders, sorted, without hidden ones."""
+    found: dict[str, os.stat_result] = {}
     for base, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -82,39 +85,25 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
 
 
 def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
-    """MANIFEST.json: size and sha256 of every other file; `known` spares reading those whose sum one has."""
+    """Write MANIFEST.json: size and sha256 of every other file. `known` has sums that need not be computed again."""
     entries = {}
     for name, stat in list_files(folder).items():
         entries[name] = {"bytes": stat.st_size, "sha256": (known or {}).get(name) or file_sha256(folder / name)}
     write_json(folder / "MANIFEST.json", entries)
 
 
-def swap_folders(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; False where the system can't (then neither has moved)."""
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    a, b = os.fsencode(first), os.fsencode(second)
-    if sys.platform == "linux" and hasattr(libc, "renameat2"):
-        at_cwd, exchange = -100, 2
-        return libc.renameat2(at_cwd, a, at_cwd, b, exchange) == 0
-    if sys.platform == "darwin" and hasattr(libc, "renamex_np"):
-        return libc.renamex_np(a, b, 2) == 0
-    return False
-
-
-def _replace(new: Path, target: Path, old: Path) -> None:
+def _replace(new: Path, target: Path) -> None:
     if not target.exists():
         os.rename(new, target)
-    elif swap_folders(new, target):
-        shutil.rmtree(new)
-    else:
-        # Two renames: a kill between them leaves `old`, which recover_folder puts back.
-        os.rename(target, old)
-        os.rename(new, target)
-        shutil.rmtree(old)
+        return
+    old = target.with_name(f".{target.name}.old")
+    os.rename(target, old)  # a kill between the two renames leaves `old`, which recover_folder puts back
+    os.rename(new, target)
+    shutil.rmtree(old)
 
 
 def recover_folder(target: Path) -> None:
-    """Finish what a kill between the two renames of `replaced_folder` left undone."""
+    """Put the old folder back if a kill between the two renames of `replaced_folder` left `target` missing."""
     old = target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():
         os.rename(old, target)
@@ -123,7 +112,7 @@ def recover_folder(target: Path) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """That `target` can be made; by making a file, since permissions don't tell of /proc or a read-only disk."""
+    """Refuse a `target` that can't be made. A file is written: permissions do not show /proc or a read-only disk."""
     try:
         place = next(folder for folder in target.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=place).close()
@@ -132,9 +121,9 @@ def check_writable(target: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Everything in it is on the disk when this returns."""
+    """Return when everything in the folder is on the disk."""
     paths = [os.path.join(base, name) for base, _, names in os.walk(folder) for name in (*names, "")]
-    if len(paths) > 100:  # one by one, 2,845 images took 17 s; all at once includes what other programs write
+    if len(paths) > 100:  # one by one, 2,845 images took 17 s; sync also waits for other programs' files
         return os.sync()
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
@@ -146,9 +135,9 @@ def flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """A hidden sibling to write into, which becomes `target` when the block ends well and is removed when it doesn't.
+    """A hidden sibling to write into; it becomes `target` if the block succeeds and is removed if it fails.
 
-    Killed at any moment, `target` is what it was or what it was to be; the next run clears what a kill left behind.
+    Killed at any moment, nothing is lost: the next run removes a half-written sibling and puts a moved folder back.
     """
     check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,11 +145,12 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     new.mkdir(exist_ok=True)
     lock = lock_folder(new, target)
     try:
+        recover_folder(target)
         for entry in new.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         yield new
-        flush_folder(new)  # the name must not reach the disk before the data does
-        _replace(new, target, target.with_name(f".{target.name}.old"))
+        flush_folder(new)  # the data must reach the disk before the name does
+        _replace(new, target)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -168,18 +158,40 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def lock_folder(folder: Path, meant: Path | None = None) -> int:
-    """An exclusive lock that lasts until the descriptor is closed or the process ends, however it ends."""
-    import fcntl
+def _lock(descriptor: int, wait: bool) -> None:
+    import fcntl  # here: Windows has none, and the scripts refuse to start there (utils.cli.make_parser)
 
-    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def lock_folder(path: Path, output_dir: Path | None = None) -> int:
+    """Lock a folder or file until the returned descriptor is closed or the process ends, however it ends.
+
+    If another process holds it, that is an error which names `output_dir` (by default `path`).
+    """
+    lock = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock, wait=False)
     except BlockingIOError:
         os.close(lock)
         raise UserError(
-            f"--output_dir {meant or folder}: another process is writing it; wait for it, or name another"
+            f"--output_dir {output_dir or path}: another process is writing it; wait for it, or name another"
         ) from None
     except OSError as error:  # a network drive, such as Colab's, may have no locks
-        logger.warning("%s can't be locked (%s): take care that only one process writes it", folder, error.strerror)
+        logger.warning("%s can't be locked (%s): make sure that only one process writes it", path, error.strerror)
     return lock
+
+
+@contextlib.contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Hold the folder's lock during the block, after waiting for any other process that holds it.
+
+    On a drive without locks the block runs without one.
+    """
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            _lock(lock, wait=True)
+        yield
+    finally:
+        os.close(lock)

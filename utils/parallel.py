@@ -1,4 +1,4 @@
-"""Work in several processes or threads: results in order, memory flat, no process left when the main one is killed."""
+"""Work in several processes or threads: results in order, constant memory, no process that outlives the main one."""
 
 import multiprocessing
 import os
@@ -6,61 +6,71 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from utils.cli import UserError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 def available_cores() -> int:
-    """The cores that this process may use: fewer than the machine's in a container or a batch job."""
+    """The number of cores that this process may use, which in a container or a batch job are not all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
 
-    def leave_with_parent():
+    def exit_with_parent() -> None:
         multiprocessing.parent_process().join()
-        os._exit(1)  # kill -9 of the main process can't be announced: a worker would wait for ever
+        os._exit(1)  # a main process ended by kill -9 can't say so, and the worker would wait for ever
 
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def parallel_map(function: Callable, items: Iterable, workers: int) -> Iterator:
-    """`function` over `items`, results in their order. Items are taken as they are needed, so they may be large."""
+def _results_in_order(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], most_waiting: int
+) -> Iterator[Result]:
+    """Results in the order of the items. An item is taken only when it is needed, so that items may be large."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= most_waiting:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`function` of each item, in order, computed in `workers` processes (1: in this one)."""
     if workers == 1:
         yield from map(function, items)
         return
-    # Spawned, not forked: the same on every platform, and no lock of a library's thread is copied half-way.
+    # Spawned, not forked: the same on every platform, and no lock of a library's thread is copied while it is held.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    waiting = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 6 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from _results_in_order(pool, function, items, 6 * workers)
     except BrokenProcessPool:
-        raise UserError("a worker process was killed, probably for want of memory; use fewer --num_workers") from None
+        raise UserError("a worker process was killed, probably for lack of memory; use fewer --num_workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def thread_map(function: Callable, items: Iterable, workers: int, begin: Callable | None = None) -> Iterator:
-    """As parallel_map, in threads: for what lets Python's lock go, as decoding does, beside other work that does.
+def thread_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    begin: Callable[[], object] | None = None,
+) -> Iterator[Result]:
+    """As parallel_map, in threads: for functions that release Python's lock, such as decoding an image.
 
-    `begin` is called in each thread first.
+    `begin` is called first in each thread.
     """
-    waiting = deque()
-    with ThreadPoolExecutor(workers, initializer=begin) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= max(64, 6 * workers):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(workers, initializer=begin)
+    try:
+        yield from _results_in_order(pool, function, items, max(64, 6 * workers))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,7 @@
-"""A run's folder: who may write it, with which settings, and the record of where and how it was made."""
+"""A run's folder: which process may write it, with which settings, and the record of where and how it was made.
+
+Secrets are masked in everything that is recorded.
+"""
 
 import contextlib
 import importlib.metadata
@@ -14,12 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import yaml
 
 from utils.cli import UserError
 from utils.files import lock_folder, recover_folder, write_json, write_text
-from utils.masking import mask_text
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 RUN_FILES = re.compile(
@@ -28,23 +32,48 @@ RUN_FILES = re.compile(
     r"tokenizer(_2)?|scheduler|feature_extractor"
 )
 
+MASK = "***"
+_SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key)"
+# The end of a name decides: max_tokens and tokenizer_name are no secrets. Nor is --train_token, a word to be learnt.
+_SECRET_NAME = re.compile(rf"(?:^|[\W_]){_SECRET}$", re.IGNORECASE)
+_SECRET_TEXT = (
+    # `--hub_token x` and `HF_TOKEN=x`, but not a prompt with a secret garden in it.
+    re.compile(rf"(--(?:\w+[_-])*{_SECRET}(?:=| +(?!-)))('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE),
+    re.compile(rf"(\b(?:\w+_)?{_SECRET}=)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE),
+    re.compile(r"(\w://)[^/\s@]+(?=@)"),
+    re.compile(r"()\bhf_[A-Za-z0-9]{16,}"),
+)
 
-def package_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+
+def mask_text(text: str) -> str:
+    """A command or address with the values of its secrets replaced by ***."""
+    for pattern in _SECRET_TEXT:
+        text = pattern.sub(rf"\1{MASK}", text)
+    return text
+
+
+def mask_secrets(value: Any, name: str = "") -> Any:
+    """Settings of any depth with *** for each value whose name is that of a secret; empty values stay."""
+    if isinstance(value, dict):
+        return {key: mask_secrets(item, str(key)) for key, item in value.items()}
+    if value and _SECRET_NAME.search(name):
+        return MASK
+    if isinstance(value, (list, tuple)):
+        return [mask_secrets(item, name) for item in value]
+    return mask_text(value) if isinstance(value, str) else value
 
 
 def git_commit() -> str | None:
-    """The commit of this repository, with `+changes` where the files differ from it; None outside a git checkout."""
-    here = Path(__file__).resolve().parent
+    """The commit of this repository, with `+changes` if files differ from it; None outside a git checkout."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def command_line() -> str:
@@ -53,11 +82,16 @@ def command_line() -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    return {name: package_version(name) for name in RECORDED}
+    """{package: version} of the packages that decide a result; None for one that is not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(RECORDED)
+    for name in RECORDED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
-def write_environment(path: Path, device: str, precision: str, **facts) -> None:
-    """environment.json of a run: versions, device, precision and why, git commit, the command, other facts."""
+def write_environment(path: Path, device: str, precision: str, **facts: Any) -> None:
+    """Write environment.json: command, commit, versions, device, precision with its reason, and other facts."""
     environment = {
         "command": command_line(),
         "git_commit": git_commit(),
@@ -71,9 +105,12 @@ def write_environment(path: Path, device: str, precision: str, **facts) -> None:
     write_json(path, environment)
 
 
-def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
-    """What differs between two settings, but for the keys that change nothing in training."""
-    keys = sorted({*old, *new} - set(free)) if old else []  # an emptied config.yaml is the user's word that all is well
+def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[str]) -> list[str]:
+    """The differences between two settings, except for the `free` keys, which do not change the training.
+
+    Empty old settings differ in nothing: a user who empties config.yaml says that the folder fits.
+    """
+    keys = sorted({*old, *new} - set(free)) if old else []
     return [
         f"what --{key.removesuffix('_sha256')} names has changed"
         if key.endswith("_sha256")
@@ -83,53 +120,62 @@ def training_changes(old: dict, new: dict, free: Iterable[str]) -> list[str]:
     ]
 
 
-def _empty_folder(folder: Path, config: Path, logs: str | None) -> None:
-    """Remove what a run makes, nothing else; config.yaml goes last: killed half-way, it is still a run's folder."""
+def _empty_folder(folder: Path, logs: str | None) -> None:
+    """Remove what a run writes, and refuse a folder with anything else; `logs` is the run's folder of logs.
+
+    config.yaml goes last, so that a folder whose removal was interrupted is still known as a run's.
+    """
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     foreign = [entry.name for entry in entries if entry.name != logs and not RUN_FILES.fullmatch(entry.name)]
     if foreign:
         raise UserError(f"--output_dir {folder}: holds files that no run made ({foreign[0]}); name another folder")
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry == config):
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == "config.yaml"):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def refuse_foreign(folder: Path) -> None:
-    """An error where a folder holds anything, and no settings that it was begun with."""
-    # A kill while the first config.yaml was written leaves its beginning under a hidden name.
+    """Refuse a folder that holds files but no config.yaml."""
+    # A kill during the first write of config.yaml leaves part of it under a hidden name.
     foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
     if foreign and not (folder / "config.yaml").is_file():
         raise UserError(
             f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml; name another folder, or, "
-            "where they are of this very command, put a config.yaml with `{}` beside them"
+            "if this command made them, put a config.yaml with `{}` into the folder"
         )
 
 
-def read_settings(folder: Path) -> dict:
-    """config.yaml: the settings that the folder was begun with."""
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the folder was started with, from its config.yaml; a damaged one is an error."""
     path = folder / "config.yaml"
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        settings = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to go on with what is there and "
-            "the settings of this command, or name another folder"
+            f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to continue with the settings of "
+            "this command, or name another folder"
         ) from None
+    if isinstance(buckets := settings.get("aspect_ratio_buckets"), bool):  # before it had diffusers' meaning, a list
+        settings |= {"use_aspect_ratio_buckets": buckets, "aspect_ratio_buckets": None}
+    return settings
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run in the folder has come so far that its settings bind: the LoRA's, or a series of trainings'."""
+    """Whether the folder holds trained work, so that its settings bind."""
     return any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl"))
 
 
 def open_run(
-    folder: Path, settings: dict, free: Iterable[str], overwrite: bool, end: Callable[[], str | None] = lambda: None
+    folder: Path,
+    settings: dict[str, Any],
+    free: Iterable[str],
+    overwrite: bool,
+    end: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Make or enter a run folder, and lock it until this process ends.
+    """Create or enter a run folder, and lock it until this process ends.
 
-    One that was begun with other settings is an error that shows the difference, and what is no run folder is refused.
-    Where the run has come to its `end` (see `describe_end`), nothing in it changes.
+    Refused: a folder of other settings, with the difference, and one that is no run's. If the run has reached its
+    `end` (see `describe_end`), nothing in it changes.
     """
-    config = folder / "config.yaml"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; name a folder")
     try:
@@ -138,41 +184,42 @@ def open_run(
         refuse_foreign(folder)
         for old in folder.glob(".*.old"):
             recover_folder(folder / old.name[1:-4])
-        begun = has_begun(folder)
-        if overwrite or not begun:  # what a run left that had not come to its first checkpoint would be out of place
-            _empty_folder(folder, config, settings.get("logging_dir"))
-        if config.is_file():
-            changes = training_changes(read_settings(folder), settings, free)
-            if changes:
-                raise UserError(
-                    f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
-                    "name another folder, give those settings, or add --overwrite to begin anew"
-                )
+        if overwrite or not has_begun(folder):  # without a checkpoint, what an earlier run left would be out of date
+            _empty_folder(folder, settings.get("logging_dir"))
+        _refuse_other_settings(folder, settings, free)
     except OSError as error:
-        raise UserError(
-            f"--output_dir {folder}: {error.strerror or error}; name a folder that can be written"
-        ) from None
+        reason = error.strerror or error
+        raise UserError(f"--output_dir {folder}: {reason}; name a folder that can be written") from None
     if not end():
-        write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _refuse_other_settings(folder: Path, settings: dict[str, Any], free: Iterable[str]) -> None:
+    if not (folder / "config.yaml").is_file():
+        return
+    if changes := training_changes(read_settings(folder), settings, free):
+        raise UserError(
+            f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
+            "name another folder, give those settings, or add --overwrite to start over"
+        )
 
 
 def describe_run(
-    folder: Path, settings: dict, free: Iterable[str], end: Callable[[], str | None] = lambda: None
+    folder: Path, settings: dict[str, Any], free: Iterable[str], end: Callable[[], str | None] = lambda: None
 ) -> str:
-    """What the same command without --dry_run would find."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    """What the same command without --dry_run would do with the folder."""
     if not has_begun(folder):
         return f"{folder}, a new one"
     if settings["overwrite"]:
-        return f"{folder}, whose run is removed and begun anew"
-    changes = training_changes(read_settings(folder), settings, free)
-    if changes:
-        return f"{folder}, begun with other settings ({'; '.join(changes)}): an error without --overwrite"
-    return end() or f"{folder}, which goes on from {found[-1].name if found else 'its beginning'}"
+        return f"{folder}, whose run is removed and started over"
+    if changes := training_changes(read_settings(folder), settings, free):
+        return f"{folder}, started with other settings ({'; '.join(changes)}): an error without --overwrite"
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    return end() or f"{folder}, continued from {found[-1].name if found else 'its start'}"
 
 
-def read_summary(folder: Path) -> dict:
-    """What a run said of itself at its end; nothing where it is damaged: it is made again from the last checkpoint."""
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json, which a run writes at its end; empty if there is none or if it is damaged."""
     try:
         found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -180,44 +227,51 @@ def read_summary(folder: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def describe_end(folder: Path, asked: list, resume: str, count: Callable[[], int], lacks: bool = False) -> str | None:
-    """What to tell where no step is left to train, else None; an error where more are trained than are asked for.
+def _checkpoint_step(folder: Path, resume: str) -> int:
+    """The step of the newest checkpoint, or of the one that is named; 0 if there is none."""
+    paths = folder.glob("checkpoint-*") if resume == "latest" else (folder / resume, Path(resume))
+    names = [path.name for path in paths if path.is_dir()]
+    return max((int(name.rpartition("-")[2]) for name in names if re.fullmatch(r"checkpoint-\d+", name)), default=0)
 
-    asked: --max_train_steps and --num_train_epochs, and `count` how many steps they come to; resume: the checkpoint
-    that is gone on from; `lacks`: a file that is asked for has yet to be written.
+
+def describe_end(
+    folder: Path, asked: list[int | None], resume: str, count: Callable[[], int], lacks: bool = False
+) -> str | None:
+    """The message that no step is left to train, or None. More steps trained than asked for is an error.
+
+    asked: --max_train_steps and --num_train_epochs; `count` returns their number of steps, and is called only if
+    needed. resume: --resume_from_checkpoint. lacks: a requested file is still to be written.
     """
     summary, latest = read_summary(folder), resume == "latest"
-    known = folder.glob("checkpoint-*") if latest else {folder / resume, Path(resume)}
-    names = [path.name for path in known if path.is_dir()]
-    reached = [int(name.rpartition("-")[2]) for name in names if re.fullmatch(r"checkpoint-\d+", name)]
-    trained = max([*reached, summary.get("steps", 0) * latest])
+    trained = max(_checkpoint_step(folder, resume), summary.get("steps", 0) if latest else 0)
     done = summary.get("asked") == asked
     if trained and not done:
-        if trained > (wanted := count()):
+        wanted = count()
+        if trained > wanted:
             flag = f"--num_train_epochs {asked[1]} ({wanted} steps)" if asked[1] else f"--max_train_steps {wanted}"
             what = f"the run in {folder}" if latest else f"--resume_from_checkpoint {resume}"
             raise UserError(
                 f"{flag}: {what} is trained for {trained:,} steps already, and is left as it is; for fewer, name "
-                "another --output_dir, or begin anew with --overwrite"
+                "another --output_dir, or start over with --overwrite"
             )
         done = summary.get("steps") == wanted
     if lacks or not done:
         return None
     return (
-        f"{folder}: finished, {summary['steps']:,} steps are trained, and nothing is changed; more --max_train_steps "
-        "go on where the rate is constant, --overwrite begins anew"
+        f"{folder}: finished, {summary['steps']:,} steps are trained, and nothing is changed; to train longer, give "
+        "more --max_train_steps (with a constant learning rate), or start over with --overwrite"
     )
 
 
 def catch_signals(doing: str = "saving a checkpoint") -> list[int]:
-    """From now on SIGINT and SIGTERM are noted in the list that is returned; a second SIGINT stops at once."""
-    received = []
+    """Collect SIGINT and SIGTERM in the returned list from now on; a second SIGINT stops at once."""
+    received: list[int] = []
 
-    def note(number, _frame):
+    def note(number: int, _frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        # Not print: it fails where the signal comes in the middle of another print.
+        # Not print, which fails if the signal arrives during another print.
         os.write(2, f"\n{signal.Signals(number).name}: {doing}; Ctrl-C again stops at once\n".encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -227,7 +281,7 @@ def catch_signals(doing: str = "saving a checkpoint") -> list[int]:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the time that the block takes to seconds[name]."""
+    """Add the seconds that the block takes to seconds[name]."""
     began = time.perf_counter()
     try:
         yield

@@ -17,7 +17,7 @@ from PIL import Image
 
 from utils.cli import UserError
 from utils.files import write_json
-from utils.masking import mask_secrets, mask_text
+from utils.runs import mask_secrets, mask_text
 
 logger = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")

@@ -1,6 +1,6 @@
 """Flags that the trainers share: wrong values are one line, and what may change in a continued run is known."""
 
-import argparse
+import re
 
 import pytest
 
@@ -75,7 +75,8 @@ def test_a_value_that_can_not_be_is_one_line_with_the_flag(capsys, line):
         parse(line)
     said = capsys.readouterr().err
     flag, value = line.split()
-    assert ended.value.code == 2 and said.count("\n") == 1 and flag in said and (value in said or value == "1.1")
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert re.search(rf"{flag}:? (invalid (choice|\w+ value): ')?{re.escape(value)}", said)
 
 
 @pytest.mark.parametrize(
@@ -121,12 +122,6 @@ def test_only_what_changes_nothing_in_training_is_free_to_change():
 def test_the_length_is_free_only_where_the_rate_does_not_depend_on_it(schedule):
     free = flags.free_to_change(parse(f"--lr_scheduler {schedule}"))
     assert ("max_train_steps" in free) == ("num_train_epochs" in free) == schedule.startswith("constant")
-
-
-def test_every_flag_has_a_place_in_the_help():
-    text = make_parser().format_help()
-    assert all(f"--{name}" in text for name in vars(parse()) if name != "config")
-    assert isinstance(make_parser(), argparse.ArgumentParser)
 
 
 RESTARTS = "--lr_scheduler cosine_with_restarts"

@@ -42,7 +42,7 @@ def samples(run):
 
 def test_the_card_is_valid_and_its_images_exist(run):
     write_card(run, FACTS, samples(run), RECORDS)
-    card, version = ModelCard.load(run / "README.md"), runs.package_version("diffusers")
+    card, version = ModelCard.load(run / "README.md"), runs.package_versions()["diffusers"]
     assert card.data.base_model == FACTS["base_model"] and card.data.library_name == "diffusers"
     assert card.data.license is None and {"lora", "text-to-image", "diffusers"} <= set(card.data.tags)
     targets = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card.text)

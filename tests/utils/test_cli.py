@@ -129,7 +129,8 @@ def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(pars
     assert ended.value.code == 3 and not distributed.is_initialized()
 
 
-def test_a_script_is_silent_about_torchvision_which_nothing_needs():
+@pytest.mark.slow
+def test_a_script_prints_no_warning_about_torchvision_which_nothing_needs():
     script = """
 from utils import cli
 
@@ -141,3 +142,39 @@ cli.run(main, cli.parse_args(cli.make_parser("doc")))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "class" in done.stdout and "torchvision" not in done.stderr
+
+
+NEEDS = {"prompt": ("--flip", False), "flip": ("--mode b", False), "kinds": ("--crop", False)}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--prompt x", "--prompt x: does nothing without --flip; add that, or leave --prompt out"),
+        ("--flip", "--flip: does nothing without --mode b"),
+        ("--kinds a b", "--kinds a b: does nothing without --crop"),
+    ],
+)
+def test_a_flag_that_does_nothing_is_an_error_on_the_command_line(parser, capsys, line, message):
+    args = cli.parse_args(parser, line.split())
+    with pytest.raises(SystemExit) as ended:
+        cli.report_ignored(parser, args, NEEDS)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_flag_that_does_nothing_is_a_warning_from_a_recipe(parser, tmp_path, caplog, capsys):
+    config = write(tmp_path, "flip: true\nmode: b\n")
+    cli.report_ignored(parser, cli.parse_args(parser, [config]), NEEDS)
+    assert caplog.messages == ["--config: `flip: True` does nothing without --mode b"]
+    with pytest.raises(SystemExit):  # given again on the command line, it is the command line's
+        cli.report_ignored(parser, cli.parse_args(parser, [config, "--flip"]), NEEDS)
+    assert "--flip: does nothing without" in capsys.readouterr().err
+    needs = NEEDS | {"flip": ("--mode b", True)}
+    cli.report_ignored(parser, cli.parse_args(parser, ["--flip"]), needs)  # with what it needs
+
+
+def test_native_windows_is_refused_in_one_line():
+    script = "import sys; from utils import cli; sys.platform = 'win32'; sys.argv[0] = 'a.py'; cli.make_parser('doc')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "a.py: error: native Windows is not supported; run it in WSL 2\n"

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from utils import devices
+from utils.cli import UserError
 
 CPU, MPS, CUDA = (torch.device(name) for name in ("cpu", "mps", "cuda"))
 
@@ -62,7 +63,7 @@ def test_what_was_asked_for_is_followed_where_the_probe_passes():
     assert devices.choose_precision(CPU, "no")[:2] == ("no", torch.float32)
 
 
-def test_a_device_without_kernels_is_found_out(monkeypatch):
+def test_a_device_without_kernels_is_detected(monkeypatch):
     assert devices.kernel_error(CPU) is None
 
     def no_kernels(self, other):
@@ -73,11 +74,34 @@ def test_a_device_without_kernels_is_found_out(monkeypatch):
 
 
 def test_seed_repeats_every_generator():
-    draws = []
+    values = []
     for _ in range(2):
         devices.seed_everything(2**40 + 1)
-        draws.append((torch.rand(1).item(), np.random.rand(), random.random()))
-    assert draws[0] == draws[1]
+        values.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert values[0] == values[1]
+
+
+def test_the_cpu_is_used_where_a_launch_config_asks_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.pick_device() == CUDA
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert devices.pick_device() == CPU
+
+
+def test_an_intel_gpu_is_refused_unless_the_cpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)  # a build and a GPU that aren't here
+    with pytest.raises(UserError, match="XPU.* not supported; set ACCELERATE_USE_CPU=true"):
+        devices.pick_device()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert devices.pick_device() == CPU
+
+
+def test_rocm_is_used_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "AMD Instinct MI300X")
+    assert devices.describe_device(CUDA) == "AMD Instinct MI300X (ROCm 7.1)"
+    devices.start_accelerator("no")
+    assert "ROCm is not tested" in caplog.text
 
 
 def test_memory_of_this_machine_is_plausible():

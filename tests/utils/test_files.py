@@ -1,12 +1,18 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from utils import files
 from utils.cli import UserError
 from utils.parallel import parallel_map
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def square(value: int) -> int:
@@ -22,10 +28,7 @@ def write(target, text):
         (folder / "a.txt").write_text(text)
 
 
-@pytest.mark.parametrize("can_swap", [True, False])
-def test_a_folder_is_replaced_and_nothing_is_left_beside_it(tmp_path, monkeypatch, can_swap):
-    if not can_swap:
-        monkeypatch.setattr(files, "swap_folders", lambda a, b: False)
+def test_a_folder_is_replaced_and_nothing_else_is_left(tmp_path):
     for text in ("one", "two"):
         write(tmp_path / "d", text)
         assert (tmp_path / "d/a.txt").read_text() == text
@@ -40,7 +43,35 @@ def test_an_error_while_writing_leaves_the_old_folder(tmp_path):
     assert (tmp_path / "d/a.txt").read_text() == "one" and [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
-def test_a_kill_between_the_two_renames_is_mended(tmp_path):
+KILLED = """
+import os, sys
+from pathlib import Path
+from utils import files
+
+rename, target = os.rename, Path(sys.argv[1])
+
+def killed_before_the_second(source, name):
+    if Path(name) == target and not target.exists():
+        os._exit(9)
+    rename(source, name)
+
+os.rename = killed_before_the_second
+with files.replaced_folder(target) as folder:
+    (folder / "a.txt").write_text("two")
+"""
+
+
+def test_a_kill_between_the_two_renames_is_recovered_at_the_next_start(tmp_path):
+    write(tmp_path / "d", "one")
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "d"], cwd=ROOT).returncode == 9
+    assert not (tmp_path / "d").exists()
+    with pytest.raises(ValueError), files.replaced_folder(tmp_path / "d"):
+        assert (tmp_path / "d/a.txt").read_text() == "one"
+        raise ValueError
+    assert (tmp_path / "d/a.txt").read_text() == "one" and [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_recovery_puts_the_old_folder_back_or_removes_it(tmp_path):
     write(tmp_path / "d", "one")
     (tmp_path / "d").rename(tmp_path / ".d.old")
     files.recover_folder(tmp_path / "d")
@@ -57,7 +88,7 @@ def test_what_a_kill_left_behind_does_not_get_in(tmp_path):
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.txt"]
 
 
-def test_two_writers_of_one_folder_are_told(tmp_path):
+def test_a_second_writer_of_one_folder_is_refused(tmp_path):
     with (
         files.replaced_folder(tmp_path / "d") as folder,
         pytest.raises(UserError, match="another process"),
@@ -129,10 +160,19 @@ def test_a_lock_is_exclusive_and_ends_with_its_descriptor(tmp_path):
     os.close(files.lock_folder(tmp_path))
 
 
-def test_a_disk_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
     def no_locks(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)  # a network drive, which isn't here
     os.close(files.lock_folder(tmp_path))
     assert "can't be locked (Operation not supported)" in caplog.text
+    with files.locked_folder(tmp_path):
+        pass
+
+
+def test_a_waiting_lock_is_given_when_the_other_process_has_left(tmp_path):
+    lock = files.lock_folder(tmp_path)
+    threading.Timer(0.1, os.close, [lock]).start()
+    with files.locked_folder(tmp_path), pytest.raises(UserError, match="another process"):
+        files.lock_folder(tmp_path)

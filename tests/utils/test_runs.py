@@ -100,6 +100,14 @@ def test_what_changes_nothing_in_training_may_differ(tmp_path, open_run):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text("utf-8"))["rank"] == 16
 
 
+def test_a_run_from_before_a_flag_was_renamed_is_entered_again(tmp_path, open_run):
+    open_run(tmp_path, {"rank": 8, "aspect_ratio_buckets": True})
+    mark(tmp_path)
+    open_run(tmp_path, {"rank": 8, "aspect_ratio_buckets": None, "use_aspect_ratio_buckets": True})
+    with pytest.raises(UserError, match="use_aspect_ratio_buckets was True, now False"):
+        open_run(tmp_path, {"rank": 8, "aspect_ratio_buckets": None, "use_aspect_ratio_buckets": False})
+
+
 def test_changes_are_of_values_and_not_of_order():
     assert runs.training_changes({"a": 1, "b": [1]}, {"b": [1], "a": 1}, []) == []
     assert runs.training_changes({"a": 1, "b": 2}, {"a": 3, "b": 4}, ["b"]) == ["a was 1, now 3"]
@@ -120,7 +128,7 @@ def test_a_folder_that_can_not_be_made_is_one_line(open_run):
         open_run(Path("/proc/none/run"))
 
 
-def test_overwrite_begins_anew_and_follows_no_link(tmp_path, open_run):
+def test_overwrite_starts_over_and_follows_no_link(tmp_path, open_run):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     open_run(run)
     mark(run)
@@ -231,9 +239,9 @@ def test_a_run_at_its_end_keeps_its_settings_as_they_are(tmp_path, open_run):
     before = (tmp_path / "config.yaml").stat().st_mtime_ns
     open_run(tmp_path, SETTINGS | {"on": False}, free=["on"], end=lambda: "finished")
     assert (tmp_path / "config.yaml").stat().st_mtime_ns == before
-    told = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"], lambda: "finished")
-    assert told == "finished"
-    assert "begun anew" in runs.describe_run(tmp_path, SETTINGS | {"overwrite": True}, [])
+    said = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"], lambda: "finished")
+    assert said == "finished"
+    assert "started over" in runs.describe_run(tmp_path, SETTINGS | {"overwrite": True}, [])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 3}', "\x00"])
@@ -274,7 +282,7 @@ def test_seconds_add_up_also_through_an_error():
     assert 0.02 <= seconds["step"] < 1 and 0 <= seconds["other"] < 0.5
 
 
-def test_the_environment_tells_the_command_without_its_secrets(tmp_path, monkeypatch):
+def test_the_environment_records_the_command_without_its_secrets(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_lora.py", "--hub_token", "hf_secret", "--rank", "8"])
     runs.write_environment(tmp_path / "environment.json", "a device", "float32", dataset="0123")
     found = json.loads((tmp_path / "environment.json").read_text())

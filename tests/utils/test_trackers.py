@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from utils.cli import UserError
-from utils.masking import mask_secrets, mask_text
+from utils.runs import mask_secrets, mask_text
 from utils.trackers import NAMES, end_trackers, log_images, log_scalars, start_trackers, tracker_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
