@@ -1,43 +1,61 @@
 """Which generated images can't be used, by measures that need no encoder; each with its limit, and what photos gave.
 
-The limits were looked at on 226 catalogue photos (126 of footwear), as they are and prepared at 512 pixels. They are
-for product photos on a plain background; the real set's own share stands beside each, and says whether they fit it.
+The limits were checked on 226 catalogue photos (126 of footwear), as they are and prepared at 512 pixels. They are
+for product photos on a plain background; the floor, the real set's own share, shows whether they fit it.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from evaluation import assessment
+from evaluation.figures import Figure, measure_share
 from evaluation.image_measures import COLUMNS, PALETTE, colour_group
 
 ROUGH_RIM, COVERED_RIM, SMALL = 25.0, 0.02, 0.4
 SHOWN = 12
-LIMITS = {
-    "invalid": ("Invalid images", "unreadable, black, of one colour or noise; none of 226 catalogue photos is"),
-    "background": (
+Records = Sequence[dict[str, Any]]
+
+
+def make_figure(id: str, name: str, how: str) -> Figure:
+    return Figure(id, "failures", name, "lower", "%", how)
+
+
+FIGURES = (
+    make_figure(
+        "invalid", "Invalid images", "unreadable, black, of one colour or noise; none of 226 catalogue photos is"
+    ),
+    make_figure(
+        "background",
         "Background not clean",
         f"a quarter of the rim is more than {ROUGH_RIM:g} levels of 255 from its median; 8 of 226 photos are so "
         "(3 shaded to the rim, 5 with a model cut off along it), 2 once prepared",
     ),
-    "cut_off": (
+    make_figure(
+        "cut_off",
         "Object cut off",
         f"more than {COVERED_RIM:.0%} of the rim is over 40 levels from its median; none of 126 footwear photos is so, "
         "42 of 100 others are, worn by models whom the photo cuts off",
     ),
-    "too_small": (
+    make_figure(
+        "too_small",
         "Object too small",
         f"the box around the object is shorter than {SMALL:.0%} of the image's side; 1 of 226 photos is so, none "
         "once prepared",
     ),
-    "wrong_colour": (
+    make_figure(
+        "wrong_colour",
         "Not the colour asked for",
         "most of the object is nearer to another of 13 colours than to the one in its attributes; 86 of 225 photos are "
-        "so: the measure is coarse, and tells by how far it is from the real set's share",
+        "so: the measure is coarse, compare it with the real set's share",
     ),
-}
+)
 
 
-def find_failures(records: list[dict], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """{reason: for each image 1, 0, or NaN where it can't be asked}. What is invalid is nothing else besides."""
+def find_failures(records: Records, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """{figure: for each image 1, 0, or NaN where it can't be asked}. An invalid image is asked nothing else."""
     column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
     invalid = column["fault"] > 0
     names = list(PALETTE)
@@ -47,7 +65,7 @@ def find_failures(records: list[dict], rows: np.ndarray) -> dict[str, np.ndarray
     rough = column["border"] > ROUGH_RIM
     found = {
         "background": rough,
-        "cut_off": (column["touch"] > COVERED_RIM) & ~rough,  # of a rim that is not plain one can't tell
+        "cut_off": (column["touch"] > COVERED_RIM) & ~rough,  # a rough rim doesn't show what is cut off
         "too_small": column["extent"] < SMALL,
         "wrong_colour": np.array(wrong, float),
     }
@@ -56,32 +74,28 @@ def find_failures(records: list[dict], rows: np.ndarray) -> dict[str, np.ndarray
     }
 
 
-def judge(records: list[dict], rows: np.ndarray, real: list[dict], real_rows: np.ndarray) -> tuple[list, list]:
-    """The figures of group `failures`, and the counts with examples."""
+def judge_failures(
+    records: Records, rows: np.ndarray, real: Records, real_rows: np.ndarray
+) -> tuple[list[Figure], list[dict[str, Any]]]:
+    """The figures, and for the report their counts with examples."""
     found, floors = find_failures(records, rows), find_failures(real, real_rows)
     figures, listed = [], []
-    for reason, (name, threshold) in LIMITS.items():
-        known, real_known = (~np.isnan(one[reason]) for one in (found, floors))
-        how = threshold + ("; the floor is the real set's share" if real else "")
-        one = assessment.figure(reason, "failures", name, "lower", "%", how)
+    for one in FIGURES:
+        hits, real_hits = found[one.id], floors[one.id]
+        known, real_known = ~np.isnan(hits), ~np.isnan(real_hits)
+        figure = replace(one, how=one.how + ("; the floor is the real set's share" if real else ""))
         if not known.any():
-            figures.append(assessment.refused(one, "no image is asked to have a colour that is known here"))
+            figures.append(figure.refuse("no image is asked to have a colour that is known here"))
             continue
-        share = assessment.share(found[reason][known] > 0)
-        floor = assessment.share(floors[reason][real_known] > 0) if real_known.any() else None
-        figures.append(assessment.fill(one, share, floor))
-        failing = np.flatnonzero(found[reason] == 1)
-        shown = np.random.default_rng(0).permutation(failing)[:SHOWN]
-        listed.append(
-            {
-                "reason": name,
-                "count": len(failing),
-                "n": share["n"],
-                "share": share["value"],
-                "low": share["low"],
-                "high": share["high"],
-                "threshold": threshold,
-                "examples": [records[i]["path"] for i in sorted(shown)],
-            }
-        )
+        floor = measure_share(real_hits[real_known] > 0) if real_known.any() else None
+        share = measure_share(hits[known] > 0, floor)
+        figures.append(replace(figure, measured=share))
+        failing = np.flatnonzero(hits == 1)
+        counts = {"reason": one.name, "count": len(failing), "n": share.n}
+        ends = {"share": share.value, "low": share.low, "high": share.high, "threshold": one.how}
+        listed.append(counts | ends | {"examples": choose_examples(records, failing)})
     return figures, listed
+
+
+def choose_examples(records: Records, failing: np.ndarray) -> list[Path]:
+    return [records[i]["path"] for i in sorted(np.random.default_rng(0).permutation(failing)[:SHOWN])]

@@ -129,7 +129,7 @@ def test_dinov2_sees_the_whole_image(tmp_path):
     image = Image.new("RGB", (128, 128), "white")
     framed = image.copy()
     framed.paste((0, 0, 0), (0, 0, 128, 4))
-    one, other = encoder.embed([image, framed])
+    one, other = encoder.forward(np.stack([encoder.prepare(each) for each in (image, framed)]))
     assert encoder.size == 32 and encoder.embed_texts is None and np.abs(one - other).max() > 1e-4
 
 
@@ -158,9 +158,9 @@ def test_inception_is_a_torchscript_file_with_its_checksum(files, tmp_path):
 def test_without_the_hub_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it asks for a minute
     for name in ("clip", "dinov2"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             load_encoder(name, "owner/not-in-any-cache")
-        text = str(told.value)
+        text = str(raised.value)
         assert "owner/not-in-any-cache" in text and "hf download" in text and "demo" in text and "\n" not in text
     with pytest.raises(UserError, match="no such encoder"):
         load_encoder("vgg")
