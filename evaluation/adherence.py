@@ -22,16 +22,12 @@ MOST_VALUES = 60
 LISTED_VALUES = 20  # of an attribute, in splits and shares
 LOWEST = 0.1
 SURE = 0.8  # CLIP counts the generated images' values if it recognises the real ones' at least so often
-FLOOR = "; the floor is that of the real images with their own texts"
-SCORE = Figure("clip_score", "adherence", "CLIP score", "higher", "", f"mean cosine of an image with its text{FLOOR}")
-LOWEST_SCORE = Figure(
-    "clip_score_lowest",
-    "adherence",
-    "CLIP score, lowest tenth",
-    "higher",
-    "",
-    f"mean cosine of the tenth of the images that fit their texts least{FLOOR}",
-)
+SCORE = Figure("clip_score", "adherence", "CLIP score", "higher")
+LOWEST_SCORE = Figure("clip_score_lowest", "adherence", "CLIP score, lowest tenth", "higher")
+HOW = {
+    "clip_score": "mean cosine of an image with its text",
+    "clip_score_lowest": "mean cosine of the tenth of the images that fit their texts least",
+}
 Rows = list[dict[str, Any]]
 
 
@@ -102,8 +98,9 @@ def score_figures(encoder: str, scores: np.ndarray, real: np.ndarray, resamples:
     found += fill(
         [LOWEST_SCORE], lambda: [with_floor(lambda some: measure_lowest(some, resamples, seed), scores, real)]
     )
-    texts = "; texts are needed with the images"
-    return [(one.refuse(one.refused + texts) if one.refused else one).of(encoder) for one in found]
+    found = [one.refuse(f"{one.refused}; texts are needed with the images") if one.refused else one for one in found]
+    floor = "; the floor is that of the real images with their own texts"
+    return [one.of(encoder, HOW[one.id] + floor) for one in found]
 
 
 def phrase(key: str, value: str, article: str | None) -> str:

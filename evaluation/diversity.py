@@ -17,37 +17,22 @@ from evaluation.quality import SUBSETS, check_sizes, take
 LEAST = 20  # images
 NEAR = 0.01  # nearer than this share of the real images are to their own nearest neighbour: suspected
 FIGURES = (
-    Figure(
-        "vendi",
-        "diversity",
-        "Vendi score",
-        "near floor",
-        "",
-        "effective number of different images, by the cosine of features",
-    ),
-    Figure(
-        "mean_distance",
-        "diversity",
-        "Mean pairwise distance",
-        "near floor",
-        "",
-        "of the features of two images of the set",
-    ),
-    Figure(
-        "near_duplicates",
-        "diversity",
-        "Near-duplicates inside the set",
-        "lower",
-        "%",
-        "share with another of the set nearer than the nearest 1 % of the real are (by that choice 1 % of those)",
-    ),
+    Figure("vendi", "diversity", "Vendi score", "near floor"),
+    Figure("mean_distance", "diversity", "Mean pairwise distance", "near floor"),
+    Figure("near_duplicates", "diversity", "Near-duplicates inside the set", "lower", "%"),
 )
+HOW = {
+    "vendi": "effective number of different images, by the cosine of features",
+    "mean_distance": "of the features of two images of the set",
+    "near_duplicates": "share with another of the set nearer than the nearest 1 % of the real are (by that choice 1 % "
+    "of those)",
+}
 
 
 def judge_diversity(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: int, seed: int) -> list[Figure]:
     """Vendi score, mean distance and near-duplicates of one encoder's features."""
     found = fill(FIGURES, lambda: list(compare_diversity(real, generated, resamples, seed).values()))
-    return [one.of(encoder, "; the floor is the real set's own") for one in found]
+    return [one.of(encoder, f"{HOW[one.id]}; the floor is the real set's own") for one in found]
 
 
 def vendi_influence(features: np.ndarray) -> np.ndarray:

@@ -19,39 +19,24 @@ SHOWN = 12
 Records = Sequence[dict[str, Any]]
 
 
-def make_figure(id: str, name: str, how: str) -> Figure:
-    return Figure(id, "failures", name, "lower", "%", how)
-
-
 FIGURES = (
-    make_figure(
-        "invalid", "Invalid images", "unreadable, black, of one colour or noise; none of 226 catalogue photos is"
-    ),
-    make_figure(
-        "background",
-        "Background not clean",
-        f"a quarter of the rim is more than {ROUGH_RIM:g} levels of 255 from its median; 8 of 226 photos are so "
-        "(3 shaded to the rim, 5 with a model cut off along it), 2 once prepared",
-    ),
-    make_figure(
-        "cut_off",
-        "Object cut off",
-        f"more than {COVERED_RIM:.0%} of the rim is over 40 levels from its median; none of 126 footwear photos is so, "
-        "42 of 100 others are, worn by models whom the photo cuts off",
-    ),
-    make_figure(
-        "too_small",
-        "Object too small",
-        f"the box around the object is shorter than {SMALL:.0%} of the image's side; 1 of 226 photos is so, none "
-        "once prepared",
-    ),
-    make_figure(
-        "wrong_colour",
-        "Not the colour asked for",
-        "most of the object is nearer to another of 13 colours than to the one in its attributes; 86 of 225 photos are "
-        "so: the measure is coarse, compare it with the real set's share",
-    ),
+    Figure("invalid", "failures", "Invalid images", "lower", "%"),
+    Figure("background", "failures", "Background not clean", "lower", "%"),
+    Figure("cut_off", "failures", "Object cut off", "lower", "%"),
+    Figure("too_small", "failures", "Object too small", "lower", "%"),
+    Figure("wrong_colour", "failures", "Not the colour asked for", "lower", "%"),
 )
+LIMITS = {
+    "invalid": "unreadable, black, of one colour or noise; none of 226 catalogue photos is",
+    "background": f"a quarter of the rim is more than {ROUGH_RIM:g} levels of 255 from its median; 8 of 226 photos are "
+    "so (3 shaded to the rim, 5 with a model cut off along it), 2 once prepared",
+    "cut_off": f"more than {COVERED_RIM:.0%} of the rim is over 40 levels from its median; none of 126 footwear photos "
+    "is so, 42 of 100 others are, worn by models whom the photo cuts off",
+    "too_small": f"the box around the object is shorter than {SMALL:.0%} of the image's side; 1 of 226 photos is so, "
+    "none once prepared",
+    "wrong_colour": "most of the object is nearer to another of 13 colours than to the one in its attributes; 86 of "
+    "225 photos are so: the measure is coarse, compare it with the real set's share",
+}
 
 
 def find_failures(records: Records, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -83,7 +68,7 @@ def judge_failures(
     for one in FIGURES:
         hits, real_hits = found[one.id], floors[one.id]
         known, real_known = ~np.isnan(hits), ~np.isnan(real_hits)
-        figure = replace(one, how=one.how + ("; the floor is the real set's share" if real else ""))
+        figure = one.of(None, LIMITS[one.id] + ("; the floor is the real set's share" if real else ""))
         if not known.any():
             figures.append(figure.refuse("no image is asked to have a colour that is known here"))
             continue
@@ -92,7 +77,7 @@ def judge_failures(
         figures.append(replace(figure, measured=share))
         failing = np.flatnonzero(hits == 1)
         counts = {"reason": one.name, "count": len(failing), "n": share.n}
-        ends = {"share": share.value, "low": share.low, "high": share.high, "threshold": one.how}
+        ends = {"share": share.value, "low": share.low, "high": share.high, "threshold": LIMITS[one.id]}
         listed.append(counts | ends | {"examples": choose_examples(records, failing)})
     return figures, listed
 

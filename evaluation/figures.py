@@ -40,8 +40,8 @@ class Figure:
     group: str
     name: str
     better: str  # lower, higher, near floor
-    unit: str  # % for shares (0 to 1), else empty
-    how: str
+    unit: str = ""  # % for shares (0 to 1)
+    how: str = ""
     encoder: str | None = None
     measured: Measured | None = None
     refused: str | None = None

@@ -21,32 +21,18 @@ from utils.cli import UserError, counted
 LEAST = 20  # images of each set
 LISTED = 24  # images of a kind in the report
 JUDGES = ("dinov2", "clip", "demo", "inception")  # whose neighbours are listed: the first that there is
-AUTHENTIC = Figure(
-    "auth_pct",
-    "novelty",
-    "Authentic images (AuthPct)",
-    "near floor",
-    "%",
-    "share whose nearest training image is nearer to another training image than to it; copies give 0",
+FIGURES = (
+    Figure("auth_pct", "novelty", "Authentic images (AuthPct)", "near floor", "%"),
+    Figure("copies", "novelty", "Suspected copies of training images", "lower", "%"),
 )
-COPIES = Figure(
-    "copies",
-    "novelty",
-    "Suspected copies of training images",
-    "lower",
-    "%",
-    "share nearer to a training image than 99 % of the real test images are (by that choice 1 % of those are)",
-)
-NEAR_COPIES = Figure(
-    "near_copies",
-    "novelty",
-    "Near-copies by look",
-    "lower",
-    "%",
-    "share that looks like a training image or its mirror: of 256 bits of a perceptual hash 16 at most differ, "
-    "and the colours by 3 levels; the floor is the real test images' own",
-)
-FIGURES = (AUTHENTIC, COPIES)
+NEAR_COPIES = Figure("near_copies", "novelty", "Near-copies by look", "lower", "%")
+HOW = {
+    "auth_pct": "share whose nearest training image is nearer to another training image than to it; copies give 0",
+    "copies": "share nearer to a training image than 99 % of the real test images are (by that choice 1 % of those)",
+    "near_copies": "share that looks like a training image or its mirror: of 256 bits of a perceptual hash 16 at most "
+    "differ, and the colours by 3 levels",
+}
+FLOOR = "; the floor is the real test images' own"
 
 
 class Neighbour(NamedTuple):
@@ -97,7 +83,7 @@ def judge_encoder(encoder: str, sets: Mapping[str, ImageSet]) -> tuple[list[Figu
         return [found.authentic, found.copies]
 
     figures = fill(FIGURES, compute)
-    return [one.of(encoder, "; the floor is the real test images' own") for one in figures], listed
+    return [one.of(encoder, HOW[one.id] + FLOOR) for one in figures], listed
 
 
 def judge_looks(sets: Mapping[str, ImageSet]) -> tuple[Figure, list[dict[str, Any]]]:
@@ -113,7 +99,8 @@ def judge_looks(sets: Mapping[str, ImageSet]) -> tuple[Figure, list[dict[str, An
         for file, (near, copy) in zip(generated.paths, found)
         if copy
     ]
-    return replace(NEAR_COPIES, measured=measure_share([copy for _, copy in found], floor)), copies
+    figure = NEAR_COPIES.of(None, HOW["near_copies"] + FLOOR)
+    return replace(figure, measured=measure_share([copy for _, copy in found], floor)), copies
 
 
 def judge_novelty(sets: Mapping[str, ImageSet]) -> tuple[list[Figure], list[dict[str, Any]]]:

@@ -37,60 +37,25 @@ FRECHET_SPLITS, FRECHET_PAIRS, SUBSETS = 12, 4, 3
 MMD_SPLITS, PRDC_SPLITS = 400, 200
 CMMD_SCALE = 1000  # as published
 HALVES = "the floor is the same between two halves of the real set, compared with what so many generated ones get"
-FRECHET = Figure(
-    "frechet",
-    "quality",
-    "Fréchet distance",
-    "lower",
-    "",
-    "between Gaussians fitted to both sets' features; rises as n falls",
-)
-KID = Figure(
-    "kid", "quality", "KID", "lower", "", "squared MMD of the features, cubic kernel, unbiased, over all pairs"
-)
-CMMD = Figure(
-    "cmmd",
-    "quality",
-    "CMMD",
-    "lower",
-    "",
-    "1000 times the squared MMD of features of length 1, Gaussian kernel of width 10",
-)
+FRECHET = Figure("frechet", "quality", "Fréchet distance", "lower")
+KID = Figure("kid", "quality", "KID", "lower")
+CMMD = Figure("cmmd", "quality", "CMMD", "lower")
 PRDC = (
-    Figure(
-        "precision",
-        "quality",
-        "Precision",
-        "higher",
-        "%",
-        "share of generated images nearer to a real one than its fifth real neighbour",
-    ),
-    Figure(
-        "recall",
-        "quality",
-        "Recall",
-        "higher",
-        "%",
-        "share of real images nearer to a generated one than its fifth generated neighbour",
-    ),
-    Figure(
-        "density",
-        "quality",
-        "Density",
-        "near floor",
-        "",
-        "how many real ones a generated image is so near to, over 5: 1 if all is alike",
-    ),
-    Figure(
-        "coverage",
-        "quality",
-        "Coverage",
-        "higher",
-        "%",
-        "share of real images with a generated one nearer than their fifth real neighbour",
-    ),
+    Figure("precision", "quality", "Precision", "higher", "%"),
+    Figure("recall", "quality", "Recall", "higher", "%"),
+    Figure("density", "quality", "Density", "near floor"),
+    Figure("coverage", "quality", "Coverage", "higher", "%"),
 )
 FIGURES = (FRECHET, KID, CMMD, *PRDC)
+HOW = {
+    "frechet": "between Gaussians fitted to both sets' features; rises as n falls",
+    "kid": "squared MMD of the features, cubic kernel, unbiased, over all pairs",
+    "cmmd": "1000 times the squared MMD of features of length 1, Gaussian kernel of width 10",
+    "precision": "share of generated images nearer to a real one than its fifth real neighbour",
+    "recall": "share of real images nearer to a generated one than its fifth generated neighbour",
+    "density": "how many real ones a generated image is so near to, over 5: 1 if all is alike",
+    "coverage": "share of real images with a generated one nearer than their fifth real neighbour",
+}
 
 
 def is_defined(figure: Figure, encoder: str) -> bool:
@@ -108,7 +73,7 @@ def judge_quality(encoder: str, real: np.ndarray, generated: np.ndarray, resampl
     found += fill([KID], lambda: [compare_kid(*given)])
     found += fill([CMMD], lambda: [compare_cmmd(*given)]) if is_defined(CMMD, encoder) else []
     found += fill(PRDC, lambda: list(compare_prdc(*given).values()))
-    return [one.of(encoder, how) for one in found]
+    return [one.of(encoder, HOW[one.id] + how) for one in found]
 
 
 def check_sizes(metric: str, least: int, real: np.ndarray, generated: np.ndarray) -> int:

@@ -397,7 +397,8 @@ def test_a_limit_that_can_be_met_and_missed_is_taken(good, words):
     figure = targets.find_figure(words, ids)
     ends = [max(-1e6, min(1e6, end)) for end in targets.figure_range(figure)]
     found = [targets.judge_target(words, [{"id": figure, "low": end, "value": end, "high": end}]) for end in ends]
-    assert {one["met"] for one in found} <= {True, False, None} and len({one["met"] for one in found}) == 2, found
+    met = {one["met"] for one in found}  # None where the limit is the end itself
+    assert True in met and len(met) == 2, found
 
 
 def test_a_share_as_a_target_may_be_in_per_cent():
