@@ -207,11 +207,13 @@ def read_done(folder: Path, images: int) -> dict[Key, dict[str, Any]]:
     return {(one["arm"], one["real_share"], one["seed"]): one for one in whole}
 
 
-def print_plan(args: argparse.Namespace, data: labelled.Data, arms: Sequence[labelled.Arm], done: int) -> None:
+def print_plan(
+    args: argparse.Namespace, data: labelled.Data, arms: Sequence[labelled.Arm], left_out: Sequence[str], done: int
+) -> None:
     print(f"{len(data.classes)} classes of {args.target}: {', '.join(data.classes)}")
     sizes = ", ".join(f"{name} {len(part.paths):,}" for name, part in data.parts.items())
     print(f"{sizes} images; val is not used")
-    print("".join(f"{line}\n" for line in data.left_out))
+    print("".join(f"{line}\n" for line in left_out))
     print(f"{'real':>6} {'synthetic':>10}  trained on")
     for arm in arms:
         print(f"{arm.n_real:>6,} {arm.n_synthetic:>10,}  {arm.title}")
@@ -235,8 +237,8 @@ def main(args: argparse.Namespace) -> int:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     data = labelled.read_data(args.real, args.synthetic, args.target, args.min_per_class)
-    arms, left_out = labelled.plan_arms(data, args.real_shares, args.synthetic_ratios)
-    data.left_out.extend(left_out)
+    arms, unused = labelled.plan_arms(data, args.real_shares, args.synthetic_ratios)
+    left_out = [*data.left_out, *unused]
     seeds, n_test = range(args.seed, args.seed + args.seeds), len(data.parts["test"].paths)
     settings = cli.settings_of(args) | {"precision": precision.mixed_precision}
     for flag, names in (("real", labelled.SPLITS), ("synthetic", data.sizes)):
@@ -248,7 +250,7 @@ def main(args: argparse.Namespace) -> int:
             logger.warning("--seeds %d: fewer than 5 rarely show a difference, even where there is one", args.seeds)
     if args.dry_run:
         if is_main:
-            print_plan(args, data, arms, len(read_done(out, n_test)))
+            print_plan(args, data, arms, left_out, len(read_done(out, n_test)))
             print(f"run: {runs.describe_run(out, settings, FREE)}")
         return 0
 
@@ -258,7 +260,7 @@ def main(args: argparse.Namespace) -> int:
     done = read_done(out, n_test)
     todo = [(arm, seed) for arm in arms for seed in seeds if (arm.name, arm.real_share, seed) not in done]
     if is_main:
-        print_plan(args, data, arms, len(arms) * args.seeds - len(todo))
+        print_plan(args, data, arms, left_out, len(arms) * args.seeds - len(todo))
     accelerator.wait_for_everyone()  # all have read what is done before anything is added
 
     mine = todo[accelerator.process_index :: accelerator.num_processes]
@@ -299,7 +301,7 @@ def main(args: argparse.Namespace) -> int:
             "model": args.model,
             "made": made,
             "n_test": n_test,
-            "left_out": data.left_out,
+            "left_out": left_out,
             "arms": entries,
             "comparisons": comparisons,
             "verdict": scoring.verdict_lines(comparisons, args.real_shares),

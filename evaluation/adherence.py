@@ -61,16 +61,15 @@ def clip_scores(encoder: Encoder, features: np.ndarray, records: list[Record]) -
     return scores
 
 
-def measure_scores(scores: np.ndarray) -> Measured:
-    known = scores[~np.isnan(scores)]
+def measure_mean(values: np.ndarray, is_share: bool = False) -> Measured:
+    """Of the values that are known; refuses fewer than FEWEST."""
+    known = values[~np.isnan(values)]
     require(len(known), FEWEST, "a mean, images")
-    return measure(intervals.mean_interval(known), len(known))
+    return measure(intervals.mean_or_share(known, is_share), len(known))
 
 
 def measure_hits(hits: np.ndarray) -> Measured:
-    known = hits[~np.isnan(hits)]
-    require(len(known), FEWEST, "a mean, images")
-    return measure(intervals.wilson(int(known.sum()), len(known)), len(known))
+    return measure_mean(hits, is_share=True)
 
 
 def measure_lowest(scores: np.ndarray, resamples: int, seed: int) -> Measured:
@@ -94,7 +93,7 @@ def with_floor(compute: Callable[[np.ndarray], Measured], values: np.ndarray, re
 
 
 def score_figures(encoder: str, scores: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[Figure]:
-    found = fill([SCORE], lambda: [with_floor(measure_scores, scores, real)])
+    found = fill([SCORE], lambda: [with_floor(measure_mean, scores, real)])
     found += fill(
         [LOWEST_SCORE], lambda: [with_floor(lambda some: measure_lowest(some, resamples, seed), scores, real)]
     )

@@ -4,19 +4,17 @@ The limits were checked on 226 catalogue photos (126 of footwear), as they are a
 for product photos on a plain background; the floor, the real set's own share, shows whether they fit it.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation.figures import Figure, measure_share
+from evaluation.figures import Figure, Measured, measure_share
 from evaluation.image_measures import COLUMNS, PALETTE, colour_group
+from evaluation.image_sets import ImageSet
 
 ROUGH_RIM, COVERED_RIM, SMALL = 25.0, 0.02, 0.4
 SHOWN = 12
-Records = Sequence[dict[str, Any]]
 
 
 FIGURES = (
@@ -39,13 +37,13 @@ LIMITS = {
 }
 
 
-def find_failures(records: Records, rows: np.ndarray) -> dict[str, np.ndarray]:
+def find_failures(images: ImageSet) -> dict[str, np.ndarray]:
     """{figure: for each image 1, 0, or NaN where it can't be asked}. An invalid image is asked nothing else."""
-    column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+    column = {name: images.measures[:, i] for i, name in enumerate(COLUMNS)}
     invalid = column["fault"] > 0
     names = list(PALETTE)
     measured = [names[int(place)] if place >= 0 else None for place in column["colour"]]
-    wanted = [colour_group(record.get("colour")) for record in records]
+    wanted = [colour_group(record.get("colour")) for record in images.records]
     wrong = [np.nan if want is None else float(got != want) for got, want in zip(measured, wanted)]
     rough = column["border"] > ROUGH_RIM
     found = {
@@ -59,28 +57,27 @@ def find_failures(records: Records, rows: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def judge_failures(
-    records: Records, rows: np.ndarray, real: Records, real_rows: np.ndarray
-) -> tuple[list[Figure], list[dict[str, Any]]]:
+def judge_failures(generated: ImageSet, real: ImageSet | None) -> tuple[list[Figure], list[dict[str, Any]]]:
     """The figures, and for the report their counts with examples."""
-    found, floors = find_failures(records, rows), find_failures(real, real_rows)
+    found, floors = find_failures(generated), find_failures(real) if real else {}
     figures, listed = [], []
     for one in FIGURES:
-        hits, real_hits = found[one.id], floors[one.id]
-        known, real_known = ~np.isnan(hits), ~np.isnan(real_hits)
         figure = one.of(None, LIMITS[one.id] + ("; the floor is the real set's share" if real else ""))
-        if not known.any():
+        share = known_share(found[one.id])
+        if not share:
             figures.append(figure.refuse("no image is asked to have a colour that is known here"))
             continue
-        floor = measure_share(real_hits[real_known] > 0) if real_known.any() else None
-        share = measure_share(hits[known] > 0, floor)
-        figures.append(replace(figure, measured=share))
-        failing = np.flatnonzero(hits == 1)
+        floor = known_share(floors[one.id]) if real else None
+        figures.append(replace(figure, measured=replace(share, floor=floor)))
+        failing = np.flatnonzero(found[one.id] == 1)
         counts = {"reason": one.name, "count": len(failing), "n": share.n}
         ends = {"share": share.value, "low": share.low, "high": share.high, "threshold": LIMITS[one.id]}
-        listed.append(counts | ends | {"examples": choose_examples(records, failing)})
+        shown = sorted(np.random.default_rng(0).permutation(failing)[:SHOWN])
+        listed.append(counts | ends | {"examples": [generated.paths[i] for i in shown]})
     return figures, listed
 
 
-def choose_examples(records: Records, failing: np.ndarray) -> list[Path]:
-    return [records[i]["path"] for i in sorted(np.random.default_rng(0).permutation(failing)[:SHOWN])]
+def known_share(hits: np.ndarray) -> Measured | None:
+    """Of the images that could be asked; None where there is none."""
+    known = hits[~np.isnan(hits)]
+    return measure_share(known > 0) if len(known) else None

@@ -98,7 +98,7 @@ def _load_clip(name: str, source: str, device: "torch.device | str", flag: str) 
     try:
         clip = image_checks.load_clip(source, device, flag)
     except UserError as error:
-        if error.__cause__ is None:  # no such folder
+        if not isinstance(error.__cause__, Exception):  # no such folder
             raise
         raise UserError(unavailable(name, source, error.__cause__, flag)) from error
     return Encoder(
@@ -138,7 +138,7 @@ def _load_dinov2(source: str, device: "torch.device | str", flag: str) -> Encode
     )
 
 
-def unavailable(name: str, source: str, error: BaseException, flag: str) -> str:
+def unavailable(name: str, source: str, error: Exception, flag: str) -> str:
     """The one line where a model can't be had: which, how to get it, and what can be done without."""
     return (
         f"{flag} {name}: {source} can't be loaded ({hub_failure(error)}); `hf download {source}` on a machine with a "

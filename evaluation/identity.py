@@ -18,8 +18,14 @@ from utils.faces import Face, Faces, face_embedding, find_faces, large_faces
 
 logger = logging.getLogger(__name__)
 KEYS = {"face_found": "face", "centroid": "centroid", "nearest": "nearest", "verified": "verified"}  # figure: column
+NAMES = {
+    "face_found": "Images with a face",
+    "centroid": "Cosine to the mean reference",
+    "nearest": "Cosine to the nearest reference",
+    "verified": "Verified as the person",
+}
 SHARES = ("face", "verified")  # the columns that are yes or no
-NOTE = "with the threshold as published, for a pair of photos; not checked for generated ones"
+NOTE = "with the threshold as published, for a pair of photos; not checked for generated ones (Wilson)"
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,14 @@ def embed_file(path: Path, faces: Faces) -> tuple[np.ndarray | None, list[Face]]
     return (face_embedding(faces, image, found[0]) if found else None), found
 
 
-def embed_references(paths: list[Path], faces: Faces, flag: str) -> References:
+def embed_references(paths: list[Path], faces: Faces) -> References:
     """Warns of doubtful photos; refuses photos without any face."""
     rows, used, without_face, several_faces = [], [], [], []
     for path in paths:
         try:
             row, there = embed_file(path, faces)
         except images.BadImage as error:
-            raise UserError(f"{flag}: {path}: {error}; remove the file, or repair it") from None
+            raise UserError(f"--identity_reference: {path}: {error}; remove the file, or repair it") from None
         if row is None:
             without_face.append(path)
             continue
@@ -66,16 +72,18 @@ def embed_references(paths: list[Path], faces: Faces, flag: str) -> References:
         used.append(path)
         several_faces += [path] if len(large_faces(there)) > 1 else []
     if not rows:
-        raise UserError(f"{flag}: no face is found in {counted(len(paths), 'photo')}; give clear photos of one person")
+        raise UserError(
+            f"--identity_reference: no face is found in {counted(len(paths), 'photo')}; give clear photos of one person"
+        )
     base = np.stack(rows)
     alike = leave_one_out(base, faces.threshold)["verified"] if len(rows) > 1 else [True]
     unlike_others = [path for path, one in zip(used, alike) if not one]
     found = References(base, used, without_face, several_faces, unlike_others)
-    warn_of_references(found, faces.threshold, flag)
+    warn_of_references(found, faces.threshold)
     return found
 
 
-def warn_of_references(references: References, threshold: float, flag: str) -> None:
+def warn_of_references(references: References, threshold: float) -> None:
     for paths, problem in (
         (references.without_face, "no face is found in %s"),
         (
@@ -88,9 +96,11 @@ def warn_of_references(references: References, threshold: float, flag: str) -> N
         ),
     ):
         if paths:
-            logger.warning(f"%s: {problem}", flag, ", ".join(path.name for path in paths))
+            logger.warning(f"--identity_reference: {problem}", ", ".join(path.name for path in paths))
     if len(references.used) == 1:
-        logger.warning("%s: one photo has no floor, what photos of the person get among themselves; give more", flag)
+        logger.warning(
+            "--identity_reference: one photo has no floor, what photos of the person get among themselves; give more"
+        )
 
 
 def to_centroid(rows: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -153,12 +163,11 @@ def compare_identity(
     records: list[Record],
     faces: Faces,
     split_by: Sequence[str] = ("text",),
-    flag: str = "--identity_reference",
 ) -> Identity:
     """Figures, splits and what each image shows, of records against photos of one person."""
     if not references:
-        raise UserError(f"{flag}: holds no images; give a folder of photos of the person")
-    known = embed_references(references, faces, flag)
+        raise UserError("--identity_reference: holds no images; give a folder of photos of the person")
+    known = embed_references(references, faces)
     rows = []
     for one in tqdm(records, unit=" images", **progress()):
         head = {"file": one["path"], **{name: one.get(name) for name in split_by}}
@@ -173,26 +182,21 @@ def identity_figures(rows: list[dict[str, Any]], base: np.ndarray, faces: Faces)
     """The four figures of all images; their floors are what the references get among themselves."""
     floors = leave_one_out(base, faces.threshold) if len(base) > 1 else {}
     n = counted(len(base), "reference photo")
+    how = {
+        "face_found": "share of the images in which the detector finds a face (Wilson)",
+        "centroid": f"largest face against the mean of {n}; images with a face",
+        "nearest": f"largest face against the nearest of {n}; images with a face",
+        "verified": f"share of all images whose face passes {faces.threshold:g} with at least half of {n}; {NOTE}",
+    }
     figures = []
-    for name, title, how in (
-        ("face_found", "Images with a face", "share of the images in which the detector finds a face (Wilson)"),
-        ("centroid", "Cosine to the mean reference", f"largest face against the mean of {n}; images with a face"),
-        ("nearest", "Cosine to the nearest reference", f"largest face against the nearest of {n}; images with a face"),
-        (
-            "verified",
-            "Verified as the person",
-            f"share of all images whose face passes {faces.threshold:g} with at least half of {n}; {NOTE} (Wilson)",
-        ),
-    ):
-        key = KEYS[name]
+    for name, key in KEYS.items():
         is_share = key in SHARES
         values = [row[key] for row in rows if row[key] is not None]
         floor = measure(mean_or_share(floors[key], is_share)) if key in floors else None
         if key != "face":
-            how += "; floor: each reference against the others" if floor else "; no floor: it needs a second photo"
-        unit = "%" if is_share else ""
-        figure = Figure(f"identity/{name}", "identity", title, "higher", unit, how, faces.embedder)
-        least = 1 if is_share else 2
+            how[name] += "; floor: each reference against the others" if floor else "; no floor: needs a second photo"
+        unit, least = ("%", 1) if is_share else ("", 2)
+        figure = Figure(f"identity/{name}", "identity", NAMES[name], "higher", unit, how[name], faces.embedder)
         if len(values) < least:
             reason = f"needs a face in at least {counted(least, 'image')}, found {len(values)}"
             figures.append(figure.refuse(reason))

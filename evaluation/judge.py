@@ -116,8 +116,8 @@ def judge_against_real(
             figures += by_text.figures
     splits = by_text.splits
     shares = by_text.shares or {key: adherence.count_shares(real.records, generated.records, key) for key in columns}
-    failed, listed = failures.judge_failures(all_generated.records, all_generated.measures, real.records, real.measures)
-    right_colour = 1 - failures.find_failures(generated.records, generated.measures)["wrong_colour"]
+    failed, listed = failures.judge_failures(all_generated, real)
+    right_colour = 1 - failures.find_failures(generated)["wrong_colour"]
     if by_colour := adherence.split_means(generated.records, right_colour, "colour", is_share=True):
         splits["measured_colour_accuracy"] = {"colour": by_colour}
     images = choose_images(generated.records, by_text.scores, seed) | {"copies": [], "failures": listed}
@@ -136,9 +136,7 @@ def judge_without_real(
     scores = None
     if clips:
         scores = adherence.clip_scores(clips[0], generated.features[clips[0].name], generated.records)
-    failed, listed = failures.judge_failures(
-        all_generated.records, all_generated.measures, [], all_generated.measures[:0]
-    )
+    failed, listed = failures.judge_failures(all_generated, None)
     images = choose_images(generated.records, scores, seed) | {"copies": [], "failures": listed[:1]}
     return Findings(failed[:1], images=images, left_out=[WITHOUT_REAL])  # the first is "invalid"
 

@@ -34,7 +34,7 @@ class Part(NamedTuple):
 class Data:
     classes: list[str]
     parts: dict[str, Part]  # train, test, and each synthetic set by its name
-    left_out: list[str]  # a line for each kind of image that is left out
+    left_out: list[str]  # lines on images that are left out
 
     @property
     def sizes(self) -> dict[str, int]:
