@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
+from evaluation.features import image_features, load_encoder
 from utils import cli, devices, runs
 from utils.argument_types import positive, seed_number, workers
 from utils.cli import UserError
@@ -132,8 +133,6 @@ def load_inputs(
     """Every image of all parts, one after another, as bytes or as features; and what builds a new model for them."""
     classes = len(data.classes)
     if args.model == "probe":
-        from evaluation.features import image_features, load_encoder
-
         encoder = load_encoder(args.encoder, args.encoder_path, device, "--encoder")
         cache = args.feature_cache or args.output_dir.parent / "cache" / "features"
         features = torch.from_numpy(image_features(encoder, data.paths, cache, workers=args.num_workers))
@@ -197,11 +196,8 @@ def predict(model: nn.Module, inputs: torch.Tensor, recipe: Recipe) -> list[int]
     return found
 
 
-Key = tuple[str, float, int]  # arm, share of the real images, seed
-
-
-def read_done(folder: Path, images: int) -> dict[Key, dict[str, Any]]:
-    """The line of results.jsonl of every training that is finished."""
+def read_done(folder: Path, images: int) -> dict[tuple[str, float, int], dict[str, Any]]:
+    """{(arm, share of the real images, seed): its line of results.jsonl} of every training that is finished."""
     lines = read_metrics(folder / "results.jsonl")
     whole = [one for one in lines if len(one.get("predicted") or []) == images]
     return {(one["arm"], one["real_share"], one["seed"]): one for one in whole}

@@ -61,14 +61,9 @@ class Arm(NamedTuple):
         return f"{self.name} ({self.real_share:.0%} of real)" if self.n_real else f"{self.name} only"
 
 
-def label_of(record: Record, target: str) -> str | None:
-    """The value of a column, whether it is named as the catalogue did (baseColour) or as the dataset does (colour)."""
-    value = next((record[key] for key in record if canonical(key) == canonical(target)), None)
-    return None if value is None or not str(value).strip() else str(value).strip()
-
-
 def read_labels(records: Sequence[Record], target: str, flag: str) -> list[str | None]:
-    labels = [label_of(one, target) for one in records]
+    """The values of a column, by either of its names (baseColour or colour); refuses a column without any value."""
+    labels = [str(one.get(canonical(target)) or "").strip() or None for one in records]
     if not any(labels):
         columns = ", ".join(sorted({key for one in records for key in one} - {"path", "text", "id", "file_name"}))
         raise UserError(
