@@ -93,11 +93,12 @@ def with_floor(compute: Callable[[np.ndarray], Measured], values: np.ndarray, re
 
 
 def score_figures(encoder: str, scores: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[Figure]:
-    found = fill([SCORE], lambda: [with_floor(measure_mean, scores, real)])
-    found += fill(
-        [LOWEST_SCORE], lambda: [with_floor(lambda some: measure_lowest(some, resamples, seed), scores, real)]
-    )
-    found = [one.refuse(f"{one.refused}; texts are needed with the images") if one.refused else one for one in found]
+    def measure_lowest_tenth(some: np.ndarray) -> Measured:
+        return measure_lowest(some, resamples, seed)
+
+    hint = "; texts are needed with the images"
+    found = fill([SCORE], lambda: [with_floor(measure_mean, scores, real)], hint)
+    found += fill([LOWEST_SCORE], lambda: [with_floor(measure_lowest_tenth, scores, real)], hint)
     floor = "; the floor is that of the real images with their own texts"
     return [one.of(encoder, HOW[one.id] + floor) for one in found]
 
@@ -168,9 +169,8 @@ def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet
     hits, real_hits = attribute_hits(generated.records, seen, key), attribute_hits(real.records, real_seen, key)
     figure, able = accuracy_figure(encoder.name, key, values), can_judge(real_hits, real.records, key)
     if able:
-        (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)])
-        if figure.refused:
-            figure = figure.refuse(f"{figure.refused}; the images carry too few attributes")
+        hint = "; the images carry too few attributes"
+        (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)], hint)
         found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, is_share=True)}
     else:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"

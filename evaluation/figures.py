@@ -51,8 +51,8 @@ class Figure:
         name = f"{self.id}/{encoder}" if encoder else self.id
         return replace(self, id=name, encoder=encoder, how=self.how + how)
 
-    def refuse(self, reason: object) -> "Figure":
-        return replace(self, refused=str(reason))
+    def refuse(self, reason: str) -> "Figure":
+        return replace(self, refused=reason)
 
     def as_json(self) -> dict[str, Any]:
         found = {key: value for key, value in asdict(self).items() if key not in ("measured", "refused")}
@@ -75,10 +75,10 @@ def measure_share(hits: Iterable[bool] | np.ndarray, floor: Measured | None = No
     return measure(wilson(int(hits.sum()), len(hits)), len(hits), floor)
 
 
-def fill(figures: Sequence[Figure], compute: Callable[[], Sequence[Measured]]) -> list[Figure]:
-    """The figures with what `compute` returns for each; all refused where it refuses."""
+def fill(figures: Sequence[Figure], compute: Callable[[], Sequence[Measured]], hint: str = "") -> list[Figure]:
+    """The figures with what `compute` returns for each; where it refuses, all refused with its reason and the hint."""
     try:
         found = compute()
     except UserError as error:
-        return [one.refuse(error) for one in figures]
+        return [one.refuse(f"{error}{hint}") for one in figures]
     return [replace(one, measured=each) for one, each in zip(figures, found, strict=True)]

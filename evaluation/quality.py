@@ -100,15 +100,13 @@ def frechet_influence(real: np.ndarray, generated: np.ndarray) -> list[np.ndarra
     values P Σ Pᵀ of R's product, x T x is q P Σ Pᵀ q: nothing is inverted, so n may be below d.
     """
     shift = real.mean(0) - generated.mean(0)
-    parts = []
-    for features in (real, generated):
-        centred = features - features.mean(0)
-        parts.append((centred, *np.linalg.qr(centred / np.sqrt(len(features) - 1))))
-    left, values, right = np.linalg.svd(parts[0][2] @ parts[1][2].T, full_matrices=False)
+    sets = [features - features.mean(0) for features in (real, generated)]
+    factors = [np.linalg.qr(centred / np.sqrt(len(centred) - 1)) for centred in sets]
+    left, values, right = np.linalg.svd(factors[0].R @ factors[1].R.T, full_matrices=False)
     influences = []
-    for (centred, q, _), vectors, sign in zip(parts, (left, right.T), (1, -1)):
+    for centred, factor, vectors, sign in zip(sets, factors, (left, right.T), (1, -1)):
         moved = 2 * sign * centred @ shift + (centred**2).sum(1)
-        influence = moved - (len(centred) - 1) * (q @ vectors) ** 2 @ values
+        influence = moved - (len(centred) - 1) * (factor.Q @ vectors) ** 2 @ values
         influences.append(influence - influence.mean())
     return influences
 
@@ -163,7 +161,8 @@ def mmd_errors(
     n, m = len(real), len(generated)
     cross = rows.sum() / (n * m)
     noise_cross = (squares - (rows**2).sum() / m - (columns**2).sum() / n + n * m * cross**2) / (n * m)
-    value, quadratic, linear, means = -2 * cross, -2 * form / (n * m), [], []
+    value, quadratic, means = -2 * cross, -2 * form / (n * m), []
+    noisy, clean = [], []  # the linear part of the errors, and the same without the noise in the influences
     for features, weight, others in zip(sets, weights, (rows / m, columns / n)):
         n, other_n = len(features), len(real) + len(generated) - len(features)
         own, _, squares, form = kernels.kernel_sums(features, features, kernel, weight, weight)
@@ -175,14 +174,13 @@ def mmd_errors(
         influence = 2 * (different - others)
         influence = influence - influence.mean()
         kept = 1 - 4 * (noise / (n - 1) + noise_cross / other_n) / max(influence.var(ddof=1), 1e-300)
-        linear.append((weight @ influence / n, np.sqrt(max(0.0, kept))))
+        noisy.append(weight @ influence / n)
+        clean.append(noisy[-1] * np.sqrt(max(0.0, kept)))
         quadratic = quadratic + (form - weight**2 @ centred) / (n * (n - 1))
         value += different.mean()
         means.append(float(different.mean()))
-    if value > 2 * quadratic.std():
-        errors = linear[0][0] + linear[1][0]  # the quadratic part is in their noise already
-    else:
-        errors = linear[0][0] * linear[0][1] + linear[1][0] * linear[1][1] + quadratic
+    differs = value > 2 * quadratic.std()  # then the quadratic part is in the noise already
+    errors = sum(noisy) if differs else sum(clean) + quadratic
     return MmdErrors(float(value), errors, *means)
 
 
