@@ -1,14 +1,17 @@
-"""Does an image show what its text asks for? CLIP scores (cosines), and attributes that CLIP reads off an image."""
+"""Adherence: does an image show what its text asks for? CLIP scores (cosines), and attributes that CLIP recognises."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from evaluation import assessment, intervals
+from evaluation import intervals
 from evaluation.features import Encoder, text_features
-from evaluation.image_sets import OWN
-from evaluation.metrics import require
+from evaluation.figures import Figure, Measured, fill, measure
+from evaluation.image_sets import OWN, ImageSet, Record
+from evaluation.metrics import normalise, require
 from utils.cli import UserError
 from utils.image_checks import cosines
 from utils.wording import name_article, word_value
@@ -16,78 +19,88 @@ from utils.wording import name_article, word_value
 FEWEST = 10  # images for a mean; splits say their n, and need two
 USUAL = ("article", "colour", "gender", "season")
 MOST_VALUES = 60
+LISTED_VALUES = 20  # of an attribute, in splits and shares
 LOWEST = 0.1
+SURE = 0.8  # CLIP counts the generated images' values if it recognises the real ones' at least so often
+SCORE = Figure("clip_score", "adherence", "CLIP score", "higher")
+LOWEST_SCORE = Figure("clip_score_lowest", "adherence", "CLIP score, lowest tenth", "higher")
+HOW = {
+    "clip_score": "mean cosine of an image with its text",
+    "clip_score_lowest": "mean cosine of the tenth of the images that fit their texts least",
+}
+Rows = list[dict[str, Any]]
 
 
-def check_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> None:
-    there = {key for records in sets for one in records for key, value in one.items() if value} - set(OWN)
+@dataclass
+class Adherence:
+    figures: list[Figure] = field(default_factory=list)
+    splits: dict[str, dict[str, Rows]] = field(default_factory=dict)  # {figure: {attribute: means}}
+    shares: dict[str, Rows] = field(default_factory=dict)  # {attribute: the share of each value}
+    scores: np.ndarray | None = None  # each generated image's CLIP score
+
+
+def check_attributes(sets: Sequence[list[Record]], wanted: Sequence[str] | None) -> None:
+    known = {key for records in sets for one in records for key, value in one.items() if value} - set(OWN)
     for key in wanted or ():
-        if key not in there:
-            raise UserError(f"--attributes {key}: no image has one; there are {', '.join(sorted(there)) or 'none'}")
+        if key not in known:
+            raise UserError(f"--attributes {key}: no image has one; there are {', '.join(sorted(known)) or 'none'}")
 
 
-def usable_attributes(sets: Sequence[list[dict]], wanted: Sequence[str] | None) -> dict[str, list[str]]:
+def usable_attributes(sets: Sequence[list[Record]], wanted: Sequence[str] | None) -> dict[str, list[str]]:
     """The wanted columns, or those of USUAL that the sets have, and the values of each, at least two."""
     values = {key: {one[key] for records in sets for one in records if one.get(key)} for key in wanted or USUAL}
     return {key: sorted(found) for key, found in values.items() if 1 < len(found) <= MOST_VALUES}
 
 
-def clip_scores(encoder: Encoder, features: np.ndarray, records: list[dict]) -> np.ndarray:
-    """The cosine of each image with its text; NaN where it has none."""
+def clip_scores(encoder: Encoder, features: np.ndarray, records: list[Record]) -> np.ndarray:
+    """The cosine of each image with its text (Hessel et al. 2021, arXiv 2104.08718; not times 2.5); NaN without one."""
     scores = np.full(len(records), np.nan)
-    told = [i for i, one in enumerate(records) if one["text"]]
-    if told:
-        scores[told] = cosines(features[told], text_features(encoder, [records[i]["text"] for i in told]))
+    known = [i for i, one in enumerate(records) if one["text"]]
+    if known:
+        scores[known] = cosines(features[known], text_features(encoder, [records[i]["text"] for i in known]))
     return scores
 
 
-def mean_share(values: np.ndarray) -> dict:
-    """A mean with its interval, which for all-or-nothing values is a share's."""
-    values = values[~np.isnan(values)]
-    require(len(values), FEWEST, "a mean, images")
-    if set(np.unique(values)) <= {0.0, 1.0}:
-        return assessment.share(values > 0)
-    return dict(zip(("value", "low", "high"), intervals.mean_interval(values))) | {"n": len(values)}
+def measure_mean(values: np.ndarray, is_share: bool = False) -> Measured:
+    """Of the values that are known; refuses fewer than FEWEST."""
+    known = values[~np.isnan(values)]
+    require(len(known), FEWEST, "a mean, images")
+    return measure(intervals.mean_or_share(known, is_share), len(known))
 
 
-def lowest(scores: np.ndarray, resamples: int, seed: int) -> dict:
-    """The mean of the lowest tenth."""
+def measure_hits(hits: np.ndarray) -> Measured:
+    return measure_mean(hits, is_share=True)
+
+
+def measure_lowest(scores: np.ndarray, resamples: int, seed: int) -> Measured:
+    """The mean of the lowest tenth, bootstrapped."""
     known = scores[~np.isnan(scores)]
     require(len(known), 5 * FEWEST, "the lowest tenth, images")
 
     def statistic(items: np.ndarray) -> float:
         return np.sort(items)[: max(1, round(LOWEST * len(items)))].mean()
 
-    found = intervals.bootstrap(known, statistic, resamples, seed)
-    return dict(zip(("value", "low", "high"), found)) | {"n": len(known), "resamples": resamples}
+    return measure(intervals.bootstrap(known, statistic, resamples, seed), len(known), resamples=resamples)
 
 
-def _floor(function, *values) -> dict | None:
-    """What the real set gets; none where it has too few texts."""
+def with_floor(compute: Callable[[np.ndarray], Measured], values: np.ndarray, real: np.ndarray) -> Measured:
+    """The generated set's figure with the real set's as its floor; without one where the real set has too few texts."""
+    found = compute(values)
     try:
-        return function(*values)
+        return replace(found, floor=compute(real))
     except UserError:
-        return None
+        return found
 
 
-def scores_figures(name: str, scores: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[dict]:
-    own = "; the floor is that of the real images with their own texts"
-    blanks = [
-        assessment.figure(
-            "clip_score", "adherence", "CLIP score", "higher", "", "mean cosine of an image with its text" + own, name
-        ),
-        assessment.figure(
-            "clip_score_lowest", "adherence", "CLIP score, lowest tenth", "higher", "",
-            "mean cosine of the tenth of the images that fit their texts least" + own, name,
-        ),
-    ]  # fmt: skip
-    made = []
-    for blank, function, more in zip(blanks, (mean_share, lowest), ((), (resamples, seed))):
-        try:
-            made.append(assessment.fill(blank, function(scores, *more), _floor(function, real, *more)))
-        except UserError as error:
-            made.append(assessment.refused(blank, f"{error}; texts are needed with the images"))
-    return made
+def score_figures(encoder: str, scores: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[Figure]:
+    def measure_lowest_tenth(some: np.ndarray) -> Measured:
+        return measure_lowest(some, resamples, seed)
+
+    hint = "; texts are needed with the images"
+    found = fill([SCORE], lambda: [with_floor(measure_mean, scores, real)], hint)
+    found += fill([LOWEST_SCORE], lambda: [with_floor(measure_lowest_tenth, scores, real)], hint)
+    floor = "; the floor is that of the real images with their own texts"
+    return [one.of(encoder, HOW[one.id] + floor) for one in found]
 
 
 def phrase(key: str, value: str, article: str | None) -> str:
@@ -99,96 +112,118 @@ def phrase(key: str, value: str, article: str | None) -> str:
     return f"a photo of {noun}, {words} collection" if key == "season" else f"a photo of {words} {noun}"
 
 
-def read_off(encoder: Encoder, features: np.ndarray, records: list[dict], key: str, values: list[str]) -> list[str]:
-    """The value whose phrase CLIP finds most like each image."""
-    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+def recognise(encoder: Encoder, features: np.ndarray, records: list[Record], key: str, values: list[str]) -> list[str]:
+    """The value of an attribute whose phrase CLIP finds most like each image (zero-shot)."""
+    units = normalise(features)
     articles = [None if key == "article" else one.get("article") for one in records]
     found = [""] * len(records)
     for article in set(articles):
-        texts = text_features(encoder, [phrase(key, value, article) for value in values])
-        texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
-        at = [i for i, one in enumerate(articles) if one == article]
-        for i, best in zip(at, (units[at] @ texts.T).argmax(1)):
+        texts = normalise(text_features(encoder, [phrase(key, value, article) for value in values]))
+        places = [i for i, one in enumerate(articles) if one == article]
+        for i, best in zip(places, (units[places] @ texts.T).argmax(1)):
             found[i] = values[best]
     return found
 
 
-def split_means(records: list[dict], values: np.ndarray, key: str) -> list[dict]:
-    """The mean for each value of an attribute, the most frequent first."""
+def split_means(records: list[Record], values: np.ndarray, key: str, is_share: bool) -> Rows:
+    """The mean for each value of an attribute, the most frequent first; without an interval, from one image, none."""
     rows = []
-    for value, _ in Counter(one[key] for one in records if one.get(key)).most_common(20):
+    for value, _ in Counter(one[key] for one in records if one.get(key)).most_common(LISTED_VALUES):
         mine = values[[one.get(key) == value for one in records]]
         mine = mine[~np.isnan(mine)]
         if len(mine) > 1:
-            all_or_nothing = set(np.unique(mine)) <= {0.0, 1.0}
-            mean, low, high = (
-                intervals.wilson(int(mine.sum()), len(mine)) if all_or_nothing else intervals.mean_interval(mine)
-            )
+            mean, low, high = intervals.mean_or_share(mine, is_share)
             rows.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
     return rows
 
 
-def attribute_hits(records: list[dict], seen: list[str], key: str) -> np.ndarray:
+def attribute_hits(records: list[Record], seen: list[str], key: str) -> np.ndarray:
     """1 where the value seen is the one asked for, NaN where none is asked for."""
     return np.array([np.nan if not one.get(key) else float(value == one[key]) for one, value in zip(records, seen)])
 
 
-def can_judge(hits: np.ndarray, records: list[dict], key: str) -> bool:
-    """Whether CLIP reads an attribute off real images more often right than by naming always the most frequent."""
+def can_judge(hits: np.ndarray, records: list[Record], key: str) -> bool:
+    """Whether CLIP recognises real images' values more often than one would who always names the most frequent."""
     labels = Counter(one[key] for one in records if one.get(key))
     known = hits[~np.isnan(hits)]
     if len(known) < FEWEST:
         return False
-    return intervals.wilson(int(known.sum()), len(known))[1] > labels.most_common(1)[0][1] / len(known)
+    return intervals.wilson(int(known.sum()), len(known)).low > labels.most_common(1)[0][1] / len(known)
 
 
-def accuracy_figure(
-    name: str, key: str, hits: np.ndarray, real_hits: np.ndarray, values: int, example: str, able: bool
-) -> dict:
-    """`values`: how many there are to choose from; `example`: one of them."""
-    blank = assessment.figure(
-        f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%",
-        f"share of images that {name} finds more like the {key} asked for than like any other of {values}, each put "
-        f"as in `{phrase(key, example, 'Boots')}`; guessing gives about {1 / values:.0%}; the floor is the real "
-        f"images', by their labels", name,
-    )  # fmt: skip
-    if not able:
+def accuracy_figure(encoder: str, key: str, values: list[str]) -> Figure:
+    how = (
+        f"share of images that {encoder} finds more like the {key} asked for than like any other of {len(values)}, "
+        f"each put as in `{phrase(key, values[0], 'Boots')}`; guessing gives about {1 / len(values):.0%}; the floor is "
+        f"the real images', by their labels"
+    )
+    return Figure(f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%", how).of(encoder)
+
+
+def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet], key: str, values: list[str]) -> None:
+    """Add the accuracy of one attribute, its splits and its shares."""
+    real, generated = sets["real"], sets["generated"]
+    seen, real_seen = (
+        recognise(encoder, one.features[encoder.name], one.records, key, values) for one in (generated, real)
+    )
+    hits, real_hits = attribute_hits(generated.records, seen, key), attribute_hits(real.records, real_seen, key)
+    figure, able = accuracy_figure(encoder.name, key, values), can_judge(real_hits, real.records, key)
+    if able:
+        hint = "; the images carry too few attributes"
+        (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)], hint)
+        found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, is_share=True)}
+    else:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"
-        return assessment.refused(blank, f"{name} reads {right} the real images' {key} right: it can't judge this")
-    try:
-        return assessment.fill(blank, mean_share(hits), _floor(mean_share, real_hits))
-    except UserError as error:
-        return assessment.refused(blank, f"{error}; the images carry too few attributes")
+        figure = figure.refuse(
+            f"{encoder.name} recognises {right} the real images' {key}: it can't judge the generated ones'"
+        )
+    found.figures.append(figure)
+    if not np.isnan(found.scores).all():
+        found.splits["clip_score"][key] = split_means(generated.records, found.scores, key, is_share=False)
+    by_clip = (seen, real_seen) if able and np.nanmean(real_hits) >= SURE else (None, None)
+    found.shares[key] = count_shares(real.records, generated.records, key, *by_clip)
 
 
-def shares(
-    real: list[dict], generated: list[dict], key: str, seen: list[str] | None, real_seen: list[str] | None
-) -> list[dict]:
+def judge_adherence(
+    encoder: Encoder, sets: dict[str, ImageSet], columns: dict[str, list[str]], resamples: int, seed: int
+) -> Adherence:
+    """`columns`: {attribute: its values}."""
+    scores, real_scores = (
+        clip_scores(encoder, sets[name].features[encoder.name], sets[name].records) for name in ("generated", "real")
+    )
+    figures = score_figures(encoder.name, scores, real_scores, resamples, seed)
+    found = Adherence(figures, {"clip_score": {}}, {}, scores)
+    for key, values in columns.items():
+        judge_attribute(found, encoder, sets, key, values)
+    return found
+
+
+def count_shares(
+    real: list[Record],
+    generated: list[Record],
+    key: str,
+    seen: list[str] | None = None,
+    real_seen: list[str] | None = None,
+) -> Rows:
     """Of each value: its share of the real set by its labels, of the generated set, and of what was asked for (plan).
 
     The generated set's by what CLIP sees, if `seen` is given (then `real_seen` is the real set's), else by labels.
     """
+    labels, asked = (Counter(one[key] for one in records if one.get(key)) for records in (real, generated))
+    shown, real_shown = (Counter(filter(None, values)) if values else None for values in (seen, real_seen))
 
-    def count(values: list[str | None]) -> tuple[Counter, int]:
-        known = [value for value in values if value]
-        return Counter(known), len(known)
-
-    labels, asked = count([one.get(key) for one in real]), count([one.get(key) for one in generated])
-    shown, real_shown = (count(values) if values else None for values in (seen, real_seen))
-
-    def part(counts: tuple[Counter, int], value: str) -> dict | None:
-        if not counts[1]:
+    def share(counts: Counter[str], value: str) -> dict[str, Any] | None:
+        if not counts.total():
             return None
-        share, low, high = intervals.wilson(counts[0][value], counts[1])
-        return {"share": share, "low": low, "high": high, "n": counts[1]}
+        share, low, high = intervals.wilson(counts[value], counts.total())
+        return {"share": share, "low": low, "high": high, "n": counts.total()}
 
-    values = [value for value, _ in (labels[0] + asked[0]).most_common(20)]
     rows = []
-    for value in values:
-        row = {"value": value, "real": part(labels, value), "generated": part(shown or asked, value)}
-        row["plan"] = asked[0][value] / asked[1] if asked[1] else None
+    for value, _ in (labels + asked).most_common(LISTED_VALUES):
+        row = {"value": value, "real": share(labels, value), "generated": share(shown or asked, value)}
+        row["plan"] = asked[value] / asked.total() if asked else None
         row["by"] = "clip" if shown else "labels"
         if real_shown:
-            row["real_seen"] = part(real_shown, value)
+            row["real_seen"] = share(real_shown, value)
         rows.append(row)
     return rows

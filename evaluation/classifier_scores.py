@@ -1,20 +1,24 @@
 """How good classifiers are, over training seeds and over test images; which of two is the better, if one is."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
-from evaluation.intervals import LEVEL, mean_interval, paired_test, wilson
+from evaluation.intervals import LEVEL, Estimate, mean_interval, wilson
+from evaluation.labelled import Arm, pair_arms
 
 METRICS = ("accuracy", "macro_f1")
 NO_DIFFERENCE = "no difference shown"
 
 
-def scores(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def score(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Accuracy and macro-F1 (r, seeds) with each row of `weights` (r, images) saying how often an image counts.
 
-    `predicted` is (seeds, images). Macro-F1 is the mean over the classes of which an image counts.
+    `predicted` is (seeds, images). Macro-F1 is the mean over the classes of which an image counts. scikit-learn's
+    functions take one row of weights at a time, which for 1,000 of them lasts minutes.
     """
     classes = np.arange(max(truth.max(), predicted.max()) + 1)
     is_class = (truth[:, None] == classes).astype(np.float64)
@@ -32,34 +36,42 @@ def scores(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dic
 def resample_weights(images: int, resamples: int, seed: int) -> np.ndarray:
     """A first row in which every image counts once, then bootstraps of the images."""
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-    return np.concatenate([np.ones((1, images)), drawn])
+    counts = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
+    return np.concatenate([np.ones((1, images)), counts])
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """A mean over seeds and its interval over seeds and images, from (1 + resamples, seeds) of `scores`.
+def interval(values: np.ndarray) -> Estimate:
+    """A mean over seeds and its interval over seeds and images, from (1 + resamples, seeds) of `score`.
 
-    Student's half-width over the seeds and the bootstrap's over the images, added as independent errors are. What
-    changes with both is in either of them, so it counts twice: the interval is rather too wide than too narrow.
+    Student's half-width over the seeds and the bootstrap's over the images, added in quadrature as independent errors.
+    What varies with both is in either of them and counts twice: the interval is rather too wide than too narrow.
     """
     mean, _, high = mean_interval(values[0])
     errors = np.abs(values[1:].mean(1) - mean)
     reach = math.hypot(high - mean, float(np.quantile(errors, LEVEL)))
-    return mean, mean - reach, mean + reach
+    return Estimate(mean, mean - reach, mean + reach)
 
 
-def score_interval(values: np.ndarray, images: int) -> tuple[float, float, float]:
+def score_interval(values: np.ndarray, images: int) -> Estimate:
     """`interval` within 0 … 1, and no narrower than Wilson's for such a share of so many images.
 
     Where nearly every image is right, a bootstrap of them knows nothing of the errors that it has not seen.
     """
     mean, low, high = interval(values)
     _, least, most = wilson(round(mean * images), images)
-    return mean, max(0.0, min(low, least)), min(1.0, max(high, most))
+    return Estimate(mean, max(0.0, min(low, least)), min(1.0, max(high, most)))
+
+
+def paired_p(first: np.ndarray, second: np.ndarray) -> float:
+    """The paired t-test's p over the seeds; 1 where every difference is 0, and 0 where all are one and the same."""
+    differences = second - first
+    if np.ptp(differences) <= 1e-12 * abs(differences.mean()):
+        return 0.0 if differences.any() else 1.0
+    return float(stats.ttest_rel(second, first).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for their number: with no difference anywhere, one of all these falls below 0.05 in 5 % of cases."""
+    """Adjusted for their number (Holm 1979): with no difference anywhere, any of all is below 0.05 in 5 % of cases."""
     adjusted, worst = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
@@ -67,42 +79,59 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(pairs: list[tuple[dict, dict, dict[str, np.ndarray], dict[str, np.ndarray]]]) -> list[dict]:
-    """Is the second arm of each pair better than the first? (first and second arm, then the `scores` of both.)
+class Scored(NamedTuple):
+    """An arm's name and share of the real images, and its `score`."""
+
+    name: str
+    real_share: float
+    scores: dict[str, np.ndarray]
+
+
+def compare(pairs: Sequence[tuple[Scored, Scored]]) -> list[dict[str, Any]]:
+    """Is the second arm of each pair better than the first? As results.json has it.
 
     Better or worse only where the paired test by seed shows it, adjusted for the number of pairs, and where the
-    interval over seeds and images leaves 0 out.
+    interval over seeds and images does not hold 0.
     """
     lines = []
     for metric in METRICS:
-        tests = [paired_test(first[metric][0], second[metric][0]) for *_, first, second in pairs]
-        for (one, other, first, second), test, p in zip(pairs, tests, holm([test["p_t"] for test in tests])):
-            mean, low, high = interval(second[metric] - first[metric])
+        tests = [paired_p(one.scores[metric][0], other.scores[metric][0]) for one, other in pairs]
+        for (one, other), p, adjusted in zip(pairs, tests, holm(tests)):
+            mean, low, high = interval(other.scores[metric] - one.scores[metric])
             low, high = max(-1.0, low), min(1.0, high)
-            shown = p < 1 - LEVEL and (low > 0 or high < 0)
+            shown = adjusted < 1 - LEVEL and (low > 0 or high < 0)
             verdict = ("better" if mean > 0 else "worse") if shown else NO_DIFFERENCE
-            line = {
-                "first": one["name"],
-                "second": other["name"],
-                "real_share": max(one["real_share"], other["real_share"]),
-            }
-            line |= {"metric": metric, "difference": mean, "low": low, "high": high, "p": test["p_t"], "p_holm": p}
+            line = {"first": one.name, "second": other.name, "real_share": max(one.real_share, other.real_share)}
+            line |= {"metric": metric, "difference": mean, "low": low, "high": high, "p": p, "p_holm": adjusted}
             lines.append(line | {"verdict": verdict})
     return lines
 
 
-def verdict_lines(comparisons: list[dict], shares: Sequence[float]) -> list[str]:
+def summarise(
+    arms: Sequence[Arm], done: Mapping[tuple[str, float, int], dict[str, Any]], truth: np.ndarray, seeds: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The arms and the comparisons of results.json. `done`: {(arm, share, seed): its line of results.jsonl}."""
+    entries, scored = [], {}
+    weights = resample_weights(len(truth), 1000, 0)  # the same for every arm, so that they can be paired
+    for arm in arms:
+        lines = [done[arm.name, arm.real_share, seed] for seed in seeds]
+        scores = score(truth, np.array([one["predicted"] for one in lines]), weights)
+        entry = {"name": arm.name, "real_share": arm.real_share, "synthetic": arm.synthetic}
+        entry |= {"synthetic_ratio": arm.ratio, "n_real": arm.n_real, "n_synthetic": arm.n_synthetic}
+        entry |= {"seeds": list(seeds), "steps": [one["steps"] for one in lines]}
+        for metric in METRICS:
+            entry[metric] = scores[metric][0].tolist()
+            entry[f"{metric}_interval"] = list(score_interval(scores[metric], len(truth)))
+        entries.append(entry)
+        scored[arm] = Scored(arm.name, arm.real_share, scores)
+    return entries, compare([(scored[one], scored[two]) for one, two in pair_arms(arms)])
+
+
+def verdict_lines(comparisons: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[str]:
     """The answer in words, by accuracy: for each share of the real images, then for synthetic ones alone."""
-    lines, tested = [], [one for one in comparisons if one["metric"] == "accuracy"]
+    tested = [one for one in comparisons if one["metric"] == "accuracy"]
     helped = [one for one in tested if one["first"] == "real" and one["second"].startswith("real + ")]
-    for share in shares:
-        parts = []
-        for word in ("better", "worse"):
-            shown = [one for one in helped if one["real_share"] == share and one["verdict"] == word]
-            shown.sort(key=lambda one: -abs(one["difference"]))
-            told = ", ".join(f"{one['second']} {_tell(one)}" for one in shown)
-            parts += [f"{word} with {told}"] if shown else []
-        lines.append(f"with {share:.0%} of the real images: {'; '.join(parts) or NO_DIFFERENCE}")
+    lines = [f"with {share:.0%} of the real images: {_describe_share(helped, share)}" for share in shares]
     for one in tested:
         if one["first"] != "real":
             what = f"{one['second']} against {one['first']}, with {one['real_share']:.0%} of the real images"
@@ -110,9 +139,19 @@ def verdict_lines(comparisons: list[dict], shares: Sequence[float]) -> list[str]
             what = f"{one['second']} alone against {one['real_share']:.0%} of the real images"
         else:
             continue
-        lines.append(f"{what}: {one['verdict']} {_tell(one)}")
+        lines.append(f"{what}: {one['verdict']} {_describe_difference(one)}")
     return lines
 
 
-def _tell(one: dict) -> str:
+def _describe_share(helped: Sequence[dict[str, Any]], share: float) -> str:
+    parts = []
+    for word in ("better", "worse"):
+        shown = [one for one in helped if one["real_share"] == share and one["verdict"] == word]
+        shown.sort(key=lambda one: -abs(one["difference"]))
+        names = ", ".join(f"{one['second']} {_describe_difference(one)}" for one in shown)
+        parts += [f"{word} with {names}"] if shown else []
+    return "; ".join(parts) or NO_DIFFERENCE
+
+
+def _describe_difference(one: dict[str, Any]) -> str:
     return f"(accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f}, p {one['p_holm']:.2g})"

@@ -1,12 +1,14 @@
 """The learning curves of train_classifier.py as a figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
-def utility_curves(path: Path, arms: list[dict]) -> None:
+def plot_curves(path: Path, arms: Sequence[dict[str, Any]]) -> None:
     """Accuracy and macro-F1 over the number of real images, a line for each kind of training set with its intervals.
 
-    `arms` are those of results.json; what was trained on no real image is a band across.
+    `arms` are those of results.json; one trained on no real image is a horizontal band.
     """
     from matplotlib.figure import Figure
 
@@ -21,7 +23,9 @@ def utility_curves(path: Path, arms: list[dict]) -> None:
                 axis.axhline(centre[0], color=colour, linestyle="--", label=f"{name} only")
                 axis.axhspan(low[0], high[0], color=colour, alpha=0.12, linewidth=0)
                 continue
-            places = [arm["n_real"] * 1.02 ** (number - len(names) / 2) for arm in own]  # side by side, not hidden
+            places = [
+                arm["n_real"] * 1.02 ** (number - len(names) / 2) for arm in own
+            ]  # next to each other, none hidden
             spread = [[c - edge for c, edge in zip(centre, low)], [edge - c for c, edge in zip(centre, high)]]
             axis.errorbar(places, centre, spread, color=colour, marker="o", markersize=4, capsize=3, label=name)
         ticks = sorted({arm["n_real"] for arm in arms if arm["n_real"]})

@@ -1,18 +1,38 @@
-"""How varied a set is, and how new: figures of one set, with the real photos' own beside them.
+"""Diversity: how varied the generated set is; the floors are the same figures of the real set.
 
-The intervals are for other sets of the same size (see utils/comparison.py); those of novelty are for other generated
-images beside the same training photos.
+The intervals are for other sets of the same size (see quality.py).
 """
 
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import ArrayLike
 
-from evaluation import metrics
-from evaluation.comparison import MINIMUM, SUBSETS, require_enough, take
-from evaluation.intervals import Z, around, resample_surplus, wilson
+from evaluation.figures import Figure, Measured, fill, measure
+from evaluation.intervals import Estimate, Z, around, resample_surplus, wilson
 from evaluation.kernels import blocks, squared_distances
-from evaluation.metrics import as_features, as_pair, near_pairs, nearest, normalise
+from evaluation.metrics import as_pair, near_pairs, nearest, normalise, vendi_score
+from evaluation.quality import SUBSETS, check_sizes, take
 
-NEAR = 0.01  # closer than this share of the real photos are to their own nearest neighbour: suspect
+LEAST = 20  # images
+NEAR = 0.01  # nearer than this share of the real images are to their own nearest neighbour: suspected
+FIGURES = (
+    Figure("vendi", "diversity", "Vendi score", "near floor"),
+    Figure("mean_distance", "diversity", "Mean pairwise distance", "near floor"),
+    Figure("near_duplicates", "diversity", "Near-duplicates inside the set", "lower", "%"),
+)
+HOW = {
+    "vendi": "effective number of different images, by the cosine of features",
+    "mean_distance": "of the features of two images of the set",
+    "near_duplicates": "share with another of the set nearer than the nearest 1 % of the real are (by that choice 1 % "
+    "of those)",
+}
+
+
+def judge_diversity(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: int, seed: int) -> list[Figure]:
+    """Vendi score, mean distance and near-duplicates of one encoder's features."""
+    found = fill(FIGURES, lambda: list(compare_diversity(real, generated, resamples, seed).values()))
+    return [one.of(encoder, f"{HOW[one.id]}; the floor is the real set's own") for one in found]
 
 
 def vendi_influence(features: np.ndarray) -> np.ndarray:
@@ -35,83 +55,53 @@ def mean_distances(features: np.ndarray) -> np.ndarray:
     return np.concatenate(sums) / (n - 1)
 
 
-def vendi_estimate(features: np.ndarray, n: int, resamples: int, rng: np.random.Generator) -> tuple:
+def estimate_vendi(features: np.ndarray, n: int, resamples: int, rng: np.random.Generator) -> Estimate:
+    """Of features of length 1, at n items."""
     repeats = 1 if len(features) == n else SUBSETS
-    value = np.mean([np.log(metrics.vendi_score(take(features, n, rng))) for _ in range(repeats)])
+    value = np.mean([np.log(vendi_score(take(features, n, rng))) for _ in range(repeats)])
     errors = resample_surplus(len(features), resamples, rng) @ vendi_influence(features) / len(features)
-    return tuple(np.exp(around(value, errors)).clip(1, n).tolist())
+    return Estimate(*np.exp(around(float(value), errors)).clip(1, n).tolist())
 
 
-def distance_estimate(features: np.ndarray, resamples: int, rng: np.random.Generator) -> tuple:
+def estimate_distance(features: np.ndarray, resamples: int, rng: np.random.Generator) -> Estimate:
     means = mean_distances(features)
     errors = resample_surplus(len(features), resamples, rng) @ (2 * (means - means.mean())) / len(features)
     return around(means.mean(), errors)
 
 
-def near_estimate(features: np.ndarray, threshold: float) -> tuple:
+def estimate_near(features: np.ndarray, threshold: float) -> Estimate:
     """The share of items that have another of the set within the threshold; the interval from leaving one out."""
-    n, pairs = len(features), near_pairs(features, threshold)
-    partners = [[] for _ in range(n)]
-    for i, j in pairs:
+    n = len(features)
+    partners: list[list[int]] = [[] for _ in range(n)]
+    for i, j in near_pairs(features, threshold):
         partners[i].append(j)
         partners[j].append(i)
     count = sum(map(bool, partners))
     without = [count - bool(mine) - sum(len(partners[j]) == 1 for j in mine) for mine in partners]
-    error = np.sqrt((n - 1) * np.var(np.array(without) / (n - 1)))
-    share, low, high = wilson(count, n)  # where none or all are, leaving one out tells nothing
-    half = Z * error
-    return share, max(0.0, min(low, share - half)), min(1.0, max(high, share + half))
+    half = Z * np.sqrt((n - 1) * np.var(np.array(without) / (n - 1)))
+    share, low, high = wilson(count, n)  # where none or all are near, leaving one out shows no variance
+    return Estimate(share, max(0.0, min(low, share - half)), min(1.0, max(high, share + half)))
 
 
-def compare_diversity(real, generated, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
-    """Vendi score (cosine), mean pairwise distance and share of near duplicates, and the real set's: `real`.
+def compare_diversity(
+    real: ArrayLike, generated: ArrayLike, resamples: int = 1000, seed: int = 0
+) -> dict[str, Measured]:
+    """Vendi score (of the cosine), mean pairwise distance and share of near-duplicates; floor: of the real set.
 
-    Vendi is computed at the smaller n. Near duplicates too, and near is what 1 % of the real photos are to their own
+    Vendi score and near-duplicates are computed at the smaller n. Near is what 1 % of the real images are to their own
     nearest neighbour.
     """
     real, generated = as_pair(real, generated)
-    n, rng = require_enough("vendi", real, generated), np.random.default_rng(seed)
+    n, rng = check_sizes("vendi", LEAST, real, generated), np.random.default_rng(seed)
     equal = take(real, n, rng), take(generated, n, rng)
-    threshold = float(np.quantile(nearest(equal[0])[0], NEAR))
+    threshold = float(np.quantile(nearest(equal[0]).distances, NEAR))
     units = normalise(real, "real features"), normalise(generated, "generated features")
     found = {
-        "vendi": [vendi_estimate(unit, n, resamples, rng) for unit in units],
-        "mean_distance": [distance_estimate(features, resamples, rng) for features in (real, generated)],
-        "near_duplicates": [near_estimate(features, threshold) for features in equal],
+        "vendi": [estimate_vendi(unit, n, resamples, rng) for unit in units],
+        "mean_distance": [estimate_distance(features, resamples, rng) for features in (real, generated)],
+        "near_duplicates": [estimate_near(features, threshold) for features in equal],
     }
-    results = {}
-    for name, estimates in found.items():
-        own, other = ({"value": one[0], "low": one[1], "high": one[2]} for one in estimates)
-        results[name] = other | {"n": n, "n_real": len(real), "n_generated": len(generated), "real": own}
-    results["near_duplicates"]["threshold"] = threshold
-    return results
-
-
-def share(hits: np.ndarray, scale: float = 1.0) -> dict:
-    return {key: scale * value for key, value in zip(("value", "low", "high"), wilson(int(hits.sum()), len(hits)))}
-
-
-def compare_novelty(train, test, generated) -> dict[str, dict]:
-    """AuthPct and the share of suspected copies, and the same of the test photos (`real`), which are no copies.
-
-    Suspected is what lies nearer to a training photo than all but 1 % of the test photos do; `nearest` lists
-    (generated item, its training item, distance) of all of them, nearest first.
-    """
-    train, generated = as_pair(train, generated)
-    test = as_features(test, what="test features")
-    for what, features in (("training", train), ("test", test), ("generated", generated)):
-        metrics.require(len(features), MINIMUM["novelty"], f"novelty, {what} images")
-    distances, which = (column[:, 0] for column in nearest(generated, train))
-    calibration = nearest(test, train)[0][:, 0]
-    threshold = float(np.quantile(calibration, NEAR))
-    found = {
-        "auth_pct": [share(metrics.authentic(train, features), 100) for features in (test, generated)],
-        "copies": [share(one < threshold) for one in (calibration, distances)],
-    }
-    sizes = {"n": len(generated), "n_train": len(train), "n_test": len(test)}
-    results = {name: own | sizes | {"real": real} for name, (real, own) in found.items()}
-    results["copies"] |= {
-        "threshold": threshold,
-        "nearest": [(int(i), int(which[i]), float(distances[i])) for i in distances.argsort(kind="stable")],
-    }
+    sizes = {"n_real": len(real), "n_generated": len(generated)}
+    results = {name: measure(other, n, measure(own), **sizes) for name, (own, other) in found.items()}
+    results["near_duplicates"] = replace(results["near_duplicates"], threshold=threshold)
     return results

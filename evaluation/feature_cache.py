@@ -1,7 +1,7 @@
 """Rows of numbers about files, computed once and kept on disk by what each file holds.
 
-A shard is written beside its place and renamed into it, and never changed: a kill loses what was not yet written, and
-two processes may fill one folder. Each holds a checksum of itself; one that is damaged is passed over.
+A shard is written to a temporary file, renamed, and never changed: a kill loses what was not yet written, and two
+processes may fill one folder. Each holds a checksum of its rows; a damaged one is ignored with a warning.
 """
 
 import hashlib
@@ -29,25 +29,27 @@ def _checksum(keys: np.ndarray, rows: np.ndarray) -> str:
 
 
 def read_rows(folder: Path, size: int) -> dict[str, np.ndarray]:
-    """{sha256 of a file: its row} of all whole shards."""
+    """{sha256 of a file: its row} of all undamaged shards."""
     from safetensors import SafetensorError, safe_open
 
-    known, damaged = {}, []
+    known: dict[str, np.ndarray] = {}
+    damaged = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="np") as shard:
                 keys, rows = shard.get_tensor("keys"), shard.get_tensor("rows")
                 if (shard.metadata() or {}).get("sha256") != _checksum(keys, rows) or rows.shape[1] != size:
-                    raise SafetensorError("its checksum is another")
+                    raise SafetensorError("its checksum does not match")
             known |= zip((bytes(key).hex() for key in keys), rows)
         except (OSError, SafetensorError) as error:
             damaged.append(f"{path.name}: {error}")
     if damaged:
-        logger.warning("%s: %d damaged, made again as needed (%s)", folder, len(damaged), damaged[0])
+        logger.warning("%s: %d damaged, computed again as needed (%s)", folder, len(damaged), damaged[0])
     return known
 
 
 def write_rows(folder: Path, fresh: dict[str, np.ndarray]) -> None:
+    """A new shard of {sha256 of a file: its row}."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,14 +65,13 @@ def cached_rows(
 ) -> np.ndarray:
     """A row of float32 for each key (a sha256), in their order.
 
-    `compute` gets the places in `keys` of what is not known yet, each content once, and gives blocks of rows for them.
+    `compute` gets the places in `keys` of what is not known yet, each content once, and yields blocks of their rows.
     """
     known = read_rows(folder, size) if folder else {}
-    missing = [
-        place for key, place in {key: i for i, key in reversed(list(enumerate(keys)))}.items() if key not in known
-    ]
-    missing.sort()
-    fresh, done, began = {}, 0, time.monotonic()
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    missing = sorted(place for key, place in first.items() if key not in known)
+    fresh: dict[str, np.ndarray] = {}
+    done, began = 0, time.monotonic()
     for block in compute(missing) if missing else ():
         places = missing[done : done + len(block)]
         fresh |= {keys[place]: row for place, row in zip(places, np.asarray(block, np.float32))}

@@ -1,15 +1,14 @@
 """Encoders that turn images and texts into features: CLIP, DINOv2, Inception, and the demo's own; cached on disk.
 
-Images of any size and mode become RGB, upright, and are reduced by Pillow, which averages over all pixels (most
-tensor libraries skip some unless asked): the same way for every set. Square images are seen whole by each encoder.
+Images of any size and mode become upright RGB and are reduced by Pillow, which averages over all pixels (most tensor
+libraries skip some by default): the same way for every set. Square images are seen whole by each encoder.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,8 +22,11 @@ from utils.files import file_sha256
 from utils.hub import hub_failure
 from utils.parallel import thread_map
 
+if TYPE_CHECKING:
+    import torch
+
 NAMES = ("clip", "dinov2", "inception", "demo")
-CLIPS = ("clip", "demo")  # what these know of images and of texts can be compared
+CLIPS = ("clip", "demo")  # whose features of images and of texts can be compared
 HUB = {"clip": "openai/clip-vit-base-patch32", "dinov2": "facebook/dinov2-base"}
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -38,12 +40,15 @@ class Encoder(NamedTuple):
     size: int  # features per image
     prepare: Callable[[Image.Image], np.ndarray]  # an RGB image as the model takes it; runs in threads
     forward: Callable[[np.ndarray], np.ndarray]  # a batch of those -> float32 (n, size)
-    embed: Callable[[list[Image.Image]], np.ndarray]  # RGB images -> float32 (n, size)
-    embed_texts: Callable[[list[str]], np.ndarray] | None  # None where the encoder knows no texts
+    embed_texts: Callable[[list[str]], np.ndarray] | None = None  # None where the encoder knows no texts
 
 
 def load_encoder(
-    name: str, source: str | None = None, device="cpu", flag: str = "--encoders", sha256: str = INCEPTION_SHA256
+    name: str,
+    source: str | None = None,
+    device: "torch.device | str" = "cpu",
+    flag: str = "--encoders",
+    sha256: str = INCEPTION_SHA256,
 ) -> Encoder:
     """An encoder of NAMES; `source` is a hub id or folder, or for Inception a file or URL with that `sha256`."""
     if name in CLIPS:
@@ -55,44 +60,59 @@ def load_encoder(
     raise UserError(f"{flag} {name}: no such encoder; choose among {', '.join(NAMES)}")
 
 
-def _make(name: str, source: str, facts: dict, size: int, prepare: Callable, forward: Callable, texts) -> Encoder:
-    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+def parse_encoders(words: Sequence[str], inception: str | None) -> dict[str, str | None]:
+    """{name: its source, if one is given} of --encoders and --inception."""
+    sources: dict[str, str | None] = {}
+    for word in [*([] if list(words) == ["none"] else words), *([f"inception={inception}"] if inception else [])]:
+        name, _, source = word.partition("=")
+        if name not in NAMES:
+            raise UserError(f"--encoders {word}: no such encoder; choose among {', '.join(NAMES)}, or `none`")
+        if name in sources:
+            raise UserError(f"--encoders {word}: a second {name}; give one (--inception is one, too)")
+        sources[name] = source or None
+    return sources
 
-    def embed(images: list[Image.Image]) -> np.ndarray:
-        return forward(np.stack([prepare(image) for image in images]))
 
-    return Encoder(name, source, fingerprint, size, prepare, forward, embed, texts)
-
-
-def _prepare(processor, image: Image.Image) -> np.ndarray:
-    return processor(image, return_tensors="np").pixel_values[0]
+def _fingerprint(weights: str, transform: object) -> str:
+    facts = {"weights": weights, "transform": transform}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _forward(function: Callable, device, batch: np.ndarray) -> np.ndarray:
+def _as_forward(
+    function: "Callable[[torch.Tensor], torch.Tensor]", device: "torch.device | str"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A model's function of a batch of tensors as one of arrays."""
     import torch
 
-    with torch.inference_mode():
-        return function(torch.from_numpy(batch).to(device)).float().cpu().numpy()
+    def forward(batch: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return function(torch.from_numpy(batch).to(device)).float().cpu().numpy()
+
+    return forward
 
 
-def _load_clip(name: str, source: str, device, flag: str) -> Encoder:
+def _load_clip(name: str, source: str, device: "torch.device | str", flag: str) -> Encoder:
     from families import models
     from utils import image_checks
 
     try:
         clip = image_checks.load_clip(source, device, flag)
     except UserError as error:
-        if error.__cause__ is None:  # no such folder
+        if not isinstance(error.__cause__, Exception):  # no such folder
             raise
         raise UserError(unavailable(name, source, error.__cause__, flag)) from error
-    facts = {"weights": models.fingerprint(clip.model), "transform": clip.processor.to_dict()}
-    forward = functools.partial(_forward, lambda x: clip.model.get_image_features(x).pooler_output, device)
-    texts = functools.partial(image_checks.embed_texts, clip)
-    size = clip.model.config.projection_dim
-    return _make(name, source, facts, size, functools.partial(_prepare, clip.processor), forward, texts)
+    return Encoder(
+        name,
+        source,
+        _fingerprint(models.fingerprint(clip.model), clip.processor.to_dict()),
+        clip.model.config.projection_dim,
+        prepare=lambda image: clip.processor(image, return_tensors="np").pixel_values[0],
+        forward=_as_forward(lambda pixels: clip.model.get_image_features(pixels).pooler_output, device),
+        embed_texts=lambda texts: image_checks.embed_texts(clip, texts),
+    )
 
 
-def _load_dinov2(source: str, device, flag: str) -> Encoder:
+def _load_dinov2(source: str, device: "torch.device | str", flag: str) -> Encoder:
     import torch
     from transformers import BitImageProcessorPil, Dinov2Model
 
@@ -108,18 +128,23 @@ def _load_dinov2(source: str, device, flag: str) -> Encoder:
     # The published transform cuts off an eighth of each side's length, where a product may be; here all is seen.
     processor.size = {"shortest_edge": processor.crop_size["height"]}
     model.eval().requires_grad_(False).to(device)
-    facts = {"weights": models.fingerprint(model), "transform": processor.to_dict()}
-    forward = functools.partial(_forward, lambda x: model(x).pooler_output, device)  # the class token, normalised
-    prepare = functools.partial(_prepare, processor)
-    return _make("dinov2", source, facts, model.config.hidden_size, prepare, forward, None)
+    return Encoder(
+        "dinov2",
+        source,
+        _fingerprint(models.fingerprint(model), processor.to_dict()),
+        model.config.hidden_size,
+        prepare=lambda image: processor(image, return_tensors="np").pixel_values[0],
+        forward=_as_forward(lambda pixels: model(pixels).pooler_output, device),  # the class token, normalised
+    )
 
 
 def unavailable(name: str, source: str, error: Exception, flag: str) -> str:
     """The one line where a model can't be had: which, how to get it, and what can be done without."""
     return (
         f"{flag} {name}: {source} can't be loaded ({hub_failure(error)}); `hf download {source}` on a machine with a "
-        f"network, copied here, does for {flag} {name}=FOLDER; without any download: `demo` (knows the drawn shoes "
-        "only), and failures, near-copies by hash and measured colours, which need no encoder (--encoders none)"
+        f"network, and give the folder copied here: {flag} {name}=FOLDER; without any download: `demo` (knows the "
+        "demo's shoes only), and failures, near-copies by hash and measured colours, which need no encoder "
+        "(--encoders none)"
     )
 
 
@@ -129,7 +154,7 @@ def _prepare_inception(image: Image.Image) -> np.ndarray:
     return np.asarray(small).transpose(2, 0, 1)
 
 
-def _load_inception(source: str, device, sha256: str) -> Encoder:
+def _load_inception(source: str, device: "torch.device | str", sha256: str) -> Encoder:
     import torch
 
     path = _download(source, sha256) if source.startswith(("https://", "http://")) else Path(source)
@@ -142,13 +167,13 @@ def _load_inception(source: str, device, sha256: str) -> Encoder:
         )
     try:
         network = torch.jit.load(path, map_location=device).eval()
-        forward = functools.partial(_forward, lambda x: network(x, return_features=True), device)
+        forward = _as_forward(lambda pixels: network(pixels, return_features=True), device)
         size = forward(np.zeros((1, 3, INCEPTION_SIDE, INCEPTION_SIDE), np.uint8)).shape[1]
     except Exception as error:  # TorchScript's own, of whatever the file computes
         detail = " ".join(str(error).split())[-200:]
         raise UserError(f"--inception {source}: does not give features of images ({detail})") from error
-    facts = {"weights": sha256, "transform": f"bicubic {INCEPTION_SIDE}"}
-    return _make("inception", source, facts, size, _prepare_inception, forward, None)
+    fingerprint = _fingerprint(sha256, f"bicubic {INCEPTION_SIDE}")
+    return Encoder("inception", source, fingerprint, size, _prepare_inception, forward)
 
 
 def _download(url: str, sha256: str) -> Path:
@@ -167,13 +192,6 @@ def _download(url: str, sha256: str) -> Path:
     return path
 
 
-def _open(encoder: Encoder, path: Path) -> np.ndarray:
-    try:
-        return encoder.prepare(images.read_image(path)[0])
-    except images.BadImage as error:
-        raise UserError(f"{path}: {error}; remove the file, or mend it") from None
-
-
 def image_features(
     encoder: Encoder,
     files: Sequence[Path],
@@ -184,16 +202,22 @@ def image_features(
 ) -> np.ndarray:
     """float32 (n, size), rows in the files' order; `workers` threads decode while the model works.
 
-    `cache` is a folder that encoders share; `keys` are the files' sha256, where one has them already. Where a feature
-    is not a number, the error names the file.
+    `cache` is a folder that encoders share; `keys` are the files' sha256, if they are known already. A file that can't
+    be read, or has a feature that is not a number, is refused by its name.
     """
+
+    def prepare(path: Path) -> np.ndarray:
+        try:
+            return encoder.prepare(images.read_image(path)[0])
+        except images.BadImage as error:
+            raise UserError(f"{path}: {error}; remove the file, or repair it") from None
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         bar = tqdm(total=len(places), unit=" images", desc=encoder.name, **progress())
-        images = thread_map(functools.partial(_open, encoder), (files[i] for i in places), workers)
+        prepared = thread_map(prepare, (files[i] for i in places), workers)
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
-            rows = encoder.forward(np.stack([next(images) for _ in part]))
+            rows = encoder.forward(np.stack([next(prepared) for _ in part]))
             metrics.as_features(rows, [files[i] for i in part], f"{encoder.name} features")
             bar.update(len(part))
             yield rows
@@ -207,7 +231,7 @@ def image_features(
 def text_features(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
     """float32 (n, size), each distinct text computed once; one that is too long is cut and keeps its end token."""
     if encoder.embed_texts is None:
-        raise UserError(f"{encoder.name}: knows no texts; `clip` and `demo` do")
+        raise UserError(f"{encoder.name}: has no text encoder; `clip` and `demo` have one")
     places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     distinct = list(places)
     parts = [encoder.embed_texts(distinct[start : start + 256]) for start in range(0, len(distinct), 256)]

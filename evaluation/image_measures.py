@@ -1,4 +1,4 @@
-"""What is measured of an image without an encoder: faults, background, the object's place and colour, its look."""
+"""What is measured of an image without an encoder: faults, background, the object's size and colour, its look."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from utils import image_checks, images
 from utils.cli import progress
 from utils.parallel import thread_map
 
-VERSION = "measures-1"  # to be raised with any change of what is measured: it names the cache
+VERSION = "measures-1"  # names the cache: raise it with any change of what is measured
 SIDE = 128  # pixels: everything but faults and look is measured on images no larger
 FAULTS = (None, "unreadable", "NaN latents", "black (or NaN)", "of one colour", "noise")
 PALETTE = {
@@ -96,12 +96,17 @@ def measure(path: Path) -> np.ndarray:
     row[THUMB:] = images.colour_thumb(square)
     small = image
     if max(image.size) > SIDE:
-        small = image.resize([max(4, round(side * SIDE / max(image.size))) for side in image.size], Image.BOX)
+        width, height = (max(4, round(side * SIDE / max(image.size))) for side in image.size)
+        small = image.resize((width, height), Image.Resampling.BOX)
     colour = images.foreground_colour(small, PALETTE, 25) or images.foreground_colour(small, PALETTE)
     row[1:3] = measure_border(small)
     row[3] = object_extent(small)
     row[4] = list(PALETTE).index(colour) if colour else -1
     return row
+
+
+def is_readable(rows: np.ndarray) -> np.ndarray:
+    return rows[:, 0] != FAULTS.index("unreadable")
 
 
 def measure_images(

@@ -1,9 +1,16 @@
 """A set of images to judge: a prepared split, what generate.py made, or any folder of images."""
 
+import hashlib
 import logging
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from evaluation.image_measures import is_readable
 from utils import dataset, image_set
 from utils.catalogue import Source, read_catalogue
 from utils.cli import UserError, counted
@@ -12,12 +19,50 @@ from utils.files import file_sha256
 from utils.tables import canonical, clean_cell
 
 OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides attributes
+Record = dict[str, Any]  # path, text (None where there is none), id, and attributes, which are text
 
 logger = logging.getLogger(__name__)
 
 
-def read_images(folder: Path, flag: str) -> list[dict]:
-    """{"path", "text" (None where nothing is said), "id", …attributes} of every image; none is opened.
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of one folder, and what was measured of them: row i belongs to record i."""
+
+    records: list[Record]
+    keys: list[str]  # sha256 of each file
+    measures: np.ndarray  # see image_measures.py
+    features: dict[str, np.ndarray]  # of each encoder; rows of the readable images only
+
+    @property
+    def paths(self) -> list[Path]:
+        return [one["path"] for one in self.records]
+
+    def readable(self, flag: str) -> "ImageSet":
+        """Without the images that can't be read, to which row i of the features belongs; refuses a set without any."""
+        good = is_readable(self.measures)
+        if not good.all():
+            bad = self.paths[int(np.argmin(good))]
+            logger.warning("%s: %s cannot be read (%s …)", flag, counted(int((~good).sum()), "image"), bad)
+        if not good.any():
+            raise UserError(f"{flag}: not one of its {len(good)} images can be read")
+        kept = np.flatnonzero(good)
+        records, keys = [self.records[i] for i in kept], [self.keys[i] for i in kept]
+        return replace(self, records=records, keys=keys, measures=self.measures[kept])
+
+
+def describe_set(folder: Path, keys: list[str]) -> dict[str, Any]:
+    """What metrics.json says of a set; by the checksum another run knows whether its images are the same."""
+    digest = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()
+    return {"path": str(folder), "n": len(keys), "sha256": digest[:16]}
+
+
+def count_texts(records: list[Record]) -> str:
+    texts = sum(bool(one["text"]) for one in records)
+    return f"{counted(len(records), 'image')}, {texts:,} with a text"
+
+
+def read_images(folder: Path, flag: str) -> list[Record]:
+    """The records of every image of a folder; no image is opened.
 
     Attributes are text under the short names of prepared sets: a template's `articleType` is `article`.
     """
@@ -40,7 +85,7 @@ def read_images(folder: Path, flag: str) -> list[dict]:
 
 
 def check_apart(out: Path, folders: dict[str, Path]) -> None:
-    """That nothing is written among images that are read. An own folder within a generated set is no harm."""
+    """Refuse to write among images that are read. A folder of its own within a generated set is allowed."""
     for name, folder in folders.items():
         same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
         if same or (inside and name != "generated"):
@@ -50,8 +95,8 @@ def check_apart(out: Path, folders: dict[str, Path]) -> None:
             )
 
 
-def check_new(generated: list[dict], others: dict[str, list[dict]]) -> None:
-    """That no generated image is, byte by byte, one of those that it is held against: it would be found perfect."""
+def check_new(generated: list[Record], others: Mapping[str, list[Record]]) -> None:
+    """Refuse a generated image that is, byte by byte, one of those that it is compared with: it would be perfect."""
     for name, records in others.items():
         files = [[one["path"] for one in part] for part in (generated, records)]
         sizes = set.intersection(*({path.stat().st_size for path in some} for some in files))  # to read few of them
@@ -63,11 +108,11 @@ def check_new(generated: list[dict], others: dict[str, list[dict]]) -> None:
             )
 
 
-def spell_alike(sets: dict[str, list[dict]]) -> dict[str, list[dict]]:
+def spell_alike(sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
     """The sets, each value of an attribute spelt as where it is first: a prompt's `red` is the real set's `Red`."""
-    spelling = {}
+    spelling: dict[tuple[str, str], str] = {}
 
-    def spell(key: str, value):
+    def spell(key: str, value: Any) -> Any:
         return value if key in OWN or value is None else spelling.setdefault((key, value.casefold()), value)
 
     return {
@@ -76,8 +121,8 @@ def spell_alike(sets: dict[str, list[dict]]) -> dict[str, list[dict]]:
     }
 
 
-def _plain(record: dict) -> dict:
-    """Of two columns that are one (articleType and article) the first that says something counts."""
+def _plain(record: Record) -> Record:
+    """Attributes under their short names; of two columns that are one (articleType, article) the first value counts."""
     plain = {key: value for key, value in record.items() if key in OWN}
     for key, value in record.items():
         if plain.get(canonical(key)) is None and key not in OWN:
@@ -86,22 +131,22 @@ def _plain(record: dict) -> dict:
 
 
 def _is_generated(folder: Path) -> bool:
-    """Whether generate.py made it, or its lines were copied from there: with attributes in a table of their own."""
+    """Whether generate.py wrote it, or its lines were copied from there: their attributes are nested."""
     if (folder / "environment.json").is_file() and (folder / "config.yaml").is_file():  # only generate.py writes these
         return True
     return any(isinstance(one.get("attributes"), dict) for one in image_set.read_parts(folder).values())
 
 
-def _read_generated(folder: Path, flag: str) -> list[dict]:
+def _read_generated(folder: Path, flag: str) -> list[Record]:
     lines = image_set.read_parts(folder)
     kept = {name: one for name, one in lines.items() if (folder / name).is_file()}
     if not kept and (folder / "shards").is_dir():
         raise UserError(f"{flag} {folder}: its images are in tar shards; unpack them, or generate without --webdataset")
     if len(kept) < len(lines):
         lost = counted(len(lines) - len(kept), "image")
-        logger.warning("%s %s: of its lines %s cannot be found", flag, folder, lost)
+        logger.warning("%s %s: %s of its metadata.jsonl cannot be found", flag, folder, lost)
     if (folder / "config.yaml").is_file() and not (folder / "MANIFEST.json").is_file():
-        logger.warning("%s %s: not finished; what is there is taken", flag, folder)
+        logger.warning("%s %s: not finished; the images that it has are used", flag, folder)
     return [
         {key: value for key, value in (one.get("attributes") or {}).items() if canonical(key) not in OWN}
         | {"path": folder / name, "text": one.get("text"), "id": Path(name).stem, "seed": one.get("seed")}
@@ -109,12 +154,12 @@ def _read_generated(folder: Path, flag: str) -> list[dict]:
     ]
 
 
-def _read_folder(folder: Path, flag: str) -> list[dict]:
+def _read_folder(folder: Path, flag: str) -> list[Record]:
     found = read_catalogue(Source(str(folder), flag))
     if found.dataset is not None:
         raise UserError(f"{flag} {folder}: is a saved dataset; give a folder of images")
     if found.rejected:
-        reasons = Counter(one.reason for one in found.rejected)
+        reasons = Counter(row.reason for row in found.rejected)
         left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
         logger.warning("%s %s: %s left out (%s)", flag, folder, counted(len(found.rejected), "row"), left_out)
     return [{**one.attributes, "path": one.image, "text": one.text, "id": one.id} for one in found.products]

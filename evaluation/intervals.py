@@ -1,10 +1,12 @@
-"""95 % intervals, paired tests and agreement: what lets a figure be called different from another, or not."""
+"""95 % intervals and agreement: what lets a figure be called different from another, or not."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import special  # `stats` takes a second to import
+from numpy.typing import ArrayLike
+from scipy import special  # `stats`, with its own Wilson interval and tests, takes a second to import
 
 from utils.cli import UserError
 
@@ -12,69 +14,101 @@ LEVEL = 0.95
 Z = float(special.ndtri(0.5 + LEVEL / 2))
 
 
-def finite(values, what: str) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
-        raise UserError(f"{what}: value {int(np.argmin(np.isfinite(values)))} is not a number; leave it out")
-    return values
+class Estimate(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
-def wilson(hits: int, total: int) -> tuple[float, float, float]:
-    """A share and its interval, which stays inside 0 … 1 and has a width even for none of n."""
+def student_quantile(freedom: float) -> float:
+    """How many standard errors Student's 95 % interval reaches to either side."""
+    return float(special.stdtrit(freedom, 0.5 + LEVEL / 2))
+
+
+def wilson(hits: int, total: int) -> Estimate:
+    """A share and its score interval (Wilson 1927, JASA 22), which stays in 0 … 1 and has a width even for 0 of n."""
     if not 0 <= hits <= total or total < 1:
         raise UserError(f"a share of {hits} out of {total}: expected at least one item, and no more hits than items")
     share, spread = hits / total, Z**2 / total
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    # At the ends exact: the root's rounding would leave the share itself outside.
-    return share, 0.0 if hits == 0 else centre - half, 1.0 if hits == total else centre + half
+    # Exact at the ends: the root's rounding would leave the share itself outside.
+    return Estimate(share, 0.0 if hits == 0 else centre - half, 1.0 if hits == total else centre + half)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean and Student's interval, which holds for as few as two values (of seeds, of raters)."""
-    values = finite(values, "mean")
+def mean_interval(values: ArrayLike) -> Estimate:
+    """A mean and Student's interval, valid from two values on (of seeds, of raters); refuses what is not finite."""
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"mean: value {int(np.argmin(np.isfinite(values)))} is not a number; leave it out")
     if len(values) < 2:
         raise UserError(f"an interval of a mean: needs at least 2 values, found {len(values)}")
-    half = float(special.stdtrit(len(values) - 1, 0.5 + LEVEL / 2)) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    mean = float(values.mean())
+    half = student_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def mean_or_share(values: ArrayLike, is_share: bool) -> Estimate:
+    """Wilson's interval for values that are 0 or 1, else Student's."""
+    values = np.asarray(values, np.float64)
+    return wilson(int(values.sum()), len(values)) if is_share else mean_interval(values)
 
 
 def bootstrap(
-    items: Sequence, statistic: Callable[[np.ndarray], float], resamples: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """A statistic of independent items (rows) and its percentile interval; not for what duplicates would change."""
+    items: ArrayLike, statistic: Callable[[np.ndarray], float], resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """A statistic of independent rows and its percentile interval (Efron 1979); not for what duplicates change.
+
+    A resample without a value (NaN) is left out, which scipy.stats.bootstrap would not do.
+    """
     items = np.asarray(items)
     if len(items) < 2:
         raise UserError(f"a bootstrap: needs at least 2 items, found {len(items)}")
     rng = np.random.default_rng(seed)
     values = [statistic(items[rng.integers(0, len(items), len(items))]) for _ in range(resamples)]
-    return float(statistic(items)), *(float(one) for one in np.nanquantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]))
+    low, high = np.nanquantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Estimate(float(statistic(items)), float(low), float(high))
 
 
 def resample_surplus(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each item is drawn by a bootstrap, less 1: rows that add up to 0."""
+    """How often each item is in a bootstrap sample, less 1: rows that add up to 0."""
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples) - 1.0
 
 
-def around(value: float, errors: np.ndarray) -> tuple[float, float, float]:
+def around(value: float, errors: np.ndarray) -> Estimate:
     """The value and the interval around it that 95 % of these errors stay within.
 
     Symmetric: the shape of an error's distribution is less well known than its width, and to mirror it did worse.
     """
     reach = np.quantile(np.abs(errors), LEVEL)
-    return float(value), float(value - reach), float(value + reach)
+    return Estimate(float(value), float(value - reach), float(value + reach))
 
 
-def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[float, float, float]:
+def jackknife(arrays: Sequence[np.ndarray], statistic: Callable[..., float]) -> Estimate:
+    """A statistic of equally long arrays and Student's interval of Tukey's jackknife, which leaves out one item each.
+
+    A bootstrap would take items twice, and a duplicate's cosine of 1 is no loss of variety.
+    """
+    n, value = len(arrays[0]), float(statistic(*arrays))
+    if n < 3:
+        raise UserError(f"an interval by jackknife: needs at least 3 items, found {n}")
+    left = np.array([statistic(*(np.delete(one, i, 0) for one in arrays)) for i in range(n)])
+    half = student_quantile(n - 1) * math.sqrt((n - 1) / n * np.square(left - left.mean()).sum())
+    return Estimate(value, value - half, value + half)
+
+
+def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> Estimate:
     """A weighted sum of the means of tables, and an interval for other raters and other items.
 
     parts: (raters by items, weight); NaN where one did not rate. The same raters (rows) in all, other items in each: a
     difference has the weights 1 and -1. The variances of the raters' means and of the items' means are added (both hold
-    what is left to chance, so the interval is a little wide), with Satterthwaite's degrees of freedom. In simulation a
-    difference's holds the truth 97 to 99 times in 100, a mean's 94 to 99 from 5 raters on, of 2 raters who differ much
-    89. With one rater it is for other items only. Where nothing varies it is Wilson's for shares, over the items.
+    what is left to chance, so the interval is a little wide); degrees of freedom by Satterthwaite (1946). In simulation
+    a difference's holds the truth 97 to 99 times in 100, a mean's 94 to 99 from 5 raters on, of 2 raters who differ
+    much 89. With one rater it is for other items only. Where nothing varies it is Wilson's for shares, over the items.
     """
-    value, by_rater, spreads = 0.0, 0.0, []
+    value, by_rater, spreads = 0.0, np.zeros(1), []
     for table, weight in parts:
         given = ~np.isnan(table)
         table = table[:, given.any(0)]
@@ -82,7 +116,7 @@ def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[float, 
         if len(items) < 2:
             raise UserError(f"an interval of ratings: needs at least 2 items, found {len(items)}")
         value += weight * float(items.mean())
-        # A rater's mean of what they rated, beside what all gave those same items.
+        # A rater's mean of what they rated, less what all raters gave those same items.
         rows = [
             float((row - items)[~np.isnan(row)].mean()) if given[i].any() else np.nan for i, row in enumerate(table)
         ]
@@ -96,14 +130,15 @@ def crossed_interval(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[float, 
         half = max(abs(weight) for _, weight in parts) * wilson(0, sum(table.shape[1] for table, _ in parts))[2]
     else:
         freedom = total**2 / sum(spread**2 / degrees for spread, degrees in spreads)
-        half = float(special.stdtrit(freedom, 0.5 + LEVEL / 2)) * math.sqrt(total)
-    return value, value - half, value + half
+        half = student_quantile(freedom) * math.sqrt(total)
+    return Estimate(value, value - half, value + half)
 
 
-def difference(first: dict, second: dict) -> dict:
+def difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
     """Second less first, of independent figures {"value", "low", "high"}, with its interval.
 
-    The half widths towards one another add up in quadrature, so that intervals may be lopsided (as Wilson's are).
+    The half widths that face each other are added in quadrature (Newcombe 1998; "MOVER", Zou & Donner 2008), so that
+    the intervals may be asymmetric, as Wilson's are.
     """
     value = second["value"] - first["value"]
     low = value - math.hypot(second["value"] - second["low"], first["high"] - first["value"])
@@ -111,49 +146,8 @@ def difference(first: dict, second: dict) -> dict:
     return {"value": value, "low": low, "high": high}
 
 
-def paired_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict:
-    """Is `second` other than `first`, both measured with the same seeds? The mean difference and two tests.
-
-    `shown` goes by the t-test. The permutation test (signs flipped; all ways up to 16 pairs, else 65,536 drawn) needs
-    no bell curve, but its p is at least 2 / 2^pairs: with 5 seeds 0.0625. Neither knows of another test set: what is
-    shown is a difference on this one.
-    """
-    first, second = finite(first, "paired test"), finite(second, "paired test")
-    if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
-        raise UserError(
-            f"paired test: needs two equally long lists of at least 2, found {len(first)} and {len(second)}"
-        )
-    differences, n = second - first, len(first)
-    mean, low, high = mean_interval(differences)
-    error = differences.std(ddof=1) / math.sqrt(n)
-    if error > 1e-12 * max(1e-300, abs(mean)):
-        t_p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
-    else:
-        t_p = 0.0 if mean else 1.0  # the same difference with every seed
-    if n <= 16:
-        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
-        extreme, ways = _as_extreme(signs, differences), 2**n
-    else:
-        signs = np.random.default_rng(seed).choice([-1, 1], (2**16, n))
-        extreme, ways = _as_extreme(signs, differences) + 1, 2**16 + 1  # what was seen is one of the ways
-    return {
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "p_t": t_p,
-        "p_permutation": extreme / ways,
-        "n": n,
-        "shown": t_p < 1 - LEVEL,
-    }
-
-
-def _as_extreme(signs: np.ndarray, differences: np.ndarray) -> int:
-    seen = abs(differences.sum())
-    return int((abs(signs @ differences) >= seen - 1e-12 * abs(differences).sum()).sum())
-
-
-def krippendorff_alpha(ratings) -> float:
-    """Agreement of raters (rows) about items (columns) on an interval scale; NaN where one did not rate.
+def krippendorff_alpha(ratings: ArrayLike) -> float:
+    """Agreement of raters (rows) about items (columns) on an interval scale (Krippendorff 2011); NaN: not rated.
 
     1 is perfect, 0 what chance gives. NaN where all ratings are equal: there is nothing to agree about.
     """
@@ -172,7 +166,7 @@ def krippendorff_alpha(ratings) -> float:
     return float(1 - observed / expected) if expected else math.nan
 
 
-def agreement(ratings, resamples: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+def agreement(ratings: ArrayLike, resamples: int = 1000, seed: int = 0) -> Estimate:
     """Krippendorff's alpha with an interval over items, for these raters."""
     ratings = np.asarray(ratings, np.float64)
     rated = ratings[:, (~np.isnan(ratings)).sum(0) >= 2]

@@ -1,24 +1,53 @@
 """Labelled images for a classifier: which classes there are, which part of the images each training gets."""
 
+import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from evaluation.image_sets import Record, read_images, spell_alike
 from utils.cli import UserError, counted
 from utils.devices import key_seed, keyed_generator
 from utils.images import BadImage, fit_square, read_image
 from utils.parallel import parallel_map
 from utils.tables import canonical
 
+SPLITS = ("train", "test")
+Labels = Sequence[str | None]
+
+
+class Part(NamedTuple):
+    """Some images and the numbers of their classes."""
+
+    paths: list[Path]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Data:
+    classes: list[str]
+    parts: dict[str, Part]  # train, test, and each synthetic set by its name
+    left_out: list[str]  # lines on images that are left out
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{synthetic set: its number of images}."""
+        return {name: len(part.paths) for name, part in self.parts.items() if name not in SPLITS}
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for part in self.parts.values() for path in part.paths]
+
 
 class Arm(NamedTuple):
-    """One kind of training set. It is another with every seed, but of the same size."""
+    """One kind of training set. Its images differ from seed to seed, not their number."""
 
     name: str
     real_share: float  # of the real training images
@@ -27,17 +56,14 @@ class Arm(NamedTuple):
     n_real: int
     n_synthetic: int
 
-
-def label_of(record: dict, target: str) -> str | None:
-    """The value of a column, whether it is named as the catalogue did (baseColour) or as the dataset does (colour)."""
-    value = next((record[key] for key in record if canonical(key) == canonical(target)), None)
-    return None if value is None or not str(value).strip() else str(value).strip()
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.real_share:.0%} of real)" if self.n_real else f"{self.name} only"
 
 
-def read_labels(records: list[dict], target: str, flag: str) -> list[str | None]:
-    labels = [label_of(one, target) for one in records]
-    if not records:
-        raise UserError(f"{flag}: there is no image in it; give a prepared dataset or a generated set")
+def read_labels(records: Sequence[Record], target: str, flag: str) -> list[str | None]:
+    """The values of a column, by either of its names (baseColour or colour); refuses a column without any value."""
+    labels = [str(one.get(canonical(target)) or "").strip() or None for one in records]
     if not any(labels):
         columns = ", ".join(sorted({key for one in records for key in one} - {"path", "text", "id", "file_name"}))
         raise UserError(
@@ -46,40 +72,82 @@ def read_labels(records: list[dict], target: str, flag: str) -> list[str | None]
     return labels
 
 
-def some(words: Sequence[str], most: int = 5) -> str:
+def shorten(words: Sequence[str], most: int = 5) -> str:
     """A list as text, no longer than can be read: a column may hold a value of its own for each image."""
     return ", ".join(words[:most]) + (f", and {len(words) - most:,} others" if len(words) > most else "")
 
 
-def choose_classes(train: list, test: list, least: int) -> tuple[list[str], list[str]]:
-    """The classes with at least `least` images in both lists of labels, and a line on what is left out."""
+def choose_classes(train: Labels, test: Labels, least: int) -> tuple[list[str], list[str]]:
+    """The classes with at least `least` images in both lists of labels, and lines on what is left out."""
     in_train, in_test = (Counter(filter(None, labels)) for labels in (train, test))
     every = sorted(in_train | in_test)
     classes = [name for name in every if min(in_train[name], in_test[name]) >= least]
-    told = [f"{name} ({in_train[name]} to train, {in_test[name]} to test)" for name in every if name not in classes]
-    lines = [f"left out, fewer than {least} real images to train or to test: {some(told)}"] if told else []
+    rare = [f"{name} ({in_train[name]} to train, {in_test[name]} to test)" for name in every if name not in classes]
+    lines = [f"left out, fewer than {least} real images to train or to test: {shorten(rare)}"] if rare else []
     missing = sum(label is None for label in [*train, *test])
     lines += [f"left out, no label: {counted(missing, 'real image')}"] if missing else []
     return classes, lines
 
 
-def stranger_lines(labels: list, classes: list[str], name: str) -> list[str]:
-    """What of a synthetic set has no place in the comparison."""
-    strange = Counter(label if label else "no label" for label in labels if label not in classes).most_common()
-    told = [f"{label} {count}" for label, count in strange]
-    return [f"left out of {name}, not among the real classes: {some(told)}"] if strange else []
+def unknown_labels(labels: Labels, classes: Sequence[str], name: str) -> list[str]:
+    """A line on a synthetic set's images that are of no class of the real set."""
+    unknown = Counter(label if label else "no label" for label in labels if label not in classes).most_common()
+    counts = [f"{label} {count}" for label, count in unknown]
+    return [f"left out of {name}, not among the real classes: {shorten(counts)}"] if counts else []
 
 
-def plan_arms(
-    shares: Sequence[float], ratios: Sequence[float], real: np.ndarray, sets: dict[str, int]
-) -> tuple[list[Arm], list[str]]:
-    """Every arm, and a line for each that is left out. `real` are class numbers, `sets` {name: images}."""
-    arms = [Arm(name, 0.0, name, None, 0, n) for name, n in sets.items()]
+def name_sets(synthetic: Sequence[Path]) -> list[str]:
+    """A name for each synthetic set: `synthetic`, or its folder's; refuses the same set twice."""
+    names = ["synthetic"] if len(synthetic) == 1 else [one.name for one in synthetic]
+    if len({*names, "real", *SPLITS}) < len(names) + 3:  # folders of one name, or of a name that is taken
+        names = [str(one) for one in synthetic]
+    if len({*names}) < len(names):
+        raise UserError(f"--synthetic {' '.join(names)}: the same set twice; name each once")
+    return names
+
+
+def read_data(real: Path, synthetic: Sequence[Path], target: str, least: int) -> Data:
+    """The labelled images, not yet opened; refuses a column without two classes of `least` real images."""
+    names = name_sets(synthetic)
+    for split in SPLITS:
+        if not (real / split).is_dir():
+            raise UserError(
+                f"--real {real}: there is no split `{split}` in it; give a dataset that prepare_dataset.py made, "
+                "not one of its splits"
+            )
+    places = {split: (real / split, "--real") for split in SPLITS}
+    places |= {name: (place, "--synthetic") for name, place in zip(names, synthetic)}
+    records = spell_alike({name: read_images(*place) for name, place in places.items()})
+    labels = {name: read_labels(records[name], target, f"{flag} {place}") for name, (place, flag) in places.items()}
+    classes, lines = choose_classes(labels["train"], labels["test"], least)
+    if len(classes) < 2:
+        raise UserError(
+            f"--target {target}: {'1 value has' if classes else '0 values have'} --min_per_class {least} real images "
+            f"to train and to test, and two are needed; lower it, or choose another column ({'; '.join(lines)})"
+        )
+    parts = {}
+    for name in places:
+        kept = [i for i, label in enumerate(labels[name]) if label in classes]
+        if name in names:
+            lines += unknown_labels(labels[name], classes, name)
+        if not kept:
+            raise UserError(
+                f"--synthetic {places[name][0]}: none of its labels is a class of the real set ({', '.join(classes)}); "
+                "the two must be spelt alike"
+            )
+        numbers = np.array([classes.index(str(labels[name][i])) for i in kept])
+        parts[name] = Part([records[name][i]["path"] for i in kept], numbers)
+    return Data(classes, parts, lines)
+
+
+def plan_arms(data: Data, shares: Sequence[float], ratios: Sequence[float]) -> tuple[list[Arm], list[str]]:
+    """Every arm, and a line for each that is left out."""
+    arms = [Arm(name, 0.0, name, None, 0, n) for name, n in data.sizes.items()]
     lines = []
     for share in shares:
-        n_real = len(real_part(real, share, 0))
+        n_real = len(real_part(data.parts["train"].labels, share, 0))
         arms.append(Arm("real", share, None, 0.0, n_real, 0))
-        for name, n in sets.items():
+        for name, n in data.sizes.items():
             arms.append(Arm(f"real + {name}", share, name, n / n_real, n_real, n))
             for ratio in ratios:
                 wanted, arm = round(ratio * n_real), f"real + {ratio:g}x {name}"
@@ -89,6 +157,33 @@ def plan_arms(
                     why = f"is real + {name}" if wanted == n else f"it wants {wanted:,} images, there are {n:,}"
                     lines.append(f"left out with {share:.0%} of the real images: {arm}: {why}")
     return arms, lines
+
+
+def pair_arms(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Real against all else of its share and against synthetic alone; then each synthetic set against each other."""
+    real = [arm for arm in arms if arm.synthetic is None]
+    others = [arm for arm in arms if arm.synthetic is not None]
+    pairs = [(one, two) for one in real for two in others if two.real_share in (0, one.real_share)]
+    for i, one in enumerate(others):
+        kind = one.name.removesuffix(str(one.synthetic))
+        pairs += [
+            (one, two)
+            for two in others[i + 1 :]
+            if two.real_share == one.real_share and two.name.removesuffix(str(two.synthetic)) == kind
+        ]
+    return pairs
+
+
+def choose_images(arm: Arm, parts: Mapping[str, Part], seed: int) -> torch.Tensor:
+    """The places of an arm's training images among the images of all parts."""
+    starts = dict(zip(parts, np.cumsum([0, *(len(part.paths) for part in parts.values())])))
+    chosen = [np.array([], np.int64)]
+    if arm.n_real:
+        chosen.append(starts["train"] + real_part(parts["train"].labels, arm.real_share, seed))
+    if arm.synthetic:
+        picked = synthetic_part(parts[arm.synthetic].labels, arm.n_synthetic, seed)
+        chosen.append(starts[arm.synthetic] + picked)
+    return torch.from_numpy(np.concatenate(chosen))
 
 
 def real_part(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -134,28 +229,29 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images[first, rows[:, :, None].to(device), columns[:, None, :].to(device)]
 
 
-def decode(job: tuple[Path, int]) -> np.ndarray:
-    path, side = job
+def decode(path: Path, side: int) -> np.ndarray:
     try:
         return np.asarray(fit_square(read_image(path, shortest=side)[0], side))
     except BadImage as error:
-        raise UserError(f"{path}: {error}; mend the image, or take its line out of the set") from None
+        raise UserError(f"{path}: {error}; repair the image, or remove its line from the set") from None
 
 
 def decode_all(paths: Sequence[Path], side: int, workers: int) -> np.ndarray:
     """Every image once, as bytes (n, side, side, 3)."""
     pixels = np.empty((len(paths), side, side, 3), np.uint8)
-    for i, image in enumerate(parallel_map(decode, ((path, side) for path in paths), workers)):
+    for i, image in enumerate(parallel_map(functools.partial(decode, side=side), paths, workers)):
         pixels[i] = image
     return pixels
 
 
-def data_fingerprint(parts: dict[str, tuple[list[Path], Sequence]]) -> str:
+def data_fingerprint(parts: Mapping[str, Part]) -> str:
     """Changes with any label, name or size in bytes of an image; no image is read."""
     digest = hashlib.sha256()
-    for name, (paths, labels) in parts.items():
+    for name, part in parts.items():
         try:
-            lines = [f"{name} {path.name} {path.stat().st_size} {label}\n" for path, label in zip(paths, labels)]
+            lines = [
+                f"{name} {path.name} {path.stat().st_size} {label}\n" for path, label in zip(part.paths, part.labels)
+            ]
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}; an image of {name} is missing") from None
         digest.update("".join(lines).encode())

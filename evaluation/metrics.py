@@ -1,24 +1,22 @@
-"""Distances and scores from features and predictions: pure functions of arrays or tensors, computed in float64.
+"""Distances and scores of features: pure functions of arrays, computed in float64; docs/metrics.md describes each.
 
-What is undefined is refused here; whether there are images enough for a figure to mean something is asked in
-`utils/comparison.py`, which puts intervals and floors beside these values. No more than a few rows of a kernel or
-distance matrix are held at a time.
+What is undefined is refused here; whether there are images enough for a figure to mean something is checked in
+quality.py, diversity.py and novelty.py, which add intervals and floors. No more than a few rows of a distance matrix
+are held at a time.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from evaluation.kernels import blocks, gaussian_kernel, mmd, polynomial_kernel, squared_distances
+from evaluation.kernels import blocks, squared_distances
 from utils.cli import UserError, counted
 
-CMMD_SCALE = 1000  # as published
 
-
-def as_features(features, names: Sequence[str] | None = None, what: str = "features") -> np.ndarray:
+def as_features(features: ArrayLike, names: Sequence[object] | None = None, what: str = "features") -> np.ndarray:
     """One row per item, in float64; a row that is not finite is refused by its name."""
-    if hasattr(features, "detach"):
-        features = features.detach().cpu().double().numpy()
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
         raise UserError(f"{what}: expected a table of items by dimensions, found shape {features.shape}")
@@ -30,7 +28,7 @@ def as_features(features, names: Sequence[str] | None = None, what: str = "featu
     return features
 
 
-def as_pair(real, generated) -> tuple[np.ndarray, np.ndarray]:
+def as_pair(real: ArrayLike, generated: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     real, generated = as_features(real, what="real features"), as_features(generated, what="generated features")
     if real.shape[1] != generated.shape[1]:
         raise UserError(
@@ -45,32 +43,18 @@ def require(count: int, least: int, what: str) -> None:
 
 
 def normalise(features: np.ndarray, what: str = "features") -> np.ndarray:
-    """Every row at length 1."""
+    """Every row at length 1; a row of zeros is refused."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
     if not length.all():
         raise UserError(f"{what}: item {int(np.argmin(length))} is all zeros and has no direction; check the encoder")
     return features / length
 
 
-# Fréchet distance
+def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
+    """|Δμ|² + tr A + tr B − 2 tr √(AB) of the sets' means and covariances A, B (Heusel et al. 2017, arXiv 1706.08500).
 
-
-def frechet_from_moments(mean_a, covariance_a, mean_b, covariance_b) -> float:
-    """|Δμ|² + tr A + tr B − 2 tr √(AB), the last as the sum of the singular values of √A √B."""
-
-    def root(matrix):
-        values, vectors = np.linalg.eigh(np.asarray(matrix, np.float64))
-        return vectors * np.sqrt(values.clip(0)) @ vectors.T  # rounding leaves eigenvalues just below zero
-
-    cross = np.linalg.svd(root(covariance_a) @ root(covariance_b), compute_uv=False).sum()
-    shift = np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64)
-    return float(max(0.0, shift @ shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross))
-
-
-def frechet_distance(real, generated) -> float:
-    """Between the Gaussians that have the sets' means and covariances (of n − 1); also where n is below d.
-
-    Xc = Q R, so that tr √(AB) is the sum of the singular values of Rx Ryᵀ: no covariance, and nothing squared.
+    With the centred features Xc = Q R, tr √(AB) is the sum of the singular values of R_real R_generatedᵀ: no covariance
+    is computed and nothing is squared, so that n may be below d.
     """
     real, generated = as_pair(real, generated)
     total, triangles = 0.0, []
@@ -78,40 +62,28 @@ def frechet_distance(real, generated) -> float:
         require(len(features), 2, "Fréchet distance")
         centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
         total += (centred**2).sum()
-        triangles.append(np.linalg.qr(centred, mode="r"))
+        triangles.append(np.asarray(np.linalg.qr(centred, mode="r")))
     shift = real.mean(0) - generated.mean(0)
     cross = np.linalg.svd(triangles[0] @ triangles[1].T, compute_uv=False).sum()
     return float(max(0.0, shift @ shift + total - 2 * cross))
 
 
-# Kernel distances
+class Neighbours(NamedTuple):
+    """The k nearest of each item, the nearest first: (items, k) each."""
+
+    distances: np.ndarray
+    which: np.ndarray
 
 
-def kid(real, generated) -> float:
-    """Kernel distance, (x·y/d + 1)³, unbiased, over all pairs; may be below zero where there is no difference."""
-    real, generated = as_pair(real, generated)
-    require(min(len(real), len(generated)), 2, "KID")
-    return mmd(real, generated, polynomial_kernel, biased=False)
+def nearest(queries: ArrayLike, base: ArrayLike | None = None, k: int = 1) -> Neighbours:
+    """The k nearest of `base` to each query; without `base`, among each other.
 
-
-def cmmd(real, generated) -> float:
-    """1000 times the squared MMD of embeddings at length 1, Gaussian kernel of σ 10, biased, as published."""
-    real, generated = as_pair(real, generated)
-    return CMMD_SCALE * mmd(
-        normalise(real, "real features"), normalise(generated, "generated features"), gaussian_kernel, biased=True
-    )
-
-
-# Neighbours
-
-
-def nearest(queries, base=None, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to the k nearest of `base` and which they are, nearest first; without `base`, among each other."""
+    scikit-learn's brute force gives two equal items a distance above 0, by rounding; here copies are at exactly 0.
+    """
     queries = as_features(queries)
     others = queries if base is None else as_features(base)
-    require(len(others) - (base is None), k, f"{counted(k, 'nearest neighbour')}")
-    which = np.empty((len(queries), k), np.int64)
-    distances = np.empty((len(queries), k))
+    require(len(others) - (base is None), k, counted(k, "nearest neighbour"))
+    distances, which = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     for block in blocks(len(queries), len(others)):
         part = squared_distances(queries[block], others)
         if base is None:
@@ -119,17 +91,28 @@ def nearest(queries, base=None, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
         near = np.argpartition(part, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(near, np.take_along_axis(part, near, 1).argsort(1, kind="stable"), 1)
         which[block], distances[block] = near, np.sqrt(np.take_along_axis(part, near, 1))
-    return distances, which
+    return Neighbours(distances, which)
 
 
-def prdc(real, generated, k: int = 5) -> dict[str, float]:
-    """Precision and recall (share of one set inside the other's balls), density and coverage of the real balls.
+class Prdc(NamedTuple):
+    """The names are the figures' ids."""
 
-    A ball reaches to the k-th nearest neighbour in its own set.
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Prdc:
+    """Each item's ball reaches to the k-th nearest neighbour in its own set.
+
+    Precision: the share of generated items in a real ball; recall: of real items in a generated ball (Kynkäänniemi et
+    al. 2019, arXiv 1904.06991). Density: real balls that hold a generated item, over k; coverage: the share of real
+    balls that hold a generated item (Naeem et al. 2020, arXiv 2002.09797).
     """
     real, generated = as_pair(real, generated)
     require(min(len(real), len(generated)), k + 1, f"precision and recall at k = {k}")
-    real_radius, generated_radius = nearest(real, k=k)[0][:, -1], nearest(generated, k=k)[0][:, -1]
+    real_radius, generated_radius = nearest(real, k=k).distances[:, -1], nearest(generated, k=k).distances[:, -1]
     balls, covered, recalled = np.zeros(len(generated)), 0, 0
     for block in blocks(len(real), len(generated)):
         distances = np.sqrt(squared_distances(real[block], generated))
@@ -137,50 +120,38 @@ def prdc(real, generated, k: int = 5) -> dict[str, float]:
         balls += inside.sum(0)
         covered += inside.any(1).sum()
         recalled += (distances < generated_radius).any(1).sum()
-    return {
-        "precision": float((balls > 0).mean()),
-        "recall": float(recalled / len(real)),
-        "density": float(balls.mean() / k),
-        "coverage": float(covered / len(real)),
-    }
+    shares = ((balls > 0).mean(), recalled / len(real), balls.mean() / k, covered / len(real))
+    return Prdc(*map(float, shares))
 
 
-def expected_coverage(n: int, k: int = 5) -> float:
-    """Of two sets of n from one distribution."""
-    i = np.arange(1, k + 1)
-    return float(1 - np.prod((n - i) / (2 * n - i)))
+def authentic(train: ArrayLike, generated: ArrayLike) -> np.ndarray:
+    """For each generated item, whether its nearest training item is nearer to another training item than to it.
 
-
-def authentic(train, generated) -> np.ndarray:
-    """For each generated item: is its nearest training item nearer to another training item than to it?"""
+    Authenticity of Alaa et al. (2022, arXiv 2102.08921); its share is the AuthPct of Stein et al. (2023, arXiv
+    2306.04675).
+    """
     train, generated = as_pair(train, generated)
     require(len(train), 2, "AuthPct")
-    distances, which = nearest(generated, train)
-    return nearest(train)[0][which[:, 0], 0] < distances[:, 0]
+    found = nearest(generated, train)
+    return nearest(train).distances[found.which[:, 0], 0] < found.distances[:, 0]
 
 
-def auth_pct(train, generated) -> float:
-    return float(100 * authentic(train, generated).mean())
-
-
-# Diversity
-
-
-def vendi_of_kernel(kernel) -> float:
-    """The effective number of different items: exp of the entropy of the eigenvalues of K/n, with K's diagonal 1."""
-    values = np.linalg.eigvalsh(np.asarray(kernel, np.float64) / len(kernel)).clip(0)
+def vendi_of_kernel(kernel: ArrayLike) -> float:
+    """exp of the entropy of the eigenvalues of K/n, with K's diagonal 1 (Friedman & Dieng 2022, arXiv 2210.02410)."""
+    kernel = np.asarray(kernel, np.float64)
+    values = np.linalg.eigvalsh(kernel / len(kernel)).clip(0)
     values = values[values > 0]
     return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def vendi_score(features) -> float:
+def vendi_score(features: ArrayLike) -> float:
     """With the cosine as similarity; from the smaller of the n × n and the d × d matrix, whose eigenvalues agree."""
     features = normalise(as_features(features))
     n, d = features.shape
     return vendi_of_kernel(features @ features.T) if n <= d else vendi_of_kernel(features.T @ features * (d / n))
 
 
-def near_pairs(features, threshold: float) -> list[tuple[int, int]]:
+def near_pairs(features: ArrayLike, threshold: float) -> list[tuple[int, int]]:
     """Pairs of items of one set that are at most `threshold` apart."""
     features = as_features(features)
     pairs = []

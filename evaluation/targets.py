@@ -3,41 +3,60 @@
 import itertools
 import math
 import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from utils.cli import UserError
 
-# A name that says no encoder means the one of the figure's usual kind, or else the first that was used.
+# A name without an encoder means the encoder that the figure is usually computed with, or else the first that was used.
 USUAL = {"fid": "frechet/inception", "kid": "kid/inception", "fd_dinov2": "frechet/dinov2", "cmmd": "cmmd/clip"}
 SHARE, COSINE, AMOUNT = (0, 1), (-1, 1), (0, math.inf)
-RANGES = {  # what a figure can be, whatever the encoder; those that are not here are shares
-    "frechet": AMOUNT, "kid": (-math.inf, math.inf), "cmmd": AMOUNT, "density": AMOUNT, "vendi": (1, math.inf),
-    "mean_distance": AMOUNT, "clip_score": COSINE, "clip_score_lowest": COSINE, "identity/centroid": COSINE,
-    "identity/nearest": COSINE, "fidelity/subject": COSINE, "fidelity/prompt": COSINE,
-    "fidelity/prior_distance": (0, 2), "fidelity/prior_variety": (-2, 2), "fidelity/prior_leak": (-2, 2),
-}  # fmt: skip
+RANGES: dict[str, tuple[float, float]] = {  # what a figure can be, whatever the encoder; all others are shares
+    "frechet": AMOUNT,
+    "kid": (-math.inf, math.inf),
+    "cmmd": AMOUNT,
+    "density": AMOUNT,
+    "vendi": (1, math.inf),
+    "mean_distance": AMOUNT,
+    "clip_score": COSINE,
+    "clip_score_lowest": COSINE,
+    "identity/centroid": COSINE,
+    "identity/nearest": COSINE,
+    "fidelity/subject": COSINE,
+    "fidelity/prompt": COSINE,
+    "fidelity/prior_distance": (0, 2),
+    "fidelity/prior_variety": (-2, 2),
+    "fidelity/prior_leak": (-2, 2),
+}
 PATTERN = re.compile(r"([\w/]+?)\s*=?\s*(<=?|>=?)\s*(-?\d+(?:\.\d+)?(?:[eE]-?\d+)?)\s*(%?)")
 
 
-def parse_target(words: str) -> tuple[str, str, float]:
-    """(name, `<` or `>`, limit) of `fid<50` or, as a recipe's key and value become, `fid=<50`."""
+class Target(NamedTuple):
+    name: str
+    sign: str  # < or >
+    limit: float
+
+
+def parse_target(words: str) -> Target:
+    """`fid<50` or, as a recipe's key and value become, `fid=<50`."""
     found = PATTERN.fullmatch(words.strip())
     if not found:
         raise UserError(f"--targets {words}: expected a figure and its limit, such as `fid<50` or `clip_score>0.25`")
     name, sign, limit, percent = found.groups()
-    return name, sign[0], float(limit) * (0.01 if percent else 1)
+    return Target(name, sign[0], float(limit) * (0.01 if percent else 1))
 
 
-def find_figure(words: str, figures: list[str]) -> str:
-    """Of the figures' ids the one that a target means."""
-    name = parse_target(words)[0]
+def find_figure(words: str, figures: Sequence[str]) -> str:
+    """The figure's id that a target means."""
+    name = parse_target(words).name
     wanted = USUAL.get(name, name)
     if wanted in figures:
         return wanted
     if same := [one for one in figures if one.rpartition("/")[0] == name]:
         return same[0]
-    lacking = f" (it needs {wanted.rpartition('/')[2]} among --encoders)" if name in USUAL else ""
+    needs = f" (it needs {wanted.rpartition('/')[2]} among --encoders)" if name in USUAL else ""
     raise UserError(
-        f"--targets {words}: no figure is called `{name}` with these flags{lacking}; there are {', '.join(figures)}"
+        f"--targets {words}: no figure is called `{name}` with these flags{needs}; there are {', '.join(figures)}"
     )
 
 
@@ -45,8 +64,8 @@ def figure_range(figure: str) -> tuple[float, float]:
     return RANGES.get(figure) or RANGES.get(figure.rpartition("/")[0], SHARE)
 
 
-def keep_in_range(found: dict) -> None:
-    """End the intervals of figures, floors and splits where the figure does: Student's would go on.
+def keep_in_range(found: dict[str, Any]) -> None:
+    """End the intervals of figures, floors and splits of metrics.json where the figure ends: Student's would go on.
 
     A value that is beyond by itself, as an estimate without bias may be, is an end of its interval.
     """
@@ -59,28 +78,28 @@ def keep_in_range(found: dict) -> None:
             part |= {"low": min(value, max(low, least)), "high": max(value, min(high, most))}
 
 
-def check_target(words: str, figures: list[str]) -> None:
-    """Before any work: that there will be such a figure, and that it can be on either side of the limit."""
+def check_target(words: str, figures: Sequence[str]) -> None:
+    """Refuse, before any work, a figure that there will not be, and a limit that it can't be on both sides of."""
     figure = find_figure(words, figures)
-    (low, high), (_, sign, limit) = figure_range(figure), parse_target(words)
-    possible = low < limit <= high if sign == "<" else low <= limit < high
-    strange = "%" in words and (low, high) != SHARE
-    if strange or not possible:
+    (low, high), target = figure_range(figure), parse_target(words)
+    possible = low < target.limit <= high if target.sign == "<" else low <= target.limit < high
+    no_share = "%" in words and (low, high) != SHARE
+    if no_share or not possible:
         reach = f"{low} or more" if high == math.inf else f"{low} to {high}"
-        reach = "no share" if strange else f"{reach} (0% to 100%)" if (low, high) == SHARE else reach
+        reach = "no share" if no_share else f"{reach} (0% to 100%)" if (low, high) == SHARE else reach
         raise UserError(f"--targets {words}: {figure} is {reach}; give a limit that it can be below and above")
 
 
-def judge(asked: str, figures: list[dict]) -> dict:
+def judge_target(words: str, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """`met` is None where the interval holds the limit, or the figure was refused: then nothing is shown."""
-    name, sign, limit = parse_target(asked)
+    name, sign, limit = parse_target(words)
     by_id = {one["id"]: one for one in figures}
-    one = by_id[find_figure(asked, list(by_id))]
+    one = by_id[find_figure(words, list(by_id))]
     met = None
     if one["value"] is not None:
         below, above = one["high"] < limit, one["low"] > limit
         met = (below if sign == "<" else above) or (None if not (below or above) else False)
-    said = asked.strip()[len(name) :].lstrip().removeprefix("=").strip()
+    asked = words.strip()[len(name) :].lstrip().removeprefix("=").strip()
     ends = {key: one[key] for key in ("value", "low", "high")}
-    found = {"target": name, "asked": said, "figure": one["id"], **ends, "met": met}
+    found = {"target": name, "asked": asked, "figure": one["id"], **ends, "met": met}
     return found | ({"refused": one["refused"]} if one.get("refused") else {})

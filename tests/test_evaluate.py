@@ -15,11 +15,10 @@ from safetensors import safe_open
 
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
-from evaluation import adherence, failures, flags, image_measures, subject, targets
+from evaluation import adherence, failures, image_measures, judge, subject, targets
 from evaluation.report import summary
 from evaluation.report.compare import compare_figures
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
-from utils import cli
 from utils.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +72,7 @@ def run(sets: dict, generated: Path, out: Path, *more) -> tuple[int, dict]:
 def check_foreseen(found: dict, given: set[str], columns: tuple = ()) -> None:
     """That a target is held against the figures that come, and against what they can be."""
     ids = [one["id"] for one in found["figures"]]
-    assert sorted(ids) == sorted(evaluate.known_figures(given, ["demo"], columns))
+    assert sorted(ids) == sorted(judge.known_figures(given, ["demo"], columns))
     for one in found["figures"]:
         low, high = targets.figure_range(one["id"])
         assert (one["unit"] == "%") == ((low, high) == targets.SHARE), one["id"]
@@ -241,7 +240,7 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--utility", "nowhere"], "no results.json there"),
     ],
 )
-def test_mistakes_are_told_before_the_work(sets, tmp_path, words, message):
+def test_mistakes_are_errors_before_the_work(sets, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run(sets, sets["good"], tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
@@ -255,13 +254,13 @@ def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_p
     assert "104 images, 104 with a text" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
-EVERY_FLAG = (
-    "--real r", "--train t", "--generated g", "--identity_reference i", "--face_detector d", "--face_embedder e",
-    "--instance_data_dir p", "--prior_before b", "--prior_after a", "--encoders demo", "--inception f",
-    "--inception_sha256 0", "--attributes colour", "--resamples 9", "--seed 9", "--targets fid<5",
-    "--fail_under_targets", "--utility u", "--human_study 4", "--ratings c", "--compare x y", "--batch_size 9",
-    "--num_workers 99", "--output_dir o", "--overwrite",
-)  # fmt: skip
+EVERY_FLAG = """
+    --real r|--train t|--generated g|--identity_reference i|--face_detector d|--face_embedder e|--instance_data_dir p
+    |--prior_before b|--prior_after a|--encoders demo|--inception f|--inception_sha256 0|--attributes colour
+    |--resamples 9|--seed 9|--targets fid<5|--fail_under_targets|--utility u|--human_study 4|--ratings c|--compare x y
+    |--batch_size 9|--num_workers 99|--output_dir o|--overwrite
+"""
+EVERY_FLAG = [words.strip() for words in EVERY_FLAG.split("|")]
 
 
 def refusal(words: str, capsys) -> str:
@@ -283,27 +282,24 @@ def test_what_means_nothing_to_a_task_that_stands_alone_is_refused(capsys, task,
     for words in EVERY_FLAG:
         flag = words.split()[0]
         if flag not in task.split() and words not in useful and flag != "--compare":
-            assert f"{flag} does nothing beside {name}" in refusal(f"{task} {words}", capsys)
-    said = refusal(f"{task} --train t --targets fid<5", capsys)
-    assert f"--train and --targets do nothing beside {name}; leave out, or give two commands" in said
+            said = refusal(f"{task} {words}", capsys)
+            assert f"error: {flag} " in said and f"does nothing without an evaluation, and {name} is none" in said
 
 
 def test_every_flag_is_among_those_that_are_tried():
-    parser = cli.make_parser("")
-    flags.add_flags(parser)
-    there = {action.option_strings[-1] for action in parser._actions}
+    there = {action.option_strings[-1] for action in evaluate.make_parser()._actions}
     assert there == {words.split()[0] for words in EVERY_FLAG} | {"--help", "--config", "--dry_run", "--debug"}
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--human_study 4 --compare x y", "--human_study does nothing beside --compare"),
-        ("--real r --fail_under_targets", "--fail_under_targets: does nothing without --targets"),
-        ("--real r --inception_sha256 0", "--inception_sha256: does nothing without --inception"),
-        ("--real r --face_embedder sface", "--face_embedder: does nothing without --identity_reference"),
+        ("--human_study 4 --compare x y", "--human_study 4: does nothing without an evaluation, and --compare is none"),
+        ("--real r --fail_under_targets", "--fail_under_targets True: does nothing without --targets"),
+        ("--real r --inception_sha256 0", "--inception_sha256 0: does nothing without --inception"),
+        ("--real r --face_embedder sface", "--face_embedder sface: does nothing without --identity_reference"),
         ("--instance_data_dir p --encoders clip inception", "--encoders inception: does nothing without --real"),
-        ("--instance_data_dir p --attributes colour", "does nothing without --real or --identity_reference; give both"),
+        ("--instance_data_dir p --attributes colour", "does nothing without --real or --identity_reference; add that"),
         ("--real r --seed -1", "--seed: -1: expected a whole number"),
     ],
 )
@@ -321,7 +317,20 @@ def test_a_flag_that_would_do_nothing_is_refused(capsys, words, message):
     ],
 )
 def test_flags_that_belong_together_are_taken(words):
-    evaluate.parse_args(f"{words} --generated g --output_dir o".split())
+    args, parser = evaluate.parse_args(f"{words} --generated g --output_dir o".split()), evaluate.make_parser()
+    given = [word.removeprefix("--") for word in words.split() if word.startswith("--")]
+    assert [name for name in given if getattr(args, name) == parser.get_default(name)] == []
+
+
+def test_a_recipe_may_hold_flags_that_do_nothing_in_this_command(tmp_path, caplog):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("face_embedder: sface\nfail_under_targets: true\ntrain: t\n")
+    words = f"--config {recipe} --generated g --output_dir o"
+    evaluate.parse_args(f"{words} --real r".split())
+    assert "`face_embedder: sface` does nothing without --identity_reference" in caplog.text
+    assert "`fail_under_targets: True` does nothing without --targets" in caplog.text and "train" not in caplog.text
+    evaluate.parse_args(f"--config {recipe} --compare x y --output_dir o".split())
+    assert "`train: t` does nothing without an evaluation, and --compare is none" in caplog.text
 
 
 def test_nothing_is_written_among_images_that_are_read(sets):
@@ -334,9 +343,9 @@ def test_nothing_is_written_among_images_that_are_read(sets):
 
 def test_a_sample_of_a_set_in_which_kinds_take_turns_holds_every_kind():
     records = [{"path": Path(f"{i}.png"), "text": f"kind {i % 5}"} for i in range(120)]
-    first, again, other = (evaluate.choose_images(records, None, seed)["sample"] for seed in (0, 0, 1))
+    first, again, other = (judge.choose_images(records, None, seed)["sample"] for seed in (0, 0, 1))
     assert len({one["text"] for one in first}) == 5 and first == again != other
-    assert len({one["file"] for one in first}) == len(first) == evaluate.SHOWN
+    assert len({one["file"] for one in first}) == len(first) == judge.SHOWN
 
 
 def test_training_images_are_no_test_of_novelty(sets, tmp_path):
@@ -361,7 +370,7 @@ def test_a_recipe_states_the_targets(sets, tmp_path):
 )
 def test_a_target_is_shown_only_where_the_interval_is_clear_of_it(low, value, high, asked, met):
     one = {"id": "frechet/inception", "low": low, "value": value, "high": high}
-    found = targets.judge(f"fid{asked}", [one])
+    found = targets.judge_target(f"fid{asked}", [one])
     assert found["met"] is met and found["figure"] == "frechet/inception"
     assert found["asked"].replace(" ", "") == asked.replace(" ", "")
 
@@ -383,7 +392,13 @@ def test_an_interval_ends_where_the_figure_does():
 
 @pytest.mark.parametrize("words", ["invalid<1", "auth_pct>0", "kid<0", "cmmd<5", "vendi>1", "colour_accuracy>=90%"])
 def test_a_limit_that_can_be_met_and_missed_is_taken(good, words):
-    targets.check_target(words, [one["id"] for one in good["figures"]])
+    ids = [one["id"] for one in good["figures"]]
+    targets.check_target(words, ids)
+    figure = targets.find_figure(words, ids)
+    ends = [max(-1e6, min(1e6, end)) for end in targets.figure_range(figure)]
+    found = [targets.judge_target(words, [{"id": figure, "low": end, "value": end, "high": end}]) for end in ends]
+    met = {one["met"] for one in found}  # None where the limit is the end itself
+    assert True in met and len(met) == 2, found
 
 
 def test_a_share_as_a_target_may_be_in_per_cent():
@@ -393,7 +408,7 @@ def test_a_share_as_a_target_may_be_in_per_cent():
 def test_catalogue_names_of_colours_have_their_place_in_the_palette():
     named = {"Navy Blue": "navy blue", "Off White": "white", "Coffee Brown": "brown", "Maroon": "red", "Multi": None}
     assert {name: image_measures.colour_group(name) for name in named} == named
-    assert image_measures.colour_group(None) is None and set(failures.LIMITS) >= {"invalid", "cut_off"}
+    assert image_measures.colour_group(None) is None and {one.id for one in failures.FIGURES} >= {"invalid", "cut_off"}
 
 
 def test_a_candidate_differs_from_another_in_the_value_alone():
@@ -404,7 +419,7 @@ def test_a_candidate_differs_from_another_in_the_value_alone():
 
 @pytest.fixture(scope="module")
 def person(tmp_path_factory):
-    """A red person's photos, four of them; two runs of the same prompts and seeds: faithful, and half of a stranger."""
+    """Four photos of a red person; two runs of the same prompts and seeds: faithful, and half of another person."""
     root = tmp_path_factory.mktemp("person")
     words = ["--face_detector", write_detector(root / "yunet.onnx"), "--face_embedder", write_embedder(root / "f.onnx")]
     (root / "photos").mkdir()
@@ -457,7 +472,7 @@ def test_a_person_is_judged_without_real_images_and_what_is_left_out_is_said(per
     by_place = faithful["splits"]["identity_verified"]["place"]
     assert [(row["value"], row["n"]) for row in by_place] == [("at home", 8), ("on a beach", 8)]
     text = (person[0] / "of faithful/report.html").read_text()
-    assert "Without --real nothing says of quality" in text and "Without a face: 1 of 16" in text
+    assert "Without --real there are no figures of quality" in text and "Without a face: 1 of 16" in text
     assert 'class="missing"' not in text and "Verified as the person by place" in text
     assert faithful["sets"]["identity_reference"]["n"] == faithful["sets"]["instance_data_dir"]["n"] == 4
 
@@ -507,7 +522,7 @@ IMAGES = ROOT / "docs/images"
         ),
     ],
 )
-def test_mistakes_about_a_person_are_told_before_the_work(person, tmp_path, words, message):
+def test_mistakes_about_a_person_are_errors_before_the_work(person, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run_person(person[0], "faithful", tmp_path / "out", *words)
 

@@ -83,7 +83,7 @@ def verdict(results: dict, first: str, second: str, share: float, metric="accura
     return next(one["verdict"] for one in found if one["real_share"] == share and one["metric"] == metric)
 
 
-def test_it_learns_and_tells_good_labels_from_wrong_ones(finished):
+def test_it_learns_and_good_labels_are_better_than_wrong_ones(finished):
     results = finished[1]
     assert arm(results, "real", 1.0)["accuracy_interval"][0] > 0.8  # chance: 0.25
     assert arm(results, "synthetic", 0.0)["accuracy_interval"][0] > 0.8
@@ -173,13 +173,13 @@ def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
         (["--synthetic", "nowhere"], "--synthetic nowhere: no such folder"),
         (["--model", "finetune", "--pretrained_model_name_or_path", "no"], "_path no: no such folder, and not a hub"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_that_names_the_flag(sets, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
         run(sets, tmp_path / "out", *more)
 
 
-def test_damaged_images_and_labels_of_another_spelling_are_told(sets, tmp_path):
+def test_damaged_images_and_labels_of_another_spelling_are_errors(sets, tmp_path):
     shutil.copytree(sets / "synthetic", tmp_path / "synthetic")
     (tmp_path / "synthetic" / "205.png").write_bytes((tmp_path / "synthetic" / "205.png").read_bytes()[:300])
     with pytest.raises(UserError, match=r"205\.png: truncated"):
@@ -224,7 +224,7 @@ def test_the_probe_and_a_transformers_backbone_learn_too(sets, tmp_path):
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     args = ["--model", "finetune", "--pretrained_model_name_or_path", str(tmp_path / "vit"), "--resolution", "48"]
-    with pytest.raises(UserError, match="--resolution 48: .*can't see images of that side"):
+    with pytest.raises(UserError, match="--resolution 48: .*does not take images of that side"):
         run(sets, tmp_path / "other", *args, *short)
 
 
@@ -241,7 +241,7 @@ def test_subsets_are_nested_stratified_and_seeded():
 
 def test_scores_are_those_of_scikit_learns_definitions():
     truth, predicted = np.array([0, 0, 1, 1, 2]), np.array([[0, 1, 1, 1, 0]])
-    got = classifier_scores.scores(truth, predicted, np.ones((1, 5)))
+    got = classifier_scores.score(truth, predicted, np.ones((1, 5)))
     assert got["accuracy"][0, 0] == pytest.approx(0.6)
     assert got["macro_f1"][0, 0] == pytest.approx((0.5 + 0.8 + 0) / 3)
     assert classifier_scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
@@ -254,31 +254,35 @@ def test_intervals_cover_the_truth_over_seeds_and_images():
         chance = 0.8 + 0.15 * rng.choice([-1, 1], 150) + 0.02 * rng.standard_normal((5, 1))
         wrong = rng.random((5, 150)) > chance
         weights = classifier_scores.resample_weights(150, 200, trial)
-        values = classifier_scores.scores(np.zeros(150, int), wrong.astype(int), weights)["accuracy"]
+        values = classifier_scores.score(np.zeros(150, int), wrong.astype(int), weights)["accuracy"]
         _, low, high = classifier_scores.interval(values)
         covered, widths = covered + (low <= 0.8 <= high), [*widths, high - low]
     assert covered >= 186 and np.mean(widths) < 0.15
 
 
+def compare_arms(first: dict, second: dict) -> list[dict]:
+    return classifier_scores.compare([tuple(classifier_scores.Scored("real", 1.0, one) for one in (first, second))])
+
+
 def test_no_difference_is_not_called_one_but_a_large_one_is():
     rng, called = np.random.default_rng(1), 0
-    weights, arms = classifier_scores.resample_weights(100, 200, 0), [{"name": "real", "real_share": 1.0}] * 2
+    weights = classifier_scores.resample_weights(100, 200, 0)
     for _ in range(60):
         values = [
-            classifier_scores.scores(np.zeros(100, int), rng.integers(0, 10, (5, 100)) // 9, weights) for _ in "ab"
+            classifier_scores.score(np.zeros(100, int), rng.integers(0, 10, (5, 100)) // 9, weights) for _ in "ab"
         ]
-        called += any(one["verdict"] != "no difference shown" for one in classifier_scores.compare([(*arms, *values)]))
+        called += any(one["verdict"] != "no difference shown" for one in compare_arms(*values))
     assert called <= 5
-    better = classifier_scores.scores(np.zeros(100, int), rng.integers(0, 50, (5, 100)) // 49, weights)
-    worse = classifier_scores.scores(np.zeros(100, int), rng.integers(0, 3, (5, 100)) // 2, weights)
-    assert {one["verdict"] for one in classifier_scores.compare([(*arms, worse, better)])} == {"better"}
+    better = classifier_scores.score(np.zeros(100, int), rng.integers(0, 50, (5, 100)) // 49, weights)
+    worse = classifier_scores.score(np.zeros(100, int), rng.integers(0, 3, (5, 100)) // 2, weights)
+    assert {one["verdict"] for one in compare_arms(worse, better)} == {"better"}
 
 
 def test_an_interval_of_two_seeds_stays_within_what_a_difference_can_be():
-    weights, arms = classifier_scores.resample_weights(40, 200, 0), [{"name": "real", "real_share": 1.0}] * 2
+    weights = classifier_scores.resample_weights(40, 200, 0)
     bad, mixed = np.ones((2, 40), int), np.array([[0] * 40, [1] * 40])
-    one, other = (classifier_scores.scores(np.zeros(40, int), seen, weights) for seen in (bad, mixed))
-    assert all(-1 <= line["low"] < line["high"] <= 1 for line in classifier_scores.compare([(*arms, one, other)]))
+    one, other = (classifier_scores.score(np.zeros(40, int), seen, weights) for seen in (bad, mixed))
+    assert all(-1 <= line["low"] < line["high"] <= 1 for line in compare_arms(one, other))
 
 
 def test_a_column_of_captions_is_not_listed_whole():

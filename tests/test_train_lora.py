@@ -166,7 +166,7 @@ def test_a_step_is_what_diffusers_and_peft_do_by_hand(trainer_data, reference):
 EVERYTHING = (
     "--use_ema --ema_decay 0.9 --caption_dropout 0.3 --random_flip --no-center_crop --use_aspect_ratio_buckets "
 )
-EVERYTHING += "--use_aspect_ratio_buckets --lora_dropout 0.1 --lr_scheduler cosine --noise_offset 0.1 --optimizer prodigy --learning_rate 1"
+EVERYTHING += "--lora_dropout 0.1 --lr_scheduler cosine --noise_offset 0.1 --optimizer prodigy --learning_rate 1"
 
 
 @pytest.mark.parametrize("words", [EVERYTHING, "--optimizer adafactor --use_ema"])

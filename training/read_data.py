@@ -30,8 +30,8 @@ def read_records(source: Source) -> tuple[list[Record], list[Record]]:
     root = Path(source.name)
     if source.flag != "--dataset_name" and not root.is_dir():
         raise UserError(
-            f"{source.flag} {source.name}: no such folder; make it with prepare_dataset.py, give a folder of images, or "
-            "name a hub dataset with --dataset_name"
+            f"{source.flag} {source.name}: no such folder; make it with prepare_dataset.py, give a folder of images, "
+            "or name a hub dataset with --dataset_name"
         )
     if (root / "metadata.json").is_file():
         return _read_prepared(root, source, "train"), _read_prepared(root, source, "val")
@@ -45,8 +45,8 @@ def read_records(source: Source) -> tuple[list[Record], list[Record]]:
 def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
     if source.image_column:
         raise UserError(
-            f"--image_column {source.image_column}: {source.flag} {root} is a prepared dataset, whose images are known; "
-            "leave it out"
+            f"--image_column {source.image_column}: {source.flag} {root} is a prepared dataset, whose images are "
+            "known; leave it out"
         )
     if split not in dataset.read_metadata(root)["counts"]:  # a generated set has no val split
         return []

@@ -1,7 +1,7 @@
-"""What the duplicate threshold finds and what it takes by mistake, on the images of a catalogue.
+"""What the duplicate threshold finds, and what it finds by mistake, on the images of a catalogue.
 
-Copies are made of every image in ways that shops make them, and looked for; the catalogue's own pairs that are taken
-are listed, for an eye to judge (it may hold real duplicates).
+Copies of every image are made as shops make them, and searched; the catalogue's own pairs that are found are listed,
+to be judged by eye (it may hold real duplicates).
 
     python tests/benchmarks/duplicates.py --catalogue data/demo_catalogue
 """
@@ -51,8 +51,8 @@ CHANGES = {
 }
 
 
-def sign(drawn: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    squares = [images.fit_square(image, 512) for image in drawn]
+def sign(originals: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    squares = [images.fit_square(image, 512) for image in originals]
     return np.stack([images.perceptual_hash(one) for one in squares]), np.stack(
         [images.colour_thumb(one) for one in squares]
     )
@@ -62,20 +62,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalogue", type=Path, required=True, help="a folder with images/")
     args = parser.parse_args()
-    names, drawn = [], []
+    names, originals = [], []
     for path in sorted((args.catalogue / "images").iterdir()):
         try:
-            drawn.append(images.read_image(path)[0])
+            originals.append(images.read_image(path)[0])
             names.append(path.stem)
         except images.BadImage as error:
             print(f"{path.name}: {error}")
-    hashes, thumbs = sign(drawn)
-    print(f"{len(drawn)} images, {len(drawn) * (len(drawn) - 1) // 2:,} pairs; taken within so many bits:")
+    hashes, thumbs = sign(originals)
+    print(f"{len(originals)} images, {len(originals) * (len(originals) - 1) // 2:,} pairs; found within so many bits:")
     print(f"{'':24}" + "".join(f"{bits:>8}" for bits in BITS))
     pairs = near_pairs(hashes, thumbs, max(BITS), COLOUR_LIMIT)
     print(f"{'pairs of the catalogue':24}" + "".join(f"{sum(p[2] <= bits for p in pairs):8}" for bits in BITS))
     for what, change in CHANGES.items():
-        changed, coloured = sign([change(image) for image in drawn])
+        changed, coloured = sign([change(image) for image in originals])
         distance = np.bitwise_count(hashes ^ changed).sum(1, dtype=int)
         same = np.abs(thumbs.astype(int) - coloured).mean(1) <= COLOUR_LIMIT
         print(f"{what:24}" + "".join(f"{((distance <= bits) & same).mean():8.0%}" for bits in BITS))

@@ -1,4 +1,4 @@
-"""How long evaluate.py takes: a second time, its features cached; and feature extraction beside the model's own work.
+"""How long evaluate.py takes with cached features, and how long features take compared with the model alone.
 
     python tests/benchmarks/evaluate_speed.py
     python tests/benchmarks/evaluate_speed.py --generated 1000 --real 1000 --extract 64
@@ -62,7 +62,7 @@ def write_images(folder: Path, count: int, seed: int, size: int) -> list[Path]:
 
 
 def time_cached(root: Path, models: dict[str, Path], args) -> Iterator[float]:
-    """Seconds of the whole command, each time; its features are in the cache: random ones, only their number counts."""
+    """Seconds of each whole command. The features in its cache are random: only their number counts."""
     sets = {name: write_images(root / name, getattr(args, name), i, args.size) for i, name in enumerate(args.sets)}
     rng, cache = np.random.default_rng(0), root / "out" / "features"
     keys = content_keys([one for files in sets.values() for one in files], 2)

@@ -1,10 +1,10 @@
-"""Does evaluate.py tell good from bad? On the demo: real images < LoRA < base pipeline < noise, by every metric.
+"""Does evaluate.py rank good above bad? On the demo: real images < LoRA < base pipeline < noise, by every metric.
 
     python tests/benchmarks/good_from_bad.py --output_dir runs/good_from_bad
     python tests/benchmarks/good_from_bad.py --output_dir runs/good_from_bad --lora runs/demo/lora --num_images 150
 
 Half of a test split is the reference; the other half, and sets of as many images that the LoRA, the base pipeline and
-a generator of noise make for the same prompts, are each evaluated against it. What is there already is not made again.
+a generator of noise make for the same prompts, are each evaluated against it. Existing sets are used again.
 Writes results.json and table.md; exits with 1 if a metric puts two of them in the wrong order.
 """
 
@@ -27,7 +27,7 @@ from utils.files import write_json
 from utils.runs import git_commit
 
 SETS = ("real", "LoRA", "base", "noise")
-# Of those that have a better end; each is said to go wrong from left to right.
+# Figures with a better end; each should get worse from left to right.
 ORDERED = "frechet kid cmmd precision recall density coverage clip_score clip_score_lowest colour_accuracy".split()
 ORDERED += ["wrong_colour"]
 
@@ -102,7 +102,7 @@ def evaluate(folders: dict[str, Path], out: Path, resamples: int) -> dict[str, d
 
 
 def verdict(entries: list[dict], better: str) -> str:
-    """`in order`, or which neighbours are not: the wrong way round, or with intervals that touch."""
+    """`in order`, or which neighbours are not: in the wrong order, or with intervals that overlap."""
     said = []
     for names, (one, other) in zip(zip(SETS, SETS[1:]), zip(entries, entries[1:])):
         if better == "lower":

@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from evaluation import comparison, diversity
+from evaluation import diversity, novelty, quality
 
 
 def main():
@@ -31,12 +31,12 @@ def main():
         real, generated = (rng.normal(size=(n, d)) * scale for n in (args.real, args.generated))
         split = args.real * 15 // 100
         tasks = {
-            "frechet": lambda a=real, b=generated: comparison.compare_frechet(a, b, args.resamples),
-            "kid": lambda a=real, b=generated: comparison.compare_mmd(a, b, "kid", args.resamples),
-            "cmmd": lambda a=real, b=generated: comparison.compare_mmd(a, b, "cmmd", args.resamples),
-            "prdc": lambda a=real, b=generated: comparison.compare_prdc(a, b, resamples=args.resamples),
+            "frechet": lambda a=real, b=generated: quality.compare_frechet(a, b, args.resamples),
+            "kid": lambda a=real, b=generated: quality.compare_kid(a, b, args.resamples),
+            "cmmd": lambda a=real, b=generated: quality.compare_cmmd(a, b, args.resamples),
+            "prdc": lambda a=real, b=generated: quality.compare_prdc(a, b, args.resamples),
             "diversity": lambda a=real, b=generated: diversity.compare_diversity(a, b, args.resamples),
-            "novelty": lambda a=real, b=generated, s=split: diversity.compare_novelty(a[s:], a[:s], b),
+            "novelty": lambda a=real, b=generated, s=split: novelty.compare_novelty(a[s:], a[:s], b),
         }
         total, times = time.perf_counter(), {}
         for name, task in tasks.items():

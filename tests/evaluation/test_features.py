@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, CLIPImageProcessorPil, Dinov2Conf
 
 from demo.shoes import draw_shoe
 from evaluation import features
+from evaluation.adherence import clip_scores
 from evaluation.features import image_features, load_encoder, text_features
 from evaluation.image_sets import read_images, spell_alike
 from utils import image_checks
@@ -129,7 +130,7 @@ def test_dinov2_sees_the_whole_image(tmp_path):
     image = Image.new("RGB", (128, 128), "white")
     framed = image.copy()
     framed.paste((0, 0, 0), (0, 0, 128, 4))
-    one, other = encoder.embed([image, framed])
+    one, other = encoder.forward(np.stack([encoder.prepare(each) for each in (image, framed)]))
     assert encoder.size == 32 and encoder.embed_texts is None and np.abs(one - other).max() > 1e-4
 
 
@@ -158,9 +159,9 @@ def test_inception_is_a_torchscript_file_with_its_checksum(files, tmp_path):
 def test_without_the_hub_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or it asks for a minute
     for name in ("clip", "dinov2"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as raised:
             load_encoder(name, "owner/not-in-any-cache")
-        text = str(told.value)
+        text = str(raised.value)
         assert "owner/not-in-any-cache" in text and "hf download" in text and "demo" in text and "\n" not in text
     with pytest.raises(UserError, match="no such encoder"):
         load_encoder("vgg")
@@ -213,5 +214,7 @@ def test_columns_have_one_name_and_values_one_spelling_in_all_sets(files, tmp_pa
 def test_clip_scores_are_cosines_of_these_features(encoder, files):
     clip, texts = image_checks.load_clip("demo"), ["red boots"] * 4
     images = [Image.open(one).convert("RGB") for one in files]
-    cosines = image_checks.cosines(image_features(encoder, files, None), text_features(encoder, texts))
-    assert np.allclose(100 * cosines, image_checks.clip_scores(clip, images, texts), atol=1e-3)
+    cosines = image_checks.cosines(image_checks.embed_images(clip, images), image_checks.embed_texts(clip, texts))
+    records = [{"path": one, "text": text} for one, text in zip(files, texts)]
+    found = clip_scores(encoder, image_features(encoder, files, None), [*records[:3], {"text": None}])
+    assert np.allclose(found[:3], cosines[:3], atol=1e-5) and np.isnan(found[3]) and abs(found[:3]).max() < 1

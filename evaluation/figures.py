@@ -1,0 +1,84 @@
+"""A figure of an evaluation: what it is, its value with a 95 % interval, and what real images get (its floor)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from evaluation.intervals import Estimate, wilson
+from utils.cli import UserError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value with its interval, from how many images it is, and how it was computed."""
+
+    value: float
+    low: float
+    high: float
+    n: int | None = None
+    n_real: int | None = None
+    n_generated: int | None = None
+    resamples: int | None = None
+    k: int | None = None  # neighbours
+    threshold: float | None = None
+    floor: "Measured | None" = None
+    at_floor_n: float | None = None  # the figure for as many images as the floor is for, where their number matters
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what is not known, and without the floor."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "floor"}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An entry of metrics.json. Where the sets are too small it has no value, and `refused` says why."""
+
+    id: str
+    group: str
+    name: str
+    better: str  # lower, higher, near floor
+    unit: str = ""  # % for shares (0 to 1)
+    how: str = ""
+    encoder: str | None = None
+    measured: Measured | None = None
+    refused: str | None = None
+
+    def of(self, encoder: str | None, how: str = "") -> "Figure":
+        """The same of an encoder; `how` is added to how it is computed."""
+        name = f"{self.id}/{encoder}" if encoder else self.id
+        return replace(self, id=name, encoder=encoder, how=self.how + how)
+
+    def refuse(self, reason: str) -> "Figure":
+        return replace(self, refused=reason)
+
+    def as_json(self) -> dict[str, Any]:
+        found = {key: value for key, value in asdict(self).items() if key not in ("measured", "refused")}
+        found |= {"value": None, "low": None, "high": None, "floor": None, "at_floor_n": None}
+        if self.measured:
+            found |= self.measured.as_json()
+            found["floor"] = self.measured.floor.as_json() if self.measured.floor else None
+        return found | ({"refused": self.refused} if self.refused else {})
+
+
+def measure(estimate: Estimate, n: int | None = None, floor: Measured | None = None, **details: Any) -> Measured:
+    """`details`: more of Measured's fields."""
+    value, low, high = map(float, estimate)
+    return Measured(value, low, high, n=n, floor=floor, **details)
+
+
+def measure_share(hits: Iterable[bool] | np.ndarray, floor: Measured | None = None) -> Measured:
+    """The share of images that are hits, with Wilson's interval."""
+    hits = np.asarray(list(hits), bool)
+    return measure(wilson(int(hits.sum()), len(hits)), len(hits), floor)
+
+
+def fill(figures: Sequence[Figure], compute: Callable[[], Sequence[Measured]], hint: str = "") -> list[Figure]:
+    """The figures with what `compute` returns for each; where it refuses, all refused with its reason and the hint."""
+    try:
+        found = compute()
+    except UserError as error:
+        return [one.refuse(f"{error}{hint}") for one in figures]
+    return [replace(one, measured=each) for one, each in zip(figures, found, strict=True)]
