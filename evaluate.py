@@ -23,8 +23,9 @@ from threadpoolctl import threadpool_limits
 from evaluation import adherence, assessment, failures, features, flags, human_study, image_measures, subject, targets
 from evaluation.feature_cache import content_keys
 from evaluation.image_sets import check_apart, check_new, read_images, spell_alike
-from evaluation.report import compare, summary
-from evaluation.report.html import read_evaluation, write_report
+from evaluation.report import summary
+from evaluation.report.comparison_page import write_comparison
+from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils import cli, devices, runs
 from utils.cli import UserError
 from utils.faces import load_faces
@@ -278,7 +279,7 @@ def study_or_compare(args) -> int:
         if args.dry_run:
             return 0
         page = args.output_dir / "comparison.html"
-        print(*compare.write_comparison(args.compare, page), page, sep="\n")
+        print(*write_comparison(args.compare, page), page, sep="\n")
         return 0
     real, generated = (read_images(getattr(args, name), f"--{name}") for name in ("real", "generated"))
     for name, records in (("real", real), ("generated", generated)):
