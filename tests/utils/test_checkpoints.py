@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and what is damaged is named and passed over."""
+"""Checkpoints are whole or not there, and damaged ones are named and skipped."""
 
 import json
 import multiprocessing
@@ -53,12 +53,12 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_what_is_damaged_is_named_and_passed_over(tmp_path, caplog, kind):
+def test_a_damaged_one_is_named_and_skipped(tmp_path, caplog, kind):
     save(tmp_path, 100), save(tmp_path, 1000)
     spoil, said = DAMAGE[kind]
     spoil(tmp_path / "checkpoint-1000")
     assert checkpoints.find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-100"
-    assert f"{tmp_path / 'checkpoint-1000'} is passed over" in caplog.text and said in caplog.text
+    assert f"{tmp_path / 'checkpoint-1000'} is skipped" in caplog.text and said in caplog.text
     with pytest.raises(UserError, match="--resume_from_checkpoint checkpoint-1000: damaged") as error:
         checkpoints.find_checkpoint(tmp_path, "checkpoint-1000")
     assert said in str(error.value)
@@ -305,3 +305,45 @@ def test_a_checkpoint_holds_no_pickle(checkpoint):
         "state.json",
     ]
     assert json.loads((checkpoint / "state.json").read_text())["progress"]["step"] == 1
+
+
+def two_networks():
+    """A generator and a discriminator, each with its own optimizer, after a few steps."""
+    torch.manual_seed(0)
+    modules = {"generator": torch.nn.Linear(3, 4), "discriminator": torch.nn.Linear(4, 1)}
+    optimizers = {
+        "generator_optimizer": torch.optim.AdamW(modules["generator"].parameters(), 1e-2),
+        "discriminator_optimizer": torch.optim.SGD(modules["discriminator"].parameters(), 1e-2, momentum=0.9),
+    }
+    return modules, optimizers
+
+
+def adversarial_steps(modules, optimizers, steps):
+    for step in steps:
+        inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        modules["discriminator"](modules["generator"](inputs)).square().mean().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_two_networks_with_two_optimizers_are_restored_to_the_byte(tmp_path):
+    whole, whole_optimizers = two_networks()
+    adversarial_steps(whole, whole_optimizers, range(3))
+    files, state = checkpoints.pack_optimizers(whole_optimizers)
+    files |= {name: module.state_dict() for name, module in whole.items()}
+    checkpoints.save_checkpoint(tmp_path / "checkpoint-3", lambda folder: None, files, state | {"step": 3})
+    assert checkpoints.checkpoint_damage(tmp_path / "checkpoint-3") is None
+
+    resumed, resumed_optimizers = two_networks()
+    files, state = checkpoints.load_checkpoint(tmp_path / "checkpoint-3")
+    assert state["step"] == 3
+    for name, module in resumed.items():
+        module.load_state_dict(files[name])
+    checkpoints.restore_optimizers(resumed_optimizers, files, state)
+    for modules, optimizers in ((whole, whole_optimizers), (resumed, resumed_optimizers)):
+        adversarial_steps(modules, optimizers, range(3, 6))
+    for name, module in whole.items():
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), resumed[name].parameters()))
+    with pytest.raises(KeyError):
+        checkpoints.restore_optimizers({"third": whole_optimizers["generator_optimizer"]}, files, state)
