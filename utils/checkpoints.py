@@ -40,7 +40,7 @@ def pack_optimizer(state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
 
 def _flatten(values: dict[str, Any]) -> dict[str, Any]:
     """bitsandbytes keeps its quantised tensors in a dict within the state: its keys are joined by a slash."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= {f"{name}/{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
     return flat

@@ -157,7 +157,7 @@ def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -
 
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     login = os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)
-    mode = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
     if not login and mode not in ("offline", "dryrun", "disabled"):  # wandb would ask on the terminal
         raise RuntimeError(f"WANDB_MODE={mode}, but there is no login; set WANDB_API_KEY or WANDB_MODE=offline")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
