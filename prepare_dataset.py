@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from preparation import captions, flags, portraits, report, splits
+from preparation.dataset_card import dataset_card
 from utils import catalogue, cli, dataset, faces, files, images, parallel, sources, wording
 from utils.cli import UserError
 
@@ -185,7 +186,7 @@ def write_dataset(folder: Path, args, analysis: dict, products: list[dict], plac
     metadata = describe_dataset(args, analysis, members, tokenizer, dataset.content_fingerprint(sums))
     files.write_json(folder / "metadata.json", metadata)
     examples = list(dict.fromkeys(one["caption"] for one in members["train"] if one["caption"]))[:5]
-    (folder / "README.md").write_text(report.dataset_card(metadata, examples), encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(metadata, examples), encoding="utf-8")
     files.write_manifest(folder, sums)
     return metadata
 

@@ -102,16 +102,19 @@ def _plot_loss(axis: "Axes", records: list[Record]) -> None:
     if best := best_validation(records):
         axis.plot(*series(records, "val_loss"), "o-", color=ORANGE, linewidth=1.6, markersize=4, label="validation")
         axis.plot(*best, "*", color=ORANGE, markeredgecolor="white", markersize=17, zorder=5)
-        style: dict[str, Any] = {
-            "fontsize": 9,
-            "color": "#a34a18",
-            "ha": "center",
-            "va": "top",
-            "annotation_clip": False,
-        }
-        style["bbox"] = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-        text = f"best {best[1]:.4g} at step {best[0]:,}"
-        axis.annotate(text, best, (0, -13), textcoords="offset points", **style)
+        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        axis.annotate(
+            f"best {best[1]:.4g} at step {best[0]:,}",
+            best,
+            (0, -13),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=9,
+            color="#a34a18",
+            bbox=box,
+            annotation_clip=False,
+        )
     # A few noisy records must not flatten the curves that matter.
     ordered, curves = sorted(values), series(records, "loss_smooth")[1] + series(records, "val_loss")[1]
     if ordered and curves:
