@@ -77,13 +77,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """Marks on one axis, a line each, in front of a band; the axis is numbered unless a neighbour's is."""
+    """Marks on one axis, a line each, in front of a band."""
 
     axis: Axis
     marks: list[Mark]
     label: str
     band: Estimate | None = None
-    numbered: bool = True
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,11 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     runs = {name: read_evaluation(folder) for name, folder in zip(names, folders)}
     figures = compare_figures(runs)
     shared = find_shared_images(dict(zip(names, folders)), runs)
-    headline, verdicts, warnings = f"Compared with {names[0]}", summarise_judgements(figures), warn_of_references(runs)
+    headline, verdicts, warnings = (
+        f"Compared with {names[0]}",
+        summarise_judgements(figures, names),
+        warn_of_references(runs),
+    )
     page = render_page(
         "comparison.html",
         folder=Path(),
@@ -167,10 +171,10 @@ def compare_figures(runs: dict[str, dict[str, Any]]) -> list[ComparedFigure]:
     return compared
 
 
-def summarise_judgements(figures: list[ComparedFigure]) -> list[str]:
+def summarise_judgements(figures: list[ComparedFigure], names: list[str]) -> list[str]:
     """A sentence on each run but the first: in how many figures it is better, worse, …"""
     sentences = []
-    for name in figures[0].judgements:
+    for name in names[1:]:
         words = [one.judgements[name].verdict or "not compared" for one in figures]
         verdicts = ("better", "worse", "higher", "lower", "no difference shown", "not compared")
         counts = [f"{word} in {words.count(word)}" for word in verdicts if word in words]

@@ -1,6 +1,5 @@
 """Tables of values on one axis: the means by attribute, the shares of attributes, the answers of people."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,18 +33,9 @@ class Table:
         return self.rows[SHOWN:]
 
 
-def make_row(name: str, marks: list[Mark], axis: Axis, below: str = "", numbered: bool = True) -> Row:
+def make_row(name: str, marks: list[Mark], axis: Axis, below: str = "") -> Row:
     label = ", ".join(" ".join((mark.kind, *format_interval(mark.estimate, axis.unit))) for mark in marks)
-    return Row(name, below, Strip(axis, marks, f"{name}: {label}", numbered=numbered))
-
-
-def make_rows(values: Sequence[tuple[str, list[Mark]]], axis: Axis, below: Sequence[str] = ()) -> list[Row]:
-    """Rows on one axis, whose numbers stand under the last row shown and the last that can be unfolded."""
-    numbered = {min(len(values), SHOWN) - 1, len(values) - 1}
-    texts = below or [""] * len(values)
-    return [
-        make_row(name, marks, axis, text, i in numbered) for i, ((name, marks), text) in enumerate(zip(values, texts))
-    ]
+    return Row(name, below, Strip(axis, marks, f"{name}: {label}"))
 
 
 def split_tables(metrics: dict[str, Any], identity: bool) -> list[Table]:
@@ -54,11 +44,9 @@ def split_tables(metrics: dict[str, Any], identity: bool) -> list[Table]:
     for one in metrics["figures"]:
         known[one["id"].partition("/")[0]] = known[one["id"].replace("/", "_")] = one
     splits = metrics.get("splits", {})
-    wanted = ["identity_verified", "identity_centroid"] if identity else splits
+    others = [key for key in splits if not key.startswith("identity_")]
     tables = []
-    for key in wanted:
-        if key.startswith("identity_") != identity:
-            continue
+    for key in ("identity_verified", "identity_centroid") if identity else others:
         figure = known.get(key, {"name": key.replace("_", " "), "unit": "%" if "accuracy" in key else ""})
         for column, values in splits.get(key, {}).items():
             title = f"{figure['name']} by {'prompt' if column == 'text' else column}"
@@ -67,10 +55,11 @@ def split_tables(metrics: dict[str, Any], identity: bool) -> list[Table]:
 
 
 def split_table(title: str, values: list[dict[str, Any]], unit: str) -> Table:
-    marks = [Mark("generated", read_estimate(one, "mean")) for one in values]
-    axis = fit_axis([mark.estimate for mark in marks], unit, share=unit == "%")
-    below = [counted(one["n"], "image") if one.get("n") is not None else "" for one in values]
-    rows = make_rows([(str(one["value"]), [mark]) for one, mark in zip(values, marks)], axis, below)
+    axis = fit_axis([read_estimate(one, "mean") for one in values], unit, share=unit == "%")
+    rows = []
+    for one in values:
+        below = counted(one["n"], "image") if one.get("n") is not None else ""
+        rows.append(make_row(str(one["value"]), [Mark("generated", read_estimate(one, "mean"))], axis, below))
     return Table(title[:1].upper() + title[1:], rows)
 
 
@@ -78,13 +67,13 @@ def share_tables(shares: dict[str, list[dict[str, Any]]]) -> list[Table]:
     """How often each value of an attribute occurs: generated, real, and as planned."""
     tables = []
     for column, values in shares.items():
-        marked = [(str(one["value"]), marks) for one in values if (marks := share_marks(one))]
-        if marked:
-            estimates = [mark.estimate for _, marks in marked for mark in marks]
-            axis = fit_axis([Estimate(0.0), *estimates], "%", share=True)
-            by = SHARES_BY.get(values[0].get("by"))
-            note = f"Generated: {by}; real: by their labels." if by else ""
-            tables.append(Table(column, make_rows(marked, axis), note))
+        marks = {str(one["value"]): share_marks(one) for one in values}
+        estimates = [mark.estimate for those in marks.values() for mark in those]
+        axis = fit_axis([Estimate(0.0), *estimates], "%", share=True)
+        by = SHARES_BY.get(values[0].get("by")) if values else None
+        note = f"Generated: {by}; real: by their labels." if by else ""
+        rows = [make_row(name, those, axis) for name, those in marks.items() if those]
+        tables += [Table(column, rows, note)] if rows else []
     return tables
 
 
