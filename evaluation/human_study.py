@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.intervals import agreement, crossed_interval
+from evaluation.json_files import read_object
 from evaluation.report.rendering import encode_image, render_page
 from utils.cli import UserError
 from utils.files import write_json, write_text
@@ -93,21 +94,9 @@ def choose_images(records: list[Record], count: int, rng: random.Random, kind: s
     return found
 
 
-def read_object(path: Path, expected: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--ratings {path}: {error.strerror}; expected {expected}") from None
-    except ValueError as error:
-        raise UserError(f"--ratings {path}: damaged ({error}); expected {expected}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"--ratings {path}: expected {expected}")
-    return value
-
-
 def read_key(path: Path) -> tuple[str, list[str]]:
     """(the study's id, the kind of each item in order) from study_key.json."""
-    key = read_object(path, "the study_key.json that was written beside study.html")
+    key = read_object(path, "the study_key.json that was written with study.html", "--ratings")
     try:
         kinds = [one["kind"] for one in sorted(key["items"], key=lambda one: one["item"])]
         if set(kinds) != set(KINDS):
@@ -119,7 +108,7 @@ def read_key(path: Path) -> tuple[str, list[str]]:
 
 def read_ratings(path: Path, study: str, count: int) -> Ratings:
     """One rater's answers in the study, which has `count` images; refused if they are damaged or of another study."""
-    value = read_object(path, DOWNLOADED)
+    value = read_object(path, DOWNLOADED, "--ratings")
     if "items" in value and "answers" not in value:
         raise UserError(f"--ratings {path}: is the key of a study, not a rater's answers; expected {DOWNLOADED}")
     if value.get("study") != study:

@@ -77,11 +77,8 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     runs = {name: read_evaluation(folder) for name, folder in zip(names, folders)}
     figures = compare_figures(runs)
     shared = find_shared_images(dict(zip(names, folders)), runs)
-    headline, verdicts, warnings = (
-        f"Compared with {names[0]}",
-        summarise_judgements(figures, names),
-        warn_of_references(runs),
-    )
+    headline = f"Compared with {names[0]}"
+    verdicts, warnings = summarise_judgements(figures, names), warn_of_references(runs)
     page = render_page(
         "comparison.html",
         folder=Path(),

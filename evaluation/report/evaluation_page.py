@@ -1,9 +1,9 @@
 """report.html of an evaluation: one file that a person reads from top to bottom, made from metrics.json alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from evaluation.json_files import read_object
 from evaluation.report import tables
 from evaluation.report.charts import Mark, Strip, fit_axis
 from evaluation.report.formatting import Estimate, format_interval, read_estimate
@@ -26,17 +26,10 @@ SETS = {
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """metrics.json of an evaluation."""
-    path = folder / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; name the folder of an evaluation, as evaluate.py makes it"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); run evaluate.py again") from None
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("figures"), list):
-        raise UserError(f"{path}: expected an evaluation with `figures`; run evaluate.py again")
+    path, expected = folder / "metrics.json", "an evaluation with `figures`, as evaluate.py makes it"
+    metrics = read_object(path, expected)
+    if not isinstance(metrics.get("figures"), list):
+        raise UserError(f"{path}: expected {expected}")
     return metrics
 
 

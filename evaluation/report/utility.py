@@ -1,9 +1,9 @@
 """Does the synthetic set help? results.json of train_classifier.py: its curves, and how its arms are called."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from evaluation.json_files import read_object
 from evaluation.report.charts import Curve, CurveChart
 from evaluation.report.formatting import Estimate
 from utils.cli import UserError
@@ -15,13 +15,11 @@ def read_utility(path: str | None, folder: Path) -> dict[str, Any] | None:
         return None
     place = folder / path
     place = place / "results.json" if place.is_dir() else place
-    try:
-        results = json.loads(place.read_text(encoding="utf-8"))
-        return {"target": results["target"], "arms": results["arms"], **results}
-    except OSError as error:
-        raise UserError(f"{place}: {error.strerror}; expected results.json of train_classifier.py") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place} is no results.json of train_classifier.py ({error}); run that again") from None
+    expected = "results.json of train_classifier.py"
+    results = read_object(place, expected)
+    if "target" not in results or not isinstance(results.get("arms"), list):
+        raise UserError(f"{place}: expected {expected}, with `target` and `arms`; run that again")
+    return results
 
 
 def arm_title(arm: dict[str, Any]) -> str:
