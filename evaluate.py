@@ -19,8 +19,9 @@ from evaluation.encoding import Work, encode_sets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
 from evaluation.image_sets import check_apart, check_new, count_texts, describe_set, read_images, spell_alike
-from evaluation.report import compare, summary
-from evaluation.report.html import read_evaluation, write_report
+from evaluation.report import summary
+from evaluation.report.comparison_page import write_comparison
+from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils import cli, devices, runs
 from utils.cli import UserError, positive, seed_number, workers
 from utils.faces import add_face_flags, load_faces
@@ -137,7 +138,7 @@ def compare_evaluations(args: argparse.Namespace) -> int:
     check_writable(args.output_dir)
     if not args.dry_run:
         page = args.output_dir / "comparison.html"
-        print(*compare.write_comparison(args.compare, page), page, sep="\n")
+        print(*write_comparison(args.compare, page), page, sep="\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a prepared dataset says about itself: counts and shares, a report for people, the dataset card."""
+"""What a prepared dataset says about itself: counts and shares, and a report for people."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -195,44 +195,3 @@ def write_analysis(
 
     figures.sample_grid(folder / "figures/samples.png", products, tile)
     figures.pairs_grid(folder / "figures/pairs.png", analysis.look_alikes, tile)
-
-
-def _markdown(head: str, counts: dict[str, str]) -> list[str]:
-    return [
-        head,
-        "|---|---:" + "|---:" * (head.count("|") - 3) + "|",
-        *(f"| {k} | {v} |" for k, v in counts.items()),
-        "",
-    ]
-
-
-def dataset_card(metadata: dict, captions: list[str]) -> str:
-    """README.md of a prepared dataset."""
-    counts, source, options = metadata["counts"], metadata["source"], metadata["options"]
-    total, side, tokens = counts["written"], options["resolution"], metadata["captions"]
-    sizes = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (float("inf"), "n>100K"))
-    size = next(name for limit, name in sizes if total < limit)
-    reasons = Counter(entry["reason"] for entry in metadata["excluded"])
-    lines = ["---", "task_categories:", "- text-to-image", "size_categories:", f"- {size}", "---"]
-    title = "Photos of one subject" if "shapes" in metadata else " + ".join(options["category"] or ["All categories"])
-    lines += [f"# {title}", ""]
-    several = ", each in the shape nearest to its own," if len(metadata.get("shapes", ())) > 1 else ""
-    lines += [f"{counted(total, 'image')} of {'about ' * bool(several)}{side}×{side} pixels{several} with captions,"]
-    lines += ["made by `prepare_dataset.py`"]
-    lines += [f"from {source['kind']} ({counted(source['rows'], 'row')}).", ""]
-    lines += _markdown("| split | images |", {split: f"{counts[split]:,}" for split in ("train", "val", "test")})
-    lines += ["![samples](figures/samples.png)", "", "## Captions", "", *(f"- {text}" for text in captions), ""]
-    lines += [f"Over {tokens['limit']} tokens: {counted(tokens['over_limit'], 'caption')}; the longest has"]
-    lines += [f"{tokens['longest']}, by {tokens['counted_by']}. Empty: {tokens['empty']}.", ""]
-    for column, values in metadata["shares"].items():
-        cells = {name: f"{value['count']:,} | {value['share']:.1%}" for name, value in list(values.items())[:20]}
-        lines += [f"## {column.capitalize()}", "", *_markdown("| | count | share |", cells)]
-    lines += ["## Left out", "", *([f"- {reason}: {n:,}" for reason, n in reasons.most_common()] or ["Nothing."]), ""]
-    lines += ["Each one, with its row and the reason, is in `metadata.json`.", "", "## Splits", ""]
-    lines += [f"Stratified by {', '.join(options['stratify_by']) or 'nothing'}; look-alikes are always in one split."]
-    lines += ["`splits.json` holds the place of every image that ever had one: keep it.", "", "## Use", ""]
-    lines += ["```python", "import datasets", ""]
-    lines += ['train = datasets.load_dataset("imagefolder", data_dir=".../train", split="train")', "```", ""]
-    lines += ["`python prepare_dataset.py --verify <this folder>` checks every file."]
-    lines += ["The images keep the licence of their source."]
-    return "\n".join(lines) + "\n"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from preparation.captions import CaptionLengths
+from preparation.dataset_card import dataset_card
 from preparation.records import Example
-from preparation.report import Analysis, count_values, dataset_card, with_shares
+from preparation.report import Analysis, count_values, with_shares
 from utils.dataset import FORMAT, SPLITS, TABLES, content_fingerprint
 from utils.files import file_sha256, write_json, write_manifest
 

@@ -17,7 +17,7 @@ import evaluate
 from demo.shoes import COLOURS, draw_shoe
 from evaluation import adherence, failures, image_measures, judge, subject, targets
 from evaluation.report import summary
-from evaluation.report.compare import compare_figures
+from evaluation.report.comparison_page import compare_figures
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
 from utils.cli import UserError
 
@@ -493,10 +493,12 @@ def test_two_runs_of_one_person_are_compared(person, judged, capsys):
     text = (root / "compared/comparison.html").read_text()
     assert "16 images in all runs share prompt and seed" in text and "measured against different" not in text
     assert "no difference shown in" in text and "worse in" in text
-    rows = {row["figure"]["id"]: row["against"][0] for row in compare_figures([found for _, found in judged])}
-    assert rows["identity/face_found"]["verdict"] == "no difference shown"
-    assert rows["identity/verified"]["verdict"] == rows["fidelity/prior_distance/demo"]["verdict"] == "worse"
-    assert rows["fidelity/subject/demo"]["low"] < 0 < rows["fidelity/subject/demo"]["high"]  # red squares are no shoes
+    compared = compare_figures({"first": judged[0][1], "second": judged[1][1]})
+    rows = {one.figure["id"]: one.judgements["second"] for one in compared}
+    assert rows["identity/face_found"].verdict == "no difference shown"
+    assert rows["identity/verified"].verdict == rows["fidelity/prior_distance/demo"].verdict == "worse"
+    difference = rows["fidelity/subject/demo"].estimate
+    assert difference.low < 0 < difference.high  # red squares are no shoes
 
 
 def test_a_persons_figures_join_those_beside_real_images(sets, person, tmp_path):

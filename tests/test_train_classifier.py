@@ -12,7 +12,7 @@ import torch
 import train_classifier
 from demo.shoes import draw_shoe
 from evaluation import classifier_scores, labelled
-from evaluation.report import utility
+from evaluation.report.evaluation_page import write_report
 from utils import runs
 from utils.cli import UserError
 
@@ -108,11 +108,12 @@ def test_all_arms_make_equal_steps_with_the_same_seeds_and_every_figure_has_its_
     assert (out / "curves.png").stat().st_size > 5000
 
 
-def test_the_report_of_an_evaluation_shows_its_results(finished):
+def test_the_report_of_an_evaluation_shows_its_results(finished, tmp_path):
     out, results = finished
-    section = utility.utility_section(utility.read_utility(str(out), out))
+    (tmp_path / "metrics.json").write_text(json.dumps({"figures": [], "utility": str(out)}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
     for one in results["comparisons"]:
-        assert f"{one['second']}, against {one['first']}" in section
+        assert f"{one['second']}, against {one['first']}" in page
 
 
 def test_the_same_command_trains_nothing_more_and_more_seeds_only_those(sets, tmp_path, capsys):

@@ -449,7 +449,7 @@ def parameters(model: Path) -> int:
 def test_dry_run_says_what_would_be_generated_and_trained_and_makes_nothing(trainer_data, tmp_path, capsys):
     words = ["--with_prior_preservation", "--class_data_dir", tmp_path / "none", "--class_prompt", "shoes", "--dry_run"]
     for more in (FULL, ()):
-        assert teach(trainer_data, tmp_path / "run", *words, *more) is None
+        assert teach(trainer_data, tmp_path / "run", *words, *more) == 0
         output = capsys.readouterr().out
         assert f"100: 0 in {tmp_path / 'none'}, 100 to be generated into it" in output
         assert "8 a step" in output and "MiB at the peak" in output
@@ -464,7 +464,7 @@ def test_dry_run_counts_class_images_and_finds_damaged_images_as_the_run_does(tr
         draw_shoe("Boots", "Grey", "0", (64, 64)).save(tmp_path / name / "shoe1.jpg")
     words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--instance_data_dir", tmp_path / "photos"]
     before, drawn = snapshot(tmp_path), snapshot(tmp_path / "class")
-    assert teach(trainer_data, tmp_path / "run", *words, "--num_class_images", 9, "--dry_run") is None
+    assert teach(trainer_data, tmp_path / "run", *words, "--num_class_images", 9, "--dry_run") == 0
     assert f"9: 6 in {tmp_path / 'class'}, 3 to be generated into it" in capsys.readouterr().out
     content = (tmp_path / broken).read_bytes()  # the header stays, and of a PNG the end, by which it counts as whole
     (tmp_path / broken).write_bytes(content[:-100] + (content[-12:] if broken.endswith(".png") else b""))

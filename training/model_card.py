@@ -1,151 +1,139 @@
-"""The card of a run, README.md, and the folder on the hub."""
+"""README.md of a run (its model card), summary.json, and the folder on the hub."""
 
 import glob
 import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from urllib.parse import quote
-
-import yaml
+from typing import Any
 
 from families.lora import FILE_NAME as WEIGHTS
 from utils.cli import UserError
 from utils.files import list_files, write_json, write_text
 from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_table
 from utils.runs import mask_text, package_versions
+from utils.templates import make_environment
 
-# Not the checkpoints nor the logs; environment.json tells of the machine, and stays on it.
+# Neither checkpoints nor logs; environment.json describes the machine, and stays on it.
 PUSHED = re.compile(
     r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png|model_index\.json|"
     r"(unet|vae|text_encoder(_2)?|tokenizer(_2)?|scheduler|feature_extractor)/[^/]+"
 )
+WORDS = {None: "not set", True: "yes", False: "no"}
 
 
-def write_card(folder: Path, facts: dict, samples: tuple[Path | None, Path | None], records: list[dict]) -> None:
-    """README.md of a run, from what is known; what is not is left out.
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says of a run besides its results; what is not known is left out."""
 
-    facts: base_model, command and prompt (an example); if known also script, trigger_word, instance_prompt, repo_id,
-    data (its name), data_fingerprint, counts {split: n}, rank, alpha, settings {label: value}, summary (see
-    summary_rows).
-    samples: the first and the last validation grid, in the folder.
-    """
-    lines = ["---", yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True).strip(), "---", ""]
-    lines += [f"# {folder.name}", "", _what_it_is(facts), ""]
-    first, last = (sample if sample and sample.is_file() else None for sample in samples)
-    shown = [("Before training", first), ("After training", last if last != first else None)]
-    for title, sample in shown:
-        if sample:
-            lines += [f"{title} (`{sample.stem}`):", "", f"![{title}]({_link(sample, folder)})", ""]
-    lines += ["## Use", "", "```python", *_snippet(folder, facts), "```", ""]
-    data = _data(facts)
-    lines += ["## Data", "", *data, ""] if data else []
-    lines += ["## Training", "", "```bash", mask_text(facts["command"]), "```", ""]
-    settings = {key: facts[key] for key in ("rank", "alpha") if facts.get(key) is not None} | facts.get("settings", {})
-    lines += _table(("setting", "value"), settings)
-    if records:
-        lines += _table(("result", "value"), summary_rows(records, facts.get("summary", {})))
-    if (folder / "loss_curve.png").is_file():
-        lines += ["![Loss curve](loss_curve.png)", ""]
-    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items() if version)
-    lines += [f"Made with {versions}."]
-    write_text(folder / "README.md", "\n".join(lines).rstrip() + "\n")
+    base_model: str
+    command: str
+    prompt: str  # an example of one
+    script: str = "train_lora.py"
+    method: str = "lora"
+    trigger_word: str | None = None
+    instance_prompt: str | None = None
+    token_files: Sequence[str] = ()
+    repo_id: str | None = None
+    data: str | Path | None = None
+    data_fingerprint: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)  # images by split
+    rank: int | str | None = None
+    alpha: float | str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def write_results(folder: Path, facts: dict, counts: dict, asked: list) -> str:
-    """The loss curve, the card, and last summary.json, which says that the run is done; the summary as a table.
+def read_facts(values: dict[str, Any]) -> CardFacts:
+    """Those of the values that a card has a place for."""
+    return CardFacts(**{one.name: values[one.name] for one in fields(CardFacts) if one.name in values})
 
-    facts: see write_card. counts: what the run came to (see summary_rows). asked: the length that was asked for.
+
+def write_results(folder: Path, facts: dict[str, Any], counts: dict[str, Any], asked: list[Any]) -> str:
+    """Write the loss curve, the card, and last summary.json, which marks the run as finished; the summary as a table.
+
+    facts: the fields of CardFacts, others are ignored. counts: see summary_rows. asked: the length asked for.
     """
     records = read_metrics(folder / "metrics.jsonl")
     plot_losses(records, folder / "loss_curve.png")
     seconds = sum(value for one in records for name, value in one.items() if name.startswith("seconds_"))
     summary = counts | {"seconds": seconds}
-    grids = sorted((folder / "validation").glob("step-*.png")) or [None]
-    write_card(folder, facts | {"summary": summary}, (grids[0], grids[-1]), records)
+    write_card(folder, read_facts(facts), summary_rows(records, summary) if records else {})
     write_json(folder / "summary.json", summary | {"asked": asked})
     return summary_table(records, summary)
 
 
-def _is_hub_id(name: str) -> bool:
+def write_card(folder: Path, facts: CardFacts, results: dict[str, str]) -> None:
+    """Write README.md; it shows the first and the last validation grid and the loss curve, if the folder has them."""
+    environment = make_environment(Path(__file__).parent / "templates")
+    environment.filters["quoted"] = quote_text
+    whole = facts.method == "full"
+    source = facts.repo_id or folder
+    base = "demo/model" if facts.base_model == "demo" else facts.base_model
+    settings = {name: value for name in ("rank", "alpha") if (value := getattr(facts, name)) is not None}
+    card = environment.get_template("model_card.md.j2").render(
+        front_matter=front_matter(facts),
+        name=folder.name,
+        facts=facts,
+        whole=whole,
+        on_hub=is_hub_id(facts.base_model),
+        samples=find_samples(folder),
+        source=source,
+        base_source=source if whole else base,
+        weights=WEIGHTS,
+        counts=[f"{count:,} {split}" for split, count in facts.counts.items() if count],
+        command=mask_text(facts.command),
+        settings=describe_settings(settings | facts.settings),
+        results=results,
+        has_curve=(folder / "loss_curve.png").is_file(),
+        versions=", ".join(f"{package} {version}" for package, version in package_versions().items() if version),
+    )
+    write_text(folder / "README.md", card)
+
+
+def front_matter(facts: CardFacts) -> str:
+    """What the hub reads, as YAML. It refuses a base model that is a path."""
+    from huggingface_hub import ModelCardData
+
+    prompt = facts.instance_prompt or facts.trigger_word
+    return ModelCardData(
+        base_model=facts.base_model if is_hub_id(facts.base_model) else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=([] if facts.method == "full" else ["lora"]) + ["text-to-image", "diffusers"],
+        instance_prompt=prompt or None,
+    ).to_yaml()
+
+
+def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w.\-]+/[\w.\-]+", name) is not None and not Path(name).exists()
 
 
-def _front_matter(facts: dict) -> dict:
-    """What the hub reads. It refuses a base model that is a path."""
-    base = facts["base_model"]
-    front = {"base_model": base} if _is_hub_id(base) else {}
-    front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    prompt = facts.get("instance_prompt") or facts.get("trigger_word")
-    front |= {"instance_prompt": prompt} if prompt else {}
-    return front | {"tags": ["lora"] * (facts.get("method") != "full") + ["text-to-image", "diffusers"]}
+def find_samples(folder: Path) -> dict[str, Path]:
+    """The first and the last validation grid by title, as seen from the folder."""
+    grids = [path.relative_to(folder) for path in sorted((folder / "validation").glob("step-*.png"))]
+    titles = ("Before training", "After training")
+    return dict(zip(titles, dict.fromkeys([grids[0], grids[-1]]) if grids else []))
 
 
-def _what_it_is(facts: dict) -> str:
-    base = facts["base_model"]
-    link = f"[{base}](https://huggingface.co/{base})" if _is_hub_id(base) else f"`{base}`"
-    rank = f" of rank {facts['rank']}" if facts.get("rank") else ""
-    word = facts.get("trigger_word")
-    trigger = f" Its trigger is `{word}`: write it in the prompt." if word else ""
-    if prompt := facts.get("instance_prompt"):
-        trigger += f" Its instance prompt is `{prompt}`: ask for the subject in these words."
-    kind = f"A LoRA{rank} for {link}" if facts.get("method") != "full" else f"A pipeline, {link} trained further"
-    return f"{kind}, made by `{facts.get('script', 'train_lora.py')}`.{trigger}"
-
-
-def _snippet(folder: Path, facts: dict) -> list[str]:
-    where = facts.get("repo_id") or folder
-    base, remark, whole = facts["base_model"], "", facts.get("method") == "full"
-    if base == "demo" and not whole:
-        base, remark = "demo/model", "  # from the repository's own folder"
-    base = where if whole else base
-    load = [] if whole else [f'pipeline.load_lora_weights({_quoted(where)}, weight_name="{WEIGHTS}")']
-    for n, name in enumerate(facts.get("token_files", ())):  # SDXL has one for each of its text encoders
-        end = "_2" if n else ""
-        load.append(
-            f"pipeline.load_textual_inversion({_quoted(where)}, weight_name={_quoted(name)}, "
-            f"text_encoder=pipeline.text_encoder{end}, tokenizer=pipeline.tokenizer{end})"
-        )
-    return [
-        "import torch",
-        "from diffusers import DiffusionPipeline",
-        "",
-        f"pipeline = DiffusionPipeline.from_pretrained({_quoted(base)}, dtype=torch.float32){remark}",
-        *load,
-        f'pipeline({_quoted(facts["prompt"])}).images[0].save("image.png")',
-    ]
-
-
-def _quoted(text) -> str:
+def quote_text(text: object) -> str:
+    """A Python literal of the text."""
     return json.dumps(str(text), ensure_ascii=False)
 
 
-def _link(path: Path, folder: Path) -> str:
-    return quote(path.relative_to(folder).as_posix())
+def describe_settings(settings: dict[str, Any]) -> dict[str, str]:
+    return {name.replace("_", " "): mask_text(describe_value(value)) for name, value in settings.items()}
 
 
-def _data(facts: dict) -> list[str]:
-    counts = ", ".join(f"{count:,} {split}" for split, count in facts.get("counts", {}).items() if count)
-    lines = [f"{facts['data']}{': ' + counts if counts else ''}."] if facts.get("data") else []
-    return lines + ([f"Fingerprint `{facts['data_fingerprint']}`."] if facts.get("data_fingerprint") else [])
-
-
-def _table(head: tuple[str, str], rows: dict) -> list[str]:
-    cells = [
-        (str(key).replace("_", " "), mask_text(_in_words(value)).replace("|", "\\|")) for key, value in rows.items()
-    ]
-    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells), ""]
-
-
-def _in_words(value) -> str:
+def describe_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    words = {None: "not set", True: "yes", False: "no"}
-    return next((word for key, word in words.items() if value is key), str(value))
+    return WORDS[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def hub_token() -> str:
-    """HF_TOKEN; ask for it before the training, not after."""
+    """HF_TOKEN; to be asked for before the training, not after it."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         raise UserError("--push_to_hub: HF_TOKEN is not set; export a token that may write, or leave the flag out")
@@ -158,7 +146,7 @@ def files_to_push(folder: Path) -> list[str]:
 
 
 def push_folder(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload `files_to_push` in one commit and return the address; a failure leaves the run as it is and says so."""
+    """Upload `files_to_push` in one commit and return the address; a failure is an error and the run stays as it is."""
     from huggingface_hub import HfApi
 
     token, names = hub_token(), files_to_push(folder)
@@ -170,17 +158,17 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        # Whole names, since a pattern's * would match a / too, and so the checkpoints.
+        # Whole names: the * of a pattern would match a / too, and so the checkpoints.
         patterns = [glob.escape(name) for name in names]
         api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=patterns, commit_message="Upload weights")
-    except Exception as error:  # of many kinds, by the hub's own library and those beneath it
+    except Exception as error:  # of many kinds, from the hub's library and those that it uses
         reason = mask_text(" ".join(str(error).split())) or type(error).__name__
         raise UserError(
-            f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}; mend that and push again"
+            f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}; correct the cause and push again"
         ) from error
     return f"{api.endpoint}/{repo_id}"
 
 
 def push_run(folder: Path, repo_id: str | None) -> None:
-    """A run's folder to a private repository, of the folder's name where none is given."""
+    """Upload a run to a private repository, with the folder's name if none is given."""
     print(f"uploaded to {push_folder(folder, repo_id or folder.name, private=True)}")

@@ -1,4 +1,8 @@
-"""Checkpoints that are whole or not there: written aside and renamed, verified before use, rotated with care."""
+"""Checkpoints: written aside and renamed when whole, verified before use, the oldest removed.
+
+A checkpoint is named tensors (`<name>.safetensors`), a state of plain values (`state.json`), and the files that a
+trainer writes itself; nothing is pickled.
+"""
 
 import json
 import logging
@@ -6,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,21 +19,14 @@ from utils.cli import UserError
 from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_safetensors
 
 logger = logging.getLogger(__name__)
+Tensors = dict[str, torch.Tensor]
 
 
-def _flat(values: dict) -> dict:
-    """bitsandbytes keeps its quantised tensors in a dict within the state: its keys are joined by a slash."""
-    flat = {}
-    for name, value in values.items():
-        flat |= {f"{name}/{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def pack_optimizer(state: dict) -> tuple[dict[str, torch.Tensor], dict]:
-    """An optimizer's state_dict as (tensors by name, the rest as JSON can hold it), so that nothing is ever pickled."""
+def pack_optimizer(state: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """An optimizer's state_dict as (tensors by name, the rest as JSON can hold it)."""
     tensors, plain = {}, {}
     for index, values in state["state"].items():
-        for name, value in _flat(values).items():
+        for name, value in _flatten(values).items():
             if torch.is_tensor(value):
                 tensors[f"{index}.{name}"] = value.detach().cpu()
             else:
@@ -40,9 +38,18 @@ def pack_optimizer(state: dict) -> tuple[dict[str, torch.Tensor], dict]:
     return tensors, {"state": plain, "param_groups": groups}
 
 
-def unpack_optimizer(tensors: dict[str, torch.Tensor], rest: dict) -> dict:
-    """What `pack_optimizer` took apart."""
-    state, groups = {}, [dict(group) for group in rest["param_groups"]]
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """bitsandbytes keeps its quantised tensors in a dict within the state: its keys are joined by a slash."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= {f"{name}/{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def unpack_optimizer(tensors: Tensors, rest: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict that `pack_optimizer` took apart."""
+    state: dict[int, dict[str, Any]] = {}
+    groups = [dict(group) for group in rest["param_groups"]]
     for key, value in [*tensors.items(), *rest["state"].items()]:
         if key.startswith("group."):
             _, number, name = key.split(".", 2)
@@ -51,14 +58,31 @@ def unpack_optimizer(tensors: dict[str, torch.Tensor], rest: dict) -> dict:
             index, name = key.split(".", 1)
             outer, slash, inner = name.partition("/")
             values = state.setdefault(int(index), {})
-            values.setdefault(outer, {}).update({inner: value}) if slash else values.update({name: value})
+            if slash:
+                values.setdefault(outer, {})[inner] = value
+            else:
+                values[outer] = value
     return {"state": dict(sorted(state.items())), "param_groups": groups}  # in order: equal states are equal bytes
 
 
-def save_checkpoint(
-    folder: Path, write: Callable[[Path], None], files: dict[str, dict[str, torch.Tensor]], state: dict
+def pack_optimizers(optimizers: dict[str, torch.optim.Optimizer]) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """Optimizers by name as (files, state) for `save_checkpoint`."""
+    packed = {name: pack_optimizer(optimizer.state_dict()) for name, optimizer in optimizers.items()}
+    return {name: tensors for name, (tensors, _) in packed.items()}, {name: rest for name, (_, rest) in packed.items()}
+
+
+def restore_optimizers(
+    optimizers: dict[str, torch.optim.Optimizer], files: dict[str, Tensors], state: dict[str, Any]
 ) -> None:
-    """What `write` puts there, `files` as <name>.safetensors, `state` as state.json, and MANIFEST.json last.
+    """Load what `load_checkpoint` gave into optimizers of the same names; KeyError or ValueError if it does not fit."""
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(unpack_optimizer(files[name], state[name]))
+
+
+def save_checkpoint(
+    folder: Path, write: Callable[[Path], None], files: dict[str, Tensors], state: dict[str, Any]
+) -> None:
+    """Make a checkpoint of the files that `write` puts into it, of `files` and `state`, and last MANIFEST.json.
 
     The folder appears in one step, whole.
     """
@@ -74,6 +98,12 @@ def save_checkpoint(
             f"--output_dir: {folder} can't be written ({error.strerror or error}); earlier checkpoints are unharmed; "
             "make room or name another folder, and run the same command again"
         ) from error
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """(tensors by file, state) of a checkpoint that has been verified."""
+    files = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+    return files, json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def checkpoint_damage(folder: Path) -> str | None:
@@ -102,52 +132,52 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path | None:
-    """The checkpoint to resume from: `latest` is the newest that verifies, and each that doesn't is named.
+    """The checkpoint to resume from: the one named, or with `latest` the newest that verifies, if there is any.
 
-    One asked for by name that is missing or damaged is an error, never a fresh start.
+    Refuses a named one that is missing or damaged, and a run without any whole one: never a fresh start instead.
     """
-    if wanted != "latest":
-        path = next((path for path in (run / wanted, Path(wanted)) if path.is_dir()), None)
-        there = ", ".join(path.name for path in list_checkpoints(run)) or "none"
-        if path is None:
-            raise UserError(
-                f"--resume_from_checkpoint {wanted}: no such checkpoint; in {run} there are: {there}; "
-                "leave the flag out to go on from the newest, or to begin"
-            )
-        if damage := checkpoint_damage(path):
-            raise UserError(f"--resume_from_checkpoint {wanted}: damaged ({damage}); in {run} there are: {there}")
-        return path
     found = list_checkpoints(run)
+    if wanted != "latest":
+        return find_named(run, wanted, ", ".join(path.name for path in found) or "none")
     for path in found:
         damage = checkpoint_damage(path)
         if damage is None:
             return path
-        logger.warning("%s is passed over: %s", path, damage)
+        logger.warning("%s is skipped: %s", path, damage)
     if found:
-        raise UserError(f"--output_dir {run}: none of its {len(found)} checkpoints is whole; --overwrite begins anew")
+        raise UserError(
+            f"--output_dir {run}: none of its {len(found)} checkpoints is whole; --overwrite starts from the beginning"
+        )
     return None
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
-    """(tensors by file, state) of a checkpoint that has been verified."""
-    files = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-    return files, json.loads((folder / "state.json").read_text(encoding="utf-8"))
+def find_named(run: Path, wanted: str, there: str) -> Path:
+    """The checkpoint of this name in the run, or of this path; `there` names those of the run."""
+    path = next((path for path in (run / wanted, Path(wanted)) if path.is_dir()), None)
+    if path is None:
+        raise UserError(
+            f"--resume_from_checkpoint {wanted}: no such checkpoint; in {run} there are: {there}; "
+            "leave the flag out to resume from the newest, or to start from the beginning"
+        )
+    if damage := checkpoint_damage(path):
+        raise UserError(f"--resume_from_checkpoint {wanted}: damaged ({damage}); in {run} there are: {there}")
+    return path
 
 
 def rotate_checkpoints(run: Path, limit: int | None) -> None:
     """Keep the newest `limit` checkpoints, and the newest one that verifies if it is not among them.
 
-    Only for the process that holds the run: what a kill left half-written or half-removed goes too.
+    Only for the process that holds the run: it also removes what a kill left half-written or half-removed.
     """
     for left in [*run.glob(".checkpoint-*.partial"), *run.glob(".checkpoint-*.removed")]:
         shutil.rmtree(left)
     found = list_checkpoints(run)
-    kept = found[: max(1, limit)] if limit else found
-    others = found[len(kept) :]
+    count = max(1, limit) if limit else len(found)
+    kept, others = found[:count], found[count:]
     if others and not any(checkpoint_damage(path) is None for path in kept):
         kept += [path for path in others if checkpoint_damage(path) is None][:1]
     for path in others:
         if path not in kept:
-            hidden = path.with_name(f".{path.name}.removed")  # first out of sight: a kill leaves no half of one
+            hidden = path.with_name(f".{path.name}.removed")  # renamed first: a kill leaves no half of a checkpoint
             path.rename(hidden)
             shutil.rmtree(hidden)

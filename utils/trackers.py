@@ -1,15 +1,17 @@
-"""Scalars, images and settings to tensorboard, wandb and mlflow; one that fails says so once and is dropped."""
+"""Scalars, images, audio and settings to tensorboard, wandb and mlflow; one that fails warns once and is dropped."""
 
 import json
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
+import wave
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -21,16 +23,19 @@ from utils.runs import mask_secrets, mask_text
 
 logger = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")
-PROJECT = "finetune"  # where the trackers keep runs apart; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME win
-# No server in two short tries is no server: mlflow itself would try for many minutes. A plain folder is enough here:
-# the database that it prefers needs packages that mlflow-skinny leaves out.
+PROJECT = "finetune"  # groups the runs in a tracker; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME take precedence
+# A server that does not answer two short requests is given up: mlflow itself would try for many minutes. Its store is
+# a plain folder: the database that it prefers needs packages that mlflow-skinny leaves out.
 MLFLOW_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 MLFLOW_SETTINGS |= {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-class Tracker(NamedTuple):  # what every backend can do
+class Tracker(NamedTuple):
+    """What each tracker can log: numbers by name, images by caption, mono samples with their rate; all with a step."""
+
     scalars: Callable[[dict[str, float], int], None]
     images: Callable[[str, dict[str, Image.Image], int], None]
+    audio: Callable[[str, np.ndarray, int, int], None]
     end: Callable[[], None]
 
 
@@ -45,33 +50,50 @@ def tracker_names(report_to: str) -> list[str]:
     return [name for name in NAMES if name in words]
 
 
-def start_trackers(names: list[str], logs: Path, run_name: str, config: dict, step: int = 0) -> dict[str, Tracker]:
-    """Those that could be started, by name. What they keep locally is in `logs`; `step` > 0 where one resumes."""
+def start_trackers(
+    names: list[str], logs: Path, run_name: str, config: dict[str, Any], step: int = 0
+) -> dict[str, Tracker]:
+    """The trackers that could be started, by name; their files are in `logs`. A resumed run gives its `step`."""
     start = {"tensorboard": _start_tensorboard, "wandb": _start_wandb, "mlflow": _start_mlflow}
     trackers, config = {}, mask_secrets(config)
     for name in names:
         try:
             (logs / name).mkdir(parents=True, exist_ok=True)
             trackers[name] = start[name](logs, run_name, config, step)
-        except Exception as error:  # whatever it is, it must not stop training
+        except Exception as error:  # no fault of a tracker stops the training
             _warn(name, error)
     return trackers
 
 
 def log_scalars(trackers: dict[str, Tracker], values: dict[str, float | None], step: int) -> None:
-    """Numbers of one step; a value of None is left out."""
+    """Log the numbers of one step; a value of None is left out."""
     numbers = {name: float(value) for name, value in values.items() if value is not None}
     _with_each(trackers, lambda tracker: tracker.scalars(numbers, step))
 
 
 def log_images(trackers: dict[str, Tracker], tag: str, images: Image.Image | dict[str, Image.Image], step: int) -> None:
-    """One image (a grid, say) or several by caption."""
+    """Log one image (a grid, for example) or several by caption."""
     named = images if isinstance(images, dict) else {"": images}
     _with_each(trackers, lambda tracker: tracker.images(tag, named, step))
 
 
+def log_audio(trackers: dict[str, Tracker], name: str, samples: np.ndarray, rate: int, step: int) -> None:
+    """Log mono audio: samples in -1 … 1, what lies beyond is clipped; `rate` is samples per second."""
+    mono = np.clip(np.asarray(samples, np.float32).reshape(-1), -1, 1)
+    _with_each(trackers, lambda tracker: tracker.audio(name, mono, rate, step))
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
+    """A mono file of 16 bits from samples in -1 … 1."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
 def end_trackers(trackers: dict[str, Tracker]) -> None:
-    """Flush and close; afterwards there is none left to log to."""
+    """Flush and close all trackers, and remove them from the dict."""
     _with_each(trackers, lambda tracker: tracker.end())
     trackers.clear()
 
@@ -80,7 +102,7 @@ def _with_each(trackers: dict[str, Tracker], act: Callable[[Tracker], None]) -> 
     for name, tracker in list(trackers.items()):
         try:
             act(tracker)
-        except Exception as error:  # as above
+        except Exception as error:  # no fault of a tracker stops the training
             del trackers[name]
             _warn(name, error)
 
@@ -91,7 +113,7 @@ def _warn(name: str, error: Exception) -> None:
 
 
 def _read_ids(logs: Path) -> dict[str, str]:
-    """Which wandb and mlflow run this folder is; a resumed run continues it."""
+    """The ids of this folder's wandb and mlflow runs, which a resumed run continues."""
     path = logs / "trackers.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -100,38 +122,42 @@ def _write_id(logs: Path, name: str, value: str) -> None:
     write_json(logs / "trackers.json", _read_ids(logs) | {name: value})
 
 
-def _start_tensorboard(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
+def _start_tensorboard(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
-    # Its thread keeps an error for the next call to raise, and prints a traceback besides.
+    # Its thread keeps an error for the next call to raise; the traceback that it also prints is left out.
     shown = threading.excepthook
     threading.excepthook = lambda hook: shown(hook) if "AsyncWriter" not in type(hook.thread).__name__ else None
-    # The steps after `step` are made again: tensorboard then hides their first version.
+    # The steps after `step` are trained again: tensorboard then hides their first version.
     writer = SummaryWriter(logs / "tensorboard", purge_step=step + 1 if step else None)
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
     writer.add_text("config", "    " + text.replace("\n", "\n    "), step)
-    writer.flush()  # a disk that takes nothing is found here
+    writer.flush()  # so that a full disk is found here
 
-    def scalars(values, step):
+    def scalars(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    def images(tag, drawn, step):
-        for caption, image in drawn.items():
+    def images(tag: str, captioned: dict[str, Image.Image], step: int) -> None:
+        for caption, image in captioned.items():
             pixels = np.asarray(image.convert("RGB"))
             writer.add_image(f"{tag}/{caption}" if caption else tag, pixels, step, dataformats="HWC")
         writer.flush()
 
-    return Tracker(scalars, images, writer.close)
+    def audio(name: str, samples: np.ndarray, rate: int, step: int) -> None:
+        writer.add_audio(name, samples, step, rate)
+        writer.flush()
+
+    return Tracker(scalars, images, audio, writer.close)
 
 
-def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
+def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
     from requests.utils import get_netrc_auth
 
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     login = os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)
-    mode = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
     if not login and mode not in ("offline", "dryrun", "disabled"):  # wandb would ask on the terminal
         raise RuntimeError(f"WANDB_MODE={mode}, but there is no login; set WANDB_API_KEY or WANDB_MODE=offline")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -147,30 +173,35 @@ def _start_wandb(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
         id=_read_ids(logs).get("wandb"),
         resume="allow",
         mode=mode,
-        # It neither asks nor waits for ever, and leaves the terminal to us.
+        # No questions, no endless waiting, nothing on the terminal.
         settings=wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
     )
     _write_id(logs, "wandb", run.id)
 
-    def log(values, step):
-        if step >= run.step:  # an earlier one was logged before the run was stopped, with the same values
+    def log(values: dict[str, Any], step: int) -> None:
+        if step >= run.step:  # an earlier step was logged before the run was stopped, with the same values
             run.log(values, step=step)
 
-    def images(tag, drawn, step):
-        log({tag: [wandb.Image(image, caption=caption or None) for caption, image in drawn.items()]}, step)
+    def images(tag: str, captioned: dict[str, Image.Image], step: int) -> None:
+        log({tag: [wandb.Image(image, caption=caption or None) for caption, image in captioned.items()]}, step)
 
-    return Tracker(log, images, run.finish)
+    def audio(name: str, samples: np.ndarray, rate: int, step: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # from an array, wandb would need the package soundfile
+            write_wav(Path(folder) / "audio.wav", samples, rate)
+            log({name: wandb.Audio(Path(folder) / "audio.wav")}, step)
+
+    return Tracker(log, images, audio, run.finish)
 
 
-def _start_mlflow(logs: Path, run_name: str, config: dict, step: int) -> Tracker:
-    os.environ.update(MLFLOW_SETTINGS | dict(os.environ))  # what the user has set wins
+def _start_mlflow(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
+    os.environ.update(MLFLOW_SETTINGS | dict(os.environ))  # the user's own settings take precedence
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of the retries; the failure is reported
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it would warn of each retry
     uri = os.environ.get("MLFLOW_TRACKING_URI") or (logs / "mlflow").resolve().as_uri()
     client = MlflowClient(tracking_uri=uri)
-    store = f"mlflow {mask_text(uri)}"  # in another store it is another run
+    store = f"mlflow {mask_text(uri)}"  # each store has a run of its own
     run = _read_ids(logs).get(store)
     if run:
         client.update_run(run, status="RUNNING")
@@ -184,16 +215,23 @@ def _start_mlflow(logs: Path, run_name: str, config: dict, step: int) -> Tracker
         for start in range(0, len(params), 100):  # a server takes no more at once
             client.log_batch(run, params=params[start : start + 100])
 
-    def scalars(values, step):
+    def scalars(values: dict[str, float], step: int) -> None:
         now = int(time.time() * 1000)
         client.log_batch(run, metrics=[Metric(_plain(name), value, now, step) for name, value in values.items()])
 
-    def images(tag, drawn, step):
-        for caption, image in drawn.items():
+    def images(tag: str, captioned: dict[str, Image.Image], step: int) -> None:
+        for caption, image in captioned.items():
             client.log_image(run, image, key=_plain(f"{tag}/{caption}" if caption else tag), step=step)
 
-    return Tracker(scalars, images, lambda: client.set_terminated(run))
+    def audio(name: str, samples: np.ndarray, rate: int, step: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{_plain(name).replace('/', '+')}+step+{step}.wav"  # as mlflow names images
+            write_wav(path, samples, rate)
+            client.log_artifact(run, str(path), "audio")
+
+    return Tracker(scalars, images, audio, lambda: client.set_terminated(run))
 
 
-def _plain(name: str) -> str:  # mlflow allows few characters in a name
+def _plain(name: str) -> str:
+    """A name in the characters that mlflow allows."""
     return re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)[:240]

@@ -1,47 +1,52 @@
 """An evaluation as text: what evaluate.py prints."""
 
-from evaluation.report.page import interval
+from typing import Any
+
+from evaluation.report.formatting import Estimate, format_interval, read_estimate
 from utils.cli import counted
 
+MET = {True: "met", False: "not met", None: "not shown"}
 
-def summarise(metrics: dict) -> str:
-    """The figures as a text table, and the targets."""
 
-    def number(value: float, unit: str) -> str:
-        return f"{100 * value:.4g} %" if unit == "%" else f"{value:.4g}"
-
-    lines = [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}"]
-    for one in metrics["figures"]:
-        name = f"{one['name']}, {one['encoder']}" if one["encoder"] else one["name"]
-        if one["value"] is None:
-            lines.append(f"{name:<46}  refused: {one['refused']}")
-            continue
-        value, low, high = (number(one[key], one["unit"]) for key in ("value", "low", "high"))
-        floor = number(one["floor"]["value"], one["unit"]) if one["floor"] else ""
-        ends = f"{low.removesuffix(' %')} to {high}"
-        lines.append(f"{name:<46}{value:>9}  {ends:<24}{floor:>9}".rstrip())
+def summarise(metrics: dict[str, Any]) -> str:
+    """The figures as a text table, the targets, and what people said."""
+    lines = [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}", *map(figure_line, metrics["figures"])]
     lines += metrics.get("left_out", [])
-    words = {True: "met", False: "not met", None: "not shown"}
     for one in metrics["targets"]:
-        said = f"refused: {one['refused']}" if one.get("refused") else words[one["met"]]
-        lines.append(f"target {one['target']} {one['asked']}: {said}")
+        found = f"refused: {one['refused']}" if one.get("refused") else MET[one["met"]]
+        lines.append(f"target {one['target']} {one['asked']}: {found}")
     return "\n".join(lines + describe_people(metrics.get("human")))
 
 
-def describe_people(human: dict | None) -> list[str]:
+def figure_line(figure: dict[str, Any]) -> str:
+    name = f"{figure['name']}, {figure['encoder']}" if figure["encoder"] else figure["name"]
+    if figure["value"] is None:
+        return f"{name:<46}  refused: {figure['refused']}"
+    value, low, high = (short_number(one, figure["unit"]) for one in read_estimate(figure))
+    floor = short_number(figure["floor"]["value"], figure["unit"]) if figure["floor"] else ""
+    ends = f"{low.removesuffix(' %')} to {high}"
+    return f"{name:<46}{value:>9}  {ends:<24}{floor:>9}".rstrip()
+
+
+def short_number(value: float, unit: str) -> str:
+    return f"{100 * value:.4g} %" if unit == "%" else f"{value:.4g}"
+
+
+def describe_people(human: dict[str, Any] | None) -> list[str]:
     """What the raters of the human study said, as lines."""
     if not human:
         return []
-
-    def tell(one: dict, unit: str = "") -> str:
-        return "{} ({})".format(*interval(one, unit))
-
     lines = [f"people: {counted(len(human['raters']), 'rater')}, {counted(human['items'], 'image')}"]
     for key, title, unit in (("mean", "mean rating, 1 to 5", ""), ("good", "rated good (4 or 5)", "%")):
-        kinds = [f"{kind} {tell(one, unit)}" for kind, one in human[key].items()]
+        kinds = [f"{kind} {with_interval(read_estimate(one), unit)}" for kind, one in human[key].items()]
         lines.append(f"  {title}: {', '.join(kinds)}")
-    told = human["told"]
-    lines.append(f"  real told from generated, guessing gives 50 %: {tell(told, '%')}: {told['verdict']}")
-    alpha = human["agreement"]
-    lines.append(f"  agreement (Krippendorff's alpha): {alpha.get('refused') or tell(alpha)}")
+    right, alpha = human["told"], human["agreement"]
+    share = with_interval(read_estimate(right), "%")
+    lines.append(f"  right guesses, real or generated (chance: 50 %): {share}: {right['verdict']}")
+    agreed = alpha.get("refused") or with_interval(read_estimate(alpha))
+    lines.append(f"  agreement (Krippendorff's alpha): {agreed}")
     return lines + [f"  {note}" for note in human.get("notes", [])]
+
+
+def with_interval(found: Estimate, unit: str = "") -> str:
+    return "{} ({})".format(*format_interval(found, unit))

@@ -7,16 +7,16 @@ import shutil
 import pytest
 
 from evaluation.intervals import difference
-from evaluation.report.compare import (
-    AGAINST,
+from evaluation.report.comparison_page import (
+    REFERENCES,
     compare_figures,
-    different,
+    different_references,
     find_images,
-    judge,
+    judge_difference,
     run_names,
     write_comparison,
 )
-from evaluation.report.html import read_evaluation
+from evaluation.report.evaluation_page import read_evaluation
 from tests.browser import open_browser, open_page
 from tests.sample_evaluation import write_evaluation
 from utils.cli import UserError
@@ -39,16 +39,16 @@ def test_half_widths_add_up_in_quadrature_on_the_sides_that_matter():
 
 
 def test_a_difference_is_called_so_only_when_its_interval_leaves_out_0():
-    assert judge(one(10), one(11.4))["verdict"] == "no difference shown"
-    assert judge(one(10), one(11.5))["verdict"] == "worse"
-    assert judge(one(10), one(8.5))["verdict"] == "better"
-    assert judge(one(10, better="higher"), one(11.5))["verdict"] == "better"
-    assert judge(one(10, better="near floor"), one(11.5))["verdict"] == "higher"
+    assert judge_difference(one(10), one(11.4)).verdict == "no difference shown"
+    assert judge_difference(one(10), one(11.5)).verdict == "worse"
+    assert judge_difference(one(10), one(8.5)).verdict == "better"
+    assert judge_difference(one(10, better="higher"), one(11.5)).verdict == "better"
+    assert judge_difference(one(10, better="near floor"), one(11.5)).verdict == "higher"
 
 
 def test_figures_that_rest_on_different_images_are_not_graded():
     def refused(key, *apart):
-        return judge(one(0.5, id=key, better="higher"), one(5, id=key, better="higher"), apart).get("refused")
+        return judge_difference(one(0.5, id=key, better="higher"), one(5, id=key, better="higher"), apart).refused
 
     why = "not compared: measured against different reference photos"
     assert refused("identity/verified", "identity_reference") == why
@@ -56,7 +56,7 @@ def test_figures_that_rest_on_different_images_are_not_graded():
     for kind in ("instance_data_dir", "prior_before"):
         assert refused("fidelity/prior_leak/clip", kind)
     for key in ("identity/face_found", "fidelity/prompt/clip", "vendi/clip"):  # of the generated images alone
-        assert not refused(key, *AGAINST)
+        assert not refused(key, *REFERENCES)
     assert not refused("identity/verified", "real", "instance_data_dir")
 
 
@@ -64,25 +64,27 @@ def test_images_are_the_same_wherever_they_lie():
     def run(**more):
         return {"sets": {"identity_reference": {"path": "photos", "n": 4, **more}}}
 
-    assert different(run(), run()) == different(run(sha256="a"), run(sha256="a", path="/home/photos")) == []
-    assert different(run(sha256="a"), run(sha256="b")) == different(run(), run(n=5)) == ["identity_reference"]
-    assert different(run(), {"sets": {}}) == []
+    assert different_references(run(), run()) == []
+    assert different_references(run(sha256="a"), run(sha256="a", path="/home/photos")) == []
+    assert different_references(run(sha256="a"), run(sha256="b")) == ["identity_reference"]
+    assert different_references(run(), run(n=5)) == ["identity_reference"]
+    assert different_references(run(), {"sets": {}}) == []
 
 
 def test_what_cannot_be_compared_is_not():
-    assert "depends on n" in judge(one(10, n=500), one(10, n=3000))["refused"]
-    assert "verdict" in judge(one(10, n=500, id="kid/clip"), one(10, n=3000, id="kid/clip"))
-    assert "verdict" in judge(one(0.1, n=500, group="failures"), one(0.1, n=3000, group="failures"))
-    assert judge(one(10), {"id": "x", "refused": "too few"})["refused"] == "too few"
-    assert judge(None, one(10))["refused"] == "not in both"
+    assert "depends on n" in judge_difference(one(10, n=500), one(10, n=3000)).refused
+    assert judge_difference(one(10, n=500, id="kid/clip"), one(10, n=3000, id="kid/clip")).verdict
+    assert judge_difference(one(0.1, n=500, group="failures"), one(0.1, n=3000, group="failures")).verdict
+    assert judge_difference(one(10), {"id": "x", "refused": "too few"}).refused == "too few"
+    assert judge_difference(None, one(10)).refused == "not in both"
 
 
 def test_figures_are_matched_by_name_wherever_they_stand(folders):
-    runs = [read_evaluation(folder) for folder in folders]
-    runs[1]["figures"].reverse()
+    runs = {name: read_evaluation(folder) for name, folder in zip("ab", folders)}
+    runs["b"]["figures"].reverse()
     rows = compare_figures(runs)
-    assert all(row["runs"][0]["id"] == row["runs"][1]["id"] for row in rows) and len(rows) == 12
-    verdicts = {row["figure"]["id"]: row["against"][0].get("verdict") for row in rows}
+    assert all(row.runs["a"]["id"] == row.runs["b"]["id"] for row in rows) and len(rows) == 12
+    verdicts = {row.figure["id"]: row.judgements["b"].verdict for row in rows}
     assert verdicts["frechet/clip"] == "better" and verdicts["vendi/clip"] == "no difference shown"
 
 

@@ -5,13 +5,12 @@ import re
 
 import pytest
 
-from evaluation.report import charts
-from evaluation.report.html import write_report
-from evaluation.report.page import interval
-from evaluation.report.utility import utility_section
-from evaluation.report.verdict import against_floor, verdict
+from evaluation.report.charts import Axis
+from evaluation.report.evaluation_page import write_report
+from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.verdict import compare_with_floor, judge_evaluation
 from tests.browser import open_browser, open_page
-from tests.sample_evaluation import results, write_evaluation
+from tests.sample_evaluation import write_evaluation
 from utils.cli import UserError
 
 
@@ -43,7 +42,7 @@ def test_everything_in_metrics_is_on_the_page_in_order(evaluation, page):
     ]
     metrics = json.loads((evaluation / "metrics.json").read_text())
     for one in metrics["figures"]:
-        value = interval(one, one["unit"])[0] if one["value"] is not None else one["refused"]
+        value = format_interval(read_estimate(one), one["unit"])[0] if one["value"] is not None else one["refused"]
         assert value in page and one["how"] in page, one["id"]
     assert page.count("<img ") == 18 + 6 + 6 + 2 * 4 + 6 + 3 and page.count("pair suspected") == 1
     assert (
@@ -105,8 +104,8 @@ def test_a_missing_results_file_is_named(evaluation, tmp_path):
         changed(evaluation, tmp_path, lambda metrics: metrics.update(utility="gone.json"))
 
 
-def test_usefulness_is_drawn_by_ratio_and_by_share():
-    text = utility_section(results())
+def test_usefulness_is_drawn_by_ratio_and_by_share(page):
+    text = page.partition('<section id="utility">')[2].partition("</section>")[0]
     labels = re.findall(r'class="chart" role="img" aria-label="(.*?)"', text)
     assert labels[0].endswith("synthetic, none: 86.1%; synthetic, 1×: 87.4%; synthetic, 2×: 87.9%")
     assert labels[1].endswith("real, 100 %: 86.1%; real + 1x synthetic, 10 %: 73.1%; real + 1x synthetic, 100 %: 87.4%")
@@ -123,21 +122,21 @@ def test_the_floor_is_compared_at_its_own_n():
         "low": 11.9,
         "high": 13.9,
     }  # the difference is 2.1 ± 1.7, though the intervals overlap
-    assert against_floor(one) == ("better than real photos", "good")
-    assert against_floor(close) == ("better than real photos", "good")
-    assert against_floor({**close, "value": 13.6, "high": 14.6}) == ("no difference shown", "soft")
-    assert against_floor({**one, "at_floor_n": 16.0}) == ("no difference shown", "soft")
-    assert against_floor({**one, "at_floor_n": 20.0}) == ("worse than real photos", "bad")
-    assert against_floor({**one, "better": "near floor"}) == ("below real photos", "bad")
+    assert compare_with_floor(one) == ("better than real photos", "good")
+    assert compare_with_floor(close) == ("better than real photos", "good")
+    assert compare_with_floor({**close, "value": 13.6, "high": 14.6}) == ("no difference shown", "soft")
+    assert compare_with_floor({**one, "at_floor_n": 16.0}) == ("no difference shown", "soft")
+    assert compare_with_floor({**one, "at_floor_n": 20.0}) == ("worse than real photos", "bad")
+    assert compare_with_floor({**one, "better": "near floor"}) == ("below real photos", "bad")
 
 
-def test_verdict_without_targets_tells_of_the_floor():
+def test_verdict_without_targets_is_about_the_floor():
     floor = {"value": 0.9, "low": 0.8, "high": 1.0}
     figures = [
         {"id": "x", "value": v, "low": v, "high": v, "better": "higher", "floor": floor} for v in (0.5, 0.85, 0.9)
     ]
     assert (
-        verdict({"figures": figures}, None)[0]
+        judge_evaluation({"figures": figures}, None)[0]
         == "Short of real photos in 1 of 3 figures; in the others, not shown to be."
     )
 
@@ -145,25 +144,24 @@ def test_verdict_without_targets_tells_of_the_floor():
 @pytest.mark.parametrize(
     "one, unit, shown",
     [
-        ({"value": 48.34, "low": 45.2, "high": 51.4}, "", ("48.3", "45.2 to 51.4")),
-        ({"value": 3000.0, "low": 2500.0, "high": 3500.0}, "", ("3,000", "2,500 to 3,500")),
-        ({"value": 0.0121, "low": 0.004, "high": 0.02}, "%", ("1.2 %", "0.4 to 2.0")),
-        ({"value": -0.00061, "low": -0.001, "high": 0.0002}, "", ("−0.00061", "−0.00100 to 0.00020")),
-        ({"value": 1.0, "low": 1.0, "high": 1.0}, "", ("1.000", "1.000 to 1.000")),
+        (Estimate(48.34, 45.2, 51.4), "", ("48.3", "45.2 to 51.4")),
+        (Estimate(3000.0, 2500.0, 3500.0), "", ("3,000", "2,500 to 3,500")),
+        (Estimate(0.0121, 0.004, 0.02), "%", ("1.2 %", "0.4 to 2.0")),
+        (Estimate(-0.00061, -0.001, 0.0002), "", ("−0.00061", "−0.00100 to 0.00020")),
+        (Estimate(1.0, 1.0, 1.0), "", ("1.000", "1.000 to 1.000")),
     ],
 )
-def test_numbers_have_the_digits_that_their_interval_bears(one, unit, shown):
-    assert interval(one, unit) == shown
+def test_numbers_have_the_digits_that_their_interval_justifies(one, unit, shown):
+    assert format_interval(one, unit) == shown
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0, 1e-4), (-3, 5), (148, 152), (0.0, 0.25), (1, 5), (0, 90000)])
 def test_axes_have_a_few_different_round_numbers(low, high):
-    places, digits = charts.ticks_of(low, high)
-    assert 2 <= len(places) <= 6 and all(low - 1e-9 <= place <= high + 1e-9 for place in places)
-    texts = [charts.tick_text(place, digits, "") for place in places]
-    assert len(set(texts)) == len(texts)
-    shown = [float(text.replace("−", "-").replace(",", "")) for text in texts]
-    assert shown == pytest.approx(places, abs=1e-12)
+    ticks = Axis(low, high).ticks()
+    assert 2 <= len(ticks) <= 6 and all(low - 1e-9 <= one.value <= high + 1e-9 for one in ticks)
+    assert len({one.text for one in ticks}) == len(ticks)
+    shown = [float(one.text.replace("−", "-").replace(",", "")) for one in ticks]
+    assert shown == pytest.approx([one.value for one in ticks], abs=1e-12)
 
 
 def test_in_a_browser_at_both_widths_light_dark_and_on_paper(evaluation, page):

@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,17 +10,23 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 
-from training.model_card import files_to_push, push_folder, write_card
+from training.model_card import CardFacts, files_to_push, push_folder, read_facts, write_card
 from utils import runs
 from utils.cli import UserError
 
 FACTS = {
-    "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "trigger_word": "casual shoe",
-    "prompt": 'a "red" casual shoe', "command": "python train_lora.py --hub_token hf_secret --rank 8",
-    "data": "casual_shoes", "data_fingerprint": "0123abcd", "rank": 8, "alpha": 16,
-    "counts": {"train": 2000, "val": 250}, "settings": {"learning_rate": 1e-4, "lr scheduler": "constant|warmup"},
-}  # fmt: skip
-RECORDS = [{"step": 10, "loss": 0.2, "loss_smooth": 0.2}, {"step": 10, "val_loss": 0.3}]
+    "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "trigger_word": "casual shoe",
+    "prompt": 'a "red" casual shoe',
+    "command": "python train_lora.py --hub_token hf_secret --rank 8",
+    "data": "casual_shoes",
+    "data_fingerprint": "0123abcd",
+    "rank": 8,
+    "alpha": 16,
+    "counts": {"train": 2000, "val": 250},
+    "settings": {"learning_rate": 1e-4, "lr scheduler": "constant|warmup"},
+}
+RESULTS = {"validation loss": "best 0.3 at step 10"}
 
 
 @pytest.fixture
@@ -36,12 +43,13 @@ def run(tmp_path):
     return folder
 
 
-def samples(run):
-    return run / "validation/step-000000.png", run / "validation/step-000010.png"
+def card_of(run, **more) -> str:
+    write_card(run, read_facts(FACTS | more), RESULTS)
+    return (run / "README.md").read_text()
 
 
 def test_the_card_is_valid_and_its_images_exist(run):
-    write_card(run, FACTS, samples(run), RECORDS)
+    card_of(run)
     card, version = ModelCard.load(run / "README.md"), runs.package_versions()["diffusers"]
     assert card.data.base_model == FACTS["base_model"] and card.data.library_name == "diffusers"
     assert card.data.license is None and {"lora", "text-to-image", "diffusers"} <= set(card.data.tags)
@@ -61,8 +69,7 @@ def test_the_card_is_valid_and_its_images_exist(run):
 
 
 def test_the_snippet_is_python_that_names_this_lora(run):
-    write_card(run, FACTS | {"repo_id": "me/shoes"}, samples(run), RECORDS)
-    code = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.S).group(1)
+    code = re.search(r"```python\n(.*?)```", card_of(run, repo_id="me/shoes"), re.S).group(1)
     compile(code, "card", "exec")
     assert 'load_lora_weights("me/shoes", weight_name="pytorch_lora_weights.safetensors")' in code
     assert 'from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5", dtype=torch.float32)' in code
@@ -70,7 +77,8 @@ def test_the_snippet_is_python_that_names_this_lora(run):
 
 def test_what_is_not_known_is_left_out_and_a_local_base_is_no_hub_id(run, tmp_path):
     (run / "loss_curve.png").unlink()
-    write_card(run, {"base_model": str(tmp_path), "prompt": "a", "command": "c"}, (None, None), [])
+    shutil.rmtree(run / "validation")
+    write_card(run, CardFacts(base_model=str(tmp_path), prompt="a", command="c"), {})
     card = (run / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert "base_model" not in front and "license" not in front
@@ -137,7 +145,7 @@ def hub(monkeypatch):
 
 
 def test_a_push_sends_the_files_with_the_token_of_the_environment(run, hub):
-    write_card(run, FACTS, samples(run), RECORDS)
+    card_of(run)
     assert push_folder(run, "me/shoes", private=True).endswith("/me/shoes")
     (create,) = [json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create"]
     assert create["name"] == "shoes" and (create.get("private") is True or create.get("visibility") == "private")

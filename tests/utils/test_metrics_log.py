@@ -29,7 +29,7 @@ def test_what_is_not_a_number_stays_valid_json(tmp_path):
     assert lines == [{"step": 1, "loss": None, "lr": 0.5, "grad_norm": None}, {"step": 2, "note": "größer"}]
 
 
-def test_a_line_that_a_kill_tore_is_passed_over_and_the_next_one_is_whole(tmp_path):
+def test_a_line_that_a_kill_tore_is_skipped_and_the_next_one_is_whole(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
     append_metrics(path, {"step": 1})
@@ -67,7 +67,7 @@ def test_the_curve_shows_loss_and_validation(tmp_path):
     assert pixels(without, (0xD1, 0x68, 0x2F)) == 0
 
 
-def test_any_record_can_be_drawn(tmp_path):
+def test_any_record_can_be_plotted(tmp_path):
     plot_losses([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     for some in ([{"step": 1, "loss": 0.5}], [{"step": 0, "val_loss": 0.5}], [{"step": 1, "loss": 0.0}] * 2,
@@ -82,7 +82,7 @@ def test_the_best_is_the_first_of_the_lowest():
     assert best_validation([{"step": 1, "loss": 1.0}]) is None
 
 
-def test_the_summary_tells_time_memory_and_losses():
+def test_the_summary_has_time_memory_and_losses():
     facts = {"seconds": 400.0, "samples": 4000, "skipped_steps": 2, "best_checkpoint": "best/"}
     rows = dict(line.split("  ", 1) for line in summary_table(records(300), facts).splitlines())
     rows = {name: value.strip() for name, value in rows.items()}

@@ -1,10 +1,12 @@
 """Each tracker is really run, offline, and what it kept is read back."""
 
+import io
 import json
 import logging
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ from PIL import Image
 
 from utils.cli import UserError
 from utils.runs import mask_secrets, mask_text
-from utils.trackers import NAMES, end_trackers, log_images, log_scalars, start_trackers, tracker_names
+from utils.trackers import NAMES, end_trackers, log_audio, log_images, log_scalars, start_trackers, tracker_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TONE = np.sin(np.arange(800) / 8)  # 0.1 s at a rate of 8,000
 CONFIG = {"rank": 8, "wandb_api_key": "abc123", "output_dir": Path("runs/x"), "prompt": "ein Schuh, größer"}
 
 
@@ -32,10 +35,19 @@ def track(folder: Path, names, steps, start: int = 0) -> dict:
         log_scalars(trackers, {"loss": 1 / step, "val_loss": None}, step)
     log_images(trackers, "validation", Image.new("RGB", (8, 8), "red"), steps[-1])
     log_images(trackers, "validation", {"red shoe, seed 1": Image.new("RGB", (8, 8), "blue")}, steps[-1])
+    log_audio(trackers, "validation/speech", TONE, 8000, steps[-1])
     kept = dict(trackers)
     end_trackers(trackers)
     assert not trackers
     return kept
+
+
+def is_tone(file) -> bool:
+    """Whether a WAV file (its path or itself) holds TONE."""
+    with wave.open(file) as audio:
+        samples = np.frombuffer(audio.readframes(audio.getnframes()), "<i2") / 32767
+        assert (audio.getnchannels(), audio.getframerate()) == (1, 8000)
+    return samples.shape == TONE.shape and bool(np.abs(samples - TONE).max() < 1e-3)
 
 
 def wandb_records(path: Path) -> list:
@@ -67,7 +79,7 @@ def wandb_history(folder: Path) -> dict[int, dict]:
     return history
 
 
-def test_tensorboard_keeps_scalars_images_and_config(tmp_path):
+def test_tensorboard_keeps_scalars_images_audio_and_config(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert set(track(tmp_path, ["tensorboard"], [1, 2, 4])) == {"tensorboard"}
@@ -75,6 +87,8 @@ def test_tensorboard_keeps_scalars_images_and_config(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 0.5), (4, 0.25)]
     assert events.Images("validation")[0].step == 4
     assert events.Images("validation/red shoe, seed 1")[0].width == 8
+    (heard,) = events.Audio("validation/speech")
+    assert heard.step == 4 and heard.sample_rate == 8000 and is_tone(io.BytesIO(heard.encoded_audio_string))
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "rank: 8" in text and "größer" in text and "abc123" not in text
 
@@ -100,6 +114,9 @@ def test_wandb_without_login_keeps_all_offline_and_continues_its_run(tmp_path):
         1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.25, 5: 0.2}  # fmt: skip
     assert any("validation" in name for name in history[4])
     assert len(list(tmp_path.glob("logs/wandb/offline-run-*/files/media/images/*.png"))) == 4
+    sounds = list(tmp_path.glob("logs/wandb/offline-run-*/files/media/audio/**/*.wav"))
+    assert len(sounds) == 2 and all(is_tone(str(path)) for path in sounds)
+    assert any("validation/speech" in name for name in history[5])
     runs = [record.run for path in sorted(tmp_path.glob("logs/wandb/offline-run-*/*.wandb"))
             for record in wandb_records(path) if record.WhichOneof("record_type") == "run"]  # fmt: skip
     assert len({run.run_id for run in runs}) == 1 and runs[0].display_name == "shoes"
@@ -124,9 +141,11 @@ def test_mlflow_keeps_all_in_the_run_folder_and_continues_its_run(tmp_path):
     assert len(images) == 4
     path = next(tmp_path.glob("logs/mlflow/*/*/artifacts/images/validation+step+4*.png"))
     assert np.asarray(Image.open(path))[0, 0].tolist() == [255, 0, 0]
+    (path,) = tmp_path.glob("logs/mlflow/*/*/artifacts/audio/validation+speech+step+4.wav")
+    assert is_tone(str(path))
 
 
-def test_a_run_of_another_mlflow_store_begins_anew(tmp_path, monkeypatch):
+def test_another_mlflow_store_gets_a_run_of_its_own(tmp_path, monkeypatch):
     track(tmp_path, ["mlflow"], [1])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "other").as_uri())
     assert track(tmp_path, ["mlflow"], [2], start=1)
@@ -157,7 +176,7 @@ def test_an_mlflow_server_that_is_not_there_is_given_up_soon(tmp_path, caplog, m
     assert "127.0.0.1" in record.getMessage() and "pass1word" not in caplog.text
 
 
-def test_wandb_online_without_login_asks_nobody(tmp_path, caplog, monkeypatch):
+def test_wandb_online_without_login_asks_no_questions(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     assert list(track(tmp_path, ["wandb", "tensorboard"], [1])) == ["tensorboard"]
     assert "there is no login" in caplog.text
@@ -201,6 +220,6 @@ def test_secrets_are_masked_and_nothing_else():
     } | plain  # fmt: skip
     command = f"HF_TOKEN=abc train.py --hub_token abc --api-key='a b' --rank 8 hf_{'abc' * 10}"
     assert mask_text(command) == "HF_TOKEN=*** train.py --hub_token *** --api-key=*** --rank 8 ***"
-    told = ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'")
-    for text in (*told, "--train_token '<sks>' --initializer_token=shoes"):
+    kept = ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'")
+    for text in (*kept, "--train_token '<sks>' --initializer_token=shoes"):
         assert mask_text(text) == text

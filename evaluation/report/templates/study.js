@@ -2,7 +2,7 @@
 const $ = id => document.getElementById(id);
 const count = STUDY.images.length, key = "study-" + STUDY.id;
 const fresh = () => ({
-  // Tells two downloads by one person from two people of one name.
+  // Distinguishes two downloads by one person from two people of one name.
   session: Array.from(crypto.getRandomValues(new Uint8Array(8)), byte => byte.toString(16).padStart(2, "0")).join(""),
   rater: "", started: null, at: -1, answers: {},
 });
@@ -16,7 +16,7 @@ function recall() {
   try {
     const kept = JSON.parse(localStorage.getItem(key));
     if (kept && kept.session && kept.answers) state = { ...fresh(), ...kept };
-  } catch { /* nothing that can be read was kept: begin anew */ }
+  } catch { /* nothing readable was kept: start from the beginning */ }
 }
 
 const answer = () => state.answers[state.at] || {};
