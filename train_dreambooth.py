@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
-from families import diffusion, drawing, lora, models, pipelines, tokens
+from families import diffusion, lora, models, pipelines, tokens
+from families.sampler import Execution, SamplerParts, Sampling, load_sampler
 from preparation import portraits
 from training import (
     batches,
@@ -112,23 +113,23 @@ def load_photos(
     return train, held_out, *(loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, ""))
 
 
-def class_facts(args) -> dict[str, str]:
-    """What class images are drawn of, and how."""
-    return {name: str(getattr(args, flag)) for name, flag in prior.FLAGS.items()}
+def class_images(args) -> prior.ClassImages:
+    """The class images that --class_data_dir is to hold."""
+    how = Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
+    model = args.pretrained_model_name_or_path
+    return prior.ClassImages(args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, model, how)
 
 
 def make_class_images(args, model: str, family: str, precision: devices.Precision, accelerator: Accelerator) -> None:
-    """Those that --class_data_dir lacks, drawn by what generate.py draws with."""
+    """Those that --class_data_dir lacks, generated as generate.py does."""
     if wanted := args.prior_generation_precision:
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
-    furnish = functools.partial(
-        drawing.open_studio, model, family, [args.class_prompt, ""], precision.dtype, accelerator.device, "dpm++",
-        args.sample_batch_size, args.validation_guidance_scale, prediction_type=args.prediction_type
-    )  # fmt: skip
+    parts = SamplerParts(model, family, prediction_type=args.prediction_type)
+    execution = Execution(accelerator.device, precision.dtype, args.sample_batch_size)
+    images = class_images(args)
     prior.make_class_images(
-        args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, args.resolution,
-        args.validation_inference_steps, args.sample_batch_size, class_facts(args), furnish, accelerator
-    )  # fmt: skip
+        images, lambda: load_sampler(parts, images.sampling, execution, [images.prompt]), accelerator
+    )
 
 
 def load_data(args, photos, model: str, family: str, cache: Path, dtype: torch.dtype, accelerator: Accelerator) -> Data:
@@ -234,7 +235,7 @@ def dry_run(args, model: str, family: str, precision, plan: batches.BatchPlan, f
     there = []
     if args.with_prior_preservation:
         folder, prompt, count = args.class_data_dir, args.class_prompt, args.num_class_images
-        prior.check_folder(folder, class_facts(args), count)
+        prior.check_folder(class_images(args))
         there = prior.prior_examples(folder, prompt, count, args.resolution)
         print(f"class images {count:,}: {len(there):,} in {folder}, {count - len(there):,} to be drawn into it")
     examples.check_whole(train + held_out + there)
