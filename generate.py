@@ -193,29 +193,27 @@ def make_images(
     prompts = list(dict.fromkeys(plan.prompts[job.index].text for job in todo))
     sampler = load_sampler(plan.parts, plan.sampling, execution, prompts)
     session, is_first = Session(args.output_dir, plan.share), True
-    saving: deque[Future[Result]] = deque()
+    saving: list[Future[Result]] = []
     failed: dict[int, str] = {}
     with ThreadPoolExecutor(args.num_workers) as pool:
         while saving or (todo and not received):
-            # Take a batch and generate it.
+            # Take a batch and generate it. Meanwhile threads check and save the batch before.
             jobs = [] if received else [todo.popleft() for _ in range(min(sampler.batch_size, len(todo)))]
             images = generate_images(sampler, [make_request(args, plan, job) for job in jobs])
+            results = [one.result() for one in saving]
+            records = [make_record(args, plan, job, execution.dtype) for job in jobs]
+            saving = [pool.submit(check_and_save, args.output_dir, *one, checks) for one in zip(jobs, records, images)]
+            if is_first:
+                results, saving = [one.result() for one in saving], []
 
-            # Check and save in threads. Wait for them after the first batch and the last, and where many are waiting.
-            for job, made in zip(jobs, images):
-                record = make_record(args, plan, job, execution.dtype)
-                saving.append(pool.submit(check_and_save, args.output_dir, job, record, made, checks))
-            wait, rejected = is_first or received or not todo, []
-            while saving and (wait or len(saving) > 4 * sampler.batch_size + 16 or saving[0].done()):
-                result = saving.popleft().result()
+            # Record what was saved or rejected.
+            for result in results:
                 record_image(session, result.record)
-                if result.reason:
-                    rejected.append(result)
-                else:
-                    bar.update()
+                bar.update(not result.reason)
+            rejected = [result for result in results if result.reason]
 
             # The first batch shows whether this model works in this precision.
-            if is_first and jobs and len(rejected) == len(jobs) and all(one.reason in NUMERIC for one in rejected):
+            if is_first and rejected and all(one.reason in NUMERIC for one in results):
                 problem = f"all of the first {counted(len(jobs), 'image')} are invalid ({rejected[0].reason})"
                 if execution.dtype != torch.float32:
                     logger.warning("%s in %s; going on in float32", problem, execution.dtype)
@@ -228,7 +226,7 @@ def make_images(
                 if len(jobs) > 3:
                     place = args.output_dir / "rejected"
                     raise UserError(f"{problem}, and precision is not the cause; look at {place}, try the model")
-            is_first = is_first and not jobs
+            is_first = False
 
             # Try a rejected image again with its next seed.
             for job, _, reason in rejected:

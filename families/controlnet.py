@@ -1,22 +1,15 @@
 """ControlNets: loaded, and checked against the model."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
+from diffusers import ControlNetModel
 
 from families.models import read_config
 from utils.cli import UserError
 from utils.hub import load_named
 
-if TYPE_CHECKING:
-    from diffusers import ControlNetModel
-
 
 def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetModel:
     """The ControlNet of a hub id or folder; refuses one that does not fit the model's UNet."""
-    from diffusers import ControlNetModel
 
     def load() -> ControlNetModel:
         kind = ControlNetModel.load_config(name).get("_class_name")

@@ -24,6 +24,14 @@ from utils.image_set import is_whole_png, write_png
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one image
+FLAGS = {  # that decide the facts in the header of a generated class image
+    "prompt": "class_prompt",
+    "model": "pretrained_model_name_or_path",
+    "size": "resolution",
+    "steps": "validation_inference_steps",
+    "guidance_scale": "validation_guidance_scale",
+}
+MAY_DIFFER = ("steps", "guidance_scale")  # where no image is missing
 
 
 @dataclass(frozen=True)
@@ -38,24 +46,11 @@ class ClassImages:
     sampling: Sampling
 
 
-@dataclass(frozen=True)
-class Fact:
-    """What a generated class image says of itself in its header, and the flag that decides it."""
-
-    name: str
-    flag: str
-    value: str
-
-
-def list_facts(wanted: ClassImages) -> list[Fact]:
-    how = wanted.sampling
-    return [
-        Fact("prompt", "class_prompt", wanted.prompt),
-        Fact("model", "pretrained_model_name_or_path", wanted.model),
-        Fact("size", "resolution", str(how.size)),
-        Fact("steps", "validation_inference_steps", str(how.steps)),
-        Fact("guidance_scale", "validation_guidance_scale", str(how.guidance_scale)),
-    ]
+def describe(wanted: ClassImages) -> dict[str, str]:
+    """What a generated class image says of itself in its header: the keys of FLAGS."""
+    names = ("size", "steps", "guidance_scale")
+    sampling = {name: str(getattr(wanted.sampling, name)) for name in names}
+    return {"prompt": wanted.prompt, "model": wanted.model, **sampling}
 
 
 def list_class_images(folder: Path) -> list[Path]:
@@ -73,15 +68,15 @@ def check_folder(wanted: ClassImages) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--class_data_dir {folder}: is a file; name a folder")
     is_full = len(list_class_images(folder)) >= wanted.count
-    facts = [fact for fact in list_facts(wanted) if not (is_full and fact.name in ("steps", "guidance_scale"))]
+    facts = {name: value for name, value in describe(wanted).items() if not (is_full and name in MAY_DIFFER)}
     for path in filter(is_whole_png, folder.glob("[0-9]*.png")):
         with Image.open(path) as image:
             found = image.info
-        for fact in facts:
-            if found.get(fact.name, fact.value) != fact.value:  # earlier versions wrote fewer facts
+        for name, value in facts.items():
+            if found.get(name, value) != value:  # earlier versions wrote fewer facts
                 raise UserError(
-                    f"--class_data_dir {folder}: {path.name} was generated with --{fact.flag} {found[fact.name]}, now "
-                    f"it is {fact.value}; give that again, name another folder, or remove those images"
+                    f"--class_data_dir {folder}: {path.name} was generated with --{FLAGS[name]} {found[name]}, now "
+                    f"it is {value}; give that again, name another folder, or remove those images"
                 )
     if cut := sorted(path.name for path in folder.glob("*.png") if not is_whole_png(path)):
         names = ", ".join(cut)
@@ -117,8 +112,7 @@ def make_class_images(wanted: ClassImages, load: Callable[[], Sampler], accelera
 
 def _generate_all(wanted: ClassImages, numbers: list[int], sampler: Sampler) -> None:
     """These images; a bad one is generated again with its next seed."""
-    todo = deque((number, 0) for number in numbers)
-    facts = {fact.name: fact.value for fact in list_facts(wanted)}
+    todo, facts = deque((number, 0) for number in numbers), describe(wanted)
     shown: dict[str, Any] = {"total": len(todo), "unit": " class images", **cli.progress()}
     with tqdm(**shown) as bar:
         while todo:
