@@ -11,27 +11,35 @@ import argparse
 import hashlib
 import logging
 import os
-import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from families import conditions, lora_mix, models, sampling, tokens
-from families.drawing import Studio, draw_images, image_seed, open_studio, relieve_memory
+from families import lora_mix, models, sampling, tokens
 from families.lora import read_lora
-from generation import flags, generated_set, outcome
+from families.sampler import (
+    Execution,
+    ImageRequest,
+    SamplerParts,
+    Sampling,
+    generate_images,
+    image_seed,
+    load_sampler,
+)
+from generation import flags, set_folder
 from generation import prompts as prompt_lists
+from generation.checks import Checks, Job, Result, check_and_save, load_checks
+from generation.conditions import Conditions, canny_edges, keep_image, list_images, load_depth
+from generation.finish import finish_set
+from generation.prompts import Prompt
+from generation.set_folder import Session, Share, record_image, record_session
 from utils import cli, devices, runs
-from utils import image_set as folders
-from utils.cli import UserError
+from utils.cli import UserError, counted
 from utils.files import file_sha256
-from utils.metrics_log import append_metrics
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
@@ -42,235 +50,266 @@ FREE = set(
 )
 
 
-def parse_args(argv=None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser)
-    flags.add_flags(parser, list(sampling.SCHEDULERS))
-    args = cli.parse_args(parser, argv)
-    return flags.check_flags(parser, args)
+    flags.add_flags(parser)
+    return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 
-def read_conditions(args, given: dict[str, list[Path]], size: int, device: torch.device) -> tuple[Callable, Callable]:
-    """What gives the tensors to start from, and to keep to, of some images; None where there are none."""
-    depth = conditions.load_depth(args.depth_model, device) if args.depth_model else None
-    changes = {"none": lambda image: image, "canny": conditions.canny_edges, "depth": depth}
-
-    def reader(flag: str, change: Callable) -> Callable:
-        if flag not in given:
-            return lambda jobs: None
-        found = given[flag]
-        return lambda jobs: conditions.to_tensor(
-            [change(conditions.read_square(f"--{flag}", found[job.index % len(found)], size)) for job in jobs]
-        )
-
-    return reader("init_images", changes["none"]), reader("control_images", changes[args.control_type])
+def find_parts(args: argparse.Namespace) -> SamplerParts:
+    """The model and the LoRAs; refuses those that do not go together."""
+    name = args.pretrained_model_name_or_path
+    loras = tuple(lora_mix.parse_lora(spec) for spec in args.lora)
+    for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
+        lora_mix.check_base(lora, name)
+    model = models.resolve_model(name, args.output_dir.parent / "cache" / "models", args.model_config)
+    family = models.model_family(model)
+    for lora in loras:
+        lora_mix.check_lora(lora, name, model, family)
+    return SamplerParts(model, family, loras, args.controlnet, args.prediction_type)
 
 
-def describe_settings(args, prompts: list[dict], loras: list, given: dict, precision: str, size: int) -> dict:
-    """All that decides what the images are, with checksums of what the named files hold."""
-    settings = cli.settings_of(args) | {"resolution": size, "precision": precision, "num_images": len(prompts)}
-    settings["prompts_sha256"] = folders.prompts_digest(prompts)
-    read = [path for one in loras for path in (one.path, *tokens.token_files(one.path.parent))]
-    settings["lora_sha256"] = [file_sha256(path)[:16] for path in read]
-    for flag, found in given.items():
-        settings[f"{flag}_sha256"] = hashlib.sha256(" ".join(map(file_sha256, found)).encode()).hexdigest()[:16]
+def find_sampling(args: argparse.Namespace, model: str) -> Sampling:
+    size = args.resolution or sampling.native_size(model)
+    models.training_shapes(model, size, buckets=False)  # an error where the model can't make that size
+    return Sampling(
+        steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        size=size,
+        scheduler=args.scheduler,
+        negative_prompt=args.negative_prompt,
+        strength=args.strength,
+        conditioning_scale=args.controlnet_conditioning_scale,
+    )
+
+
+def find_conditions(args: argparse.Namespace, count: int, size: int) -> Conditions:
+    """The files of the images to start from and to keep to. A depth model is loaded later, when images are missing."""
+    files = {}
+    for flag in ("init_images", "control_images"):
+        place = getattr(args, flag)
+        files[flag] = list_images(f"--{flag}", place, count) if place else []
+    to_control = canny_edges if args.control_type == "canny" else keep_image
+    return Conditions(**files, size=size, to_control=to_control)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made."""
+
+    prompts: list[Prompt]
+    parts: SamplerParts
+    sampling: Sampling
+    conditions: Conditions
+    share: Share
+
+
+def make_plan(args: argparse.Namespace, share: Share) -> Plan:
+    parts = find_parts(args)
+    how = find_sampling(args, parts.model)
+    prompts = prompt_lists.read_prompts(
+        args.num_images, args.prompt, args.prompts_file, args.prompt_plan, args.template, args.attribute
+    )
+    return Plan(prompts, parts, how, find_conditions(args, len(prompts), how.size), share)
+
+
+def describe_settings(args: argparse.Namespace, plan: Plan, precision: str) -> dict[str, Any]:
+    """All that decides what the images are, with checksums of the files that are named."""
+    settings = cli.settings_of(args) | {"resolution": plan.sampling.size, "precision": precision}
+    settings |= {"num_images": len(plan.prompts), "prompts_sha256": set_folder.prompts_digest(plan.prompts)}
+    files = [path for lora in plan.parts.loras for path in (lora.path, *tokens.token_files(lora.path.parent))]
+    settings["lora_sha256"] = [file_sha256(path)[:16] for path in files]
+    for flag in ("init_images", "control_images"):
+        if found := getattr(plan.conditions, flag):
+            sums = " ".join(map(file_sha256, found))
+            settings[f"{flag}_sha256"] = hashlib.sha256(sums.encode()).hexdigest()[:16]
     return settings
 
 
-def find_models(args) -> tuple[str, str, int, list[lora_mix.Lora]]:
-    """The model's place and family, the side of its images, and the LoRAs, which fit it."""
-    loras = [lora_mix.parse_lora(spec) for spec in args.lora]
-    for lora in loras if not args.allow_other_base else []:  # before the base is looked for: it may be the wrong one
-        lora_mix.check_base(lora, args.pretrained_model_name_or_path)
-    place = args.output_dir.parent / "cache" / "models"
-    model = models.resolve_model(args.pretrained_model_name_or_path, place, args.model_config)
-    family = models.model_family(model)
-    size = args.resolution or sampling.native_size(model)
-    models.training_shapes(model, size, buckets=False)  # an error where the model can't draw that size
-    for lora in loras:
-        lora_mix.check_lora(lora, args.pretrained_model_name_or_path, model, family)
-    return model, family, size, loras
+def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str) -> None:
+    cli.show_settings(args)
+    print(f"device: {device}; precision: {precision}")
+    print(*prompt_lists.describe_plan(plan.prompts), sep="\n")
+    if plan.share.of > 1:
+        mine = len(plan.share.indices(len(plan.prompts)))
+        print(f"this process is {plan.share.number} of {plan.share.of} and makes {counted(mine, 'image')}")
+    for folder in dict.fromkeys(lora.path.parent for lora in plan.parts.loras):
+        tokens.warn_of_word(folder, [one.text for one in plan.prompts])
 
 
-def tell_long_prompts(model: str, family: str, loras: list[lora_mix.Lora], texts: list[str]) -> None:
-    """What a run would say of prompts that are cut off, by the tokenizer alone."""
-    tokenizer = models.load_tokenizers(model, family)[0]
-    for path in [path for one in loras for path in tokens.token_files(one.path.parent)[:1]]:
+def report_long_prompts(plan: Plan) -> None:
+    """Warn of prompts that a run would cut off, by the tokenizer alone."""
+    tokenizer = models.load_tokenizers(plan.parts.model, plan.parts.family)[0]
+    for path in [path for lora in plan.parts.loras for path in tokens.token_files(lora.path.parent)[:1]]:
         tokenizer.add_tokens(list(read_lora(path)[0]))
-    models.report_long_captions(tokenizer, texts, "prompts")
+    prompts = [one.text for one in plan.prompts] + [plan.sampling.negative_prompt]
+    models.report_long_captions(tokenizer, prompts, "prompts")
 
 
-def make_draw(args, prompts: list[dict], given: dict, size: int, device: torch.device) -> Callable:
-    """What draws a batch of jobs: for each its line, its pixels, and whether it came from finite latents."""
-    starts, controls = read_conditions(args, given, size, device)
-    about = {
-        "negative_prompt": args.negative_prompt, "steps": args.num_inference_steps,
-        "guidance_scale": args.guidance_scale, "scheduler": args.scheduler,
-        "model": args.pretrained_model_name_or_path, "lora": args.lora, "resolution": size
-    }  # fmt: skip
-    about |= {name: str(getattr(args, name)) for name in ("init_images", "strength") if args.init_images}
-    conditioned = ("controlnet", "control_images", "control_type", "controlnet_conditioning_scale")
-    about |= {name: str(getattr(args, name)) for name in conditioned if args.controlnet}
+def make_request(args: argparse.Namespace, plan: Plan, job: Job) -> ImageRequest:
+    return ImageRequest(
+        prompt=plan.prompts[job.index].text,
+        seed=image_seed(args.seed, job.index, job.retry),
+        init_image=plan.conditions.init_image(job.index),
+        control_image=plan.conditions.control_image(job.index),
+    )
 
-    def draw(studio: Studio, jobs: list[outcome.Job]) -> list[tuple[dict, object, bool]]:
-        seeds = [image_seed(args.seed, job.index, job.retry) for job in jobs]
-        asked = [prompts[job.index] for job in jobs]
-        pixels, finite = draw_images(
-            studio, [one["text"] for one in asked], args.negative_prompt, seeds, args.num_inference_steps,
-            size, starts(jobs), args.strength, controls(jobs), args.controlnet_conditioning_scale
-        )  # fmt: skip
-        more = {"precision": str(studio.dtype).removeprefix("torch.")}
-        lines = [
-            {"file_name": folders.image_name(job.index), "text": one["text"], "seed": seed, **about, **more}
-            | {"attributes": one["attributes"]}
-            for job, one, seed in zip(jobs, asked, seeds)
-        ]
-        return list(zip(lines, pixels.numpy(), finite))
 
-    return draw
+def make_record(args: argparse.Namespace, plan: Plan, job: Job, dtype: torch.dtype) -> dict[str, Any]:
+    """The image's line in metadata.jsonl, but for the name of its file."""
+    record = {
+        "text": plan.prompts[job.index].text,
+        "seed": image_seed(args.seed, job.index, job.retry),
+        "negative_prompt": args.negative_prompt,
+        "steps": args.num_inference_steps,
+        "guidance_scale": args.guidance_scale,
+        "scheduler": args.scheduler,
+        "model": args.pretrained_model_name_or_path,
+        "lora": args.lora,
+        "resolution": plan.sampling.size,
+    }
+    names = ["init_images", "strength"] if args.init_images else []
+    if args.controlnet:
+        names += ["controlnet", "control_images", "control_type", "controlnet_conditioning_scale"]
+    record |= {name: str(getattr(args, name)) for name in names}
+    return record | {"precision": dtype_name(dtype), "attributes": plan.prompts[job.index].attributes}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def make_images(
-    args, open_model: Callable, dtype: torch.dtype, todo: deque[outcome.Job], draw: Callable, check: Callable,
-    note: Callable, pack: Callable, received: list, shown: dict
-) -> dict[int, str]:  # fmt: skip
-    """Draw what is to do, a batch at a time, while threads judge and save; {index: reason} where no seed was good."""
-    out, studio, batch = args.output_dir, open_model(dtype), args.batch_size
-    on_cpu = studio.device.type == "cpu"
-    spare = [name for name in sampling.ECONOMIES if not on_cpu and not getattr(args, f"enable_{name}")]
-    left = list(spare)
-    failed, waiting, packing, first, began = {}, deque(), [], True, time.monotonic()
-    with tqdm(**shown) as bar, ThreadPoolExecutor(args.num_workers) as pool:  # an error has its own line, below the bar
-        while waiting or (todo and not received):
-            # One batch: drawn here, judged and saved in the background.
-            jobs = [todo.popleft() for _ in range(min(batch, len(todo)))] if not received else []
-            try:
-                drawn = draw(studio, jobs) if jobs else []
-            except RuntimeError as error:
-                if not devices.out_of_memory(error):
-                    raise
-                drawn = []
-            if jobs and not drawn:
-                todo.extendleft(reversed(jobs))
-                batch = relieve_memory(studio, len(jobs), left)
-                continue
-            waiting.extend(pool.submit(outcome.save_image, out, job, *one, check) for job, one in zip(jobs, drawn))
+    args: argparse.Namespace,
+    plan: Plan,
+    execution: Execution,
+    todo: deque[Job],
+    checks: Checks,
+    received: list[int],
+    bar: tqdm,
+) -> dict[int, str]:
+    """Generate a batch at a time, while threads check and save; {index: reason} of the images without a good seed."""
+    prompts = list(dict.fromkeys(plan.prompts[job.index].text for job in todo))
+    sampler = load_sampler(plan.parts, plan.sampling, execution, prompts)
+    session, is_first = Session(args.output_dir, plan.share), True
+    saving: list[Future[Result]] = []
+    failed: dict[int, str] = {}
+    with ThreadPoolExecutor(args.num_workers) as pool:
+        while saving or (todo and not received):
+            # Take a batch and generate it. Meanwhile threads check and save the batch before.
+            jobs = [] if received else [todo.popleft() for _ in range(min(sampler.batch_size, len(todo)))]
+            images = generate_images(sampler, [make_request(args, plan, job) for job in jobs])
+            results = [one.result() for one in saving]
+            records = [make_record(args, plan, job, execution.dtype) for job in jobs]
+            saving = [pool.submit(check_and_save, args.output_dir, *one, checks) for one in zip(jobs, records, images)]
+            if is_first:
+                results, saving = [one.result() for one in saving], []
 
-            # What has been saved is noted. Waited for only where nothing is left to draw, or much is under way.
-            rejected = []
-            while waiting and (first or received or not todo or len(waiting) > 4 * batch + 16 or waiting[0].done()):
-                job, line = waiting.popleft().result()
-                if (full := note(job, line, time.monotonic() - began)) is not None:
-                    packing.append(pool.submit(pack, full))
-                bar.update("reason" not in line)
-                if "reason" in line:
-                    rejected.append((job, line["reason"]))
-            if first and jobs and len(rejected) == len(jobs) and all(reason in NUMERIC for _, reason in rejected):
-                story = f"all of the first {cli.counted(len(jobs), 'image')} are invalid ({rejected[0][1]})"
-                if studio.dtype != torch.float32:
-                    logger.warning("%s in %s; going on in float32", story, studio.dtype)
-                    (out / ".float32").touch()
-                    studio = None  # its memory is free before the next is loaded
-                    studio, left = open_model(torch.float32), list(spare)
+            # Record what was saved or rejected.
+            for result in results:
+                record_image(session, result.record)
+                bar.update(not result.reason)
+            rejected = [result for result in results if result.reason]
+
+            # The first batch shows whether this model works in this precision.
+            if is_first and rejected and all(one.reason in NUMERIC for one in results):
+                problem = f"all of the first {counted(len(jobs), 'image')} are invalid ({rejected[0].reason})"
+                if execution.dtype != torch.float32:
+                    logger.warning("%s in %s; going on in float32", problem, execution.dtype)
+                    (args.output_dir / ".float32").touch()
+                    execution = replace(execution, dtype=torch.float32)
+                    sampler = None  # its memory is free before the next one is loaded
+                    sampler = load_sampler(plan.parts, plan.sampling, execution, prompts)
                     todo.extendleft(reversed(jobs))
                     continue
                 if len(jobs) > 3:
-                    raise UserError(
-                        f"{story}, and precision is not the cause; look at {out / 'rejected'}, try the model"
-                    )
-            for job, reason in rejected:
+                    place = args.output_dir / "rejected"
+                    raise UserError(f"{problem}, and precision is not the cause; look at {place}, try the model")
+            is_first = False
+
+            # Try a rejected image again with its next seed.
+            for job, _, reason in rejected:
                 if job.retry < args.max_retries:
-                    todo.append(outcome.Job(job.index, job.retry + 1))
+                    todo.append(Job(job.index, job.retry + 1))
                 else:
                     failed[job.index] = reason
-            first = first and not jobs
-        for one in packing:
-            one.result()
+    record_session(session)
     return failed
 
 
-def main(args) -> int:
+def make_missing(
+    args: argparse.Namespace, plan: Plan, execution: Execution, is_main: bool, received: list[int]
+) -> dict[int, str]:
+    """Make the images of this share that are not there yet; {index: reason} of those without a good seed."""
+    out, mine = args.output_dir, plan.share.indices(len(plan.prompts))
+    done, tried = set_folder.done_indices(out), set_folder.count_rejected(out, dtype_name(execution.dtype))
+    missing = [i for i in mine if i not in done]
+    failed = {i: "rejected before" for i in missing if tried[i] > args.max_retries}
+    todo = deque(Job(i, tried[i]) for i in missing if i not in failed)
+    if not todo:
+        return failed
+    checks = load_checks(args.reject_near_train, args.min_clip_score, args.clip_model, execution.device)
+    if args.depth_model:
+        to_control = load_depth(args.depth_model, execution.device)
+        plan = replace(plan, conditions=replace(plan.conditions, to_control=to_control))
+    shown = {"total": len(mine), "initial": len(mine) - len(todo), "unit": " images", **cli.progress(is_main)}
+    with tqdm(**shown) as bar:  # closed before an error is printed
+        return failed | make_images(args, plan, execution, todo, checks, received, bar)
+
+
+def main(args: argparse.Namespace) -> int:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    shard, shards = map(int, args.shard.split("/"))
-    # Image i belongs to one share, by its number alone: processes and jobs need not know of one another.
-    share, shares = shard * accelerator.num_processes + accelerator.process_index, shards * accelerator.num_processes
-    block = args.shard_size if args.webdataset else 0  # a tar shard is one process's work
-    part = folders.part_name(share, shares)
     if args.enable_cpu_offload and device.type == "cpu":
         raise UserError("--enable_cpu_offload: there is no GPU here that the weights could leave; leave it out")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
-    model, family, size, loras = find_models(args)
-    prompts = prompt_lists.read_prompts(
-        args.num_images, args.prompt, args.prompts_file, args.prompt_plan, args.template, args.attribute
-    )
-    count = len(prompts)
-    places = {flag: getattr(args, flag) for flag in ("init_images", "control_images") if getattr(args, flag)}
-    given = {flag: conditions.list_images(f"--{flag}", place, count) for flag, place in places.items()}
-    mine = [i for i in range(count) if i // (block or 1) % shares == share]
-    settings = describe_settings(args, prompts, loras, given, precision.mixed_precision, size)
+    # Image i belongs to one share, by its number alone: processes and jobs need not know of one another.
+    shard, shards = map(int, args.shard.split("/"))
+    number = shard * accelerator.num_processes + accelerator.process_index
+    plan = make_plan(args, Share(number, shards * accelerator.num_processes))
+    settings = describe_settings(args, plan, precision.mixed_precision)
     if is_main:
-        cli.show_settings(args)
-        print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
-        prompt_lists.tell_plan(prompts, mine, share, shares)
-        for folder in dict.fromkeys(lora.path.parent for lora in loras):
-            tokens.warn_of_word(folder, [one["text"] for one in prompts])
+        show_plan(args, plan, devices.describe_device(device), precision.reason)
     if args.dry_run:
         if is_main:
-            tell_long_prompts(model, family, loras, [one["text"] for one in prompts] + [args.negative_prompt])
+            report_long_prompts(plan)
         return 0
-    lock = folders.enter_folder(out, settings, prompts, FREE, part, block)
+
+    lock = set_folder.enter_folder(out, settings, plan.prompts, FREE, plan.share)
     if lock is None:
         if is_main:
             print(f"{out}: this set is finished; nothing to do")
         return 0
-    folders.forget_finish(out)  # images of a finished set are gone, or it grows: what describes it is made anew
-    facts = {"device": devices.describe_device(device), "shares": shares}
-    digest = settings["prompts_sha256"]
-    runs.write_environment(out / "environment.json", facts["device"], precision.reason, prompts=digest)
+    try:
+        set_folder.forget_finish(out)  # images of a finished set are missing, or it grows
+        facts: dict[str, Any] = {"device": devices.describe_device(device), "shares": plan.share.of}
+        digest = settings["prompts_sha256"]
+        runs.write_environment(out / "environment.json", facts["device"], precision.reason, prompts=digest)
+        dtype = torch.float32 if (out / ".float32").exists() else precision.dtype
+        savers = tuple(name for name in sampling.MEMORY_SAVERS if getattr(args, f"enable_{name}"))
+        execution = Execution(device, dtype, args.batch_size, savers, args.compile)
+        received = runs.catch_signals("finishing the images at hand")
+        failed = make_missing(args, plan, execution, is_main, received)
+    finally:
+        os.close(lock)
 
-    # What is still to be drawn, and what draws it.
-    dtype = torch.float32 if (out / ".float32").exists() else precision.dtype
-    done, tried = folders.done_indices(out, block), folders.tried(out, str(dtype).removeprefix("torch."))
-    if block:
-        folders.pack_full(out, mine, done, block, count)
-    missing = [i for i in mine if i not in done]
-    todo = deque(outcome.Job(i, tried[i]) for i in missing if tried[i] <= args.max_retries)
-    failed = {i: "rejected before" for i in missing if tried[i] > args.max_retries}
-    received = runs.catch_signals("finishing the images at hand")
-    if todo:
-        texts = list(dict.fromkeys([prompts[job.index]["text"] for job in todo] + [args.negative_prompt]))
-        check = outcome.make_check(args.reject_near_train, args.min_clip_score, args.clip_model, device)
-        draw = make_draw(args, prompts, given, size, device)
-        economies = [name for name in sampling.ECONOMIES if getattr(args, f"enable_{name}")]
-        open_model = partial(
-            open_studio, model, family, texts, device=device, scheduler=args.scheduler, batch=args.batch_size,
-            guidance=args.guidance_scale, loras=loras, prediction_type=args.prediction_type,
-            controlnet=args.controlnet, economies=economies, compiled=args.compile
-        )  # fmt: skip
-        session = {"share": share, "began": datetime.now(UTC).isoformat(), "made": 0, "seconds": 0.0}
-        shown = {"total": len(mine), "initial": len(mine) - len(todo), "unit": " images", **cli.progress(is_main)}
-        note = outcome.make_note(out, part, session, missing, block)
-        pack = partial(folders.pack_block, out, shard_size=block, count=count)
-        failed |= make_images(args, open_model, dtype, todo, draw, check, note, pack, received, shown)
-        append_metrics(out / "sessions.jsonl", session)
-    os.close(lock)
     if received:
         return 128 + received[0]
     if failed:
         some = ", ".join(f"{i} ({reason})" for i, reason in list(failed.items())[:3])
         raise UserError(
-            f"{cli.counted(len(failed), 'image')} rejected with each of {cli.counted(args.max_retries + 1, 'seed')}: "
+            f"{counted(len(failed), 'image')} rejected with each of {counted(args.max_retries + 1, 'seed')}: "
             f"{some}; look at {out / 'rejected'}, and run the same command with a higher --max_retries"
         )
-    with folders.locked(out):  # the process that comes last finds the set complete
-        if lacking := folders.count_missing(out, count, block):
-            print(f"{out}: this share is made; still to come from other shares: {cli.counted(lacking, 'image')}")
-        elif not folders.is_finished(out, count, block):
-            facts["precision"] = "float32" if (out / ".float32").exists() else str(dtype).removeprefix("torch.")
-            report = generated_set.finish_set(out, prompts, settings, facts)
-            print(f"{out}: {cli.counted(report['made'], 'image')}, {report['images_per_second']} a second and process")
+    with set_folder.locked(out):  # the process that comes last finds the set complete
+        if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
+            print(f"{out}: this share is made; still to come from other shares: {counted(missing, 'image')}")
+        elif not set_folder.is_finished(out, len(plan.prompts)):
+            facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
+            report = finish_set(out, plan.prompts, settings, facts)
+            print(f"{out}: {counted(report['made'], 'image')}, {report['images_per_second']} a second and process")
     return 0
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from families import diffusion, drawing, lora, models, tokens
+from families import diffusion, lora, models, tokens
+from families.sampler import Execution, Sampler, SamplerParts, Sampling, load_sampler
 from preparation import portraits
 from training import (
     batches,
@@ -231,47 +232,27 @@ def crop_heads(
     return found[: len(train)], found[len(train) :]
 
 
-def class_facts(args: argparse.Namespace) -> dict[str, str]:
-    """What class images are generated from, and how."""
-    return {name: str(getattr(args, flag)) for name, flag in prior.FLAGS.items()}
+def class_images(args: argparse.Namespace) -> prior.ClassImages:
+    """The class images that --class_data_dir should hold."""
+    how = Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
+    model = args.pretrained_model_name_or_path
+    return prior.ClassImages(args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, model, how)
 
 
 def make_class_images(
     args: argparse.Namespace, model: str, family: str, precision: devices.Precision, accelerator: Accelerator
-) -> None:
-    """Generate those that --class_data_dir lacks, in the way of generate.py."""
+) -> list[examples.Example]:
+    """The class images, those that are missing generated as generate.py does."""
     if wanted := args.prior_generation_precision:
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
+    parts, images = SamplerParts(model, family, prediction_type=args.prediction_type), class_images(args)
+    execution = Execution(accelerator.device, precision.dtype, args.sample_batch_size)
 
-    def open_pipeline() -> drawing.Studio:
-        return drawing.open_studio(
-            model,
-            family,
-            [args.class_prompt, ""],
-            precision.dtype,
-            accelerator.device,
-            "dpm++",
-            args.sample_batch_size,
-            args.validation_guidance_scale,
-            prediction_type=args.prediction_type,
-        )
+    def load() -> Sampler:
+        return load_sampler(parts, images.sampling, execution, [images.prompt])
 
-    prior.make_class_images(
-        args.class_data_dir,
-        args.class_prompt,
-        args.num_class_images,
-        args.seed,
-        args.resolution,
-        args.validation_inference_steps,
-        args.sample_batch_size,
-        class_facts(args),
-        open_pipeline,
-        accelerator,
-    )
-
-
-def read_class_images(args: argparse.Namespace) -> list[examples.Example]:
-    return prior.prior_examples(args.class_data_dir, args.class_prompt, args.num_class_images, args.resolution)
+    prior.make_class_images(images, load, accelerator)
+    return prior.load_class_images(images)
 
 
 def print_dry_run(
@@ -290,10 +271,11 @@ def print_dry_run(
         loss_masks.mask_reader(args.mask_loss, train)
     there = []
     if args.with_prior_preservation:
-        folder, count = args.class_data_dir, args.num_class_images
-        prior.check_folder(folder, class_facts(args), count)
-        there = read_class_images(args)
-        print(f"class images {count:,}: {len(there):,} in {folder}, {count - len(there):,} to be generated into it")
+        wanted = class_images(args)
+        prior.check_folder(wanted)
+        there = prior.load_class_images(wanted)
+        missing = wanted.count - len(there)
+        print(f"class images {wanted.count:,}: {len(there):,} in {wanted.folder}, {missing:,} to be generated into it")
     examples.check_whole(train + held_out + there)
     print(dry_run.describe_memory(phases))
     last = flags.count_steps(args, len(train))[0]
@@ -389,24 +371,23 @@ def main(args: argparse.Namespace) -> int:
         masks, masks_sha256 = loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, "")
         if args.with_prior_preservation:  # a damaged photo is refused before class images are generated
             examples.check_whole(train + held_out)
-    class_images: list[examples.Example] = []
+    of_class: list[examples.Example] = []
     if args.with_prior_preservation:
         with runs.timed(seconds, "class_images"):
-            make_class_images(args, model, family, precision, accelerator)
-        class_images = read_class_images(args)
+            of_class = make_class_images(args, model, family, precision, accelerator)
 
     # Captions and images are encoded once, and each encoder is freed before the next part is loaded.
     with runs.timed(seconds, "loading"):
         prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
-        texts, encode = [one.text for one in train + class_images + held_out] + prompts, None
+        texts, encode = [one.text for one in train + of_class + held_out] + prompts, None
         if not recipe.trains_texts:
             encode = encoding.encode_captions(cache, model, family, texts, precision.dtype, accelerator)
         views = flags.read_views(args)
-        wanted = views.of(train + class_images) + views.centre().of(held_out)
+        wanted = views.of(train + of_class) + views.centre().of(held_out)
         moments = encoding.latent_reader(cache, model, wanted, views, args.cache_latents, accelerator)
 
         # What is trained.
-        identity = {"data": examples.data_fingerprint(train + class_images)}
+        identity = {"data": examples.data_fingerprint(train + of_class)}
         identity |= {"masks": masks_sha256} if masks else {}
         rank, alpha = (args.rank, args.lora_alpha) if args.method == "lora" else (None, None)
         base = args.pretrained_model_name_or_path
@@ -432,28 +413,28 @@ def main(args: argparse.Namespace) -> int:
     chances = 0.5 * args.random_flip, args.caption_dropout
     photo_plan, class_plan = (
         sample_plan.SamplePlan(seed, tuple(one.shape for one in part), plan.effective, timesteps, *chances)
-        for seed, part in ((args.seed, train), (("class", args.seed), class_images))
+        for seed, part in ((args.seed, train), (("class", args.seed), of_class))
     )
 
     def draw(position: int) -> list[sample_plan.Draw]:
         """A photo, and with prior preservation a class image that is trained with it."""
         found = [sample_plan.draw_position(photo_plan, position)]
-        if class_images:
+        if of_class:
             other = sample_plan.draw_position(class_plan, position)
             found.append(other._replace(index=len(train) + other.index))
         return found
 
     scaling = models.latent_scale(model)
-    loader = batches.Loader(train + class_images, moments, scaling, views.crops, args.noise_offset, masks)
+    loader = batches.Loader(train + of_class, moments, scaling, views.crops, args.noise_offset, masks)
     steps = batches.load_steps(range(progress.step, last), plan, accelerator.process_index, draw, loader)
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = validation.Checks(
         held_out=validation.held_out_batches(held_out, args.num_validation_samples, timesteps, loader),
         prompts=[prompts[i % len(prompts)] for i in range(args.num_validation_images)],
         seeds=[args.seed + i for i in range(args.num_validation_images)],
-        sampling=validation.Sampling(
-            model, family, args.validation_inference_steps, args.validation_guidance_scale, args.resolution
-        ),
+        model=model,
+        family=family,
+        sampling=Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution),
         scheduler=scheduler,
         encode=encode,
         autocast=autocast,
@@ -469,14 +450,14 @@ def main(args: argparse.Namespace) -> int:
         target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
         weights = diffusion.snr_weights(scheduler, batch.timesteps, args.snr_gamma)
         losses = diffusion.sample_losses(prediction, target, weights, batch.mask)
-        of_class = batch.index >= len(train)
-        counted = losses * torch.where(of_class, args.prior_loss_weight, 1.0)
+        is_class = batch.index >= len(train)
+        counted = losses * torch.where(is_class, args.prior_loss_weight, 1.0)
         backward(scaler.scale(counted.sum() / plan.effective))
-        return torch.stack([losses.detach(), batch.timesteps, of_class], 1)
+        return torch.stack([losses.detach(), batch.timesteps, is_class], 1)
 
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
-    micro = plan.micro * (1 + bool(class_images))  # samples at once
+    micro = plan.micro * (1 + bool(of_class))  # samples at once
     window, parts = [], None  # rows since the last line of the log; this step's micro-batches
     cores = None if args.lora_dropout else share_cores(device, micro)  # dropout needs one generator
     patience, save_every, limit = args.early_stopping_patience, args.checkpointing_steps, args.checkpoints_total_limit
@@ -523,9 +504,9 @@ def main(args: argparse.Namespace) -> int:
 
             if window and (progress.step % args.logging_steps == 0 or progress.step == last):
                 losses = diffusion.mean_losses([row[:2] for row in window if not row[2]], timesteps)
-                if class_images:
-                    of_class = [row[:2] for row in window if row[2]]
-                    losses["prior_loss"] = diffusion.mean_losses(of_class, timesteps)["loss"]
+                if of_class:
+                    class_rows = [row[:2] for row in window if row[2]]
+                    losses["prior_loss"] = diffusion.mean_losses(class_rows, timesteps)["loss"]
                 log_step(run, progress, losses, rates_at(step)[0], norm, len(window))
                 window = []
                 bar.set_postfix(loss=f"{progress.loss_smooth:.4f}", refresh=False)
@@ -538,7 +519,7 @@ def main(args: argparse.Namespace) -> int:
     save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
     if finished:
         asked, kohya = [args.max_train_steps, args.num_train_epochs], family if args.output_kohya_format else None
-        counts = {"photos": len(train), "held-out": len(held_out), "class images": len(class_images)}
+        counts = {"photos": len(train), "held-out": len(held_out), "class images": len(of_class)}
         card = describe_result(args, prompts[0], counts, training.token)
         write_results(run, training, card, plan.effective, asked, kohya)
         if args.push_to_hub and is_main:

@@ -247,9 +247,9 @@ def main(args: argparse.Namespace) -> int:
         held_out=validation.held_out_batches(held_out, args.num_validation_samples, timesteps, loader),
         prompts=[prompts[i % len(prompts)] for i in range(args.num_validation_images)],
         seeds=[args.seed + i for i in range(args.num_validation_images)],
-        sampling=validation.Sampling(
-            model, family, args.validation_inference_steps, args.validation_guidance_scale, args.resolution
-        ),
+        model=model,
+        family=family,
+        sampling=Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution),
         scheduler=scheduler,
         encode=encode,
         autocast=autocast,

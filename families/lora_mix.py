@@ -1,13 +1,14 @@
-"""LoRAs for generating: found, checked against the model, loaded, and fused into its weights."""
+"""LoRAs to generate with: found, checked against the model, loaded, and fused into its weights."""
 
 import logging
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from families.lora import FILE_NAME, KOHYA_BASES, read_lora
 from families.models import DEMO_MODEL, FAMILIES, MOVED, read_config
@@ -28,7 +29,7 @@ def split_weight(spec: str) -> tuple[str, str]:
 
 
 def parse_lora(spec: str) -> Lora:
-    """`runs/x`, `runs/x/best`, `file.safetensors`, each with `:0.8` after it or not."""
+    """`runs/x`, `runs/x/best` or `file.safetensors`, each with or without a weight, as in `runs/x:0.8`."""
     name, weight = split_weight(spec)
     if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or not math.isfinite(float(weight)):
         raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, as in {name}:0.8")
@@ -36,9 +37,9 @@ def parse_lora(spec: str) -> Lora:
     if path.is_dir():
         path = path / FILE_NAME
         if not path.is_file():
-            whole = (path.parent / "model_index.json").is_file()
-            advice = "it is a whole pipeline: give it as --pretrained_model_name_or_path" if whole else ""
-            advice = advice or "name a finished run, its best/, or a file"
+            advice = "name a finished run, its best/, or a file"
+            if (path.parent / "model_index.json").is_file():
+                advice = "it is a whole pipeline: give it as --pretrained_model_name_or_path"
             raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; {advice}")
     elif not path.is_file():
         raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
@@ -48,7 +49,10 @@ def parse_lora(spec: str) -> Lora:
 
 
 def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str, width: int) -> tuple[str | None, int]:
-    """Which family a LoRA was made for (None: none that is known), and the width of the text features it reads."""
+    """The family that a LoRA was made for (None: no known one), and the width of the text features it reads.
+
+    `own` and `width` are those of the model; they are returned where the LoRA says nothing else.
+    """
     named = facts.get("ss_base_model_version", "")
     family = next((one for one, start in KOHYA_BASES.items() if named.startswith(start)), None)
     if any(re.search(r"text_encoder_2|lora_te2_", key) for key in state):
@@ -59,7 +63,7 @@ def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str,
         if re.search(r"attn2[._](processor\.)?to_[kv]", key) and re.search(r"lora_A|lora_down|lora\.down", key)
     ]
     if not found:
-        return family or own, width  # no layer that reads texts: nothing to tell by
+        return family or own, width  # it has no layer that reads texts
     return family or (own if found[0] == width else WIDTHS.get(found[0])), found[0]
 
 
@@ -72,8 +76,8 @@ def same_base(first: str, second: str) -> bool:
 
 
 def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
-    """That each layer has both its matrices, of finite numbers: what lacks would be filled with anything."""
-    halves = {True: set(), False: set()}
+    """Refuse a LoRA where a layer has one matrix of two (peft would fill in random numbers), or NaN."""
+    halves: dict[bool, set[str]] = {True: set(), False: set()}
     for key, value in state.items():
         if found := re.search(r"[._]lora([._])(A|B|down|up)\b", key):
             halves[found[2] in ("A", "down")].add(key[: found.start()])
@@ -86,7 +90,7 @@ def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def check_base(lora: Lora, model_name: str) -> None:
-    """That a LoRA was trained on this model, by what it says of itself; the error names both."""
+    """Refuse a LoRA whose file names another base model than this one."""
     base = read_lora(lora.path)[1].get("base_model")
     if base and not same_base(base, model_name):
         raise UserError(
@@ -96,7 +100,7 @@ def check_base(lora: Lora, model_name: str) -> None:
 
 
 def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
-    """That a LoRA was made for this kind of model; the error names both."""
+    """Refuse a LoRA that is damaged or was made for another family of models."""
     state, facts = read_lora(lora.path)
     check_whole(lora.path, state)
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
@@ -110,13 +114,13 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
         )
 
 
-def apply_loras(pipeline, loras: list[Lora]) -> bool:
-    """Load them and fuse them into the weights; False where they stay beside them, being DoRAs that are several.
+def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:
+    """Load them and fuse them into the weights; several are left beside the weights where one of them is a DoRA.
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """
-    # A LoRA of one part alone gives a warning for each other, and one that doesn't fit a list of every layer: what is
-    # an error of these is told below.
+    # diffusers warns of a LoRA of one part alone for each other part, and lists every layer of one that doesn't fit:
+    # the errors below say what matters.
     for module in ("lora_base", "peft"):
         logger = logging.getLogger(f"diffusers.loaders.{module}")
         logger.addFilter(lambda record: not re.search("No LoRA keys|was unsuccessful", record.getMessage()))
@@ -129,25 +133,19 @@ def apply_loras(pipeline, loras: list[Lora]) -> bool:
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise UserError(f"--lora {lora.path}: has no layer of this model; is it a LoRA?")
     pipeline.set_adapters(names, [lora.weight for lora in loras])
-    if len(loras) > 1 and any(_is_dora(module) for module in _modules(pipeline)):
-        return False
     parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
-    pipeline.fuse_lora(components=parts, adapter_names=names)
-    pipeline.unload_lora_weights()
-    return True
+    if len(loras) == 1 or not any(_has_dora(getattr(pipeline, part)) for part in parts):
+        pipeline.fuse_lora(components=parts, adapter_names=names)
+        pipeline.unload_lora_weights()
 
 
-def _misfit(said: str) -> str:
+def _misfit(message: str) -> str:
     """The first layer that differs, of an error that lists them all."""
-    found = re.search(r"size mismatch for (\S+?)\.lora\S*: .*?Size\((.+?)\).*?Size\((.+?)\)", said, re.DOTALL)
+    found = re.search(r"size mismatch for (\S+?)\.lora\S*: .*?Size\((.+?)\).*?Size\((.+?)\)", message, re.DOTALL)
     if found:
         return f"{found[1]} has {found[2]} numbers, and {found[3]} here; take the base model that it was trained on"
-    return " ".join(said.split())[:200]
+    return " ".join(message.split())[:200]
 
 
-def _modules(pipeline) -> Iterable[torch.nn.Module]:
-    return (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
-
-
-def _is_dora(module: torch.nn.Module) -> bool:
+def _has_dora(module: torch.nn.Module) -> bool:
     return any(config.use_dora for config in getattr(module, "peft_config", {}).values())

@@ -6,25 +6,26 @@ from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
 from families.lora_mix import split_weight
-from utils.cli import positive, share, workers
+from families.sampling import SCHEDULERS
+from utils.cli import Parser, positive, report_ignored, share, workers
 from utils.parallel import available_cores
 
-PARTNERS = {  # a flag, and the one without which it does nothing
-    "strength": "init_images",
-    "controlnet_conditioning_scale": "controlnet",
-    "control_images": "controlnet",
-    "control_type": "controlnet",
-    "depth_model": "controlnet",
-    "clip_model": "min_clip_score",
-    "allow_other_base": "lora",
-    "shard_size": "webdataset",
-}
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_prompt_flags(parser)
+    add_sampling_flags(parser)
+    add_condition_flags(parser)
+    add_check_flags(parser)
+    add_performance_flags(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
+    group.add_argument("--shard", default="0/1", metavar="I/N", help="make the I-th (from 0) of N shares alone")
 
 
-def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts (one of these)")
     group.add_argument("--prompt", metavar="TEXT", help="one for all images")
-    group.add_argument("--prompts_file", type=Path, metavar="FILE.txt", help="one a line")
+    group.add_argument("--prompts_file", type=Path, metavar="FILE.txt", help="one per line")
     group.add_argument("--prompt_plan", type=Path, metavar="FILE.jsonl", help="text, attributes, weight in each line")
     group.add_argument("--template", metavar="TEXT", help='"a photo of {colour} shoes", filled from --attribute')
     group.add_argument(
@@ -33,6 +34,8 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--negative_prompt", default="", metavar="TEXT", help="what no image should show")
     group.add_argument("--num_images", type=positive, metavar="N", help="default: what the prompts ask for")
 
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LoRA")
     group.add_argument(
         "--lora",
@@ -43,13 +46,15 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     )
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="take a LoRA of another base model")
 
-    group = parser.add_argument_group("drawing")
-    group.add_argument("--scheduler", choices=schedulers, default="dpm++", help="dpm++: DPM-Solver++, multistep")
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--scheduler", choices=list(SCHEDULERS), default="dpm++", help="dpm++: DPM-Solver++, multistep")
     group.add_argument("--num_inference_steps", type=positive, default=25, help="of the scheduler")
     group.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance, and half the work")
     group.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the square; default: the model's")
     group.add_argument("--seed", type=int, default=0, help="of image 0; the next image has the next seed")
 
+
+def add_condition_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images to start from or to keep to")
     group.add_argument("--init_images", type=Path, metavar="DIR|FILE", help="vary these, in turn")
     group.add_argument("--strength", type=share, default=0.6, help="of the variation: 0 copies, 1 forgets")
@@ -64,14 +69,23 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--depth_model", metavar="HUB_ID|DIR", help="a transformers depth estimator")
     group.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, help="how closely it is kept to")
 
+
+def add_check_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checks")
     group.add_argument("--max_retries", type=int, default=3, help="further seeds for an image that is rejected")
-    group.add_argument("--min_clip_score", type=float, metavar="SCORE", help="reject what doesn't match its prompt")
     group.add_argument(
-        "--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="what gives that score; demo: for drawn shoes"
+        "--min_clip_score",
+        type=float,
+        metavar="COSINE",
+        help="reject images that don't match their prompt: whose cosine with it is lower, 0.25 say",
+    )
+    group.add_argument(
+        "--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="for that cosine; demo: for the demo's shoes"
     )
     group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these images")
 
+
+def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("performance")
     group.add_argument("--batch_size", type=positive, default=16, help="images at once; changes none of them")
     group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that check and save")
@@ -85,52 +99,61 @@ def add_flags(parser: argparse.ArgumentParser, schedulers: list[str]) -> None:
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet: a minute or more first")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
 
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
-    group.add_argument(
-        "--shard", default="0/1", metavar="I/N", help="make the I-th (from 0) of N shares, as a job alone"
-    )
-    group.add_argument("--webdataset", action=OnOff, default=False, help="tar shards in place of single files")
-    group.add_argument("--shard_size", type=positive, default=1000, help="images in a tar shard")
 
+def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
+    """Refuse what argparse can't check by itself; name the output folder where none is given."""
 
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """What argparse can't check by itself; the folder's name, where none is given."""
-
-    def need(condition, message):
+    def need(condition: object, message: str) -> None:
         if not condition:
             parser.error(message)
 
+    leave_out_ignored(parser, args)
     found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     need(found and int(found[1]) < int(found[2]), f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4")
     need(0 <= args.guidance_scale <= 100, f"--guidance_scale {args.guidance_scale:g}: expected 0 to 100")
-    least = args.min_clip_score
-    need(least is None or -100 <= least <= 100, f"--min_clip_score {least}: expected a score (100 x cosine) up to 100")
+    if (least := args.min_clip_score) is not None:
+        advice = f"{least / 100:g}" if 1 < abs(least) <= 100 else "a number, such as 0.25"
+        need(-1 <= least <= 1, f"--min_clip_score {least:g}: the scale is the cosine, from -1 to 1; give {advice}")
     scale = args.controlnet_conditioning_scale
     need(0 <= scale <= 10, f"--controlnet_conditioning_scale {scale:g}: expected 0 to 10")
     need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
     need(args.max_retries >= 0, f"--max_retries {args.max_retries}: expected 0 or more")
     need(0 <= args.seed < 10**9, f"--seed {args.seed}: expected 0 to 999,999,999")
-    for flag, partner in PARTNERS.items():
-        given = [getattr(args, name) != parser.get_default(name) for name in (flag, partner)]
-        need(given != [True, False], f"--{flag} {getattr(args, flag)}: does nothing without --{partner}; give both")
+    need(not args.controlnet or args.control_images, f"--controlnet {args.controlnet}: needs --control_images")
     need(
-        not args.controlnet or args.control_images,
-        f"--controlnet {args.controlnet}: give it --control_images to keep to",
+        args.control_type != "depth" or args.depth_model,
+        "--control_type depth: needs --depth_model; for images that are depth maps already: none",
     )
-    single = args.pretrained_model_name_or_path.endswith(".safetensors")
-    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
+    steps = args.num_inference_steps
     need(
-        (args.control_type == "depth") == bool(args.depth_model),
-        "--control_type depth and --depth_model go together; for images that are depth maps already: none",
+        not args.init_images or int(steps * args.strength),
+        f"--strength {args.strength:g}: of {steps} steps none is left; raise one of them",
     )
-    if args.init_images:
-        share = int(args.num_inference_steps * args.strength)
-        need(
-            share, f"--strength {args.strength:g}: of {args.num_inference_steps} steps none is left; raise one of them"
-        )
-    if args.output_dir is None:
-        first = Path(split_weight(args.lora[0])[0]) if args.lora else None
-        name = args.pretrained_model_name_or_path if first is None else first.parent if first.name == "best" else first
-        args.output_dir = Path("data/synthetic") / Path(name).stem
+    args.output_dir = args.output_dir or default_folder(args.lora, args.pretrained_model_name_or_path)
     return args
+
+
+def leave_out_ignored(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse flags that do nothing without another; one from a recipe gets its default again, with a warning."""
+    controlnet = "--controlnet", args.controlnet is not None
+    single_file = args.pretrained_model_name_or_path.endswith(".safetensors")
+    needs = {
+        "strength": ("--init_images", args.init_images is not None),
+        "controlnet_conditioning_scale": controlnet,
+        "control_images": controlnet,
+        "control_type": controlnet,
+        "depth_model": ("--controlnet and --control_type depth", controlnet[1] and args.control_type == "depth"),
+        "clip_model": ("--min_clip_score", args.min_clip_score is not None),
+        "allow_other_base": ("--lora", bool(args.lora)),
+        "model_config": ("a .safetensors file as --pretrained_model_name_or_path", single_file),
+    }
+    report_ignored(parser, args, needs)
+    for name, (_, is_there) in needs.items():
+        if not is_there:
+            setattr(args, name, parser.get_default(name))
+
+
+def default_folder(loras: list[str], model: str) -> Path:
+    """data/synthetic/ and the name of the first LoRA's run, or of the model."""
+    place = Path(split_weight(loras[0])[0] if loras else model)
+    return Path("data/synthetic") / (place.parent if loras and place.name == "best" else place).stem

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import datasets
@@ -20,12 +19,14 @@ from PIL import Image
 
 import generate
 import prepare_dataset
-from families import conditions, drawing, lora, lora_mix, models
-from generation import generated_set
-from generation.prompts import read_prompts
+from families import lora, lora_mix, models, sampler
+from families.controlnet import load_controlnet
+from generation import conditions, set_folder
+from generation.finish import read_sessions
+from generation.prompts import Prompt, read_prompts
 from tests.tiny_models import build_tiny
 from training.read_data import read_training_records
-from utils import image_checks, image_set, runs, webdataset
+from utils import image_checks, runs
 from utils.cli import UserError
 from utils.files import write_safetensors
 
@@ -55,17 +56,12 @@ def make(out: Path, *more) -> int:
 def make_plain(command: list[str]) -> int:
     """This command, here; what the end of a process would undo is undone."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    locks, claim = [], image_set.claim_part
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_set, "claim_part", lambda *args: locks.append(claim(*args)) or os.dup(locks[-1]))
-        try:
-            return generate.main(generate.parse_args(command))
-        finally:
-            for one in locks:
-                os.close(one)
-            AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision that it was given
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    try:
+        return generate.main(generate.parse_args(command))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision that it was given
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def pixels(out: Path) -> np.ndarray:
@@ -154,14 +150,14 @@ def test_shards_in_any_order_make_the_same_set_and_the_last_finishes_it(referenc
 def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
     dies = """if 1:
         import os, sys, generate
-        from generation import outcome
-        noted, count = outcome.append_metrics, []
+        from generation import set_folder
+        noted, count = set_folder.append_metrics, []
         def note(path, line):
             noted(path, line)
             count.append(1)
             if len(count) == 3:
                 path.open("ab").write(b'{"file_name": "images/0000') and os.kill(os.getpid(), 9)
-        outcome.append_metrics = note
+        set_folder.append_metrics = note
         generate.main(generate.parse_args(sys.argv[1:]))"""
     done = run("-c", dies, *words(tmp_path / "set", "--batch_size", 2))
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
@@ -169,7 +165,7 @@ def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in images.glob("*.png")}
     (images / "000001.png").write_bytes((images / "000001.png").read_bytes()[:100])  # a name without all its data
     assert make(tmp_path / "set") == 0
-    assert [one["made"] for one in generated_set.read_sessions(tmp_path / "set")] == [1, 5]
+    assert [one["made"] for one in read_sessions(tmp_path / "set")] == [1, 5]
     assert images.joinpath("000000.png").stat().st_mtime_ns == before["000000.png"]
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
     assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
@@ -187,14 +183,14 @@ def test_other_settings_in_the_same_folder_are_an_error_with_the_difference(refe
         make(reference, "--num_inference_steps", 5, "--seed", 7)
 
 
-SETTINGS = {"num_images": 2, "seed": 0, "webdataset": False}
+SETTINGS = {"num_images": 2, "seed": 0, "min_clip_score": None}
 
 
-def enter(folder: Path, prompts: list[str], settings: dict, block=0) -> int | None:
+def enter(folder: Path, prompts: list[str], settings: dict) -> int | None:
     """enter_folder with one prompt an image."""
-    asked = [{"text": text, "attributes": {}} for text in prompts]
-    more = {"num_images": len(asked), "prompts_sha256": image_set.prompts_digest(asked)}
-    return image_set.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, "metadata.jsonl", block)
+    asked = [Prompt(text, {}) for text in prompts]
+    more = {"num_images": len(asked), "prompts_sha256": set_folder.prompts_digest(asked)}
+    return set_folder.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, set_folder.Share(0, 1))
 
 
 def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_running_process(tmp_path):
@@ -227,6 +223,19 @@ def test_a_set_grows_where_its_images_stay_the_same(tmp_path, prompts, settings,
     assert runs.read_settings(tmp_path)["num_images"] == 3
 
 
+def test_a_set_of_an_earlier_version_goes_on_and_its_clip_score_is_read_as_a_cosine(tmp_path):
+    old = {"webdataset": False, "shard_size": 1000, "min_clip_score": 25.0}
+    os.close(enter(tmp_path, ["a", "b"], old))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "images/000000.png"}\n')
+    os.close(enter(tmp_path, ["a", "b"], {"min_clip_score": 0.25}))
+    with pytest.raises(UserError, match=r"min_clip_score was 0\.25, now 0\.3"):
+        enter(tmp_path, ["a", "b"], {"min_clip_score": 0.3})
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("webdataset: false", "webdataset: true"))
+    with pytest.raises(UserError, match=r"in tar shards, which this version neither writes nor reads; unpack"):
+        enter(tmp_path, ["a", "b"], {"min_clip_score": 0.25})
+
+
 def test_a_deleted_or_damaged_config_is_told_with_what_to_do(tmp_path):
     os.close(enter(tmp_path, ["a"], {}))
     (tmp_path / "config.yaml").write_text("{a")
@@ -247,13 +256,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path, monkeypatch):
-    draw = generate.draw_images
+    generate_images = generate.generate_images
 
     def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return draw(*args)
+        return generate_images(*args)
 
-    monkeypatch.setattr(generate, "draw_images", interrupted)
+    monkeypatch.setattr(generate, "generate_images", interrupted)
     assert make(tmp_path / "set", "--batch_size", 2) == 128 + signal.SIGTERM
     assert len(lines(tmp_path / "set/metadata.jsonl")) == 2
     monkeypatch.undo()
@@ -262,15 +271,15 @@ def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path,
 
 
 def test_out_of_memory_halves_the_batch(reference, tmp_path, monkeypatch):
-    draw, sizes = generate.draw_images, []
+    generate_batch, sizes = sampler._generate_batch, []
 
-    def small(studio, texts, *args):
-        sizes.append(len(texts))
-        if len(texts) > 2:
+    def small(loaded, requests):
+        sizes.append(len(requests))
+        if len(requests) > 2:
             raise RuntimeError("CUDA out of memory")
-        return draw(studio, texts, *args)
+        return generate_batch(loaded, requests)
 
-    monkeypatch.setattr(generate, "draw_images", small)
+    monkeypatch.setattr(sampler, "_generate_batch", small)
     assert make(tmp_path / "set") == 0
     assert sizes == [6, 3, 2, 2, 2]
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
@@ -314,19 +323,6 @@ def test_the_trainer_reads_the_set(reference):
     assert len(train) == 6 and held_out == []
 
 
-def test_tar_shards_hold_the_same_images(reference, tmp_path):
-    out = tmp_path / "set"
-    assert make(out, "--webdataset", "--shard_size", 4, "--shard", "0/2") == 0
-    assert make(out, "--webdataset", "--shard_size", 4, "--shard", "1/2") == 0
-    shards = sorted((out / "shards").iterdir())
-    assert [len(webdataset.shard_keys(path)) for path in shards] == [4, 2] and not list((out / "images").iterdir())
-    with tarfile.open(shards[1]) as tar:
-        image = np.asarray(Image.open(tar.extractfile("000005.png")), np.int16)
-        assert json.load(tar.extractfile("000005.json"))["attributes"].keys() == {"colour", "kind"}
-    assert apart(image, pixels(reference)[5]) <= 1
-    assert make(out, "--webdataset", "--shard_size", 4) == 0 and not list((out / "images").iterdir())
-
-
 # Checks
 
 
@@ -340,7 +336,7 @@ def test_rejected_images_are_kept_with_the_reason_and_get_the_next_seed(referenc
     monkeypatch.setattr(image_checks, "find_fault", third_is_noise)
     assert make(tmp_path / "set") == 0
     line = lines(tmp_path / "set/metadata.jsonl")[2]
-    assert line["seed"] == 2 + drawing.RETRY_SEEDS
+    assert line["seed"] == 2 + sampler.RETRY_SEEDS
     kept = lines(tmp_path / "set/rejected/metadata.jsonl")
     assert [(one["seed"], one["reason"]) for one in kept] == [(2, "noise")]
     assert apart(
@@ -352,14 +348,14 @@ def test_rejected_images_are_kept_with_the_reason_and_get_the_next_seed(referenc
 
 
 def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_path):
-    words = ["--num_images", 2, "--min_clip_score", 99]
+    words = ["--num_images", 2, "--min_clip_score", 0.99]
     with pytest.raises(UserError, match=r"2 images rejected with each of 2 seeds: .*not what its prompt says"):
         make(tmp_path / "set", *words, "--max_retries", 1)
     assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
-        2 * drawing.RETRY_SEEDS, 2 * drawing.RETRY_SEEDS + 1
+        2 * sampler.RETRY_SEEDS, 2 * sampler.RETRY_SEEDS + 1
     ]  # fmt: skip
 
 
@@ -536,7 +532,7 @@ def test_a_controlnet_draws_what_the_diffusers_pipeline_draws(reference, tmp_pat
     )
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     line = lines(tmp_path / "canny/metadata.jsonl")[1]
-    edges = generate.conditions.canny_edges(Image.open(reference / "images/000001.png"))
+    edges = conditions.canny_edges(Image.open(reference / "images/000001.png"))
     assert 0.005 < (np.asarray(edges) > 0).mean() < 0.5
     drawn = pipeline(
         line["text"], image=edges, num_inference_steps=4, guidance_scale=7.5,
@@ -562,7 +558,7 @@ def test_depth_is_estimated_by_a_transformers_model(reference, tmp_path):
     [layer for layer in net.head.modules() if isinstance(layer, torch.nn.Conv2d)][-1].bias.data.fill_(50)  # above ReLU
     net.save_pretrained(tmp_path / "depth")
     DPTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "depth")
-    estimate = generate.conditions.load_depth(str(tmp_path / "depth"), torch.device("cpu"))
+    estimate = conditions.load_depth(str(tmp_path / "depth"), torch.device("cpu"))
     depth = estimate(Image.open(reference / "images/000000.png"))
     assert depth.size == (64, 64) and depth.mode == "RGB" and np.ptp(np.asarray(depth)) > 200
 
@@ -575,7 +571,7 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
         (tmp_path, "--controlnet .*: holds no whole ControlNet"),
     ):
         with pytest.raises(UserError, match=told):
-            conditions.load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
+            load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
 
 
 def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
@@ -629,11 +625,14 @@ def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatc
         (["--shard", "4/4"], "--shard 4/4"),
         (["--shard", "-1/2"], "--shard -1/2: expected I/N"),
         (["--num_images", "1.5"], "--num_images: 1.5: expected a whole number"),
-        (["--controlnet", "x"], "--controlnet x: give it --control_images"),
+        (["--controlnet", "x"], "--controlnet x: needs --control_images"),
         (["--control_type", "canny"], "--control_type canny: does nothing without --controlnet"),
         (["--strength", "0.5"], "--strength 0.5: does nothing without --init_images"),
         (["--clip_model", "x"], "--clip_model x: does nothing without --min_clip_score"),
         (["--init_images", "x", "--strength", "0.1"], "--strength 0.1"),
+        (["--allow_other_base"], "--allow_other_base True: does nothing without --lora"),
+        (["--min_clip_score", "25"], "--min_clip_score 25: the scale is the cosine, from -1 to 1; give 0.25"),
+        (["--min_clip_score", "nan"], "--min_clip_score nan: the scale is the cosine"),
         (["--seed", "-1"], "--seed -1"),
     ],
 )
@@ -641,6 +640,13 @@ def test_mistakes_are_told_before_any_work(tmp_path, capsys, flags, told):
     with contextlib.suppress(SystemExit):
         generate.parse_args(words(tmp_path / "set", *flags))
     assert told in capsys.readouterr().err
+
+
+def test_a_flag_of_a_recipe_that_does_nothing_is_left_out_with_a_warning(tmp_path, caplog):
+    (tmp_path / "recipe.yaml").write_text("strength: 0.9\ncontrol_type: canny\n")
+    args = generate.parse_args(words(tmp_path / "set", "--config", tmp_path / "recipe.yaml"))
+    assert "`strength: 0.9` does nothing without --init_images" in caplog.text
+    assert (args.strength, args.control_type) == (0.6, "none")
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys):
@@ -679,31 +685,3 @@ def test_an_attribute_never_hides_a_column_of_the_set(tmp_path):
     plan.write_text('{"text": "a shoe", "attributes": {"seed": "7"}, "weight": 1}\n')
     with pytest.raises(UserError, match="`seed`"):
         read_prompts(None, plan=plan)
-
-
-def test_tar_shards_grow_and_what_a_kill_left_unpacked_is_packed(tmp_path):
-    out, words = tmp_path / "set", ["--webdataset", "--shard_size", 2, "--prompt_plan", tmp_path / "plan.jsonl"]
-    (tmp_path / "plan.jsonl").write_text('{"text": "a shoe", "weight": 3}\n')
-    words = ["--pretrained_model_name_or_path", "demo", "--resolution", 64, "--num_inference_steps", 2, *words]
-    words = [str(word) for word in [*words, "--output_dir", out, "--num_images"]]
-    first, second = (out / f"shards/shard-00000{number}.tar" for number in (0, 1))
-    assert make_plain([*words, "3"]) == 0
-    with tarfile.open(second) as tar:
-        image = tar.extractfile("000002.png").read()
-    assert make_plain([*words, "4"]) == 0 and webdataset.shard_keys(second) == ["000002", "000003"]
-    with tarfile.open(second) as tar:
-        assert tar.extractfile("000002.png").read() == image
-    for key, data in webdataset.read_images(first):  # as a kill leaves it between drawing and packing
-        (out / f"images/{key}.png").write_bytes(data)
-    first.unlink()
-    assert make_plain([*words, "4"]) == 0 and webdataset.shard_keys(first) == ["000000", "000001"]
-    assert not list((out / "images").iterdir())
-
-
-def test_a_cut_off_shard_and_a_damaged_manifest_are_made_again(reference, tmp_path):
-    out = tmp_path / "set"
-    assert make(out, "--webdataset", "--shard_size", 4) == 0
-    shard = out / "shards/shard-000000.tar"
-    before = shard.read_bytes()
-    shard.write_bytes(before[:1000])
-    assert make(out, "--webdataset", "--shard_size", 4) == 0 and shard.read_bytes() == before

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,20 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import generate
 import train_dreambooth
 from demo.shoes import draw_shoe
-from families import diffusion, drawing, tokens
+from families import diffusion, tokens
 from families.lora import read_lora
 from families.lora_mix import parse_lora
 from families.models import DEMO_MODEL
+from families.sampler import (
+    RETRY_SEEDS,
+    Execution,
+    ImageRequest,
+    Sampler,
+    SamplerParts,
+    Sampling,
+    generate_images,
+    load_sampler,
+)
 from tests.benchmarks import dreambooth_effect
 from tests.tiny_runs import (
     LORA,
@@ -46,11 +57,21 @@ from utils import checkpoints
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.image_checks import load_clip
+from utils.image_set import write_png
 from utils.parallel import available_cores
 
 TOKEN = ("--train_token", "<sks>", "--initializer_token", "shoes")
 FULL = ("--method", "full", "--learning_rate", "1e-3")
 UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def on_cpu(batch: int) -> Execution:
+    return Execution(torch.device("cpu"), torch.float32, batch)
+
+
+def sample(sampler: Sampler, prompts: list[str], seeds: list[int]) -> np.ndarray:
+    requests = [ImageRequest(prompt, seed) for prompt, seed in zip(prompts, seeds)]
+    return np.stack([np.asarray(one.image, int) for one in generate_images(sampler, requests)])
 
 
 def divide(micro: int, accumulation: int) -> list:
@@ -179,13 +200,10 @@ def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(tr
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
     assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
-    loras = [] if full else [parse_lora(str(out))]
-    opened = drawing.open_studio(
-        str(out if full else trainer_data[family]), family, [*prompts, ""], torch.float32, torch.device("cpu"),
-        "dpm++", 2, 7.5, loras=loras
-    )  # fmt: skip
-    pixels, _ = drawing.draw_images(opened, prompts, "", [0, 1], 3, 16)
-    assert np.abs(pixels.numpy().astype(int) - expected).max() <= 1  # generate.py, too
+    loras = () if full else (parse_lora(str(out)),)
+    parts = SamplerParts(str(out if full else trainer_data[family]), family, loras)
+    images = sample(load_sampler(parts, Sampling(3, 7.5, 16), on_cpu(2), prompts), prompts, [0, 1])
+    assert np.abs(images - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
     assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
     assert (
@@ -364,16 +382,16 @@ def drawn(tmp_path_factory):
     """4 class images of the demo pipeline, and what draws more."""
     torch.set_num_threads(1)
     prompt, folder = "a professional product photo of shoes", tmp_path_factory.mktemp("class")
-    furnished = drawing.open_studio(
-        str(DEMO_MODEL), "sd1", [prompt, ""], torch.float32, torch.device("cpu"), "dpm++", 4, 1.0
-    )
+    how = Sampling(6, 1.0, 64)
+    sampler = load_sampler(SamplerParts(str(DEMO_MODEL), "sd1"), how, on_cpu(4), [prompt])
 
-    def draw(folder, count=4, batch=4, opened=lambda: furnished, **other):
-        facts = {"prompt": prompt, "model": "demo", "steps": "6", "guidance_scale": "1.0"} | other
-        prior.make_class_images(folder, prompt, count, 3, 64, 6, batch, facts, opened, Accelerator())
+    def draw(folder, count=4, batch=4, load=lambda: sampler, prompt=prompt, **other):
+        wanted = prior.ClassImages(folder, prompt, count, 3, "demo", replace(how, **other))
+        sampler.batch_size = batch
+        prior.make_class_images(wanted, load, Accelerator())
 
     draw(folder)
-    return folder, draw, furnished
+    return folder, draw, sampler
 
 
 def pixels_of(folder: Path) -> dict[str, np.ndarray]:
@@ -381,12 +399,13 @@ def pixels_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn, tmp_path):
-    folder, draw, furnished = drawn
+    folder, draw, sampler = drawn
     texts = ["a professional product photo of shoes"] * 4
-    expected, _ = drawing.draw_images(furnished, texts, "", [3, 4, 5, 6], 6, 64)
+    sampler.batch_size = 4
+    expected = sample(sampler, texts, [3, 4, 5, 6])
     found = pixels_of(folder)
     assert list(found) == [f"00000{i}.png" for i in range(4)]
-    assert all(np.abs(image - one.numpy()).max() <= 1 for image, one in zip(found.values(), expected))
+    assert all(np.abs(image - one).max() <= 1 for image, one in zip(found.values(), expected))
 
     again = Path(shutil.copytree(folder, tmp_path / "class"))
     (again / "000001.png").unlink()
@@ -395,28 +414,28 @@ def test_class_images_are_those_of_generate_and_only_the_missing_are_drawn(drawn
     draw(again, batch=1)
     assert all((again / name).stat().st_mtime_ns == time for name, time in times.items())
     assert all(np.abs(one - found[name]).max() <= 1 for name, one in pixels_of(again).items()) and len(found) == 4
-    draw(again, opened=lambda: pytest.fail("nothing is missing"))
+    draw(again, load=lambda: pytest.fail("nothing is missing"))
 
 
 def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(drawn, tmp_path):
     folder, draw, _ = drawn
     mixed = Path(shutil.copytree(folder, tmp_path / "class"))
     draw_shoe("Boots", "Grey", "0", (64, 64)).save(mixed / "mine.jpg")
-    draw(mixed, count=5, opened=lambda: pytest.fail("there are 5"))
+    draw(mixed, count=5, load=lambda: pytest.fail("there are 5"))
     assert len(prior.prior_examples(mixed, "shoes", 5, 64)) == 5
     for other, flag in (
         ({"prompt": "hats"}, "class_prompt a professional product photo of shoes, now it is hats"),
-        ({"steps": "7"}, "validation_inference_steps 6, now it is 7"),
-        ({"guidance_scale": "7.5"}, "validation_guidance_scale 1.0, now it is 7.5"),
+        ({"steps": 7}, "validation_inference_steps 6, now it is 7"),
+        ({"guidance_scale": 7.5}, "validation_guidance_scale 1.0, now it is 7.5"),
     ):
         with pytest.raises(
-            UserError, match=f"--class_data_dir .*: 00000..png was drawn with --{flag}; give that again"
+            UserError, match=f"--class_data_dir .*: 00000..png was generated with --{flag}; give that again"
         ):
             draw(mixed, count=6, **other)
-    draw(mixed, count=5, steps="7", opened=lambda: pytest.fail("nothing is to be drawn"))
+    draw(mixed, count=5, steps=7, load=lambda: pytest.fail("nothing is to be drawn"))
     for path in mixed.glob("0*.png"):  # as earlier versions wrote them
-        drawing.write_image(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
-    draw(mixed, steps="7", opened=lambda: pytest.fail("nothing is missing"))
+        write_png(path, Image.open(path), {"prompt": "a professional product photo of shoes"})
+    draw(mixed, steps=7, load=lambda: pytest.fail("nothing is missing"))
     with pytest.raises(UserError, match="--class_data_dir .*/mine.jpg: is a file"):
         draw(mixed / "mine.jpg")
 
@@ -432,7 +451,7 @@ def test_a_bad_class_image_is_drawn_again_from_another_seed(drawn, tmp_path, mon
     monkeypatch.setattr(prior, "find_fault", fault)
     draw(tmp_path, count=2)
     with Image.open(tmp_path / "000000.png") as one:
-        assert one.info["seed"] == str(3 + drawing.RETRY_SEEDS)
+        assert one.info["seed"] == str(3 + RETRY_SEEDS)
     assert not np.array_equal(pixels_of(tmp_path)["000000.png"], pixels_of(folder)["000000.png"])
     monkeypatch.setattr(prior, "find_fault", lambda *args: "noise")
     with pytest.raises(UserError, match=r"--class_prompt .*: image \d is bad with each of 4 seeds \(noise\)"):

@@ -1,145 +1,140 @@
-"""Class images for prior preservation: what the model draws of the class before it learns the subject."""
+"""Class images for prior preservation: what the model generates for the class before it learns the subject.
+
+Prior preservation: Ruiz et al., DreamBooth, 2022, arXiv:2208.12242.
+"""
 
 import logging
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from PIL import Image
 from tqdm import tqdm
 
-from families import drawing, sampling
-from training import examples
+from families.sampler import ImageRequest, Sampler, Sampling, generate_images, image_seed
+from training.examples import Example, Record, load_examples
 from utils import cli, devices
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.image_checks import find_fault
-from utils.image_set import whole_png
+from utils.image_set import is_whole_png, write_png
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one image
-FLAGS = {  # what an image that was drawn here says of itself, and the flag that said it
+FLAGS = {  # that decide the facts in the header of a generated class image
     "prompt": "class_prompt",
     "model": "pretrained_model_name_or_path",
     "size": "resolution",
     "steps": "validation_inference_steps",
     "guidance_scale": "validation_guidance_scale",
 }
-HOW = ("steps", "guidance_scale")
+MAY_DIFFER = ("steps", "guidance_scale")  # where no image is missing
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Which class images are wanted."""
+
+    folder: Path
+    prompt: str
+    count: int
+    seed: int
+    model: str  # as the user named it
+    sampling: Sampling
+
+
+def describe(wanted: ClassImages) -> dict[str, str]:
+    """What a generated class image says of itself in its header: the keys of FLAGS."""
+    names = ("size", "steps", "guidance_scale")
+    sampling = {name: str(getattr(wanted.sampling, name)) for name in names}
+    return {"prompt": wanted.prompt, "model": wanted.model, **sampling}
 
 
 def list_class_images(folder: Path) -> list[Path]:
-    """The images there, sorted; a PNG that doesn't reach its end counts as missing."""
+    """The images in the folder, sorted; a PNG that does not reach its end counts as missing."""
     found = sorted(path for path in folder.glob("*") if is_image(path.name) and path.name[0] != ".")
-    return [path for path in found if path.suffix.lower() != ".png" or whole_png(path)]
+    return [path for path in found if path.suffix.lower() != ".png" or is_whole_png(path)]
 
 
-def check_folder(folder: Path, facts: dict[str, str], count: int) -> None:
-    """That the images drawn here earlier were drawn of the same; those of a user's own say nothing of it.
+def check_folder(wanted: ClassImages) -> None:
+    """Refuse a folder whose generated images were made otherwise; a user's own images say nothing of it.
 
-    Where all `count` are there, it is no matter how others would be drawn. What is cut off is told of: other images
-    are drawn in its place.
+    Where no image is missing, steps and guidance may differ. Warns of cut files: other images take their place.
     """
+    folder = wanted.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--class_data_dir {folder}: is a file; name a folder")
-    if len(list_class_images(folder)) >= count:
-        facts = {name: value for name, value in facts.items() if name not in HOW}
-    for path in folder.glob("[0-9]*.png"):
-        if whole_png(path):
-            with Image.open(path) as example:
-                told = example.info
-            for name, value in facts.items():
-                if told.get(name, value) != value:  # earlier versions said less
-                    raise UserError(
-                        f"--class_data_dir {folder}: {path.name} was drawn with --{FLAGS[name]} {told[name]}, now "
-                        f"it is {value}; give that again, name another folder, or remove those images"
-                    )
-    if cut := sorted(path.name for path in folder.glob("*.png") if not whole_png(path)):
-        logger.warning("--class_data_dir %s: not whole, so others are drawn in their place: %s", folder, ", ".join(cut))
+    is_full = len(list_class_images(folder)) >= wanted.count
+    facts = {name: value for name, value in describe(wanted).items() if not (is_full and name in MAY_DIFFER)}
+    for path in filter(is_whole_png, folder.glob("[0-9]*.png")):
+        with Image.open(path) as image:
+            found = image.info
+        for name, value in facts.items():
+            if found.get(name, value) != value:  # earlier versions wrote fewer facts
+                raise UserError(
+                    f"--class_data_dir {folder}: {path.name} was generated with --{FLAGS[name]} {found[name]}, now "
+                    f"it is {value}; give that again, name another folder, or remove those images"
+                )
+    if cut := sorted(path.name for path in folder.glob("*.png") if not is_whole_png(path)):
+        names = ", ".join(cut)
+        logger.warning("--class_data_dir %s: not whole, so others are generated in their place: %s", folder, names)
 
 
 def missing_indices(folder: Path, count: int) -> list[int]:
-    """The numbers of the images to draw, so that there are `count`; each number has its own seed."""
-    there = list_class_images(folder)
-    names = {path.name for path in there}
+    """The numbers of the images to generate, so that there are `count`; each number has its own seed."""
+    found = list_class_images(folder)
+    names = {path.name for path in found}
     free = (number for number in range(10 * count) if image_name(number) not in names)
-    return [next(free) for _ in range(max(0, count - len(there)))]
+    return [next(free) for _ in range(max(0, count - len(found)))]
 
 
 def image_name(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def make_class_images(
-    folder: Path,
-    prompt: str,
-    count: int,
-    seed: int,
-    size: int,
-    steps: int,
-    batch: int,
-    facts: dict[str, str],
-    open_studio: Callable[[], drawing.Studio],
-    accelerator: Accelerator,
-) -> None:
-    """Draw those that are missing, each process its share; what is drawn badly is drawn again from further seeds.
+def make_class_images(wanted: ClassImages, load: Callable[[], Sampler], accelerator: Accelerator) -> None:
+    """Generate those that are missing, each process its share; `load` gives the model where it is needed.
 
-    `facts` are what an image says of itself (see FLAGS); those there must say the same.
-    The same images come out however often this is broken off, and whatever the batch and the number of processes.
+    The same images come out however often this is interrupted, for any batch size and number of processes.
     """
-    check_folder(folder, facts, count)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = missing_indices(folder, count)
-    accelerator.wait_for_everyone()  # all have looked before the first one draws
-    jobs = [(number, 0) for number in missing[accelerator.process_index :: accelerator.num_processes]]
-    if jobs:
-        furnished = open_studio()
-        with tqdm(total=len(jobs), unit=" class images", **cli.progress()) as bar:
-            _draw_all(folder, jobs, prompt, seed, size, steps, batch, facts, furnished, bar)
-        furnished = None
+    check_folder(wanted)
+    wanted.folder.mkdir(parents=True, exist_ok=True)
+    missing = missing_indices(wanted.folder, wanted.count)
+    accelerator.wait_for_everyone()  # all have listed the files before the first writes one
+    if mine := missing[accelerator.process_index :: accelerator.num_processes]:
+        _generate_all(wanted, mine, load())
         devices.free_memory(accelerator.device)
     accelerator.wait_for_everyone()
 
 
-def _draw_all(
-    folder: Path, jobs: list[tuple[int, int]], prompt: str, seed: int, size: int, steps: int,
-    batch: int, facts: dict[str, str], furnished: drawing.Studio, bar: tqdm
-) -> None:  # fmt: skip
-    """The images of `jobs`: (number, how many of its seeds gave a bad one)."""
-    left = list(sampling.ECONOMIES) if furnished.device.type != "cpu" else []
-    while jobs:
-        now, jobs = jobs[:batch], jobs[batch:]
-        seeds = [drawing.image_seed(seed, number, retry) for number, retry in now]
-        drawn = None
-        try:
-            texts = [prompt] * len(now)
-            drawn = drawing.draw_images(furnished, texts, "", seeds, steps, size)
-        except RuntimeError as error:
-            if not devices.out_of_memory(error):
-                raise
-        if drawn is None:  # told here, where the error and the tensors that it holds are gone
-            batch, jobs = drawing.relieve_memory(furnished, len(now), left), now + jobs
-            continue
-        for (number, retry), one, sound, used in zip(now, *drawn, seeds):
-            example = Image.fromarray(one.numpy())
-            fault = find_fault(example, sound)
-            if fault is None:
-                drawing.write_image(folder / image_name(number), example, {**facts, "seed": str(used)})
-                bar.update()
-            elif retry + 1 < TRIES:
-                jobs.append((number, retry + 1))
-            else:
-                raise UserError(
-                    f"--class_prompt {prompt!r}: image {number} is bad with each of {TRIES} seeds ({fault}); look at "
-                    f"what the model draws of it with generate.py, try --prior_generation_precision fp32"
-                )
+def _generate_all(wanted: ClassImages, numbers: list[int], sampler: Sampler) -> None:
+    """These images; a bad one is generated again with its next seed."""
+    todo, facts = deque((number, 0) for number in numbers), describe(wanted)
+    shown: dict[str, Any] = {"total": len(todo), "unit": " class images", **cli.progress()}
+    with tqdm(**shown) as bar:
+        while todo:
+            batch = [todo.popleft() for _ in range(min(sampler.batch_size, len(todo)))]
+            seeds = [image_seed(wanted.seed, number, retry) for number, retry in batch]
+            images = generate_images(sampler, [ImageRequest(wanted.prompt, seed) for seed in seeds])
+            for (number, retry), seed, made in zip(batch, seeds, images):
+                fault = find_fault(made.image, made.is_finite)
+                if fault is None:
+                    write_png(wanted.folder / image_name(number), made.image, {**facts, "seed": str(seed)})
+                    bar.update()
+                elif retry + 1 < TRIES:
+                    todo.append((number, retry + 1))
+                else:
+                    raise UserError(
+                        f"--class_prompt {wanted.prompt!r}: image {number} is bad with each of {TRIES} seeds "
+                        f"({fault}); look at images of it with generate.py, try --prior_generation_precision fp32"
+                    )
 
 
-def class_records(folder: Path, prompt: str, count: int) -> list[dict]:
-    """What images.load_images reads: the first `count` images, all with the class prompt."""
-    paths = list_class_images(folder)[:count]
-    return [{"id": f"class/{path.stem}", "source": path, "text": prompt} for path in paths]
-
-
-def prior_examples(folder: Path, prompt: str, count: int, resolution: int) -> list[examples.Example]:
-    return examples.load_examples(class_records(folder, prompt, count), [(resolution, resolution)])
+def load_class_images(wanted: ClassImages) -> list[Example]:
+    """The first `count` images of the folder, all with the class prompt."""
+    paths, size = list_class_images(wanted.folder)[: wanted.count], wanted.sampling.size
+    records = [Record(f"class/{path.stem}", path, wanted.prompt) for path in paths]
+    return load_examples(records, [(size, size)])

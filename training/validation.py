@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from families import diffusion, models
+from families.sampler import Sampling
 from families.sampling import build_pipeline, generate
 from training.batches import Batch, Loader, held_out_loader, load_batch
 from training.examples import Example
@@ -25,23 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How validation images are generated: with which model, in how many steps, how close to the text, how large."""
-
-    model: str
-    family: str
-    steps: int
-    guidance: float
-    size: int
-
-
-@dataclass(frozen=True)
 class Checks:
     """What a validation computes: a loss of the held-out batches, and an image of each prompt from its own seed."""
 
     held_out: list[Batch]
     prompts: list[str]
     seeds: list[int]
+    model: str
+    family: str
     sampling: Sampling
     scheduler: DDPMScheduler
     encode: Callable[[list[str]], diffusion.Text]
@@ -74,8 +66,8 @@ def generate_images(unet: torch.nn.Module, checks: Checks, signals: list[int]) -
     """One image for each prompt, as the pipeline with these weights would generate it; None once a signal has come."""
     how = checks.sampling
     (embeds, pooled), (empty, empty_pooled) = checks.encode(checks.prompts), checks.encode([""])
-    vae = models.load_vae(how.model).to(embeds.device)
-    pipeline = build_pipeline(how.family, unet, vae, checks.scheduler, models.empty_prompt_is_zero(how.model))
+    vae = models.load_vae(checks.model).to(embeds.device)
+    pipeline = build_pipeline(checks.family, unet, vae, checks.scheduler, models.empty_prompt_is_zero(checks.model))
     made: list[Image.Image] = []
     for i, seed in enumerate(checks.seeds):
         if signals:
@@ -84,7 +76,7 @@ def generate_images(unet: torch.nn.Module, checks: Checks, signals: list[int]) -
         if pooled is not None:
             given |= {"pooled_prompt_embeds": pooled[i : i + 1], "negative_pooled_prompt_embeds": empty_pooled}
         with checks.autocast():
-            made += generate(pipeline, [seed], how.steps, how.guidance, size=how.size, **given)
+            made += generate(pipeline, [seed], how.steps, how.guidance_scale, size=how.size, **given)
     return made
 
 

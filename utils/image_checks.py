@@ -1,8 +1,9 @@
-"""Is a generated image fit for use? Noise, near-copies of training images, and whether it shows what its text says.
+"""Checks of generated images: noise, near-copies of training images, and how well an image matches its text (CLIP).
 
-What the limits stand on: 226 catalogue photos (as they are, and at 512 and 128 pixels), 160 drawn shoes, 72 images of
-the demo pipeline, and 118 of noise (latents of deviation 1 to 30 through the demo VAE, random pixels). None of the
-former and all of the latter are called noise, and 2 of 24 that the demo pipeline burnt (4 steps, guidance 20).
+The limits of noise were chosen on 226 catalogue photos (as they are, and at 512 and 128 pixels), 160 drawn shoes, 72
+images of the demo pipeline, and 118 images of noise (latents of deviation 1 to 30 through the demo VAE, random pixels).
+None of the former and all of the latter are called noise; so are 2 of 24 that the demo pipeline overdid (4 steps,
+guidance 20).
 """
 
 from pathlib import Path
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 
 CELL = 8  # pixels: what one latent is decoded to
 NOISE_MEAN, NOISE_QUARTER = 0.6, 0.14
-# As prepare_dataset.py tells two files of one photo. Within them: 226 photos as JPEG of quality 30 and at 128 pixels,
-# 80 drawn shoes through the VAE and back. Of what is no copy: no two of the photos, none of 72 demo images among 1500
-# drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not seen: a shift by 2 of 128 pixels.
+# The limits by which prepare_dataset.py finds two files of one photo. Within them are 226 photos as JPEG of quality 30
+# and at 128 pixels, and 80 drawn shoes through the VAE and back. Of images that are no copies: no two of the photos,
+# none of 72 demo images among 1500 drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not
+# found: a shift by 2 of 128 pixels.
 NEAR_BITS, NEAR_COLOUR = 16, 3.0
 
 
 def noise_measure(image: Image.Image) -> tuple[float, float]:
-    """How unlike neighbouring cells are, where 1 is as unlike as any two: the mean, and that of the calmest quarter.
+    """How much neighbouring cells differ, where 1 is as much as any two: the mean, and that of the smoothest quarter.
 
-    A photo's cells are like their neighbours and much of it is calm: the mean was 0.37 at most at 512 pixels, 0.71 at
-    128, and the calmest quarter reached 0.07. In decoded noise nothing is calm: at least 0.72 and 0.21.
+    A photo's cells resemble their neighbours and much of it is smooth: the mean was 0.37 at most at 512 pixels, 0.71 at
+    128, and the smoothest quarter reached 0.07. In decoded noise nothing is smooth: at least 0.72 and 0.21.
     """
     size = [max(4, round(side / CELL)) for side in image.size]
     cells = np.asarray(image.resize(size, Image.Resampling.BOX), dtype=np.float64)
@@ -49,7 +51,7 @@ def finite_images(latents: "torch.Tensor") -> list[bool]:
 
 
 def find_fault(image: Image.Image, finite: bool = True) -> str | None:
-    """What is wrong with an image that no prompt could have meant, in words to count by; None where nothing is."""
+    """The fault of an image that no prompt could have meant, in words to count by; None where there is none."""
     if not finite:
         return "NaN latents"
     if fault := image_fault(image):
@@ -59,7 +61,7 @@ def find_fault(image: Image.Image, finite: bool = True) -> str | None:
 
 
 class NearIndex(NamedTuple):
-    """What the images of a folder look like, to find those that a new one is a copy of."""
+    """Hashes and small versions of the images of a folder, to find those that a new image is a copy of."""
 
     ids: list[str]
     hashes: np.ndarray
@@ -86,7 +88,7 @@ def index_images(folder: Path, workers: int = 1, flag: str = "--reject_near_trai
     looks = list(parallel_map(_look, (folder / name for name in names), workers))
     for name, look in zip(names, looks):
         if isinstance(look, str):
-            raise UserError(f"{flag} {folder}: {name}: {look}; remove the file, or mend it")
+            raise UserError(f"{flag} {folder}: {name}: {look}; remove or replace the file")
     ids = [str(Path(name.removeprefix("images/")).with_suffix("")) for name in names]
     return NearIndex(ids, np.stack([look[0] for look in looks]), np.stack([look[1] for look in looks]))
 
@@ -125,7 +127,7 @@ class Clip(NamedTuple):
 
 
 def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--clip_model") -> Clip:
-    """A transformers CLIP in float32, of a hub id or folder; `demo` is the small one that knows the drawn shoes."""
+    """A transformers CLIP in float32, of a hub id or folder; `demo` is the small one that knows the demo's shoes."""
     import torch
     from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -143,7 +145,7 @@ def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--cl
 
 
 def embed_texts(clip: Clip, texts: list[str]) -> np.ndarray:
-    """What CLIP makes of texts. One that is too long is cut before its end token, which carries the text's meaning."""
+    """CLIP's features of texts. One that is too long is cut before its end token, which carries the text's meaning."""
     import torch
 
     limit = clip.model.config.text_config.max_position_embeddings
@@ -167,17 +169,13 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
-def clip_scores(clip: Clip, images: list[Image.Image], texts: list[str], batch: int = 32) -> list[float]:
-    """For each image with its text, 100 x the cosine of what CLIP makes of them; NaN where CLIP gave that."""
-    scores = []
-    for start in range(0, len(images), batch):
-        part = slice(start, start + batch)
-        scores += (100 * cosines(embed_images(clip, images[part]), embed_texts(clip, texts[part]))).tolist()
-    return scores
+def clip_scores(clip: Clip, images: list[Image.Image], texts: list[str]) -> np.ndarray:
+    """For each image with its text, the cosine of their CLIP features; NaN where CLIP gave that."""
+    return cosines(embed_images(clip, images), embed_texts(clip, texts))
 
 
 def image_fault(image: Image.Image) -> str | None:
-    """What is wrong with a generated image that could not be right; None where nothing is."""
+    """Whether a generated image is black or of one colour, in words; None where it is neither."""
     low, high = zip(*image.getextrema())
     if max(high) < 8:
         return "black (or NaN)"

@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from demo.subject import draw_subject
-from families import drawing, lora_mix
+from families import lora_mix
 from families.models import DEMO_MODEL
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
 from utils import image_checks
 
 SUBJECT, CLASS = "a professional product photo of sks shoes", "a professional product photo of shoes"
-NEGATIVE, FIRST_SEED = "", 5000  # seeds that no class image has
+FIRST_SEED = 5000  # seeds that no class image has
 
 
 class Effect(NamedTuple):
@@ -37,13 +38,13 @@ class Effect(NamedTuple):
 
 def draw(run: Path | None, count: int, steps: int) -> dict[str, list[Image.Image]]:
     """Images of the subject and of the class, by the demo pipeline with the LoRA of a run or without."""
-    loras = [lora_mix.parse_lora(str(run))] if run else []
-    texts, cpu = [SUBJECT, CLASS, NEGATIVE], torch.device("cpu")
-    opened = drawing.open_studio(str(DEMO_MODEL), "sd1", texts, torch.float32, cpu, "dpm++", count, 3.0, loras=loras)
-    seeds, found = [FIRST_SEED + i for i in range(count)], {}
+    loras = (lora_mix.parse_lora(str(run)),) if run else ()
+    parts, how = SamplerParts(str(DEMO_MODEL), "sd1", loras), Sampling(steps, 3.0, 128)
+    sampler = load_sampler(parts, how, Execution(torch.device("cpu"), torch.float32, count), [SUBJECT, CLASS])
+    found = {}
     for text in (SUBJECT, CLASS):
-        pixels, _ = drawing.draw_images(opened, [text] * count, NEGATIVE, seeds, steps, 128)
-        found[text] = [Image.fromarray(one.numpy()) for one in pixels]
+        images = generate_images(sampler, [ImageRequest(text, FIRST_SEED + i) for i in range(count)])
+        found[text] = [one.image for one in images]
     return found
 
 

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
         unet = models.load_unet(model, torch.float32)
         pipeline = sampling.build_pipeline(models.model_family(model), unet, None, models.load_noise_scheduler(model))
         if name == "fused":
-            lora_mix.apply_loras(pipeline, [lora])
+            lora_mix.apply_loras(pipeline, (lora,))
         else:
             pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name)
         unets[name] = unet.eval().to(device, memory_format=torch.channels_last)

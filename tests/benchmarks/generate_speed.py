@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         prompts = Path(name) / "prompts.txt"
         source = {"file": args.prompts_file} if args.prompts_file else SHOES
-        prompts.write_text("".join(one["text"] + "\n" for one in read_prompts(args.num_images, **source)), "utf-8")
+        prompts.write_text("".join(one.text + "\n" for one in read_prompts(args.num_images, **source)), "utf-8")
         shared = f"--prompts_file {prompts}"
         same = "pretrained_model_name_or_path num_inference_steps guidance_scale seed mixed_precision"
         for flag in same.split():

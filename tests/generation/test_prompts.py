@@ -6,36 +6,36 @@ from transformers import CLIPTokenizer
 
 from demo.catalogue import write_catalogue
 from families.models import DEMO_MODEL, too_long
-from generation.prompts import expand_template, read_attribute, read_prompts, spread
+from generation.prompts import Option, Prompt, expand_template, read_attribute, read_prompts, spread
 from prepare_dataset import main, parse_args
 from utils.cli import UserError
 
 SHOES = ["colour=red,blue:2,green", "article=boots,sandals"]
 
 
-def count_values(prompts: list[dict], *names: str) -> Counter:
-    return Counter(tuple(one["attributes"][name] for name in names) for one in prompts)
+def count_values(prompts: list[Prompt], *names: str) -> Counter:
+    return Counter(tuple(one.attributes[name] for name in names) for one in prompts)
 
 
-def draw(count: int, attributes: list[str]) -> list[dict]:
+def draw(count: int, attributes: list[str]) -> list[Prompt]:
     return read_prompts(
         count, template="{" + "} {".join(one.partition("=")[0] for one in attributes) + "}", attributes=attributes
     )
 
 
 def test_one_prompt_is_repeated():
-    assert read_prompts(3, prompt=" red boots ") == [{"text": "red boots", "attributes": {}}] * 3
+    assert read_prompts(3, prompt=" red boots ") == [Prompt("red boots", {})] * 3
     assert len(read_prompts(None, prompt="red boots")) == 1
 
 
 def test_a_text_file_gives_each_line_in_turn(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeff# shoes\nred boots\n\n  blue boots\r\nred boots\n", encoding="utf-8")
-    assert [one["text"] for one in read_prompts(None, file=path)] == ["red boots", "blue boots", "red boots"]
-    assert Counter(one["text"] for one in read_prompts(30, file=path)) == {"red boots": 20, "blue boots": 10}
+    assert [one.text for one in read_prompts(None, file=path)] == ["red boots", "blue boots", "red boots"]
+    assert Counter(one.text for one in read_prompts(30, file=path)) == {"red boots": 20, "blue boots": 10}
     lines = [str(i * 7919 % 1000) for i in range(20_000)]
     path.write_text("\n".join(lines))
-    assert [one["text"] for one in read_prompts(20_001, file=path)] == [*lines, lines[0]]
+    assert [one.text for one in read_prompts(20_001, file=path)] == [*lines, lines[0]]
 
 
 def test_the_plan_that_prepare_dataset_writes_comes_out_whole(tmp_path):
@@ -45,12 +45,12 @@ def test_the_plan_that_prepare_dataset_writes_comes_out_whole(tmp_path):
     plan = tmp_path / "data" / "prompt_plan.jsonl"
     lines = [json.loads(line) for line in plan.read_text().splitlines()]
     prompts = read_prompts(None, plan=plan)
-    assert Counter(one["text"] for one in prompts) == Counter({one["text"]: one["weight"] for one in lines})
+    assert Counter(one.text for one in prompts) == Counter({line["text"]: line["weight"] for line in lines})
     asked = Counter()
     for line in lines:
         asked[line["attributes"]["colour"]] += line["weight"]
     for size in (20, 50):
-        colours = Counter(one["attributes"]["colour"] for one in prompts[:size])
+        colours = Counter(one.attributes["colour"] for one in prompts[:size])
         assert all(abs(colours[colour] - size * n / 97) < 1.5 for colour, n in asked.items())
 
 
@@ -85,13 +85,13 @@ def test_growing_the_number_keeps_the_earlier_ones():
 
 
 def test_prompts_are_mixed_and_not_in_blocks():
-    colours = [one["attributes"]["colour"] for one in draw(80, SHOES)]
+    colours = [one.attributes["colour"] for one in draw(80, SHOES)]
     assert all(len(set(colours[start : start + 4])) == 3 for start in range(0, 80, 4))
 
 
 def test_a_template_reads_as_english():
     texts = [
-        one["text"] for one in expand_template("a photo of {colour} {article}", ["colour=orange", "article=handbags"])
+        one.text for one in expand_template("a photo of {colour} {article}", ["colour=orange", "article=handbags"])
     ]
     assert texts == ["a photo of an orange handbag"]
 
@@ -126,7 +126,7 @@ def test_a_bad_line_of_a_plan_is_named(tmp_path, line, says):
 @pytest.mark.parametrize(
     "source, says",
     [
-        ({}, "nothing to draw"),
+        ({}, "there is no prompt; give one of --prompt"),
         ({"prompt": "a", "template": "b"}, "--prompt and --template exclude"),
         ({"prompt": " "}, "--prompt: is empty"),
         ({"prompt": "a", "attributes": ["b=c"]}, "--attribute b=c: belongs to --template"),
@@ -164,9 +164,9 @@ def test_more_images_than_names_have_digits_are_refused_at_once():
 
 
 def test_attributes_are_each_image_s_own():
-    first, second = spread([{"text": "a", "attributes": {"colour": "red"}, "weight": 1}], 2)
-    first["attributes"]["colour"] = "blue"
-    assert second["attributes"]["colour"] == "red"
+    first, second = spread([Option("a", {"colour": "red"})], 2)
+    first.attributes["colour"] = "blue"
+    assert second.attributes["colour"] == "red"
 
 
 def test_prompts_beyond_the_limit_are_counted():

@@ -93,9 +93,9 @@ def test_the_vae_decodes_in_float32_under_autocast(parts):
     dtypes = []
     vae.decoder.conv_out.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        (half,) = sampling.decode_latents(pipeline, latents)
+        (half,) = sampling.decode_latents(pipeline.vae, latents)
     with torch.no_grad():
-        (whole,) = sampling.decode_latents(pipeline, latents)
+        (whole,) = sampling.decode_latents(pipeline.vae, latents)
     assert dtypes == [torch.float32] * 2 and np.array_equal(pixels([half]), pixels([whole]))
 
 
@@ -104,7 +104,7 @@ def test_latents_that_are_not_finite_make_an_image_that_is_reported(parts, value
     vae = models.load_vae(parts["sd1"].model)
     pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
     with torch.no_grad():
-        (image,) = sampling.decode_latents(pipeline, torch.full((1, 4, 16, 16), float(value)))
+        (image,) = sampling.decode_latents(pipeline.vae, torch.full((1, 4, 16, 16), float(value)))
     assert image_checks.image_fault(image) == "black (or NaN)"
 
 

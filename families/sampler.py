@@ -1,0 +1,283 @@
+"""A model loaded to generate many images: each distinct prompt is encoded once, each image has its own seed.
+
+For generate.py, and for the class images of train_dreambooth.py.
+"""
+
+import copy
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
+from einops import rearrange, repeat
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from families import lora_mix, models, sampling, tokens
+from families.controlnet import load_controlnet
+from utils import devices, image_checks
+from utils.cli import UserError, counted
+
+logger = logging.getLogger(__name__)
+RETRY_SEEDS = 1_000_000_000  # between the seeds of one image's tries; the images of a set have neighbouring seeds
+Features = tuple[torch.Tensor, torch.Tensor | None]  # of a prompt: (length, width), and SDXL's pooled (width,)
+
+
+@dataclass(frozen=True)
+class SamplerParts:
+    """What a sampler is made of."""
+
+    model: str  # a folder or hub id
+    family: str
+    loras: tuple[lora_mix.Lora, ...] = ()
+    controlnet: str | None = None
+    prediction_type: str | None = None  # None: as the model says
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every image is sampled."""
+
+    steps: int
+    guidance_scale: float  # 1 or less: no guidance
+    size: int  # the side in pixels
+    scheduler: str = "dpm++"
+    negative_prompt: str = ""
+    strength: float = 1.0  # how much of an init image is changed
+    conditioning_scale: float = 1.0  # of the ControlNet
+
+
+@dataclass(frozen=True)
+class Execution:
+    """On what and how much at once; it changes no image, but for rounding."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    memory_savers: tuple[str, ...] = ()
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to generate."""
+
+    prompt: str
+    seed: int
+    init_image: Image.Image | None = None
+    control_image: Image.Image | None = None
+
+
+class GeneratedImage(NamedTuple):
+    image: Image.Image
+    is_finite: bool  # whether its latents held no NaN and no infinity
+
+
+@dataclass
+class Sampler:
+    """The loaded models. The last two fields change when memory runs out."""
+
+    settings: Sampling
+    execution: Execution
+    unet: UNet2DConditionModel
+    compiled_unet: Callable[..., Any]  # the same, for whole batches: each other shape would be compiled again
+    vae: AutoencoderKL
+    controlnet: ControlNetModel | None
+    scheduler: SchedulerMixin
+    features: dict[str, Features]  # by prompt, on the CPU
+    cores: sampling.Cores | None  # on a CPU each takes a part of a batch
+    batch_size: int
+    unused_savers: list[str]
+
+
+@torch.no_grad()
+def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, prompts: list[str]) -> Sampler:
+    """The models on their device, with the features of these prompts; the text encoders are freed again."""
+    device, dtype = execution.device, execution.dtype
+    controlnet = load_controlnet(parts.controlnet, parts.model, dtype) if parts.controlnet else None
+    schedule = models.load_noise_scheduler(parts.model)
+    if parts.prediction_type:
+        schedule.register_to_config(prediction_type=parts.prediction_type)
+    first_dtype = torch.float32 if parts.loras else dtype  # a LoRA is fused before anything is rounded
+    unet = models.load_unet(parts.model, first_dtype)
+    tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, first_dtype)
+    if parts.loras:
+        _add_loras(parts, unet, tokenizers, encoders, schedule)
+    for encoder in encoders:
+        encoder.to(device, dtype)
+    features = _encode_prompts(parts.model, tokenizers, encoders, [*prompts, settings.negative_prompt])
+    del encoders, encoder
+    devices.free_memory(device)
+
+    vae = models.load_vae(parts.model)
+    torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
+    for module in filter(None, (unet, vae, controlnet)):
+        module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    for name in execution.memory_savers:
+        sampling.enable_memory_saver(name, unet, vae, controlnet, device)
+    on_cpu = device.type == "cpu"
+    # On a CPU half of the gain is that frozen weights are laid out once for its kernels.
+    options: dict[str, Any] | None = {"freezing": True} if on_cpu else None
+    return Sampler(
+        settings=settings,
+        execution=execution,
+        unet=unet,
+        compiled_unet=torch.compile(unet, dynamic=False, options=options) if execution.compiled else unet,
+        vae=vae,
+        controlnet=controlnet,
+        scheduler=sampling.make_scheduler(settings.scheduler, schedule),
+        features=features,
+        cores=sampling.share_cores(execution.batch_size * (1 + (settings.guidance_scale > 1))) if on_cpu else None,
+        batch_size=execution.batch_size,
+        unused_savers=[name for name in sampling.MEMORY_SAVERS if not on_cpu and name not in execution.memory_savers],
+    )
+
+
+def _add_loras(
+    parts: SamplerParts,
+    unet: UNet2DConditionModel,
+    tokenizers: list[CLIPTokenizer],
+    encoders: list[CLIPTextModel],
+    schedule: DDPMScheduler,
+) -> None:
+    """Add the LoRAs to UNet and text encoders, and the words that were trained with them to the tokenizers."""
+    pipeline = sampling.build_pipeline(parts.family, unet, None, schedule)
+    pipeline.register_modules(**dict(zip(("text_encoder", "text_encoder_2"), encoders)))
+    lora_mix.apply_loras(pipeline, parts.loras)
+    for folder in dict.fromkeys(lora.path.parent for lora in parts.loras):  # once, where two are in one folder
+        tokens.read_token(folder, tokenizers, encoders)
+
+
+def _encode_prompts(
+    model: str, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], prompts: list[str]
+) -> dict[str, Features]:
+    prompts, zero, features = list(dict.fromkeys(prompts)), models.empty_prompt_is_zero(model), {}
+    models.report_long_captions(tokenizers[0], prompts, "prompts")
+    for start in range(0, len(prompts), 64):
+        part = prompts[start : start + 64]
+        embeds, pooled = models.encode_prompts(tokenizers, encoders, part, zero)
+        for i, prompt in enumerate(part):
+            features[prompt] = embeds[i].cpu(), None if pooled is None else pooled[i].cpu()
+    return features
+
+
+def generate_images(sampler: Sampler, requests: list[ImageRequest]) -> list[GeneratedImage]:
+    """The images of these requests, in their order; when memory runs out, fewer at once from here on."""
+    images: list[GeneratedImage] = []
+    while len(images) < len(requests):
+        batch = requests[len(images) :][: sampler.batch_size]
+        made = []
+        try:
+            made = _generate_batch(sampler, batch)
+        except RuntimeError as error:
+            if not devices.out_of_memory(error):
+                raise
+        if not made:  # here the error and the tensors that it holds are gone
+            _use_less_memory(sampler, len(batch))
+        images += made
+    return images
+
+
+def _generate_batch(sampler: Sampler, requests: list[ImageRequest]) -> list[GeneratedImage]:
+    """One batch. Each core of a CPU generates its part from start to end: none waits for another at every step."""
+    unet = sampler.compiled_unet if len(requests) == sampler.execution.batch_size else sampler.unet
+    parts = sampling.on_cores(sampler.cores, lambda rows: _denoise(sampler, unet, requests[rows]), len(requests))
+    return [image for part in parts for image in part]
+
+
+@torch.inference_mode()
+def _denoise(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest]) -> list[GeneratedImage]:
+    settings, device, dtype = sampler.settings, sampler.execution.device, sampler.execution.dtype
+    # All random numbers of an image come from its own generator on the CPU: no other image changes it.
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    guided = settings.guidance_scale > 1
+    prompts = [settings.negative_prompt] * len(requests) * guided + [request.prompt for request in requests]
+    embeds, added = _stack_features(sampler, prompts)
+    control = None
+    if sampler.controlnet is not None:
+        control = _to_tensor([request.control_image for request in requests])
+        control = repeat(control, "n c h w -> (halves n) c h w", halves=1 + guided).to(device, dtype)
+    scheduler = copy.deepcopy(sampler.scheduler)  # it keeps what it needs from earlier steps
+    scheduler.set_timesteps(settings.steps, device=device)
+    latents, timesteps = _first_latents(sampler, scheduler, requests, generators)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": generators} if takes_generator else {}
+
+    for time in timesteps:
+        noisy = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time).to(dtype)
+        residuals = {}
+        if control is not None:
+            down, middle = sampler.controlnet(
+                noisy, time, embeds, control, conditioning_scale=settings.conditioning_scale, return_dict=False, **added
+            )
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        predicted = unet(noisy, time, embeds, return_dict=False, **added, **residuals)[0].float()
+        if guided:  # classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598)
+            negative, positive = predicted.chunk(2)
+            predicted = negative + settings.guidance_scale * (positive - negative)
+        latents = scheduler.step(predicted, time, latents, return_dict=False, **options)[0]
+    images = sampling.decode_latents(sampler.vae, latents)
+    return [GeneratedImage(*one) for one in zip(images, image_checks.finite_images(latents))]
+
+
+def _stack_features(sampler: Sampler, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The prompts' embeddings, and the further arguments that SDXL's UNet takes."""
+    device, dtype, size = sampler.execution.device, sampler.execution.dtype, sampler.settings.size
+    embeds, pooled = zip(*(sampler.features[prompt] for prompt in prompts))
+    added = {}
+    if pooled[0] is not None:
+        ids = torch.tensor([[size, size, 0, 0, size, size]] * len(pooled), dtype=dtype, device=device)
+        added["added_cond_kwargs"] = {"text_embeds": torch.stack(pooled).to(device), "time_ids": ids}
+    return torch.stack(embeds).to(device), added
+
+
+def _first_latents(
+    sampler: Sampler, scheduler: SchedulerMixin, requests: list[ImageRequest], generators: list[torch.Generator]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, or the init images' latents with as much noise as the strength says; and the time steps to go through."""
+    vae, settings, device = sampler.vae, sampler.settings, sampler.execution.device
+    side = settings.size // models.vae_step(vae.config)
+
+    def draw_noise() -> torch.Tensor:
+        shape = (1, vae.config.latent_channels, side, side)
+        return torch.cat([torch.randn(shape, generator=one) for one in generators])
+
+    if requests[0].init_image is None:
+        return (draw_noise() * scheduler.init_noise_sigma).to(device), scheduler.timesteps
+    pixels = _to_tensor([request.init_image for request in requests]).to(device, vae.dtype)
+    posterior = vae.encode(pixels * 2 - 1).latent_dist
+    latents = posterior.mean + posterior.std * draw_noise().to(device)
+    latents = latents.float() * vae.config.scaling_factor
+    first = (settings.steps - int(settings.steps * settings.strength)) * scheduler.order
+    timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.add_noise(latents, draw_noise().to(device), timesteps[:1].repeat(len(latents))), timesteps
+
+
+def _to_tensor(images: list[Image.Image | None]) -> torch.Tensor:
+    """(n, 3, height, width) in 0..1."""
+    return torch.from_numpy(rearrange([np.asarray(one) for one in images], "n h w c -> n c h w")).float() / 255
+
+
+def _use_less_memory(sampler: Sampler, batch_size: int) -> None:
+    """Halve the batch, or at one image switch on the memory saver that costs the least time."""
+    devices.free_memory(sampler.execution.device)
+    if batch_size > 1:
+        sampler.batch_size = math.ceil(batch_size / 2)
+        logger.warning("out of memory: %s at once from here on", counted(sampler.batch_size, "image"))
+        return
+    if not sampler.unused_savers:
+        raise UserError("out of memory, at one image and with every memory saver; lower --resolution, or free memory")
+    name = sampler.unused_savers.pop(0)
+    sampling.enable_memory_saver(name, sampler.unet, sampler.vae, sampler.controlnet, sampler.execution.device)
+    logger.warning("out of memory with one image at once: --enable_%s from here on", name)
+
+
+def image_seed(seed: int, index: int, retry: int) -> int:
+    return seed + index + retry * RETRY_SEEDS

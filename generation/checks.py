@@ -1,0 +1,65 @@
+"""What happens to an image that was generated: it is checked, and saved where it belongs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from families.sampler import GeneratedImage
+from utils import image_checks
+from utils.image_set import image_name, write_png
+
+
+@dataclass(frozen=True)
+class Job:
+    index: int  # of the image
+    retry: int  # 0 for its first seed
+
+
+class Result(NamedTuple):
+    job: Job
+    record: dict[str, Any]
+    reason: str  # why the image was rejected; empty where it was not
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What an image must pass, beside being no noise."""
+
+    near_index: image_checks.NearIndex | None  # of the images that it must not be a copy of
+    clip: image_checks.Clip | None
+    min_clip_score: float | None
+
+
+def load_checks(near: Path | None, min_clip_score: float | None, clip_model: str, device: torch.device) -> Checks:
+    index = image_checks.index_images(near) if near else None
+    clip = image_checks.load_clip(clip_model, device) if min_clip_score is not None else None
+    return Checks(index, clip, min_clip_score)
+
+
+def find_reason(checks: Checks, made: GeneratedImage, prompt: str) -> tuple[str, str]:
+    """Why an image is rejected, in words to count by and in detail; two empty texts where it is accepted."""
+    if fault := image_checks.find_fault(made.image, made.is_finite):
+        return fault, ""
+    if checks.near_index:
+        name, bits, colour = image_checks.nearest(checks.near_index, made.image)
+        if image_checks.is_near(bits, colour):
+            return "near-copy of a training image", f"{name}: {bits} of 256 bits, {colour} levels"
+    if checks.clip:
+        score = image_checks.clip_scores(checks.clip, [made.image], [prompt])[0]
+        if not score >= checks.min_clip_score:  # `not >=`: NaN is rejected too
+            return "not what its prompt says", f"CLIP score {score:.3f}, wanted {checks.min_clip_score:g}"
+    return "", ""
+
+
+def check_and_save(folder: Path, job: Job, record: dict[str, Any], made: GeneratedImage, checks: Checks) -> Result:
+    """Write an image to images/ or rejected/, and its file's name into its record. Runs in a thread."""
+    reason, detail = find_reason(checks, made, record["text"])
+    if reason:
+        name = f"{job.index:06d}-{record['seed']}.png"
+        write_png(folder / "rejected" / name, made.image)
+        return Result(job, {"file_name": name, **record, "reason": reason, "detail": detail}, reason)
+    name = image_name(job.index)
+    write_png(folder / name, made.image)
+    return Result(job, {"file_name": name, **record}, "")

@@ -1,0 +1,99 @@
+"""The end of a generated set: a dataset in the prepared layout, contact sheets, a report."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from generation.contact_sheets import write_sheets
+from generation.prompts import Prompt
+from utils import dataset
+from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_text
+from utils.image_set import index_of, read_parts
+from utils.metrics_log import read_metrics
+
+SHOWN = 192  # images on the contact sheets: four sheets, from the whole length of a large set
+
+
+def finish_set(folder: Path, prompts: list[Prompt], settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Write everything that describes the whole set; its report, with these facts at the end."""
+    records = merge_parts(folder)
+    rejected = Counter(one["reason"] for one in merge_parts(folder / "rejected"))
+    write_text(folder / "prompts.txt", "".join(f"{' '.join(one.text.split())}\n" for one in prompts))
+    sessions = read_sessions(folder)
+    seconds = sum(one["seconds"] for one in sessions)
+    report = {
+        "made": len(records),
+        "rejected": dict(rejected.most_common()),
+        "seconds": round(seconds, 2),  # of all processes together
+        "images_per_second": round(sum(one["made"] for one in sessions) / seconds, 4) if seconds else None,
+        "sessions": len(sessions),
+        **facts,
+    }
+    step = max(1, len(records) / SHOWN)
+    shown = [records[int(i * step)] for i in range(min(len(records), SHOWN))]
+    captions = [f"{index_of(one['file_name'])}: {one['text']}" for one in shown]
+    write_sheets(folder / "sheets", [folder / one["file_name"] for one in shown], captions)
+    sums = write_train(folder, records)
+    write_metadata(folder, settings, sums, len(records))
+    write_json(folder / "report.json", report)
+    write_manifest(folder, sums)  # last of all: with it the set is finished
+    return report
+
+
+def merge_parts(folder: Path) -> list[dict[str, Any]]:
+    """All records in the order of the images, now in one metadata.jsonl; the parts are removed."""
+    records = list(read_parts(folder).values())
+    write_text(folder / "metadata.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+    for part in folder.glob("metadata.*.jsonl"):
+        part.unlink()
+    return records
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """The last line of each process's session; that of a killed one is a few seconds old."""
+    lines = read_metrics(folder / "sessions.jsonl")
+    return list({(one["share"], one.get("began")): one for one in lines}.values())
+
+
+def write_train(folder: Path, records: list[dict[str, Any]]) -> dict[str, str]:
+    """train/ in the prepared layout, its images as hard links (no space); {file: sha256} of images and tables."""
+    rows, sums = [], {}
+    for one in records:
+        attributes = {key: value for key, value in one["attributes"].items() if key not in ("file_name", "text", "id")}
+        facts = {"file_name": one["file_name"], "text": one["text"], "id": Path(one["file_name"]).stem}
+        rows.append({**facts, "seed": one["seed"], **attributes})
+    columns = list(dict.fromkeys(key for row in rows for key in row))  # `datasets` wants all of them in each line
+    with replaced_folder(folder / "train") as new:
+        (new / "images").mkdir()
+        for name in (row["file_name"] for row in rows):
+            link_or_copy(folder / name, new / name)
+            sums[name] = sums[f"train/{name}"] = file_sha256(folder / name)
+        lines = [json.dumps({key: row.get(key) for key in columns}, ensure_ascii=False) + "\n" for row in rows]
+        (new / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+        (new / "ids.txt").write_text("".join(f"{row['id']}\n" for row in rows), encoding="utf-8")
+        write_json(new / "captions.json", {row["id"]: row["text"] for row in rows})
+    return sums | {f"train/{name}": file_sha256(folder / "train" / name) for name in dataset.TABLES}
+
+
+def write_metadata(folder: Path, settings: dict[str, Any], sums: dict[str, str], count: int) -> None:
+    metadata = {
+        "format": dataset.FORMAT,
+        "source": {"generated": settings},
+        "options": {"resolution": settings["resolution"]},
+        "source_fingerprint": settings["prompts_sha256"],
+        "counts": {"written": count, "train": count},
+        "duplicates": {"bits": 0, "colour": 0.0, "groups": []},  # looked for between splits, and there is only one
+        "excluded": [],
+        "fingerprint": dataset.content_fingerprint(sums),
+    }
+    write_json(folder / "metadata.json", metadata)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a drive without hard links
+        shutil.copyfile(source, target)

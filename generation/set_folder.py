@@ -1,0 +1,182 @@
+"""A generation folder: which images a process makes, with which settings, what is done, and who writes what.
+
+Several processes may work in one folder and none waits for another: each appends to files of its own, and the one that
+finds the set complete merges them.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from generation.prompts import Prompt
+from utils import runs
+from utils.cli import UserError, counted
+from utils.files import check_writable, lock_folder, write_text
+from utils.image_set import image_name, index_of, is_whole_png, read_parts
+from utils.metrics_log import append_metrics
+
+OLD_SETTINGS = {"webdataset", "shard_size"}  # that config.yaml of earlier versions has
+
+
+@dataclass(frozen=True)
+class Share:
+    """The images of one process: every `of`-th, from `number` on."""
+
+    number: int
+    of: int
+
+    def indices(self, count: int) -> range:
+        return range(self.number, count, self.of)
+
+    @property
+    def file_name(self) -> str:
+        """The file of this share's records; that of the whole set where there is one share."""
+        return "metadata.jsonl" if self.of == 1 else f"metadata.{self.number}-of-{self.of}.jsonl"
+
+
+def enter_folder(
+    folder: Path, settings: dict[str, Any], prompts: list[Prompt], free: set[str], share: Share
+) -> int | None:
+    """Make or enter the folder of these settings, and lock one share of it; None where its set is finished.
+
+    Refuses a folder with images of other settings, and shows the difference.
+    """
+    check_writable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        runs.refuse_foreign(folder)
+        config = folder / "config.yaml"
+        old = read_settings(folder) if config.is_file() else {}
+        is_empty = not (read_parts(folder) or read_parts(folder / "rejected"))
+        if is_empty and runs.training_changes(old, settings, free):
+            for records in folder.glob("metadata*.jsonl"):
+                os.close(lock_folder(records, folder))  # an error where another process has just begun
+            old = {}
+        grows = check_settings(folder, old, settings, prompts, free)
+        if grows or not old:
+            write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        return None if is_finished(folder, len(prompts)) else claim_share(folder, share)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the set was begun with; those that an earlier version wrote, as this one has them."""
+    settings = runs.read_settings(folder)
+    if settings.get("webdataset"):
+        raise UserError(
+            f"--output_dir {folder}: its images are in tar shards, which this version neither writes nor reads; "
+            "unpack shards/*.tar to use them, and name another folder for new images"
+        )
+    if "webdataset" in settings and settings.get("min_clip_score") is not None:  # then it was 100 x the cosine
+        settings["min_clip_score"] = round(settings["min_clip_score"] / 100, 10)
+    return {name: value for name, value in settings.items() if name not in OLD_SETTINGS}
+
+
+def check_settings(
+    folder: Path, old: dict[str, Any], settings: dict[str, Any], prompts: list[Prompt], free: set[str]
+) -> bool:
+    """Whether the set is to be larger than it was begun; refuses settings that would change its images."""
+    number, before = len(prompts), old.get("num_images", len(prompts))
+    changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"})
+    if number < before:
+        changes.append(f"num_images was {before}, now {number}: a set can't be made smaller")
+    elif old and not changes and prompts_digest(prompts[:before]) != old.get("prompts_sha256"):
+        more = f", so that shares stay even over {number:,}, or since the prompts have changed"
+        changes.append(f"some of its {counted(before, 'image')} would have another prompt{more * (number > before)}")
+    if changes:
+        raise UserError(
+            f"--output_dir {folder} holds images of other settings ({'; '.join(changes)}); "
+            "name another folder, or give those settings"
+        )
+    return number > before
+
+
+def prompts_digest(prompts: list[Prompt]) -> str:
+    return hashlib.sha256(json.dumps([vars(one) for one in prompts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone in the folder among the processes that ask for it; they wait for one another."""
+    lock = None
+    while lock is None:
+        try:
+            lock = lock_folder(folder)
+        except UserError:  # another process has it, for as long as it reads or finishes the set
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def claim_share(folder: Path, share: Share) -> int:
+    """The lock of one share, until this process ends: the same command started twice is an error, not a race."""
+    for name in ("images", "rejected"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / share.file_name).touch()
+    return lock_folder(folder / share.file_name, folder)
+
+
+def done_indices(folder: Path) -> set[int]:
+    """The images that have a record and a whole file."""
+    return {i for i in map(index_of, read_parts(folder)) if is_whole_png(folder / image_name(i))}
+
+
+def count_rejected(folder: Path, precision: str) -> Counter[int]:
+    """{index: how many seeds of it have been rejected} in this precision."""
+    records = read_parts(folder / "rejected").items()
+    return Counter(index_of(name) for name, record in records if record["precision"] == precision)
+
+
+def is_finished(folder: Path, count: int) -> bool:
+    """Whether all images are there, and what describes them."""
+    try:
+        return bool(json.loads((folder / "MANIFEST.json").read_text("utf-8"))) and len(done_indices(folder)) == count
+    except (OSError, ValueError):  # not there, or damaged: what describes the set is written again
+        return False
+
+
+def forget_finish(folder: Path) -> None:
+    for name in ("MANIFEST.json", "report.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+@dataclass
+class Session:
+    """What one process has made since it was started; report.json adds the sessions up."""
+
+    folder: Path
+    share: Share
+    began: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
+    start: float = field(default_factory=time.monotonic)
+    made: int = 0
+    written: float = -math.inf  # the time of the last line in sessions.jsonl
+
+
+def record_image(session: Session, record: dict[str, Any]) -> None:
+    """Write the record of an image that was saved or, where it has a reason, rejected."""
+    place = session.folder / "rejected" if "reason" in record else session.folder
+    append_metrics(place / session.share.file_name, record)
+    session.made += "reason" not in record
+    if time.monotonic() - session.written > 5:  # now and then: a kill leaves no time for it
+        record_session(session)
+
+
+def record_session(session: Session) -> None:
+    session.written = time.monotonic()
+    seconds = round(session.written - session.start, 3)
+    line = {"share": session.share.number, "began": session.began, "made": session.made, "seconds": seconds}
+    append_metrics(session.folder / "sessions.jsonl", line)
