@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from families import diffusion, lora, models
+from families.sampler import Sampling
 from training import (
     batches,
     dry_run,
