@@ -40,6 +40,7 @@ from training.batches import Batch
 from training.build import NewWord, Recipe, build_training
 from training.gradients import (
     Backward,
+    Row,
     all_finite,
     diagnose,
     overflowed,
@@ -352,8 +353,8 @@ def main(args: argparse.Namespace) -> int:
     if is_main:
         runs.open_run(out, tracking.settings, free, args.overwrite, describe_end)
     accelerator.wait_for_everyone()
-    if finished := describe_end():
-        accelerator.print(finished)
+    if message := describe_end():
+        accelerator.print(message)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
         return 0
@@ -458,7 +459,8 @@ def main(args: argparse.Namespace) -> int:
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
     micro = plan.micro * (1 + bool(of_class))  # samples at once
-    window, parts = [], None  # rows since the last line of the log; this step's micro-batches
+    window: list[Row] = []  # of the samples since the last line of the log
+    parts: list[Batch] | None = None  # this step's micro-batches
     cores = None if args.lora_dropout else share_cores(device, micro)  # dropout needs one generator
     patience, save_every, limit = args.early_stopping_patience, args.checkpointing_steps, args.checkpoints_total_limit
     validate_if_due(run, training, checks, validate_every, last)  # before the first step, to compare with
@@ -469,22 +471,22 @@ def main(args: argparse.Namespace) -> int:
                 parts = parts or next(steps)  # the samples of positions step*E … step*E+E-1
             with runs.timed(seconds, "step"):
                 optimizers.set_rates(optimizer, rates_at(step))
-                rows = None
-                while rows is None:  # again with the same samples, fewer at once, where the memory is full
+                found = None
+                while found is None:  # again with the same samples, fewer at once, where the memory is full
                     parts = [half for part in parts for half in part.split(micro)]
                     try:
-                        rows = train_on_all(train_on, (part.to(device) for part in parts), parameters, cores)
+                        found = train_on_all(train_on, (part.to(device) for part in parts), parameters, cores)
                     except RuntimeError as error:
                         if not devices.out_of_memory(error):
                             raise
-                    if rows is None:  # not in the handler, where the error keeps the step's tensors
+                    if found is None:  # not in the handler, where the error keeps the step's tensors
                         micro = smaller_micro_batch(micro)
                         optimizer.zero_grad()
                         devices.free_memory(device)
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-                rows, norm = read_back(accelerator, rows, norm)
+                total = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                rows, norm = read_back(accelerator, found, total)
                 if overflowed(scaler, rows, norm):  # again with the same samples, at half the scale
                     scaler.update()
                     optimizer.zero_grad()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from utils.cli import UserError
@@ -52,7 +52,7 @@ def prediction_target(
 
 
 def predict(
-    unet: torch.nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, text: Text, time_ids: torch.Tensor
+    unet: UNet2DConditionModel, noisy: torch.Tensor, timesteps: torch.Tensor, text: Text, time_ids: torch.Tensor
 ) -> torch.Tensor:
     """The UNet's prediction; `time_ids` are SDXL's sizes and crops, other families do not see them."""
     embeds, pooled = text
@@ -98,7 +98,8 @@ def sample_losses(
 
 def mean_losses(samples: Iterable[tuple[float, float]], timesteps: int) -> dict[str, float]:
     """Mean of (loss, timestep) pairs, over all and over each quarter of the timesteps: q1 has the least noise."""
-    samples, quarters = list(samples), [[], [], [], []]
+    samples = list(samples)
+    quarters: list[list[float]] = [[], [], [], []]
     for loss, timestep in samples:
         quarters[min(3, int(timestep * 4 / timesteps))].append(loss)
     means = {"loss": math.fsum(loss for loss, _ in samples) / len(samples)}

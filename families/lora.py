@@ -9,16 +9,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from diffusers import ModelMixin
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
 
+Module: TypeAlias = ModelMixin | PreTrainedModel  # a UNet or a text encoder
 UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"
@@ -39,9 +42,7 @@ class Adapter:
     use_rslora: bool = False
 
 
-def attach_lora(
-    module: torch.nn.Module, adapter: Adapter, targets: tuple[str, ...] | None = None
-) -> list[torch.nn.Parameter]:
+def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | None = None) -> list[torch.nn.Parameter]:
     """Freeze a UNet or a text encoder, add an adapter to it, and return the parameters to train, in float32.
 
     `targets`: the layers to adapt, where they are not the adapter's. The weights come from torch's global generator:
@@ -67,13 +68,13 @@ def attach_lora(
 
 
 def choose_parameters(
-    module: torch.nn.Module, adapter: Adapter | None, targets: tuple[str, ...] | None = None
+    module: Module, adapter: Adapter | None, targets: tuple[str, ...] | None = None
 ) -> list[torch.nn.Parameter]:
     """What is trained of a module: a new adapter (see `attach_lora`), or without one all its weights."""
     return attach_lora(module, adapter, targets) if adapter else list(module.requires_grad_(True).parameters())
 
 
-def check_targets(module: torch.nn.Module, targets: list[str]) -> None:
+def check_targets(module: Module, targets: list[str]) -> None:
     """Refuse a name that no layer has: peft is content when one of several names matches."""
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, layer in module.named_modules() if isinstance(layer, layers)]
@@ -87,7 +88,7 @@ def check_targets(module: torch.nn.Module, targets: list[str]) -> None:
             )
 
 
-def _adapter(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def _adapter(module: Module) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters by the names that they have in a file."""
     found = {}
     for name, parameter in module.named_parameters():
@@ -96,9 +97,7 @@ def _adapter(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return found
 
 
-def _named_adapters(
-    unet: torch.nn.Module | None, text_encoders: Iterable[torch.nn.Module]
-) -> dict[str, torch.nn.Parameter]:
+def _named_adapters(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
     """Every adapter's parameters by their keys in a diffusers file."""
     found = {} if unet is None else {f"unet.{key}": value for key, value in _adapter(unet).items()}
     for prefix, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders):
@@ -108,9 +107,7 @@ def _named_adapters(
     return found
 
 
-def lora_state(
-    unet: torch.nn.Module | None = None, text_encoders: Iterable[torch.nn.Module] = ()
-) -> dict[str, torch.Tensor]:
+def lora_state(unet: Module | None = None, text_encoders: Iterable[Module] = ()) -> dict[str, torch.Tensor]:
     """The adapters' weights, copied to the CPU in float32, by their keys in a diffusers file."""
     named = _named_adapters(unet, text_encoders)
     return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in named.items()}
@@ -118,7 +115,7 @@ def lora_state(
 
 @torch.no_grad()
 def load_lora_state(
-    state: dict[str, torch.Tensor], unet: torch.nn.Module | None = None, text_encoders: Iterable[torch.nn.Module] = ()
+    state: dict[str, torch.Tensor], unet: Module | None = None, text_encoders: Iterable[Module] = ()
 ) -> None:
     """Put back what `lora_state` gave, to the byte, into adapters attached with the same settings."""
     named = _named_adapters(unet, text_encoders)
@@ -134,7 +131,7 @@ def load_lora_state(
         parameter.copy_(state[key])
 
 
-def _settings(unet: torch.nn.Module | None, text_encoders: Iterable[torch.nn.Module]) -> dict[str, Any]:
+def _settings(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, Any]:
     """The settings of every adapter, in the shape in which diffusers reads them from a file.
 
     Only those that matter: an older peft refuses a file with a setting that it doesn't know.
@@ -160,8 +157,8 @@ def describe(base: str, rank: int | None, alpha: float | None, data: str, trigge
 def save_lora(
     folder: Path,
     state: dict[str, torch.Tensor],
-    unet: torch.nn.Module | None,
-    text_encoders: Iterable[torch.nn.Module],
+    unet: Module | None,
+    text_encoders: Iterable[Module],
     facts: dict[str, str],
 ) -> Path:
     """Write the file that `pipeline.load_lora_weights(folder)` reads, with rank, alpha and our own facts.
@@ -188,7 +185,7 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def kohya_tensors(
-    state: dict[str, torch.Tensor], unet: torch.nn.Module, text_encoders: Iterable[torch.nn.Module], family: str
+    state: dict[str, torch.Tensor], unet: Module, text_encoders: Iterable[Module], family: str
 ) -> dict[str, torch.Tensor]:
     """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
     parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
@@ -204,8 +201,8 @@ def kohya_tensors(
 def save_kohya(
     path: Path,
     state: dict[str, torch.Tensor],
-    unet: torch.nn.Module,
-    text_encoders: Iterable[torch.nn.Module],
+    unet: Module,
+    text_encoders: Iterable[Module],
     family: str,
     facts: dict[str, str],
 ) -> Path:

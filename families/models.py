@@ -1,4 +1,4 @@
-"""Names of models, where they lie, and which family they belong to."""
+"""Find a model, its family and its parts, and load them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -21,8 +21,8 @@ from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
@@ -61,7 +61,7 @@ def resolve_model(name: str, cache: Path | None = None, config: str | None = Non
     return name
 
 
-def read_config(model: str, filename: str) -> dict:
+def read_config(model: str, filename: str) -> dict[str, Any]:
     """One JSON file of a diffusers folder or hub repository; no weights are read."""
     try:
         path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
@@ -86,13 +86,13 @@ def model_family(model: str) -> str:
     return "sd2" if read_config(model, "unet/config.json")["cross_attention_dim"] == 1024 else "sd1"
 
 
-def vae_step(config: dict) -> int:
+def vae_step(config: dict[str, Any]) -> int:
     """Pixels that one latent of the VAE of this config stands for, along a side."""
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def _load(model: str, load: Callable):
-    """What `load` returns; whatever a missing part, a damaged file or an absent network raises is one line."""
+def _load(model: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns; any error of a missing part, a damaged file or an absent network becomes one line."""
     try:
         return load()
     except Exception as error:  # each library raises its own
@@ -136,7 +136,7 @@ def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[lis
     return tokenizers, [_load_frozen(kinds[part], model, part, dtype) for part in parts]
 
 
-def _load_frozen(kind, model: str, part: str, dtype: torch.dtype):
+def _load_frozen(kind: Any, model: str, part: str, dtype: torch.dtype) -> Any:
     module = _load(model, lambda: kind.from_pretrained(model, subfolder=part, dtype=dtype, use_safetensors=True))
     return module.eval().requires_grad_(False)
 
@@ -193,17 +193,17 @@ def encode_prompts(
     """
     import torch
 
-    embeds, pooled = [], None
+    found, pooled = [], None
     for tokenizer, encoder in zip(tokenizers, encoders):
         options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
         ids = tokenizer(texts, return_tensors="pt", **options).input_ids.to(encoder.device)
         if len(encoders) == 1:
-            embeds.append(encoder(ids).last_hidden_state)
+            found.append(encoder(ids).last_hidden_state)
         else:
             output = encoder(ids, output_hidden_states=True)
-            embeds.append(output.hidden_states[-2])
+            found.append(output.hidden_states[-2])
             pooled = getattr(output, "text_embeds", None)  # the second encoder's
-    embeds = torch.cat(embeds, dim=-1)
+    embeds = torch.cat(found, dim=-1)
     if empty_is_zero:
         kept = torch.tensor([text != "" for text in texts], device=embeds.device)
         embeds = torch.where(kept[:, None, None], embeds, 0)
@@ -211,7 +211,7 @@ def encode_prompts(
     return embeds, pooled
 
 
-def fingerprint(module: torch.nn.Module) -> str:
+def fingerprint(module: ModelMixin | PreTrainedModel) -> str:
     """A sha256 over the module's settings and weights, wherever it lies and whatever device or layout it has."""
     import torch
 
@@ -225,7 +225,7 @@ def fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def too_long(texts: list[str], tokenizer) -> tuple[int, int, str]:
+def too_long(texts: list[str], tokenizer: CLIPTokenizer) -> tuple[int, int, str]:
     """How many of the distinct texts a tokenizer cuts off, its limit in tokens, and one of them as an example."""
     limit = min(77, tokenizer.model_max_length)  # a tokenizer that doesn't know its own says 10^30
     distinct = list(dict.fromkeys(texts))
@@ -234,16 +234,14 @@ def too_long(texts: list[str], tokenizer) -> tuple[int, int, str]:
     return len(over), limit, over[0] if over else ""
 
 
-def report_long_captions(tokenizer, texts: list[str], what: str = "captions") -> int:
+def report_long_captions(tokenizer: CLIPTokenizer, texts: list[str], what: str = "captions") -> int:
     """Warn of texts that pass the tokenizer's limit, since what is beyond it is not seen; how many there are."""
     distinct = [text for text in dict.fromkeys(texts) if text]
     over, limit, example = too_long(distinct, tokenizer) if distinct else (0, 0, "")
     if over:
         longest = max(map(len, tokenizer(distinct, verbose=False).input_ids))
-        logger.warning(
-            "%d of %d %s are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s",
-            over, len(distinct), what, limit, longest, shorten(example, 200)
-        )  # fmt: skip
+        message = "%d of %d %s are longer than the tokenizer's limit of %d tokens (up to %d) and cut off there, as: %s"
+        logger.warning(message, over, len(distinct), what, limit, longest, shorten(example, 200))
     return over
 
 

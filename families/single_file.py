@@ -1,10 +1,13 @@
 """A checkpoint in one .safetensors file, as A1111 and ComfyUI keep them, made a diffusers folder."""
 
+from __future__ import annotations
+
 import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +18,10 @@ from utils.files import file_sha256
 # Where a family's configs are to be had: such a file holds weights alone. Nothing for 2.x, whose files don't say
 # whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training unseen.
 CONFIGS = {"sd1": DEFAULT_MODEL, "sd2": None, "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +39,7 @@ def convert_single_file(path: Path, cache: Path, config: str | None = None) -> P
     return target
 
 
-def _read_checkpoint(path: Path, config: str | None):
+def _read_checkpoint(path: Path, config: str | None) -> DiffusionPipeline:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     name = f"--pretrained_model_name_or_path {path}"
@@ -58,7 +65,7 @@ def _read_checkpoint(path: Path, config: str | None):
         ) from error
 
 
-def _look_inside(path: Path, name: str):
+def _look_inside(path: Path, name: str) -> tuple[str, torch.dtype]:
     """The family and the dtype of a checkpoint, from the names of its tensors."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -76,7 +83,7 @@ def _look_inside(path: Path, name: str):
         raise UserError(f"{name}: can't be read ({' '.join(str(error).split())[:200]})") from None
 
 
-def _save_folder(pipeline, target: Path) -> None:
+def _save_folder(pipeline: DiffusionPipeline, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
 
 import torch
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from families.lora import read_lora
 from utils.cli import UserError
@@ -37,7 +38,7 @@ def first_vector(tokenizer: CLIPTokenizer, table: torch.Tensor, like: str | None
 
 
 def add_token(
-    tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], text: str, vectors: list[torch.Tensor], flag: str
+    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], text: str, vectors: list[torch.Tensor], flag: str
 ) -> Token:
     """Add the word to tokenizers and encoders. Gradients flow to its embedding alone; all others stay as they are."""
     trained = []
@@ -51,15 +52,23 @@ def add_token(
         table.weight.requires_grad_(False)
         parameter = torch.nn.Parameter(vector.to(table.weight.device, torch.float32).clone())
 
-        def replace(_module, given, found, number=number, parameter=parameter):  # type: ignore[no-untyped-def]
-            return torch.where((given[0] == number)[..., None], parameter.to(found), found)
-
-        table.register_forward_hook(replace)
+        table.register_forward_hook(_replace_embedding(number, parameter))
         trained.append(parameter)
     return Token(text, trained)
 
 
-def new_token(tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], text: str, like: str | None) -> Token:
+def _replace_embedding(
+    number: int, vector: torch.nn.Parameter
+) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+    """A hook for the table of embeddings: the vector in the place of the word's number."""
+
+    def replace(_table: torch.nn.Module, ids: tuple[torch.Tensor, ...], found: torch.Tensor) -> torch.Tensor:
+        return torch.where((ids[0] == number)[..., None], vector.to(found), found)
+
+    return replace
+
+
+def new_token(tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], text: str, like: str | None) -> Token:
     """A word with its first embedding; a random one comes from torch's global generator."""
     pairs = zip(tokenizers, encoders)
     tables = [first_vector(tokenizer, encoder.get_input_embeddings().weight, like) for tokenizer, encoder in pairs]
@@ -97,7 +106,7 @@ def warn_of_word(folder: Path, texts: list[str]) -> None:
         logger.warning(message, folder, word, len(without), len(set(texts)), shorten(without[0], 200))
 
 
-def read_token(folder: Path, tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module]) -> Token | None:
+def read_token(folder: Path, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel]) -> Token | None:
     """The word that was trained with the LoRA in a folder, added to tokenizers and encoders; None without one."""
     states = [read_lora(path)[0] for path in token_files(folder)[: len(encoders)]]
     if not states:

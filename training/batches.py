@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,29 +27,30 @@ class BatchPlan(NamedTuple):
 
 def plan_batch(micro: int | str, accumulation: int | None, effective: int | None, processes: int) -> BatchPlan:
     """From the flags; where the numbers don't fit together, they are in the message."""
+    given = micro if isinstance(micro, int) else None  # None: auto
     if effective is None:
-        effective = (2 if micro == "auto" else micro * processes) * (accumulation or 8)
-    elif micro == "auto" and accumulation:
+        effective = (given * processes if given else 2) * (accumulation or 8)
+    elif given is None and accumulation:
         raise UserError(
             f"--gradient_accumulation_steps {accumulation}: with --train_batch_size auto it follows from "
             f"--effective_batch_size {effective}; leave one of them out"
         )
-    elif micro != "auto" and accumulation and micro * accumulation * processes != effective:
+    elif given and accumulation and given * accumulation * processes != effective:
         raise UserError(
-            f"--train_batch_size {micro} x --gradient_accumulation_steps {accumulation} x {processes} processes is "
-            f"{micro * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
+            f"--train_batch_size {given} x --gradient_accumulation_steps {accumulation} x {processes} processes is "
+            f"{given * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
         )
     if effective % processes:
         raise UserError(
             f"--effective_batch_size {effective} can't be divided among {processes} processes; choose another"
         )
     share = effective // processes
-    if micro != "auto" and micro > share:
+    if given and given > share:
         raise UserError(
-            f"--train_batch_size {micro} is more than the {share} samples a step that --effective_batch_size "
+            f"--train_batch_size {given} is more than the {share} samples a step that --effective_batch_size "
             f"{effective} leaves each of {processes} processes; choose at most {share}"
         )
-    return BatchPlan(share if micro == "auto" else micro, processes, effective)
+    return BatchPlan(given or share, processes, effective)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """On the device, asynchronously where it can."""
 
-        def move(value: object) -> object:
+        def move(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
             return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
@@ -134,7 +135,7 @@ def held_out_loader(loader: Loader, examples: list[Example]) -> Loader:
 
 def load_steps(
     steps: Iterable[int], plan: BatchPlan, rank: int, draw: Callable[[int], list[Draw]], loader: Loader
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """One process's micro-batches of every step, by the sample plan: what a position means depends on it alone.
 
     `draw` gives the samples of a position: one, or several that are trained together.

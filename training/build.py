@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from families import lora, models, pipelines, tokens
 from families.diffusion import Text
@@ -74,9 +74,12 @@ def build_training(
     devices.seed_everything(recipe.seed)  # the adapters' first weights are drawn on the CPU
     dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
     unet = models.load_unet(model, dtype)
-    groups = [{"params": lora.choose_parameters(unet, recipe.adapter), "lr": recipe.learning_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": lora.choose_parameters(unet, recipe.adapter), "lr": recipe.learning_rate}
+    ]
     models.tune_unet(unet, recipe.gradient_checkpointing, recipe.xformers, recipe.compiled)
-    modules, token, encode = {"unet": unet}, None, None
+    modules: dict[str, lora.Module] = {"unet": unet}
+    token, encode = None, None
     if recipe.trains_texts:
         tokenizers, encoders = models.load_text_encoders(model, family, dtype)
         modules |= dict(zip(("text_encoder", "text_encoder_2"), encoders))
@@ -111,7 +114,7 @@ def build_training(
 
 
 def text_encoder(
-    tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], empty_is_zero: bool
+    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], empty_is_zero: bool
 ) -> Callable[[list[str]], Text]:
     """What encodes texts by these encoders, with gradients."""
 
@@ -122,7 +125,7 @@ def text_encoder(
 
 
 def _add_word(
-    word: NewWord, tokenizers: list[CLIPTokenizer], encoders: list[torch.nn.Module], device: torch.device
+    word: NewWord, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], device: torch.device
 ) -> tuple[tokens.Token, dict[str, Any]]:
     """The new word in tokenizers and encoders, and the optimizer's group of its embeddings."""
     for encoder in encoders:

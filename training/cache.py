@@ -28,7 +28,8 @@ Index = dict[str, safe_open]  # the open shard that holds each key
 
 def read_index(folder: Path) -> Index:
     """The open shard that holds each key; a damaged shard is skipped, so that what it held is computed again."""
-    index, damaged = {}, []
+    index: Index = {}
+    damaged = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             shard = safe_open(path, framework="pt")
@@ -51,7 +52,8 @@ def write_shard(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: int, unit: str) -> None:
     """Write computed items in shards, each at most half a minute's work."""
     folder.mkdir(parents=True, exist_ok=True)
-    shard, size, began = {}, 0, time.monotonic()
+    shard: dict[str, torch.Tensor] = {}
+    size, began = 0, time.monotonic()
     for item in tqdm(items, total=total, unit=f" {unit}", desc=f"encoding {unit}", **progress()):
         shard |= item
         size += sum(tensor.nbytes for tensor in item.values())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
 
 from families import models
 from families.diffusion import Text
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
 
 
-def _tokenizer_sha256(tokenizer: "models.CLIPTokenizer") -> str:
+def _tokenizer_sha256(tokenizer: CLIPTokenizer) -> str:
     """Of all that decides which tokens a text becomes."""
     facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -81,7 +83,7 @@ def encode_distinct(encode: Callable[[list[str]], Text], texts: list[str]) -> Te
 
 
 @torch.no_grad()
-def encode_example(vae: torch.nn.Module, example: Example, view: View, interpolation: str) -> torch.Tensor:
+def encode_example(vae: AutoencoderKL, example: Example, view: View, interpolation: str) -> torch.Tensor:
     """(2, channels, height, width): mean and standard deviation of an image's latents, unscaled, in float32."""
     pixels = example_tensor(example, view, interpolation)[None].to(vae.device, vae.dtype)
     with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this

@@ -44,24 +44,33 @@ def open_source(source: ImageSource) -> Path | bytes:
     return source() if callable(source) else source
 
 
-def _file_facts(record: Record) -> tuple[str, tuple[int, int]] | str:
-    """sha256 and upright size; only the header of the image is decoded. What is wrong with it, where it can't be."""
+class FileFacts(NamedTuple):
+    sha256: str
+    size: tuple[int, int]  # upright
+
+
+class Fault(NamedTuple):
+    problem: str
+
+
+def _file_facts(record: Record) -> FileFacts | Fault:
+    """What an image's file says, or what is wrong with it; only its header is decoded."""
     try:
         source = open_source(record.source)
         content = source if isinstance(source, bytes) else source.read_bytes()
         if not content:
-            return f"{describe(record)} is empty"
+            return Fault(f"{describe(record)} is empty")
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         # Of a TIFF, Pillow gives the upright size already.
         turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in range(5, 9)
-        size = image.size[::-1] if turned else image.size
-        if size[0] * size[1] > MOST_PIXELS:
-            return f"{describe(record)} has {size[0]}x{size[1]} pixels, more than {MOST_PIXELS:,}"
+        width, height = image.size[::-1] if turned else image.size
+        if width * height > MOST_PIXELS:
+            return Fault(f"{describe(record)} has {width}x{height} pixels, more than {MOST_PIXELS:,}")
     except UnidentifiedImageError:
-        return f"{describe(record)} is not an image"
+        return Fault(f"{describe(record)} is not an image")
     except Exception as error:  # whatever a damaged file makes a decoder raise
-        return f"{describe(record)} can't be read ({error})"
-    return hashlib.sha256(content).hexdigest(), size
+        return Fault(f"{describe(record)} can't be read ({error})")
+    return FileFacts(hashlib.sha256(content).hexdigest(), (width, height))
 
 
 def describe(one: Record | Example) -> str:
@@ -106,10 +115,11 @@ def load_examples(records: list[Record], shapes: list[tuple[int, int]]) -> list[
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_file_facts` refuses what is too large
         facts = list(pool.map(_file_facts, records))
-    _refuse_bad([fault for fault in facts if isinstance(fault, str)], len(records))
+    _refuse_bad([found.problem for found in facts if isinstance(found, Fault)], len(records))
     return [
-        Example(str(one.id), one.source, one.text or "", sha256, size, nearest_shape(size, shapes))
-        for one, (sha256, size) in zip(records, facts)
+        Example(str(one.id), one.source, one.text or "", found.sha256, found.size, nearest_shape(found.size, shapes))
+        for one, found in zip(records, facts)
+        if isinstance(found, FileFacts)
     ]
 
 
@@ -126,6 +136,7 @@ def check_whole(found: list[Example]) -> None:
             read_image(open_source(example.source), longest=64)
         except BadImage as error:
             return f"{describe(example)} can't be read ({error})"
+        return None
 
     with ThreadPoolExecutor() as pool:
         _refuse_bad(list(filter(None, pool.map(fault, found))), len(found))
@@ -167,7 +178,7 @@ def choose_view(example: Example, crop: float, crops: int, flip: bool) -> View:
         return View(flip=flip)
     token = int(crop * crops) if crops else crop
     u = torch.rand(2, generator=keyed_generator("crop", example.sha256, token), dtype=torch.float64).tolist()
-    return View(*(round(x, 4) for x in u), flip)
+    return View(round(u[0], 4), round(u[1], 4), flip)
 
 
 def view_key(example: Example, view: View, interpolation: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from families import diffusion
 from training.batches import Batch
@@ -166,7 +166,7 @@ class Diagnosis:
 
 @torch.no_grad()
 def diagnose(
-    unet: torch.nn.Module,
+    unet: UNet2DConditionModel,
     scheduler: DDPMScheduler,
     batches: Iterable[Batch],
     encode: Callable[[list[str]], diffusion.Text],

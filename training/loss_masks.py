@@ -41,7 +41,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
         raise UserError(f"--mask_loss {path}: can't be read ({error}); replace it") from None
     if mask.size != size:
         raise UserError(f"--mask_loss {path}: is {mask.size}, its photo {size}; make them the same size")
-    if mask.getextrema()[1] < 8:
+    if np.asarray(mask).max() < 8:
         raise UserError(
             f"--mask_loss {path}: is all black, so its photo would teach nothing; correct it, or remove both"
         )

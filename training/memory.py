@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
-from families.lora import TEXT_TARGETS, Adapter, choose_parameters
+from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
 from families.models import read_config, vae_step
 
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
@@ -39,7 +39,7 @@ class Count(NamedTuple):
     total: int  # without the adapter's
 
 
-def build_part(model: str, part: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def build_part(model: str, part: str, dtype: torch.dtype = torch.float32) -> Module:
     """`unet`, `vae`, `text_encoder` or `text_encoder_2` on the meta device, frozen."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -78,7 +78,7 @@ def _count(parameters: Iterable[torch.Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _bytes(module: torch.nn.Module) -> int:
+def _bytes(module: Module) -> int:
     """What the frozen weights take."""
     return sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
 
@@ -198,7 +198,10 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
         parts += encoders
     if load.gradient_checkpointing:
         # a backward pass leaves the modes of the forward pass, and the recomputation must enter them again
-        options = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _Kernels(load.autocast))}
+        options: dict[str, Any] = {
+            "use_reentrant": False,
+            "context_fn": lambda: (nullcontext(), _Kernels(load.autocast)),
+        }
         unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
         for encoder in parts[1:]:
             encoder.activation_checkpointing_enable(options)
@@ -226,11 +229,11 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     return phases
 
 
-def _meta(module: torch.nn.Module, *shape: int) -> torch.Tensor:
+def _meta(module: Module, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=module.dtype, device="meta")
 
 
-def _encode_text(encoders: list[torch.nn.Module], batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _encode_text(encoders: list[Module], batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     # as models.encode_prompts does
     embeds, pooled = [], None
     for encoder in encoders:

@@ -7,10 +7,10 @@ change the training, and to resume, the step number is all that is needed.
 
 import functools
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -23,7 +23,7 @@ Shape = tuple[int, int]
 class Draw(NamedTuple):
     """What one position of the plan means; `noise_key` gives the generator of all its noise."""
 
-    index: int  # of the example
+    index: int  # type: ignore[assignment]  # of the example; a tuple has a method of that name
     crop: float  # in [0, 1): which of the crops
     flip: bool
     drop_caption: bool
@@ -97,9 +97,9 @@ def split_step(
     return batches
 
 
-def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
     """The items of an iterator, made before they are needed by a thread that ends with this generator."""
-    end = object()
+    end: Any = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     try:
         waiting = deque(pool.submit(next, items, end) for _ in range(depth))

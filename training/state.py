@@ -1,6 +1,6 @@
 """All that a training changes, and how it is written: as a checkpoint, and as the result that others load."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -41,7 +41,7 @@ class Training:
     metadata; a run that resumes must have the same `identity`.
     """
 
-    modules: dict[str, torch.nn.Module]
+    modules: dict[str, lora.Module]
     parameters: list[torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -53,18 +53,18 @@ class Training:
     progress: Progress = field(default_factory=Progress)
 
     @property
-    def unet(self) -> torch.nn.Module:
+    def unet(self) -> lora.Module:
         return self.modules["unet"]
 
     @property
-    def text_encoders(self) -> list[torch.nn.Module]:
+    def text_encoders(self) -> list[lora.Module]:
         return [module for name, module in self.modules.items() if name != "unet"]
 
 
-def update_average(average: list[torch.Tensor], parameters: list[torch.nn.Parameter], decay: float) -> None:
+def update_average(average: list[torch.Tensor], parameters: Sequence[torch.Tensor], decay: float) -> None:
     """One step of an exponential moving average."""
     with torch.no_grad():
-        torch._foreach_lerp_(average, parameters, 1 - decay)
+        torch._foreach_lerp_(average, list(parameters), 1 - decay)
 
 
 @contextmanager
@@ -73,13 +73,14 @@ def averaged_weights(training: Training) -> Iterator[None]:
     if training.average is None:
         yield
         return
-    own = [parameter.detach().clone() for parameter in training.parameters]
+    weights: list[torch.Tensor] = [*training.parameters]
+    own = [one.detach().clone() for one in weights]
     with torch.no_grad():
-        torch._foreach_copy_(training.parameters, training.average)
+        torch._foreach_copy_(weights, training.average)
         try:
             yield
         finally:
-            torch._foreach_copy_(training.parameters, own)
+            torch._foreach_copy_(weights, own)
 
 
 def write_weights(folder: Path, training: Training) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
 from families import diffusion, models
@@ -49,7 +50,7 @@ def held_out_batches(examples: list[Example], count: int, timesteps: int, loader
 
 
 @torch.no_grad()
-def held_out_loss(unet: torch.nn.Module, checks: Checks) -> float:
+def held_out_loss(unet: UNet2DConditionModel, checks: Checks) -> float:
     """Mean squared error, every sample of one weight, whatever the run's own weighting is."""
     losses, scheduler = [], checks.scheduler
     for batch in (one.to(unet.device) for one in checks.held_out):
@@ -62,7 +63,7 @@ def held_out_loss(unet: torch.nn.Module, checks: Checks) -> float:
 
 
 @torch.no_grad()
-def generate_images(unet: torch.nn.Module, checks: Checks, signals: list[int]) -> list[Image.Image] | None:
+def generate_images(unet: UNet2DConditionModel, checks: Checks, signals: list[int]) -> list[Image.Image] | None:
     """One image for each prompt, as the pipeline with these weights would generate it; None once a signal has come."""
     how = checks.sampling
     (embeds, pooled), (empty, empty_pooled) = checks.encode(checks.prompts), checks.encode([""])
@@ -72,7 +73,7 @@ def generate_images(unet: torch.nn.Module, checks: Checks, signals: list[int]) -
     for i, seed in enumerate(checks.seeds):
         if signals:
             return None
-        given = {"prompt_embeds": embeds[i : i + 1], "negative_prompt_embeds": empty}
+        given: dict[str, Any] = {"prompt_embeds": embeds[i : i + 1], "negative_prompt_embeds": empty}
         if pooled is not None:
             given |= {"pooled_prompt_embeds": pooled[i : i + 1], "negative_pooled_prompt_embeds": empty_pooled}
         with checks.autocast():

@@ -11,12 +11,13 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
 from families import diffusion, models, sampling
+from families.sampler import Sampling
 from tests.tiny_models import build_tiny
 from training import validation
 from training.batches import Batch, Loader
 from training.examples import Example, View, time_ids
 from training.state import Progress, Training
-from training.validation import Checks, Sampling
+from training.validation import Checks
 from utils import image_checks
 
 SEEDS = [3, 4, 5]
@@ -40,9 +41,17 @@ class Parts:
         return models.encode_prompts(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
 
     def checks(self, texts=TEXTS, seeds=SEEDS, held_out=(), scheduler=None):
-        sampling = Sampling(self.model, self.family, 3, 5.0, 32)
-        scheduler = scheduler or self.scheduler
-        return Checks(list(held_out), texts, seeds, sampling, scheduler, self.encode, contextlib.nullcontext)
+        return Checks(
+            held_out=list(held_out),
+            prompts=texts,
+            seeds=seeds,
+            model=self.model,
+            family=self.family,
+            sampling=Sampling(3, 5.0, 32),
+            scheduler=scheduler or self.scheduler,
+            encode=self.encode,
+            autocast=contextlib.nullcontext,
+        )
 
     def images(self, texts=TEXTS, seeds=SEEDS, scheduler=None):
         return validation.generate_images(self.unet, self.checks(texts, seeds, scheduler=scheduler), [])
