@@ -505,9 +505,9 @@ def main(args: argparse.Namespace) -> int:
             progress.step, parts = step + 1, None
 
             if window and (progress.step % args.logging_steps == 0 or progress.step == last):
-                losses = diffusion.mean_losses([row[:2] for row in window if not row[2]], timesteps)
+                losses = diffusion.mean_losses([row for row in window if not row[2]], timesteps)
                 if of_class:
-                    class_rows = [row[:2] for row in window if row[2]]
+                    class_rows = [row for row in window if row[2]]
                     losses["prior_loss"] = diffusion.mean_losses(class_rows, timesteps)["loss"]
                 log_step(run, progress, losses, rates_at(step)[0], norm, len(window))
                 window = []

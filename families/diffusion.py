@@ -1,7 +1,7 @@
 """Noise schedules, targets, weights and losses of denoising: functions of tensors, nothing loaded."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -96,11 +96,13 @@ def sample_losses(
     return losses if weights is None else losses * weights
 
 
-def mean_losses(samples: Iterable[tuple[float, float]], timesteps: int) -> dict[str, float]:
-    """Mean of (loss, timestep) pairs, over all and over each quarter of the timesteps: q1 has the least noise."""
-    samples = list(samples)
+def mean_losses(rows: Sequence[Sequence[float]], timesteps: int) -> dict[str, float]:
+    """Mean loss of rows that begin with loss and timestep, over all and over each quarter of the timesteps.
+
+    The first quarter, q1, has the least noise.
+    """
     quarters: list[list[float]] = [[], [], [], []]
-    for loss, timestep in samples:
+    for loss, timestep, *_ in rows:
         quarters[min(3, int(timestep * 4 / timesteps))].append(loss)
-    means = {"loss": math.fsum(loss for loss, _ in samples) / len(samples)}
+    means = {"loss": math.fsum(row[0] for row in rows) / len(rows)}
     return means | {f"loss_q{n}": math.fsum(part) / len(part) for n, part in enumerate(quarters, 1) if part}
