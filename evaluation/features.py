@@ -8,22 +8,21 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from evaluation import metrics
 from evaluation.feature_cache import cached_rows, content_keys
-from utils import images
+from families import models
+from utils import image_checks, images
 from utils.cli import UserError, progress
 from utils.files import file_sha256
 from utils.hub import hub_failure
 from utils.parallel import thread_map
-
-if TYPE_CHECKING:
-    import torch
 
 NAMES = ("clip", "dinov2", "inception", "demo")
 CLIPS = ("clip", "demo")  # whose features of images and of texts can be compared
@@ -46,7 +45,7 @@ class Encoder(NamedTuple):
 def load_encoder(
     name: str,
     source: str | None = None,
-    device: "torch.device | str" = "cpu",
+    device: torch.device | str = "cpu",
     flag: str = "--encoders",
     sha256: str = INCEPTION_SHA256,
 ) -> Encoder:
@@ -79,10 +78,9 @@ def _fingerprint(weights: str, transform: object) -> str:
 
 
 def _as_forward(
-    function: "Callable[[torch.Tensor], torch.Tensor]", device: "torch.device | str"
+    function: Callable[[torch.Tensor], torch.Tensor], device: torch.device | str
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A model's function of a batch of tensors as one of arrays."""
-    import torch
 
     def forward(batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -91,10 +89,7 @@ def _as_forward(
     return forward
 
 
-def _load_clip(name: str, source: str, device: "torch.device | str", flag: str) -> Encoder:
-    from families import models
-    from utils import image_checks
-
+def _load_clip(name: str, source: str, device: torch.device | str, flag: str) -> Encoder:
     try:
         clip = image_checks.load_clip(source, device, flag)
     except UserError as error:
@@ -112,11 +107,8 @@ def _load_clip(name: str, source: str, device: "torch.device | str", flag: str) 
     )
 
 
-def _load_dinov2(source: str, device: "torch.device | str", flag: str) -> Encoder:
-    import torch
-    from transformers import BitImageProcessorPil, Dinov2Model
-
-    from families import models
+def _load_dinov2(source: str, device: torch.device | str, flag: str) -> Encoder:
+    from transformers import BitImageProcessorPil, Dinov2Model  # here: it takes a second
 
     if not Path(source).is_dir() and source.count("/") != 1:
         raise UserError(f"{flag} dinov2={source}: no such folder, and not a hub id (owner/name)")
@@ -154,9 +146,7 @@ def _prepare_inception(image: Image.Image) -> np.ndarray:
     return np.asarray(small).transpose(2, 0, 1)
 
 
-def _load_inception(source: str, device: "torch.device | str", sha256: str) -> Encoder:
-    import torch
-
+def _load_inception(source: str, device: torch.device | str, sha256: str) -> Encoder:
     path = _download(source, sha256) if source.startswith(("https://", "http://")) else Path(source)
     if not path.is_file():
         raise UserError(f"--inception {source}: no such file; give the FID network as TorchScript, or its URL")
@@ -177,8 +167,6 @@ def _load_inception(source: str, device: "torch.device | str", sha256: str) -> E
 
 
 def _download(url: str, sha256: str) -> Path:
-    import torch
-
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{sha256[:16]}-{url.rpartition('/')[2]}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

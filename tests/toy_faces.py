@@ -149,7 +149,7 @@ def write_embedder(path: Path, features: int = 128) -> Path:
         parts = graph.add("BatchNormalization", parts, ones, zeros, zeros, ones, epsilon=1e-5)
         parts = graph.add("PRelu", parts, graph.constant(np.full((2, 1, 1), 0.9)))
     flat = graph.add("Flatten", parts, axis=1)
-    matrix = np.zeros((features, 2, 8, 8))  # around the face lies the background, which tells nothing
+    matrix = np.zeros((features, 2, 8, 8))  # around the face lies the background, which is ignored
     matrix[:, :, 2:, 1:7] = rng.standard_normal((features, 2, 6, 6)) / 100
     matrix = matrix.reshape(features, 128)
     graph.add("Gemm", flat, graph.constant(matrix), graph.constant(np.zeros(features)), transB=1, name="fc1")
@@ -157,7 +157,7 @@ def write_embedder(path: Path, features: int = 128) -> Path:
 
 
 def draw_face(person: int, side: int, noise: float = 6.0, seed: int = 0) -> Image.Image:
-    """A red square; its 4x4 parts hold as much green and blue as tells the person from others."""
+    """A red square; the green and blue of its 4x4 parts identify the person."""
     parts = np.random.default_rng(person).integers(0, 90, (4, 4, 2))
     pixels = np.zeros((4, 4, 3))
     pixels[..., 0], pixels[..., 1:] = 255, parts
