@@ -13,7 +13,6 @@ from evaluation.report.verdict import GROUPS, compare_with_floor, group_of, judg
 from utils.cli import UserError
 from utils.files import write_text
 
-FACES_SHOWN = 12  # images of a kind
 AIMS = {"lower": "lower is better", "higher": "higher is better", "near floor": "best near the floor"}
 SETS = {
     "generated": "{} generated image{}",
@@ -56,7 +55,6 @@ def write_report(folder: Path) -> Path:
         figure_strip=figure_strip,
         describe_aim=describe_aim,
         compare_with_floor=compare_with_floor,
-        faces_shown=FACES_SHOWN,
         splits=tables.split_tables(metrics, identity=False),
         identity_splits=tables.split_tables(metrics, identity=True),
         shares=tables.share_tables(shares),
