@@ -155,7 +155,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
         place = args.catalogue or args.portraits
         parser.error(f"--output_dir: is missing; name the folder to write, beside {place}")
     check_values(parser, args)
-    cli.report_ignored(parser, args, {"balance": ("--write_prompt_plan", bool(args.write_prompt_plan))})
+    if not args.write_prompt_plan:
+        ignore(parser, args, ["balance"], "--write_prompt_plan")
     args.category_column = canonical(args.category_column)
     for flag in ("stratify_by", "balance", "caption_columns"):
         if names := getattr(args, flag):
@@ -200,8 +201,7 @@ def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
     ignore(parser, args, OF_CATALOGUES, "--catalogue in place of --portraits")
     low, high = args.exposure
     if not 0 <= low < high <= 255:
-        expected = "expected two numbers, 0 to 255, the first below the second"
-        parser.error(f"--exposure {low:g} {high:g}: {expected}")
+        parser.error(f"--exposure {low:g} {high:g}: expected two numbers, 0 to 255, the first below the second")
     side = args.resolution
     if side % 8:
         near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
@@ -211,9 +211,9 @@ def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
     if args.min_sharpness < 0:
         parser.error(f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
     args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
-    with_detector = ("--face_detector", bool(args.face_detector))
-    cli.report_ignored(parser, args, {"min_face_share": with_detector, "any_faces": with_detector})
-    if args.face_detector:
-        if args.num_workers not in (None, 1):
-            parser.error(f"--num_workers {args.num_workers}: with --face_detector, 1 process works")
+    if not args.face_detector:
+        ignore(parser, args, ["min_face_share", "any_faces"], "--face_detector")
+    elif args.num_workers not in (None, 1):
+        parser.error(f"--num_workers {args.num_workers}: with --face_detector, 1 process works")
+    else:
         args.num_workers = 1
