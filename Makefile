@@ -12,7 +12,7 @@ help:  ## list the targets
 setup: $(VENV)/ready  ## make .venv and install the pinned requirements
 
 $(VENV)/ready: requirements-training.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "Python 3.11 to 3.14 is needed, %s is %d.%d; run: make $(MAKECMDGOALS) PYTHON=python3.12" % (sys.executable, *v))'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "Python 3.11 to 3.14 is needed, %s is %d.%d; run: make $(MAKECMDGOALS) PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-training.txt -r requirements-dev.txt
 	@touch $@
