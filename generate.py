@@ -33,7 +33,7 @@ from families.sampler import (
 from generation import flags, set_folder
 from generation import prompts as prompt_lists
 from generation.checks import Checks, Job, Result, check_and_save, load_checks
-from generation.conditions import Conditions, canny_edges, keep_image, list_images, load_depth
+from generation.conditions import Conditions, canny_edges, list_images, load_depth
 from generation.finish import finish_set
 from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
@@ -90,8 +90,7 @@ def find_conditions(args: argparse.Namespace, count: int, size: int) -> Conditio
     for flag in ("init_images", "control_images"):
         place = getattr(args, flag)
         files[flag] = list_images(f"--{flag}", place, count) if place else []
-    to_control = canny_edges if args.control_type == "canny" else keep_image
-    return Conditions(**files, size=size, to_control=to_control)
+    return Conditions(**files, size=size, to_control=canny_edges if args.control_type == "canny" else None)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
 
 
 def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:
-    """Load them and fuse them into the weights; several are left beside the weights where one of them is a DoRA.
+    """Load them and fuse them into the weights; several stay unfused where one of them is a DoRA.
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """

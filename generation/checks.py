@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Checks:
-    """What an image must pass, beside being no noise."""
+    """What an image is checked for, apart from faults such as noise."""
 
     near_index: image_checks.NearIndex | None  # of the images that it must not be a copy of
     clip: image_checks.Clip | None

@@ -21,15 +21,15 @@ class Conditions:
 
     init_images: list[Path]
     control_images: list[Path]
-    to_control: Callable[[Image.Image], Image.Image]  # from a control image to what the ControlNet reads
     size: int
+    to_control: Callable[[Image.Image], Image.Image] | None  # makes the edges or the depth of a control image
 
     def init_image(self, index: int) -> Image.Image | None:
         return read_square("--init_images", self.init_images, index, self.size)
 
     def control_image(self, index: int) -> Image.Image | None:
         found = read_square("--control_images", self.control_images, index, self.size)
-        return found and self.to_control(found)
+        return self.to_control(found) if found and self.to_control else found
 
 
 def list_images(flag: str, place: Path, most: int) -> list[Path]:
@@ -54,10 +54,6 @@ def read_square(flag: str, files: list[Path], index: int, side: int) -> Image.Im
         return None
     image = images.crop_centre(read_image(flag, files[index % len(files)]))
     return image.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def keep_image(image: Image.Image) -> Image.Image:
-    return image
 
 
 def canny_edges(image: Image.Image, low: int = 100, high: int = 200) -> Image.Image:

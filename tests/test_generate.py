@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import ControlNetModel, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
+from safetensors.torch import load_file
 
 import generate
 import prepare_dataset
@@ -384,17 +385,15 @@ def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp
     assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
 
 
-def test_a_model_that_gives_nan_in_float32_stops_at_once(tmp_path, monkeypatch):
-    load = models.load_unet
-
-    def broken(model, dtype):
-        unet = load(model, dtype)
-        unet.conv_out.weight.data.fill_(torch.nan)
-        return unet
-
-    monkeypatch.setattr(generate.models, "load_unet", broken)
+def test_a_model_that_gives_nan_in_float32_stops_at_once(tmp_path):
+    build_tiny(tmp_path / "tiny", "sd1")
+    weights = tmp_path / "tiny/unet/diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["conv_out.weight"].fill_(torch.nan)
+    write_safetensors(weights, state, {"format": "pt"})
+    words = ["--pretrained_model_name_or_path", tmp_path / "tiny", "--resolution", 32, "--batch_size", 4]
     with pytest.raises(UserError, match="all of the first 4 images are invalid .NaN latents.*precision is not the"):
-        make(tmp_path / "set", "--batch_size", 4)
+        make(tmp_path / "set", *words)
     assert not list((tmp_path / "set/images").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""What generate.py gains by fusing a LoRA into the weights, and whether the outcome is the same.
+"""How much faster generate.py is with a LoRA fused into the weights, and whether the images are the same.
 
 python tests/benchmarks/fused_lora.py --lora runs/demo/lora
 python tests/benchmarks/fused_lora.py --lora runs/x --pretrained_model_name_or_path FOLDER --rows 8
