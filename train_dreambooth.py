@@ -324,9 +324,11 @@ def main(args: argparse.Namespace) -> int:
     if args.lora_layers != list(lora.UNET_TARGETS):  # a wrong name is refused before anything is encoded
         lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
 
+    shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
+
     def estimate(micro: int) -> memory.Phases:
         together = micro * (1 + args.with_prior_preservation)  # as many class images as photos
-        load = flags.read_load(args, recipe.adapter, precision, recipe.trains_texts, together)
+        load = flags.read_load(args, recipe, precision, shapes, together)
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
@@ -343,7 +345,6 @@ def main(args: argparse.Namespace) -> int:
         return flags.count_steps(args, len(read_photos(args)[0]) if args.num_train_epochs else 0)[0]
 
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
-    shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
     if args.dry_run:
         if is_main:
             print(f"precision    {precision.reason}\nbatch        {plan}")

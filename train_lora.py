@@ -106,7 +106,13 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
 
 
 def print_dry_run(
-    args: argparse.Namespace, model: str, family: str, recipe: Recipe, phases: memory.Phases, dtype: torch.dtype
+    args: argparse.Namespace,
+    model: str,
+    family: str,
+    recipe: Recipe,
+    phases: memory.Phases,
+    shapes: list[tuple[int, int]],
+    dtype: torch.dtype,
 ) -> None:
     """What would be trained and what it would take, from the configs alone."""
     train, held_out = read_records(args)
@@ -118,7 +124,7 @@ def print_dry_run(
     print(dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder))
     print(dry_run.describe_memory(phases))
     print(dry_run.describe_length(len(train), len(held_out), last, args.effective_batch_size))
-    print(dry_run.describe_cache(model, family, args.resolution, shown, captions, dtype))
+    print(dry_run.describe_cache(model, family, shapes[-1], shown, captions, dtype))
 
 
 def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out: int) -> dict[str, Any]:
@@ -155,8 +161,10 @@ def main(args: argparse.Namespace) -> int:
     if args.lora_layers != list(lora.UNET_TARGETS):  # a wrong name is refused before anything is encoded
         lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
 
+    shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
+
     def estimate(micro: int) -> memory.Phases:
-        load = flags.read_load(args, recipe.adapter, precision, recipe.trains_texts, micro)
+        load = flags.read_load(args, recipe, precision, shapes, micro)
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
@@ -177,7 +185,7 @@ def main(args: argparse.Namespace) -> int:
         if is_main:
             print(f"precision    {precision.reason}\nbatch        {plan}")
             print(f"run          {runs.describe_run(out, tracking.settings, free, describe_end)}")
-            print_dry_run(args, model, family, recipe, estimate(plan.micro), precision.dtype)
+            print_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
         return 0
     if is_main:
         runs.open_run(out, tracking.settings, free, args.overwrite, describe_end)
@@ -191,9 +199,6 @@ def main(args: argparse.Namespace) -> int:
     # The data: captions and images are encoded once, and each encoder is freed before the next part is loaded.
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
-        shapes = examples.fitting_shapes(
-            model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets
-        )
         train, held_out = (examples.load_examples(records, shapes) for records in read_records(args))
         if args.early_stopping_patience and not held_out:
             raise UserError(

@@ -422,7 +422,9 @@ def test_class_images_of_the_user_count_and_those_drawn_otherwise_are_refused(dr
     mixed = Path(shutil.copytree(folder, tmp_path / "class"))
     draw_shoe("Boots", "Grey", "0", (64, 64)).save(mixed / "mine.jpg")
     draw(mixed, count=5, load=lambda: pytest.fail("there are 5"))
-    assert len(prior.prior_examples(mixed, "shoes", 5, 64)) == 5
+    wanted = prior.ClassImages(mixed, "shoes", 5, 3, "demo", Sampling(6, 1.0, 64))
+    loaded = prior.load_class_images(wanted)
+    assert len(loaded) == 5 and {one.text for one in loaded} == {"shoes"}
     for other, flag in (
         ({"prompt": "hats"}, "class_prompt a professional product photo of shoes, now it is hats"),
         ({"steps": 7}, "validation_inference_steps 6, now it is 7"),

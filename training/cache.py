@@ -69,7 +69,7 @@ def _compute_all(
 ) -> Iterator[dict[str, torch.Tensor]]:
     if workers == 1:
         return map(compute, keys)
-    begin = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
+    begin = functools.partial(torch.set_num_threads, max(1, torch.get_num_threads() // workers))
     return thread_map(compute, keys, workers, begin)
 
 

@@ -39,17 +39,20 @@ def describe_length(examples: int, held_out: int, steps: int, effective: int) ->
     )
 
 
-def describe_cache(model: str, family: str, resolution: int, views: int, captions: int, dtype: torch.dtype) -> str:
-    latents = views * latent_bytes(model, resolution)
+def describe_cache(
+    model: str, family: str, shape: tuple[int, int], views: int, captions: int, dtype: torch.dtype
+) -> str:
+    """The cache's size on disk, if all images have this shape."""
+    latents = views * latent_bytes(model, shape)
     texts = captions * caption_bytes(model, family, dtype)
     return f"cache        {latents / 2**20:,.0f} MiB of latents, {texts / 2**20:,.0f} MiB of captions, on disk"
 
 
-def latent_bytes(model: str, resolution: int) -> int:
+def latent_bytes(model: str, shape: tuple[int, int]) -> int:
     """An image's entry in the latent cache: mean and standard deviation in float32."""
     vae = read_config(model, "vae/config.json")
-    side = resolution // models.vae_step(vae)
-    return 2 * 4 * vae.get("latent_channels", 4) * side * side
+    width, height = (side // models.vae_step(vae) for side in shape)
+    return 2 * 4 * vae.get("latent_channels", 4) * width * height
 
 
 def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:

@@ -80,8 +80,9 @@ def describe(one: Record | Example) -> str:
 
 def fitting_shapes(model: str, resolution: int, buckets: bool, listed: str | None = None) -> list[tuple[int, int]]:
     """The (width, height) that images are fitted to: `listed` as h,w;h,w, or those of the resolution."""
+    shapes = training_shapes(model, resolution, buckets)  # refuses a resolution that the model can't have
     if not listed:
-        return training_shapes(model, resolution, buckets)
+        return shapes
     step = side_step(model)
     shapes = [(int(width), int(height)) for height, width in (one.split(",") for one in listed.split(";"))]
     for width, height in shapes:

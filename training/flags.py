@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from families.lora import UNET_TARGETS, Adapter
+from training.build import Recipe
 from training.encoding import encoded_at_once
 from training.examples import Views
 from training.memory import Load
@@ -54,6 +55,14 @@ def bucket_list(text: str) -> str:
     return text
 
 
+def nonfinite_policy(text: str) -> str:
+    """An argparse type: stop or skip."""
+    if text not in ("stop", "skip"):
+        gone = "; rollback is gone: skipped steps change no weight" if text == "rollback" else ""
+        raise argparse.ArgumentTypeError(f"{text}: expected stop or skip{gone}")
+    return text
+
+
 def add_column_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
@@ -81,7 +90,12 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
         help="keep proportions, same area; default: as the data was prepared",
     )
     group.add_argument(
-        "--aspect_ratio_buckets", type=bucket_list, metavar='"H,W;H,W"', help="these shapes, in place of --resolution's"
+        "--aspect_ratio_buckets",
+        nargs="?",
+        const="",
+        type=bucket_list,
+        metavar='"H,W;H,W"',
+        help="these shapes, in place of --resolution's",
     )
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
     group.add_argument("--cache_crops", type=int, default=4, help="random crops an image; 0: endless, uncached only")
@@ -213,8 +227,9 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     )
     group.add_argument(
         "--on_nonfinite",
-        choices=["stop", "skip"],
+        type=nonfinite_policy,
         default="skip",
+        metavar="skip|stop",
         help="NaN in loss or gradient: stop at once, or skip up to 3 steps in a row",
     )
     group.add_argument("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
@@ -246,6 +261,8 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
     need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
+    switch = "--aspect_ratio_buckets: expected heights and widths; the switch is --use_aspect_ratio_buckets"
+    need(args.aspect_ratio_buckets != "", switch)
     contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
     need(not contradiction, "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
     args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
@@ -324,16 +341,17 @@ def count_steps(args: argparse.Namespace, examples: int) -> tuple[int, int]:
 
 
 def read_load(
-    args: argparse.Namespace, adapter: Adapter | None, precision: Precision, trains_texts: bool, micro_batch: int
+    args: argparse.Namespace, recipe: Recipe, precision: Precision, shapes: list[tuple[int, int]], micro_batch: int
 ) -> Load:
-    """What decides the memory of a training with so many samples at once."""
+    """What decides the memory of a training with so many samples at once, of the largest of the shapes."""
+    width, height = max(shapes, key=lambda shape: shape[0] * shape[1])
     return Load(
-        adapter=adapter,
+        adapter=recipe.adapter,
         micro_batch=micro_batch,
-        height=args.resolution,
-        width=args.resolution,
-        train_text_encoder=trains_texts,
-        dtype=precision.dtype if adapter else torch.float32,
+        height=height,
+        width=width,
+        train_text_encoder=recipe.trains_texts,
+        dtype=precision.dtype if recipe.adapter else torch.float32,
         autocast=precision.dtype if precision.mixed_precision != "no" else None,
         gradient_checkpointing=args.gradient_checkpointing,
         optimizer=args.optimizer,

@@ -100,17 +100,17 @@ def validate(training: Training, checks: Checks, grid: Path, signals: list[int])
     figures: dict[str, float] = {}
     for module in training.modules.values():
         module.eval()
+    found: list[Image.Image] | None = []
     with torch.no_grad(), averaged_weights(training):
         if checks.held_out:
             figures["val_loss"] = held_out_loss(training.unet, checks)
         if checks.prompts:
             found = generate_images(training.unet, checks, signals)
-            if found is None:
-                return None
-            figures["validation/invalid_images"] = save_grid(grid, found, checks.prompts)
     for module in training.modules.values():
         module.train()
-    return figures
+    if found is None:
+        return None
+    return figures | ({"validation/invalid_images": save_grid(grid, found, checks.prompts)} if found else {})
 
 
 def note_loss(progress: Progress, loss: float | None) -> bool:

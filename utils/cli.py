@@ -167,6 +167,8 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else "; a key is a flag's name, see --help"
             raise UserError(f"--config {path}: unknown key `{key}`{hint}")
+        if isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
+            raise UserError(f"--config {path}: `{key}: {recipe[key]}` is no value for it; the switch is `use_{key}`")
     return {str(key): value for key, value in recipe.items()}
 
 
