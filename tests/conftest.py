@@ -14,6 +14,7 @@ SLOW_FILES = {
     "test_demo.py",
     "test_pretrain.py",
     "test_lora.py",
+    "test_memory.py",
 }
 
 
