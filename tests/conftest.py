@@ -14,6 +14,9 @@ SLOW_FILES = {
     "test_demo.py",
     "test_pretrain.py",
     "test_lora.py",
+    "test_encoding.py",
+    "test_memory.py",
+    "test_validation.py",
 }
 
 

@@ -45,6 +45,7 @@ def test_this_machine_is_ready_and_every_section_is_shown(tmp_path):
     assert result.stdout.rstrip().endswith("Ready to train.")
 
 
+@pytest.mark.slow
 def test_json_is_one_object_and_nothing_else():
     result = run("--json")
     found = json.loads(result.stdout)
