@@ -137,14 +137,13 @@ def write_kohya(folder: Path, training: Training, family: str) -> None:
 
 def save_training(folder: Path, training: Training) -> None:
     """A checkpoint: weights, optimizer, average, progress."""
-    tensors, rest = checkpoints.pack_optimizer(training.optimizer.state_dict())
-    files = {"optimizer": tensors}
+    files, optimizers = checkpoints.pack_optimizers({"optimizer": training.optimizer})
     if training.average is not None:
         files["average"] = {str(i): tensor for i, tensor in enumerate(training.average)}
     state = {
         "progress": asdict(training.progress),
         "identity": training.identity,
-        "optimizer": rest,
+        **optimizers,
         "scaler": training.scaler.state_dict(),
     }
     checkpoints.save_checkpoint(folder, lambda partial: write_weights(partial, training), files, state)
@@ -167,7 +166,7 @@ def restore_training(folder: Path, training: Training) -> None:
         raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
     read_weights(files, training)
     try:
-        training.optimizer.load_state_dict(checkpoints.unpack_optimizer(files["optimizer"], state["optimizer"]))
+        checkpoints.restore_optimizers({"optimizer": training.optimizer}, files, state)
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{flag}: its optimizer's state doesn't fit ({' '.join(str(error).split())}); "
