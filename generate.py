@@ -39,7 +39,7 @@ from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
 from utils import cli, devices, runs
 from utils.cli import UserError, counted
-from utils.files import file_sha256
+from utils.files import file_sha256, locked_folder
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
@@ -302,7 +302,7 @@ def main(args: argparse.Namespace) -> int:
             f"{counted(len(failed), 'image')} rejected with each of {counted(args.max_retries + 1, 'seed')}: "
             f"{some}; look at {out / 'rejected'}, and run the same command with a higher --max_retries"
         )
-    with set_folder.locked(out):  # the process that comes last finds the set complete
+    with locked_folder(out):  # the process that comes last finds the set complete
         if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
             print(f"{out}: this share is made; still to come from other shares: {counted(missing, 'image')}")
         elif not set_folder.is_finished(out, len(plan.prompts)):

@@ -4,14 +4,12 @@ Several processes may work in one folder and none waits for another: each append
 finds the set complete merges them.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +20,7 @@ import yaml
 from generation.prompts import Prompt
 from utils import runs
 from utils.cli import UserError, counted
-from utils.files import check_writable, lock_folder, write_text
+from utils.files import check_writable, lock_folder, locked_folder, write_text
 from utils.image_set import image_name, index_of, is_whole_png, read_parts
 from utils.metrics_log import append_metrics
 
@@ -56,7 +54,7 @@ def enter_folder(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with locked_folder(folder):
         runs.refuse_foreign(folder)
         config = folder / "config.yaml"
         old = read_settings(folder) if config.is_file() else {}
@@ -105,21 +103,6 @@ def check_settings(
 
 def prompts_digest(prompts: list[Prompt]) -> str:
     return hashlib.sha256(json.dumps([vars(one) for one in prompts], sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone in the folder among the processes that ask for it; they wait for one another."""
-    lock = None
-    while lock is None:
-        try:
-            lock = lock_folder(folder)
-        except UserError:  # another process has it, for as long as it reads or finishes the set
-            time.sleep(0.05)
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def claim_share(folder: Path, share: Share) -> int:

@@ -629,7 +629,7 @@ def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatc
         (["--strength", "0.5"], "--strength 0.5: does nothing without --init_images"),
         (["--clip_model", "x"], "--clip_model x: does nothing without --min_clip_score"),
         (["--init_images", "x", "--strength", "0.1"], "--strength 0.1"),
-        (["--allow_other_base"], "--allow_other_base True: does nothing without --lora"),
+        (["--allow_other_base"], "--allow_other_base: does nothing without --lora"),
         (["--min_clip_score", "25"], "--min_clip_score 25: the scale is the cosine, from -1 to 1; give 0.25"),
         (["--min_clip_score", "nan"], "--min_clip_score nan: the scale is the cosine"),
         (["--seed", "-1"], "--seed -1"),

@@ -187,8 +187,8 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
     "words, said",
     [
         (["--portraits", "a", "--pad", "white"], "--pad white: does nothing without --catalogue"),
-        (["--catalogue", "a", "--face_crop"], "--face_crop True: does nothing without --portraits"),
-        (["--portraits", "a", "--any_faces"], "--any_faces True: does nothing without --face_detector"),
+        (["--catalogue", "a", "--face_crop"], "--face_crop: does nothing without --portraits"),
+        (["--portraits", "a", "--any_faces"], "--any_faces: does nothing without --face_detector"),
         (
             ["--portraits", "a", "--exposure", "9", "3"],
             "--exposure 9 3: expected two numbers, 0 to 255, the first below",
