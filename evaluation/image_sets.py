@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.image_measures import is_readable
-from utils import dataset, image_set
+from utils import dataset
 from utils.catalogue import Source, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
@@ -134,11 +134,11 @@ def _is_generated(folder: Path) -> bool:
     """Whether generate.py wrote it, or its lines were copied from there: their attributes are nested."""
     if (folder / "environment.json").is_file() and (folder / "config.yaml").is_file():  # only generate.py writes these
         return True
-    return any(isinstance(one.get("attributes"), dict) for one in image_set.read_parts(folder).values())
+    return any(isinstance(one.get("attributes"), dict) for one in dataset.read_parts(folder).values())
 
 
 def _read_generated(folder: Path, flag: str) -> list[Record]:
-    lines = image_set.read_parts(folder)
+    lines = dataset.read_parts(folder)
     kept = {name: one for name, one in lines.items() if (folder / name).is_file()}
     if not kept and (folder / "shards").is_dir():
         raise UserError(f"{flag} {folder}: its images are in tar shards; unpack them, or generate without --webdataset")

@@ -8,7 +8,8 @@ import torch
 
 from families.sampler import GeneratedImage
 from utils import image_checks
-from utils.image_set import image_name, write_png
+from utils.dataset import image_name
+from utils.images import write_png
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from generation.contact_sheets import write_sheets
 from generation.prompts import Prompt
 from utils import dataset
+from utils.dataset import index_of, read_parts
 from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_text
-from utils.image_set import index_of, read_parts
 from utils.metrics_log import read_metrics
 
 SHOWN = 192  # images on the contact sheets: four sheets, from the whole length of a large set

@@ -20,8 +20,9 @@ import yaml
 from generation.prompts import Prompt
 from utils import runs
 from utils.cli import UserError, counted
+from utils.dataset import image_name, index_of, read_parts
 from utils.files import check_writable, lock_folder, locked_folder, write_text
-from utils.image_set import image_name, index_of, is_whole_png, read_parts
+from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
 
 OLD_SETTINGS = {"webdataset", "shard_size"}  # that config.yaml of earlier versions has

@@ -57,7 +57,7 @@ from utils import checkpoints
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.image_checks import load_clip
-from utils.image_set import write_png
+from utils.images import write_png
 from utils.parallel import available_cores
 
 TOKEN = ("--train_token", "<sks>", "--initializer_token", "shoes")

@@ -14,7 +14,7 @@ from utils.cli import UserError
 from utils.files import list_files, write_json, write_text
 from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_table
 from utils.runs import mask_text, package_versions
-from utils.templates import make_environment
+from utils.wording import make_environment
 
 # Neither checkpoints nor logs; environment.json describes the machine, and stays on it.
 PUSHED = re.compile(

@@ -20,7 +20,7 @@ from utils import cli, devices
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.image_checks import find_fault
-from utils.image_set import is_whole_png, write_png
+from utils.images import is_whole_png, write_png
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one image

@@ -1,4 +1,4 @@
-"""A prepared dataset on disk: its format, its description and the records of its splits."""
+"""Datasets on disk: what a prepared one says of itself, its records, and those of a generated set."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
+from utils.metrics_log import read_metrics
 
 FORMAT = "prepared dataset 1"
 SPLITS = ("train", "val", "test")
@@ -46,3 +47,17 @@ def content_fingerprint(sums: dict[str, str]) -> str:
     """One checksum for the images and captions of all splits, from each file's sha256; reports do not count."""
     lines = [f"{sums[name]} {name}\n" for name in sorted(sums) if name.partition("/")[0] in SPLITS]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def image_name(index: int) -> str:
+    return f"images/{index:06d}.png"
+
+
+def index_of(name: str) -> int:
+    return int(Path(name).stem.partition("-")[0])
+
+
+def read_parts(folder: Path) -> dict[str, dict[str, Any]]:
+    """{file name: record} of all that any process has written, in the order of the images."""
+    records = [one for part in sorted(folder.glob("metadata*.jsonl")) for one in read_metrics(part)]
+    return {one["file_name"]: one for one in sorted(records, key=lambda one: one["file_name"]) if "file_name" in one}

@@ -2,13 +2,14 @@
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from scipy import fft, ndimage
 
 MOST_PIXELS = 100_000_000
@@ -216,3 +217,26 @@ def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> t
     """The shape whose proportions are nearest to the image's."""
     aspect = math.log(size[0] / size[1])
     return min(shapes, key=lambda shape: (abs(math.log(shape[0] / shape[1]) - aspect), shape))
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a PNG reaches its end: a power cut may leave a name without its data."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-12, os.SEEK_END)
+            return file.read(8)[4:] == b"IEND"
+    except OSError:
+        return False
+
+
+def write_png(path: Path, image: Image.Image, facts: dict[str, str] | None = None) -> None:
+    """A PNG that is whole or not there, with the facts in its header."""
+    info = PngImagePlugin.PngInfo()
+    for name, value in (facts or {}).items():
+        info.add_itxt(name, value)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(partial, "PNG", compress_level=4, pnginfo=info)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

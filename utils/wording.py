@@ -1,6 +1,11 @@
-"""Attributes in readable English: the words of a value, and a template filled with them."""
+"""Text for people: attributes in readable English, templates filled with them, and jinja2's pages and cards."""
 
 import re
+from pathlib import Path
+
+import jinja2
+
+from utils.cli import counted
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 GENDERS = {"men": "men's", "women": "women's", "boys": "boys'", "girls": "girls'", "male": "men's", "female": "women's"}
@@ -80,3 +85,22 @@ def _with_article(phrase: str, words: dict[str, str | None], countable: bool, ca
     filled = " ".join(PLACEHOLDER.sub(lambda found: words.get(found[1]) or "", phrase).split())
     determiner = ("an " if filled[0].lower() in "aeiou" and not filled.startswith("uni") else "a ") if countable else ""
     return (determiner.capitalize() if capital else determiner) + filled
+
+
+def make_environment(folder: Path) -> jinja2.Environment:
+    """The templates of a folder; a name that a template uses and that is not given is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": escape_cell, "counted": counted}
+    return environment
+
+
+def escape_cell(value: object) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

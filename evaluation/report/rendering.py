@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluation.report.formatting import format_difference, format_interval, read_estimate
 from utils.images import BadImage, read_image
-from utils.templates import make_environment
+from utils.wording import make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 224  # pixels of an image on a page
