@@ -134,7 +134,7 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str)
         mine = len(plan.share.indices(len(plan.prompts)))
         print(f"this process is {plan.share.number} of {plan.share.of} and makes {counted(mine, 'image')}")
     for folder in dict.fromkeys(lora.path.parent for lora in plan.parts.loras):
-        tokens.warn_of_word(folder, [one.text for one in plan.prompts])
+        tokens.warn_missing_word(folder, [one.text for one in plan.prompts])
 
 
 def report_long_prompts(plan: Plan) -> None:

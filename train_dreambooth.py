@@ -13,6 +13,8 @@ import argparse
 import contextlib
 import logging
 from argparse import BooleanOptionalAction as OnOff
+from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from families import diffusion, lora, models, tokens
-from families.sampler import Execution, Sampler, SamplerParts, Sampling, load_sampler
+from families.sampler import Execution, Sampler, SamplerParts, load_sampler
 from preparation import portraits
 from training import (
     batches,
@@ -41,15 +43,14 @@ from training.build import NewWord, Recipe, build_training
 from training.gradients import (
     Backward,
     Row,
+    add_gradients,
     all_finite,
     diagnose,
+    gather_rows,
     overflowed,
-    read_back,
-    share_cores,
     skip_step,
     smaller_micro_batch,
     sum_gradients,
-    train_on_all,
 )
 from training.read_data import choose_buckets, read_training_records, report_captions
 from training.run import (
@@ -64,7 +65,7 @@ from training.run import (
     validate_if_due,
     write_results,
 )
-from training.state import check_kohya_names, kohya_path, update_average
+from training.state import check_kohya_names, update_average
 from utils import cli, devices, faces, runs, trackers
 from utils.cli import UserError, positive
 
@@ -113,7 +114,11 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--train_token", metavar="WORD", help="a new word, whose embedding is learnt with the LoRA")
     group.add_argument("--initializer_token", metavar="TEXT", help="where it begins; default: at random")
-    group.add_argument("--token_learning_rate", type=float, help="default: --text_encoder_lr or --learning_rate")
+    group.add_argument(
+        "--token_learning_rate",
+        type=float,
+        help="default: the text encoder's, else --learning_rate",
+    )
 
 
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
@@ -186,26 +191,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
     """What is trained, and how."""
-    scale = effective if args.scale_lr else 1
-    text_rate = args.text_encoder_lr or args.learning_rate
-    word = None
+    recipe = flags.read_recipe(args, effective)
     if args.train_token:
-        word_rate = (args.token_learning_rate or text_rate) * scale
-        word = NewWord(args.train_token, args.initializer_token, word_rate)
-    return Recipe(
-        adapter=flags.read_adapter(args) if args.method == "lora" else None,
-        learning_rate=args.learning_rate * scale,
-        text_encoder_lr=text_rate * scale,
-        optimizer=flags.read_optimizer(args),
-        seed=args.seed,
-        train_text_encoder=args.train_text_encoder,
-        use_ema=args.use_ema,
-        new_word=word,
-        gradient_checkpointing=args.gradient_checkpointing,
-        xformers=args.enable_xformers_memory_efficient_attention,
-        compiled=args.compile,
-        schedule_changes=diffusion.schedule_changes(args.prediction_type, args.zero_terminal_snr),
-    )
+        text_rate = args.text_encoder_lr if args.train_text_encoder else None
+        rate = args.token_learning_rate or text_rate or args.learning_rate
+        word = NewWord(args.train_token, args.initializer_token, rate * (effective if args.scale_lr else 1))
+        recipe = replace(recipe, new_word=word)
+    if args.method == "full":
+        recipe = replace(recipe, adapter=None)
+    return replace(recipe, schedule_changes=diffusion.schedule_changes(args.prediction_type, args.zero_terminal_snr))
 
 
 def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
@@ -220,6 +214,7 @@ def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[e
     word = args.train_token
     if word and not any(word in one.text for one in train):
         raise UserError(f"--train_token {word}: is in none of the photos' captions, so nothing would be learnt; add it")
+    flags.check_patience(args, held_out)
     return train, held_out
 
 
@@ -235,9 +230,8 @@ def crop_heads(
 
 def class_images(args: argparse.Namespace) -> prior.ClassImages:
     """The class images that --class_data_dir should hold."""
-    how = Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
-    model = args.pretrained_model_name_or_path
-    return prior.ClassImages(args.class_data_dir, args.class_prompt, args.num_class_images, args.seed, model, how)
+    folder, count, model = args.class_data_dir, args.num_class_images, args.pretrained_model_name_or_path
+    return prior.ClassImages(folder, args.class_prompt, count, args.seed, model, flags.read_sampling(args))
 
 
 def make_class_images(
@@ -308,7 +302,8 @@ def main(args: argparse.Namespace) -> int:
     plan = batches.plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
-    args.effective_batch_size, place = plan.effective, args.dataset_name or args.instance_data_dir
+    args.effective_batch_size = plan.effective
+    place = args.dataset_name or args.instance_data_dir
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
@@ -320,10 +315,13 @@ def main(args: argparse.Namespace) -> int:
     tracking = Tracking(trackers.tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
     cache = args.latent_cache_dir or out.parent / "cache"
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
-    family, recipe = models.model_family(model), read_recipe(args, plan.effective)
+    family = models.model_family(model)
+    recipe = read_recipe(args, plan.effective)
     if args.lora_layers != list(lora.UNET_TARGETS):  # a wrong name is refused before anything is encoded
         lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
 
+    noise_schedule = models.load_noise_scheduler(model)
+    noise_scheduler = diffusion.training_scheduler(noise_schedule, args.prediction_type, args.zero_terminal_snr)
     shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
 
     def estimate(micro: int) -> memory.Phases:
@@ -337,12 +335,7 @@ def main(args: argparse.Namespace) -> int:
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
-        asked = [args.max_train_steps, args.num_train_epochs]
-        missing = args.output_kohya_format and not kohya_path(out).exists()
-        return runs.describe_end(out, asked, args.resume_from_checkpoint, count_asked, missing)
-
-    def count_asked() -> int:
-        return flags.count_steps(args, len(read_photos(args)[0]) if args.num_train_epochs else 0)[0]
+        return flags.describe_end(args, lambda: len(read_photos(args)[0]))
 
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
@@ -367,8 +360,6 @@ def main(args: argparse.Namespace) -> int:
         if args.face_crop:
             photos = crop_heads(args, *photos, cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)
-        if args.early_stopping_patience and not held_out:
-            raise UserError(f"--early_stopping_patience {args.early_stopping_patience}: needs --held_out above 0")
         report_captions([one.text for one in train], args.instance_prompt)
         masks, masks_sha256 = loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, "")
         if args.with_prior_preservation:  # a damaged photo is refused before class images are generated
@@ -381,7 +372,8 @@ def main(args: argparse.Namespace) -> int:
     # Captions and images are encoded once, and each encoder is freed before the next part is loaded.
     with runs.timed(seconds, "loading"):
         prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
-        texts, encode = [one.text for one in train + of_class + held_out] + prompts, None
+        texts = [one.text for one in train + of_class + held_out] + prompts
+        encode = None
         if not recipe.trains_texts:
             encode = encoding.encode_captions(cache, model, family, texts, precision.dtype, accelerator)
         views = flags.read_views(args)
@@ -393,13 +385,14 @@ def main(args: argparse.Namespace) -> int:
         identity |= {"masks": masks_sha256} if masks else {}
         rank, alpha = (args.rank, args.lora_alpha) if args.method == "lora" else (None, None)
         base = args.pretrained_model_name_or_path
-        facts = lora.describe(base, rank, alpha, identity["data"], args.train_token)
+        facts = lora.describe_lora(base, rank, alpha, identity["data"], args.train_token)
         if args.instance_prompt in [one.text for one in train]:  # captions of their own may have overruled it
             facts["instance_prompt"] = args.instance_prompt
         built = build_training(model, family, recipe, precision, device, texts, facts, identity)
         if args.output_kohya_format:  # refused now, not after the training
             check_kohya_names(built.training, family)
-    training, encode = built.training, encode or built.encode
+    training = built.training
+    encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
     optimizer, scaler = training.optimizer, training.scaler
     last, validate_every = flags.count_steps(args, len(train))
@@ -408,23 +401,24 @@ def main(args: argparse.Namespace) -> int:
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
-    scheduler = diffusion.training_scheduler(
-        models.load_noise_scheduler(model), args.prediction_type, args.zero_terminal_snr
-    )
-    timesteps, autocast = scheduler.config.num_train_timesteps, devices.autocast(device, precision)
-    chances = 0.5 * args.random_flip, args.caption_dropout
-    photo_plan, class_plan = (
-        sample_plan.SamplePlan(seed, tuple(one.shape for one in part), plan.effective, timesteps, *chances)
-        for seed, part in ((args.seed, train), (("class", args.seed), of_class))
-    )
+    timesteps = noise_scheduler.config.num_train_timesteps
+    autocast = devices.autocast(device, precision)
+
+    def plan_samples(part: list[examples.Example], seed: Hashable) -> sample_plan.SamplePlan:
+        shapes = tuple(one.shape for one in part)
+        flip, dropout = 0.5 * args.random_flip, args.caption_dropout
+        return sample_plan.SamplePlan(seed, shapes, plan.effective, timesteps, flip, dropout)
+
+    photo_plan = plan_samples(train, args.seed)
+    class_plan = plan_samples(of_class, ("class", args.seed))
 
     def draw(position: int) -> list[sample_plan.Draw]:
         """A photo, and with prior preservation a class image that is trained with it."""
-        found = [sample_plan.draw_position(photo_plan, position)]
+        draws = [sample_plan.draw_position(photo_plan, position)]
         if of_class:
             other = sample_plan.draw_position(class_plan, position)
-            found.append(other._replace(index=len(train) + other.index))
-        return found
+            draws.append(other._replace(index=len(train) + other.index))
+        return draws
 
     scaling = models.latent_scale(model)
     loader = batches.Loader(train + of_class, moments, scaling, views.crops, args.noise_offset, masks)
@@ -436,21 +430,21 @@ def main(args: argparse.Namespace) -> int:
         seeds=[args.seed + i for i in range(args.num_validation_images)],
         model=model,
         family=family,
-        sampling=Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution),
-        scheduler=scheduler,
+        sampling=flags.read_sampling(args),
+        scheduler=noise_scheduler,
         encode=encode,
         autocast=autocast,
     )
 
-    def train_on(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
+    def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; loss, timestep and whether a class image, by sample."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
-        noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        noisy = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         with autocast():
             prediction = diffusion.predict(unet, noisy, batch.timesteps, encode(batch.texts), batch.time_ids)
-        target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-        weights = diffusion.snr_weights(scheduler, batch.timesteps, args.snr_gamma)
+        target = diffusion.prediction_target(noise_scheduler, batch.latents, batch.noise, batch.timesteps)
+        weights = diffusion.snr_weights(noise_scheduler, batch.timesteps, args.snr_gamma)
         losses = diffusion.sample_losses(prediction, target, weights, batch.mask)
         is_class = batch.index >= len(train)
         counted = losses * torch.where(is_class, args.prior_loss_weight, 1.0)
@@ -460,10 +454,13 @@ def main(args: argparse.Namespace) -> int:
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
     micro = plan.micro * (1 + bool(of_class))  # samples at once
-    window: list[Row] = []  # of the samples since the last line of the log
+    rows_to_log: list[Row] = []  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches
-    cores = None if args.lora_dropout else share_cores(device, micro)  # dropout needs one generator
-    patience, save_every, limit = args.early_stopping_patience, args.checkpointing_steps, args.checkpoints_total_limit
+    cores = None  # dropout needs one generator
+    if device.type == "cpu" and not args.lora_dropout:
+        cores = devices.share_cores(micro)
+    patience = args.early_stopping_patience
+    save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
     validate_if_due(run, training, checks, validate_every, last)  # before the first step, to compare with
     with contextlib.closing(steps), progress_bar(run, progress, last) as bar:
         while not (is_finished(progress, last, patience) or stop_requested(run)):
@@ -472,46 +469,47 @@ def main(args: argparse.Namespace) -> int:
                 parts = parts or next(steps)  # the samples of positions step*E … step*E+E-1
             with runs.timed(seconds, "step"):
                 optimizers.set_rates(optimizer, rates_at(step))
-                found = None
-                while found is None:  # again with the same samples, fewer at once, where the memory is full
+                rows = None
+                while rows is None:  # again with the same samples, fewer at once, where the memory is full
                     parts = [half for part in parts for half in part.split(micro)]
-                    try:
-                        found = train_on_all(train_on, (part.to(device) for part in parts), parameters, cores)
-                    except RuntimeError as error:
-                        if not devices.out_of_memory(error):
-                            raise
-                    if found is None:  # not in the handler, where the error keeps the step's tensors
+                    with devices.suppress_out_of_memory():
+                        rows = torch.cat(
+                            [
+                                add_gradients(forward_backward, part.to(device), number, parameters, cores)
+                                for number, part in enumerate(parts)
+                            ]
+                        )
+                    if rows is None:
                         micro = smaller_micro_batch(micro)
                         optimizer.zero_grad()
                         devices.free_memory(device)
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)
-                total = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-                rows, norm = read_back(accelerator, found, total)
-                if overflowed(scaler, rows, norm):  # again with the same samples, at half the scale
+                norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                step_rows, total_norm = gather_rows(accelerator, rows, norm)
+                if overflowed(scaler, step_rows, total_norm):  # again with the same samples, at half the scale
                     scaler.update()
                     optimizer.zero_grad()
                     continue
-                if all_finite(rows, norm):
+                if all_finite(step_rows, total_norm):
                     scaler.step(optimizer)
                     if training.average:
                         update_average(training.average, parameters, args.ema_decay)
                     progress.skipped_in_a_row = 0
-                    window += rows
+                    rows_to_log += step_rows
                 else:
-                    cause = diagnose(unet, scheduler, (part.to(device) for part in parts), encode, autocast)
-                    skip_step(progress, args.on_nonfinite, norm, cause)
+                    skip_step(progress, args.on_nonfinite, total_norm, diagnose(unet, checks, parts))
                 scaler.update()  # after a skipped step too: it refuses to unscale twice without
                 optimizer.zero_grad()
             progress.step, parts = step + 1, None
 
-            if window and (progress.step % args.logging_steps == 0 or progress.step == last):
-                losses = diffusion.mean_losses([row for row in window if not row[2]], timesteps)
+            if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == last):
+                losses = diffusion.mean_losses([row for row in rows_to_log if not row[2]], timesteps)
                 if of_class:
-                    class_rows = [row for row in window if row[2]]
+                    class_rows = [row for row in rows_to_log if row[2]]
                     losses["prior_loss"] = diffusion.mean_losses(class_rows, timesteps)["loss"]
-                log_step(run, progress, losses, rates_at(step)[0], norm, len(window))
-                window = []
+                log_step(run, progress, losses, rates_at(step)[0], total_norm, len(rows_to_log))
+                rows_to_log = []
                 bar.set_postfix(loss=f"{progress.loss_smooth:.4f}", refresh=False)
             bar.update()
             validate_if_due(run, training, checks, validate_every, last)
@@ -519,9 +517,11 @@ def main(args: argparse.Namespace) -> int:
 
     # The end: the last step, no better loss for too long, or a signal.
     finished = is_finished(progress, last, patience)
+    # With --checkpointing_steps 0 only a run that is stopped leaves a checkpoint.
     save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
     if finished:
-        asked, kohya = [args.max_train_steps, args.num_train_epochs], family if args.output_kohya_format else None
+        asked = [args.max_train_steps, args.num_train_epochs]
+        kohya = family if args.output_kohya_format else None
         counts = {"photos": len(train), "held-out": len(held_out), "class images": len(of_class)}
         card = describe_result(args, prompts[0], counts, training.token)
         write_results(run, training, card, plan.effective, asked, kohya)

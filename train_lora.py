@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from families import diffusion, lora, models
-from families.sampler import Sampling
 from training import (
     batches,
     dry_run,
@@ -33,17 +32,16 @@ from training.build import Recipe, build_training
 from training.gradients import (
     Backward,
     Row,
+    add_gradients,
     all_finite,
     diagnose,
+    gather_rows,
     overflowed,
-    read_back,
-    share_cores,
     skip_step,
     smaller_micro_batch,
     sum_gradients,
-    train_on_all,
 )
-from training.read_data import choose_buckets, prepared_with, read_training_records
+from training.read_data import choose_buckets, read_preparation_option, read_training_records
 from training.run import (
     Tracking,
     end_run,
@@ -56,9 +54,8 @@ from training.run import (
     validate_if_due,
     write_results,
 )
-from training.state import check_kohya_names, kohya_path, update_average
+from training.state import check_kohya_names, update_average
 from utils import cli, devices, runs, trackers
-from utils.cli import UserError
 
 logger = logging.getLogger("train_lora")
 ON_THE_CARD = (
@@ -85,24 +82,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The images to train on and those held out, not yet opened."""
     source = flags.read_source(args, "train_data_dir")
-    return read_training_records(source, args.held_out, args.max_train_samples, args.seed)
-
-
-def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
-    """What is trained, and how."""
-    scale = effective if args.scale_lr else 1
-    return Recipe(
-        adapter=flags.read_adapter(args),
-        learning_rate=args.learning_rate * scale,
-        text_encoder_lr=(args.text_encoder_lr or args.learning_rate) * scale,
-        optimizer=flags.read_optimizer(args),
-        seed=args.seed,
-        train_text_encoder=args.train_text_encoder,
-        use_ema=args.use_ema,
-        gradient_checkpointing=args.gradient_checkpointing,
-        xformers=args.enable_xformers_memory_efficient_attention,
-        compiled=args.compile,
-    )
+    train, held_out = read_training_records(source, args.held_out, args.max_train_samples, args.seed)
+    flags.check_patience(args, held_out)
+    return train, held_out
 
 
 def print_dry_run(
@@ -124,7 +106,7 @@ def print_dry_run(
     print(dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder))
     print(dry_run.describe_memory(phases))
     print(dry_run.describe_length(len(train), len(held_out), last, args.effective_batch_size))
-    print(dry_run.describe_cache(model, family, shapes[-1], shown, captions, dtype))
+    print(dry_run.describe_cache(model, family, examples.largest_shape(shapes), shown, captions, dtype))
 
 
 def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out: int) -> dict[str, Any]:
@@ -145,7 +127,8 @@ def main(args: argparse.Namespace) -> int:
     plan = batches.plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
-    args.effective_batch_size, place = plan.effective, args.dataset_name or args.train_data_dir
+    args.effective_batch_size = plan.effective
+    place = args.dataset_name or args.train_data_dir
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, place)
     if is_main:
         cli.show_settings(args)
@@ -157,10 +140,13 @@ def main(args: argparse.Namespace) -> int:
     tracking = Tracking(trackers.tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
     cache = args.latent_cache_dir or out.parent / "cache"
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
-    family, recipe = models.model_family(model), read_recipe(args, plan.effective)
+    family = models.model_family(model)
+    recipe = flags.read_recipe(args, plan.effective)
     if args.lora_layers != list(lora.UNET_TARGETS):  # a wrong name is refused before anything is encoded
         lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
 
+    noise_schedule = models.load_noise_scheduler(model)
+    noise_scheduler = diffusion.training_scheduler(noise_schedule, args.prediction_type, args.zero_terminal_snr)
     shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
 
     def estimate(micro: int) -> memory.Phases:
@@ -173,12 +159,7 @@ def main(args: argparse.Namespace) -> int:
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
-        asked = [args.max_train_steps, args.num_train_epochs]
-        missing = args.output_kohya_format and not kohya_path(out).exists()
-        return runs.describe_end(out, asked, args.resume_from_checkpoint, count_asked, missing)
-
-    def count_asked() -> int:
-        return flags.count_steps(args, len(read_records(args)[0]) if args.num_train_epochs else 0)[0]
+        return flags.describe_end(args, lambda: len(read_records(args)[0]))
 
     free = flags.free_to_change(args)
     if args.dry_run:
@@ -200,13 +181,9 @@ def main(args: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
         train, held_out = (examples.load_examples(records, shapes) for records in read_records(args))
-        if args.early_stopping_patience and not held_out:
-            raise UserError(
-                f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out images to go by; "
-                "add --held_out 0.1, or prepare it with a val split"
-            )
         prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
-        texts, encode = [one.text for one in train + held_out] + prompts, None
+        texts = [one.text for one in train + held_out] + prompts
+        encode = None
         if not recipe.trains_texts:
             encode = encoding.encode_captions(cache, model, family, texts, precision.dtype, accelerator)
         views = flags.read_views(args)
@@ -215,12 +192,14 @@ def main(args: argparse.Namespace) -> int:
         )
 
         # What is trained.
-        trigger, fingerprint = prepared_with(place, "trigger_word"), examples.data_fingerprint(train)
-        facts = lora.describe(args.pretrained_model_name_or_path, args.rank, args.lora_alpha, fingerprint, trigger)
+        base, trigger = args.pretrained_model_name_or_path, read_preparation_option(place, "trigger_word")
+        fingerprint = examples.data_fingerprint(train)
+        facts = lora.describe_lora(base, args.rank, args.lora_alpha, fingerprint, trigger)
         built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint})
         if args.output_kohya_format:  # refused now, not after the training
             check_kohya_names(built.training, family)
-    training, encode = built.training, encode or built.encode
+    training = built.training
+    encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
     optimizer, scaler = training.optimizer, training.scaler
     last, validate_every = flags.count_steps(args, len(train))
@@ -229,10 +208,8 @@ def main(args: argparse.Namespace) -> int:
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
-    scheduler = diffusion.training_scheduler(
-        models.load_noise_scheduler(model), args.prediction_type, args.zero_terminal_snr
-    )
-    timesteps, autocast = scheduler.config.num_train_timesteps, devices.autocast(device, precision)
+    timesteps = noise_scheduler.config.num_train_timesteps
+    autocast = devices.autocast(device, precision)
     samples = sample_plan.SamplePlan(
         args.seed,
         tuple(one.shape for one in train),
@@ -256,21 +233,21 @@ def main(args: argparse.Namespace) -> int:
         seeds=[args.seed + i for i in range(args.num_validation_images)],
         model=model,
         family=family,
-        sampling=Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution),
-        scheduler=scheduler,
+        sampling=flags.read_sampling(args),
+        scheduler=noise_scheduler,
         encode=encode,
         autocast=autocast,
     )
 
-    def train_on(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
+    def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; the loss and the timestep of each of its samples."""
         if args.lora_dropout:  # its mask, too, depends on the step alone
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
-        noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        noisy = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         with autocast():
             prediction = diffusion.predict(unet, noisy, batch.timesteps, encode(batch.texts), batch.time_ids)
-        target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-        weights = diffusion.snr_weights(scheduler, batch.timesteps, args.snr_gamma)
+        target = diffusion.prediction_target(noise_scheduler, batch.latents, batch.noise, batch.timesteps)
+        weights = diffusion.snr_weights(noise_scheduler, batch.timesteps, args.snr_gamma)
         losses = diffusion.sample_losses(prediction, target, weights)
         backward(scaler.scale(losses.sum() / plan.effective))
         return torch.stack([losses.detach(), batch.timesteps], 1)
@@ -278,10 +255,13 @@ def main(args: argparse.Namespace) -> int:
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
     micro = plan.micro  # samples at once
-    window: list[Row] = []  # of the samples since the last line of the log
+    rows_to_log: list[Row] = []  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches
-    cores = None if args.lora_dropout else share_cores(device, micro)  # dropout needs one generator
-    patience, save_every, limit = args.early_stopping_patience, args.checkpointing_steps, args.checkpoints_total_limit
+    cores = None  # dropout needs one generator
+    if device.type == "cpu" and not args.lora_dropout:
+        cores = devices.share_cores(micro)
+    patience = args.early_stopping_patience
+    save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
     validate_if_due(run, training, checks, validate_every, last)  # before the first step, to compare with
     with contextlib.closing(steps), progress_bar(run, progress, last) as bar:
         while not (is_finished(progress, last, patience) or stop_requested(run)):
@@ -290,43 +270,44 @@ def main(args: argparse.Namespace) -> int:
                 parts = parts or next(steps)  # the samples of positions step*E … step*E+E-1
             with runs.timed(seconds, "step"):
                 optimizers.set_rates(optimizer, rates_at(step))
-                found = None
-                while found is None:  # again with the same samples, fewer at once, where the memory is full
+                rows = None
+                while rows is None:  # again with the same samples, fewer at once, where the memory is full
                     parts = [half for part in parts for half in part.split(micro)]
-                    try:
-                        found = train_on_all(train_on, (part.to(device) for part in parts), parameters, cores)
-                    except RuntimeError as error:
-                        if not devices.out_of_memory(error):
-                            raise
-                    if found is None:  # not in the handler, where the error keeps the step's tensors
+                    with devices.suppress_out_of_memory():
+                        rows = torch.cat(
+                            [
+                                add_gradients(forward_backward, part.to(device), number, parameters, cores)
+                                for number, part in enumerate(parts)
+                            ]
+                        )
+                    if rows is None:
                         micro = smaller_micro_batch(micro)
                         optimizer.zero_grad()
                         devices.free_memory(device)
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)
-                total = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-                rows, norm = read_back(accelerator, found, total)
-                if overflowed(scaler, rows, norm):  # again with the same samples, at half the scale
+                norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                step_rows, total_norm = gather_rows(accelerator, rows, norm)
+                if overflowed(scaler, step_rows, total_norm):  # again with the same samples, at half the scale
                     scaler.update()
                     optimizer.zero_grad()
                     continue
-                if all_finite(rows, norm):
+                if all_finite(step_rows, total_norm):
                     scaler.step(optimizer)
                     if training.average:
                         update_average(training.average, parameters, args.ema_decay)
                     progress.skipped_in_a_row = 0
-                    window += rows
+                    rows_to_log += step_rows
                 else:
-                    cause = diagnose(unet, scheduler, (part.to(device) for part in parts), encode, autocast)
-                    skip_step(progress, args.on_nonfinite, norm, cause)
+                    skip_step(progress, args.on_nonfinite, total_norm, diagnose(unet, checks, parts))
                 scaler.update()  # after a skipped step too: it refuses to unscale twice without
                 optimizer.zero_grad()
             progress.step, parts = step + 1, None
 
-            if window and (progress.step % args.logging_steps == 0 or progress.step == last):
-                losses = diffusion.mean_losses(window, timesteps)
-                log_step(run, progress, losses, rates_at(step)[0], norm, len(window))
-                window = []
+            if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == last):
+                losses = diffusion.mean_losses(rows_to_log, timesteps)
+                log_step(run, progress, losses, rates_at(step)[0], total_norm, len(rows_to_log))
+                rows_to_log = []
                 bar.set_postfix(loss=f"{progress.loss_smooth:.4f}", refresh=False)
             bar.update()
             validate_if_due(run, training, checks, validate_every, last)
@@ -334,9 +315,11 @@ def main(args: argparse.Namespace) -> int:
 
     # The end: the last step, no better loss for too long, or a signal.
     finished = is_finished(progress, last, patience)
+    # With --checkpointing_steps 0 only a run that is stopped leaves a checkpoint.
     save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
     if finished:
-        asked, kohya = [args.max_train_steps, args.num_train_epochs], family if args.output_kohya_format else None
+        asked = [args.max_train_steps, args.num_train_epochs]
+        kohya = family if args.output_kohya_format else None
         card = describe_result(args, prompts[0], len(train), len(held_out))
         write_results(run, training, card, plan.effective, asked, kohya)
         if args.push_to_hub and is_main:

@@ -75,7 +75,7 @@ def choose_parameters(
 
 
 def check_targets(module: Module, targets: list[str]) -> None:
-    """Refuse a name that no layer has: peft is content when one of several names matches."""
+    """Refuse a name that no layer has: peft accepts a list if one of its names matches."""
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, layer in module.named_modules() if isinstance(layer, layers)]
     short = Counter(re.search(r"[^.]+(\.\d+)*$", name).group() for name in names)
@@ -147,7 +147,7 @@ def _settings(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str,
     return settings
 
 
-def describe(base: str, rank: int | None, alpha: float | None, data: str, trigger: str | None) -> dict[str, str]:
+def describe_lora(base: str, rank: int | None, alpha: float | None, data: str, trigger: str | None) -> dict[str, str]:
     """What a file says of itself (no LoRA where it has no rank); `data` is the fingerprint of what trained it."""
     facts = {"command": command_line(), "base_model": base}
     facts |= {"rank": str(rank), "alpha": str(alpha)} if rank else {}

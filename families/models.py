@@ -68,7 +68,7 @@ def read_config(model: str, filename: str) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         detail = " ".join(str(error).split())[:300]
-        hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is not whole"
+        hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is incomplete"
         raise UserError(
             f"--pretrained_model_name_or_path {model}: {filename} can't be read ({detail}); {hint}"
         ) from error
@@ -142,7 +142,7 @@ def _load_frozen(kind: Any, model: str, part: str, dtype: torch.dtype) -> Any:
 
 
 def load_vae(model: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
-    """The VAE, frozen; float32 where nothing is said. Never load it in float16, where it gives NaN."""
+    """The VAE, frozen; float32 by default. Never load it in float16, where it gives NaN."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -212,7 +212,7 @@ def encode_prompts(
 
 
 def fingerprint(module: ModelMixin | PreTrainedModel) -> str:
-    """A sha256 over the module's settings and weights, wherever it lies and whatever device or layout it has."""
+    """A sha256 over the module's settings and weights, whatever its folder, device or layout it has."""
     import torch
 
     config = module.config if isinstance(module.config, dict) else module.config.to_dict()

@@ -11,17 +11,17 @@ from families import models
 from utils.files import replaced_folder, write_json
 
 
-class Base(NamedTuple):
-    """The model that was trained, and what the training changed in its noise schedule: so must whoever draws."""
+class BaseModel(NamedTuple):
+    """The model that was trained, and the changes in its noise schedule, which sampling must use too."""
 
     model: str
-    schedule: dict
+    schedule: dict[str, str | bool]
 
 
-def write_pipeline(folder: Path, base: Base, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
+def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
     """Its parts in float32, those not trained as the base has them, so that the folder is a model like any other.
 
-    Written aside first; model_index.json, without which it is no pipeline, is moved last.
+    Written to a temporary folder first; model_index.json, without which it is no pipeline, is moved last.
     """
     from diffusers import DiffusionPipeline
 

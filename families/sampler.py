@@ -90,7 +90,7 @@ class Sampler:
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin
     features: dict[str, Features]  # by prompt, on the CPU
-    cores: sampling.Cores | None  # on a CPU each takes a part of a batch
+    cores: devices.Cores | None  # on a CPU each takes a part of a batch
     batch_size: int
     unused_savers: list[str]
 
@@ -121,6 +121,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     for name in execution.memory_savers:
         sampling.enable_memory_saver(name, unet, vae, controlnet, device)
     on_cpu = device.type == "cpu"
+    rows = execution.batch_size * (1 + (settings.guidance_scale > 1))
     # On a CPU half of the gain is that frozen weights are laid out once for its kernels.
     options: dict[str, Any] | None = {"freezing": True} if on_cpu else None
     return Sampler(
@@ -132,7 +133,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
         controlnet=controlnet,
         scheduler=sampling.make_scheduler(settings.scheduler, schedule),
         features=features,
-        cores=sampling.share_cores(execution.batch_size * (1 + (settings.guidance_scale > 1))) if on_cpu else None,
+        cores=devices.share_cores(rows) if on_cpu else None,
         batch_size=execution.batch_size,
         unused_savers=[name for name in sampling.MEMORY_SAVERS if not on_cpu and name not in execution.memory_savers],
     )
@@ -172,12 +173,9 @@ def generate_images(sampler: Sampler, requests: list[ImageRequest]) -> list[Gene
     while len(images) < len(requests):
         batch = requests[len(images) :][: sampler.batch_size]
         made = []
-        try:
+        with devices.suppress_out_of_memory():
             made = _generate_batch(sampler, batch)
-        except RuntimeError as error:
-            if not devices.out_of_memory(error):
-                raise
-        if not made:  # here the error and the tensors that it holds are gone
+        if not made:
             _use_less_memory(sampler, len(batch))
         images += made
     return images
@@ -217,7 +215,7 @@ def _denoise(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageReq
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         predicted = unet(noisy, time, embeds, return_dict=False, **added, **residuals)[0].float()
-        if guided:  # classifier-free guidance (Ho and Salimans, 2022, arXiv:2207.12598)
+        if guided:  # classifier-free guidance (Ho and Salimans, 2022, arXiv 2207.12598)
             negative, positive = predicted.chunk(2)
             predicted = negative + settings.guidance_scale * (positive - negative)
         latents = scheduler.step(predicted, time, latents, return_dict=False, **options)[0]

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -13,7 +12,7 @@ from PIL import Image
 
 from families.models import read_config, vae_step
 from utils.cli import UserError
-from utils.parallel import available_cores
+from utils.devices import Cores
 
 Result = TypeVar("Result")
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # the usual name: diffusers' class, and its settings
@@ -126,25 +125,6 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Imag
     pixels = (pixels.float().nan_to_num(-1, 1, -1) / 2 + 0.5).clamp(0, 1)
     levels = rearrange((pixels * 255).round().to(torch.uint8), "n c h w -> n h w c").contiguous().cpu()
     return [Image.fromarray(one.numpy()) for one in levels]
-
-
-class Cores(NamedTuple):
-    """Threads that each take a part of a batch."""
-
-    pool: ThreadPoolExecutor
-    parts: int
-
-
-def share_cores(rows: int, most: int | None = None) -> Cores | None:
-    """A CPU's cores, `most` of them, divided among parts of a batch of `rows`; None where one part is all.
-
-    Two threads of one core each generate a quarter more than one of two: small layers leave the second core idle.
-    """
-    cores = min(available_cores(), most or available_cores())
-    parts = min(cores, rows // 4)
-    if parts < 2:
-        return None
-    return Cores(ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(cores // parts,)), parts)
 
 
 def on_cores(cores: Cores | None, work: Callable[[slice], Result], rows: int) -> list[Result]:

@@ -97,7 +97,7 @@ def token_files(folder: Path) -> list[Path]:
     return [folder / name for name in FILES if (folder / name).is_file()]
 
 
-def warn_of_word(folder: Path, texts: list[str]) -> None:
+def warn_missing_word(folder: Path, texts: list[str]) -> None:
     """Warn where texts lack the word that was trained with the LoRA in a folder; CLIP's tokenizers ignore case."""
     word = next((name for path in token_files(folder)[:1] for name in read_lora(path)[0]), "")
     without = [text for text in dict.fromkeys(texts) if word.lower() not in text.lower()]

@@ -261,8 +261,8 @@ def test_a_learnt_word_that_prompts_lack_is_reported_once_before_anything_is_gen
     assert generate.main(generate.parse_args(list(map(str, line)))) == 0
     found = [one.getMessage() for one in caplog.records if "comes with the word" in one.getMessage()]
     assert len(found) == 1 and found[0].endswith("the word <sks>, and 2 of 3 prompts lack it, as: a photo of shoes")
-    tokens.warn_of_word(worded, ["a <sks> boot"])
-    tokens.warn_of_word(trainer_data["subject"], ["a boot"])  # a folder without a word
+    tokens.warn_missing_word(worded, ["a <sks> boot"])
+    tokens.warn_missing_word(trainer_data["subject"], ["a boot"])  # a folder without a word
     assert caplog.text.count("comes with the word") == 1
 
 

@@ -93,7 +93,7 @@ def build_training(
             if recipe.gradient_checkpointing:
                 encoder.activation_checkpointing_enable()
         report_long_captions(tokenizers[0], texts)
-        encode = text_encoder(tokenizers, encoders, models.empty_prompt_is_zero(model))
+        encode = make_encode(tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():
         module.to(device).train()
     if device.type == "cuda":  # the layout that its convolutions prefer; on a CPU it is slower
@@ -108,12 +108,12 @@ def build_training(
         facts=facts,
         identity=identity,
         token=token,
-        whole=None if recipe.adapter else pipelines.Base(model, recipe.schedule_changes),
+        whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes),
     )
     return Built(training, encode)
 
 
-def text_encoder(
+def make_encode(
     tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], empty_is_zero: bool
 ) -> Callable[[list[str]], Text]:
     """What encodes texts by these encoders, with gradients."""

@@ -25,7 +25,7 @@ MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
 
 
 def _tokenizer_sha256(tokenizer: CLIPTokenizer) -> str:
-    """Of all that decides which tokens a text becomes."""
+    """A checksum of all that decides which tokens a text becomes."""
     facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -79,7 +79,12 @@ def encode_distinct(encode: Callable[[list[str]], Text], texts: list[str]) -> Te
     distinct = list(dict.fromkeys(texts))
     rows = [distinct.index(text) for text in texts]
     embeds, pooled = encode(distinct)
-    return embeds[rows], None if pooled is None else pooled[rows]
+    # Stacked, not indexed: the backward pass of an index adds in any order, and equal runs would differ.
+    return _pick(embeds, rows), None if pooled is None else _pick(pooled, rows)
+
+
+def _pick(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return torch.stack([tensor[row] for row in rows])
 
 
 @torch.no_grad()
@@ -115,7 +120,7 @@ def _cache_latents(
 def latent_reader(
     folder: Path, model: str, wanted: list[tuple[Example, View]], views: Views, cached: bool, accelerator: Accelerator
 ) -> Callable[[Example, View], torch.Tensor]:
-    """What gives the moments of an image's latents: read from the cache, or with `cached` False encoded each time.
+    """A function that returns the moments of an image's latents: read from the cache, or with `cached` False encoded each time.
 
     The VAE is always in float32: in float16 it gives NaN.
     """

@@ -93,6 +93,10 @@ def fitting_shapes(model: str, resolution: int, buckets: bool, listed: str | Non
     return sorted(set(shapes))
 
 
+def largest_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
+    return max(shapes, key=lambda shape: shape[0] * shape[1])
+
+
 def data_fingerprint(found: list[Example]) -> str:
     """Changes with any image or caption, and with their order."""
     lines = "".join(f"{one.id} {one.sha256} {one.text}\n" for one in found)
@@ -153,7 +157,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of an image are trained: so many random crops (1: the centre, 0: no end of them), mirrored or not."""
+    """Which views of an image are trained: so many random crops (1: the centre, 0: unlimited), mirrored or not."""
 
     crops: int
     flip: bool
@@ -164,7 +168,7 @@ class Views:
         return Views(1, False, self.interpolation)
 
     def of(self, examples: list[Example]) -> list[tuple[Example, View]]:
-        """Every view that the sample plan can ask for; none where there is no end of them."""
+        """Every view that the sample plan can ask for; none where they are unlimited."""
         return [
             (example, choose_view(example, (number + 0.5) / self.crops, self.crops, flip))
             for example in examples

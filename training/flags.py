@@ -8,19 +8,22 @@ import logging
 import math
 import re
 from argparse import BooleanOptionalAction as OnOff
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from families.lora import UNET_TARGETS, Adapter
+from families.sampler import Sampling
 from training.build import Recipe
 from training.encoding import encoded_at_once
-from training.examples import Views
+from training.examples import Record, Views, largest_shape
 from training.memory import Load
 from training.optimizers import OptimizerSettings, Schedule
-from utils import cli
+from training.state import kohya_path
+from utils import cli, runs
 from utils.catalogue import Source
-from utils.cli import batch_size, positive, seed_number, share
+from utils.cli import UserError, batch_size, positive, seed_number, share
 from utils.devices import Precision, working_device
 
 logger = logging.getLogger(__name__)
@@ -259,8 +262,11 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(inside, f"--logging_dir {logs}: expected a name within --output_dir")
     single = args.pretrained_model_name_or_path.endswith(".safetensors")
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
-    endless = not args.center_crop and args.cache_crops == 0 and args.cache_latents
-    need(not endless, "--cache_crops 0: endless crops can't be cached; add --no-cache_latents, or cache some")
+    unlimited = not args.center_crop and args.cache_crops == 0 and args.cache_latents
+    need(
+        not unlimited,
+        "--cache_crops 0: unlimited crops can't be cached; add --no-cache_latents, or cache some",
+    )
     switch = "--aspect_ratio_buckets: expected heights and widths; the switch is --use_aspect_ratio_buckets"
     need(args.aspect_ratio_buckets != "", switch)
     contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
@@ -306,6 +312,15 @@ def free_to_change(args: argparse.Namespace) -> set[str]:
     return set(NOT_IN_TRAINING) - (set() if args.lr_scheduler.startswith("constant") else length)
 
 
+def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None:
+    """Refuse early stopping without a held-out loss."""
+    if args.early_stopping_patience and not held_out:
+        raise UserError(
+            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out images to measure the "
+            "loss on; add --held_out 0.1, or prepare it with a val split"
+        )
+
+
 def read_adapter(args: argparse.Namespace) -> Adapter:
     dropout, layers = args.lora_dropout, tuple(args.lora_layers)
     return Adapter(args.rank, args.lora_alpha, dropout, layers, args.use_dora, args.use_rslora)
@@ -327,6 +342,42 @@ def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
     return Source(name, flag, args.image_column, args.caption_column, args.dataset_config_name)
 
 
+def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
+    """What is trained, and how, as far as the shared flags say; `effective` is the batch for --scale_lr."""
+    scale = effective if args.scale_lr else 1
+    return Recipe(
+        adapter=read_adapter(args),
+        learning_rate=args.learning_rate * scale,
+        text_encoder_lr=(args.text_encoder_lr or args.learning_rate) * scale,
+        optimizer=read_optimizer(args),
+        seed=args.seed,
+        train_text_encoder=args.train_text_encoder,
+        use_ema=args.use_ema,
+        gradient_checkpointing=args.gradient_checkpointing,
+        xformers=args.enable_xformers_memory_efficient_attention,
+        compiled=args.compile,
+    )
+
+
+def read_sampling(args: argparse.Namespace) -> Sampling:
+    """How validation images, and class images, are generated."""
+    return Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
+
+
+def describe_end(args: argparse.Namespace, count_examples: Callable[[], int]) -> str | None:
+    """What to say where the run in --output_dir has no step left to train, else None (see runs.describe_end).
+
+    The examples are counted only where epochs are asked for.
+    """
+
+    def count_asked() -> int:
+        return count_steps(args, count_examples() if args.num_train_epochs else 0)[0]
+
+    asked = [args.max_train_steps, args.num_train_epochs]
+    missing = args.output_kohya_format and not kohya_path(args.output_dir).exists()
+    return runs.describe_end(args.output_dir, asked, args.resume_from_checkpoint, count_asked, missing)
+
+
 def read_views(args: argparse.Namespace) -> Views:
     """How images are cropped, mirrored and resized."""
     crops = 1 if args.center_crop else args.cache_crops
@@ -344,7 +395,7 @@ def read_load(
     args: argparse.Namespace, recipe: Recipe, precision: Precision, shapes: list[tuple[int, int]], micro_batch: int
 ) -> Load:
     """What decides the memory of a training with so many samples at once, of the largest of the shapes."""
-    width, height = max(shapes, key=lambda shape: shape[0] * shape[1])
+    width, height = largest_shape(shapes)
     return Load(
         adapter=recipe.adapter,
         micro_batch=micro_batch,

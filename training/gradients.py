@@ -3,85 +3,61 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
-from families import diffusion
 from training.batches import Batch
 from training.state import Progress
+from training.validation import Checks, batch_losses
 from utils.cli import UserError
-from utils.parallel import available_cores
+from utils.devices import Cores
 
 logger = logging.getLogger(__name__)
 Backward = Callable[[torch.Tensor], None]
 Row = list[float]  # what a trainer records of a sample, its loss first
 
 SKIPS_IN_A_ROW = 3
-NO_ROOM = (
+OUT_OF_MEMORY = (
     "out of memory with one sample at once; keep --gradient_checkpointing and --cache_latents on, lower --resolution "
     "or --rank, or use --optimizer adamw8bit; --dry_run estimates what is needed"
 )
 ADVICE = "Look at these images, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 
 
-@dataclass(frozen=True)
-class Cores:
-    """A CPU's cores, `parts` of them, each of which computes a part of a micro-batch."""
-
-    pool: ThreadPoolExecutor
-    parts: int
-
-
-def share_cores(device: torch.device, samples: int) -> Cores | None:
-    """The cores for micro-batches of so many samples; None on a GPU, or where one part is all.
-
-    Small layers leave a second core idle, so two threads of one core each train more than one of two. Not accelerator's
-    way: it knows one backward pass at a time.
-    """
-    threads = min(available_cores(), torch.get_num_threads())
-    parts = min(threads, samples // 4)
-    if device.type != "cpu" or parts < 2:
-        return None
-    return Cores(ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)), parts)
-
-
-def train_on_all(
-    train_on: Callable[[Batch, int, Backward], torch.Tensor],
-    batches: Iterable[Batch],
+def add_gradients(
+    forward_backward: Callable[[Batch, int, Backward], torch.Tensor],
+    batch: Batch,
+    number: int,
     parameters: list[torch.nn.Parameter],
     cores: Cores | None,
 ) -> torch.Tensor:
-    """`train_on` each micro-batch and its number: their gradients are added up; the rows of all samples are returned.
+    """`forward_backward` the step's n-th micro-batch: its gradients are added to the parameters', its rows returned.
 
-    On a CPU, a micro-batch is divided among the cores. The gradients of its parts are added in order, so that equal
-    runs are equal to the byte.
+    On a CPU, each core takes a part of it. The gradients of the parts are added in order, so that equal runs are equal
+    to the byte.
     """
+    if cores is None or len(batch) < 2 * cores.parts:
+        return forward_backward(batch, number, torch.Tensor.backward)
 
-    def gradients_of(part: Batch, number: int) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        found: list[torch.Tensor | None] = []
+    def gradients_of(part: Batch) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+        gradients: list[torch.Tensor | None] = []
 
         def backward(loss: torch.Tensor) -> None:
-            found.extend(torch.autograd.grad(loss, parameters, allow_unused=True))
+            gradients.extend(torch.autograd.grad(loss, parameters, allow_unused=True))
 
-        return train_on(part, number, backward), found
+        return forward_backward(part, number, backward), gradients
 
-    rows = []
-    for number, batch in enumerate(batches):
-        if cores is None or len(batch) < 2 * cores.parts:
-            rows.append(train_on(batch, number, torch.Tensor.backward))
-            continue
-        parts = batch.split(math.ceil(len(batch) / cores.parts))
-        for found, gradients in list(cores.pool.map(gradients_of, parts, [number] * len(parts))):
-            rows.append(found)
-            for parameter, gradient in zip(parameters, gradients):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    parts = batch.split(math.ceil(len(batch) / cores.parts))
+    rows, all_gradients = zip(*cores.pool.map(gradients_of, parts))
+    for gradients in all_gradients:
+        for parameter, gradient in zip(parameters, gradients):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return torch.cat(rows)
 
 
@@ -100,7 +76,7 @@ def sum_gradients(accelerator: Accelerator, parameters: list[torch.nn.Parameter]
         gradient.copy_(part.view_as(gradient))
 
 
-def read_back(accelerator: Accelerator, rows: torch.Tensor, norm: torch.Tensor) -> tuple[list[Row], float]:
+def gather_rows(accelerator: Accelerator, rows: torch.Tensor, norm: torch.Tensor) -> tuple[list[Row], float]:
     """The rows of all processes and the gradient's norm as numbers: the step's only wait for the device."""
     table = accelerator.gather(rows)
     width = table.shape[1]
@@ -120,7 +96,7 @@ def overflowed(scaler: torch.amp.GradScaler, rows: list[Row], norm: float) -> bo
 def smaller_micro_batch(samples: int) -> int:
     """Half as many samples at once, after the device's memory was full."""
     if samples == 1:
-        raise UserError(NO_ROOM)
+        raise UserError(OUT_OF_MEMORY)
     half = math.ceil(samples / 2)
     logger.warning("out of memory: %d samples at once from here on, as many a step as before", half)
     return half
@@ -165,23 +141,11 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(
-    unet: UNet2DConditionModel,
-    scheduler: DDPMScheduler,
-    batches: Iterable[Batch],
-    encode: Callable[[list[str]], diffusion.Text],
-    autocast: Callable[[], contextlib.AbstractContextManager],
-) -> Diagnosis:
+def diagnose(unet: UNet2DConditionModel, checks: Checks, batches: list[Batch]) -> Diagnosis:
     """Compute a step's losses once more, and watch every layer."""
-    names, losses = [], []
     with watch_activations(unet) as largest:
-        for batch in batches:
-            noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-            with autocast():
-                prediction = diffusion.predict(unet, noisy, batch.timesteps, encode(batch.texts), batch.time_ids)
-            target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-            losses += diffusion.sample_losses(prediction, target).tolist()
-            names += batch.samples
+        losses = [loss for batch in batches for loss in batch_losses(unet, checks, batch.to(unet.device)).tolist()]
+    names = [name for batch in batches for name in batch.samples]
     bad = [name for name, loss in zip(names, losses) if not math.isfinite(loss)]
     layer = max(largest, key=lambda name: largest[name])
     return Diagnosis(bad or names, bool(bad), largest[layer], layer)

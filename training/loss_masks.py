@@ -59,7 +59,7 @@ def view_mask(mask: Image.Image, example: Example, view: View, shape: tuple[int,
 
 
 def mask_reader(folder: Path, examples: list[Example]) -> tuple[MaskReader, str]:
-    """What gives the mask of a view of an image, given the latents' (height, width); and a checksum of all masks.
+    """A function that returns the mask of a view in the latents' (height, width); and a checksum of all masks.
 
     An image that is not among the examples, a class image, counts everywhere.
     """

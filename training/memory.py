@@ -29,8 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
 from families.models import read_config, vae_step
 
-# Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
 Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
+# Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.5}
 
 

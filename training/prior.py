@@ -1,6 +1,6 @@
 """Class images for prior preservation: what the model generates for the class before it learns the subject.
 
-Prior preservation: Ruiz et al., DreamBooth, 2022, arXiv:2208.12242.
+Prior preservation: Ruiz et al., DreamBooth, 2022, arXiv 2208.12242.
 """
 
 import logging

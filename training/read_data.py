@@ -107,7 +107,7 @@ def read_training_records(
     return train, held_out
 
 
-def prepared_with(folder: str, *options: str) -> Any:
+def read_preparation_option(folder: str, *options: str) -> Any:
     """The value of the first of these options that prepare_dataset.py has noted; None where it made no such folder."""
     root = Path(folder)
     root = root.parent if root.name in SPLITS else root
@@ -124,7 +124,7 @@ def choose_buckets(asked: bool | None, listed: str | None, folder: str) -> bool:
     """
     if asked is not None or listed:
         return bool(asked or listed)
-    return bool(prepared_with(folder, "use_aspect_ratio_buckets", "aspect_ratio_buckets"))
+    return bool(read_preparation_option(folder, "use_aspect_ratio_buckets", "aspect_ratio_buckets"))
 
 
 def report_captions(texts: list[str], prompt: str | None) -> None:

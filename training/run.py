@@ -30,9 +30,10 @@ from utils.trackers import Tracker
 
 @dataclass(frozen=True)
 class Run:
-    """`seconds` collects how long what took until it is logged; `signals` are those that came; `saved` the checkpoint.
+    """What a process of a run writes to, and what it has received.
 
-    `trackers` is empty but in the main process.
+    `seconds`: time per activity since the last log line; `signals`: those received; `saved`: the last checkpoint, none or
+    one; `trackers`: empty but in the main process.
     """
 
     accelerator: Accelerator
@@ -123,7 +124,7 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
         found = [validation.validate(training, checks, grid, run.signals) if run.is_main else None]
         broadcast_object_list(found)
     figures = found[0]
-    if figures is None:  # a signal came: the resumed run validates this step
+    if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
         return
     loss = figures.get("val_loss")
     if validation.note_loss(progress, loss) and run.is_main:
@@ -139,7 +140,9 @@ def save_if_due(run: Run, training: Training, every: int, limit: int | None, now
     """A checkpoint every so many steps, or `now`; none twice, and none of a run that has not begun."""
     step = training.progress.step
     path = run.folder / f"checkpoint-{step}"
-    due = every and step % every == 0 and not training.progress.skipped_in_a_row  # who resumes should see those again
+    due = (
+        every and step % every == 0 and not training.progress.skipped_in_a_row
+    )  # a resumed run must meet those steps again
     if not step or path in run.saved or not (now or due):
         return
     with runs.timed(run.seconds, "checkpoint"):

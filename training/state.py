@@ -27,7 +27,7 @@ class Progress:
     skipped_in_a_row: int = 0
 
     def update(self, saved: dict[str, object]) -> None:
-        """Take over what a checkpoint says, whatever else an earlier version wrote there."""
+        """Set the fields that a checkpoint has; others, of earlier versions, are ignored."""
         for one in fields(self):
             if one.name in saved:
                 setattr(self, one.name, saved[one.name])
@@ -49,7 +49,7 @@ class Training:
     facts: dict[str, str]
     identity: dict[str, str]
     token: tokens.Token | None = None  # a new word, whose embedding is trained too
-    whole: pipelines.Base | None = None
+    whole: pipelines.BaseModel | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -97,7 +97,7 @@ def write_weights(folder: Path, training: Training) -> None:
 
 
 def write_result(folder: Path, training: Training) -> None:
-    """The same for those who will use it: where all weights were trained, a whole pipeline."""
+    """The result for users: the LoRA, or where all weights were trained, a whole pipeline."""
     if training.whole:
         pipelines.write_pipeline(folder, training.whole, training.modules, training.facts)
     else:

@@ -49,16 +49,18 @@ def held_out_batches(examples: list[Example], count: int, timesteps: int, loader
     return [load_batch(part, fixed, sample_posterior=False) for part in parts]
 
 
+def batch_losses(unet: UNet2DConditionModel, checks: Checks, batch: Batch) -> torch.Tensor:
+    """The mean squared error of each sample, every sample of one weight, whatever the run's own weighting is."""
+    noisy = checks.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    with checks.autocast():
+        prediction = diffusion.predict(unet, noisy, batch.timesteps, checks.encode(batch.texts), batch.time_ids)
+    target = diffusion.prediction_target(checks.scheduler, batch.latents, batch.noise, batch.timesteps)
+    return diffusion.sample_losses(prediction, target)
+
+
 @torch.no_grad()
 def held_out_loss(unet: UNet2DConditionModel, checks: Checks) -> float:
-    """Mean squared error, every sample of one weight, whatever the run's own weighting is."""
-    losses, scheduler = [], checks.scheduler
-    for batch in (one.to(unet.device) for one in checks.held_out):
-        noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-        with checks.autocast():
-            prediction = diffusion.predict(unet, noisy, batch.timesteps, checks.encode(batch.texts), batch.time_ids)
-        target = diffusion.prediction_target(scheduler, batch.latents, batch.noise, batch.timesteps)
-        losses.append(diffusion.sample_losses(prediction, target))
+    losses = [batch_losses(unet, checks, batch.to(unet.device)) for batch in checks.held_out]
     return torch.cat(losses).mean().item()
 
 

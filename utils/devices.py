@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
@@ -10,7 +11,8 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.cli import UserError
+from utils.parallel import available_cores
 
 if TYPE_CHECKING:  # imported only where it is needed: check_environment.py must work without it
     from accelerate import Accelerator
@@ -270,6 +273,35 @@ def keyed_generator(*key: Hashable) -> torch.Generator:
 # How CUDA, its libraries, MPS and the CPU's allocators report it; only CUDA's own allocator has an exception for it.
 # accelerate's should_reduce_batch_size knows three of these seven messages (tests/training/test_guards.py).
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+
+
+@contextlib.contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """Leave the block where the device's memory is full; what it holds is free only after it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+
+
+class Cores(NamedTuple):
+    """Threads that each compute a part of a batch."""
+
+    pool: ThreadPoolExecutor
+    parts: int
+
+
+def share_cores(rows: int) -> Cores | None:
+    """A CPU's cores, as many as torch may use, divided among parts of a batch of `rows`; None where one part is all.
+
+    Two threads of one core each compute a quarter more than one of two: small layers leave the second core idle.
+    """
+    threads = min(available_cores(), torch.get_num_threads())
+    parts = min(threads, rows // 4)
+    if parts < 2:
+        return None
+    return Cores(ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)), parts)
 
 
 def out_of_memory(error: BaseException) -> bool:
