@@ -16,7 +16,7 @@ from utils.cli import UserError
 from utils.files import file_sha256
 
 # Where a family's configs come from: such a file holds weights alone. Nothing for 2.x, whose files don't say
-# whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training without an error.
+# whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training unnoticed.
 CONFIGS = {"sd1": DEFAULT_MODEL, "sd2": None, "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
 
 if TYPE_CHECKING:

@@ -120,7 +120,7 @@ def _cache_latents(
 def latent_reader(
     folder: Path, model: str, wanted: list[tuple[Example, View]], views: Views, cached: bool, accelerator: Accelerator
 ) -> Callable[[Example, View], torch.Tensor]:
-    """A function that returns the moments of an image's latents: read from the cache, or with `cached` False encoded each time.
+    """A function that returns the moments of an image's latents, from the cache or (`cached` False) encoded each time.
 
     The VAE is always in float32: in float16 it gives NaN.
     """
