@@ -32,8 +32,8 @@ from utils.trackers import Tracker
 class Run:
     """What a process of a run writes to, and what it has received.
 
-    `seconds`: time per activity since the last log line; `signals`: those received; `saved`: the last checkpoint, if there
-    is one; `trackers`: empty but in the main process.
+    `seconds`: time per activity since the last log line; `signals`: those received; `saved`: the last checkpoint, if
+    there is one; `trackers`: empty but in the main process.
     """
 
     accelerator: Accelerator
