@@ -264,7 +264,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def side_step(model: str) -> int:
     """What an image's sides must be multiples of, so that the VAE and every level of the UNet can halve them."""
     vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    return vae_step(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+    levels = unet.get("block_out_channels", (320, 640, 1280, 1280))  # a config may leave out diffusers' defaults
+    return vae_step(vae) * 2 ** (len(levels) - 1)
 
 
 def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ VAE = {
     "layers_per_block": 2,
 }
 SD15 = {
+    "scheduler/scheduler_config.json": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
     "model_index.json": {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]},
     "unet/config.json": {"attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64},
     "text_encoder/config.json": CLIP_L,

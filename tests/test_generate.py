@@ -28,6 +28,7 @@ from generation.prompts import Prompt, read_prompts
 from tests.tiny_models import build_tiny
 from training.read_data import read_training_records
 from utils import image_checks, runs
+from utils.catalogue import Source
 from utils.cli import UserError
 from utils.files import write_safetensors
 
@@ -320,7 +321,7 @@ def test_verify_finds_an_image_that_was_changed(reference, tmp_path):
 
 
 def test_the_trainer_reads_the_set(reference):
-    train, held_out = read_training_records(str(reference), "--train_data_dir", None, "text")
+    train, held_out = read_training_records(Source(str(reference), "--train_data_dir"))
     assert len(train) == 6 and held_out == []
 
 

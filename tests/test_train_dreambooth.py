@@ -35,6 +35,7 @@ from families.sampler import (
     generate_images,
     load_sampler,
 )
+from generation.set_folder import Share
 from tests.benchmarks import dreambooth_effect
 from tests.tiny_runs import (
     LORA,
@@ -52,8 +53,8 @@ from tests.tiny_runs import (
     teach,
 )
 from tests.toy_faces import draw_portrait, write_detector
-from training import encoding, examples, gradients, loss_masks, prior, read_data, sample_plan
-from utils import checkpoints
+from training import encoding, examples, loss_masks, prior, read_data, sample_plan
+from utils import checkpoints, devices
 from utils.cli import UserError
 from utils.files import file_sha256
 from utils.image_checks import load_clip
@@ -93,7 +94,7 @@ def test_any_division_of_a_batch_trains_the_same(trainer_data, tmp_path):
 def test_cores_that_share_a_batch_train_the_same_and_to_the_byte_again(trainer_data, tmp_path):
     words = [*PRIOR, *TOKEN, "--max_train_steps", 3]
     assert teach(trainer_data, tmp_path / "alone", *words) == 0
-    assert gradients.share_cores(torch.device("cpu"), 16) is None
+    assert devices.share_cores(16) is None
     torch.set_num_threads(2)
     try:
         for name in ("one", "again"):
@@ -232,9 +233,10 @@ def test_a_new_word_is_learnt_alone_and_starts_where_it_should(trainer_data, wor
     tokenizer = CLIPTokenizer.from_pretrained(trainer_data["sd1"], subfolder="tokenizer")
     first = tokens.first_vector(tokenizer, encoder.get_input_embeddings().weight, "shoes")
     assert 0 < (vector - first).abs().max() <= 0.1 + 1e-5  # Adam's first step is the rate at most
-    args = generate.parse_args(["--lora", str(worded), "--prompt", "x"])
-    sums = generate.describe_settings(args, [], [parse_lora(args.lora[0])], {}, "no", 16)["lora_sha256"]
-    assert sums == [file_sha256(worded / name)[:16] for name in (LORA, tokens.FILES[0])]
+    base = ["--pretrained_model_name_or_path", str(trainer_data["sd1"]), "--resolution", "16", "--prompt", "x"]
+    args = generate.parse_args([*base, "--lora", str(worded), "--output_dir", str(tmp_path / "set")])
+    settings = generate.describe_settings(args, generate.make_plan(args, Share(0, 1)), "no")
+    assert settings["lora_sha256"] == [file_sha256(worded / name)[:16] for name in (LORA, tokens.FILES[0])]
     assert read_lora(worded)[1]["trigger_word"] == "<sks>"
     with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
         tokens.read_token(worded, [tokenizer] * 2, [encoder] * 2)
@@ -277,15 +279,34 @@ def test_texts_that_repeat_are_encoded_once():
     assert embeds.flatten().tolist() == [2, 1, 2] and pooled is None and seen == [["ab", "c"]]
 
 
+def test_repeated_texts_have_the_same_gradient_to_the_byte_every_time():
+    """An index would add the rows of equal texts on several threads in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    weights = torch.randn(2, 77, 768, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    factors = torch.randn(8, 77, 768, generator=torch.Generator().manual_seed(1))
+    found = set()
+    for _ in range(20):
+        embeds, _ = encoding.encode_distinct(lambda texts: (weights * 1.0, None), ["a"] * 6 + ["b"] * 2)
+        (gradient,) = torch.autograd.grad((embeds * factors).sum(), weights)
+        found.add(gradient.numpy().tobytes())
+    torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
 def test_the_subject_is_learnt_and_the_class_drifts_less_with_prior_preservation(tmp_path):
     """As in tests/benchmarks/dreambooth_effect.py, shorter."""
     clip, photos = load_clip("demo"), dreambooth_effect.save_photos(tmp_path / "photos")
     before, found = dreambooth_effect.draw(None, 4, 8), {}
-    short = "--max_train_steps 30 --train_batch_size 3 --num_class_images 8 --validation_inference_steps 12"
+    short = "--max_train_steps 30 --train_batch_size 3 --validation_inference_steps 12 --dataloader_num_workers 0"
     for preserve in (True, False):
         out = tmp_path / str(preserve)
         words = dreambooth_effect.train_command(
-            tmp_path / "photos", tmp_path / "class", out, preserve, [*short.split(), "--dataloader_num_workers", "0"]
+            tmp_path / "photos",
+            tmp_path / "class",
+            out,
+            preserve,
+            short.split() + ["--num_class_images", "8"] * preserve,
         )
         with as_in_a_process():
             assert train_dreambooth.main(train_dreambooth.parse_args(words)) == 0

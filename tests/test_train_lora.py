@@ -201,6 +201,20 @@ def test_a_huge_gradient_is_clipped(trainer_data, tmp_path, monkeypatch):
     assert moved[0] == pytest.approx(moved[1], rel=1e-4) and moved[1] <= 3 * 1e-2 * 1e-3 and moved[2] > 100 * moved[1]
 
 
+def test_an_overflow_of_the_loss_scale_repeats_the_step_at_half_the_scale(trainer_data, tmp_path, monkeypatch):
+    losses = diffusion.sample_losses
+    monkeypatch.setattr(diffusion, "sample_losses", lambda *args: losses(*args) * 1e3)
+    AcceleratorState._reset_state(True)  # it keeps the first precision of a process
+    try:
+        assert train(trainer_data, tmp_path / "run", "--mixed_precision", "fp16") == 0
+    finally:
+        AcceleratorState._reset_state(True)
+    saved = json.loads((tmp_path / "run" / "checkpoint-3" / "state.json").read_text())
+    assert 0 < saved["scaler"]["scale"] < 65536 and saved["progress"]["skipped"] == []
+    assert column(tmp_path / "run", "step") == [1, 2, 3, 4, 5, 6]  # no step was lost
+    assert all(value.isfinite().all() for value in lora_of(tmp_path / "run").values())
+
+
 def fail_beyond(limit: int, monkeypatch) -> None:
     predict = diffusion.predict
 

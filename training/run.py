@@ -140,9 +140,8 @@ def save_if_due(run: Run, training: Training, every: int, limit: int | None, now
     """A checkpoint every so many steps, or `now`; none twice, and none of a run that has not begun."""
     step = training.progress.step
     path = run.folder / f"checkpoint-{step}"
-    due = (
-        every and step % every == 0 and not training.progress.skipped_in_a_row
-    )  # a resumed run must meet those steps again
+    # None between skipped steps: a resumed run must meet them again.
+    due = every and step % every == 0 and not training.progress.skipped_in_a_row
     if not step or path in run.saved or not (now or due):
         return
     with runs.timed(run.seconds, "checkpoint"):

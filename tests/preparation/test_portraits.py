@@ -101,7 +101,7 @@ def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, pre
     assert "7 of 8 photos have no caption" in capsys.readouterr().out
     words = ["--instance_data_dir", str(prepared), "--instance_prompt", "a photo of sks person"]
     read = train_dreambooth.read_photos(train_dreambooth.parse_args(words))[0]
-    assert {one["id"]: one["text"] for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
+    assert {one.id: one.text for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}
     with pytest.raises(UserError, match="1 of 2 images have no caption .*train_dreambooth.py --instance_prompt"):
         examples.load_examples(read_data.read_records(Source(str(prepared), "--train_data_dir"))[0], [])
 

@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
 from families import diffusion, lora, models
+from families.sampler import Sampling
 from tests.tiny_models import NOISE, build_tiny
 from training import gradients
 from training.batches import Batch
 from training.gradients import Diagnosis
 from training.state import Progress
+from training.validation import Checks
 from utils import devices
 from utils.cli import UserError
 
@@ -160,12 +162,13 @@ def test_the_message_is_of_the_process_where_it_went_wrong(monkeypatch, caplog):
 
 def test_the_samples_and_the_layer_that_are_not_finite_are_found(tiny):
     unet, batch, encode = tiny
-    scheduler, find = DDPMScheduler(**NOISE), gradients.diagnose
-    found = find(unet, scheduler, [batch], encode, contextlib.nullcontext)
+    how = Sampling(steps=1, guidance_scale=1.0, size=16)
+    checks = Checks([], [], [], "", "sd1", how, DDPMScheduler(**NOISE), encode, contextlib.nullcontext)
+    found = gradients.diagnose(unet, checks, [batch])
     assert found.samples == batch.samples and not found.in_loss and math.isfinite(found.activation)
     sick = dataclasses.replace(batch, latents=batch.latents.clone())
     sick.latents[2] = math.nan
-    found = find(unet, scheduler, sick.split(3), encode, contextlib.nullcontext)
+    found = gradients.diagnose(unet, checks, sick.split(3))
     assert found == Diagnosis(["p2"], True, math.inf, found.layer) and found.layer.startswith("conv_in")
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -195,12 +198,18 @@ def two_cores(monkeypatch):
     """Two threads of one core each, whatever this machine has."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    monkeypatch.setattr(gradients, "available_cores", lambda: 2)
-    cores = gradients.share_cores(torch.device("cpu"), 16)
+    monkeypatch.setattr(devices, "available_cores", lambda: 2)
+    cores = devices.share_cores(16)
     assert cores.parts == 2
     yield cores
     cores.pool.shutdown()
     torch.set_num_threads(before)
+
+
+def add_all(forward_backward, batches, parameters, cores):
+    """The rows of a step's micro-batches, their gradients added up as the trainers do."""
+    rows = [gradients.add_gradients(forward_backward, one, n, parameters, cores) for n, one in enumerate(batches)]
+    return torch.cat(rows)
 
 
 def add_up(tiny, cores, *sizes):
@@ -209,7 +218,7 @@ def add_up(tiny, cores, *sizes):
     scheduler, seen = DDPMScheduler(**NOISE), []
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
-    def train_on(part, number, backward):
+    def forward_backward(part, number, backward):
         seen.append((number, len(part)))
         noisy = scheduler.add_noise(part.latents, part.noise, part.timesteps)
         prediction = diffusion.predict(unet, noisy, part.timesteps, encode(part.texts), part.time_ids)
@@ -221,7 +230,7 @@ def add_up(tiny, cores, *sizes):
     for size in sizes:
         parts.append(Batch(**{k: v if v is None else v[start : start + size] for k, v in vars(batch).items()}))
         start += size
-    rows = gradients.train_on_all(train_on, parts, parameters, cores)
+    rows = add_all(forward_backward, parts, parameters, cores)
     found = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
@@ -251,36 +260,36 @@ def test_a_micro_batch_too_small_to_share_is_trained_whole(tiny, two_cores):
 def test_an_error_on_one_core_is_raised(two_cores):
     batch = Batch(*[torch.zeros(8, 1)] * 4, ["x"] * 8, ["a"] * 4 + ["b"] * 4, torch.arange(8))
 
-    def train_on(part, number, backward):
+    def forward_backward(part, number, backward):
         if "b" in part.samples:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.zeros(len(part), 2)
 
     with pytest.raises(torch.OutOfMemoryError):
-        gradients.train_on_all(train_on, [batch], [], two_cores)
+        add_all(forward_backward, [batch], [], two_cores)
 
 
 def test_parameters_that_a_loss_does_not_reach_keep_no_gradient_on_several_cores(two_cores):
     used, unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
     batch = Batch(*[torch.ones(8, 1)] * 4, ["x"] * 8, ["a"] * 8, torch.arange(8))
 
-    def train_on(part, number, backward):
+    def forward_backward(part, number, backward):
         backward((used * part.latents).sum())
         return torch.zeros(len(part), 2)
 
-    gradients.train_on_all(train_on, [batch, batch], [used, unused], two_cores)
+    add_all(forward_backward, [batch, batch], [used, unused], two_cores)
     assert used.grad.item() == 16 and unused.grad is None
 
 
-@pytest.mark.parametrize("device, threads, samples", [("cuda", 2, 16), ("cpu", 1, 16), ("cpu", 2, 7)])
-def test_cores_are_shared_only_where_it_pays(monkeypatch, device, threads, samples):
-    monkeypatch.setattr(gradients, "available_cores", lambda: threads)
-    assert gradients.share_cores(torch.device(device), samples) is None
+@pytest.mark.parametrize("threads, samples", [(1, 16), (2, 7)])
+def test_cores_are_shared_only_where_it_pays(monkeypatch, threads, samples):
+    monkeypatch.setattr(devices, "available_cores", lambda: threads)
+    assert devices.share_cores(samples) is None
 
 
 def test_rows_come_back_as_they_were_with_the_norm():
     rows = torch.tensor([[0.25, 3.0, 1.0], [0.5, 999.0, 0.0]])
-    found, norm = gradients.read_back(Accelerator(cpu=True), rows, torch.tensor(1.5))
+    found, norm = gradients.gather_rows(Accelerator(cpu=True), rows, torch.tensor(1.5))
     assert found == rows.tolist() and norm == 1.5
 
 
