@@ -186,13 +186,13 @@ def train(
 
 def predict(model: nn.Module, inputs: torch.Tensor, recipe: Recipe) -> list[int]:
     """The class of every input."""
-    precision, found = recipe.precision, []
+    precision, predicted = recipe.precision, []
     model.eval()
     half = precision.mixed_precision != "no"
     with torch.inference_mode(), torch.autocast(recipe.device.type, precision.dtype, half):
         for batch in inputs.split(256):
-            found += model(as_input(batch.to(recipe.device))).argmax(1).tolist()
-    return found
+            predicted += model(as_input(batch.to(recipe.device))).argmax(1).tolist()
+    return predicted
 
 
 def read_done(folder: Path, images: int) -> dict[tuple[str, float, int], dict[str, Any]]:

@@ -204,13 +204,13 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
 
 def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The photos to train on and those held out, not yet opened; one without a caption has the instance prompt."""
-    found = read_training_records(flags.read_source(args, "instance_data_dir"), args.held_out)
-    missing = sum(not one.text for part in found for one in part)
+    parts = read_training_records(flags.read_source(args, "instance_data_dir"), args.held_out)
+    missing = sum(not one.text for part in parts for one in part)
     if missing and not args.instance_prompt:
         raise UserError(
             f"--instance_prompt: {missing} of the photos have no caption; give it, as: a photo of sks shoes"
         )
-    train, held_out = ([one._replace(text=one.text or args.instance_prompt) for one in part] for part in found)
+    train, held_out = ([one._replace(text=one.text or args.instance_prompt) for one in part] for part in parts)
     word = args.train_token
     if word and not any(word in one.text for one in train):
         raise UserError(f"--train_token {word}: is in none of the photos' captions, so nothing would be learnt; add it")
@@ -224,8 +224,8 @@ def crop_heads(
     """The same photos cut down to head and shoulders, which are kept in the folder."""
     detector = faces.load_faces(args.face_detector or "yunet")
     crops = portraits.head_crops([(one.id, one.source) for one in train + held_out], detector, folder)
-    found = [one._replace(source=crop or one.source) for one, crop in zip(train + held_out, crops)]
-    return found[: len(train)], found[len(train) :]
+    cropped = [one._replace(source=crop or one.source) for one, crop in zip(train + held_out, crops)]
+    return cropped[: len(train)], cropped[len(train) :]
 
 
 def class_images(args: argparse.Namespace) -> prior.ClassImages:

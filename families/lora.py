@@ -90,21 +90,21 @@ def check_targets(module: Module, targets: list[str]) -> None:
 
 def _adapter(module: Module) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters by the names that they have in a file."""
-    found = {}
+    parameters = {}
     for name, parameter in module.named_parameters():
         if f".{ADAPTER}." in name:
-            found[name.replace(f".{ADAPTER}", "")] = parameter
-    return found
+            parameters[name.replace(f".{ADAPTER}", "")] = parameter
+    return parameters
 
 
 def _named_adapters(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
     """Every adapter's parameters by their keys in a diffusers file."""
-    found = {} if unet is None else {f"unet.{key}": value for key, value in _adapter(unet).items()}
+    named = {} if unet is None else {f"unet.{key}": value for key, value in _adapter(unet).items()}
     for prefix, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders):
         for key, value in _adapter(encoder).items():
             # transformers 5 dropped this level; files kept it, and older versions need it
-            found[f"{prefix}.text_model.{key.removeprefix('text_model.')}"] = value
-    return found
+            named[f"{prefix}.text_model.{key.removeprefix('text_model.')}"] = value
+    return named
 
 
 def lora_state(unet: Module | None = None, text_encoders: Iterable[Module] = ()) -> dict[str, torch.Tensor]:

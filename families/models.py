@@ -193,17 +193,17 @@ def encode_prompts(
     """
     import torch
 
-    found, pooled = [], None
+    layers, pooled = [], None
     for tokenizer, encoder in zip(tokenizers, encoders):
         options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
         ids = tokenizer(texts, return_tensors="pt", **options).input_ids.to(encoder.device)
         if len(encoders) == 1:
-            found.append(encoder(ids).last_hidden_state)
+            layers.append(encoder(ids).last_hidden_state)
         else:
             output = encoder(ids, output_hidden_states=True)
-            found.append(output.hidden_states[-2])
+            layers.append(output.hidden_states[-2])
             pooled = getattr(output, "text_embeds", None)  # the second encoder's
-    embeds = torch.cat(found, dim=-1)
+    embeds = torch.cat(layers, dim=-1)
     if empty_is_zero:
         kept = torch.tensor([text != "" for text in texts], device=embeds.device)
         embeds = torch.where(kept[:, None, None], embeds, 0)

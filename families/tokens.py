@@ -62,8 +62,8 @@ def _replace_embedding(
 ) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
     """A hook for the table of embeddings: the vector in the place of the word's number."""
 
-    def replace(_table: torch.nn.Module, ids: tuple[torch.Tensor, ...], found: torch.Tensor) -> torch.Tensor:
-        return torch.where((ids[0] == number)[..., None], vector.to(found), found)
+    def replace(_table: torch.nn.Module, ids: tuple[torch.Tensor, ...], embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.where((ids[0] == number)[..., None], vector.to(embeddings), embeddings)
 
     return replace
 

@@ -142,7 +142,7 @@ def load_steps(
     """
     shapes = [one.shape for one in loader.examples]
     for step in steps:
-        found = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
-        together, draws = len(found[0]), [one for several in found for one in several]
+        by_position = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
+        together, draws = len(by_position[0]), [one for several in by_position for one in several]
         parts = split_step(draws, shapes, plan.micro * together, rank, plan.processes)
         yield [load_batch(part, loader) for part in parts]

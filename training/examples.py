@@ -97,9 +97,9 @@ def largest_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
     return max(shapes, key=lambda shape: shape[0] * shape[1])
 
 
-def data_fingerprint(found: list[Example]) -> str:
+def data_fingerprint(examples: list[Example]) -> str:
     """Changes with any image or caption, and with their order."""
-    lines = "".join(f"{one.id} {one.sha256} {one.text}\n" for one in found)
+    lines = "".join(f"{one.id} {one.sha256} {one.text}\n" for one in examples)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -133,7 +133,7 @@ def _refuse_bad(faults: list[str], count: int) -> None:
         raise UserError(f"{len(faults)} of {count} images: {'; '.join(faults[:5])}; remove or repair them")
 
 
-def check_whole(found: list[Example]) -> None:
+def check_whole(examples: list[Example]) -> None:
     """Refuse images that do not decode to their end; a JPEG is decoded small, which takes less time."""
 
     def fault(example: Example) -> str | None:
@@ -144,7 +144,7 @@ def check_whole(found: list[Example]) -> None:
         return None
 
     with ThreadPoolExecutor() as pool:
-        _refuse_bad(list(filter(None, pool.map(fault, found))), len(found))
+        _refuse_bad(list(filter(None, pool.map(fault, examples))), len(examples))
 
 
 class View(NamedTuple):

@@ -80,14 +80,14 @@ def rate_schedule(schedule: Schedule, rates: list[float], steps: int) -> Callabl
     dummy = torch.optim.SGD([torch.zeros(1)], lr=rates[0])
     options = {"num_cycles": schedule.cycles, "power": schedule.power}
     try:
-        found = get_scheduler(
+        scheduler = get_scheduler(
             schedule.name, dummy, num_warmup_steps=schedule.warmup, num_training_steps=steps, **options
         )
     except ValueError as error:  # of the polynomial one, which ends at 1e-7
         raise UserError(
             f"--lr_scheduler {schedule.name}: --learning_rate {rates[0]:g} is too low for it ({error})"
         ) from None
-    (factor,) = found.lr_lambdas
+    (factor,) = scheduler.lr_lambdas
     return lambda step: [rate * factor(step) for rate in rates]
 
 

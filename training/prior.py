@@ -55,8 +55,8 @@ def describe(wanted: ClassImages) -> dict[str, str]:
 
 def list_class_images(folder: Path) -> list[Path]:
     """The images in the folder, sorted; a PNG that does not reach its end counts as missing."""
-    found = sorted(path for path in folder.glob("*") if is_image(path.name) and path.name[0] != ".")
-    return [path for path in found if path.suffix.lower() != ".png" or is_whole_png(path)]
+    paths = sorted(path for path in folder.glob("*") if is_image(path.name) and path.name[0] != ".")
+    return [path for path in paths if path.suffix.lower() != ".png" or is_whole_png(path)]
 
 
 def check_folder(wanted: ClassImages) -> None:
@@ -71,11 +71,11 @@ def check_folder(wanted: ClassImages) -> None:
     facts = {name: value for name, value in describe(wanted).items() if not (is_full and name in MAY_DIFFER)}
     for path in filter(is_whole_png, folder.glob("[0-9]*.png")):
         with Image.open(path) as image:
-            found = image.info
+            header = image.info
         for name, value in facts.items():
-            if found.get(name, value) != value:  # earlier versions wrote fewer facts
+            if header.get(name, value) != value:  # earlier versions wrote fewer facts
                 raise UserError(
-                    f"--class_data_dir {folder}: {path.name} was generated with --{FLAGS[name]} {found[name]}, now "
+                    f"--class_data_dir {folder}: {path.name} was generated with --{FLAGS[name]} {header[name]}, now "
                     f"it is {value}; give that again, name another folder, or remove those images"
                 )
     if cut := sorted(path.name for path in folder.glob("*.png") if not is_whole_png(path)):
@@ -85,10 +85,10 @@ def check_folder(wanted: ClassImages) -> None:
 
 def missing_indices(folder: Path, count: int) -> list[int]:
     """The numbers of the images to generate, so that there are `count`; each number has its own seed."""
-    found = list_class_images(folder)
-    names = {path.name for path in found}
+    paths = list_class_images(folder)
+    names = {path.name for path in paths}
     free = (number for number in range(10 * count) if image_name(number) not in names)
-    return [next(free) for _ in range(max(0, count - len(found)))]
+    return [next(free) for _ in range(max(0, count - len(paths)))]
 
 
 def image_name(number: int) -> str:

@@ -38,8 +38,8 @@ def read_records(source: Source) -> tuple[list[Record], list[Record]]:
     parts = [root]
     if (root / "train").is_dir():  # an imagefolder with splits: its test images must not be trained on
         parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
-    found = [_read_catalogue(str(part), source) for part in parts]
-    return found[0], found[1] if len(found) > 1 else []
+    records = [_read_catalogue(str(part), source) for part in parts]
+    return records[0], records[1] if len(records) > 1 else []
 
 
 def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
@@ -58,21 +58,21 @@ def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
 
 
 def _read_catalogue(name: str, source: Source) -> list[Record]:
-    found = read_catalogue(replace(source, name=name))
-    reasons = Counter(one.reason for one in found.rejected)
-    example = {one.reason: f"as {one.id}, {one.detail}" for one in reversed(found.rejected)}
+    catalogue = read_catalogue(replace(source, name=name))
+    reasons = Counter(one.reason for one in catalogue.rejected)
+    example = {one.reason: f"as {one.id}, {one.detail}" for one in reversed(catalogue.rejected)}
     left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
-    if not found.products:
-        raise UserError(f"{source.flag} {name}: none of its {found.rows} rows can be used ({left_out})")
-    if found.rejected:
-        logger.warning("%s: %d of %d rows are left out (%s)", name, len(found.rejected), found.rows, left_out)
-    for note in found.notes:
+    if not catalogue.products:
+        raise UserError(f"{source.flag} {name}: none of its {catalogue.rows} rows can be used ({left_out})")
+    if catalogue.rejected:
+        logger.warning("%s: %d of %d rows are left out (%s)", name, len(catalogue.rejected), catalogue.rows, left_out)
+    for note in catalogue.notes:
         logger.warning("%s: %s", name, note)
 
     def place(image: Path | int) -> ImageSource:
-        return functools.partial(image_source, found.dataset, image) if isinstance(image, int) else image
+        return functools.partial(image_source, catalogue.dataset, image) if isinstance(image, int) else image
 
-    return [Record(one.id, place(one.image), one.text) for one in found.products]
+    return [Record(one.id, place(one.image), one.text) for one in catalogue.products]
 
 
 def hold_out(records: list[Record], fraction: float) -> tuple[list[Record], list[Record]]:

@@ -121,9 +121,9 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
         return
     with runs.timed(run.seconds, "validation"):
         grid = run.folder / "validation" / f"step-{step:06d}.png"
-        found = [validation.validate(training, checks, grid, run.signals) if run.is_main else None]
-        broadcast_object_list(found)
-    figures = found[0]
+        shared = [validation.validate(training, checks, grid, run.signals) if run.is_main else None]
+        broadcast_object_list(shared)
+    figures = shared[0]
     if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
         return
     loss = figures.get("val_loss")

@@ -83,13 +83,13 @@ def generate_images(unet: UNet2DConditionModel, checks: Checks, signals: list[in
     return made
 
 
-def save_grid(path: Path, found: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
+def save_grid(path: Path, made: list[Image.Image], prompts: list[str], columns: int = 4) -> int:
     """The labelled grid as one file; how many of the images are invalid."""
-    faults = [image_fault(image) for image in found]
+    faults = [image_fault(image) for image in made]
     labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
-        images.make_grid(found, min(columns, len(found)), labels).save(file, "PNG")
+        images.make_grid(made, min(columns, len(made)), labels).save(file, "PNG")
     invalid = [fault for fault in faults if fault]
     if invalid:
         kinds = ", ".join(dict.fromkeys(invalid))
@@ -102,17 +102,17 @@ def validate(training: Training, checks: Checks, grid: Path, signals: list[int])
     figures: dict[str, float] = {}
     for module in training.modules.values():
         module.eval()
-    found: list[Image.Image] | None = []
+    made: list[Image.Image] | None = []
     with torch.no_grad(), averaged_weights(training):
         if checks.held_out:
             figures["val_loss"] = held_out_loss(training.unet, checks)
         if checks.prompts:
-            found = generate_images(training.unet, checks, signals)
+            made = generate_images(training.unet, checks, signals)
     for module in training.modules.values():
         module.train()
-    if found is None:
+    if made is None:
         return None
-    return figures | ({"validation/invalid_images": save_grid(grid, found, checks.prompts)} if found else {})
+    return figures | ({"validation/invalid_images": save_grid(grid, made, checks.prompts)} if made else {})
 
 
 def note_loss(progress: Progress, loss: float | None) -> bool:
