@@ -52,9 +52,8 @@ from training.gradients import (
     smaller_micro_batch,
     sum_gradients,
 )
-from training.read_data import choose_buckets, read_training_records, report_captions
+from training.read_data import read_training_records, report_captions
 from training.run import (
-    Tracking,
     end_run,
     is_finished,
     log_step,
@@ -66,7 +65,7 @@ from training.run import (
     write_results,
 )
 from training.state import check_kohya_names, update_average
-from utils import cli, devices, faces, runs, trackers
+from utils import cli, devices, faces, runs
 from utils.cli import UserError, positive
 
 logger = logging.getLogger("train_dreambooth")
@@ -297,32 +296,11 @@ def describe_result(
 
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
-    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    start = flags.start_trainer(args, args.dataset_name or args.instance_data_dir)
+    accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
+    model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    plan = batches.plan_batch(
-        args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
-    )
-    args.effective_batch_size = plan.effective
-    place = args.dataset_name or args.instance_data_dir
-    args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, place)
-    if is_main:
-        cli.show_settings(args)
-        print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
-    if args.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    if args.push_to_hub:
-        model_card.hub_token()
-    tracking = Tracking(trackers.tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
-    cache = args.latent_cache_dir or out.parent / "cache"
-    model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
-    family = models.model_family(model)
     recipe = read_recipe(args, plan.effective)
-    if args.lora_layers != list(lora.UNET_TARGETS):  # a wrong name is refused before anything is encoded
-        lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
-
-    noise_schedule = models.load_noise_scheduler(model)
-    noise_scheduler = diffusion.training_scheduler(noise_schedule, args.prediction_type, args.zero_terminal_snr)
-    shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
 
     def estimate(micro: int) -> memory.Phases:
         together = micro * (1 + args.with_prior_preservation)  # as many class images as photos
@@ -358,7 +336,7 @@ def main(args: argparse.Namespace) -> int:
     with runs.timed(seconds, "loading"):
         photos = read_photos(args)
         if args.face_crop:
-            photos = crop_heads(args, *photos, cache / "heads")
+            photos = crop_heads(args, *photos, start.cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)
         report_captions([one.text for one in train], args.instance_prompt)
         masks, masks_sha256 = loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, "")
@@ -375,10 +353,10 @@ def main(args: argparse.Namespace) -> int:
         texts = [one.text for one in train + of_class + held_out] + prompts
         encode = None
         if not recipe.trains_texts:
-            encode = encoding.encode_captions(cache, model, family, texts, precision.dtype, accelerator)
+            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
         views = flags.read_views(args)
         wanted = views.of(train + of_class) + views.centre().of(held_out)
-        moments = encoding.latent_reader(cache, model, wanted, views, args.cache_latents, accelerator)
+        moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator)
 
         # What is trained.
         identity = {"data": examples.data_fingerprint(train + of_class)}

@@ -41,9 +41,8 @@ from training.gradients import (
     smaller_micro_batch,
     sum_gradients,
 )
-from training.read_data import choose_buckets, read_preparation_option, read_training_records
+from training.read_data import read_preparation_option, read_training_records
 from training.run import (
-    Tracking,
     end_run,
     is_finished,
     log_step,
@@ -55,7 +54,7 @@ from training.run import (
     write_results,
 )
 from training.state import check_kohya_names, update_average
-from utils import cli, devices, runs, trackers
+from utils import cli, devices, runs
 
 logger = logging.getLogger("train_lora")
 ON_THE_CARD = (
@@ -122,32 +121,12 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
 
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
-    accelerator, precision = devices.start_accelerator(args.mixed_precision)
-    device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    plan = batches.plan_batch(
-        args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
-    )
-    args.effective_batch_size = plan.effective
     place = args.dataset_name or args.train_data_dir
-    args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, place)
-    if is_main:
-        cli.show_settings(args)
-        print(f"device: {devices.describe_device(device)}; precision: {precision.reason}; batch: {plan}", flush=True)
-    if args.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    if args.push_to_hub:
-        model_card.hub_token()
-    tracking = Tracking(trackers.tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
-    cache = args.latent_cache_dir or out.parent / "cache"
-    model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
-    family = models.model_family(model)
+    start = flags.start_trainer(args, place)
+    accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
+    model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
+    device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     recipe = flags.read_recipe(args, plan.effective)
-    if args.lora_layers != list(lora.UNET_TARGETS):  # a wrong name is refused before anything is encoded
-        lora.check_targets(memory.build_part(model, "unet"), args.lora_layers)
-
-    noise_schedule = models.load_noise_scheduler(model)
-    noise_scheduler = diffusion.training_scheduler(noise_schedule, args.prediction_type, args.zero_terminal_snr)
-    shapes = examples.fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets)
 
     def estimate(micro: int) -> memory.Phases:
         load = flags.read_load(args, recipe, precision, shapes, micro)
@@ -185,10 +164,10 @@ def main(args: argparse.Namespace) -> int:
         texts = [one.text for one in train + held_out] + prompts
         encode = None
         if not recipe.trains_texts:
-            encode = encoding.encode_captions(cache, model, family, texts, precision.dtype, accelerator)
+            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
         views = flags.read_views(args)
         moments = encoding.latent_reader(
-            cache, model, views.of(train) + views.centre().of(held_out), views, args.cache_latents, accelerator
+            start.cache, model, views.of(train) + views.centre().of(held_out), views, args.cache_latents, accelerator
         )
 
         # What is trained.

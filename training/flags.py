@@ -9,22 +9,32 @@ import math
 import re
 from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
 
-from families.lora import UNET_TARGETS, Adapter
+from families import models
+from families.diffusion import training_scheduler
+from families.lora import UNET_TARGETS, Adapter, check_targets
 from families.sampler import Sampling
+from training.batches import BatchPlan, plan_batch
 from training.build import Recipe
 from training.encoding import encoded_at_once
-from training.examples import Record, Views, largest_shape
-from training.memory import Load
+from training.examples import Record, Views, fitting_shapes, largest_shape
+from training.memory import Load, build_part
+from training.model_card import hub_token
 from training.optimizers import OptimizerSettings, Schedule
+from training.read_data import choose_buckets
+from training.run import Tracking
 from training.state import kohya_path
-from utils import cli, runs
+from utils import cli, devices, runs
 from utils.catalogue import Source
 from utils.cli import UserError, batch_size, positive, seed_number, share
 from utils.devices import Precision, working_device
+from utils.trackers import tracker_names
 
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
@@ -310,6 +320,59 @@ def free_to_change(args: argparse.Namespace) -> set[str]:
     """The settings that a resumed run may have otherwise; its length only where the rate doesn't depend on it."""
     length = {"max_train_steps", "num_train_epochs"}
     return set(NOT_IN_TRAINING) - (set() if args.lr_scheduler.startswith("constant") else length)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trainer has before it looks at its data; `shapes` are those that images are fitted to."""
+
+    accelerator: Accelerator
+    precision: Precision
+    plan: BatchPlan
+    tracking: Tracking
+    cache: Path
+    model: str
+    family: str
+    noise_scheduler: DDPMScheduler
+    shapes: list[tuple[int, int]]
+
+
+def start_trainer(args: argparse.Namespace, data: str) -> Start:
+    """Start accelerate, settle and print the settings, and find the model; `data` is the folder or hub id of the data.
+
+    Of args, this settles --effective_batch_size and --use_aspect_ratio_buckets, which depend on other things.
+    """
+    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    plan = plan_batch(
+        args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
+    )
+    args.effective_batch_size = plan.effective
+    args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
+    if accelerator.is_main_process:
+        cli.show_settings(args)
+        device = devices.describe_device(accelerator.device)
+        print(f"device: {device}; precision: {precision.reason}; batch: {plan}", flush=True)
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    if args.push_to_hub:
+        hub_token()
+    tracking = Tracking(tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
+    cache = args.latent_cache_dir or args.output_dir.parent / "cache"
+    model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
+    if args.lora_layers != list(UNET_TARGETS):  # a wrong name is refused before anything is encoded
+        check_targets(build_part(model, "unet"), args.lora_layers)
+    schedule = models.load_noise_scheduler(model)
+    return Start(
+        accelerator=accelerator,
+        precision=precision,
+        plan=plan,
+        tracking=tracking,
+        cache=cache,
+        model=model,
+        family=models.model_family(model),
+        noise_scheduler=training_scheduler(schedule, args.prediction_type, args.zero_terminal_snr),
+        shapes=fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets),
+    )
 
 
 def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None:
