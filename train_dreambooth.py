@@ -36,6 +36,7 @@ from training import (
     optimizers,
     prior,
     sample_plan,
+    setup,
     validation,
 )
 from training.batches import Batch
@@ -190,7 +191,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
     """What is trained, and how."""
-    recipe = flags.read_recipe(args, effective)
+    recipe = setup.read_recipe(args, effective)
     if args.train_token:
         text_rate = args.text_encoder_lr if args.train_text_encoder else None
         rate = args.token_learning_rate or text_rate or args.learning_rate
@@ -203,7 +204,7 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
 
 def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The photos to train on and those held out, not yet opened; one without a caption has the instance prompt."""
-    parts = read_training_records(flags.read_source(args, "instance_data_dir"), args.held_out)
+    parts = read_training_records(setup.read_source(args, "instance_data_dir"), args.held_out)
     missing = sum(not one.text for part in parts for one in part)
     if missing and not args.instance_prompt:
         raise UserError(
@@ -213,7 +214,7 @@ def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[e
     word = args.train_token
     if word and not any(word in one.text for one in train):
         raise UserError(f"--train_token {word}: is in none of the photos' captions, so nothing would be learnt; add it")
-    flags.check_patience(args, held_out)
+    setup.check_patience(args, held_out)
     return train, held_out
 
 
@@ -230,7 +231,7 @@ def crop_heads(
 def class_images(args: argparse.Namespace) -> prior.ClassImages:
     """The class images that --class_data_dir should hold."""
     folder, count, model = args.class_data_dir, args.num_class_images, args.pretrained_model_name_or_path
-    return prior.ClassImages(folder, args.class_prompt, count, args.seed, model, flags.read_sampling(args))
+    return prior.ClassImages(folder, args.class_prompt, count, args.seed, model, setup.read_sampling(args))
 
 
 def make_class_images(
@@ -272,7 +273,7 @@ def print_dry_run(
         print(f"class images {wanted.count:,}: {len(there):,} in {wanted.folder}, {missing:,} to be generated into it")
     examples.check_whole(train + held_out + there)
     print(dry_run.describe_memory(phases))
-    last = flags.count_steps(args, len(train))[0]
+    last = setup.count_steps(args, len(train))[0]
     print(dry_run.describe_length(len(train), len(held_out), last, args.effective_batch_size))
 
 
@@ -296,7 +297,7 @@ def describe_result(
 
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
-    start = flags.start_trainer(args, args.dataset_name or args.instance_data_dir)
+    start = setup.start_trainer(args, args.dataset_name or args.instance_data_dir)
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
     model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
@@ -304,7 +305,7 @@ def main(args: argparse.Namespace) -> int:
 
     def estimate(micro: int) -> memory.Phases:
         together = micro * (1 + args.with_prior_preservation)  # as many class images as photos
-        load = flags.read_load(args, recipe, precision, shapes, together)
+        load = setup.read_load(args, recipe, precision, shapes, together)
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
@@ -313,7 +314,7 @@ def main(args: argparse.Namespace) -> int:
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
-        return flags.describe_end(args, lambda: len(read_photos(args)[0]))
+        return setup.describe_end(args, lambda: len(read_photos(args)[0]))
 
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
@@ -354,7 +355,7 @@ def main(args: argparse.Namespace) -> int:
         encode = None
         if not recipe.trains_texts:
             encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
-        views = flags.read_views(args)
+        views = setup.read_views(args)
         wanted = views.of(train + of_class) + views.centre().of(held_out)
         moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator)
 
@@ -373,9 +374,9 @@ def main(args: argparse.Namespace) -> int:
     encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
     optimizer, scaler = training.optimizer, training.scaler
-    last, validate_every = flags.count_steps(args, len(train))
+    last, validate_every = setup.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
-    rates_at = optimizers.rate_schedule(flags.read_schedule(args), rates, last)
+    rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, last)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
@@ -408,7 +409,7 @@ def main(args: argparse.Namespace) -> int:
         seeds=[args.seed + i for i in range(args.num_validation_images)],
         model=model,
         family=family,
-        sampling=flags.read_sampling(args),
+        sampling=setup.read_sampling(args),
         scheduler=noise_scheduler,
         encode=encode,
         autocast=autocast,

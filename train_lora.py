@@ -25,6 +25,7 @@ from training import (
     model_card,
     optimizers,
     sample_plan,
+    setup,
     validation,
 )
 from training.batches import Batch
@@ -80,9 +81,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The images to train on and those held out, not yet opened."""
-    source = flags.read_source(args, "train_data_dir")
+    source = setup.read_source(args, "train_data_dir")
     train, held_out = read_training_records(source, args.held_out, args.max_train_samples, args.seed)
-    flags.check_patience(args, held_out)
+    setup.check_patience(args, held_out)
     return train, held_out
 
 
@@ -98,10 +99,10 @@ def print_dry_run(
     """What would be trained and what it would take, from the configs alone."""
     train, held_out = read_records(args)
     examples.check_captions(train + held_out)
-    views = flags.read_views(args)
+    views = setup.read_views(args)
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
     captions = 0 if recipe.trains_texts else len({one.text for one in train + held_out} | {""})
-    last = flags.count_steps(args, len(train))[0]
+    last = setup.count_steps(args, len(train))[0]
     print(dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder))
     print(dry_run.describe_memory(phases))
     print(dry_run.describe_length(len(train), len(held_out), last, args.effective_batch_size))
@@ -122,14 +123,14 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
     place = args.dataset_name or args.train_data_dir
-    start = flags.start_trainer(args, place)
+    start = setup.start_trainer(args, place)
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
     model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    recipe = flags.read_recipe(args, plan.effective)
+    recipe = setup.read_recipe(args, plan.effective)
 
     def estimate(micro: int) -> memory.Phases:
-        load = flags.read_load(args, recipe, precision, shapes, micro)
+        load = setup.read_load(args, recipe, precision, shapes, micro)
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
@@ -138,7 +139,7 @@ def main(args: argparse.Namespace) -> int:
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
-        return flags.describe_end(args, lambda: len(read_records(args)[0]))
+        return setup.describe_end(args, lambda: len(read_records(args)[0]))
 
     free = flags.free_to_change(args)
     if args.dry_run:
@@ -165,7 +166,7 @@ def main(args: argparse.Namespace) -> int:
         encode = None
         if not recipe.trains_texts:
             encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
-        views = flags.read_views(args)
+        views = setup.read_views(args)
         moments = encoding.latent_reader(
             start.cache, model, views.of(train) + views.centre().of(held_out), views, args.cache_latents, accelerator
         )
@@ -181,9 +182,9 @@ def main(args: argparse.Namespace) -> int:
     encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
     optimizer, scaler = training.optimizer, training.scaler
-    last, validate_every = flags.count_steps(args, len(train))
+    last, validate_every = setup.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
-    rates_at = optimizers.rate_schedule(flags.read_schedule(args), rates, last)
+    rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, last)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
@@ -212,7 +213,7 @@ def main(args: argparse.Namespace) -> int:
         seeds=[args.seed + i for i in range(args.num_validation_images)],
         model=model,
         family=family,
-        sampling=flags.read_sampling(args),
+        sampling=setup.read_sampling(args),
         scheduler=noise_scheduler,
         encode=encode,
         autocast=autocast,

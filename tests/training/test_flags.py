@@ -5,7 +5,7 @@ import re
 import pytest
 
 from families import models
-from training import flags
+from training import flags, setup
 from utils import cli
 
 
@@ -82,7 +82,7 @@ def test_a_value_that_can_not_be_is_one_line_with_the_flag(capsys, line):
 @pytest.mark.parametrize(
     "line,said",
     [
-        ("--no-center_crop --cache_crops 0", "endless crops can't be cached"),
+        ("--no-center_crop --cache_crops 0", "unlimited crops can't be cached"),
         ("--use_8bit_adam --optimizer prodigy", "--use_8bit_adam: not with --optimizer prodigy"),
         ("--early_stopping_patience 3 --validation_steps 0", "--early_stopping_patience 3: needs --validation_steps"),
         (
@@ -195,7 +195,7 @@ def test_flags_that_published_commands_carry_are_only_warned_of(caplog, tmp_path
 @pytest.mark.parametrize("line", ["to_k,to_q", "to_k to_q", "to_k, to_q", "to_k,to_q,"])
 def test_layers_of_a_lora_are_given_with_commas_or_blanks(line, tmp_path):
     assert parse(f"--lora_layers {line}").lora_layers == ["to_k", "to_q"]
-    assert flags.read_adapter(parse(f"--lora_layers {line} --rank 4 --lora_alpha 2")).targets == ("to_k", "to_q")
+    assert setup.read_adapter(parse(f"--lora_layers {line} --rank 4 --lora_alpha 2")).targets == ("to_k", "to_q")
     for content in ("to_k,to_q", "[to_k, to_q]"):
         (tmp_path / "recipe.yaml").write_text(f"lora_layers: {content}\n")
         assert parse(recipe=tmp_path / "recipe.yaml").lora_layers == ["to_k", "to_q"]

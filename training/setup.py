@@ -1,0 +1,186 @@
+"""From the trainers' flags to what their functions take: the start of a trainer, its recipe, its data, its length."""
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+
+from families import models
+from families.diffusion import training_scheduler
+from families.lora import UNET_TARGETS, Adapter, check_targets
+from families.sampler import Sampling
+from training.batches import BatchPlan, plan_batch
+from training.build import Recipe
+from training.encoding import encoded_at_once
+from training.examples import Record, Views, fitting_shapes, largest_shape
+from training.memory import Load, build_part
+from training.model_card import hub_token
+from training.optimizers import OptimizerSettings, Schedule
+from training.read_data import choose_buckets
+from training.run import Tracking
+from training.state import kohya_path
+from utils import cli, devices, runs
+from utils.catalogue import Source
+from utils.cli import UserError
+from utils.devices import Precision, working_device
+from utils.trackers import tracker_names
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trainer has before it looks at its data; `shapes` are those that images are fitted to."""
+
+    accelerator: Accelerator
+    precision: Precision
+    plan: BatchPlan
+    tracking: Tracking
+    cache: Path
+    model: str
+    family: str
+    noise_scheduler: DDPMScheduler
+    shapes: list[tuple[int, int]]
+
+
+def start_trainer(args: argparse.Namespace, data: str) -> Start:
+    """Start accelerate, settle and print the settings, and find the model; `data` is the folder or hub id of the data.
+
+    Of args, this settles --effective_batch_size and --use_aspect_ratio_buckets, which depend on other things.
+    """
+    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    plan = plan_batch(
+        args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
+    )
+    args.effective_batch_size = plan.effective
+    args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
+    if accelerator.is_main_process:
+        cli.show_settings(args)
+        device = devices.describe_device(accelerator.device)
+        print(f"device: {device}; precision: {precision.reason}; batch: {plan}", flush=True)
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    if args.push_to_hub:
+        hub_token()
+    tracking = Tracking(tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
+    cache = args.latent_cache_dir or args.output_dir.parent / "cache"
+    model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
+    if args.lora_layers != list(UNET_TARGETS):  # a wrong name is refused before anything is encoded
+        check_targets(build_part(model, "unet"), args.lora_layers)
+    schedule = models.load_noise_scheduler(model)
+    return Start(
+        accelerator=accelerator,
+        precision=precision,
+        plan=plan,
+        tracking=tracking,
+        cache=cache,
+        model=model,
+        family=models.model_family(model),
+        noise_scheduler=training_scheduler(schedule, args.prediction_type, args.zero_terminal_snr),
+        shapes=fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets),
+    )
+
+
+def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None:
+    """Refuse early stopping without a held-out loss."""
+    if args.early_stopping_patience and not held_out:
+        raise UserError(
+            f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out images to measure the "
+            "loss on; add --held_out 0.1, or prepare it with a val split"
+        )
+
+
+def read_adapter(args: argparse.Namespace) -> Adapter:
+    dropout, layers = args.lora_dropout, tuple(args.lora_layers)
+    return Adapter(args.rank, args.lora_alpha, dropout, layers, args.use_dora, args.use_rslora)
+
+
+def read_optimizer(args: argparse.Namespace) -> OptimizerSettings:
+    betas = args.adam_beta1, args.adam_beta2
+    return OptimizerSettings(args.optimizer, betas, args.adam_weight_decay, args.adam_epsilon)
+
+
+def read_schedule(args: argparse.Namespace) -> Schedule:
+    return Schedule(args.lr_scheduler, args.lr_warmup_steps, args.lr_num_cycles, args.lr_power)
+
+
+def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
+    """The data that the flags name; `folder_flag` is the trainer's own for a folder."""
+    flag = "--dataset_name" if args.dataset_name else f"--{folder_flag}"
+    name = args.dataset_name or getattr(args, folder_flag)
+    return Source(name, flag, args.image_column, args.caption_column, args.dataset_config_name)
+
+
+def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
+    """What is trained, and how, as far as the shared flags say; `effective` is the batch for --scale_lr."""
+    scale = effective if args.scale_lr else 1
+    return Recipe(
+        adapter=read_adapter(args),
+        learning_rate=args.learning_rate * scale,
+        text_encoder_lr=(args.text_encoder_lr or args.learning_rate) * scale,
+        optimizer=read_optimizer(args),
+        seed=args.seed,
+        train_text_encoder=args.train_text_encoder,
+        use_ema=args.use_ema,
+        gradient_checkpointing=args.gradient_checkpointing,
+        xformers=args.enable_xformers_memory_efficient_attention,
+        compiled=args.compile,
+    )
+
+
+def read_sampling(args: argparse.Namespace) -> Sampling:
+    """How validation images, and class images, are generated."""
+    return Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
+
+
+def describe_end(args: argparse.Namespace, count_examples: Callable[[], int]) -> str | None:
+    """What to say where the run in --output_dir has no step left to train, else None (see runs.describe_end).
+
+    The examples are counted only where epochs are asked for.
+    """
+
+    def count_asked() -> int:
+        return count_steps(args, count_examples() if args.num_train_epochs else 0)[0]
+
+    asked = [args.max_train_steps, args.num_train_epochs]
+    missing = args.output_kohya_format and not kohya_path(args.output_dir).exists()
+    return runs.describe_end(args.output_dir, asked, args.resume_from_checkpoint, count_asked, missing)
+
+
+def read_views(args: argparse.Namespace) -> Views:
+    """How images are cropped, mirrored and resized."""
+    crops = 1 if args.center_crop else args.cache_crops
+    return Views(crops, args.random_flip, args.image_interpolation_mode)
+
+
+def count_steps(args: argparse.Namespace, examples: int) -> tuple[int, int]:
+    """The steps of the training, and those from one validation to the next; epochs count where they are given."""
+    epoch = examples / args.effective_batch_size
+    last = math.ceil(args.num_train_epochs * epoch) if args.num_train_epochs else args.max_train_steps
+    return last, math.ceil(args.validation_epochs * epoch) if args.validation_epochs else args.validation_steps
+
+
+def read_load(
+    args: argparse.Namespace, recipe: Recipe, precision: Precision, shapes: list[tuple[int, int]], micro_batch: int
+) -> Load:
+    """What decides the memory of a training with so many samples at once, of the largest of the shapes."""
+    width, height = largest_shape(shapes)
+    return Load(
+        adapter=recipe.adapter,
+        micro_batch=micro_batch,
+        height=height,
+        width=width,
+        train_text_encoder=recipe.trains_texts,
+        dtype=precision.dtype if recipe.adapter else torch.float32,
+        autocast=precision.dtype if precision.mixed_precision != "no" else None,
+        gradient_checkpointing=args.gradient_checkpointing,
+        optimizer=args.optimizer,
+        ema=args.use_ema,
+        vae_batch=encoded_at_once(working_device()),
+    )
