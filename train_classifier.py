@@ -26,7 +26,7 @@ from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
 from utils import cli, devices, runs
-from utils.cli import UserError, positive, seed_number, workers
+from utils.cli import UserError, between, positive, seed_number, workers
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
@@ -38,20 +38,6 @@ RATES = {"cnn": 3e-3, "probe": 3e-3, "finetune": 1e-4}
 FREE = set("output_dir overwrite seed seeds real_shares synthetic_ratios num_workers feature_cache".split())
 
 
-def share_of_real(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0, at most 1")
-    return value
-
-
-def above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
-    return value
-
-
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
@@ -59,22 +45,28 @@ def make_parser() -> cli.Parser:
     add("--synthetic", type=Path, nargs="+", metavar="DIR", help="generated sets, each judged by itself")
     add("--target", metavar="COLUMN", help="what to classify: a column of metadata.jsonl, such as baseColour")
     add("--min_per_class", type=positive, default=5, help="real images in train, and in test; else out")
-    add("--real_shares", type=share_of_real, nargs="+", default=[0.1, 0.25, 1.0], help="of real train")
+    add("--real_shares", type=between(0, 1, above=True), nargs="+", default=[0.1, 0.25, 1.0], help="of real train")
     ratios = "synthetic images for each real one"
-    add("--synthetic_ratios", type=above_zero, nargs="*", default=[1, 2, 4], help=ratios)
+    add("--synthetic_ratios", type=between(0, math.inf, above=True), nargs="*", default=[1, 2, 4], help=ratios)
     add = parser.add_argument_group("model").add_argument
     add("--model", choices=list(RATES), default="cnn", help="from scratch, on cached features, or whole")
     add("--encoder", choices=["clip", "dinov2", "inception", "demo"], help="of --model probe (clip)")
     add("--encoder_path", metavar="DIR|HUB_ID", help="where that encoder is; default: its usual place")
     backbone = "of --model finetune (microsoft/resnet-50)"
     add("--pretrained_model_name_or_path", metavar="DIR|HUB_ID", help=backbone)
-    add("--resolution", type=positive, help="pixels a side; default: 64 (cnn), or the backbone's own")
+    sides = between(16, math.inf, int)
+    add("--resolution", type=sides, metavar="N", help="pixels a side; default: 64 (cnn), or the backbone's own")
     add = parser.add_argument_group("training, the same for every arm").add_argument
-    add("--seeds", type=positive, default=5, help="trainings of each arm; fewer than 5 say little")
+    several = between(2, math.inf, int)  # an interval needs two
+    add("--seeds", type=several, default=5, metavar="N", help="trainings of each arm; fewer than 5 show little")
     add("--seed", type=seed_number, default=0, help="the first of them")
     add("--max_train_steps", type=positive, default=300, help="optimizer steps of each training")
     add("--train_batch_size", type=positive, default=64, help="images a step")
-    add("--learning_rate", type=above_zero, help="the highest; default: 3e-3, or 1e-4 for finetune")
+    add(
+        "--learning_rate",
+        type=between(0, math.inf, above=True),
+        help="the highest; default: 3e-3, or 1e-4 for finetune",
+    )
     add("--weight_decay", type=float, default=0.05, help="of AdamW")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that this device does right")
     add = parser.add_argument_group("output and performance").add_argument
@@ -97,10 +89,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     needs["pretrained_model_name_or_path"] = ("--model finetune", args.model == "finetune")
     needs["resolution"] = ("--model cnn or finetune", args.model != "probe")
     cli.report_ignored(parser, args, needs)
-    if args.resolution and args.resolution < 16:
-        parser.error(f"--resolution {args.resolution}: expected 16 or more")
-    if args.seeds < 2:
-        parser.error(f"--seeds {args.seeds}: an interval needs 2 or more; 5 are usual")
     args.real_shares = sorted(set(args.real_shares))
     args.synthetic_ratios = sorted(set(args.synthetic_ratios))
     # Defaults that depend on --model are set here, so that they are among the settings that are shown.
