@@ -15,10 +15,18 @@ import time
 from pathlib import Path
 
 from evaluation import adherence, features, human_study, judge, subject, targets
-from evaluation.encoding import Work, encode_sets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
-from evaluation.image_sets import check_apart, check_new, count_texts, describe_set, read_images, spell_alike
+from evaluation.image_sets import (
+    Work,
+    check_apart,
+    check_new,
+    count_texts,
+    describe_set,
+    encode_sets,
+    read_images,
+    spell_alike,
+)
 from evaluation.report import summary
 from evaluation.report.comparison_page import write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report

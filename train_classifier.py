@@ -33,6 +33,7 @@ from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
 
 logger = logging.getLogger("train_classifier")
+ABOVE_ZERO = between(0, math.inf, above=True)
 RATES = {"cnn": 3e-3, "probe": 3e-3, "finetune": 1e-4}
 # What neither changes a training nor decides which of them there are to choose from.
 FREE = set("output_dir overwrite seed seeds real_shares synthetic_ratios num_workers feature_cache".split())
@@ -47,7 +48,7 @@ def make_parser() -> cli.Parser:
     add("--min_per_class", type=positive, default=5, help="real images in train, and in test; else out")
     add("--real_shares", type=between(0, 1, above=True), nargs="+", default=[0.1, 0.25, 1.0], help="of real train")
     ratios = "synthetic images for each real one"
-    add("--synthetic_ratios", type=between(0, math.inf, above=True), nargs="*", default=[1, 2, 4], help=ratios)
+    add("--synthetic_ratios", type=ABOVE_ZERO, nargs="*", default=[1, 2, 4], help=ratios)
     add = parser.add_argument_group("model").add_argument
     add("--model", choices=list(RATES), default="cnn", help="from scratch, on cached features, or whole")
     add("--encoder", choices=["clip", "dinov2", "inception", "demo"], help="of --model probe (clip)")
@@ -62,11 +63,7 @@ def make_parser() -> cli.Parser:
     add("--seed", type=seed_number, default=0, help="the first of them")
     add("--max_train_steps", type=positive, default=300, help="optimizer steps of each training")
     add("--train_batch_size", type=positive, default=64, help="images a step")
-    add(
-        "--learning_rate",
-        type=between(0, math.inf, above=True),
-        help="the highest; default: 3e-3, or 1e-4 for finetune",
-    )
+    add("--learning_rate", type=ABOVE_ZERO, help="the highest; default: 3e-3, or 1e-4 for finetune")
     add("--weight_decay", type=float, default=0.05, help="of AdamW")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that this device does right")
     add = parser.add_argument_group("output and performance").add_argument

@@ -21,7 +21,7 @@ from families import models
 from utils import image_checks, images
 from utils.cli import UserError, progress
 from utils.files import file_sha256
-from utils.hub import hub_failure
+from utils.hub import load_named
 from utils.parallel import thread_map
 
 NAMES = ("clip", "dinov2", "inception", "demo")
@@ -90,12 +90,7 @@ def _as_forward(
 
 
 def _load_clip(name: str, source: str, device: torch.device | str, flag: str) -> Encoder:
-    try:
-        clip = image_checks.load_clip(source, device, flag)
-    except UserError as error:
-        if not isinstance(error.__cause__, Exception):  # no such folder
-            raise
-        raise UserError(unavailable(name, source, error.__cause__, flag)) from error
+    clip = image_checks.load_clip(source, device, flag, describe_alternatives(name, source, flag))
     return Encoder(
         name,
         source,
@@ -110,13 +105,11 @@ def _load_clip(name: str, source: str, device: torch.device | str, flag: str) ->
 def _load_dinov2(source: str, device: torch.device | str, flag: str) -> Encoder:
     from transformers import BitImageProcessorPil, Dinov2Model  # here: it takes a second
 
-    if not Path(source).is_dir() and source.count("/") != 1:
-        raise UserError(f"{flag} dinov2={source}: no such folder, and not a hub id (owner/name)")
-    try:
+    def load() -> tuple[Dinov2Model, BitImageProcessorPil]:
         model = Dinov2Model.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        processor = BitImageProcessorPil.from_pretrained(source)
-    except Exception as error:  # of the network, the hub, the file format
-        raise UserError(unavailable("dinov2", source, error, flag)) from error
+        return model, BitImageProcessorPil.from_pretrained(source)
+
+    model, processor = load_named(flag, source, "DINOv2", load, describe_alternatives("dinov2", source, flag))
     # The published transform cuts off an eighth of each side's length, where a product may be; here all is seen.
     processor.size = {"shortest_edge": processor.crop_size["height"]}
     model.eval().requires_grad_(False).to(device)
@@ -130,13 +123,12 @@ def _load_dinov2(source: str, device: torch.device | str, flag: str) -> Encoder:
     )
 
 
-def unavailable(name: str, source: str, error: Exception, flag: str) -> str:
-    """The one line where a model can't be had: which, how to get it, and what can be done without."""
+def describe_alternatives(name: str, source: str, flag: str) -> str:
+    """How to get a model that can't be downloaded here, and what can be done without it."""
     return (
-        f"{flag} {name}: {source} can't be loaded ({hub_failure(error)}); `hf download {source}` on a machine with a "
-        f"network, and give the folder copied here: {flag} {name}=FOLDER; without any download: `demo` (knows the "
-        "demo's shoes only), and failures, near-copies by hash and measured colours, which need no encoder "
-        "(--encoders none)"
+        f"run `hf download {source}` on a machine with a network, copy the folder and give it here: {flag} "
+        f"{name}=FOLDER; without any download: `demo` (knows the demo's shoes only), and failures, near-copies by hash "
+        "and measured colours, which need no encoder (--encoders none)"
     )
 
 

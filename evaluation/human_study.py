@@ -12,10 +12,9 @@ import numpy as np
 from PIL import Image
 
 from evaluation.intervals import agreement, crossed_interval
-from evaluation.json_files import read_object
 from evaluation.report.rendering import encode_image, render_page
 from utils.cli import UserError
-from utils.files import write_json, write_text
+from utils.files import read_object, write_json, write_text
 from utils.images import BadImage, fit_square, read_image
 
 LARGEST = 512  # pixels: a page of 200 images stays under 15 MB

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from evaluation.json_files import read_object
 from evaluation.report.charts import Curve, CurveChart
 from evaluation.report.formatting import Estimate
 from utils.cli import UserError
+from utils.files import read_object
 
 
 def read_utility(path: str | None, folder: Path) -> dict[str, Any] | None:

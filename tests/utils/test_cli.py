@@ -191,9 +191,8 @@ def test_native_windows_is_refused_in_one_line():
 )
 def test_between_takes_what_lies_within_its_limits(limits, good, bad, message):
     read = cli.between(*limits)
-    assert [str(read(text)) for text in good] == [
-        str(float(text) if "whole" not in message else int(text)) for text in good
-    ]
+    kind = int if "whole" in message else float
+    assert [(read(text), type(read(text))) for text in good] == [(kind(text), kind) for text in good]
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: {message}"):
             read(text)
