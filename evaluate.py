@@ -9,7 +9,6 @@
 """
 
 import argparse
-import datetime
 import logging
 import time
 from pathlib import Path
@@ -221,7 +220,9 @@ def main(args: argparse.Namespace) -> int:
     if faces:
         split_by = subject.split_columns(generated.records, args.attributes)
         person = [one["path"] for one in references]
-        judge.add_identity(found, compare_identity(person, generated.records, faces, split_by))
+        found.identity = compare_identity(person, generated.records, faces, split_by)
+        found.figures += found.identity.figures
+        found.splits |= found.identity.splits
     if given & {"identity_reference", *subject.SETS}:
         found.figures += [figure for one in encoders for figure in subject.judge_fidelity(one, sets)]
 
@@ -231,18 +232,11 @@ def main(args: argparse.Namespace) -> int:
     if references:
         keys = content_keys([one["path"] for one in references])
         said["identity_reference"] = describe_set(args.identity_reference, keys)
+    made = runs.describe_making(devices.describe_device(accelerator.device), time.monotonic() - began)
+    known = {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders}
     metrics = {
         "version": 1,
-        "made": {
-            "command": runs.command_line(),
-            "commit": runs.git_commit(),
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - began, 1),
-            "hardware": devices.describe_device(accelerator.device),
-            "versions": runs.package_versions(),
-            "encoders": {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders},
-            "seed": args.seed,
-        },
+        "made": made | {"encoders": known, "seed": args.seed},
         "sets": said,
         **found.as_json(out),
     }

@@ -143,7 +143,7 @@ def train(
     noise = keyed_generator("augmentation", seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16")
-    half, losses, warmup = precision.mixed_precision != "no", [], max(1, steps // 20)
+    autocast, losses, warmup = devices.autocast(device, precision), [], max(1, steps // 20)
     for step, members in enumerate(labelled.sample_order(chosen, recipe.batch_size, steps, seed)):
         for group in optimizer.param_groups:  # a short linear warm-up, then half a cosine to 0
             scale = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -151,7 +151,7 @@ def train(
         batch = inputs[members]
         if batch.dtype == torch.uint8:
             batch = labelled.augment(batch, noise)
-        with torch.autocast(device.type, precision.dtype, half):
+        with autocast():
             logits = model(as_input(batch.to(device)))
         loss = F.cross_entropy(logits.float(), labels[members].to(device))
         scaler.scale(loss).backward()
@@ -171,10 +171,9 @@ def train(
 
 def predict(model: nn.Module, inputs: torch.Tensor, recipe: Recipe) -> list[int]:
     """The class of every input."""
-    precision, found = recipe.precision, []
+    found: list[int] = []
     model.eval()
-    half = precision.mixed_precision != "no"
-    with torch.inference_mode(), torch.autocast(recipe.device.type, precision.dtype, half):
+    with torch.inference_mode(), devices.autocast(recipe.device, recipe.precision)():
         for batch in inputs.split(256):
             found += model(as_input(batch.to(recipe.device))).argmax(1).tolist()
     return found
@@ -266,20 +265,13 @@ def main(args: argparse.Namespace) -> int:
     if is_main:
         done = read_done(out, n_test)
         entries, comparisons = scoring.summarise(arms, done, data.parts["test"].labels, seeds)
-        made = {
-            "command": runs.command_line(),
-            "commit": runs.git_commit(),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(sum(one["seconds"] for one in done.values()), 1),
-            "hardware": devices.describe_device(device),
-            "versions": runs.package_versions(),
-        }
+        seconds = sum(one["seconds"] for one in done.values())
         results = {
             "version": 1,
             "target": args.target,
             "classes": data.classes,
             "model": args.model,
-            "made": made,
+            "made": runs.describe_making(devices.describe_device(device), seconds),
             "n_test": n_test,
             "left_out": left_out,
             "arms": entries,

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation import intervals
 from evaluation.features import Encoder, text_features
-from evaluation.figures import Figure, Measured, fill, measure
+from evaluation.figures import Figure, Measured, Rows, fill, measure, split_means
 from evaluation.image_sets import OWN, ImageSet, Record
 from evaluation.metrics import normalise, require
 from utils.cli import UserError
@@ -28,7 +28,6 @@ HOW = {
     "clip_score": "mean cosine of an image with its text",
     "clip_score_lowest": "mean cosine of the tenth of the images that fit their texts least",
 }
-Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -125,18 +124,6 @@ def recognise(encoder: Encoder, features: np.ndarray, records: list[Record], key
     return found
 
 
-def split_means(records: list[Record], values: np.ndarray, key: str, is_share: bool) -> Rows:
-    """The mean for each value of an attribute, the most frequent first; without an interval, from one image, none."""
-    rows = []
-    for value, _ in Counter(one[key] for one in records if one.get(key)).most_common(LISTED_VALUES):
-        mine = values[[one.get(key) == value for one in records]]
-        mine = mine[~np.isnan(mine)]
-        if len(mine) > 1:
-            mean, low, high = intervals.mean_or_share(mine, is_share)
-            rows.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
-    return rows
-
-
 def attribute_hits(records: list[Record], seen: list[str], key: str) -> np.ndarray:
     """1 where the value seen is the one asked for, NaN where none is asked for."""
     return np.array([np.nan if not one.get(key) else float(value == one[key]) for one, value in zip(records, seen)])
@@ -171,7 +158,7 @@ def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet
     if able:
         hint = "; the images carry too few attributes"
         (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)], hint)
-        found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, is_share=True)}
+        found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, True, most=LISTED_VALUES)}
     else:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"
         figure = figure.refuse(
@@ -179,7 +166,7 @@ def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet
         )
     found.figures.append(figure)
     if not np.isnan(found.scores).all():
-        found.splits["clip_score"][key] = split_means(generated.records, found.scores, key, is_share=False)
+        found.splits["clip_score"][key] = split_means(generated.records, found.scores, key, False, most=LISTED_VALUES)
     by_clip = (seen, real_seen) if able and np.nanmean(real_hits) >= SURE else (None, None)
     found.shares[key] = count_shares(real.records, generated.records, key, *by_clip)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evaluation.image_sets import Record
 from evaluation.intervals import agreement, crossed_interval
 from evaluation.report.rendering import encode_image, render_page
 from utils.cli import UserError
@@ -20,7 +22,6 @@ from utils.images import BadImage, fit_square, read_image
 LARGEST = 512  # pixels: a page of 200 images stays under 15 MB
 GOOD = 4  # the lowest rating that counts as good
 KINDS = ("real", "generated")
-Record = dict[str, Any]  # of an image set: `path` and its attributes
 DOWNLOADED = "a file that study.html let a rater download"
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Ratings:
 
 def write_study(
     folder: Path,
-    real: list[dict[str, Any]],
-    generated: list[dict[str, Any]],
+    real: list[Record],
+    generated: list[Record],
     n: int,
     seed: int,
     overwrite: bool = False,
@@ -102,7 +103,7 @@ def read_key(path: Path) -> tuple[str, list[str]]:
             raise ValueError("items must be real and generated")
         return key["study"], kinds
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is no key of a study; make the study again, with --overwrite") from None
+        raise UserError(f"{path} is not a study key; make the study again, with --overwrite") from None
 
 
 def read_ratings(path: Path, study: str, count: int) -> Ratings:
@@ -114,7 +115,7 @@ def read_ratings(path: Path, study: str, count: int) -> Ratings:
         found = value.get("study", "none")
         raise UserError(f"--ratings {path}: of another study ({found}), this one's key is of {study}; leave it out")
     if fault := find_fault(value, count):
-        raise UserError(f"--ratings {path}: {fault}; expected {DOWNLOADED}; ask the rater for it again")
+        raise UserError(f"--ratings {path}: {fault}; ask the rater to download the answers again")
     answers = {one["item"]: (one["rating"], one["guess"]) for one in value["answers"]}
     if not answers:
         raise UserError(f"--ratings {path}: has no answers; leave it out")
@@ -125,24 +126,21 @@ def find_fault(value: dict[str, Any], count: int) -> str:
     """What is wrong with a rater's file, and with which answer; an empty text if nothing is."""
     for key in ("rater", "session", "saved"):
         if not isinstance(value.get(key), str):
-            return f"its `{key}` is no text"
+            return f"its `{key}` is not text"
     if not isinstance(value.get("answers"), list):
-        return "its `answers` are no list"
-    seen = set()
+        return "its `answers` are not a list"
     for place, one in enumerate(value["answers"], 1):
-        item, rating, guess = (one.get(key) if isinstance(one, dict) else None for key in ("item", "rating", "guess"))
-        if type(item) is not int:
-            return f"answer {place} does not say of which item it is"
-        if not 1 <= item <= count:
-            return f"item {item} is not in the study, which has {count}"
-        if type(rating) is not int or not 1 <= rating <= 5:
-            return f"item {item}: the rating is {json.dumps(rating)}, not 1 to 5"
-        if guess not in KINDS:
-            return f"item {item}: the guess is {json.dumps(guess)}, neither real nor generated"
-        if item in seen:
-            return f"item {item} is in it twice"
-        seen.add(item)
-    return ""
+        if not is_answer(one, count):
+            found = json.dumps(one)[:200]
+            return f"answer {place}: expected item 1 to {count}, rating 1 to 5, guess real or generated; found {found}"
+    items = Counter(one["item"] for one in value["answers"])
+    return next((f"item {item} is in it twice" for item, times in items.items() if times > 1), "")
+
+
+def is_answer(one: Any, count: int) -> bool:
+    item, rating, guess = (one.get(key) if isinstance(one, dict) else None for key in ("item", "rating", "guess"))
+    numbers = type(item) is int and type(rating) is int  # a bool is an int, too
+    return numbers and 1 <= item <= count and 1 <= rating <= 5 and guess in KINDS
 
 
 def expand_pattern(path: Path) -> list[Path]:
@@ -203,7 +201,7 @@ def merge_ratings(study_key: Path, paths: list[Path]) -> dict[str, Any]:
     real = np.array([kind == "real" for kind in kinds])
     for kind, chosen in (("real", real), ("generated", ~real)):
         if (~np.isnan(ratings[:, chosen])).any(0).sum() < 2:
-            raise UserError(f"--ratings: fewer than 2 {kind} images have been rated; ask the raters to go on")
+            raise UserError(f"--ratings: fewer than 2 {kind} images have been rated; collect more ratings")
     return {
         "study": study,
         "items": len(kinds),
@@ -240,7 +238,7 @@ def judge_guesses(right: np.ndarray, real: np.ndarray) -> dict[str, Any]:
     if found["low"] <= 0.5 <= found["high"]:
         verdict = "no difference shown"
     else:
-        verdict = "people can tell" if found["value"] > 0.5 else "people take one for the other"
+        verdict = "people can tell" if found["value"] > 0.5 else "people confuse real and generated"
     return {**found, "verdict": verdict}
 
 

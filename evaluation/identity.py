@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.figures import Figure, measure
+from evaluation.figures import Figure, Rows, measure, split_means
 from evaluation.image_sets import Record
 from evaluation.intervals import mean_or_share
 from utils import images
@@ -45,8 +45,8 @@ class References:
 @dataclass(frozen=True)
 class Identity:
     figures: list[Figure]
-    splits: dict[str, dict[str, list[dict[str, Any]]]]  # {identity_…: {attribute: means}}
-    rows: list[dict[str, Any]]  # what each image shows
+    splits: dict[str, dict[str, Rows]]  # {identity_…: {attribute: means}}
+    rows: Rows  # what each image shows
     references: References
 
 
@@ -129,15 +129,11 @@ def leave_one_out(references: np.ndarray, threshold: float) -> dict[str, np.ndar
     }
 
 
-def split_means(rows: list[dict[str, Any]], column: str, key: str) -> list[dict[str, Any]]:
-    """For each value of a column: a mean over the images with a face, or a share of all its images."""
-    parts, is_share = [], key in SHARES
-    for value in dict.fromkeys(row[column] for row in rows):
-        mine = [row[key] for row in rows if row[column] == value and row[key] is not None]
-        if value is not None and len(mine) >= (1 if is_share else 2):  # else there is no interval
-            mean, low, high = mean_or_share(mine, is_share)
-            parts.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
-    return parts
+def split_by_columns(rows: Rows, columns: Sequence[str], key: str) -> dict[str, Rows]:
+    """For each value of each column: a mean over the images with a face, or a share of all its images."""
+    values = np.array([row[key] for row in rows], float)  # None becomes NaN
+    is_share = key in SHARES
+    return {column: split_means(rows, values, column, is_share, 1 if is_share else 2) for column in columns}
 
 
 def compare_image(path: Path, faces: Faces, references: References) -> dict[str, Any]:
@@ -172,13 +168,11 @@ def compare_identity(
     for one in tqdm(records, unit=" images", **progress()):
         head = {"file": one["path"], **{name: one.get(name) for name in split_by}}
         rows.append(head | compare_image(one["path"], faces, known))
-    splits = {
-        f"identity_{figure}": {name: split_means(rows, name, key) for name in split_by} for figure, key in KEYS.items()
-    }
+    splits = {f"identity_{figure}": split_by_columns(rows, split_by, key) for figure, key in KEYS.items()}
     return Identity(identity_figures(rows, known.embeddings, faces), splits, rows, known)
 
 
-def identity_figures(rows: list[dict[str, Any]], base: np.ndarray, faces: Faces) -> list[Figure]:
+def identity_figures(rows: Rows, base: np.ndarray, faces: Faces) -> list[Figure]:
     """The four figures of all images; their floors are what the references get among themselves."""
     floors = leave_one_out(base, faces.threshold) if len(base) > 1 else {}
     n = counted(len(base), "reference photo")

@@ -15,11 +15,11 @@ Z = float(special.ndtri(0.5 + LEVEL / 2))
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with the ends of its 95 % interval, if it has one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 def student_quantile(freedom: float) -> float:
@@ -166,9 +166,9 @@ def krippendorff_alpha(ratings: ArrayLike) -> float:
     return float(1 - observed / expected) if expected else math.nan
 
 
-def agreement(ratings: ArrayLike, resamples: int = 1000, seed: int = 0) -> Estimate:
+def agreement(ratings: ArrayLike) -> Estimate:
     """Krippendorff's alpha with an interval over items, for these raters."""
     ratings = np.asarray(ratings, np.float64)
     rated = ratings[:, (~np.isnan(ratings)).sum(0) >= 2]
     krippendorff_alpha(ratings)  # refuses what is no table or has nothing to compare
-    return bootstrap(rated.T, lambda rows: krippendorff_alpha(rows.T), resamples, seed)
+    return bootstrap(rated.T, lambda rows: krippendorff_alpha(rows.T))

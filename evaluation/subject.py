@@ -12,8 +12,8 @@ from utils.cli import UserError, counted
 from utils.tables import canonical
 
 ENCODERS = ("clip", "dinov2", "demo")  # whose cosines measure how alike images are; Inception's were made for the FID
-PRIOR = ("prior_before", "prior_after")
-SETS = ("instance_data_dir", *PRIOR)
+CLASS_SETS = ("prior_before", "prior_after")
+SETS = ("instance_data_dir", *CLASS_SETS)
 SAME = "generate both with generate.py, with the same prompts and seeds"
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def check_flags(given: set[str], encoders: Sequence[str]) -> None:
     """`given`: the names of the flags that have a value."""
-    if len(given & set(PRIOR)) == 1:
+    if len(given & set(CLASS_SETS)) == 1:
         raise UserError("--prior_before and --prior_after: one does nothing without the other; give both")
     measured = given & set(SETS)
     if measured and not set(encoders) & set(ENCODERS):

@@ -262,7 +262,8 @@ def test_intervals_cover_the_truth_over_seeds_and_images():
 
 
 def compare_arms(first: dict, second: dict) -> list[dict]:
-    return classifier_scores.compare([tuple(classifier_scores.Scored("real", 1.0, one) for one in (first, second))])
+    one, other = (labelled.Arm(name, 1.0, None, None, 100, 0) for name in ("one", "other"))
+    return classifier_scores.compare([(one, other)], {one: first, other: second})
 
 
 def test_no_difference_is_not_called_one_but_a_large_one_is():

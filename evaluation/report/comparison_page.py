@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.intervals import difference
+from evaluation.intervals import Estimate, difference
 from evaluation.report.charts import Mark, Strip, fit_axis
 from evaluation.report.evaluation_page import describe_aim, read_evaluation
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
 from evaluation.report.verdict import GROUPS, group_of
 from utils.cli import UserError, counted

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from evaluation.intervals import Estimate
 from evaluation.report import tables
 from evaluation.report.charts import Mark, Strip, fit_axis
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
 from evaluation.report.utility import accuracy_charts, arm_title, read_utility
 from evaluation.report.verdict import GROUPS, compare_with_floor, group_of, judge_evaluation, target_state

@@ -1,15 +1,9 @@
 """Figures as text: a value and its 95 % interval, with the digits that the interval justifies."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Estimate(NamedTuple):
-    """A value and the ends of its 95 % interval, if it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
+from evaluation.intervals import Estimate
 
 
 def read_estimate(found: dict[str, Any], key: str = "value") -> Estimate:

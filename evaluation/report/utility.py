@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from evaluation.intervals import Estimate
 from evaluation.report.charts import Curve, CurveChart
-from evaluation.report.formatting import Estimate
 from utils.cli import UserError
 from utils.files import read_object
 

@@ -16,7 +16,7 @@ GROUPS = {
     "fidelity": "Fidelity",
     "other": "Other",
 }
-MET = {True: ("✓ met", "good"), False: ("✕ missed", "bad"), None: ("? undecided", "unsure")}
+MET = {True: ("met", "good"), False: ("missed", "bad"), None: ("undecided", "unsure")}
 
 
 def group_of(figure: dict[str, Any]) -> str:
@@ -26,7 +26,7 @@ def group_of(figure: dict[str, Any]) -> str:
 def target_state(target: dict[str, Any]) -> tuple[str, str]:
     """(word, its colour) of a target; `met` is None where its interval holds the limit."""
     if target.get("value") is None:
-        return "? refused" if target.get("refused") else "? not measured", "unsure"
+        return "refused" if target.get("refused") else "not measured", "unsure"
     return MET[target.get("met")]
 
 

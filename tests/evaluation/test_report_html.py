@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from evaluation.intervals import Estimate
 from evaluation.report.charts import Axis
 from evaluation.report.evaluation_page import write_report
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.verdict import compare_with_floor, judge_evaluation
 from tests.browser import open_browser, open_page
 from tests.sample_evaluation import write_evaluation
