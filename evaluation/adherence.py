@@ -130,7 +130,7 @@ def attribute_hits(records: list[Record], seen: list[str], key: str) -> np.ndarr
 
 
 def can_judge(hits: np.ndarray, records: list[Record], key: str) -> bool:
-    """Whether CLIP recognises real images' values more often than one would who always names the most frequent."""
+    """Whether CLIP recognises real images' values more often than someone who always names the most frequent."""
     labels = Counter(one[key] for one in records if one.get(key))
     known = hits[~np.isnan(hits)]
     if len(known) < FEWEST:
@@ -156,13 +156,13 @@ def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet
     hits, real_hits = attribute_hits(generated.records, seen, key), attribute_hits(real.records, real_seen, key)
     figure, able = accuracy_figure(encoder.name, key, values), can_judge(real_hits, real.records, key)
     if able:
-        hint = "; the images carry too few attributes"
+        hint = "; the images have too few attributes"
         (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)], hint)
         found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, True, most=LISTED_VALUES)}
     else:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"
         figure = figure.refuse(
-            f"{encoder.name} recognises {right} the real images' {key}: it can't judge the generated ones'"
+            f"{encoder.name} recognises {right} the real images' {key}: so it can't judge the generated ones'"
         )
     found.figures.append(figure)
     if not np.isnan(found.scores).all():

@@ -38,7 +38,7 @@ LIMITS = {
 
 
 def find_failures(images: ImageSet) -> dict[str, np.ndarray]:
-    """{figure: for each image 1, 0, or NaN where it can't be asked}. An invalid image is asked nothing else."""
+    """{figure: for each image 1, 0, or NaN where it can't be checked}. Of an invalid image nothing else is checked."""
     column = {name: images.measures[:, i] for i, name in enumerate(COLUMNS)}
     invalid = column["fault"] > 0
     names = list(PALETTE)
@@ -65,7 +65,7 @@ def judge_failures(generated: ImageSet, real: ImageSet | None) -> tuple[list[Fig
         figure = one.of(None, LIMITS[one.id] + ("; the floor is the real set's share" if real else ""))
         share = known_share(found[one.id])
         if not share:
-            figures.append(figure.refuse("no image is asked to have a colour that is known here"))
+            figures.append(figure.refuse("no prompt names a colour that this check knows"))
             continue
         floor = known_share(floors[one.id]) if real else None
         figures.append(replace(figure, measured=replace(share, floor=floor)))
@@ -78,6 +78,6 @@ def judge_failures(generated: ImageSet, real: ImageSet | None) -> tuple[list[Fig
 
 
 def known_share(hits: np.ndarray) -> Measured | None:
-    """Of the images that could be asked; None where there is none."""
+    """The share of hits among the images that could be checked; None if there were none."""
     known = hits[~np.isnan(hits)]
     return measure_share(known > 0) if len(known) else None

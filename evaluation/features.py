@@ -1,7 +1,7 @@
 """Encoders that turn images and texts into features: CLIP, DINOv2, Inception, and the demo's own; cached on disk.
 
 Images of any size and mode become upright RGB and are reduced by Pillow, which averages over all pixels (most tensor
-libraries skip some by default): the same way for every set. Square images are seen whole by each encoder.
+libraries skip some by default): the same way for every set. Each encoder sees square images in full.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def parse_encoders(words: Sequence[str], inception: str | None) -> dict[str, str
         if name not in NAMES:
             raise UserError(f"--encoders {word}: no such encoder; choose among {', '.join(NAMES)}, or `none`")
         if name in sources:
-            raise UserError(f"--encoders {word}: a second {name}; give one (--inception is one, too)")
+            raise UserError(f"--encoders {word}: {name} twice; give it once (--inception adds it, too)")
         sources[name] = source or None
     return sources
 
@@ -144,8 +144,8 @@ def _load_inception(source: str, device: torch.device | str, sha256: str) -> Enc
         raise UserError(f"--inception {source}: no such file; give the FID network as TorchScript, or its URL")
     if (found := file_sha256(path)) != sha256:
         raise UserError(
-            f"--inception {source}: its sha256 is {found}, expected {sha256}; it is another file or not whole "
-            "(--inception_sha256 states that of a network that you trust)"
+            f"--inception {source}: its sha256 is {found}, expected {sha256}; it is another file or incomplete "
+            "(for another network that you trust, give its --inception_sha256)"
         )
     try:
         network = torch.jit.load(path, map_location=device).eval()
@@ -190,7 +190,7 @@ def image_features(
         try:
             return encoder.prepare(images.read_image(path)[0])
         except images.BadImage as error:
-            raise UserError(f"{path}: {error}; remove the file, or repair it") from None
+            raise UserError(f"{path}: {error}; remove or replace the file") from None
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         bar = tqdm(total=len(places), unit=" images", desc=encoder.name, **progress())

@@ -1,4 +1,4 @@
-"""A blind study of real and generated images: the page that raters open, and what their answers come to."""
+"""A blind study of real and generated images: the page that raters open, and what their answers show."""
 
 import hashlib
 import json
@@ -55,9 +55,9 @@ def write_study(
 ) -> Path:
     """Write study.html of n images, half of them real, and study_key.json, which says which; raters must not see it.
 
-    Every image goes the same way: fitted in a square of one size, encoded as the same JPEG, without its name. The
-    same images and seed make the same page. The key of another study is replaced only with `overwrite`: without it no
-    rating of that study can be read any more.
+    Every image is processed in the same way: fitted into a square of one size, encoded as the same JPEG, without its
+    name. The same images and seed make the same page. The key of another study is replaced only with `overwrite`, since
+    no rating of that study can be read without it.
     """
     if n < 4 or n % 2:
         raise UserError(f"--human_study {n}: expected an even number of at least 4, half of the images being real")
@@ -69,7 +69,7 @@ def write_study(
     study = hashlib.sha256("".join(images).encode()).hexdigest()[:12]
     key = folder / "study_key.json"
     if key.is_file() and not overwrite and (other := read_key(key)[0]) != study:
-        raise UserError(f"{key}: is of another study ({other}); name another --output_dir, or add --overwrite")
+        raise UserError(f"{key}: is of another study ({other}); give another --output_dir, or add --overwrite")
     items = [{"item": i, "kind": one.kind, "file": str(one.path.resolve())} for i, one in enumerate(chosen, 1)]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(key, {"version": 1, "study": study, "seed": seed, "items": items})
@@ -86,7 +86,7 @@ def choose_images(records: list[Record], count: int, rng: random.Random, kind: s
         try:
             found.append(StudyImage(kind, path, read_image(path, longest=LARGEST)[0]))
         except BadImage as error:
-            logger.warning("%s: %s; another image takes its place in the study", path, error)
+            logger.warning("%s: %s; another image is used in the study", path, error)
     if len(found) < count:
         raise UserError(
             f"--human_study {2 * count}: needs {count} readable {kind} images, found {len(found)}; ask for fewer"
@@ -113,7 +113,7 @@ def read_ratings(path: Path, study: str, count: int) -> Ratings:
         raise UserError(f"--ratings {path}: is the key of a study, not a rater's answers; expected {DOWNLOADED}")
     if value.get("study") != study:
         found = value.get("study", "none")
-        raise UserError(f"--ratings {path}: of another study ({found}), this one's key is of {study}; leave it out")
+        raise UserError(f"--ratings {path}: of another study ({found}), the key is of {study}; leave the file out")
     if fault := find_fault(value, count):
         raise UserError(f"--ratings {path}: {fault}; ask the rater to download the answers again")
     answers = {one["item"]: (one["rating"], one["guess"]) for one in value["answers"]}
@@ -149,7 +149,7 @@ def expand_pattern(path: Path) -> list[Path]:
         return [path]
     found = sorted(path.parent.glob(path.name))
     if not found:
-        raise UserError(f"--ratings {path}: no file has such a name; name the files that the raters downloaded")
+        raise UserError(f"--ratings {path}: no such file; give the files that the raters downloaded")
     return found
 
 
@@ -174,7 +174,7 @@ def name_raters(files: list[Ratings]) -> list[str]:
         name = " ".join(one.rater.split())
         if name and name.casefold() in seen:
             raise UserError(
-                f"--ratings {one.path}: by {name}, as {seen[name.casefold()]} is; leave one out, or if these are "
+                f"--ratings {one.path}: by {name}, like {seen[name.casefold()]}; leave one out, or if these are "
                 "two people, change `rater` in one of the files"
             )
         seen[name.casefold()] = one.path
@@ -183,13 +183,13 @@ def name_raters(files: list[Ratings]) -> list[str]:
 
 
 def merge_ratings(study_key: Path, paths: list[Path]) -> dict[str, Any]:
-    """What the raters say, as `human` of metrics.json has it; every figure with its interval.
+    """The raters' answers, as `human` of metrics.json has it; every figure with its interval.
 
     mean and good {"real", "generated", "difference"}, agreement, told (how often they guess right), notes.
     """
     study, kinds = read_key(study_key)
     if not paths:
-        raise UserError("--ratings: name the files that the raters downloaded")
+        raise UserError("--ratings: give the files that the raters downloaded")
     files, notes = keep_latest([read_ratings(path, study, len(kinds)) for one in paths for path in expand_pattern(one)])
     raters = name_raters(files)
     for rater, one in zip(raters, files):
@@ -233,7 +233,7 @@ def compare_kinds(table: np.ndarray, real: np.ndarray, ends: tuple[int, int]) ->
 
 
 def judge_guesses(right: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """The mean of the shares of right guesses among the real and the generated: 0.5 for who always says `real`."""
+    """The mean of the shares of right guesses among real and generated: 0.5 for a rater who always says `real`."""
     found = make_figure(crossed_interval([(right[:, real], 0.5), (right[:, ~real], 0.5)]), (0, 1), right)
     if found["low"] <= 0.5 <= found["high"]:
         verdict = "no difference shown"
@@ -243,7 +243,7 @@ def judge_guesses(right: np.ndarray, real: np.ndarray) -> dict[str, Any]:
 
 
 def make_figure(estimate: tuple[float, float, float], ends: tuple[int, int], table: np.ndarray) -> dict[str, float]:
-    """The estimate with its n; the interval of what lies between `ends` ends there."""
+    """The estimate with its n; its interval is cut at `ends`."""
     value, low, high = estimate
     return {"value": value, "low": max(low, ends[0]), "high": min(high, ends[1]), "n": int((~np.isnan(table)).sum())}
 
@@ -255,6 +255,6 @@ def measure_agreement(ratings: np.ndarray) -> dict[str, Any]:
     except UserError as error:
         return {"refused": str(error)}
     if not np.isfinite([value, low, high]).all():
-        return {"refused": "agreement: all ratings are the same, so there is nothing to agree about"}
+        return {"refused": "agreement: all ratings are the same, so agreement is undefined"}
     shared = int(((~np.isnan(ratings)).sum(0) >= 2).sum())
     return {"value": value, "low": low, "high": high, "n": shared}

@@ -113,7 +113,7 @@ def is_verified(rows: np.ndarray, references: np.ndarray, threshold: float) -> n
     """Whether at least half of the references, each compared alone, pass the threshold.
 
     The threshold was published for pairs. The nearest of many references passes more easily the more there are, and a
-    centroid is no photo; half of the pairs means the same for any number of references.
+    centroid is not a photo; half of the pairs means the same for any number of references.
     """
     return (rows @ references.T >= threshold).mean(1) >= 0.5
 

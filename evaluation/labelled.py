@@ -52,7 +52,7 @@ class Arm(NamedTuple):
     name: str
     real_share: float  # of the real training images
     synthetic: str | None  # the name of the synthetic set
-    ratio: float | None  # synthetic images for each real one; None where there is no real one
+    ratio: float | None  # synthetic images for each real one; None without real images
     n_real: int
     n_synthetic: int
 
@@ -102,7 +102,7 @@ def name_sets(synthetic: Sequence[Path]) -> list[str]:
     if len({*names, "real", *SPLITS}) < len(names) + 3:  # folders of one name, or of a name that is taken
         names = [str(one) for one in synthetic]
     if len({*names}) < len(names):
-        raise UserError(f"--synthetic {' '.join(names)}: the same set twice; name each once")
+        raise UserError(f"--synthetic {' '.join(names)}: the same set twice; give each once")
     return names
 
 
@@ -112,7 +112,7 @@ def read_data(real: Path, synthetic: Sequence[Path], target: str, least: int) ->
     for split in SPLITS:
         if not (real / split).is_dir():
             raise UserError(
-                f"--real {real}: there is no split `{split}` in it; give a dataset that prepare_dataset.py made, "
+                f"--real {real}: the split `{split}` is missing; give a dataset that prepare_dataset.py made, "
                 "not one of its splits"
             )
     places = {split: (real / split, "--real") for split in SPLITS}

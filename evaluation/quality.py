@@ -1,6 +1,6 @@
 """Quality: features of the generated set against those of the real set, with intervals and floors.
 
-Resampling items with replacement and computing again would be wrong for most of these figures: duplicates are no new
+Resampling items with replacement and computing again would be wrong for most of these figures: duplicates are not new
 images, and to a Fréchet distance or a neighbourhood they look like less variety. So the intervals come from each item's
 influence on the figure (its derivative by the item's weight), computed once and bootstrapped, or from half-samples
 without replacement; docs/metrics.md says which. Where the sets do not differ (by less than two standard deviations of

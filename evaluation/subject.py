@@ -26,7 +26,7 @@ def check_flags(given: set[str], encoders: Sequence[str]) -> None:
     measured = given & set(SETS)
     if measured and not set(encoders) & set(ENCODERS):
         raise UserError(
-            f"--{min(measured)}: is measured by an encoder; name one of {', '.join(ENCODERS)} in --encoders"
+            f"--{min(measured)}: is measured by an encoder; give one of {', '.join(ENCODERS)} in --encoders"
         )
 
 

@@ -120,7 +120,7 @@ def test_the_same_command_trains_nothing_more_and_more_seeds_only_those(sets, tm
     run(sets, tmp_path, "--seeds", "2", "--real_shares", "1")
     lines = (tmp_path / "results.jsonl").read_bytes()
     run(sets, tmp_path, "--seeds", "2", "--real_shares", "1")
-    assert "nothing was left to train" in capsys.readouterr().out
+    assert "all trainings were done before" in capsys.readouterr().out
     assert (tmp_path / "results.jsonl").read_bytes() == lines
     results = run(sets, tmp_path, "--seeds", "3", "--real_shares", "1")
     assert (tmp_path / "results.jsonl").read_bytes().startswith(lines)
@@ -170,7 +170,7 @@ def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
         (["--target", "size"], r"--target size: no image of --real .*its columns are: colour, season"),
         (["--target", "season", "--min_per_class", "1"], "1 value has .*two are needed"),
         (["--min_per_class", "30"], "0 values have --min_per_class 30"),
-        (["--real", "nowhere"], "--real nowhere: there is no split `train`"),
+        (["--real", "nowhere"], "--real nowhere: the split `train` is missing"),
         (["--synthetic", "nowhere"], "--synthetic nowhere: no such folder"),
         (["--model", "finetune", "--pretrained_model_name_or_path", "no"], "_path no: no such folder, and not a hub"),
     ],

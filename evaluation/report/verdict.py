@@ -1,4 +1,4 @@
-"""What an evaluation comes to, in sentences."""
+"""What an evaluation concludes, in sentences."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
         verdict = human["told"]["verdict"]
         sentences.append(f"People guess right {share} of the time ({around}): {verdict}.")
     if refused := sum(bool(one.get("refused")) for one in figures):
-        sentences.append(f"{counted(refused, 'figure')} could not be given; the reason stands in its place.")
+        sentences.append(f"{counted(refused, 'figure')} could not be computed; the reason is shown instead.")
     return headline or level or f"{counted(len(figures), 'figure')}, and no targets were set.", sentences
 
 
@@ -89,8 +89,8 @@ def judge_floors(figures: list[dict[str, Any]]) -> str:
         return ""
     short, of = sum(state == "bad" for _, state in floors), counted(len(floors), "figure")
     if short:
-        return f"Short of real photos in {short} of {of}; in the others, not shown to be."
-    return f"Not shown to fall short of real photos in any of {of}."
+        return f"Worse than real photos in {short} of {of}; the others are not shown to be worse."
+    return f"Not shown to be worse than real photos in any of {of}."
 
 
 def judge_copies(figures: list[dict[str, Any]], copies: list[dict[str, Any]]) -> list[str]:
@@ -99,7 +99,7 @@ def judge_copies(figures: list[dict[str, Any]], copies: list[dict[str, Any]]) ->
         share, around = format_interval(read_estimate(found[0]), "%")
         return [f"Suspected copies of training images: {share} ({around}){describe_floor(found[0].get('floor'))}."]
     suspected = sum(bool(one.get("suspected")) for one in copies)
-    return [f"Suspected copies of training images: {suspected} of {len(copies)} looked at."] if copies else []
+    return [f"Suspected copies of training images: {suspected} of {len(copies)} checked."] if copies else []
 
 
 def judge_failures(failures: list[dict[str, Any]], figures: list[dict[str, Any]]) -> list[str]:
