@@ -21,7 +21,7 @@ USUAL = ("article", "colour", "gender", "season")
 MOST_VALUES = 60
 LISTED_VALUES = 20  # of an attribute, in splits and shares
 LOWEST = 0.1
-SURE = 0.8  # CLIP counts the generated images' values if it recognises the real ones' at least so often
+SURE = 0.8  # CLIP counts the values in generated images if it recognises at least this share of those in real ones
 SCORE = Figure("clip_score", "adherence", "CLIP score", "higher")
 LOWEST_SCORE = Figure("clip_score_lowest", "adherence", "CLIP score, lowest tenth", "higher")
 HOW = {
@@ -42,7 +42,9 @@ def check_attributes(sets: Sequence[list[Record]], wanted: Sequence[str] | None)
     known = {key for records in sets for one in records for key, value in one.items() if value} - set(OWN)
     for key in wanted or ():
         if key not in known:
-            raise UserError(f"--attributes {key}: no image has one; there are {', '.join(sorted(known)) or 'none'}")
+            raise UserError(
+                f"--attributes {key}: no image has this attribute; give one of: {', '.join(sorted(known)) or 'none'}"
+            )
 
 
 def usable_attributes(sets: Sequence[list[Record]], wanted: Sequence[str] | None) -> dict[str, list[str]]:
@@ -61,7 +63,7 @@ def clip_scores(encoder: Encoder, features: np.ndarray, records: list[Record]) -
 
 
 def measure_mean(values: np.ndarray, is_share: bool = False) -> Measured:
-    """Of the values that are known; refuses fewer than FEWEST."""
+    """The mean of the known values; refuses fewer than FEWEST."""
     known = values[~np.isnan(values)]
     require(len(known), FEWEST, "a mean, images")
     return measure(intervals.mean_or_share(known, is_share), len(known))
@@ -141,8 +143,8 @@ def can_judge(hits: np.ndarray, records: list[Record], key: str) -> bool:
 def accuracy_figure(encoder: str, key: str, values: list[str]) -> Figure:
     how = (
         f"share of images that {encoder} finds more like the {key} asked for than like any other of {len(values)}, "
-        f"each put as in `{phrase(key, values[0], 'Boots')}`; guessing gives about {1 / len(values):.0%}; the floor is "
-        f"the real images', by their labels"
+        f"each phrased as in `{phrase(key, values[0], 'Boots')}`; guessing gives about {1 / len(values):.0%}; the "
+        "floor is the real images', by their labels"
     )
     return Figure(f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%", how).of(encoder)
 

@@ -27,13 +27,13 @@ FIGURES = (
 LIMITS = {
     "invalid": "unreadable, black, of one colour or noise; none of 226 catalogue photos is",
     "background": f"a quarter of the rim is more than {ROUGH_RIM:g} levels of 255 from its median; 8 of 226 photos are "
-    "so (3 shaded to the rim, 5 with a model cut off along it), 2 once prepared",
+    "so (3 shaded to the rim, 5 with a model cut off along it), 2 when prepared",
     "cut_off": f"more than {COVERED_RIM:.0%} of the rim is over 40 levels from its median; none of 126 footwear photos "
-    "is so, 42 of 100 others are, worn by models whom the photo cuts off",
+    "is so, 42 of 100 others are, worn by models that the photo cuts off",
     "too_small": f"the box around the object is shorter than {SMALL:.0%} of the image's side; 1 of 226 photos is so, "
-    "none once prepared",
-    "wrong_colour": "most of the object is nearer to another of 13 colours than to the one in its attributes; 86 of "
-    "225 photos are so: the measure is coarse, compare it with the real set's share",
+    "none when prepared",
+    "wrong_colour": "most of the object is nearer to another of 13 colours than to the one in its attributes; so "
+    "are 86 of 225 photos: the measure is coarse, compare it with the real set's share",
 }
 
 

@@ -50,7 +50,7 @@ class Figure:
     refused: str | None = None
 
     def of(self, encoder: str | None, how: str = "") -> "Figure":
-        """The same of an encoder; `how` is added to how it is computed."""
+        """The same figure for an encoder; `how` is added to its explanation."""
         name = f"{self.id}/{encoder}" if encoder else self.id
         return replace(self, id=name, encoder=encoder, how=self.how + how)
 

@@ -160,7 +160,7 @@ def keep_latest(files: list[Ratings]) -> tuple[list[Ratings], list[str]]:
     for one in files:
         other = latest.get(one.session)
         if other:
-            notes.append(f"{other.path.name} and {one.path.name} are one rater’s; the later one counts.")
+            notes.append(f"{other.path.name} and {one.path.name} are from one rater; the later one counts.")
         if not other or one.saved >= other.saved:
             latest[one.session] = one
     return list(latest.values()), notes

@@ -25,7 +25,7 @@ NAMES = {
     "verified": "Verified as the person",
 }
 SHARES = ("face", "verified")  # the columns that are yes or no
-NOTE = "with the threshold as published, for a pair of photos; not checked for generated ones (Wilson)"
+NOTE = "with the published threshold for a pair of photos, not checked for generated ones (Wilson)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def embed_references(paths: list[Path], faces: Faces) -> References:
         try:
             row, there = embed_file(path, faces)
         except images.BadImage as error:
-            raise UserError(f"--identity_reference: {path}: {error}; remove the file, or repair it") from None
+            raise UserError(f"--identity_reference: {path}: {error}; remove or replace the file") from None
         if row is None:
             without_face.append(path)
             continue
@@ -84,22 +84,18 @@ def embed_references(paths: list[Path], faces: Faces) -> References:
 
 
 def warn_of_references(references: References, threshold: float) -> None:
+    unlike = f"unlike most of the others (cosine below {threshold:g}): %s; give photos of one person only"
     for paths, problem in (
         (references.without_face, "no face is found in %s"),
-        (
-            references.several_faces,
-            "several faces of about one size are in %s, of which the largest is taken; crop to one",
-        ),
-        (
-            references.unlike_others,
-            f"below {threshold:g} with most of the others are %s; give photos of one person alone",
-        ),
+        (references.several_faces, "several faces of similar size are in %s, and the largest is used; crop to one"),
+        (references.unlike_others, unlike),
     ):
         if paths:
             logger.warning(f"--identity_reference: {problem}", ", ".join(path.name for path in paths))
     if len(references.used) == 1:
         logger.warning(
-            "--identity_reference: one photo has no floor, what photos of the person get among themselves; give more"
+            "--identity_reference: with one photo there is no floor (what photos of the person get among themselves); "
+            "give more"
         )
 
 
@@ -162,7 +158,7 @@ def compare_identity(
 ) -> Identity:
     """Figures, splits and what each image shows, of records against photos of one person."""
     if not references:
-        raise UserError("--identity_reference: holds no images; give a folder of photos of the person")
+        raise UserError("--identity_reference: contains no images; give a folder of photos of the person")
     known = embed_references(references, faces)
     rows = []
     for one in tqdm(records, unit=" images", **progress()):

@@ -47,7 +47,7 @@ def pair_images(before: list[Record], after: list[Record]) -> list[tuple[int, in
     names = [name for name in tables[0] if name in tables[1]]
     if len(names) < fidelity.LEAST:
         raise UserError(
-            f"--prior_before, --prior_after: {counted(len(names), 'image')} of the same file name, needs at least "
+            f"--prior_before, --prior_after: {counted(len(names), 'image')} of the same file name, expected at least "
             f"{fidelity.LEAST}; {SAME}"
         )
     for name in names:
@@ -57,7 +57,7 @@ def pair_images(before: list[Record], after: list[Record]) -> list[tuple[int, in
             if one is not None and other is not None and str(one) != str(other):
                 raise UserError(f"--prior_after: {name} has the {key} {other!r}, in --prior_before {one!r}; {SAME}")
     if single := len(before) + len(after) - 2 * len(names):
-        logger.warning("--prior_before, --prior_after: %s in one of them only, left out", counted(single, "image"))
+        logger.warning("--prior_before, --prior_after: %s in one of them only, not used", counted(single, "image"))
     return [(tables[0][name], tables[1][name]) for name in names]
 
 

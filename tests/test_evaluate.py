@@ -236,7 +236,7 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--targets", "fid"], "expected a figure and its limit"),
         (["--encoders", "vgg"], "no such encoder"),
         (["--encoders", "inception=a", "--inception", "b"], "inception=b: inception twice; give it once"),
-        (["--attributes", "heel"], "no image has one; there are article, colour"),
+        (["--attributes", "heel"], "no image has this attribute; give one of: article, colour"),
         (["--utility", "nowhere"], "results.json is missing"),
     ],
 )

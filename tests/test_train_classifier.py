@@ -161,7 +161,7 @@ def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
     run(sets, tmp_path / "out", "--dry_run", "--synthetic_ratios", "1", "4")
     said = capsys.readouterr().out
     assert "8 arms x 5 seeds = 40 trainings of 12 steps" in said and not (tmp_path / "out").exists()
-    assert "left out with 100% of the real images: real + 4x synthetic: it wants 160 images, there are 52" in said
+    assert "left out with 100% of the real images: real + 4x synthetic: it needs 160 images, the set has 52" in said
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def format_interval(found: Estimate, unit: str = "") -> tuple[str, str]:
 
 
 def format_difference(found: Estimate, unit: str = "") -> tuple[str, str]:
-    """The same of a difference: with its sign, and for shares in points."""
+    """The same for a difference: with its sign, and in points for shares."""
     scale = 100 if unit == "%" else 1
     value, around = format_interval(Estimate(*(one * scale for one in found)))
     return ("+" if found.value > 0 else "") + value + (" points" if unit == "%" else ""), around

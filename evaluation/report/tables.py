@@ -8,7 +8,10 @@ from evaluation.report.charts import Axis, Mark, Strip, fit_axis
 from evaluation.report.formatting import format_interval, read_estimate
 from utils.cli import counted
 
-SHARES_BY = {"clip": "as an encoder reads them off the images", "labels": "as they were asked for, not as they look"}
+SHARES_BY = {
+    "clip": "as an encoder recognises them in the images",
+    "labels": "as requested in the prompts, not as seen in the images",
+}
 
 
 @dataclass(frozen=True)

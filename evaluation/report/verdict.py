@@ -60,7 +60,7 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
     sentences = [level] if headline and level else []
     sentences += judge_copies(figures, images.get("copies", []))
     sentences += judge_failures(images.get("failures", []), figures)
-    sentences += [f"Use for a classifier, {line}." for line in (utility or {}).get("verdict", [])]
+    sentences += [f"Usefulness for a classifier, {line}." for line in (utility or {}).get("verdict", [])]
     sentences += metrics.get("left_out", [])
     if human := metrics.get("human"):
         share, around = format_interval(read_estimate(human["told"]), "%")

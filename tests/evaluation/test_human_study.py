@@ -243,7 +243,7 @@ def test_one_rater_counts_once(study, tmp_path):
     late = rate(study, tmp_path, "Anna", lambda **_: 4, honest, saved="2026-01-02")
     human = merge_ratings(key, [late, early])
     assert human["raters"] == ["Anna"] and human["mean"]["real"]["value"] == 4
-    assert "one rater’s; the later one counts" in human["notes"][0]
+    assert "from one rater; the later one counts" in human["notes"][0]
     namesake = rate(study, tmp_path, " anna", fair, honest, session="another")
     with pytest.raises(UserError, match="by anna, like .*Anna"):
         merge_ratings(key, [late, namesake])
