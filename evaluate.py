@@ -1,4 +1,4 @@
-"""Is a generated set good, does it show what was asked, is it varied and new? Every figure with its 95 % interval.
+"""Is a generated set good, does it match its prompts, is it varied and new? Every figure with its 95 % interval.
 
     python evaluate.py --real data/casual_shoes/test --train data/casual_shoes/train \\
         --generated data/synthetic/casual_shoes --output_dir runs/casual_shoes/evaluation
@@ -9,16 +9,23 @@
 """
 
 import argparse
-import datetime
 import logging
 import time
 from pathlib import Path
 
 from evaluation import adherence, features, human_study, judge, subject, targets
-from evaluation.encoding import Work, encode_sets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
-from evaluation.image_sets import check_apart, check_new, count_texts, describe_set, read_images, spell_alike
+from evaluation.image_sets import (
+    Work,
+    check_apart,
+    check_new,
+    count_texts,
+    describe_set,
+    encode_sets,
+    read_images,
+    spell_alike,
+)
 from evaluation.report import summary
 from evaluation.report.comparison_page import write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
@@ -31,7 +38,7 @@ from utils.tables import canonical
 
 logger = logging.getLogger("evaluate")
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
-ALONE = {  # a task that is no evaluation, and the flags that it uses
+ALONE = {  # a task other than an evaluation: the flags that it uses
     "compare": {"output_dir"},
     "human_study": {"real", "generated", "seed", "output_dir", "overwrite"},
 }
@@ -43,31 +50,36 @@ def make_parser() -> cli.Parser:
     add = parser.add_argument_group(title).add_argument
     add("--real", type=Path, metavar="DIR", help="real images that nothing was trained on")
     add("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
-    add("--generated", type=Path, metavar="DIR", help="the set to judge")
+    add("--generated", type=Path, metavar="DIR", help="the set to evaluate")
     group = parser.add_argument_group("one person or subject (--real is then optional)")
     add = group.add_argument
-    add("--identity_reference", type=Path, metavar="DIR", help="photos of one person, best several not trained on")
+    add(
+        "--identity_reference",
+        type=Path,
+        metavar="DIR",
+        help="several photos of one person, best not used for training",
+    )
     add_face_flags(group, crop=False, embedder=True)
     add("--instance_data_dir", type=Path, metavar="DIR", help="photos of the subject that was trained")
     add("--prior_before", type=Path, metavar="DIR", help="class images generated without the training")
-    add("--prior_after", type=Path, metavar="DIR", help="with it, of the same prompts and seeds")
+    add("--prior_after", type=Path, metavar="DIR", help="the same prompts and seeds generated with it")
     add = parser.add_argument_group("figures").add_argument
-    names = f"of {', '.join(features.NAMES)}; a hub id or folder after `=`; `none` for what needs no encoder"
+    names = f"of {', '.join(features.NAMES)}; a hub id or folder after `=`; `none` for figures that need no encoder"
     add("--encoders", nargs="+", type=cli.mapped, default=["clip", "dinov2"], metavar="NAME[=SOURCE]", help=names)
     add("--inception", metavar="FILE|URL", help="the FID network as TorchScript; adds that encoder")
-    add("--inception_sha256", default=features.INCEPTION_SHA256, help="what that file must have")
+    add("--inception_sha256", default=features.INCEPTION_SHA256, help="expected sha256 of that file")
     columns = "columns to split by and to check (default: article, colour …)"
     add("--attributes", nargs="+", type=canonical, help=columns)
-    add("--resamples", type=positive, default=1000, help="bootstraps for each interval")
-    add("--seed", type=seed_number, default=0, help="of bootstraps, halves, samples, and the human study")
+    add("--resamples", type=positive, default=1000, help="bootstrap samples for each interval")
+    add("--seed", type=seed_number, default=0, help="for bootstraps, samples, and the human study")
     add = parser.add_argument_group("targets and reports").add_argument
-    asked = 'what is asked for: "fid<50" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {fid: "<50"}`'
+    asked = 'limits to meet: "fid<50" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {fid: "<50"}`'
     add("--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT", help=asked)
-    add("--fail_under_targets", action="store_true", help="exit with 3 unless all are shown to be met")
+    add("--fail_under_targets", action="store_true", help="exit with 3 unless all are met")
     add("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
     add("--human_study", type=int, metavar="N", help="write a page to rate N images on, and stop")
-    add("--ratings", type=Path, nargs="+", metavar="JSON", help="what raters downloaded from that page")
-    add("--compare", type=Path, nargs="+", metavar="DIR", help="put these evaluations side by side")
+    add("--ratings", type=Path, nargs="+", metavar="JSON", help="the files that raters downloaded from that page")
+    add("--compare", type=Path, nargs="+", metavar="DIR", help="compare these evaluations on one page")
     add = parser.add_argument_group("work").add_argument
     add("--batch_size", type=positive, default=32, help="images at once through an encoder")
     add("--num_workers", type=workers, default=available_cores(), help="threads that decode images")
@@ -95,7 +107,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         parser.error(f"{' and '.join(missing)} must be given")
     if task:
         used = {task, "config", "dry_run", "debug", *ALONE[task]}
-        needs = {name: (f"an evaluation, and --{task} is none", name in used) for name in vars(args)}
+        needs = {name: (f"an evaluation, which --{task} does not make", name in used) for name in vars(args)}
     else:
         inception = args.inception or any(word.partition("=")[0] == "inception" for word in args.encoders)
         if inception and not args.inception and not args.real:
@@ -116,20 +128,20 @@ def check_output(out: Path, folders: dict[str, Path], overwrite: bool) -> None:
     """Refuse to replace an evaluation of other sets. `folders`: {flag: its value}."""
     check_writable(out)
     if out.exists() and not out.is_dir():
-        raise UserError(f"--output_dir {out}: is a file; name a folder")
+        raise UserError(f"--output_dir {out}: is a file; give a folder")
     if overwrite or not (out / "metrics.json").is_file():
         return
     try:
         earlier = read_evaluation(out).get("sets", {})
-    except UserError as error:  # damaged: there is nothing to lose
+    except UserError as error:  # damaged: nothing can be lost
         logger.warning("%s", error)
         return
     for name, folder in folders.items():
         before = earlier.get(name, {}).get("path")
         if before and before != str(folder):
             raise UserError(
-                f"--output_dir {out}: holds an evaluation of --{name} {before}, now {folder}; name another folder, or "
-                "add --overwrite"
+                f"--output_dir {out}: contains an evaluation of --{name} {before}, now {folder}; give another "
+                "folder, or add --overwrite"
             )
 
 
@@ -185,7 +197,7 @@ def main(args: argparse.Namespace) -> int:
     human = human_study.merge_ratings(out / "study_key.json", args.ratings) if args.ratings else None
     if args.utility and not (args.utility / "results.json").is_file():
         raise UserError(
-            f"--utility {args.utility}: no results.json there; give the folder that train_classifier.py made"
+            f"--utility {args.utility}: results.json is missing; give the folder that train_classifier.py made"
         )
     if accelerator.is_main_process:
         cli.show_settings(args)
@@ -213,7 +225,9 @@ def main(args: argparse.Namespace) -> int:
     if faces:
         split_by = subject.split_columns(generated.records, args.attributes)
         person = [one["path"] for one in references]
-        judge.add_identity(found, compare_identity(person, generated.records, faces, split_by))
+        found.identity = compare_identity(person, generated.records, faces, split_by)
+        found.figures += found.identity.figures
+        found.splits |= found.identity.splits
     if given & {"identity_reference", *subject.SETS}:
         found.figures += [figure for one in encoders for figure in subject.judge_fidelity(one, sets)]
 
@@ -223,18 +237,11 @@ def main(args: argparse.Namespace) -> int:
     if references:
         keys = content_keys([one["path"] for one in references])
         said["identity_reference"] = describe_set(args.identity_reference, keys)
+    made = runs.describe_making(devices.describe_device(accelerator.device), time.monotonic() - began)
+    known = {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders}
     metrics = {
         "version": 1,
-        "made": {
-            "command": runs.command_line(),
-            "commit": runs.git_commit(),
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - began, 1),
-            "hardware": devices.describe_device(accelerator.device),
-            "versions": runs.package_versions(),
-            "encoders": {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders},
-            "seed": args.seed,
-        },
+        "made": made | {"encoders": known, "seed": args.seed},
         "sets": said,
         **found.as_json(out),
     }

@@ -1,6 +1,6 @@
 """Does the synthetic set help? The same classifier trained on real, on synthetic and on both, tested on real images.
 
-Every training makes equally many steps; each is saved as soon as it is done, and the same command resumes.
+Every training has the same number of steps; each is saved as soon as it is done, and the same command resumes.
 
     python train_classifier.py --real data/casual_shoes --synthetic data/synthetic/casual_shoes --target baseColour
     python train_classifier.py --real data/x --synthetic data/a data/b --target gender --model probe
@@ -26,60 +26,53 @@ from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
 from utils import cli, devices, runs
-from utils.cli import UserError, positive, seed_number, workers
+from utils.cli import UserError, between, positive, seed_number, workers
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
 
 logger = logging.getLogger("train_classifier")
+ABOVE_ZERO = between(0, math.inf, above=True)
 RATES = {"cnn": 3e-3, "probe": 3e-3, "finetune": 1e-4}
 # What neither changes a training nor decides which of them there are to choose from.
 FREE = set("output_dir overwrite seed seeds real_shares synthetic_ratios num_workers feature_cache".split())
-
-
-def share_of_real(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0, at most 1")
-    return value
-
-
-def above_zero(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
-    return value
 
 
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--real", type=Path, metavar="DIR", help="a prepared dataset with the splits train and test")
-    add("--synthetic", type=Path, nargs="+", metavar="DIR", help="generated sets, each judged by itself")
+    add("--synthetic", type=Path, nargs="+", metavar="DIR", help="generated sets, each evaluated on its own")
     add("--target", metavar="COLUMN", help="what to classify: a column of metadata.jsonl, such as baseColour")
-    add("--min_per_class", type=positive, default=5, help="real images in train, and in test; else out")
-    add("--real_shares", type=share_of_real, nargs="+", default=[0.1, 0.25, 1.0], help="of real train")
+    fewest = "real images in train and in test; smaller classes are left out"
+    add("--min_per_class", type=positive, default=5, help=fewest)
+    shares = "shares of the real training images"
+    add("--real_shares", type=between(0, 1, above=True), nargs="+", default=[0.1, 0.25, 1.0], help=shares)
     ratios = "synthetic images for each real one"
-    add("--synthetic_ratios", type=above_zero, nargs="*", default=[1, 2, 4], help=ratios)
+    add("--synthetic_ratios", type=ABOVE_ZERO, nargs="*", default=[1, 2, 4], help=ratios)
     add = parser.add_argument_group("model").add_argument
-    add("--model", choices=list(RATES), default="cnn", help="from scratch, on cached features, or whole")
+    kinds = "cnn: from scratch; probe: one layer on cached features; finetune: a whole pretrained model"
+    add("--model", choices=list(RATES), default="cnn", help=kinds)
     add("--encoder", choices=["clip", "dinov2", "inception", "demo"], help="of --model probe (clip)")
-    add("--encoder_path", metavar="DIR|HUB_ID", help="where that encoder is; default: its usual place")
+    add("--encoder_path", metavar="DIR|HUB_ID", help="hub id or folder of that encoder; default: the usual one")
     backbone = "of --model finetune (microsoft/resnet-50)"
     add("--pretrained_model_name_or_path", metavar="DIR|HUB_ID", help=backbone)
-    add("--resolution", type=positive, help="pixels a side; default: 64 (cnn), or the backbone's own")
+    sides = between(16, math.inf, int)
+    add("--resolution", type=sides, metavar="N", help="pixels a side; default: 64 (cnn), or the backbone's own")
     add = parser.add_argument_group("training, the same for every arm").add_argument
-    add("--seeds", type=positive, default=5, help="trainings of each arm; fewer than 5 say little")
-    add("--seed", type=seed_number, default=0, help="the first of them")
+    several = between(2, math.inf, int)  # an interval needs two
+    add("--seeds", type=several, default=5, metavar="N", help="trainings of each arm; fewer than 5 show little")
+    add("--seed", type=seed_number, default=0, help="the first seed")
     add("--max_train_steps", type=positive, default=300, help="optimizer steps of each training")
-    add("--train_batch_size", type=positive, default=64, help="images a step")
-    add("--learning_rate", type=above_zero, help="the highest; default: 3e-3, or 1e-4 for finetune")
+    add("--train_batch_size", type=positive, default=64, help="images per step")
+    add("--learning_rate", type=ABOVE_ZERO, help="its highest value; default: 3e-3, or 1e-4 for finetune")
     add("--weight_decay", type=float, default=0.05, help="of AdamW")
-    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that this device does right")
+    fastest = "default: the fastest precision that passes this device's test"
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help=fastest)
     add = parser.add_argument_group("output and performance").add_argument
     add("--output_dir", type=Path, default=Path("runs/casual_shoes/utility"), help="results.json")
-    restart = "remove the results there and start over"
+    restart = "remove the results in --output_dir and start again"
     add("--overwrite", action=argparse.BooleanOptionalAction, default=False, help=restart)
     add("--feature_cache", type=Path, metavar="DIR", help="default: `cache/features` next to --output_dir")
     add("--num_workers", type=workers, default=available_cores(), help="processes that read images")
@@ -97,10 +90,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     needs["pretrained_model_name_or_path"] = ("--model finetune", args.model == "finetune")
     needs["resolution"] = ("--model cnn or finetune", args.model != "probe")
     cli.report_ignored(parser, args, needs)
-    if args.resolution and args.resolution < 16:
-        parser.error(f"--resolution {args.resolution}: expected 16 or more")
-    if args.seeds < 2:
-        parser.error(f"--seeds {args.seeds}: an interval needs 2 or more; 5 are usual")
     args.real_shares = sorted(set(args.real_shares))
     args.synthetic_ratios = sorted(set(args.synthetic_ratios))
     # Defaults that depend on --model are set here, so that they are among the settings that are shown.
@@ -158,7 +147,7 @@ def train(
     noise = keyed_generator("augmentation", seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16")
-    half, losses, warmup = precision.mixed_precision != "no", [], max(1, steps // 20)
+    autocast, losses, warmup = devices.autocast(device, precision), [], max(1, steps // 20)
     for step, members in enumerate(labelled.sample_order(chosen, recipe.batch_size, steps, seed)):
         for group in optimizer.param_groups:  # a short linear warm-up, then half a cosine to 0
             scale = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -166,7 +155,7 @@ def train(
         batch = inputs[members]
         if batch.dtype == torch.uint8:
             batch = labelled.augment(batch, noise)
-        with torch.autocast(device.type, precision.dtype, half):
+        with autocast():
             logits = model(as_input(batch.to(device)))
         loss = F.cross_entropy(logits.float(), labels[members].to(device))
         scaler.scale(loss).backward()
@@ -178,18 +167,16 @@ def train(
     last = torch.stack(losses).mean().item()
     if not math.isfinite(last):
         raise UserError(
-            f"--learning_rate {recipe.learning_rate:g}: the loss is not finite any more; lower it, or "
-            "--mixed_precision no"
+            f"--learning_rate {recipe.learning_rate:g}: the loss is no longer finite; lower it, or --mixed_precision no"
         )
     return last
 
 
 def predict(model: nn.Module, inputs: torch.Tensor, recipe: Recipe) -> list[int]:
     """The class of every input."""
-    precision, predicted = recipe.precision, []
+    predicted: list[int] = []
     model.eval()
-    half = precision.mixed_precision != "no"
-    with torch.inference_mode(), torch.autocast(recipe.device.type, precision.dtype, half):
+    with torch.inference_mode(), devices.autocast(recipe.device, recipe.precision)():
         for batch in inputs.split(256):
             predicted += model(as_input(batch.to(recipe.device))).argmax(1).tolist()
     return predicted
@@ -198,8 +185,8 @@ def predict(model: nn.Module, inputs: torch.Tensor, recipe: Recipe) -> list[int]
 def read_done(folder: Path, images: int) -> dict[tuple[str, float, int], dict[str, Any]]:
     """{(arm, share of the real images, seed): its line of results.jsonl} of every training that is finished."""
     lines = read_metrics(folder / "results.jsonl")
-    whole = [one for one in lines if len(one.get("predicted") or []) == images]
-    return {(one["arm"], one["real_share"], one["seed"]): one for one in whole}
+    complete = [one for one in lines if len(one.get("predicted") or []) == images]
+    return {(one["arm"], one["real_share"], one["seed"]): one for one in complete}
 
 
 def print_plan(
@@ -242,7 +229,7 @@ def main(args: argparse.Namespace) -> int:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
         if args.seeds < 5:
-            logger.warning("--seeds %d: fewer than 5 rarely show a difference, even where there is one", args.seeds)
+            logger.warning("--seeds %d: fewer than 5 rarely show a difference that exists", args.seeds)
     if args.dry_run:
         if is_main:
             print_plan(args, data, arms, left_out, len(read_done(out, n_test)))
@@ -281,20 +268,13 @@ def main(args: argparse.Namespace) -> int:
     if is_main:
         done = read_done(out, n_test)
         entries, comparisons = scoring.summarise(arms, done, data.parts["test"].labels, seeds)
-        made = {
-            "command": runs.command_line(),
-            "commit": runs.git_commit(),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(sum(one["seconds"] for one in done.values()), 1),
-            "hardware": devices.describe_device(device),
-            "versions": runs.package_versions(),
-        }
+        seconds = sum(one["seconds"] for one in done.values())
         results = {
             "version": 1,
             "target": args.target,
             "classes": data.classes,
             "model": args.model,
-            "made": made,
+            "made": runs.describe_making(devices.describe_device(device), seconds),
             "n_test": n_test,
             "left_out": left_out,
             "arms": entries,
@@ -304,7 +284,7 @@ def main(args: argparse.Namespace) -> int:
         write_json(out / "results.json", results)
         curves.plot_curves(out / "curves.png", entries)
         print_results(results)
-        print(f"\n{out / 'results.json'}, {out / 'curves.png'}" + ("" if todo else ": nothing was left to train"))
+        print(f"\n{out / 'results.json'}, {out / 'curves.png'}" + ("" if todo else ": all trainings were done before"))
     return 0
 
 

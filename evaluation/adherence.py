@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation import intervals
 from evaluation.features import Encoder, text_features
-from evaluation.figures import Figure, Measured, fill, measure
+from evaluation.figures import Figure, Measured, Rows, fill, measure, split_means
 from evaluation.image_sets import OWN, ImageSet, Record
 from evaluation.metrics import normalise, require
 from utils.cli import UserError
@@ -21,14 +21,13 @@ USUAL = ("article", "colour", "gender", "season")
 MOST_VALUES = 60
 LISTED_VALUES = 20  # of an attribute, in splits and shares
 LOWEST = 0.1
-SURE = 0.8  # CLIP counts the generated images' values if it recognises the real ones' at least so often
+SURE = 0.8  # CLIP counts the values in generated images if it recognises at least this share of those in real ones
 SCORE = Figure("clip_score", "adherence", "CLIP score", "higher")
 LOWEST_SCORE = Figure("clip_score_lowest", "adherence", "CLIP score, lowest tenth", "higher")
 HOW = {
     "clip_score": "mean cosine of an image with its text",
     "clip_score_lowest": "mean cosine of the tenth of the images that fit their texts least",
 }
-Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -43,7 +42,9 @@ def check_attributes(sets: Sequence[list[Record]], wanted: Sequence[str] | None)
     known = {key for records in sets for one in records for key, value in one.items() if value} - set(OWN)
     for key in wanted or ():
         if key not in known:
-            raise UserError(f"--attributes {key}: no image has one; there are {', '.join(sorted(known)) or 'none'}")
+            raise UserError(
+                f"--attributes {key}: no image has this attribute; give one of: {', '.join(sorted(known)) or 'none'}"
+            )
 
 
 def usable_attributes(sets: Sequence[list[Record]], wanted: Sequence[str] | None) -> dict[str, list[str]]:
@@ -62,7 +63,7 @@ def clip_scores(encoder: Encoder, features: np.ndarray, records: list[Record]) -
 
 
 def measure_mean(values: np.ndarray, is_share: bool = False) -> Measured:
-    """Of the values that are known; refuses fewer than FEWEST."""
+    """The mean of the known values; refuses fewer than FEWEST."""
     known = values[~np.isnan(values)]
     require(len(known), FEWEST, "a mean, images")
     return measure(intervals.mean_or_share(known, is_share), len(known))
@@ -125,25 +126,13 @@ def recognise(encoder: Encoder, features: np.ndarray, records: list[Record], key
     return found
 
 
-def split_means(records: list[Record], values: np.ndarray, key: str, is_share: bool) -> Rows:
-    """The mean for each value of an attribute, the most frequent first; without an interval, from one image, none."""
-    rows = []
-    for value, _ in Counter(one[key] for one in records if one.get(key)).most_common(LISTED_VALUES):
-        mine = values[[one.get(key) == value for one in records]]
-        mine = mine[~np.isnan(mine)]
-        if len(mine) > 1:
-            mean, low, high = intervals.mean_or_share(mine, is_share)
-            rows.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
-    return rows
-
-
 def attribute_hits(records: list[Record], seen: list[str], key: str) -> np.ndarray:
     """1 where the value seen is the one asked for, NaN where none is asked for."""
     return np.array([np.nan if not one.get(key) else float(value == one[key]) for one, value in zip(records, seen)])
 
 
 def can_judge(hits: np.ndarray, records: list[Record], key: str) -> bool:
-    """Whether CLIP recognises real images' values more often than one would who always names the most frequent."""
+    """Whether CLIP recognises real images' values more often than someone who always names the most frequent."""
     labels = Counter(one[key] for one in records if one.get(key))
     known = hits[~np.isnan(hits)]
     if len(known) < FEWEST:
@@ -154,8 +143,8 @@ def can_judge(hits: np.ndarray, records: list[Record], key: str) -> bool:
 def accuracy_figure(encoder: str, key: str, values: list[str]) -> Figure:
     how = (
         f"share of images that {encoder} finds more like the {key} asked for than like any other of {len(values)}, "
-        f"each put as in `{phrase(key, values[0], 'Boots')}`; guessing gives about {1 / len(values):.0%}; the floor is "
-        f"the real images', by their labels"
+        f"each phrased as in `{phrase(key, values[0], 'Boots')}`; guessing gives about {1 / len(values):.0%}; the "
+        "floor is the real images', by their labels"
     )
     return Figure(f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%", how).of(encoder)
 
@@ -169,17 +158,17 @@ def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet
     hits, real_hits = attribute_hits(generated.records, seen, key), attribute_hits(real.records, real_seen, key)
     figure, able = accuracy_figure(encoder.name, key, values), can_judge(real_hits, real.records, key)
     if able:
-        hint = "; the images carry too few attributes"
+        hint = "; the images have too few attributes"
         (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)], hint)
-        found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, is_share=True)}
+        found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, True, most=LISTED_VALUES)}
     else:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"
         figure = figure.refuse(
-            f"{encoder.name} recognises {right} the real images' {key}: it can't judge the generated ones'"
+            f"{encoder.name} recognises {right} the real images' {key}: so it can't judge the generated ones'"
         )
     found.figures.append(figure)
     if not np.isnan(found.scores).all():
-        found.splits["clip_score"][key] = split_means(generated.records, found.scores, key, is_share=False)
+        found.splits["clip_score"][key] = split_means(generated.records, found.scores, key, False, most=LISTED_VALUES)
     by_clip = (seen, real_seen) if able and np.nanmean(real_hits) >= SURE else (None, None)
     found.shares[key] = count_shares(real.records, generated.records, key, *by_clip)
 

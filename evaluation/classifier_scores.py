@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from evaluation.intervals import LEVEL, Estimate, mean_interval, wilson
+from evaluation.intervals import LEVEL, Estimate, mean_interval, resample_surplus, wilson
 from evaluation.labelled import Arm, pair_arms
 
 METRICS = ("accuracy", "macro_f1")
 NO_DIFFERENCE = "no difference shown"
+Scores = dict[str, np.ndarray]  # of each metric
 
 
-def score(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def score(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> Scores:
     """Accuracy and macro-F1 (r, seeds) with each row of `weights` (r, images) saying how often an image counts.
 
     `predicted` is (seeds, images). Macro-F1 is the mean over the classes of which an image counts. scikit-learn's
@@ -36,8 +37,7 @@ def score(truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict
 def resample_weights(images: int, resamples: int, seed: int) -> np.ndarray:
     """A first row in which every image counts once, then bootstraps of the images."""
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-    return np.concatenate([np.ones((1, images)), counts])
+    return np.concatenate([np.ones((1, images)), 1 + resample_surplus(images, resamples, rng)])
 
 
 def interval(values: np.ndarray) -> Estimate:
@@ -79,15 +79,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-class Scored(NamedTuple):
-    """An arm's name and share of the real images, and its `score`."""
-
-    name: str
-    real_share: float
-    scores: dict[str, np.ndarray]
-
-
-def compare(pairs: Sequence[tuple[Scored, Scored]]) -> list[dict[str, Any]]:
+def compare(pairs: Sequence[tuple[Arm, Arm]], scores: Mapping[Arm, Scores]) -> list[dict[str, Any]]:
     """Is the second arm of each pair better than the first? As results.json has it.
 
     Better or worse only where the paired test by seed shows it, adjusted for the number of pairs, and where the
@@ -95,9 +87,9 @@ def compare(pairs: Sequence[tuple[Scored, Scored]]) -> list[dict[str, Any]]:
     """
     lines = []
     for metric in METRICS:
-        tests = [paired_p(one.scores[metric][0], other.scores[metric][0]) for one, other in pairs]
+        tests = [paired_p(scores[one][metric][0], scores[other][metric][0]) for one, other in pairs]
         for (one, other), p, adjusted in zip(pairs, tests, holm(tests)):
-            mean, low, high = interval(other.scores[metric] - one.scores[metric])
+            mean, low, high = interval(scores[other][metric] - scores[one][metric])
             low, high = max(-1.0, low), min(1.0, high)
             shown = adjusted < 1 - LEVEL and (low > 0 or high < 0)
             verdict = ("better" if mean > 0 else "worse") if shown else NO_DIFFERENCE
@@ -111,20 +103,19 @@ def summarise(
     arms: Sequence[Arm], done: Mapping[tuple[str, float, int], dict[str, Any]], truth: np.ndarray, seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The arms and the comparisons of results.json. `done`: {(arm, share, seed): its line of results.jsonl}."""
-    entries, scored = [], {}
+    entries, scores = [], {}
     weights = resample_weights(len(truth), 1000, 0)  # the same for every arm, so that they can be paired
     for arm in arms:
         lines = [done[arm.name, arm.real_share, seed] for seed in seeds]
-        scores = score(truth, np.array([one["predicted"] for one in lines]), weights)
+        scores[arm] = score(truth, np.array([one["predicted"] for one in lines]), weights)
         entry = {"name": arm.name, "real_share": arm.real_share, "synthetic": arm.synthetic}
         entry |= {"synthetic_ratio": arm.ratio, "n_real": arm.n_real, "n_synthetic": arm.n_synthetic}
         entry |= {"seeds": list(seeds), "steps": [one["steps"] for one in lines]}
         for metric in METRICS:
-            entry[metric] = scores[metric][0].tolist()
-            entry[f"{metric}_interval"] = list(score_interval(scores[metric], len(truth)))
+            entry[metric] = scores[arm][metric][0].tolist()
+            entry[f"{metric}_interval"] = list(score_interval(scores[arm][metric], len(truth)))
         entries.append(entry)
-        scored[arm] = Scored(arm.name, arm.real_share, scores)
-    return entries, compare([(scored[one], scored[two]) for one, two in pair_arms(arms)])
+    return entries, compare(pair_arms(arms), scores)
 
 
 def verdict_lines(comparisons: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[str]:

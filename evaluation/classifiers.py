@@ -1,15 +1,16 @@
 """The classifiers: a small CNN, one layer on features, and a transformers model; torchvision is not needed."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from utils.cli import UserError
-from utils.hub import hub_failure
+from utils.hub import load_named
 
+FLAG, KIND = "--pretrained_model_name_or_path", "transformers image model"
+ADVICE = f"give the hub id or folder of a {KIND} with config.json, preprocessor_config.json and model.safetensors"
 Builder = Callable[[], nn.Module]  # a new model, its weights from torch's global seed
 
 
@@ -51,25 +52,15 @@ def read_inputs(source: str) -> Inputs:
     """What images a transformers model takes; no weights are read."""
     from transformers import AutoConfig, BaseImageProcessor  # here, since the CNN needs neither
 
-    if not Path(source).is_dir() and source.count("/") != 1:
-        raise UserError(f"--pretrained_model_name_or_path {source}: no such folder, and not a hub id (owner/name)")
-    try:
-        config = AutoConfig.from_pretrained(source)
-        wants, _ = BaseImageProcessor.get_image_processor_dict(source)
-    except (OSError, ValueError) as error:
-        raise backbone_error(source, error) from error
+    def load() -> tuple[Any, dict[str, Any]]:
+        return AutoConfig.from_pretrained(source), BaseImageProcessor.get_image_processor_dict(source)[0]
+
+    config, wants = load_named(FLAG, source, KIND, load, ADVICE)
     size = wants.get("crop_size") or wants.get("size") or getattr(config, "image_size", 224)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     mean, std = (wants.get(key) or [0.5] * 3 for key in ("image_mean", "image_std"))
     return Inputs(int(size), mean, std)
-
-
-def backbone_error(source: str, error: Exception) -> UserError:
-    return UserError(
-        f"--pretrained_model_name_or_path {source}: can't be loaded ({hub_failure(error)}); give a hub id or a folder "
-        "of a transformers image model with config.json, preprocessor_config.json and model.safetensors"
-    )
 
 
 class Backbone(nn.Module):
@@ -81,12 +72,12 @@ class Backbone(nn.Module):
         super().__init__()
         logging.set_verbosity_error()  # else each training logs that the last layer is new
         logging.disable_progress_bar()
-        try:
-            self.model = AutoModelForImageClassification.from_pretrained(
-                source, num_labels=classes, ignore_mismatched_sizes=True, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise backbone_error(source, error) from error
+
+        def load() -> nn.Module:
+            options = {"num_labels": classes, "ignore_mismatched_sizes": True, "use_safetensors": True}
+            return AutoModelForImageClassification.from_pretrained(source, **options)
+
+        self.model = load_named(FLAG, source, KIND, load, ADVICE)
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(inputs.mean)[:, None, None])

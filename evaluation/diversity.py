@@ -24,8 +24,8 @@ FIGURES = (
 HOW = {
     "vendi": "effective number of different images, by the cosine of features",
     "mean_distance": "of the features of two images of the set",
-    "near_duplicates": "share with another of the set nearer than the nearest 1 % of the real are (by that choice 1 % "
-    "of those)",
+    "near_duplicates": "share with another image of the set closer than the closest 1 % of the real ones (so 1 % of "
+    "those are)",
 }
 
 
@@ -56,7 +56,7 @@ def mean_distances(features: np.ndarray) -> np.ndarray:
 
 
 def estimate_vendi(features: np.ndarray, n: int, resamples: int, rng: np.random.Generator) -> Estimate:
-    """Of features of length 1, at n items."""
+    """The Vendi score of features of length 1, at n items."""
     repeats = 1 if len(features) == n else SUBSETS
     value = np.mean([np.log(vendi_score(take(features, n, rng))) for _ in range(repeats)])
     errors = resample_surplus(len(features), resamples, rng) @ vendi_influence(features) / len(features)
@@ -88,8 +88,8 @@ def compare_diversity(
 ) -> dict[str, Measured]:
     """Vendi score (of the cosine), mean pairwise distance and share of near-duplicates; floor: of the real set.
 
-    Vendi score and near-duplicates are computed at the smaller n. Near is what 1 % of the real images are to their own
-    nearest neighbour.
+    Vendi score and near-duplicates are computed at the smaller n. Near means: as close as 1 % of the real images
+    are to their own nearest neighbour.
     """
     real, generated = as_pair(real, generated)
     n, rng = check_sizes("vendi", LEAST, real, generated), np.random.default_rng(seed)

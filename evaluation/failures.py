@@ -27,18 +27,18 @@ FIGURES = (
 LIMITS = {
     "invalid": "unreadable, black, of one colour or noise; none of 226 catalogue photos is",
     "background": f"a quarter of the rim is more than {ROUGH_RIM:g} levels of 255 from its median; 8 of 226 photos are "
-    "so (3 shaded to the rim, 5 with a model cut off along it), 2 once prepared",
+    "so (3 shaded to the rim, 5 with a model cut off along it), 2 when prepared",
     "cut_off": f"more than {COVERED_RIM:.0%} of the rim is over 40 levels from its median; none of 126 footwear photos "
-    "is so, 42 of 100 others are, worn by models whom the photo cuts off",
+    "is so, 42 of 100 others are, worn by models that the photo cuts off",
     "too_small": f"the box around the object is shorter than {SMALL:.0%} of the image's side; 1 of 226 photos is so, "
-    "none once prepared",
-    "wrong_colour": "most of the object is nearer to another of 13 colours than to the one in its attributes; 86 of "
-    "225 photos are so: the measure is coarse, compare it with the real set's share",
+    "none when prepared",
+    "wrong_colour": "most of the object is nearer to another of 13 colours than to the one in its attributes; so "
+    "are 86 of 225 photos: the measure is coarse, compare it with the real set's share",
 }
 
 
 def find_failures(images: ImageSet) -> dict[str, np.ndarray]:
-    """{figure: for each image 1, 0, or NaN where it can't be asked}. An invalid image is asked nothing else."""
+    """{figure: for each image 1, 0, or NaN where it can't be checked}. Of an invalid image nothing else is checked."""
     column = {name: images.measures[:, i] for i, name in enumerate(COLUMNS)}
     invalid = column["fault"] > 0
     names = list(PALETTE)
@@ -65,7 +65,7 @@ def judge_failures(generated: ImageSet, real: ImageSet | None) -> tuple[list[Fig
         figure = one.of(None, LIMITS[one.id] + ("; the floor is the real set's share" if real else ""))
         share = known_share(found[one.id])
         if not share:
-            figures.append(figure.refuse("no image is asked to have a colour that is known here"))
+            figures.append(figure.refuse("no prompt names a colour that this check knows"))
             continue
         floor = known_share(floors[one.id]) if real else None
         figures.append(replace(figure, measured=replace(share, floor=floor)))
@@ -78,6 +78,6 @@ def judge_failures(generated: ImageSet, real: ImageSet | None) -> tuple[list[Fig
 
 
 def known_share(hits: np.ndarray) -> Measured | None:
-    """Of the images that could be asked; None where there is none."""
+    """The share of hits among the images that could be checked; None if there were none."""
     known = hits[~np.isnan(hits)]
     return measure_share(known > 0) if len(known) else None

@@ -1,4 +1,4 @@
-"""Rows of numbers about files, computed once and kept on disk by what each file holds.
+"""Rows of numbers about files, computed once and cached on disk by each file's content.
 
 A shard is written to a temporary file, renamed, and never changed: a kill loses what was not yet written, and two
 processes may fill one folder. Each holds a checksum of its rows; a damaged one is ignored with a warning.

@@ -1,7 +1,7 @@
 """Encoders that turn images and texts into features: CLIP, DINOv2, Inception, and the demo's own; cached on disk.
 
 Images of any size and mode become upright RGB and are reduced by Pillow, which averages over all pixels (most tensor
-libraries skip some by default): the same way for every set. Square images are seen whole by each encoder.
+libraries skip some by default): the same way for every set. Each encoder sees square images in full.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from families import models
 from utils import image_checks, images
 from utils.cli import UserError, progress
 from utils.files import file_sha256
-from utils.hub import hub_failure
+from utils.hub import load_named
 from utils.parallel import thread_map
 
 NAMES = ("clip", "dinov2", "inception", "demo")
@@ -67,7 +67,7 @@ def parse_encoders(words: Sequence[str], inception: str | None) -> dict[str, str
         if name not in NAMES:
             raise UserError(f"--encoders {word}: no such encoder; choose among {', '.join(NAMES)}, or `none`")
         if name in sources:
-            raise UserError(f"--encoders {word}: a second {name}; give one (--inception is one, too)")
+            raise UserError(f"--encoders {word}: {name} twice; give it once (--inception adds it, too)")
         sources[name] = source or None
     return sources
 
@@ -90,12 +90,7 @@ def _as_forward(
 
 
 def _load_clip(name: str, source: str, device: torch.device | str, flag: str) -> Encoder:
-    try:
-        clip = image_checks.load_clip(source, device, flag)
-    except UserError as error:
-        if not isinstance(error.__cause__, Exception):  # no such folder
-            raise
-        raise UserError(unavailable(name, source, error.__cause__, flag)) from error
+    clip = image_checks.load_clip(source, device, flag, describe_alternatives(name, source, flag))
     return Encoder(
         name,
         source,
@@ -110,13 +105,11 @@ def _load_clip(name: str, source: str, device: torch.device | str, flag: str) ->
 def _load_dinov2(source: str, device: torch.device | str, flag: str) -> Encoder:
     from transformers import BitImageProcessorPil, Dinov2Model  # here: it takes a second
 
-    if not Path(source).is_dir() and source.count("/") != 1:
-        raise UserError(f"{flag} dinov2={source}: no such folder, and not a hub id (owner/name)")
-    try:
+    def load() -> tuple[Dinov2Model, BitImageProcessorPil]:
         model = Dinov2Model.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        processor = BitImageProcessorPil.from_pretrained(source)
-    except Exception as error:  # of the network, the hub, the file format
-        raise UserError(unavailable("dinov2", source, error, flag)) from error
+        return model, BitImageProcessorPil.from_pretrained(source)
+
+    model, processor = load_named(flag, source, "DINOv2", load, describe_alternatives("dinov2", source, flag))
     # The published transform cuts off an eighth of each side's length, where a product may be; here all is seen.
     processor.size = {"shortest_edge": processor.crop_size["height"]}
     model.eval().requires_grad_(False).to(device)
@@ -130,13 +123,12 @@ def _load_dinov2(source: str, device: torch.device | str, flag: str) -> Encoder:
     )
 
 
-def unavailable(name: str, source: str, error: Exception, flag: str) -> str:
-    """The one line where a model can't be had: which, how to get it, and what can be done without."""
+def describe_alternatives(name: str, source: str, flag: str) -> str:
+    """How to get a model that can't be downloaded here, and what can be done without it."""
     return (
-        f"{flag} {name}: {source} can't be loaded ({hub_failure(error)}); `hf download {source}` on a machine with a "
-        f"network, and give the folder copied here: {flag} {name}=FOLDER; without any download: `demo` (knows the "
-        "demo's shoes only), and failures, near-copies by hash and measured colours, which need no encoder "
-        "(--encoders none)"
+        f"run `hf download {source}` on a machine with a network, copy the folder and give it here: {flag} "
+        f"{name}=FOLDER; without any download: `demo` (knows the demo's shoes only), and failures, near-copies by hash "
+        "and measured colours, which need no encoder (--encoders none)"
     )
 
 
@@ -152,8 +144,8 @@ def _load_inception(source: str, device: torch.device | str, sha256: str) -> Enc
         raise UserError(f"--inception {source}: no such file; give the FID network as TorchScript, or its URL")
     if (found := file_sha256(path)) != sha256:
         raise UserError(
-            f"--inception {source}: its sha256 is {found}, expected {sha256}; it is another file or not whole "
-            "(--inception_sha256 states that of a network that you trust)"
+            f"--inception {source}: its sha256 is {found}, expected {sha256}; it is another file or incomplete "
+            "(for another network that you trust, give its --inception_sha256)"
         )
     try:
         network = torch.jit.load(path, map_location=device).eval()
@@ -198,7 +190,7 @@ def image_features(
         try:
             return encoder.prepare(images.read_image(path)[0])
         except images.BadImage as error:
-            raise UserError(f"{path}: {error}; remove the file, or repair it") from None
+            raise UserError(f"{path}: {error}; remove or replace the file") from None
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         bar = tqdm(total=len(places), unit=" images", desc=encoder.name, **progress())

@@ -71,7 +71,7 @@ def prior_divergence(
     """What training changed in the class: rows are images of the same prompt and seed, before and after.
 
     How far each image moved, how much variety was lost, and (with photos of the subject) how far the class has turned
-    into the subject. The last two are differences, after less before: 0 is no harm.
+    into the subject. The last two are differences, after less before: 0 means no harm.
     """
     before, after = _rows(before, "class images before"), _rows(after, "class images after")
     if before.shape != after.shape:

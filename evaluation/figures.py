@@ -1,13 +1,16 @@
 """A figure of an evaluation: what it is, its value with a 95 % interval, and what real images get (its floor)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import Estimate, wilson
+from evaluation.intervals import Estimate, mean_or_share, wilson
 from utils.cli import UserError
+
+Rows = list[dict[str, Any]]  # of a table in metrics.json
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Figure:
     refused: str | None = None
 
     def of(self, encoder: str | None, how: str = "") -> "Figure":
-        """The same of an encoder; `how` is added to how it is computed."""
+        """The same figure for an encoder; `how` is added to its explanation."""
         name = f"{self.id}/{encoder}" if encoder else self.id
         return replace(self, id=name, encoder=encoder, how=self.how + how)
 
@@ -82,3 +85,20 @@ def fill(figures: Sequence[Figure], compute: Callable[[], Sequence[Measured]], h
     except UserError as error:
         return [one.refuse(f"{error}{hint}") for one in figures]
     return [replace(one, measured=each) for one, each in zip(figures, found, strict=True)]
+
+
+def split_means(
+    rows: Rows, values: np.ndarray, key: str, is_share: bool, least: int = 2, most: int | None = None
+) -> Rows:
+    """The mean of `values` for each value of a column, the most frequent first; NaN stands for an unknown value.
+
+    Left out are those that fewer than `least` images have: from one image there is no interval of a mean.
+    """
+    found: Rows = []
+    for value, _ in Counter(one[key] for one in rows if one.get(key)).most_common(most):
+        mine = values[[one.get(key) == value for one in rows]]
+        mine = mine[~np.isnan(mine)]
+        if len(mine) >= least:
+            mean, low, high = mean_or_share(mine, is_share)
+            found.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
+    return found

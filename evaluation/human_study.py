@@ -1,9 +1,10 @@
-"""A blind study of real and generated images: the page that raters open, and what their answers come to."""
+"""A blind study of real and generated images: the page that raters open, and what their answers show."""
 
 import hashlib
 import json
 import logging
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evaluation.image_sets import Record
 from evaluation.intervals import agreement, crossed_interval
-from evaluation.json_files import read_object
 from evaluation.report.rendering import encode_image, render_page
 from utils.cli import UserError
-from utils.files import write_json, write_text
+from utils.files import read_object, write_json, write_text
 from utils.images import BadImage, fit_square, read_image
 
 LARGEST = 512  # pixels: a page of 200 images stays under 15 MB
 GOOD = 4  # the lowest rating that counts as good
 KINDS = ("real", "generated")
-Record = dict[str, Any]  # of an image set: `path` and its attributes
 DOWNLOADED = "a file that study.html let a rater download"
 
 logger = logging.getLogger(__name__)
@@ -47,17 +47,17 @@ class Ratings:
 
 def write_study(
     folder: Path,
-    real: list[dict[str, Any]],
-    generated: list[dict[str, Any]],
+    real: list[Record],
+    generated: list[Record],
     n: int,
     seed: int,
     overwrite: bool = False,
 ) -> Path:
     """Write study.html of n images, half of them real, and study_key.json, which says which; raters must not see it.
 
-    Every image goes the same way: fitted in a square of one size, encoded as the same JPEG, without its name. The
-    same images and seed make the same page. The key of another study is replaced only with `overwrite`: without it no
-    rating of that study can be read any more.
+    Every image is processed in the same way: fitted into a square of one size, encoded as the same JPEG, without its
+    name. The same images and seed make the same page. The key of another study is replaced only with `overwrite`, since
+    no rating of that study can be read without it.
     """
     if n < 4 or n % 2:
         raise UserError(f"--human_study {n}: expected an even number of at least 4, half of the images being real")
@@ -69,7 +69,7 @@ def write_study(
     study = hashlib.sha256("".join(images).encode()).hexdigest()[:12]
     key = folder / "study_key.json"
     if key.is_file() and not overwrite and (other := read_key(key)[0]) != study:
-        raise UserError(f"{key}: is of another study ({other}); name another --output_dir, or add --overwrite")
+        raise UserError(f"{key}: is of another study ({other}); give another --output_dir, or add --overwrite")
     items = [{"item": i, "kind": one.kind, "file": str(one.path.resolve())} for i, one in enumerate(chosen, 1)]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(key, {"version": 1, "study": study, "seed": seed, "items": items})
@@ -86,7 +86,7 @@ def choose_images(records: list[Record], count: int, rng: random.Random, kind: s
         try:
             found.append(StudyImage(kind, path, read_image(path, longest=LARGEST)[0]))
         except BadImage as error:
-            logger.warning("%s: %s; another image takes its place in the study", path, error)
+            logger.warning("%s: %s; another image is used in the study", path, error)
     if len(found) < count:
         raise UserError(
             f"--human_study {2 * count}: needs {count} readable {kind} images, found {len(found)}; ask for fewer"
@@ -103,7 +103,7 @@ def read_key(path: Path) -> tuple[str, list[str]]:
             raise ValueError("items must be real and generated")
         return key["study"], kinds
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is no key of a study; make the study again, with --overwrite") from None
+        raise UserError(f"{path} is not a study key; make the study again, with --overwrite") from None
 
 
 def read_ratings(path: Path, study: str, count: int) -> Ratings:
@@ -113,9 +113,9 @@ def read_ratings(path: Path, study: str, count: int) -> Ratings:
         raise UserError(f"--ratings {path}: is the key of a study, not a rater's answers; expected {DOWNLOADED}")
     if value.get("study") != study:
         found = value.get("study", "none")
-        raise UserError(f"--ratings {path}: of another study ({found}), this one's key is of {study}; leave it out")
+        raise UserError(f"--ratings {path}: of another study ({found}), the key is of {study}; leave the file out")
     if fault := find_fault(value, count):
-        raise UserError(f"--ratings {path}: {fault}; expected {DOWNLOADED}; ask the rater for it again")
+        raise UserError(f"--ratings {path}: {fault}; ask the rater to download the answers again")
     answers = {one["item"]: (one["rating"], one["guess"]) for one in value["answers"]}
     if not answers:
         raise UserError(f"--ratings {path}: has no answers; leave it out")
@@ -126,24 +126,21 @@ def find_fault(value: dict[str, Any], count: int) -> str:
     """What is wrong with a rater's file, and with which answer; an empty text if nothing is."""
     for key in ("rater", "session", "saved"):
         if not isinstance(value.get(key), str):
-            return f"its `{key}` is no text"
+            return f"its `{key}` is not text"
     if not isinstance(value.get("answers"), list):
-        return "its `answers` are no list"
-    seen = set()
+        return "its `answers` are not a list"
     for place, one in enumerate(value["answers"], 1):
-        item, rating, guess = (one.get(key) if isinstance(one, dict) else None for key in ("item", "rating", "guess"))
-        if type(item) is not int:
-            return f"answer {place} does not say of which item it is"
-        if not 1 <= item <= count:
-            return f"item {item} is not in the study, which has {count}"
-        if type(rating) is not int or not 1 <= rating <= 5:
-            return f"item {item}: the rating is {json.dumps(rating)}, not 1 to 5"
-        if guess not in KINDS:
-            return f"item {item}: the guess is {json.dumps(guess)}, neither real nor generated"
-        if item in seen:
-            return f"item {item} is in it twice"
-        seen.add(item)
-    return ""
+        if not is_answer(one, count):
+            found = json.dumps(one)[:200]
+            return f"answer {place}: expected item 1 to {count}, rating 1 to 5, guess real or generated; found {found}"
+    items = Counter(one["item"] for one in value["answers"])
+    return next((f"item {item} is in it twice" for item, times in items.items() if times > 1), "")
+
+
+def is_answer(one: Any, count: int) -> bool:
+    item, rating, guess = (one.get(key) if isinstance(one, dict) else None for key in ("item", "rating", "guess"))
+    numbers = type(item) is int and type(rating) is int  # a bool is an int, too
+    return numbers and 1 <= item <= count and 1 <= rating <= 5 and guess in KINDS
 
 
 def expand_pattern(path: Path) -> list[Path]:
@@ -152,7 +149,7 @@ def expand_pattern(path: Path) -> list[Path]:
         return [path]
     found = sorted(path.parent.glob(path.name))
     if not found:
-        raise UserError(f"--ratings {path}: no file has such a name; name the files that the raters downloaded")
+        raise UserError(f"--ratings {path}: no such file; give the files that the raters downloaded")
     return found
 
 
@@ -163,7 +160,7 @@ def keep_latest(files: list[Ratings]) -> tuple[list[Ratings], list[str]]:
     for one in files:
         other = latest.get(one.session)
         if other:
-            notes.append(f"{other.path.name} and {one.path.name} are one rater’s; the later one counts.")
+            notes.append(f"{other.path.name} and {one.path.name} are from one rater; the later one counts.")
         if not other or one.saved >= other.saved:
             latest[one.session] = one
     return list(latest.values()), notes
@@ -177,7 +174,7 @@ def name_raters(files: list[Ratings]) -> list[str]:
         name = " ".join(one.rater.split())
         if name and name.casefold() in seen:
             raise UserError(
-                f"--ratings {one.path}: by {name}, as {seen[name.casefold()]} is; leave one out, or if these are "
+                f"--ratings {one.path}: by {name}, like {seen[name.casefold()]}; leave one out, or if these are "
                 "two people, change `rater` in one of the files"
             )
         seen[name.casefold()] = one.path
@@ -186,13 +183,13 @@ def name_raters(files: list[Ratings]) -> list[str]:
 
 
 def merge_ratings(study_key: Path, paths: list[Path]) -> dict[str, Any]:
-    """What the raters say, as `human` of metrics.json has it; every figure with its interval.
+    """The raters' answers, as `human` of metrics.json has it; every figure with its interval.
 
     mean and good {"real", "generated", "difference"}, agreement, told (how often they guess right), notes.
     """
     study, kinds = read_key(study_key)
     if not paths:
-        raise UserError("--ratings: name the files that the raters downloaded")
+        raise UserError("--ratings: give the files that the raters downloaded")
     files, notes = keep_latest([read_ratings(path, study, len(kinds)) for one in paths for path in expand_pattern(one)])
     raters = name_raters(files)
     for rater, one in zip(raters, files):
@@ -204,7 +201,7 @@ def merge_ratings(study_key: Path, paths: list[Path]) -> dict[str, Any]:
     real = np.array([kind == "real" for kind in kinds])
     for kind, chosen in (("real", real), ("generated", ~real)):
         if (~np.isnan(ratings[:, chosen])).any(0).sum() < 2:
-            raise UserError(f"--ratings: fewer than 2 {kind} images have been rated; ask the raters to go on")
+            raise UserError(f"--ratings: fewer than 2 {kind} images have been rated; collect more ratings")
     return {
         "study": study,
         "items": len(kinds),
@@ -236,17 +233,17 @@ def compare_kinds(table: np.ndarray, real: np.ndarray, ends: tuple[int, int]) ->
 
 
 def judge_guesses(right: np.ndarray, real: np.ndarray) -> dict[str, Any]:
-    """The mean of the shares of right guesses among the real and the generated: 0.5 for who always says `real`."""
+    """The mean of the shares of right guesses among real and generated: 0.5 for a rater who always says `real`."""
     found = make_figure(crossed_interval([(right[:, real], 0.5), (right[:, ~real], 0.5)]), (0, 1), right)
     if found["low"] <= 0.5 <= found["high"]:
         verdict = "no difference shown"
     else:
-        verdict = "people can tell" if found["value"] > 0.5 else "people take one for the other"
+        verdict = "people can tell" if found["value"] > 0.5 else "people confuse real and generated"
     return {**found, "verdict": verdict}
 
 
 def make_figure(estimate: tuple[float, float, float], ends: tuple[int, int], table: np.ndarray) -> dict[str, float]:
-    """The estimate with its n; the interval of what lies between `ends` ends there."""
+    """The estimate with its n; its interval is cut at `ends`."""
     value, low, high = estimate
     return {"value": value, "low": max(low, ends[0]), "high": min(high, ends[1]), "n": int((~np.isnan(table)).sum())}
 
@@ -258,6 +255,6 @@ def measure_agreement(ratings: np.ndarray) -> dict[str, Any]:
     except UserError as error:
         return {"refused": str(error)}
     if not np.isfinite([value, low, high]).all():
-        return {"refused": "agreement: all ratings are the same, so there is nothing to agree about"}
+        return {"refused": "agreement: all ratings are the same, so agreement is undefined"}
     shared = int(((~np.isnan(ratings)).sum(0) >= 2).sum())
     return {"value": value, "low": low, "high": high, "n": shared}

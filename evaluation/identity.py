@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.figures import Figure, measure
+from evaluation.figures import Figure, Rows, measure, split_means
 from evaluation.image_sets import Record
 from evaluation.intervals import mean_or_share
 from utils import images
@@ -25,7 +25,7 @@ NAMES = {
     "verified": "Verified as the person",
 }
 SHARES = ("face", "verified")  # the columns that are yes or no
-NOTE = "with the threshold as published, for a pair of photos; not checked for generated ones (Wilson)"
+NOTE = "with the published threshold for a pair of photos, not checked for generated ones (Wilson)"
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class References:
 @dataclass(frozen=True)
 class Identity:
     figures: list[Figure]
-    splits: dict[str, dict[str, list[dict[str, Any]]]]  # {identity_…: {attribute: means}}
-    rows: list[dict[str, Any]]  # what each image shows
+    splits: dict[str, dict[str, Rows]]  # {identity_…: {attribute: means}}
+    rows: Rows  # what each image shows
     references: References
 
 
@@ -64,7 +64,7 @@ def embed_references(paths: list[Path], faces: Faces) -> References:
         try:
             row, there = embed_file(path, faces)
         except images.BadImage as error:
-            raise UserError(f"--identity_reference: {path}: {error}; remove the file, or repair it") from None
+            raise UserError(f"--identity_reference: {path}: {error}; remove or replace the file") from None
         if row is None:
             without_face.append(path)
             continue
@@ -84,22 +84,18 @@ def embed_references(paths: list[Path], faces: Faces) -> References:
 
 
 def warn_of_references(references: References, threshold: float) -> None:
+    unlike = f"unlike most of the others (cosine below {threshold:g}): %s; give photos of one person only"
     for paths, problem in (
         (references.without_face, "no face is found in %s"),
-        (
-            references.several_faces,
-            "several faces of about one size are in %s, of which the largest is taken; crop to one",
-        ),
-        (
-            references.unlike_others,
-            f"below {threshold:g} with most of the others are %s; give photos of one person alone",
-        ),
+        (references.several_faces, "several faces of similar size are in %s, and the largest is used; crop to one"),
+        (references.unlike_others, unlike),
     ):
         if paths:
             logger.warning(f"--identity_reference: {problem}", ", ".join(path.name for path in paths))
     if len(references.used) == 1:
         logger.warning(
-            "--identity_reference: one photo has no floor, what photos of the person get among themselves; give more"
+            "--identity_reference: with one photo there is no floor (what photos of the person get among themselves); "
+            "give more"
         )
 
 
@@ -113,7 +109,7 @@ def is_verified(rows: np.ndarray, references: np.ndarray, threshold: float) -> n
     """Whether at least half of the references, each compared alone, pass the threshold.
 
     The threshold was published for pairs. The nearest of many references passes more easily the more there are, and a
-    centroid is no photo; half of the pairs means the same for any number of references.
+    centroid is not a photo; half of the pairs means the same for any number of references.
     """
     return (rows @ references.T >= threshold).mean(1) >= 0.5
 
@@ -129,15 +125,11 @@ def leave_one_out(references: np.ndarray, threshold: float) -> dict[str, np.ndar
     }
 
 
-def split_means(rows: list[dict[str, Any]], column: str, key: str) -> list[dict[str, Any]]:
-    """For each value of a column: a mean over the images with a face, or a share of all its images."""
-    parts, is_share = [], key in SHARES
-    for value in dict.fromkeys(row[column] for row in rows):
-        mine = [row[key] for row in rows if row[column] == value and row[key] is not None]
-        if value is not None and len(mine) >= (1 if is_share else 2):  # else there is no interval
-            mean, low, high = mean_or_share(mine, is_share)
-            parts.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
-    return parts
+def split_by_columns(rows: Rows, columns: Sequence[str], key: str) -> dict[str, Rows]:
+    """For each value of each column: a mean over the images with a face, or a share of all its images."""
+    values = np.array([row[key] for row in rows], float)  # None becomes NaN
+    is_share = key in SHARES
+    return {column: split_means(rows, values, column, is_share, 1 if is_share else 2) for column in columns}
 
 
 def compare_image(path: Path, faces: Faces, references: References) -> dict[str, Any]:
@@ -166,19 +158,17 @@ def compare_identity(
 ) -> Identity:
     """Figures, splits and what each image shows, of records against photos of one person."""
     if not references:
-        raise UserError("--identity_reference: holds no images; give a folder of photos of the person")
+        raise UserError("--identity_reference: contains no images; give a folder of photos of the person")
     known = embed_references(references, faces)
     rows = []
     for one in tqdm(records, unit=" images", **progress()):
         head = {"file": one["path"], **{name: one.get(name) for name in split_by}}
         rows.append(head | compare_image(one["path"], faces, known))
-    splits = {
-        f"identity_{figure}": {name: split_means(rows, name, key) for name in split_by} for figure, key in KEYS.items()
-    }
+    splits = {f"identity_{figure}": split_by_columns(rows, split_by, key) for figure, key in KEYS.items()}
     return Identity(identity_figures(rows, known.embeddings, faces), splits, rows, known)
 
 
-def identity_figures(rows: list[dict[str, Any]], base: np.ndarray, faces: Faces) -> list[Figure]:
+def identity_figures(rows: Rows, base: np.ndarray, faces: Faces) -> list[Figure]:
     """The four figures of all images; their floors are what the references get among themselves."""
     floors = leave_one_out(base, faces.threshold) if len(base) > 1 else {}
     n = counted(len(base), "reference photo")

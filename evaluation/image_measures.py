@@ -31,7 +31,7 @@ PALETTE = {
     "purple": (124, 62, 170),
     "pink": (242, 132, 174),
 }
-# What catalogues call these; a name of two words counts by its last where it is not here (lime green, sky blue).
+# What catalogues call these; of a name of two words that is not here (lime green, sky blue) the last one counts.
 CALLED = {
     "white": ("off white", "cream", "ivory"),
     "grey": ("gray", "silver", "steel", "charcoal", "grey melange"),
@@ -53,7 +53,7 @@ SIZE = THUMB + 768
 
 
 def colour_group(name: str | None) -> str | None:
-    """The palette's name for what a catalogue calls a colour; None for `Multi` and what is no colour."""
+    """The palette's name for what a catalogue calls a colour; None for `Multi` and other words."""
     words = (name or "").lower().split()
     return GROUPS.get(" ".join(words)) or GROUPS.get(words[-1] if words else "")
 
@@ -112,7 +112,7 @@ def is_readable(rows: np.ndarray) -> np.ndarray:
 def measure_images(
     files: Sequence[Path], cache: Path | None, workers: int = 1, keys: Sequence[str] | None = None
 ) -> np.ndarray:
-    """A row for each file, in their order; kept in the cache by what the file holds."""
+    """A row for each file, in their order; cached by the file's content."""
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         found = thread_map(measure, (files[i] for i in places), workers)

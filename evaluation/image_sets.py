@@ -1,16 +1,19 @@
-"""A set of images to judge: a prepared split, what generate.py made, or any folder of images."""
+"""A set of images to judge: a prepared split, what generate.py made, or any folder; its measures and features."""
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
-from evaluation.image_measures import is_readable
+from evaluation.feature_cache import content_keys
+from evaluation.features import Encoder, image_features
+from evaluation.image_measures import is_readable, measure_images
 from utils import dataset
 from utils.catalogue import Source, read_catalogue
 from utils.cli import UserError, counted
@@ -44,14 +47,14 @@ class ImageSet:
             bad = self.paths[int(np.argmin(good))]
             logger.warning("%s: %s cannot be read (%s …)", flag, counted(int((~good).sum()), "image"), bad)
         if not good.any():
-            raise UserError(f"{flag}: not one of its {len(good)} images can be read")
+            raise UserError(f"{flag}: none of its {len(good)} images can be read")
         kept = np.flatnonzero(good)
         records, keys = [self.records[i] for i in kept], [self.keys[i] for i in kept]
         return replace(self, records=records, keys=keys, measures=self.measures[kept])
 
 
 def describe_set(folder: Path, keys: list[str]) -> dict[str, Any]:
-    """What metrics.json says of a set; by the checksum another run knows whether its images are the same."""
+    """What metrics.json has of a set; its checksum shows another run whether the images are the same."""
     digest = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()
     return {"path": str(folder), "n": len(keys), "sha256": digest[:16]}
 
@@ -75,41 +78,41 @@ def read_images(folder: Path, flag: str) -> list[Record]:
     elif (folder / "metadata.json").is_file():
         there = [split for split in SPLITS if (folder / split).is_dir()]
         raise UserError(
-            f"{flag} {folder}: is a whole dataset; give one of its splits ({', '.join(str(folder / s) for s in there)})"
+            f"{flag} {folder}: is a dataset; give one of its splits ({', '.join(str(folder / s) for s in there)})"
         )
     else:
         records = _read_folder(folder, flag)
     if not records:
-        raise UserError(f"{flag} {folder}: holds no images")
+        raise UserError(f"{flag} {folder}: contains no images")
     return [_plain(one) for one in records]
 
 
 def check_apart(out: Path, folders: dict[str, Path]) -> None:
-    """Refuse to write among images that are read. A folder of its own within a generated set is allowed."""
+    """Refuse to write into a folder of images that are read; a new folder inside the generated set is allowed."""
     for name, folder in folders.items():
         same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
         if same or (inside and name != "generated"):
             raise UserError(
-                f"--output_dir {out}: {'is' if same else 'lies in'} --{name} {folder}, which is only read; name a "
+                f"--output_dir {out}: {'is' if same else 'is inside'} --{name} {folder}, which is only read; give a "
                 "folder elsewhere"
             )
 
 
 def check_new(generated: list[Record], others: Mapping[str, list[Record]]) -> None:
-    """Refuse a generated image that is, byte by byte, one of those that it is compared with: it would be perfect."""
+    """Refuse a generated image that is, byte by byte, among those it is compared with: it would score perfectly."""
     for name, records in others.items():
         files = [[one["path"] for one in part] for part in (generated, records)]
         sizes = set.intersection(*({path.stat().st_size for path in some} for some in files))  # to read few of them
         own, given = ({file_sha256(path): path for path in some if path.stat().st_size in sizes} for some in files)
         if shared := sorted(given[key].name for key in own.keys() & given.keys()):
             raise UserError(
-                f"--{name} and --generated share {counted(len(shared), 'image')} ({shared[0]}): what is compared "
-                "with itself is perfect; give folders that share none"
+                f"--{name} and --generated share {counted(len(shared), 'image')} ({shared[0]}): an image "
+                "compared with itself scores perfectly; give folders without common images"
             )
 
 
 def spell_alike(sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
-    """The sets, each value of an attribute spelt as where it is first: a prompt's `red` is the real set's `Red`."""
+    """The sets, with one spelling for each value of an attribute: a prompt's `red` becomes the real set's `Red`."""
     spelling: dict[tuple[str, str], str] = {}
 
     def spell(key: str, value: Any) -> Any:
@@ -146,7 +149,7 @@ def _read_generated(folder: Path, flag: str) -> list[Record]:
         lost = counted(len(lines) - len(kept), "image")
         logger.warning("%s %s: %s of its metadata.jsonl cannot be found", flag, folder, lost)
     if (folder / "config.yaml").is_file() and not (folder / "MANIFEST.json").is_file():
-        logger.warning("%s %s: not finished; the images that it has are used", flag, folder)
+        logger.warning("%s %s: not finished; the images that exist are used", flag, folder)
     return [
         {key: value for key, value in (one.get("attributes") or {}).items() if canonical(key) not in OWN}
         | {"path": folder / name, "text": one.get("text"), "id": Path(name).stem, "seed": one.get("seed")}
@@ -163,3 +166,47 @@ def _read_folder(folder: Path, flag: str) -> list[Record]:
         left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common())
         logger.warning("%s %s: %s left out (%s)", flag, folder, counted(len(found.rejected), "row"), left_out)
     return [{**one.attributes, "path": one.image, "text": one.text, "id": one.id} for one in found.products]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how images are encoded."""
+
+    cache: Path
+    batch_size: int
+    workers: int
+
+
+def encode_set(records: list[Record], keys: list[str], encoders: Sequence[Encoder], work: Work) -> ImageSet:
+    """Measures of all images, features of those that can be read."""
+    files = [one["path"] for one in records]
+    measures = measure_images(files, work.cache, work.workers, keys)
+    good = np.flatnonzero(is_readable(measures))
+    files, good_keys = [files[i] for i in good], [keys[i] for i in good]
+    features = {
+        encoder.name: image_features(encoder, files, work.cache, work.batch_size, work.workers, good_keys)
+        for encoder in encoders
+    }
+    return ImageSet(records, keys, measures, features)
+
+
+def encode_sets(
+    sets: Mapping[str, list[Record]], encoders: Sequence[Encoder], work: Work, accelerator: Accelerator
+) -> dict[str, ImageSet]:
+    """The sets by name. Several processes encode a share each; the first then reads all of them from the cache.
+
+    The other processes get none.
+    """
+    work.cache.mkdir(parents=True, exist_ok=True)
+    rank, count = accelerator.process_index, accelerator.num_processes
+    keys = {name: content_keys([one["path"] for one in records], work.workers) for name, records in sets.items()}
+    if count > 1:
+        for name, records in sets.items():
+            share = slice(rank, None, count)
+            if records[share]:
+                encode_set(records[share], keys[name][share], encoders, work)
+        accelerator.wait_for_everyone()
+    accelerator.end_training()  # the others need not wait for what the first process does alone
+    if rank:
+        return {}
+    return {name: encode_set(records, keys[name], encoders, work) for name, records in sets.items()}

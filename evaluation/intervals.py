@@ -15,11 +15,11 @@ Z = float(special.ndtri(0.5 + LEVEL / 2))
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with the ends of its 95 % interval, if it has one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
 
 def student_quantile(freedom: float) -> float:
@@ -89,7 +89,7 @@ def around(value: float, errors: np.ndarray) -> Estimate:
 def jackknife(arrays: Sequence[np.ndarray], statistic: Callable[..., float]) -> Estimate:
     """A statistic of equally long arrays and Student's interval of Tukey's jackknife, which leaves out one item each.
 
-    A bootstrap would take items twice, and a duplicate's cosine of 1 is no loss of variety.
+    A bootstrap would take items twice, and a duplicate's cosine of 1 is not a loss of variety.
     """
     n, value = len(arrays[0]), float(statistic(*arrays))
     if n < 3:
@@ -149,7 +149,7 @@ def difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[
 def krippendorff_alpha(ratings: ArrayLike) -> float:
     """Agreement of raters (rows) about items (columns) on an interval scale (Krippendorff 2011); NaN: not rated.
 
-    1 is perfect, 0 what chance gives. NaN where all ratings are equal: there is nothing to agree about.
+    1 is perfect, 0 what chance gives. NaN where all ratings are equal: agreement is undefined.
     """
     ratings = np.asarray(ratings, np.float64)
     if ratings.ndim != 2:
@@ -166,9 +166,9 @@ def krippendorff_alpha(ratings: ArrayLike) -> float:
     return float(1 - observed / expected) if expected else math.nan
 
 
-def agreement(ratings: ArrayLike, resamples: int = 1000, seed: int = 0) -> Estimate:
+def agreement(ratings: ArrayLike) -> Estimate:
     """Krippendorff's alpha with an interval over items, for these raters."""
     ratings = np.asarray(ratings, np.float64)
     rated = ratings[:, (~np.isnan(ratings)).sum(0) >= 2]
-    krippendorff_alpha(ratings)  # refuses what is no table or has nothing to compare
-    return bootstrap(rated.T, lambda rows: krippendorff_alpha(rows.T), resamples, seed)
+    krippendorff_alpha(ratings)  # refuses what is not a table, and items with one rating each
+    return bootstrap(rated.T, lambda rows: krippendorff_alpha(rows.T))

@@ -11,9 +11,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from evaluation import adherence, diversity, failures, novelty, quality, subject
-from evaluation.adherence import Adherence, Rows
+from evaluation.adherence import Adherence
 from evaluation.features import CLIPS, Encoder
-from evaluation.figures import Figure
+from evaluation.figures import Figure, Rows, split_means
 from evaluation.identity import Identity
 from evaluation.image_sets import ImageSet, Record
 from utils.parallel import available_cores, thread_map
@@ -118,7 +118,7 @@ def judge_against_real(
     shares = by_text.shares or {key: adherence.count_shares(real.records, generated.records, key) for key in columns}
     failed, listed = failures.judge_failures(all_generated, real)
     right_colour = 1 - failures.find_failures(generated)["wrong_colour"]
-    if by_colour := adherence.split_means(generated.records, right_colour, "colour", is_share=True):
+    if by_colour := split_means(generated.records, right_colour, "colour", True, most=adherence.LISTED_VALUES):
         splits["measured_colour_accuracy"] = {"colour": by_colour}
     images = choose_images(generated.records, by_text.scores, seed) | {"copies": [], "failures": listed}
     figures += failed
@@ -139,9 +139,3 @@ def judge_without_real(
     failed, listed = failures.judge_failures(all_generated, None)
     images = choose_images(generated.records, scores, seed) | {"copies": [], "failures": listed[:1]}
     return Findings(failed[:1], images=images, left_out=[WITHOUT_REAL])  # the first is "invalid"
-
-
-def add_identity(found: Findings, identity: Identity) -> None:
-    found.identity = identity
-    found.figures += identity.figures
-    found.splits |= identity.splits

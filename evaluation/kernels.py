@@ -51,7 +51,7 @@ def kernel_diagonal(features: np.ndarray, kernel: Kernel) -> np.ndarray:
 
 
 class KernelSums(NamedTuple):
-    """Of a kernel matrix K of two sets."""
+    """Sums of the kernel matrix K of two sets."""
 
     rows: np.ndarray
     columns: np.ndarray

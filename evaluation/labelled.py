@@ -52,7 +52,7 @@ class Arm(NamedTuple):
     name: str
     real_share: float  # of the real training images
     synthetic: str | None  # the name of the synthetic set
-    ratio: float | None  # synthetic images for each real one; None where there is no real one
+    ratio: float | None  # synthetic images for each real one; None without real images
     n_real: int
     n_synthetic: int
 
@@ -73,7 +73,7 @@ def read_labels(records: Sequence[Record], target: str, flag: str) -> list[str |
 
 
 def shorten(words: Sequence[str], most: int = 5) -> str:
-    """A list as text, no longer than can be read: a column may hold a value of its own for each image."""
+    """A list as text, cut after a few words: a column may have a different value for each image."""
     return ", ".join(words[:most]) + (f", and {len(words) - most:,} others" if len(words) > most else "")
 
 
@@ -102,7 +102,7 @@ def name_sets(synthetic: Sequence[Path]) -> list[str]:
     if len({*names, "real", *SPLITS}) < len(names) + 3:  # folders of one name, or of a name that is taken
         names = [str(one) for one in synthetic]
     if len({*names}) < len(names):
-        raise UserError(f"--synthetic {' '.join(names)}: the same set twice; name each once")
+        raise UserError(f"--synthetic {' '.join(names)}: the same set twice; give each once")
     return names
 
 
@@ -112,7 +112,7 @@ def read_data(real: Path, synthetic: Sequence[Path], target: str, least: int) ->
     for split in SPLITS:
         if not (real / split).is_dir():
             raise UserError(
-                f"--real {real}: there is no split `{split}` in it; give a dataset that prepare_dataset.py made, "
+                f"--real {real}: the split `{split}` is missing; give a dataset that prepare_dataset.py made, "
                 "not one of its splits"
             )
     places = {split: (real / split, "--real") for split in SPLITS}
@@ -133,7 +133,7 @@ def read_data(real: Path, synthetic: Sequence[Path], target: str, least: int) ->
         if not kept:
             raise UserError(
                 f"--synthetic {places[name][0]}: none of its labels is a class of the real set ({', '.join(classes)}); "
-                "the two must be spelt alike"
+                "use the same spelling in both"
             )
         numbers = np.array([classes.index(str(labels[name][i])) for i in kept])
         parts[name] = Part([records[name][i]["path"] for i in kept], numbers)
@@ -154,7 +154,7 @@ def plan_arms(data: Data, shares: Sequence[float], ratios: Sequence[float]) -> t
                 if wanted < n:
                     arms.append(Arm(arm, share, name, ratio, n_real, wanted))
                 else:
-                    why = f"is real + {name}" if wanted == n else f"it wants {wanted:,} images, there are {n:,}"
+                    why = f"is real + {name}" if wanted == n else f"it needs {wanted:,} images, the set has {n:,}"
                     lines.append(f"left out with {share:.0%} of the real images: {arm}: {why}")
     return arms, lines
 
@@ -233,7 +233,7 @@ def decode(path: Path, side: int) -> np.ndarray:
     try:
         return np.asarray(fit_square(read_image(path, shortest=side)[0], side))
     except BadImage as error:
-        raise UserError(f"{path}: {error}; repair the image, or remove its line from the set") from None
+        raise UserError(f"{path}: {error}; replace the image, or remove its line from the set") from None
 
 
 def decode_all(paths: Sequence[Path], side: int, workers: int) -> np.ndarray:

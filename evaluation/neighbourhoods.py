@@ -85,7 +85,7 @@ def choose(n: int, part: np.ndarray) -> np.ndarray:
 def half_samples(
     real: np.ndarray, generated: np.ndarray, k: int, count: int, splits: int, rng: np.random.Generator
 ) -> HalfSamples:
-    """Of two sets of equal size: `count` pairs of half-samples, and `splits` pairs of halves of the real set."""
+    """`count` pairs of half-samples of two sets of equal size, and `splits` pairs of halves of the real set."""
     n, half, everything = len(real), len(real) // 2, np.ones(len(real), bool)
     tables = [nearest(features, k=min(DEPTH * k, n - 1)) for features in (real, generated)]
     one = Balls(tables[0], find_pairs(real, generated, tables[0].distances[:, -1]))

@@ -1,6 +1,6 @@
 """Novelty: are generated images copies of training images? The floors are the same figures of real test images.
 
-The intervals are Wilson's, for other generated images beside the same training images.
+The intervals are Wilson's, for other generated images with the same training images.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Novelty:
 
 
 def compare_novelty(train: ArrayLike, test: ArrayLike, generated: ArrayLike) -> Novelty:
-    """AuthPct and the share of suspected copies; their floors are those of the test images, which are no copies.
+    """AuthPct and the share of suspected copies; their floors are those of the test images, which are not copies.
 
     Suspected is what lies nearer to a training image than all but 1 % of the test images do.
     """
@@ -104,12 +104,12 @@ def judge_looks(sets: Mapping[str, ImageSet]) -> tuple[Figure, list[dict[str, An
 
 
 def judge_novelty(sets: Mapping[str, ImageSet]) -> tuple[list[Figure], list[dict[str, Any]]]:
-    """Figures and suspected pairs; refuses test images that are training images, since they show what is no copy."""
+    """Figures and suspected pairs; refuses test images that are training images, since they show what is not a copy."""
     shared = set(sets["real"].keys) & set(sets["train"].keys)
     if shared:
         raise UserError(
-            f"--real and --train share {counted(len(shared), 'image')}: what is near to a training image is "
-            "judged by real images that are none; give two splits, or leave out --train"
+            f"--real and --train share {counted(len(shared), 'image')}: the test images set the "
+            "limit for copies, so they must not be training images; give two splits, or leave out --train"
         )
     look, copies = judge_looks(sets)
     figures = [look]

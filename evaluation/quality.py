@@ -1,6 +1,6 @@
 """Quality: features of the generated set against those of the real set, with intervals and floors.
 
-Resampling items with replacement and computing again would be wrong for most of these figures: duplicates are no new
+Resampling items with replacement and computing again would be wrong for most of these figures: duplicates are not new
 images, and to a Fréchet distance or a neighbourhood they look like less variety. So the intervals come from each item's
 influence on the figure (its derivative by the item's weight), computed once and bootstrapped, or from half-samples
 without replacement; docs/metrics.md says which. Where the sets do not differ (by less than two standard deviations of
@@ -31,7 +31,9 @@ MINIMUM = {"frechet": 100, "kid": 50, "cmmd": 50, "prdc": 50}
 FRECHET_SPLITS, FRECHET_PAIRS, SUBSETS = 12, 4, 3
 MMD_SPLITS, PRDC_SPLITS = 400, 200
 CMMD_SCALE = 1000  # as published
-HALVES = "the floor is the same between two halves of the real set, compared with what so many generated ones get"
+HALVES = (
+    "the floor is the same figure between two halves of the real set, compared with that of as many generated images"
+)
 FRECHET = Figure("frechet", "quality", "Fréchet distance", "lower")
 KID = Figure("kid", "quality", "KID", "lower")
 CMMD = Figure("cmmd", "quality", "CMMD", "lower")
@@ -48,7 +50,7 @@ HOW = {
     "cmmd": "1000 times the squared MMD of features of length 1, Gaussian kernel of width 10",
     "precision": "share of generated images nearer to a real one than its fifth real neighbour",
     "recall": "share of real images nearer to a generated one than its fifth generated neighbour",
-    "density": "how many real ones a generated image is so near to, over 5: 1 if all is alike",
+    "density": "number of real images that a generated one is so close to, divided by 5; 1 if the sets are alike",
     "coverage": "share of real images with a generated one nearer than their fifth real neighbour",
 }
 
@@ -185,14 +187,14 @@ def mmd_errors(
 
 
 def compare_kid(real: ArrayLike, generated: ArrayLike, resamples: int = 1000, seed: int = 0) -> Measured:
-    """Without bias (Bińkowski et al. 2018, arXiv 1801.01401), so all items are used, and values below 0 occur."""
+    """KID without bias (Bińkowski et al. 2018, arXiv 1801.01401), from all items; values below 0 occur."""
     real, generated = as_pair(real, generated)
     check_sizes("kid", MINIMUM["kid"], real, generated)
     return compare_mmd(real, generated, kernels.polynomial_kernel, resamples, np.random.default_rng(seed))
 
 
 def compare_cmmd(real: ArrayLike, generated: ArrayLike, resamples: int = 1000, seed: int = 0) -> Measured:
-    """Of embeddings at length 1, times 1000, with the bias of its publication (Jayasumana et al. 2024, 2401.09603).
+    """CMMD: embeddings of length 1, times 1000, with the published bias (Jayasumana et al. 2024, arXiv 2401.09603).
 
     The unbiased value of all items is taken, and that bias, which is known, is added for the smaller n.
     """

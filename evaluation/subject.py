@@ -12,8 +12,8 @@ from utils.cli import UserError, counted
 from utils.tables import canonical
 
 ENCODERS = ("clip", "dinov2", "demo")  # whose cosines measure how alike images are; Inception's were made for the FID
-PRIOR = ("prior_before", "prior_after")
-SETS = ("instance_data_dir", *PRIOR)
+CLASS_SETS = ("prior_before", "prior_after")
+SETS = ("instance_data_dir", *CLASS_SETS)
 SAME = "generate both with generate.py, with the same prompts and seeds"
 
 logger = logging.getLogger(__name__)
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 def check_flags(given: set[str], encoders: Sequence[str]) -> None:
     """`given`: the names of the flags that have a value."""
-    if len(given & set(PRIOR)) == 1:
+    if len(given & set(CLASS_SETS)) == 1:
         raise UserError("--prior_before and --prior_after: one does nothing without the other; give both")
     measured = given & set(SETS)
     if measured and not set(encoders) & set(ENCODERS):
         raise UserError(
-            f"--{min(measured)}: is measured by an encoder; name one of {', '.join(ENCODERS)} in --encoders"
+            f"--{min(measured)}: is measured by an encoder; give one of {', '.join(ENCODERS)} in --encoders"
         )
 
 
@@ -47,7 +47,7 @@ def pair_images(before: list[Record], after: list[Record]) -> list[tuple[int, in
     names = [name for name in tables[0] if name in tables[1]]
     if len(names) < fidelity.LEAST:
         raise UserError(
-            f"--prior_before, --prior_after: {counted(len(names), 'image')} of the same file name, needs at least "
+            f"--prior_before, --prior_after: {counted(len(names), 'image')} of the same file name, expected at least "
             f"{fidelity.LEAST}; {SAME}"
         )
     for name in names:
@@ -57,7 +57,7 @@ def pair_images(before: list[Record], after: list[Record]) -> list[tuple[int, in
             if one is not None and other is not None and str(one) != str(other):
                 raise UserError(f"--prior_after: {name} has the {key} {other!r}, in --prior_before {one!r}; {SAME}")
     if single := len(before) + len(after) - 2 * len(names):
-        logger.warning("--prior_before, --prior_after: %s in one of them only, left out", counted(single, "image"))
+        logger.warning("--prior_before, --prior_after: %s in one of them only, not used", counted(single, "image"))
     return [(tables[0][name], tables[1][name]) for name in names]
 
 

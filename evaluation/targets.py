@@ -1,4 +1,4 @@
-"""What a recipe asks of a set, `fid: "<50"`, and whether an evaluation shows it, given the interval."""
+"""Targets such as `fid: "<50"`, and whether an evaluation shows that they are met, given the interval."""
 
 import itertools
 import math
@@ -79,19 +79,20 @@ def keep_in_range(found: dict[str, Any]) -> None:
 
 
 def check_target(words: str, figures: Sequence[str]) -> None:
-    """Refuse, before any work, a figure that there will not be, and a limit that it can't be on both sides of."""
+    """Refuse, before any work, a figure that will not be computed, and a limit outside its range."""
     figure = find_figure(words, figures)
     (low, high), target = figure_range(figure), parse_target(words)
     possible = low < target.limit <= high if target.sign == "<" else low <= target.limit < high
-    no_share = "%" in words and (low, high) != SHARE
-    if no_share or not possible:
+    if "%" in words and (low, high) != SHARE:
+        raise UserError(f"--targets {words}: {figure} is not a share; give a limit without %")
+    if not possible:
         reach = f"{low} or more" if high == math.inf else f"{low} to {high}"
-        reach = "no share" if no_share else f"{reach} (0% to 100%)" if (low, high) == SHARE else reach
-        raise UserError(f"--targets {words}: {figure} is {reach}; give a limit that it can be below and above")
+        reach += " (0% to 100%)" if (low, high) == SHARE else ""
+        raise UserError(f"--targets {words}: {figure} is {reach}; give a limit inside this range")
 
 
 def judge_target(words: str, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`met` is None where the interval holds the limit, or the figure was refused: then nothing is shown."""
+    """`met` is None where the interval holds the limit, or where the figure was refused."""
     name, sign, limit = parse_target(words)
     by_id = {one["id"]: one for one in figures}
     one = by_id[find_figure(words, list(by_id))]

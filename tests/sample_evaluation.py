@@ -143,7 +143,7 @@ def write_evaluation(folder: Path, count: int = 24, shift: float = 0.0, name: st
         {"file": one["file"], "nearest": near["file"], "distance": 0.04 + 0.07 * i, "limit": 0.081, "suspected": i == 0}
         for i, (one, near) in enumerate(zip(files[:4], train))
     ]
-    threshold = "The border’s deviation is above 12 levels of 255; of 500 real photos, looked at one by one, 3 are."
+    threshold = "The border’s deviation is above 12 levels of 255; of 500 real photos, checked one by one, 3 are."
     failures = [
         {
             "reason": reason,

@@ -120,7 +120,7 @@ def test_the_same_command_trains_nothing_more_and_more_seeds_only_those(sets, tm
     run(sets, tmp_path, "--seeds", "2", "--real_shares", "1")
     lines = (tmp_path / "results.jsonl").read_bytes()
     run(sets, tmp_path, "--seeds", "2", "--real_shares", "1")
-    assert "nothing was left to train" in capsys.readouterr().out
+    assert "all trainings were done before" in capsys.readouterr().out
     assert (tmp_path / "results.jsonl").read_bytes() == lines
     results = run(sets, tmp_path, "--seeds", "3", "--real_shares", "1")
     assert (tmp_path / "results.jsonl").read_bytes().startswith(lines)
@@ -161,7 +161,7 @@ def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
     run(sets, tmp_path / "out", "--dry_run", "--synthetic_ratios", "1", "4")
     said = capsys.readouterr().out
     assert "8 arms x 5 seeds = 40 trainings of 12 steps" in said and not (tmp_path / "out").exists()
-    assert "left out with 100% of the real images: real + 4x synthetic: it wants 160 images, there are 52" in said
+    assert "left out with 100% of the real images: real + 4x synthetic: it needs 160 images, the set has 52" in said
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
         (["--target", "size"], r"--target size: no image of --real .*its columns are: colour, season"),
         (["--target", "season", "--min_per_class", "1"], "1 value has .*two are needed"),
         (["--min_per_class", "30"], "0 values have --min_per_class 30"),
-        (["--real", "nowhere"], "--real nowhere: there is no split `train`"),
+        (["--real", "nowhere"], "--real nowhere: the split `train` is missing"),
         (["--synthetic", "nowhere"], "--synthetic nowhere: no such folder"),
         (["--model", "finetune", "--pretrained_model_name_or_path", "no"], "_path no: no such folder, and not a hub"),
     ],
@@ -262,7 +262,8 @@ def test_intervals_cover_the_truth_over_seeds_and_images():
 
 
 def compare_arms(first: dict, second: dict) -> list[dict]:
-    return classifier_scores.compare([tuple(classifier_scores.Scored("real", 1.0, one) for one in (first, second))])
+    one, other = (labelled.Arm(name, 1.0, None, None, 100, 0) for name in ("one", "other"))
+    return classifier_scores.compare([(one, other)], {one: first, other: second})
 
 
 def test_no_difference_is_not_called_one_but_a_large_one_is():

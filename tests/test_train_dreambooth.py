@@ -642,7 +642,7 @@ def test_a_flag_that_does_nothing_is_an_error_and_from_a_recipe_a_warning(
     error = capsys.readouterr().err
     flag, *value = words.split()
     assert caught.value.code == 2 and error.count("\n") == 1
-    assert f": error: {flag} " in error and f": does nothing without {needed}; add that, or leave {flag} out" in error
+    assert f": error: {words}: does nothing without {needed}; add that, or leave {flag} out" in error
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{flag.removeprefix('--')}: {value[0] if value else 'true'}\n")
     line += ["--config", str(recipe)]

@@ -49,18 +49,24 @@ def batch_size(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
-def seed_number(text: str) -> int:
-    """A number that every random generator accepts as a seed."""
-    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 0 to {2**32 - 1}")
-    return int(text)
+def between(low: float, high: float, kind: type = float, above: bool = False) -> Callable[[str], Any]:
+    """A type for finite numbers from `low` to `high`; with `above`, `low` itself is refused too."""
+    what = "a whole number" if kind is int else "a number"
+    ends = f"above {low}" if above else f"{low} or more" if high == math.inf else f"{low} to {high}"
+    ends += f", at most {high}" if above and high != math.inf else ""
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if low <= value <= high and value != math.inf and not (above and value == low):
+                return value
+        raise argparse.ArgumentTypeError(f"{text}: expected {what}, {ends}")
+
+    return read
 
 
-def workers(text: str) -> int:
-    """A number of processes or threads."""
-    if positive(text) > MAX_WORKERS:
-        raise argparse.ArgumentTypeError(f"{text}: expected {MAX_WORKERS} or fewer")
-    return int(text)
+seed_number = between(0, 2**32 - 1, int)  # what every random generator accepts
+workers = between(1, MAX_WORKERS, int)  # processes or threads
 
 
 def share(text: str) -> float:

@@ -55,6 +55,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path, expected: str, flag: str = "") -> dict[str, Any]:
+    """The object in a JSON file; the error names the flag, the file and what was `expected`."""
+    name = f"{flag} {path}".strip()
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}; expected {expected}") from None
+    except ValueError as error:
+        raise UserError(f"{name}: damaged ({error}); expected {expected}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: expected {expected}")
+    return value
+
+
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors so that equal content gives equal bytes: safetensors' own order of the metadata varies."""
     from safetensors.torch import save  # here: most users of this module need no torch

@@ -11,8 +11,11 @@ Loaded = TypeVar("Loaded")
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
 
 
-def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded]) -> Loaded:
-    """What `load` returns; an error of any library is one line that names the flag and what was expected."""
+def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded], advice: str = "") -> Loaded:
+    """What `load` returns; an error of any library is one line that names the flag and what was expected.
+
+    `advice` says what to do, if that is more than to give another hub id or folder.
+    """
     here = Path(name).is_dir()
     if not here and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
@@ -20,7 +23,7 @@ def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded]) -> L
         return load()
     except Exception as error:  # each library raises its own
         said = f"holds no whole {kind} ({' '.join(str(error).split())[:120]})" if here else hub_failure(error)
-        raise UserError(f"{flag} {name}: {said}; give the hub id or folder of a {kind}") from error
+        raise UserError(f"{flag} {name}: {said}; {advice or f'give the hub id or folder of a {kind}'}") from error
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ class Clip(NamedTuple):
     processor: "CLIPImageProcessorPil"
 
 
-def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--clip_model") -> Clip:
+def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--clip_model", advice: str = "") -> Clip:
     """A transformers CLIP in float32, of a hub id or folder; `demo` is the small one that knows the demo's shoes."""
     import torch
     from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -141,7 +141,7 @@ def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--cl
         tokenizer, processor = CLIPTokenizer.from_pretrained(place), CLIPImageProcessorPil.from_pretrained(place)
         return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 
-    return load_named(flag, place, "CLIP", load)
+    return load_named(flag, place, "CLIP", load, advice)
 
 
 def embed_texts(clip: Clip, texts: list[str]) -> np.ndarray:

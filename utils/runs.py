@@ -4,6 +4,7 @@ Secrets are masked in everything that is recorded.
 """
 
 import contextlib
+import datetime
 import importlib.metadata
 import json
 import os
@@ -103,6 +104,18 @@ def write_environment(path: Path, device: str, precision: str, **facts: Any) -> 
         **facts,
     }
     write_json(path, environment)
+
+
+def describe_making(hardware: str, seconds: float) -> dict[str, Any]:
+    """How results were made, as metrics.json and results.json have it under `made`."""
+    return {
+        "command": command_line(),
+        "commit": git_commit(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "hardware": hardware,
+        "versions": package_versions(),
+    }
 
 
 def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evaluation.report.formatting import Estimate
+from evaluation.intervals import Estimate
 
 EDGE = 0.02  # ticks that are nearer to an end of the axis have their text inside it
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.intervals import difference
+from evaluation.intervals import Estimate, difference
 from evaluation.report.charts import Mark, Strip, fit_axis
 from evaluation.report.evaluation_page import describe_aim, read_evaluation
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
 from evaluation.report.verdict import GROUPS, group_of
 from utils.cli import UserError, counted
@@ -42,7 +42,7 @@ REFERENCES = {
 
 @dataclass(frozen=True)
 class Judgement:
-    """The difference of two runs in a figure, in words and numbers, or why there is none."""
+    """The difference of two runs in a figure, in words and numbers, or why they can't be compared."""
 
     refused: str = ""
     estimate: Estimate | None = None
@@ -222,7 +222,7 @@ def find_shared_images(folders: dict[str, Path], runs: dict[str, dict[str, Any]]
 
 
 def find_images(folder: Path, metrics: dict[str, Any]) -> dict[tuple[str, str], Path]:
-    """{(prompt, seed): file} of the generated set whose metadata.jsonl lies beside the sample's images or above."""
+    """{(prompt, seed): file} of the generated set, whose metadata.jsonl is in the images' folder or its parent."""
     for one in metrics.get("pictures", {}).get("sample", []):
         file = folder / one["file"]
         for place in list(file.parents)[:2]:

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from evaluation.json_files import read_object
+from evaluation.intervals import Estimate
 from evaluation.report import tables
 from evaluation.report.charts import Mark, Strip, fit_axis
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
 from evaluation.report.utility import accuracy_charts, arm_title, read_utility
 from evaluation.report.verdict import GROUPS, compare_with_floor, group_of, judge_evaluation, target_state
 from utils.cli import UserError
-from utils.files import write_text
+from utils.files import read_object, write_text
 
 AIMS = {"lower": "lower is better", "higher": "higher is better", "near floor": "best near the floor"}
 SETS = {

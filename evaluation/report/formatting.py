@@ -1,15 +1,9 @@
 """Figures as text: a value and its 95 % interval, with the digits that the interval justifies."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Estimate(NamedTuple):
-    """A value and the ends of its 95 % interval, if it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
+from evaluation.intervals import Estimate
 
 
 def read_estimate(found: dict[str, Any], key: str = "value") -> Estimate:
@@ -41,7 +35,7 @@ def format_interval(found: Estimate, unit: str = "") -> tuple[str, str]:
 
 
 def format_difference(found: Estimate, unit: str = "") -> tuple[str, str]:
-    """The same of a difference: with its sign, and for shares in points."""
+    """The same for a difference: with its sign, and in points for shares."""
     scale = 100 if unit == "%" else 1
     value, around = format_interval(Estimate(*(one * scale for one in found)))
     return ("+" if found.value > 0 else "") + value + (" points" if unit == "%" else ""), around

@@ -18,7 +18,7 @@ SIDE = 224  # pixels of an image on a page
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """The address of an image that is inside the page, or the problem why there is none."""
+    """The address of an image that is inside the page, or why it can't be shown."""
 
     name: str
     problem: str = ""
@@ -40,7 +40,7 @@ def embed_image(path: Path) -> EmbeddedImage:
     except BadImage as error:  # its detail is left out: it may quote the first bytes of any file
         return EmbeddedImage(path.name, problem=error.reason)
     except ValueError:  # a name with a NUL in it
-        return EmbeddedImage(path.name, problem="no file name")
+        return EmbeddedImage(path.name, problem="not a file name")
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return EmbeddedImage(path.name, "", encode_image(image), *image.size)
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.intervals import Estimate
+from evaluation.report.formatting import format_interval, read_estimate
+from evaluation.report.verdict import target_state
 from utils.cli import counted
-
-MET = {True: "met", False: "not met", None: "not shown"}
 
 
 def summarise(metrics: dict[str, Any]) -> str:
@@ -13,7 +13,7 @@ def summarise(metrics: dict[str, Any]) -> str:
     lines = [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}", *map(figure_line, metrics["figures"])]
     lines += metrics.get("left_out", [])
     for one in metrics["targets"]:
-        found = f"refused: {one['refused']}" if one.get("refused") else MET[one["met"]]
+        found = f"refused: {one['refused']}" if one.get("refused") else target_state(one)[0]
         lines.append(f"target {one['target']} {one['asked']}: {found}")
     return "\n".join(lines + describe_people(metrics.get("human")))
 
@@ -22,14 +22,9 @@ def figure_line(figure: dict[str, Any]) -> str:
     name = f"{figure['name']}, {figure['encoder']}" if figure["encoder"] else figure["name"]
     if figure["value"] is None:
         return f"{name:<46}  refused: {figure['refused']}"
-    value, low, high = (short_number(one, figure["unit"]) for one in read_estimate(figure))
-    floor = short_number(figure["floor"]["value"], figure["unit"]) if figure["floor"] else ""
-    ends = f"{low.removesuffix(' %')} to {high}"
+    value, ends = format_interval(read_estimate(figure), figure["unit"])
+    floor = format_interval(read_estimate(figure["floor"]), figure["unit"])[0] if figure["floor"] else ""
     return f"{name:<46}{value:>9}  {ends:<24}{floor:>9}".rstrip()
-
-
-def short_number(value: float, unit: str) -> str:
-    return f"{100 * value:.4g} %" if unit == "%" else f"{value:.4g}"
 
 
 def describe_people(human: dict[str, Any] | None) -> list[str]:

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.intervals import Estimate
 from evaluation.report.charts import Axis, Mark, Strip, fit_axis
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from utils.cli import counted
 
-SHOWN = 12  # rows of a table; the others can be unfolded
-SHARES_BY = {"clip": "as an encoder reads them off the images", "labels": "as they were asked for, not as they look"}
+SHARES_BY = {
+    "clip": "as an encoder recognises them in the images",
+    "labels": "as requested in the prompts, not as seen in the images",
+}
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,6 @@ class Table:
     title: str
     rows: list[Row]
     note: str = ""
-
-    @property
-    def first(self) -> list[Row]:
-        return self.rows[:SHOWN]
-
-    @property
-    def rest(self) -> list[Row]:
-        return self.rows[SHOWN:]
 
 
 def make_row(name: str, marks: list[Mark], axis: Axis, below: str = "") -> Row:

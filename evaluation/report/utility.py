@@ -1,12 +1,12 @@
-"""Does the synthetic set help? results.json of train_classifier.py: its curves, and how its arms are called."""
+"""Does the synthetic set help? results.json of train_classifier.py: its curves, and the titles of its arms."""
 
 from pathlib import Path
 from typing import Any
 
-from evaluation.json_files import read_object
+from evaluation.intervals import Estimate
 from evaluation.report.charts import Curve, CurveChart
-from evaluation.report.formatting import Estimate
 from utils.cli import UserError
+from utils.files import read_object
 
 
 def read_utility(path: str | None, folder: Path) -> dict[str, Any] | None:
@@ -18,7 +18,7 @@ def read_utility(path: str | None, folder: Path) -> dict[str, Any] | None:
     expected = "results.json of train_classifier.py"
     results = read_object(place, expected)
     if "target" not in results or not isinstance(results.get("arms"), list):
-        raise UserError(f"{place}: expected {expected}, with `target` and `arms`; run that again")
+        raise UserError(f"{place}: expected {expected}, with `target` and `arms`; run train_classifier.py again")
     return results
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation comes to, in sentences."""
+"""What an evaluation concludes, in sentences."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ GROUPS = {
     "fidelity": "Fidelity",
     "other": "Other",
 }
-MET = {True: ("✓ met", "good"), False: ("✕ missed", "bad"), None: ("? undecided", "unsure")}
+MET = {True: ("met", "good"), False: ("missed", "bad"), None: ("undecided", "unsure")}
 
 
 def group_of(figure: dict[str, Any]) -> str:
@@ -26,7 +26,7 @@ def group_of(figure: dict[str, Any]) -> str:
 def target_state(target: dict[str, Any]) -> tuple[str, str]:
     """(word, its colour) of a target; `met` is None where its interval holds the limit."""
     if target.get("value") is None:
-        return "? refused" if target.get("refused") else "? not measured", "unsure"
+        return "refused" if target.get("refused") else "not measured", "unsure"
     return MET[target.get("met")]
 
 
@@ -60,14 +60,14 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
     sentences = [level] if headline and level else []
     sentences += judge_copies(figures, images.get("copies", []))
     sentences += judge_failures(images.get("failures", []), figures)
-    sentences += [f"Use for a classifier, {line}." for line in (utility or {}).get("verdict", [])]
+    sentences += [f"Usefulness for a classifier, {line}." for line in (utility or {}).get("verdict", [])]
     sentences += metrics.get("left_out", [])
     if human := metrics.get("human"):
         share, around = format_interval(read_estimate(human["told"]), "%")
         verdict = human["told"]["verdict"]
         sentences.append(f"People guess right {share} of the time ({around}): {verdict}.")
     if refused := sum(bool(one.get("refused")) for one in figures):
-        sentences.append(f"{counted(refused, 'figure')} could not be given; the reason stands in its place.")
+        sentences.append(f"{counted(refused, 'figure')} could not be computed; the reason is shown instead.")
     return headline or level or f"{counted(len(figures), 'figure')}, and no targets were set.", sentences
 
 
@@ -89,8 +89,8 @@ def judge_floors(figures: list[dict[str, Any]]) -> str:
         return ""
     short, of = sum(state == "bad" for _, state in floors), counted(len(floors), "figure")
     if short:
-        return f"Short of real photos in {short} of {of}; in the others, not shown to be."
-    return f"Not shown to fall short of real photos in any of {of}."
+        return f"Worse than real photos in {short} of {of}; the others are not shown to be worse."
+    return f"Not shown to be worse than real photos in any of {of}."
 
 
 def judge_copies(figures: list[dict[str, Any]], copies: list[dict[str, Any]]) -> list[str]:
@@ -99,7 +99,7 @@ def judge_copies(figures: list[dict[str, Any]], copies: list[dict[str, Any]]) ->
         share, around = format_interval(read_estimate(found[0]), "%")
         return [f"Suspected copies of training images: {share} ({around}){describe_floor(found[0].get('floor'))}."]
     suspected = sum(bool(one.get("suspected")) for one in copies)
-    return [f"Suspected copies of training images: {suspected} of {len(copies)} looked at."] if copies else []
+    return [f"Suspected copies of training images: {suspected} of {len(copies)} checked."] if copies else []
 
 
 def judge_failures(failures: list[dict[str, Any]], figures: list[dict[str, Any]]) -> list[str]:

@@ -170,7 +170,7 @@ def test_without_the_hub_one_line_says_what_to_do(monkeypatch):
 def test_a_set_is_a_split_a_generation_folder_or_any_images(files, trainer_data, tmp_path):
     split = read_images(trainer_data["prepared"] / "train", "--real")
     assert split[0]["path"].is_file() and split[0]["colour"] and split[0]["text"] and split[0]["id"]
-    with pytest.raises(UserError, match="--real .*is a whole dataset; give one of its splits"):
+    with pytest.raises(UserError, match="--real .*is a dataset; give one of its splits"):
         read_images(trainer_data["prepared"], "--real")
     plain = read_images(files[0].parent, "--generated")
     assert [one["path"] for one in plain] == files and {one["text"] for one in plain} == {None}

@@ -232,7 +232,7 @@ def test_people_who_guess_are_said_to_show_no_difference(study, tmp_path):
         assert told["low"] <= 0.5 <= told["high"] and told["verdict"] == "no difference shown", name
     assert told["value"] == 0.5  # though always `real` is right for every real one
     human = merge_ratings(key, [rate(study, tmp_path, "wrong", fair, wrong)])
-    assert human["told"]["verdict"] == "people take one for the other"
+    assert human["told"]["verdict"] == "people confuse real and generated"
     assert "needs" in human["agreement"]["refused"] or "two raters" in human["agreement"]["refused"]
     assert any("One rater" in note for note in human["notes"])
 
@@ -243,9 +243,9 @@ def test_one_rater_counts_once(study, tmp_path):
     late = rate(study, tmp_path, "Anna", lambda **_: 4, honest, saved="2026-01-02")
     human = merge_ratings(key, [late, early])
     assert human["raters"] == ["Anna"] and human["mean"]["real"]["value"] == 4
-    assert "one rater’s; the later one counts" in human["notes"][0]
+    assert "from one rater; the later one counts" in human["notes"][0]
     namesake = rate(study, tmp_path, " anna", fair, honest, session="another")
-    with pytest.raises(UserError, match="by anna, as .*Anna.* is"):
+    with pytest.raises(UserError, match="by anna, like .*Anna"):
         merge_ratings(key, [late, namesake])
 
 
@@ -254,19 +254,19 @@ def test_damaged_and_foreign_ratings_are_refused_by_name(study, tmp_path):
     good = rate(study, tmp_path, "Good", fair, honest)
     wrong = {
         "another study": rate(study, tmp_path, "X", fair, honest, study="0000"),
-        "item 1: the rating is 9": rate(study, tmp_path, "X", lambda **_: 9, honest),
-        'item 1: the guess is "maybe"': rate(study, tmp_path, "X", fair, lambda **_: "maybe"),
-        "item 1: the rating is null": rate(study, tmp_path, "X", fair, honest, answers=[{"item": 1}]),
-        "item 99 is not in the study, which has 8": rate(
+        'answer 1: .*rating 1 to 5.* "rating": 9': rate(study, tmp_path, "X", lambda **_: 9, honest),
+        'answer 1: .*guess real or generated.* "guess": "maybe"': rate(study, tmp_path, "X", fair, lambda **_: "maybe"),
+        'answer 1: expected .*found {"item": 1}': rate(study, tmp_path, "X", fair, honest, answers=[{"item": 1}]),
+        'answer 1: expected item 1 to 8, .*found {"item": 99': rate(
             study, tmp_path, "X", fair, honest, answers=[{"item": 99, "rating": 1, "guess": "real"}]
         ),
-        "answer 1 does not say of which item": rate(study, tmp_path, "X", fair, honest, answers=["good"]),
+        'answer 1: expected item .*found "good"': rate(study, tmp_path, "X", fair, honest, answers=["good"]),
         "is the key of a study": key,
         "in it twice": rate(
             study, tmp_path, "X", fair, honest, answers=[{"item": 1, "rating": 1, "guess": "real"}] * 2
         ),
         "has no answers": rate(study, tmp_path, "X", fair, honest, answers=[]),
-        "`rater` is no text": rate(study, tmp_path, "X", fair, honest, rater=["X"]),
+        "`rater` is not text": rate(study, tmp_path, "X", fair, honest, rater=["X"]),
         "damaged": tmp_path / "torn.json",
         "No such file": tmp_path / "gone.json",
     }
@@ -278,9 +278,9 @@ def test_damaged_and_foreign_ratings_are_refused_by_name(study, tmp_path):
     (tmp_path / "quoted").mkdir()
     rate(study, tmp_path / "quoted", "Eva", fair, honest)
     assert merge_ratings(key, [tmp_path / "quoted/E*.json"])["raters"] == ["Eva"]
-    with pytest.raises(UserError, match=r"--ratings .*none\*: no file has such a name"):
+    with pytest.raises(UserError, match=r"--ratings .*none\*: no such file"):
         merge_ratings(key, [tmp_path / "none*"])
-    with pytest.raises(UserError, match="no key of a study"):
+    with pytest.raises(UserError, match="is not a study key"):
         merge_ratings(good, [good])
     with pytest.raises(UserError, match="fewer than 2"):
         merge_ratings(key, [rate(study, tmp_path, "Lazy", fair, honest, leave_out=range(2, N + 1))])

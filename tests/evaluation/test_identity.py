@@ -100,7 +100,7 @@ def test_references_of_several_people_are_named(person, tmp_path, caplog):
         draw_portrait((300, 300), [(2, 100, (60 + 20 * i, 80))], seed=40 + i).save(path)
     found = identity.embed_references([*references, others[0]], models)
     assert found.unlike_others == others[:1]
-    assert "--identity_reference: below 0.363 with most of the others are other0.png; give" in caplog.text
+    assert "--identity_reference: unlike most of the others (cosine below 0.363): other0.png; give" in caplog.text
     found = identity.embed_references([*references[:2], *others], models)
     assert found.unlike_others == [*references[:2], *others]  # it is not known who is meant
     caplog.clear()
@@ -115,9 +115,9 @@ def test_a_reference_with_several_faces_and_one_reference_alone_are_warned_of(pe
     draw_portrait((640, 500), [faces[0], (2, 60, (460, 340))]).save(tmp_path / "behind.png")
     photos = [*references, tmp_path / "both.png", tmp_path / "behind.png"]
     found = identity.embed_references(photos, models)
-    assert found.several_faces == [tmp_path / "both.png"] and "several faces of about one size" in caplog.text
+    assert found.several_faces == [tmp_path / "both.png"] and "several faces of similar size" in caplog.text
     figures = [one.as_json() for one in identity.compare_identity(references[:1], images, models).figures]
-    assert "--identity_reference: one photo has no floor" in caplog.text
+    assert "--identity_reference: with one photo there is no floor" in caplog.text
     assert figures[3]["floor"] is None and "no floor: needs a second photo" in figures[3]["how"]
 
 

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from evaluation.intervals import Estimate
 from evaluation.report.charts import Axis
 from evaluation.report.evaluation_page import write_report
-from evaluation.report.formatting import Estimate, format_interval, read_estimate
+from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.verdict import compare_with_floor, judge_evaluation
 from tests.browser import open_browser, open_page
 from tests.sample_evaluation import write_evaluation
@@ -87,7 +88,7 @@ def test_an_evaluation_with_almost_nothing_makes_a_page(tmp_path):
     refused = {"id": "kid/clip", "name": "KID", "refused": "12 images; below 50 it says nothing"}
     (tmp_path / "metrics.json").write_text(json.dumps({"version": 1, "figures": [refused]}))
     text = write_report(tmp_path).read_text()
-    assert "Not given: 12 images; below 50 it says nothing" in text and "A sample" not in text
+    assert "Not computed: 12 images; below 50 it says nothing" in text and "A sample" not in text
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"figures": 3}'])
@@ -137,7 +138,7 @@ def test_verdict_without_targets_is_about_the_floor():
     ]
     assert (
         judge_evaluation({"figures": figures}, None)[0]
-        == "Short of real photos in 1 of 3 figures; in the others, not shown to be."
+        == "Worse than real photos in 1 of 3 figures; the others are not shown to be worse."
     )
 
 

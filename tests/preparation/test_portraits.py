@@ -197,7 +197,7 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--min_sharpness", "inf"], "--min_sharpness: inf: expected a finite number"),
         (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
         (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
-        (["--portraits", "a", "--num_workers", "100000"], "100000: expected 256 or fewer"),
+        (["--portraits", "a", "--num_workers", "100000"], "100000: expected a whole number, 1 to 256"),
         (["--portraits", "a", "--no-aspect_ratio_buckets"], "is now --no-use_aspect_ratio_buckets"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue b: not with --portraits"),

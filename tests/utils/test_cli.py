@@ -178,3 +178,21 @@ def test_native_windows_is_refused_in_one_line():
     script = "import sys; from utils import cli; sys.platform = 'win32'; sys.argv[0] = 'a.py'; cli.make_parser('doc')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "a.py: error: native Windows is not supported; run it in WSL 2\n"
+
+
+@pytest.mark.parametrize(
+    ("limits", "good", "bad", "message"),
+    [
+        ((0, 1), ["0", "1", "1e-3"], ["-0.1", "1.1", "nan", "x"], "expected a number, 0 to 1"),
+        ((0, float("inf"), float, True), ["0.1", "9e9"], ["0", "inf", "-1"], "expected a number, above 0$"),
+        ((0, 1, float, True), ["0.1", "1"], ["0", "2"], "expected a number, above 0, at most 1"),
+        ((2, float("inf"), int), ["2", "99"], ["1", "2.5", ""], "expected a whole number, 2 or more"),
+    ],
+)
+def test_between_takes_what_lies_within_its_limits(limits, good, bad, message):
+    read = cli.between(*limits)
+    kind = int if "whole" in message else float
+    assert [(read(text), type(read(text))) for text in good] == [(kind(text), kind) for text in good]
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: {message}"):
+            read(text)
