@@ -248,7 +248,9 @@ def make_missing(
     todo = deque(Job(i, tried[i]) for i in missing if i not in failed)
     if not todo:
         return failed
-    checks = load_checks(args.reject_near_train, args.min_clip_score, args.clip_model, execution.device)
+    checks = load_checks(
+        args.reject_near_train, args.num_workers, args.min_clip_score, args.clip_model, execution.device
+    )
     if args.depth_model:
         to_control = load_depth(args.depth_model, execution.device)
         plan = replace(plan, conditions=replace(plan.conditions, to_control=to_control))

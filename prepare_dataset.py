@@ -11,6 +11,8 @@ Photos of one person or subject go through --portraits instead: judged, framed, 
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -58,10 +60,8 @@ def check_columns(args: argparse.Namespace, columns: list[str], template: str | 
     selection.check_columns("--stratify_by", args.stratify_by, columns)
     selection.check_columns("--balance", args.balance, columns)
     used = PLACEHOLDER.findall(args.caption_template or template or "")
-    for name in used if args.caption_template else []:
-        if name not in columns:
-            there = ", ".join(columns) or "none"
-            raise UserError(f"--caption_template: no column `{name}`; there are {there}")
+    if args.caption_template:
+        selection.check_columns("--caption_template", used, columns)
     for name in args.caption_columns or []:
         if name not in used:
             raise UserError(f"--caption_columns {name}: the template has no {{{name}}}; add it to --caption_template")
@@ -162,8 +162,7 @@ def main(args: argparse.Namespace) -> int:
 
     # Read the catalogue.
     found = read_catalogue(source)
-    table = report.describe_catalogue(found)
-    print("\n".join(report.catalogue_lines(table)))
+    print("\n".join(report.catalogue_lines(found)))
 
     # Choose the products, and write their captions.
     products, rejected, categories = selection.select_products(found, args.category, args.category_column)
@@ -185,7 +184,7 @@ def main(args: argparse.Namespace) -> int:
     # Compare with what the folder holds.
     kept = existing.read_kept_splits(args.output_dir, args.keep_splits, args.new_splits)
     fingerprint = selection.source_fingerprint(found, products, rejected)
-    kept_digest = existing.digest_splits(kept) if args.keep_splits else None
+    kept_digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest() if args.keep_splits else None
     request = existing.Request(options_of(args, faces), fingerprint, kept_digest)
     if existing.is_up_to_date(args.output_dir, request, args.new_splits, args.overwrite):
         return 0
@@ -225,7 +224,7 @@ def main(args: argparse.Namespace) -> int:
         # Write the report.
         analysis = report.Analysis(
             request=request,
-            catalogue=table,
+            catalogue=found,
             categories=categories,
             usable=len(usable),
             rejected=rejected,

@@ -1,6 +1,5 @@
 """What is in the output folder already: whose it is, whether it is what is asked for, and which splits it has."""
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -98,10 +97,6 @@ def read_kept_splits(folder: Path, keep_splits: Path | None, new_splits: bool) -
     own = any((folder / name).exists() for name in ("splits.json", "metadata.json"))
     keep_from = keep_splits or (folder if own and not new_splits else None)
     return read_saved_splits(keep_from) if keep_from else {}
-
-
-def digest_splits(kept: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def read_saved_splits(path: Path) -> dict[str, str]:

@@ -577,7 +577,7 @@ def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     assert len(conditions.list_images("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
-    with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace it"):
+    with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace the file"):
         make(tmp_path / "set", "--init_images", tmp_path)
     assert not (tmp_path / "set").exists()
 

@@ -30,17 +30,18 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write next to `path`, flushed and then renamed to it: a reader never sees half of it.
+def replaced_file(path: Path, flush: bool = True) -> Iterator[BinaryIO]:
+    """A file to write next to `path`, flushed to the disk and then renamed to it: a reader never sees half of it.
 
-    An OSError, such as a full disk, leaves nothing behind.
+    An OSError, such as a full disk, leaves nothing behind. Without `flush` only a power cut can lose the content.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

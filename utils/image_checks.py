@@ -17,7 +17,7 @@ from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.files import list_files
 from utils.hub import DEMO, load_named
-from utils.parallel import parallel_map
+from utils.parallel import thread_map
 
 if TYPE_CHECKING:
     import torch
@@ -78,17 +78,21 @@ def _look(path: Path) -> tuple[np.ndarray, np.ndarray] | str:
     return images.perceptual_hash(image), images.colour_thumb(image)
 
 
-def index_images(folder: Path, workers: int = 1, flag: str = "--reject_near_train") -> NearIndex:
-    """The index of a prepared split or any folder of images; an id is the file's path in it without its ending."""
+def index_images(folder: Path, workers: int = 1) -> NearIndex:
+    """The index of --reject_near_train, of a prepared split or any folder of images; `workers` threads read them.
+
+    An id is the file's path in the folder without its ending.
+    """
+    flag = f"--reject_near_train {folder}"
     if not folder.is_dir():
-        raise UserError(f"{flag} {folder}: no such folder; give a split of a prepared dataset, or a folder of images")
+        raise UserError(f"{flag}: no such folder; give a split of a prepared dataset, or a folder of images")
     names = [name for name in list_files(folder) if is_image(name)]
     if not names:
-        raise UserError(f"{flag} {folder}: holds no images; give a split of a prepared dataset, such as data/x/train")
-    looks = list(parallel_map(_look, (folder / name for name in names), workers))
+        raise UserError(f"{flag}: holds no images; give a split of a prepared dataset, such as data/x/train")
+    looks = list(thread_map(_look, (folder / name for name in names), workers))
     for name, look in zip(names, looks):
         if isinstance(look, str):
-            raise UserError(f"{flag} {folder}: {name}: {look}; remove or replace the file")
+            raise UserError(f"{flag}: {name}: {look}; remove or replace the file")
     ids = [str(Path(name.removeprefix("images/")).with_suffix("")) for name in names]
     return NearIndex(ids, np.stack([look[0] for look in looks]), np.stack([look[1] for look in looks]))
 
