@@ -1,7 +1,6 @@
 """Photos of one person or subject: judged, framed, and cropped to the shapes that training takes."""
 
 import hashlib
-import io
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -213,10 +212,8 @@ def _head_crop(name: str, source: ImageSource, faces: Faces, folder: Path, model
             head = crop_to_head(read_image(content)[0], faces)
             if head is None:
                 return None
-            png = io.BytesIO()
-            head.save(png, "PNG")
             with replaced_file(path) as file:
-                file.write(png.getvalue())
+                head.save(file, "PNG")
         return path
     except (OSError, BadImage) as error:
         raise UserError(f"--face_crop: {name} can't be read ({error}); remove or replace the file") from None

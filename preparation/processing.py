@@ -65,14 +65,9 @@ def process_image(job: tuple[str, Path | bytes], framing: Framing, folder: Path 
 
 
 def fit_image(source: Path | bytes, framing: Framing) -> Fitted:
-    """The image as it goes into the dataset; raises BadImage."""
+    """The image as it goes into the dataset, a product photo in a square; raises BadImage."""
     if framing.portraits:
         return prepare_portrait(source, framing.max_pixels, framing.portraits, framing.faces)
-    return fit_product(source, framing)
-
-
-def fit_product(source: Path | bytes, framing: Framing) -> Fitted:
-    """A product photo in a square; raises BadImage."""
     longest = framing.side if framing.crop == "none" else None
     shortest = framing.side if framing.crop == "centre" else None
     image, size = read_image(source, framing.max_pixels, longest, shortest)

@@ -437,11 +437,11 @@ def test_caption_columns_leave_the_others_out(clean, tmp_path):
     [
         (["--category", "Casual Sandals"], r"no product has this article; there are"),
         (["--stratify_by", "size"], "--stratify_by size: there is no such column"),
-        (["--caption_template", "a {shape}"], "no column `shape`"),
+        (["--caption_template", "a {shape}"], "--caption_template shape: there is no such column"),
         (["--caption_columns", "usage"], "the template has no {usage}"),
         (["--keep_splits", "nowhere"], "nowhere"),
         (["--write_prompt_plan", "5", "--balance", "size"], "--balance size"),
-        (["--tokenizer", "tests"], "--tokenizer tests: there is no vocab.json"),
+        (["--tokenizer", "tests"], "--tokenizer tests: does not contain a complete CLIP tokenizer (no vocab.json"),
         (["--tokenizer", "nowhere"], "--tokenizer nowhere: no such folder, and not a hub id"),
     ],
 )

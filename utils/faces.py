@@ -62,7 +62,6 @@ class Faces(NamedTuple):
     detector_file: Path | None
     network: Any  # cv2.FaceRecognizerSF or cv2.dnn.Net
     embedder: str | None  # sface or insightface
-    embedder_file: Path | None
     threshold: float | None  # the embedder's published one, of a cosine
 
 
@@ -91,7 +90,7 @@ def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
     embedder_file = _locate(embedder, "sface", without) if embedder else None
     found = _open(detector_file, "yunet", without, _open_detector) if detector_file else None
     if not embedder_file:
-        return Faces(found, detector_file, None, None, None, None)
+        return Faces(found, detector_file, None, None, None)
     network, features = _open(embedder_file, "sface", without, _open_embedder)
     if features not in KINDS:
         known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
@@ -99,7 +98,7 @@ def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
     kind, threshold = KINDS[features]
     if kind == "insightface":
         logger.warning("%s %s: %s", FLAGS["sface"], embedder, LICENCE)
-    return Faces(found, detector_file, network, kind, embedder_file, threshold)
+    return Faces(found, detector_file, network, kind, threshold)
 
 
 def _locate(name: str, kind: str, without: str) -> Path:

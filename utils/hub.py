@@ -19,7 +19,9 @@ def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded]) -> L
     try:
         return load()
     except Exception as error:  # each library raises its own
-        said = f"holds no whole {kind} ({' '.join(str(error).split())[:120]})" if here else hub_failure(error)
+        said = (
+            f"does not contain a complete {kind} ({' '.join(str(error).split())[:120]})" if here else hub_failure(error)
+        )
         raise UserError(f"{flag} {name}: {said}; give the hub id or folder of a {kind}") from error
 
 
