@@ -116,8 +116,8 @@ def check_device() -> Check:
     fault = devices.kernel_error(device)
     if not fault:
         return ok("device", f"{devices.describe_device(device)}: a matrix product computed there is right")
-    detail = f"{devices.describe_device(device)} computes nothing: {fault}"
-    fix = "close other programs that use the GPU, or restart; `--debug` shows the whole error"
+    detail = f"this build of torch can't compute on {devices.describe_device(device)}: {fault}"
+    fix = "close other programs that use the GPU, or restart; `--debug` shows the complete error"
     if device.type == "cuda":
         detail += f" (this wheel has kernels for {', '.join(torch.cuda.get_arch_list())})"
     if "no kernel image" in fault:
@@ -208,7 +208,7 @@ OPTIONAL = {
 def check_optional(_: Path) -> list[Check]:
     found = []
     for name, (attempt, use, install) in OPTIONAL.items():
-        # Without an NVIDIA GPU the CUDA packages are of no use.
+        # Without an NVIDIA GPU the CUDA packages do nothing.
         fix = install if install == INSTALL or shutil.which("nvidia-smi") else ""
         if importlib.util.find_spec(name) is None:
             found.append(info(name, f"not installed; only for {use}", fix))
@@ -499,6 +499,6 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where prepared datasets lie")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of prepared datasets")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     cli.run(main, cli.parse_args(parser))

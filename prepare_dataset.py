@@ -1,8 +1,8 @@
-"""Turn a raw product catalogue into a dataset one can trust: read, clean, split without leakage, caption, write.
+"""Turn a raw product catalogue into a dataset that can be trusted: read, clean, split without leakage, caption, write.
 
 The catalogue is a folder with styles.csv + images/, images with <name>.txt captions, an imagefolder with
-metadata.jsonl or metadata.csv, or a hub dataset id. What is left out is left out with a reason, in metadata.json.
-Photos of one person or subject go through --portraits instead: judged, framed, cropped to the shapes training takes.
+metadata.jsonl or metadata.csv, or a hub dataset id. Every row that is left out has its reason in metadata.json.
+Photos of one person or subject go through --portraits instead: checked and cropped to the shapes that training takes.
 
     python prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes
     python prepare_dataset.py --catalogue data/raw --category Sandals "Flip Flops" --output_dir data/sandals
@@ -35,7 +35,7 @@ from utils.files import file_sha256, replaced_folder, write_json, write_manifest
 from utils.wording import PLACEHOLDER
 
 SHARES = ("colour", "gender", "season", "usage", "year")
-# Neither where the result goes nor how it is made changes what it is.
+# Settings that do not change the result.
 NOT_IN_RESULT = (
     "config dry_run debug verify strict output_dir overwrite num_workers catalogue portraits keep_splits new_splits"
 ).split()
@@ -48,15 +48,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def report_verification(folder: Path, workers: int) -> int:
-    """Print every promise that the dataset breaks; the exit code."""
+    """Print every check that the dataset fails; returns the exit code."""
     count, broken = verify_dataset(folder, workers)
-    verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
+    verdict = f"failed checks: {len(broken)}" if broken else "all checks passed"
     print("\n".join([*broken, f"{folder}: {counted(count, 'image')}, {verdict}"]))
     return 1 if broken else 0
 
 
 def check_columns(args: argparse.Namespace, columns: list[str], template: str | None) -> None:
-    """Refuse flags that name a column which is not there."""
+    """Refuse flags that name a missing column."""
     selection.check_columns("--stratify_by", args.stratify_by, columns)
     selection.check_columns("--balance", args.balance, columns)
     used = PLACEHOLDER.findall(args.caption_template or template or "")
@@ -72,7 +72,7 @@ def refuse_without_images(source: Source, rejected: list[Rejected]) -> None:
     counts = Counter(one.reason for one in rejected).most_common(3)
     why = ", ".join(f"{count}: {reason}" for reason, count in counts)
     first = "".join(f"; the first, {one}" for one in rejected[:1])
-    raise UserError(f"{source.flag} {source.name}: not one image can be used ({why or 'it has no rows'}){first}")
+    raise UserError(f"{source.flag} {source.name}: no image can be used ({why or 'it has no rows'}){first}")
 
 
 def refuse_rejected(rejected: list[Rejected]) -> None:
@@ -86,7 +86,7 @@ def refuse_rejected(rejected: list[Rejected]) -> None:
 def warn_of_empty_splits(counts: dict[str, int], ratio: list[float]) -> None:
     for split, share in zip(SPLITS, ratio):
         if share and not counts[split]:
-            print(f"warning: {split} gets no image; there are too few for --split_ratio {ratio}", file=sys.stderr)
+            print(f"warning: {split} gets no images; there are too few for --split_ratio {ratio}", file=sys.stderr)
 
 
 def options_of(args: argparse.Namespace, faces: Faces | None) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> int:
         images_needed=not args.analyse_only,
     )
     existing.check_output(args.output_dir, source, args.overwrite, args.analyse_only)
-    # What may be missing is loaded before any work.
+    # Models that may be missing are loaded before any work.
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)
     faces = load_faces(args.face_detector) if args.face_detector else None
 
@@ -164,7 +164,7 @@ def main(args: argparse.Namespace) -> int:
     found = read_catalogue(source)
     print("\n".join(report.catalogue_lines(found)))
 
-    # Choose the products, and write their captions.
+    # Choose the products and write their captions.
     products, rejected, categories = selection.select_products(found, args.category, args.category_column)
     rows = products or selection.rows_without_image(rejected)
     columns = [name for name in found.columns if any(one.attributes.get(name) for one in rows)]

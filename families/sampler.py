@@ -55,7 +55,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Execution:
-    """On what and how much at once; it changes no image, but for rounding."""
+    """The device, the dtype and the batch size; they change images only by rounding."""
 
     device: torch.device
     dtype: torch.dtype
@@ -86,7 +86,7 @@ class Sampler:
     settings: Sampling
     execution: Execution
     unet: UNet2DConditionModel
-    compiled_unet: Callable[..., Any]  # the same, for whole batches: each other shape would be compiled again
+    compiled_unet: Callable[..., Any]  # the same, for full batches: each other shape would be compiled again
     vae: AutoencoderKL
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin

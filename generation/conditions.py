@@ -1,4 +1,4 @@
-"""Images that a generated one starts from or keeps to: found, read, cropped; their edges or their depth."""
+"""Images that a generated one starts from or follows: found, read, cropped; their edges or their depth."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from utils.images import crop_centre, require_image
 
 @dataclass(frozen=True)
 class Conditions:
-    """Image i takes the i-th file of each list, and round again; an empty list gives none."""
+    """Image i takes the i-th file of each list, which starts again after its last file; an empty list gives none."""
 
     init_images: list[Path]
     control_images: list[Path]

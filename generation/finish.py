@@ -22,7 +22,7 @@ SHOWN, PER_SHEET, PER_ROW, TILE = 192, 48, 8, 160
 
 
 def finish_set(folder: Path, prompts: list[Prompt], settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Write everything that describes the whole set; its report, with these facts at the end."""
+    """Write everything that describes the complete set; returns its report, with these facts at the end."""
     records = merge_parts(folder)
     rejected = Counter(one["reason"] for one in merge_parts(folder / "rejected"))
     write_text(folder / "prompts.txt", "".join(f"{' '.join(one.text.split())}\n" for one in prompts))

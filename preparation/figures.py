@@ -65,7 +65,7 @@ def _shorten(counts: dict[str, int]) -> dict[str, int]:
 
 
 def sample_grid(path: Path, products: list[Product], tile: Callable[[str], Image.Image]) -> None:
-    """Some of the images, the same ones every time, each with what its attributes name; no product, no file."""
+    """Some of the images, the same ones every time, each with its attributes; without a product there is no file."""
     some = sorted(products, key=lambda one: hashlib.sha256(one.id.encode()).digest())[:SAMPLES]
     if some:
         labels = [_describe(one.attributes) or one.id for one in some]
@@ -79,10 +79,10 @@ def _describe(attributes: Attributes) -> str:
 
 
 def pairs_grid(path: Path, found: LookAlikes, tile: Callable[[str], Image.Image]) -> None:
-    """The pairs nearest to the threshold, on either side of it, to judge it by; no pair, no file."""
+    """The pairs nearest to the threshold, on either side of it, to choose it by; without a pair there is no file."""
     pairs = found.pairs[-18:] + found.beyond[:18]
     if pairs:
-        verdicts = ["taken"] * len(found.pairs[-18:]) + ["not taken"] * len(found.beyond[:18])
+        verdicts = ["same photo"] * len(found.pairs[-18:]) + ["different photos"] * len(found.beyond[:18])
         labels = [
             f"{pair.first}, {pair.second}: {pair.bits} bits, colour {pair.colour:.1f}: {verdict}"
             for pair, verdict in zip(pairs, verdicts)

@@ -1,4 +1,4 @@
-"""Look-alikes: images that are one photo to an eye, found by their hash and colours."""
+"""Look-alikes: images that people see as one photo, found by their hash and colours."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from preparation.records import ImageFacts
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour differs by more
-BEYOND = (12, 2.0)  # bits and levels over the limits: pairs to judge the limits by
+BEYOND = (12, 2.0)  # bits and levels over the limits: pairs that help to choose the limits
 
 
 class Pair(NamedTuple):
@@ -23,7 +23,7 @@ class LookAlikes:
     bits: int  # the limits
     colour: float
     pairs: list[Pair]
-    beyond: list[Pair]  # the nearest that are not taken for one photo
+    beyond: list[Pair]  # the nearest that do not count as one photo
     groups: list[list[str]]
 
 

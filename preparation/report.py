@@ -174,7 +174,7 @@ def _look_alike_lines(found: LookAlikes) -> list[str]:
     if len(found.pairs) > 20:
         lines.append(f"  … and {len(found.pairs) - 20} more, in analysis.json")
     if found.pairs or found.beyond:
-        lines.append("  see figures/pairs.png: is each pair one photo? Then judge --duplicate_threshold by it")
+        lines.append("  see figures/pairs.png: is each pair one photo? Choose --duplicate_threshold by it")
     return lines
 
 

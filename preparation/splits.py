@@ -1,4 +1,4 @@
-"""Which product goes to which split: exact counts, look-alikes together, and none moves that had its place.
+"""Which product goes to which split: exact counts, look-alikes together, and no product moves to another split.
 
 Largest remainders fix how many images each split gets; then each new group goes where its stratum is short of most.
 """

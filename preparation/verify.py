@@ -1,4 +1,4 @@
-"""Read a prepared dataset again and check everything that it promises."""
+"""Read a prepared dataset again and check every file."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ class ImageJob(NamedTuple):
 
 
 def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
-    """How many images a dataset has, and every promise that it breaks."""
+    """How many images a dataset has, and what is wrong with it."""
     metadata = read_metadata(folder)
     broken, manifest = verify_layout(folder, metadata)
     names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
@@ -72,7 +72,7 @@ def verify_apart(images: dict[str, ImageFacts], bits: int, colour: float) -> lis
 
 
 def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """All promises except those about the pixels: what is broken, and the manifest."""
+    """Every check except those of the pixels: what is wrong, and the manifest."""
     try:
         manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
         sums = {name: entry["sha256"] for name, entry in manifest.items()}
@@ -85,7 +85,7 @@ def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], di
         if "/images/" not in name and file_sha256(folder / name) != sums[name]:
             broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
     if content_fingerprint(sums) != metadata.get("fingerprint"):
-        broken.append("metadata.json: its fingerprint is not that of the manifest's files")
+        broken.append("metadata.json: its fingerprint does not match the manifest's files")
     may_be_empty = bool(metadata.get("captions", {}).get("empty"))
     owner: dict[str, str] = {}
     for split in SPLITS:
@@ -100,7 +100,7 @@ def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], di
 def verify_split(
     folder: Path, split: str, files: Iterable[str], count: int, may_be_empty: bool
 ) -> tuple[list[str], list[str]]:
-    """What is broken in one split, whose tables and images must agree, and its ids; captions may be empty or not."""
+    """What is wrong in one split, whose tables and images must agree, and its ids."""
     try:
         ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
         captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))

@@ -212,7 +212,7 @@ def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_run
         (["a", "c"], {}, r"\(some of its 2 images would have another prompt\)"),
         (["a", "c", "b"], {}, "another prompt, so that shares stay even over 3"),
         (["a"], {}, "num_images was 2, now 1: a set can't be made smaller"),
-        (["a", "b"], {"lora_sha256": ["1"]}, r"\(what --lora names has changed\)"),
+        (["a", "b"], {"lora_sha256": ["1"]}, r"\(the file or folder given by --lora has changed\)"),
     ],
 )
 def test_a_set_grows_where_its_images_stay_the_same(tmp_path, prompts, settings, told):
@@ -380,7 +380,7 @@ def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp
 
     monkeypatch.setattr(generate.models, "load_unet", broken_in_half)
     assert make(tmp_path / "set", "--mixed_precision", "bf16", "--batch_size", 4) == 0
-    assert "all of the first 4 images are invalid (NaN latents) in torch.bfloat16; going on in float32" in caplog.text
+    assert "all of the first 4 images are invalid (NaN latents) in torch.bfloat16; continuing in float32" in caplog.text
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
     assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
 

@@ -152,7 +152,7 @@ def probe_failure(device: torch.device, dtype: torch.dtype) -> str | None:
 def choose_precision(device: torch.device, wanted: str | None = None) -> Precision:
     """The precision to train in; `wanted` ("no", "bf16", "fp16") is followed if a probe on this device passes."""
     if wanted == "no":
-        return Precision("no", torch.float32, "float32, as asked")
+        return Precision("no", torch.float32, "float32, as requested")
     if wanted is None and device.type == "mps":
         return Precision("no", torch.float32, "float32, always on MPS: float16 there gives NaN and black images")
     if wanted is None and device.type == "cpu":
@@ -161,7 +161,7 @@ def choose_precision(device: torch.device, wanted: str | None = None) -> Precisi
     if failure := probe_failure(device, DTYPES[choice]):
         return Precision("no", torch.float32, f"float32 will be used, because in {choice} {failure}")
     if wanted:
-        reason = f"{wanted}, as asked; the probe on this device passed"
+        reason = f"{wanted}, as requested; the probe on this device passed"
     else:
         reason = "bf16: this GPU has it in hardware" if choice == "bf16" else "fp16: this GPU only emulates bf16"
     return Precision(choice, DTYPES[choice], reason)
@@ -203,7 +203,7 @@ def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision
     device = pick_device()
     if failure := kernel_error(device):
         raise UserError(
-            f"this GPU computes nothing with this build of torch ({failure}); check_environment.py says what to "
+            f"this build of torch can't compute on this GPU ({failure}); check_environment.py says what to "
             'install, or set CUDA_VISIBLE_DEVICES="" to train on the CPU'
         )
     if torch.version.hip:

@@ -113,12 +113,12 @@ def recover_folder(target: Path) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """Refuse a `target` that can't be made. A file is written: permissions do not show /proc or a read-only disk."""
+    """Refuse a `target` that can't be created. A file is written: permissions do not show /proc or a read-only disk."""
     try:
         place = next(folder for folder in target.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise UserError(f"--output_dir {target}: can't be made ({error.strerror}); name another folder") from None
+        raise UserError(f"--output_dir {target}: can't be created ({error.strerror}); give another folder") from None
 
 
 def flush_folder(folder: Path) -> None:
@@ -176,7 +176,7 @@ def lock_folder(path: Path, output_dir: Path | None = None) -> int:
     except BlockingIOError:
         os.close(lock)
         raise UserError(
-            f"--output_dir {output_dir or path}: another process is writing it; wait for it, or name another"
+            f"--output_dir {output_dir or path}: another process is writing it; wait for it, or give another folder"
         ) from None
     except OSError as error:  # a network drive, such as Colab's, may have no locks
         logger.warning("%s can't be locked (%s): make sure that only one process writes it", path, error.strerror)

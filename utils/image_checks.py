@@ -2,7 +2,7 @@
 
 The limits of noise were chosen on 226 catalogue photos (as they are, and at 512 and 128 pixels), 160 drawn shoes, 72
 images of the demo pipeline, and 118 images of noise (latents of deviation 1 to 30 through the demo VAE, random pixels).
-None of the former and all of the latter are called noise; so are 2 of 24 that the demo pipeline overdid (4 steps,
+None of the former and all of the latter count as noise; so do 2 of 24 that the demo pipeline made badly (4 steps,
 guidance 20).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CELL = 8  # pixels: what one latent is decoded to
 NOISE_MEAN, NOISE_QUARTER = 0.6, 0.14
 # The limits by which prepare_dataset.py finds two files of one photo. Within them are 226 photos as JPEG of quality 30
-# and at 128 pixels, and 80 drawn shoes through the VAE and back. Of images that are no copies: no two of the photos,
+# and at 128 pixels, and 80 drawn shoes through the VAE and back. Of images that are not copies: no two of the photos,
 # none of 72 demo images among 1500 drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not
 # found: a shift by 2 of 128 pixels.
 NEAR_BITS, NEAR_COLOUR = 16, 3.0
@@ -51,7 +51,7 @@ def finite_images(latents: "torch.Tensor") -> list[bool]:
 
 
 def find_fault(image: Image.Image, finite: bool = True) -> str | None:
-    """The fault of an image that no prompt could have meant, in words to count by; None where there is none."""
+    """The fault of an image that no prompt can ask for, as words to count by; None where there is none."""
     if not finite:
         return "NaN latents"
     if fault := image_fault(image):
