@@ -282,7 +282,7 @@ def check_dataset(folder: Path, counts: dict[str, int]) -> Check:
         promised = {}
     if any(promised.get(split) != count for split, count in counts.items()):
         verify = f"python3 prepare_dataset.py --verify {folder}"
-        return error(name, f"{detail}: not what its metadata.json says", verify, critical=False)
+        return error(name, f"{detail}: differs from its metadata.json", verify, critical=False)
     if not counts.get("train"):
         return error(name, f"{detail}: nothing to train on", PREPARE, critical=False)
     return ok(name, detail)

@@ -114,7 +114,7 @@ def make_plan(args: argparse.Namespace, share: Share) -> Plan:
 
 
 def describe_settings(args: argparse.Namespace, plan: Plan, precision: str) -> dict[str, Any]:
-    """All that decides what the images are, with checksums of the files that are named."""
+    """All settings that the images depend on, with checksums of the given files."""
     settings = cli.settings_of(args) | {"resolution": plan.sampling.size, "precision": precision}
     settings |= {"num_images": len(plan.prompts), "prompts_sha256": set_folder.prompts_digest(plan.prompts)}
     files = [path for lora in plan.parts.loras for path in (lora.path, *tokens.token_files(lora.path.parent))]

@@ -68,7 +68,7 @@ def check_columns(args: argparse.Namespace, columns: list[str], template: str | 
 
 
 def refuse_without_images(source: Source, rejected: list[Rejected]) -> None:
-    """The error for a catalogue of which nothing can be used, with the most frequent reasons."""
+    """The error for a catalogue without a usable image, with the most frequent reasons."""
     counts = Counter(one.reason for one in rejected).most_common(3)
     why = ", ".join(f"{count}: {reason}" for reason, count in counts)
     first = "".join(f"; the first, {one}" for one in rejected[:1])
@@ -76,7 +76,7 @@ def refuse_without_images(source: Source, rejected: list[Rejected]) -> None:
 
 
 def refuse_rejected(rejected: list[Rejected]) -> None:
-    """For --strict: anything left out is an error, except what --drop_duplicates asked for."""
+    """For --strict: anything left out is an error, except what --drop_duplicates removes."""
     faults = [one for one in rejected if one.reason != "near duplicate"]
     if faults:
         print("\n".join(map(str, faults)), file=sys.stderr)

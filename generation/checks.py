@@ -52,7 +52,7 @@ def find_reason(checks: Checks, made: GeneratedImage, prompt: str) -> tuple[str,
     if checks.clip:
         score = image_checks.clip_scores(checks.clip, [made.image], [prompt])[0]
         if not score >= checks.min_clip_score:  # `not >=`: NaN is rejected too
-            return "not what its prompt says", f"CLIP score {score:.3f}, wanted {checks.min_clip_score:g}"
+            return "not what its prompt says", f"CLIP score {score:.3f}, expected {checks.min_clip_score:g} or more"
     return "", ""
 
 

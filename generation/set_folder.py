@@ -1,4 +1,4 @@
-"""A generation folder: which images a process makes, with which settings, what is done, and who writes what.
+"""A generation folder: which images a process makes, with which settings, and which are complete.
 
 Several processes may work in one folder and none waits for another: each appends to files of its own, and the one that
 finds the set complete merges them.
@@ -92,7 +92,7 @@ def check_settings(
     if number < before:
         changes.append(f"num_images was {before}, now {number}: a set can't be made smaller")
     elif old and not changes and prompts_digest(prompts[:before]) != old.get("prompts_sha256"):
-        more = f", so that shares stay even over {number:,}, or since the prompts have changed"
+        more = f", because shares are balanced over {number:,}, or because the prompts have changed"
         changes.append(f"some of its {counted(before, 'image')} would have another prompt{more * (number > before)}")
     if changes:
         raise UserError(

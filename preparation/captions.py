@@ -34,7 +34,7 @@ class CaptionLengths:
 
 
 def add_trigger(caption: str, trigger: str | None) -> str:
-    """`sks, a professional …`: the trigger word first, where no truncation reaches it, unless the caption holds it."""
+    """`sks, a professional …`: the trigger word first, where no truncation reaches it; a caption with it stays."""
     if not (trigger and caption) or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     rest = caption[:1].lower() + caption[1:] if caption[1:2] in (" ", "n") or caption[1:2].islower() else caption

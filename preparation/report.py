@@ -1,4 +1,4 @@
-"""What a prepared dataset says about itself: counts and shares, and a report for people."""
+"""The report of a prepared dataset: counts and shares, and a text for people."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -210,7 +210,7 @@ def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_run
     "prompts, settings, told",
     [
         (["a", "c"], {}, r"\(some of its 2 images would have another prompt\)"),
-        (["a", "c", "b"], {}, "another prompt, so that shares stay even over 3"),
+        (["a", "c", "b"], {}, "another prompt, because shares are balanced over 3"),
         (["a"], {}, "num_images was 2, now 1: a set can't be made smaller"),
         (["a", "b"], {"lora_sha256": ["1"]}, r"\(the file or folder given by --lora has changed\)"),
     ],
@@ -298,7 +298,7 @@ def test_economies_of_memory_change_no_image(reference, tmp_path):
     flags = ["--enable_vae_slicing", "--enable_vae_tiling", "--enable_attention_slicing"]
     assert make(tmp_path / "set", *flags) == 0
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
-    with pytest.raises(UserError, match="no GPU here"):
+    with pytest.raises(UserError, match="no GPU to offload from"):
         make(tmp_path / "other", "--enable_cpu_offload")
 
 
@@ -566,7 +566,7 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"cut")
     for place, told in (
         ("nope", "--controlnet nope: no such folder, and not a hub id"),
-        (models.DEMO_MODEL / "unet", "no whole ControlNet .its config.json is of a UNet2DConditionModel"),
+        (models.DEMO_MODEL / "unet", "a complete ControlNet .its config.json is of a UNet2DConditionModel"),
         (tmp_path, "--controlnet .*: holds no whole ControlNet"),
     ):
         with pytest.raises(UserError, match=told):

@@ -29,7 +29,7 @@ Attributes = dict[str, str | None]
 
 @dataclass(frozen=True)
 class Source:
-    """A catalogue to read. `flag` named it, for messages; without `images_needed` a table alone will do."""
+    """A catalogue to read; messages name its `flag`. Without `images_needed` a table alone is enough."""
 
     name: str  # a folder or a hub id
     flag: str = "--catalogue"

@@ -1,4 +1,4 @@
-"""Datasets on disk: what a prepared one says of itself, its records, and those of a generated set."""
+"""Datasets on disk: the metadata and the records of a prepared one, and the records of a generated set."""
 
 import hashlib
 import json

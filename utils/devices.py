@@ -58,7 +58,7 @@ def pick_device() -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device's name, as the log and environment.json have it."""
+    """The device's name, for the log and environment.json."""
     if device.type == "mps":
         return "Apple GPU (MPS)"
     if device.type != "cuda":

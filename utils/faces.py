@@ -56,7 +56,7 @@ class Face(NamedTuple):
 
 
 class Faces(NamedTuple):
-    """The models; None for those that are not named."""
+    """The models; None for those that are not given."""
 
     detector: "cv2.FaceDetectorYN | None"
     detector_file: Path | None
@@ -84,7 +84,7 @@ def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: 
 
 
 def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
-    """The models that are named: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
+    """The models that are given: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
     without = NO_IDENTITY if embedder else NO_FACE
     detector_file = _locate(detector, "yunet", without) if detector else None
     embedder_file = _locate(embedder, "sface", without) if embedder else None

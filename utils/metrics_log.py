@@ -1,4 +1,4 @@
-"""The run's own record, metrics.jsonl: one JSON object a line, beside any tracker; its curve and its summary."""
+"""The run's own record, metrics.jsonl: one JSON object per line, in addition to any tracker; its curve and summary."""
 
 import json
 import math

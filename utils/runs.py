@@ -162,7 +162,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether the folder holds trained work, so that its settings bind."""
+    """Whether the folder contains results of training, so that its settings must not change."""
     return any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl"))
 
 
@@ -239,7 +239,7 @@ def _checkpoint_step(folder: Path, resume: str) -> int:
 def describe_end(
     folder: Path, asked: list[int | None], resume: str, count: Callable[[], int], lacks: bool = False
 ) -> str | None:
-    """The message that no step is left to train, or None. More steps trained than asked for is an error.
+    """The message that no step is left to train, or None. More steps trained than requested is an error.
 
     asked: --max_train_steps and --num_train_epochs; `count` returns their number of steps, and is called only if
     needed. resume: --resume_from_checkpoint. lacks: a requested file is still to be written.
