@@ -567,7 +567,7 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
     for place, told in (
         ("nope", "--controlnet nope: no such folder, and not a hub id"),
         (models.DEMO_MODEL / "unet", "a complete ControlNet .its config.json is of a UNet2DConditionModel"),
-        (tmp_path, "--controlnet .*: holds no whole ControlNet"),
+        (tmp_path, "--controlnet .*: does not contain a complete ControlNet"),
     ):
         with pytest.raises(UserError, match=told):
             load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
