@@ -116,8 +116,8 @@ def check_device() -> Check:
     fault = devices.kernel_error(device)
     if not fault:
         return ok("device", f"{devices.describe_device(device)}: a matrix product computed there is right")
-    detail = f"{devices.describe_device(device)} computes nothing: {fault}"
-    fix = "close other programs that use the GPU, or restart; `--debug` shows the whole error"
+    detail = f"this build of torch can't compute on {devices.describe_device(device)}: {fault}"
+    fix = "close other programs that use the GPU, or restart; `--debug` shows the complete error"
     if device.type == "cuda":
         detail += f" (this wheel has kernels for {', '.join(torch.cuda.get_arch_list())})"
     if "no kernel image" in fault:
@@ -208,7 +208,7 @@ OPTIONAL = {
 def check_optional(_: Path) -> list[Check]:
     found = []
     for name, (attempt, use, install) in OPTIONAL.items():
-        # Without an NVIDIA GPU the CUDA packages are of no use.
+        # Without an NVIDIA GPU the CUDA packages do nothing.
         fix = install if install == INSTALL or shutil.which("nvidia-smi") else ""
         if importlib.util.find_spec(name) is None:
             found.append(info(name, f"not installed; only for {use}", fix))
@@ -282,7 +282,7 @@ def check_dataset(folder: Path, counts: dict[str, int]) -> Check:
         promised = {}
     if any(promised.get(split) != count for split, count in counts.items()):
         verify = f"python3 prepare_dataset.py --verify {folder}"
-        return error(name, f"{detail}: not what its metadata.json says", verify, critical=False)
+        return error(name, f"{detail}: differs from its metadata.json", verify, critical=False)
     if not counts.get("train"):
         return error(name, f"{detail}: nothing to train on", PREPARE, critical=False)
     return ok(name, detail)
@@ -391,6 +391,33 @@ def run_section(section: Section, data_dir: Path, debug: bool) -> list[Check]:
     return found
 
 
+def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
+    """A micro-batch that divides the effective one: the recipe's 2 on MPS and CPU, on CUDA what should fit.
+
+    SD 1.5 at 512, LoRA, gradient checkpointing: some 5 GiB, and half a GiB per example. A rule of thumb, not measured.
+    """
+    fits = 2 if device_type != "cuda" else max(1, int((memory_gib * 0.9 - 5) / 0.5))
+    return max(size for size in range(1, effective + 1) if effective % size == 0 and size <= fits)
+
+
+def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
+    """The file of accelerate_configs/ for this hardware."""
+    import torch
+
+    from utils import devices
+
+    if device_type != "cuda":
+        name = device_type
+    elif count > 1:
+        name = "multi_gpu"
+    else:
+        known = {"T4": "t4", "P100": "p100", "V100": "v100", "A100": "a100", "H100": "h100", "H200": "h100"}
+        # Any other GPU: the settings of the A100 if bf16 is real, else those of the T4.
+        other = "a100" if devices.has_real_bf16(torch.device("cuda")) else "t4"
+        name = next((config for part, config in known.items() if part in gpu_name), other)
+    return f"accelerate_configs/{name}.yaml"
+
+
 def recommend() -> dict[str, Any]:
     """Precision, batch and launch command for the default recipe on this machine."""
     import torch
@@ -403,9 +430,9 @@ def recommend() -> dict[str, Any]:
     on_cuda = device.type == "cuda"
     count = torch.cuda.device_count() if on_cuda else 1
     share = max(1, EFFECTIVE_BATCH // count)
-    batch = devices.suggest_batch(device.type, total / GIB, share)
+    batch = suggest_batch(device.type, total / GIB, share)
     accumulation = share // batch
-    config = devices.suggest_config(device.type, torch.cuda.get_device_name() if on_cuda else "", count)
+    config = suggest_config(device.type, torch.cuda.get_device_name() if on_cuda else "", count)
     launch = f"accelerate launch --config_file {config} --mixed_precision {precision.mixed_precision}"
     if count > 1:
         launch += f" --num_processes {count}"
@@ -472,6 +499,6 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where prepared datasets lie")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of prepared datasets")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     cli.run(main, cli.parse_args(parser))

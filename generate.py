@@ -1,6 +1,6 @@
-"""Make thousands of synthetic images: one seed each, every one checked, never half a set.
+"""Make thousands of synthetic images: one seed each, every image checked.
 
-Killed and started again it goes on with what is missing; the set is a dataset in the prepared layout when it is done.
+Started again after an interruption, it makes the missing images. The complete set is a dataset in the prepared layout.
 
     python generate.py --lora runs/casual_shoes --prompt "a product photo of red casual shoes" --num_images 4
     python generate.py --pretrained_model_name_or_path demo --prompt_plan plan.jsonl --output_dir data/synthetic/shoes
@@ -85,7 +85,7 @@ def find_sampling(args: argparse.Namespace, model: str) -> Sampling:
 
 
 def find_conditions(args: argparse.Namespace, count: int, size: int) -> Conditions:
-    """The files of the images to start from and to keep to. A depth model is loaded later, when images are missing."""
+    """The files of the images to start from and to follow. A depth model is loaded later, when images are missing."""
     files = {}
     for flag in ("init_images", "control_images"):
         place = getattr(args, flag)
@@ -95,7 +95,7 @@ def find_conditions(args: argparse.Namespace, count: int, size: int) -> Conditio
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made."""
+    """What to generate."""
 
     prompts: list[Prompt]
     parts: SamplerParts
@@ -114,7 +114,7 @@ def make_plan(args: argparse.Namespace, share: Share) -> Plan:
 
 
 def describe_settings(args: argparse.Namespace, plan: Plan, precision: str) -> dict[str, Any]:
-    """All that decides what the images are, with checksums of the files that are named."""
+    """All settings that the images depend on, with checksums of the given files."""
     settings = cli.settings_of(args) | {"resolution": plan.sampling.size, "precision": precision}
     settings |= {"num_images": len(plan.prompts), "prompts_sha256": set_folder.prompts_digest(plan.prompts)}
     files = [path for lora in plan.parts.loras for path in (lora.path, *tokens.token_files(lora.path.parent))]
@@ -215,7 +215,7 @@ def make_images(
             if is_first and rejected and all(one.reason in NUMERIC for one in results):
                 problem = f"all of the first {counted(len(jobs), 'image')} are invalid ({rejected[0].reason})"
                 if execution.dtype != torch.float32:
-                    logger.warning("%s in %s; going on in float32", problem, execution.dtype)
+                    logger.warning("%s in %s; continuing in float32", problem, execution.dtype)
                     (args.output_dir / ".float32").touch()
                     execution = replace(execution, dtype=torch.float32)
                     sampler = None  # its memory is free before the next one is loaded
@@ -224,7 +224,7 @@ def make_images(
                     continue
                 if len(jobs) > 3:
                     place = args.output_dir / "rejected"
-                    raise UserError(f"{problem}, and precision is not the cause; look at {place}, try the model")
+                    raise UserError(f"{problem}, and precision is not the cause; look at {place}, and check the model")
             is_first = False
 
             # Try a rejected image again with its next seed.
@@ -248,7 +248,9 @@ def make_missing(
     todo = deque(Job(i, tried[i]) for i in missing if i not in failed)
     if not todo:
         return failed
-    checks = load_checks(args.reject_near_train, args.min_clip_score, args.clip_model, execution.device)
+    checks = load_checks(
+        args.reject_near_train, args.num_workers, args.min_clip_score, args.clip_model, execution.device
+    )
     if args.depth_model:
         to_control = load_depth(args.depth_model, execution.device)
         plan = replace(plan, conditions=replace(plan.conditions, to_control=to_control))
@@ -261,10 +263,10 @@ def main(args: argparse.Namespace) -> int:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     if args.enable_cpu_offload and device.type == "cpu":
-        raise UserError("--enable_cpu_offload: there is no GPU here that the weights could leave; leave it out")
+        raise UserError("--enable_cpu_offload: this machine has no GPU to offload from; leave it out")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
-    # Image i belongs to one share, by its number alone: processes and jobs need not know of one another.
+    # Image i belongs to one share, by its number alone: processes and jobs need not communicate.
     shard, shards = map(int, args.shard.split("/"))
     number = shard * accelerator.num_processes + accelerator.process_index
     plan = make_plan(args, Share(number, shards * accelerator.num_processes))
@@ -289,7 +291,7 @@ def main(args: argparse.Namespace) -> int:
         dtype = torch.float32 if (out / ".float32").exists() else precision.dtype
         savers = tuple(name for name in sampling.MEMORY_SAVERS if getattr(args, f"enable_{name}"))
         execution = Execution(device, dtype, args.batch_size, savers, args.compile)
-        received = runs.catch_signals("finishing the images at hand")
+        received = runs.catch_signals("finishing the current images")
         failed = make_missing(args, plan, execution, is_main, received)
     finally:
         os.close(lock)
@@ -304,7 +306,7 @@ def main(args: argparse.Namespace) -> int:
         )
     with locked_folder(out):  # the process that comes last finds the set complete
         if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
-            print(f"{out}: this share is made; still to come from other shares: {counted(missing, 'image')}")
+            print(f"{out}: this share is complete; other shares still have to make {counted(missing, 'image')}")
         elif not set_folder.is_finished(out, len(plan.prompts)):
             facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
             report = finish_set(out, plan.prompts, settings, facts)

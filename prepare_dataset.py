@@ -1,8 +1,8 @@
-"""Turn a raw product catalogue into a dataset one can trust: read, clean, split without leakage, caption, write.
+"""Turn a raw product catalogue into a dataset that can be trusted: read, clean, split without leakage, caption, write.
 
 The catalogue is a folder with styles.csv + images/, images with <name>.txt captions, an imagefolder with
-metadata.jsonl or metadata.csv, or a hub dataset id. What is left out is left out with a reason, in metadata.json.
-Photos of one person or subject go through --portraits instead: judged, framed, cropped to the shapes training takes.
+metadata.jsonl or metadata.csv, or a hub dataset id. Every row that is left out has its reason in metadata.json.
+Photos of one person or subject go through --portraits instead: checked and cropped to the shapes that training takes.
 
     python prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes
     python prepare_dataset.py --catalogue data/raw --category Sandals "Flip Flops" --output_dir data/sandals
@@ -11,6 +11,8 @@ Photos of one person or subject go through --portraits instead: judged, framed, 
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -33,7 +35,7 @@ from utils.files import file_sha256, replaced_folder, write_json, write_manifest
 from utils.wording import PLACEHOLDER
 
 SHARES = ("colour", "gender", "season", "usage", "year")
-# Neither where the result goes nor how it is made changes what it is.
+# Settings that do not change the result.
 NOT_IN_RESULT = (
     "config dry_run debug verify strict output_dir overwrite num_workers catalogue portraits keep_splits new_splits"
 ).split()
@@ -46,37 +48,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def report_verification(folder: Path, workers: int) -> int:
-    """Print every promise that the dataset breaks; the exit code."""
+    """Print every check that the dataset fails; returns the exit code."""
     count, broken = verify_dataset(folder, workers)
-    verdict = f"promises broken: {len(broken)}" if broken else "every promise holds"
+    verdict = f"failed checks: {len(broken)}" if broken else "all checks passed"
     print("\n".join([*broken, f"{folder}: {counted(count, 'image')}, {verdict}"]))
     return 1 if broken else 0
 
 
 def check_columns(args: argparse.Namespace, columns: list[str], template: str | None) -> None:
-    """Refuse flags that name a column which is not there."""
+    """Refuse flags that name a missing column."""
     selection.check_columns("--stratify_by", args.stratify_by, columns)
     selection.check_columns("--balance", args.balance, columns)
     used = PLACEHOLDER.findall(args.caption_template or template or "")
-    for name in used if args.caption_template else []:
-        if name not in columns:
-            there = ", ".join(columns) or "none"
-            raise UserError(f"--caption_template: no column `{name}`; there are {there}")
+    if args.caption_template:
+        selection.check_columns("--caption_template", used, columns)
     for name in args.caption_columns or []:
         if name not in used:
             raise UserError(f"--caption_columns {name}: the template has no {{{name}}}; add it to --caption_template")
 
 
 def refuse_without_images(source: Source, rejected: list[Rejected]) -> None:
-    """The error for a catalogue of which nothing can be used, with the most frequent reasons."""
+    """The error for a catalogue without a usable image, with the most frequent reasons."""
     counts = Counter(one.reason for one in rejected).most_common(3)
     why = ", ".join(f"{count}: {reason}" for reason, count in counts)
     first = "".join(f"; the first, {one}" for one in rejected[:1])
-    raise UserError(f"{source.flag} {source.name}: not one image can be used ({why or 'it has no rows'}){first}")
+    raise UserError(f"{source.flag} {source.name}: no image can be used ({why or 'it has no rows'}){first}")
 
 
 def refuse_rejected(rejected: list[Rejected]) -> None:
-    """For --strict: anything left out is an error, except what --drop_duplicates asked for."""
+    """For --strict: anything left out is an error, except what --drop_duplicates removes."""
     faults = [one for one in rejected if one.reason != "near duplicate"]
     if faults:
         print("\n".join(map(str, faults)), file=sys.stderr)
@@ -86,7 +86,7 @@ def refuse_rejected(rejected: list[Rejected]) -> None:
 def warn_of_empty_splits(counts: dict[str, int], ratio: list[float]) -> None:
     for split, share in zip(SPLITS, ratio):
         if share and not counts[split]:
-            print(f"warning: {split} gets no image; there are too few for --split_ratio {ratio}", file=sys.stderr)
+            print(f"warning: {split} gets no images; there are too few for --split_ratio {ratio}", file=sys.stderr)
 
 
 def options_of(args: argparse.Namespace, faces: Faces | None) -> dict[str, Any]:
@@ -156,16 +156,15 @@ def main(args: argparse.Namespace) -> int:
         images_needed=not args.analyse_only,
     )
     existing.check_output(args.output_dir, source, args.overwrite, args.analyse_only)
-    # What may be missing is loaded before any work.
+    # Models that may be missing are loaded before any work.
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)
     faces = load_faces(args.face_detector) if args.face_detector else None
 
     # Read the catalogue.
     found = read_catalogue(source)
-    table = report.describe_catalogue(found)
-    print("\n".join(report.catalogue_lines(table)))
+    print("\n".join(report.catalogue_lines(found)))
 
-    # Choose the products, and write their captions.
+    # Choose the products and write their captions.
     products, rejected, categories = selection.select_products(found, args.category, args.category_column)
     rows = products or selection.rows_without_image(rejected)
     columns = [name for name in found.columns if any(one.attributes.get(name) for one in rows)]
@@ -185,7 +184,7 @@ def main(args: argparse.Namespace) -> int:
     # Compare with what the folder holds.
     kept = existing.read_kept_splits(args.output_dir, args.keep_splits, args.new_splits)
     fingerprint = selection.source_fingerprint(found, products, rejected)
-    kept_digest = existing.digest_splits(kept) if args.keep_splits else None
+    kept_digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest() if args.keep_splits else None
     request = existing.Request(options_of(args, faces), fingerprint, kept_digest)
     if existing.is_up_to_date(args.output_dir, request, args.new_splits, args.overwrite):
         return 0
@@ -225,7 +224,7 @@ def main(args: argparse.Namespace) -> int:
         # Write the report.
         analysis = report.Analysis(
             request=request,
-            catalogue=table,
+            catalogue=found,
             categories=categories,
             usable=len(usable),
             rejected=rejected,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers.training_utils import free_memory
 from einops import rearrange, repeat
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -54,7 +55,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Execution:
-    """On what and how much at once; it changes no image, but for rounding."""
+    """The device, the dtype and the batch size; they change images only by rounding."""
 
     device: torch.device
     dtype: torch.dtype
@@ -85,7 +86,7 @@ class Sampler:
     settings: Sampling
     execution: Execution
     unet: UNet2DConditionModel
-    compiled_unet: Callable[..., Any]  # the same, for whole batches: each other shape would be compiled again
+    compiled_unet: Callable[..., Any]  # the same, for full batches: each other shape would be compiled again
     vae: AutoencoderKL
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin
@@ -112,7 +113,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
         encoder.to(device, dtype)
     features = _encode_prompts(parts.model, tokenizers, encoders, [*prompts, settings.negative_prompt])
     del encoders, encoder
-    devices.free_memory(device)
+    free_memory()
 
     vae = models.load_vae(parts.model)
     torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
@@ -265,7 +266,7 @@ def _to_tensor(images: list[Image.Image | None]) -> torch.Tensor:
 
 def _use_less_memory(sampler: Sampler, batch_size: int) -> None:
     """Halve the batch, or at one image switch on the memory saver that costs the least time."""
-    devices.free_memory(sampler.execution.device)
+    free_memory()
     if batch_size > 1:
         sampler.batch_size = math.ceil(batch_size / 2)
         logger.warning("out of memory: %s at once from here on", counted(sampler.batch_size, "image"))

@@ -33,8 +33,10 @@ class Checks:
     min_clip_score: float | None
 
 
-def load_checks(near: Path | None, min_clip_score: float | None, clip_model: str, device: torch.device) -> Checks:
-    index = image_checks.index_images(near) if near else None
+def load_checks(
+    near: Path | None, workers: int, min_clip_score: float | None, clip_model: str, device: torch.device
+) -> Checks:
+    index = image_checks.index_images(near, workers) if near else None
     clip = image_checks.load_clip(clip_model, device) if min_clip_score is not None else None
     return Checks(index, clip, min_clip_score)
 
@@ -50,7 +52,7 @@ def find_reason(checks: Checks, made: GeneratedImage, prompt: str) -> tuple[str,
     if checks.clip:
         score = image_checks.clip_scores(checks.clip, [made.image], [prompt])[0]
         if not score >= checks.min_clip_score:  # `not >=`: NaN is rejected too
-            return "not what its prompt says", f"CLIP score {score:.3f}, wanted {checks.min_clip_score:g}"
+            return "not what its prompt says", f"CLIP score {score:.3f}, expected {checks.min_clip_score:g} or more"
     return "", ""
 
 

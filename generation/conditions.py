@@ -1,4 +1,4 @@
-"""Images that a generated one starts from or keeps to: found, read, cropped; their edges or their depth."""
+"""Images that a generated one starts from or follows: found, read, cropped; their edges or their depth."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils import images
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.hub import load_named
+from utils.images import crop_centre, require_image
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Image i takes the i-th file of each list, and round again; an empty list gives none."""
+    """Image i takes the i-th file of each list, which starts again after its last file; an empty list gives none."""
 
     init_images: list[Path]
     control_images: list[Path]
@@ -38,28 +38,21 @@ def list_images(flag: str, place: Path, most: int) -> list[Path]:
     if not found:
         raise UserError(f"{flag} {place}: no images there; give an image or a folder of them")
     with ThreadPoolExecutor() as pool:  # read now, and not after an hour of work; none is kept
-        all(pool.map(lambda path: read_image(flag, path).size, found[:most]))
+        all(pool.map(lambda path: require_image(path, flag).size, found[:most]))
     return found
-
-
-def read_image(flag: str, path: Path) -> Image.Image:
-    try:
-        return images.read_image(path)[0]
-    except images.BadImage as error:
-        raise UserError(f"{flag} {path}: {error}; remove or replace it") from None
 
 
 def read_square(flag: str, files: list[Path], index: int, side: int) -> Image.Image | None:
     if not files:
         return None
-    image = images.crop_centre(read_image(flag, files[index % len(files)]))
+    image = crop_centre(require_image(files[index % len(files)], flag))
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
-def canny_edges(image: Image.Image, low: int = 100, high: int = 200) -> Image.Image:
+def canny_edges(image: Image.Image) -> Image.Image:
     import cv2  # here: nothing else needs it
 
-    edges = cv2.Canny(np.asarray(image), low, high)
+    edges = cv2.Canny(np.asarray(image), 100, 200)
     return Image.fromarray(np.repeat(edges[:, :, None], 3, axis=2))
 
 

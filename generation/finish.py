@@ -7,18 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from generation.contact_sheets import write_sheets
+from PIL import Image
+
 from generation.prompts import Prompt
 from utils import dataset
 from utils.dataset import index_of, read_parts
-from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_text
+from utils.files import file_sha256, replaced_file, replaced_folder, write_json, write_manifest, write_text
+from utils.images import make_grid, require_image
 from utils.metrics_log import read_metrics
 
-SHOWN = 192  # images on the contact sheets: four sheets, from the whole length of a large set
+# Contact sheets for people to look at: the images on all of them, spread over a large set; those on one sheet and in a
+# row; the side of one in pixels.
+SHOWN, PER_SHEET, PER_ROW, TILE = 192, 48, 8, 160
 
 
 def finish_set(folder: Path, prompts: list[Prompt], settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Write everything that describes the whole set; its report, with these facts at the end."""
+    """Write everything that describes the complete set; returns its report, with these facts at the end."""
     records = merge_parts(folder)
     rejected = Counter(one["reason"] for one in merge_parts(folder / "rejected"))
     write_text(folder / "prompts.txt", "".join(f"{' '.join(one.text.split())}\n" for one in prompts))
@@ -71,11 +75,8 @@ def write_train(folder: Path, records: list[dict[str, Any]]) -> dict[str, str]:
         for name in (row["file_name"] for row in rows):
             link_or_copy(folder / name, new / name)
             sums[name] = sums[f"train/{name}"] = file_sha256(folder / name)
-        lines = [json.dumps({key: row.get(key) for key in columns}, ensure_ascii=False) + "\n" for row in rows]
-        (new / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-        (new / "ids.txt").write_text("".join(f"{row['id']}\n" for row in rows), encoding="utf-8")
-        write_json(new / "captions.json", {row["id"]: row["text"] for row in rows})
-    return sums | {f"train/{name}": file_sha256(folder / "train" / name) for name in dataset.TABLES}
+        tables = dataset.write_tables(new, [{key: row.get(key) for key in columns} for row in rows])
+    return sums | {f"train/{name}": sha256 for name, sha256 in tables.items()}
 
 
 def write_metadata(folder: Path, settings: dict[str, Any], sums: dict[str, str], count: int) -> None:
@@ -97,3 +98,25 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a drive without hard links
         shutil.copyfile(source, target)
+
+
+def write_sheets(folder: Path, images: list[Path], captions: list[str]) -> None:
+    """sheet-0001.jpg … with no more than one sheet's images in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(images), PER_SHEET), 1):
+        part = slice(start, start + PER_SHEET)
+        tiles = [make_tile(path) for path in images[part]]
+        sheet = make_grid(tiles, min(PER_ROW, len(tiles)), captions[part])
+        with replaced_file(folder / f"sheet-{number:04d}.jpg") as file:
+            sheet.save(file, "JPEG", quality=90)
+
+
+def make_tile(path: Path) -> Image.Image:
+    """An image on a white square; smaller ones are enlarged without blurring."""
+    image = require_image(path, longest=TILE)
+    scale = TILE / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    image = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    tile = Image.new("RGB", (TILE, TILE), "white")
+    tile.paste(image, ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
+    return tile

@@ -19,7 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_performance_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
-    group.add_argument("--shard", default="0/1", metavar="I/N", help="make the I-th (from 0) of N shares alone")
+    group.add_argument("--shard", default="0/1", metavar="I/N", help="make only the I-th (from 0) of N shares")
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--attribute", action="append", metavar="NAME=A,B:2", help="values for --template, with shares; may be repeated"
     )
     group.add_argument("--negative_prompt", default="", metavar="TEXT", help="what no image should show")
-    group.add_argument("--num_images", type=positive, metavar="N", help="default: what the prompts ask for")
+    group.add_argument("--num_images", type=positive, metavar="N", help="default: as many as the prompts say")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR|FILE[:WEIGHT]",
         help="a run folder, its best/, or a .safetensors file, also of kohya; may be repeated, as a:0.8 and b:0.4",
     )
-    group.add_argument("--allow_other_base", action=OnOff, default=False, help="take a LoRA of another base model")
+    group.add_argument("--allow_other_base", action=OnOff, default=False, help="accept a LoRA of another base model")
 
     group = parser.add_argument_group("sampling")
     group.add_argument("--scheduler", choices=list(SCHEDULERS), default="dpm++", help="dpm++: DPM-Solver++, multistep")
@@ -55,19 +55,21 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_condition_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("images to start from or to keep to")
-    group.add_argument("--init_images", type=Path, metavar="DIR|FILE", help="vary these, in turn")
-    group.add_argument("--strength", type=share, default=0.6, help="of the variation: 0 copies, 1 forgets")
+    group = parser.add_argument_group("images to start from or to follow")
+    group.add_argument("--init_images", type=Path, metavar="DIR|FILE", help="images to vary, in order, repeated")
+    group.add_argument("--strength", type=share, default=0.6, help="how much to change: 0 keeps an image, 1 ignores it")
     group.add_argument("--controlnet", metavar="HUB_ID|DIR", help="a ControlNet of the model's family")
-    group.add_argument("--control_images", type=Path, metavar="DIR|FILE", help="what it keeps to, in turn")
+    group.add_argument(
+        "--control_images", type=Path, metavar="DIR|FILE", help="images the ControlNet follows, in order, repeated"
+    )
     group.add_argument(
         "--control_type",
         choices=["none", "canny", "depth"],
         default="none",
-        help="none: they are ready, edges or depth maps say; canny: find their edges; depth: by --depth_model",
+        help="none: use as they are (edge or depth images); canny: detect edges; depth: by --depth_model",
     )
     group.add_argument("--depth_model", metavar="HUB_ID|DIR", help="a transformers depth estimator")
-    group.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, help="how closely it is kept to")
+    group.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, help="strength of the ControlNet")
 
 
 def add_check_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +79,13 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
         "--min_clip_score",
         type=float,
         metavar="COSINE",
-        help="reject images that don't match their prompt: whose cosine with it is lower, 0.25 say",
+        help="reject images that don't match their prompt: those with a lower cosine to it, such as 0.25",
     )
     group.add_argument(
-        "--clip_model", default="demo", metavar="HUB_ID|DIR|demo", help="for that cosine; demo: for the demo's shoes"
+        "--clip_model",
+        default="demo",
+        metavar="HUB_ID|DIR|demo",
+        help="computes that cosine; demo: only for the demo's shoes",
     )
     group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these images")
 
@@ -90,18 +95,25 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", type=positive, default=16, help="images at once; changes none of them")
     group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that check and save")
     group.add_argument(
-        "--mixed_precision", choices=["no", "fp16", "bf16"], help="default: the best that this device does right"
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="default: the fastest precision that passes this device's test",
     )
     group.add_argument("--enable_vae_slicing", action=OnOff, default=False, help="decode one by one: less memory")
     group.add_argument("--enable_vae_tiling", action=OnOff, default=False, help="decode in tiles: for large images")
     group.add_argument("--enable_attention_slicing", action=OnOff, default=False, help="less memory, slower")
-    group.add_argument("--enable_cpu_offload", action=OnOff, default=False, help="weights visit the GPU in turn; slow")
+    group.add_argument(
+        "--enable_cpu_offload",
+        action=OnOff,
+        default=False,
+        help="keep weights on the CPU, move each part to the GPU when needed; slow",
+    )
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet: a minute or more first")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
 
 
 def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
-    """Refuse what argparse can't check by itself; name the output folder where none is given."""
+    """Refuse what argparse can't check by itself; choose the output folder where none is given."""
 
     def need(condition: object, message: str) -> None:
         if not condition:
@@ -127,7 +139,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     steps = args.num_inference_steps
     need(
         not args.init_images or int(steps * args.strength),
-        f"--strength {args.strength:g}: of {steps} steps none is left; raise one of them",
+        f"--strength {args.strength:g}: leaves 0 of {steps} steps; increase --strength or --num_inference_steps",
     )
     args.output_dir = args.output_dir or default_folder(args.lora, args.pretrained_model_name_or_path)
     return args

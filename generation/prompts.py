@@ -1,4 +1,4 @@
-"""Prompts from the command line, a text file, a prompt plan or a template; as many as asked for, in given shares."""
+"""Prompts from the command line, a text file, a prompt plan or a template; as many as requested, in given shares."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ RESERVED = {"id", "file_name", "text", "seed"}  # columns that a generated set h
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one image is asked for."""
+    """What one image should show."""
 
     text: str
     attributes: dict[str, Any]
@@ -77,8 +77,8 @@ def count_images(source: str, count: int | None, options: list[Option]) -> int:
         raise UserError(f"--num_images {count}: must be 1 or more")
     if count > MOST:
         raise UserError(
-            f"{count:,} images are asked for, and a set has {MOST:,} at most; give a smaller --num_images, and make "
-            "several sets, each with an --output_dir and a --seed of its own"
+            f"--num_images {count:,}: a set can have {MOST:,} images; generate several sets, each with its own "
+            "--output_dir and --seed"
         )
     return count
 
@@ -97,7 +97,7 @@ def read_lines(path: Path) -> list[Option]:
     lines = [line.strip() for line in _read_text("--prompts_file", path)]
     options = [Option(text) for text in lines if text and not text.startswith("#")]
     if not options:
-        raise UserError(f"--prompts_file {path}: holds no prompt; write one per line")
+        raise UserError(f"--prompts_file {path}: contains no prompts; write one per line")
     return options
 
 
@@ -110,11 +110,11 @@ def read_plan(path: Path) -> list[Option]:
                 options.append(_plan_line(json.loads(line)))
             except ValueError as error:
                 # JSON's own message counts lines too, and each line of a plan is its first.
-                said = f"no JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
+                said = f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
                 raise UserError(f"--prompt_plan {path}, line {number}: {said}") from None
     options = [one for one in options if one.weight]
     if not options:
-        raise UserError(f"--prompt_plan {path}: asks for no image; `prepare_dataset.py --write_prompt_plan` makes one")
+        raise UserError(f"--prompt_plan {path}: requests no images; `prepare_dataset.py --write_prompt_plan` makes one")
     return options
 
 
@@ -160,7 +160,7 @@ def expand_template(template: str, attributes: list[str]) -> list[Option]:
         lists[name] = shares
     used = set(PLACEHOLDER.findall(template))
     if re.search(r"[{}]", PLACEHOLDER.sub("", template)):
-        raise UserError(f"--template {template}: a brace that is none of a {{name}}; close it, or leave it out")
+        raise UserError(f"--template {template}: a brace outside a {{name}} placeholder; close it, or leave it out")
     if missing := sorted(used - lists.keys()):
         raise UserError(f"--template {template}: no values for {{{missing[0]}}}; add --attribute {missing[0]}=…")
     if unused := sorted(lists.keys() - used):

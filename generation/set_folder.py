@@ -1,4 +1,4 @@
-"""A generation folder: which images a process makes, with which settings, what is done, and who writes what.
+"""A generation folder: which images a process makes, with which settings, and which are complete.
 
 Several processes may work in one folder and none waits for another: each appends to files of its own, and the one that
 finds the set complete merges them.
@@ -40,7 +40,7 @@ class Share:
 
     @property
     def file_name(self) -> str:
-        """The file of this share's records; that of the whole set where there is one share."""
+        """The file of this share's records; that of the complete set where there is one share."""
         return "metadata.jsonl" if self.of == 1 else f"metadata.{self.number}-of-{self.of}.jsonl"
 
 
@@ -53,7 +53,7 @@ def enter_folder(
     """
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+        raise UserError(f"--output_dir {folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         runs.refuse_foreign(folder)
@@ -71,12 +71,12 @@ def enter_folder(
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the set was begun with; those that an earlier version wrote, as this one has them."""
+    """The settings that the set was started with; those of an earlier version are converted."""
     settings = runs.read_settings(folder)
     if settings.get("webdataset"):
         raise UserError(
             f"--output_dir {folder}: its images are in tar shards, which this version neither writes nor reads; "
-            "unpack shards/*.tar to use them, and name another folder for new images"
+            "unpack shards/*.tar to use them, and give another folder for new images"
         )
     if "webdataset" in settings and settings.get("min_clip_score") is not None:  # then it was 100 x the cosine
         settings["min_clip_score"] = round(settings["min_clip_score"] / 100, 10)
@@ -86,18 +86,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def check_settings(
     folder: Path, old: dict[str, Any], settings: dict[str, Any], prompts: list[Prompt], free: set[str]
 ) -> bool:
-    """Whether the set is to be larger than it was begun; refuses settings that would change its images."""
+    """Whether the set becomes larger; refuses settings that would change its images."""
     number, before = len(prompts), old.get("num_images", len(prompts))
     changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"})
     if number < before:
         changes.append(f"num_images was {before}, now {number}: a set can't be made smaller")
     elif old and not changes and prompts_digest(prompts[:before]) != old.get("prompts_sha256"):
-        more = f", so that shares stay even over {number:,}, or since the prompts have changed"
+        more = f", because shares are balanced over {number:,}, or because the prompts have changed"
         changes.append(f"some of its {counted(before, 'image')} would have another prompt{more * (number > before)}")
     if changes:
         raise UserError(
             f"--output_dir {folder} holds images of other settings ({'; '.join(changes)}); "
-            "name another folder, or give those settings"
+            "give another folder, or those settings"
         )
     return number > before
 
@@ -115,7 +115,7 @@ def claim_share(folder: Path, share: Share) -> int:
 
 
 def done_indices(folder: Path) -> set[int]:
-    """The images that have a record and a whole file."""
+    """The images that have a record and a complete file."""
     return {i for i in map(index_of, read_parts(folder)) if is_whole_png(folder / image_name(i))}
 
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from families.models import DEFAULT_MODEL, DEMO_MODEL
 from utils.catalogue import Product, Rejected, reject_product
-from utils.cli import UserError
-from utils.hub import hub_failure
+from utils.hub import load_named
 from utils.wording import PLACEHOLDER, fill_template
 
 DEFAULT_TEMPLATE = (
@@ -35,7 +34,7 @@ class CaptionLengths:
 
 
 def add_trigger(caption: str, trigger: str | None) -> str:
-    """`sks, a professional …`: the trigger word first, where no truncation reaches it, unless the caption holds it."""
+    """`sks, a professional …`: the trigger word first, where no truncation reaches it; a caption with it stays."""
     if not (trigger and caption) or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     rest = caption[:1].lower() + caption[1:] if caption[1:2] in (" ", "n") or caption[1:2].islower() else caption
@@ -96,28 +95,26 @@ def load_tokenizer(name: str | None) -> TokenCounter:
     from transformers import CLIPTokenizer
 
     model = str(DEMO_MODEL) if name == "demo" else name or DEFAULT_MODEL
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(_find_tokenizer(model, cached=name is None))
-    except Exception as error:  # of the network, the hub, the file format
-        hint = "give the folder or hub id of a CLIP tokenizer"
-        raise UserError(f"--tokenizer {name}: {hub_failure(error)}; {hint}") from error
+
+    def load() -> CLIPTokenizer:
+        return CLIPTokenizer.from_pretrained(_find_tokenizer(model, cached=name is None))
+
+    tokenizer = load_named("--tokenizer", model, "CLIP tokenizer", load)
     limit = min(77, tokenizer.model_max_length)  # a tokenizer that doesn't know its own says 10^30
     counter = f"the tokenizer of {name or DEFAULT_MODEL}"
     return TokenCounter(lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]], limit, counter)
 
 
 def _find_tokenizer(name: str, cached: bool) -> Path:
-    """Its folder, which holds one: of any other folder from_pretrained makes an empty tokenizer without a warning."""
+    """The folder of its files; from any other folder from_pretrained makes an empty tokenizer without a warning."""
     from huggingface_hub import snapshot_download
 
     files = ["tokenizer/*", "vocab.json", "merges.txt", "tokenizer*.json"]
     if Path(name).is_dir():
         folder = Path(name)
-    elif name.count("/") != 1:
-        raise FileNotFoundError("no such folder, and not a hub id (owner/name)")
     else:
         folder = Path(snapshot_download(name, allow_patterns=files, local_files_only=cached))
     for place in (folder / "tokenizer", folder):
         if (place / "vocab.json").exists() or (place / "tokenizer.json").exists():
             return place
-    raise FileNotFoundError("there is no vocab.json or tokenizer.json")
+    raise FileNotFoundError("no vocab.json or tokenizer.json")

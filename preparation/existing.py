@@ -1,6 +1,5 @@
-"""What is in the output folder already: whose it is, whether it is what is asked for, and which splits it has."""
+"""What the output folder already holds: who wrote it, whether it is what is requested, and which splits it has."""
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for, as metadata.json and analysis.json keep it."""
+    """What is requested, as metadata.json and analysis.json keep it."""
 
     options: dict[str, Any]
     source_fingerprint: str
@@ -25,25 +24,27 @@ class Request:
 
 
 def check_output(folder: Path, source: Source, overwrite: bool, analyse_only: bool) -> None:
-    """Refuse a folder that can't be written, or whose content is not ours to replace."""
+    """Refuse a folder that can't be written, or whose content this script did not write."""
     out, place = folder.resolve(), Path(source.name).resolve()
     if place.exists() and (out == place or place in out.parents or out in place.parents):
-        raise UserError(f"--output_dir {folder}: is, holds or lies in {source.name}; name a folder outside of it")
+        raise UserError(
+            f"--output_dir {folder}: is the same as, contains or is inside {source.name}; give a folder outside it"
+        )
     recover_folder(folder)
     if overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         check_writable(folder)
     if analyse_only and (folder / "metadata.json").exists():
-        raise UserError(f"--output_dir {folder}: holds a dataset; name another folder for the analysis")
+        raise UserError(f"--output_dir {folder}: holds a dataset; give another folder for the analysis")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is a file; name a new folder")
+        raise UserError(f"--output_dir {folder}: is a file; give a new folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not any((folder / name).is_file() for name in ("metadata.json", "analysis.json")):
-        raise UserError(f"--output_dir {folder}: exists and was not written by this script; name a new one")
+        raise UserError(f"--output_dir {folder}: exists and was not written by this script; give a new folder")
     if overwrite and (extra := foreign_files(folder)):
         names = f"{', '.join(extra[:3])}{' …' if extra[3:] else ''}"
         what = f"--overwrite would remove files that this script did not write ({names})"
-        raise UserError(f"--output_dir {folder}: {what}; move them away, or name another folder")
+        raise UserError(f"--output_dir {folder}: {what}; move them away, or give another folder")
 
 
 def foreign_files(folder: Path) -> list[str]:
@@ -56,7 +57,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def is_up_to_date(folder: Path, request: Request, new_splits: bool, overwrite: bool) -> bool:
-    """Whether the folder holds what is asked for; refuses to replace anything else without --overwrite."""
+    """Whether the folder holds what is requested; refuses to replace anything else without --overwrite."""
     if not (folder.exists() and any(folder.iterdir())):
         return False
     changes = changes_since(folder, request) + (["--new_splits"] if new_splits else [])
@@ -98,10 +99,6 @@ def read_kept_splits(folder: Path, keep_splits: Path | None, new_splits: bool) -
     own = any((folder / name).exists() for name in ("splits.json", "metadata.json"))
     keep_from = keep_splits or (folder if own and not new_splits else None)
     return read_saved_splits(keep_from) if keep_from else {}
-
-
-def digest_splits(kept: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def read_saved_splits(path: Path) -> dict[str, str]:

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH, BAR, LABEL = 5.6, 0.27, 1.35  # inches: a column of panels, a bar, the names on its left
+MOST_BARS, SAMPLES = 14, 24  # in a panel; images in the sample
 
 
-def bar_panels(path: Path, panels: dict[str, dict[str, int]], most: int = 14) -> None:
-    """One panel of horizontal bars per title, each bar with its count and share; what exceeds `most` is summed up."""
+def bar_panels(path: Path, panels: dict[str, dict[str, int]]) -> None:
+    """One panel of horizontal bars per title, each with its count and share; the rest after MOST_BARS is summed up."""
     from matplotlib.figure import Figure  # no pyplot: no display and no global state
 
-    panels = {title: _shorten(counts, most) for title, counts in panels.items() if counts}
+    panels = {title: _shorten(counts) for title, counts in panels.items() if counts}
     if not panels:
         return
     filled = [0.0] * min(2, len(panels))  # each panel goes into the column that is shorter so far
@@ -55,17 +56,17 @@ def _draw_bars(axis: "Axes", title: str, counts: dict[str, int]) -> None:
     axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def _shorten(counts: dict[str, int], most: int) -> dict[str, int]:
+def _shorten(counts: dict[str, int]) -> dict[str, int]:
     names = list(counts)
-    if len(names) <= most:
+    if len(names) <= MOST_BARS:
         return counts
-    rest = sum(counts[name] for name in names[most - 1 :])
-    return {name: counts[name] for name in names[: most - 1]} | {f"{len(names) - most + 1} others": rest}
+    shown, others = names[: MOST_BARS - 1], names[MOST_BARS - 1 :]
+    return {name: counts[name] for name in shown} | {f"{len(others)} others": sum(counts[name] for name in others)}
 
 
-def sample_grid(path: Path, products: list[Product], tile: Callable[[str], Image.Image], most: int = 24) -> None:
-    """Some of the images, the same ones every time, each with what its attributes name; no product, no file."""
-    some = sorted(products, key=lambda one: hashlib.sha256(one.id.encode()).digest())[:most]
+def sample_grid(path: Path, products: list[Product], tile: Callable[[str], Image.Image]) -> None:
+    """Some of the images, the same ones every time, each with its attributes; without a product there is no file."""
+    some = sorted(products, key=lambda one: hashlib.sha256(one.id.encode()).digest())[:SAMPLES]
     if some:
         labels = [_describe(one.attributes) or one.id for one in some]
         make_grid([tile(one.id) for one in some], min(6, len(some)), labels).save(path)
@@ -78,10 +79,10 @@ def _describe(attributes: Attributes) -> str:
 
 
 def pairs_grid(path: Path, found: LookAlikes, tile: Callable[[str], Image.Image]) -> None:
-    """The pairs nearest to the threshold, on either side of it, to judge it by; no pair, no file."""
+    """The pairs nearest to the threshold, on either side of it, to choose it by; without a pair there is no file."""
     pairs = found.pairs[-18:] + found.beyond[:18]
     if pairs:
-        verdicts = ["taken"] * len(found.pairs[-18:]) + ["not taken"] * len(found.beyond[:18])
+        verdicts = ["same photo"] * len(found.pairs[-18:]) + ["different photos"] * len(found.beyond[:18])
         labels = [
             f"{pair.first}, {pair.second}: {pair.bits} bits, colour {pair.colour:.1f}: {verdict}"
             for pair, verdict in zip(pairs, verdicts)

@@ -35,7 +35,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def add_catalogue_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("catalogue")
     group.add_argument("--catalogue", metavar="DIR|HUB_ID", help="a folder in one of the layouts above, or a hub id")
-    group.add_argument("--category", nargs="+", action="extend", metavar="NAME", help="the products to take (all)")
+    group.add_argument(
+        "--category", nargs="+", action="extend", metavar="NAME", help="categories to include (default: all)"
+    )
     group.add_argument("--category_column", default="article", help="the column that --category looks in")
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
     group.add_argument("--caption_column", default="text", help="captions of an imagefolder or a hub dataset")
@@ -45,7 +47,7 @@ def add_catalogue_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_portrait_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("portraits (in place of --catalogue)")
-    group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to judge and crop")
+    group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to check and crop")
     add_face_flags(group)
     group.add_argument("--use_aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
     cli.add_refused_flags(parser, RENAMED)
@@ -54,7 +56,7 @@ def add_portrait_flags(parser: argparse.ArgumentParser) -> None:
         "--exposure", type=finite, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
     )
     group.add_argument(
-        "--max_enlargement", type=finite, default=2, help="of a crop that is smaller than training takes"
+        "--max_enlargement", type=finite, default=2, help="largest factor by which a crop may be enlarged"
     )
     group.add_argument("--min_face_share", type=share, default=0.02, help="of the crop's area")
     group.add_argument("--any_faces", action=OnOff, default=False, help="keep photos with no face, or with several")
@@ -65,13 +67,15 @@ def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--analyse_only", action="store_true", help="write report.txt, analysis.json and figures; images may be missing"
     )
-    group.add_argument("--verify", type=Path, metavar="DIR", help="read a dataset again, check every promise, and stop")
+    group.add_argument("--verify", type=Path, metavar="DIR", help="read a dataset again, check every file, and stop")
 
     group = parser.add_argument_group("cleaning and duplicates")
     group.add_argument(
         "--strict", action=OnOff, default=False, help="anything left out is an error; nothing is written"
     )
-    group.add_argument("--max_megapixels", type=finite, default=100, help="above this it is a decompression bomb")
+    group.add_argument(
+        "--max_megapixels", type=finite, default=100, help="larger images are left out (decompression bombs)"
+    )
     group.add_argument(
         "--duplicate_threshold",
         type=int,
@@ -95,11 +99,11 @@ def add_split_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--stratify_by", nargs="*", metavar="COLUMN", help="default: colour, if there is such a column")
     group.add_argument("--min_stratum", type=int, default=10, help="values with fewer products are pooled as Other")
-    group.add_argument("--seed", type=int, default=0, help="another seed gives other splits; those that are kept stay")
+    group.add_argument("--seed", type=int, default=0, help="another seed gives other splits; kept splits stay")
     group.add_argument(
         "--keep_splits", type=Path, metavar="DIR|splits.json", help="default: --output_dir's own, if any"
     )
-    group.add_argument("--new_splits", action="store_true", help="forget the splits of the dataset that is replaced")
+    group.add_argument("--new_splits", action="store_true", help="ignore the splits of the dataset that is replaced")
 
 
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +122,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
         help=f"with {{column}} placeholders; default: of photos none, or {DEFAULT_TEMPLATE}",
     )
     group.add_argument("--trigger_word", help="put before every caption without it")
-    group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (all)")
+    group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (default: all)")
     group.add_argument(
         "--tokenizer", metavar="DIR|HUB_ID|demo", help="counts tokens; default: the base model's, if cached"
     )
@@ -147,13 +151,13 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     args.num_workers = args.num_workers or available_cores()
     if args.verify:
         if args.catalogue or args.portraits or args.output_dir:
-            parser.error("--verify goes alone, without --catalogue, --portraits and --output_dir")
+            parser.error("--verify does not go with --catalogue, --portraits or --output_dir; leave them out")
         return args
     if not (args.catalogue or args.portraits):
         parser.error("--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
     if not args.output_dir:
         place = args.catalogue or args.portraits
-        parser.error(f"--output_dir: is missing; name the folder to write, beside {place}")
+        parser.error(f"--output_dir: is missing; give the folder to write, not inside {place}")
     check_values(parser, args)
     if not args.write_prompt_plan:
         ignore(parser, args, ["balance"], "--write_prompt_plan")
@@ -197,7 +201,7 @@ def check_values(parser: Parser, args: argparse.Namespace) -> None:
 def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
     """The flags of --portraits; those of catalogues do nothing with it."""
     if args.catalogue:
-        parser.error(f"--catalogue {args.catalogue}: not with --portraits; give one of them")
+        parser.error(f"--catalogue {args.catalogue}: does not go with --portraits; give one of them")
     ignore(parser, args, OF_CATALOGUES, "--catalogue in place of --portraits")
     low, high = args.exposure
     if not 0 <= low < high <= 255:
@@ -214,6 +218,6 @@ def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
     if not args.face_detector:
         ignore(parser, args, ["min_face_share", "any_faces"], "--face_detector")
     elif args.num_workers not in (None, 1):
-        parser.error(f"--num_workers {args.num_workers}: with --face_detector, 1 process works")
+        parser.error(f"--num_workers {args.num_workers}: --face_detector works in 1 process; leave --num_workers out")
     else:
         args.num_workers = 1

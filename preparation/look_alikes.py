@@ -1,4 +1,4 @@
-"""Look-alikes: images that are one photo to an eye, found by their hash and colours."""
+"""Look-alikes: images that people see as one photo, found by their hash and colours."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from preparation.records import ImageFacts
 
 COLOUR_LIMIT = 3.0  # levels of 255, mean over 16x16 places: the same shoe in another colour differs by more
-BEYOND = (12, 2.0)  # bits and levels over the limits: pairs to judge the limits by
+BEYOND = (12, 2.0)  # bits and levels over the limits: pairs that help to choose the limits
 
 
 class Pair(NamedTuple):
@@ -23,7 +23,7 @@ class LookAlikes:
     bits: int  # the limits
     colour: float
     pairs: list[Pair]
-    beyond: list[Pair]  # the nearest that are not taken for one photo
+    beyond: list[Pair]  # the nearest that do not count as one photo
     groups: list[list[str]]
 
 
@@ -32,13 +32,18 @@ def find_look_alikes(images: dict[str, ImageFacts], bits: int) -> LookAlikes:
     found: list[Pair] = []
     if len(images) > 1:
         ids = list(images)
-        hashes, thumbs = (np.stack([getattr(one, key) for one in images.values()]) for key in ("hash", "thumb"))
-        near = near_pairs(hashes, thumbs, bits + BEYOND[0], COLOUR_LIMIT + BEYOND[1])
+        near = near_pairs(*stack_looks(images), bits + BEYOND[0], COLOUR_LIMIT + BEYOND[1])
         found = [Pair(ids[i], ids[j], distance, colour) for i, j, distance, colour in near]
     pairs = [pair for pair in found if pair.bits <= bits and pair.colour <= COLOUR_LIMIT]
     beyond = [pair for pair in found if pair.bits > bits or pair.colour > COLOUR_LIMIT]
     linked = sorted({one for pair in pairs for one in pair[:2]})
     return LookAlikes(bits, COLOUR_LIMIT, pairs, beyond[:40], group_linked(linked, [pair[:2] for pair in pairs]))
+
+
+def stack_looks(images: dict[str, ImageFacts]) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes and the thumbs of all images, as rows."""
+    facts = images.values()
+    return np.stack([one.hash for one in facts]), np.stack([one.thumb for one in facts])
 
 
 def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float) -> list[tuple[int, int, int, float]]:
@@ -68,17 +73,13 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray, bits: int, colour: float)
 
 def group_linked(ids: list[str], pairs: list[tuple[str, str]]) -> list[list[str]]:
     """The ids in groups, the two of a pair always in one; groups and members in the order of `ids`."""
-    leader = {one: one for one in ids}
+    from scipy.sparse import coo_array  # here: the workers of --verify, which import this module, need neither
+    from scipy.sparse.csgraph import connected_components
 
-    def find(one: str) -> str:
-        while leader[one] != one:
-            leader[one] = leader[leader[one]]
-            one = leader[one]
-        return one
-
-    for a, b in pairs:
-        leader[find(b)] = find(a)
-    groups: dict[str, list[str]] = {}
-    for one in ids:
-        groups.setdefault(find(one), []).append(one)
+    place = {one: i for i, one in enumerate(ids)}
+    rows, columns = ([place[pair[end]] for pair in pairs] for end in (0, 1))
+    links = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(ids), len(ids)))
+    groups: dict[int, list[str]] = {}
+    for one, number in zip(ids, connected_components(links, directed=False)[1].tolist()):
+        groups.setdefault(number, []).append(one)
     return list(groups.values())

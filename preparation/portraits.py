@@ -1,7 +1,6 @@
-"""Photos of one person or subject: judged, framed, and cropped to the shapes that training takes."""
+"""Photos of one person or subject: checked, framed, and cropped to the shapes that training takes."""
 
 import hashlib
-import io
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -20,12 +19,12 @@ from utils.files import file_sha256, replaced_file
 from utils.images import BadImage, ImageSource, bucket_shapes, is_blank, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
-NO_DETECTOR = "no face is looked for, and each photo is cropped about its middle"
+NO_DETECTOR = "faces are not detected; each photo is cropped around its centre"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a photo must keep to; the reasons to leave one out follow from these alone."""
+    """The limits that a photo must meet; only these decide why one is left out."""
 
     sharpness: float  # at least: variance of the Laplacian at the training size
     exposure: tuple[float, float]  # mean brightness, 0 to 255
@@ -114,7 +113,7 @@ def measure_photo(
 
 
 def find_fault(quality: Quality, limits: Limits) -> Fault | None:
-    """Why a photo is left out: a reason to count by, and this photo's figure; None if it is fit."""
+    """Why a photo is left out: a reason to count by, and this photo's figure; None if it is good."""
     low, high = limits.exposure
     faces, bright = quality.faces, quality.brightness
     if faces is not None and not limits.any_faces:
@@ -193,13 +192,13 @@ def head_crops(photos: list[tuple[str, ImageSource]], faces: Faces, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     model = file_sha256(faces.detector_file)[:16]
     crops = [_head_crop(name, source, faces, folder, model) for name, source in photos]
-    whole = [name for (name, _), crop in zip(photos, crops) if crop is None]
-    if len(whole) == len(photos):
+    uncropped = [name for (name, _), crop in zip(photos, crops) if crop is None]
+    if len(uncropped) == len(photos):
         raise UserError(
             f"--face_crop: no face is found in any of {counted(len(photos), 'photo')}; leave it out, or crop by hand"
         )
-    if whole:
-        logger.warning("--face_crop: no face is found in %s: kept whole", ", ".join(whole))
+    if uncropped:
+        logger.warning("--face_crop: no face is found in %s: not cropped", ", ".join(uncropped))
     return crops
 
 
@@ -213,10 +212,8 @@ def _head_crop(name: str, source: ImageSource, faces: Faces, folder: Path, model
             head = crop_to_head(read_image(content)[0], faces)
             if head is None:
                 return None
-            png = io.BytesIO()
-            head.save(png, "PNG")
             with replaced_file(path) as file:
-                file.write(png.getvalue())
+                head.save(file, "PNG")
         return path
     except (OSError, BadImage) as error:
         raise UserError(f"--face_crop: {name} can't be read ({error}); remove or replace the file") from None

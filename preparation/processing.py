@@ -39,7 +39,7 @@ class Framing:
 def process_images(
     products: list[Product], dataset: "datasets.Dataset | None", framing: Framing, folder: Path | None, workers: int
 ) -> dict[str, ImageFacts]:
-    """{id: what was found out}, in the order of the products; writes <folder>/<id>.png, without a folder nothing."""
+    """{id: facts}, in the order of the products; writes <folder>/<id>.png if there is a folder."""
     jobs = ((one.id, image_source(dataset, one.image)) for one in products)
     results = parallel_map(partial(process_image, framing=framing, folder=folder), jobs, workers)
     bar = tqdm(products, unit=" images", smoothing=0.05, **progress())
@@ -47,7 +47,7 @@ def process_images(
 
 
 def process_image(job: tuple[str, Path | bytes], framing: Framing, folder: Path | None) -> ImageFacts:
-    """What is found out about one image (id, where it is). Runs in a worker process."""
+    """The facts about one image (id, source). Runs in a worker process."""
     product_id, source = job
     try:
         fitted = fit_image(source, framing)
@@ -65,14 +65,9 @@ def process_image(job: tuple[str, Path | bytes], framing: Framing, folder: Path 
 
 
 def fit_image(source: Path | bytes, framing: Framing) -> Fitted:
-    """The image as it goes into the dataset; raises BadImage."""
+    """The image as it goes into the dataset, a product photo in a square; raises BadImage."""
     if framing.portraits:
         return prepare_portrait(source, framing.max_pixels, framing.portraits, framing.faces)
-    return fit_product(source, framing)
-
-
-def fit_product(source: Path | bytes, framing: Framing) -> Fitted:
-    """A product photo in a square; raises BadImage."""
     longest = framing.side if framing.crop == "none" else None
     shortest = framing.side if framing.crop == "centre" else None
     image, size = read_image(source, framing.max_pixels, longest, shortest)

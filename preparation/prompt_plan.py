@@ -1,4 +1,4 @@
-"""A plan of prompts for generate.py: how many images of which caption, so that the shares of every column hold."""
+"""A plan of prompts for generate.py: how many images of which caption, with the right shares in every column."""
 
 import json
 from collections import Counter, defaultdict
@@ -46,7 +46,7 @@ def plan_prompts(
 
 
 def _count_images(shares: dict[Prompt, float], count: int, columns: list[str]) -> Counter[Prompt]:
-    """Each image goes to the prompt of which most is missing: of itself and of its columns' values.
+    """Each image goes to the prompt that, with its columns' values, is furthest below its share.
 
     Largest remainders of the prompts alone would add up to shares of a column that are off by many images.
     """

@@ -39,7 +39,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a worker found out about an image: its fault, or what it looks like as it is written."""
+    """The facts about an image: its fault, or the size, hash and thumb of what is written."""
 
     fault: Fault | None = None
     quality: Quality | None = None

@@ -1,4 +1,4 @@
-"""What a prepared dataset says about itself: counts and shares, and a report for people."""
+"""The report of a prepared dataset: counts and shares, and a text for people."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,18 +23,6 @@ Shares = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class CatalogueFacts:
-    """What was read of a catalogue's table."""
-
-    kind: str
-    rows: int
-    columns: list[str]
-    recovered_rows: list[int | str]
-    unreadable_rows: list[int | str]
-    notes: list[str]
-
-
-@dataclass(frozen=True)
 class Sizes:
     counts: Counts  # of images on disk, upright: {width x height: how many}
     side: int
@@ -44,7 +32,7 @@ class Sizes:
 @dataclass(frozen=True)
 class Analysis:
     request: Request
-    catalogue: CatalogueFacts
+    catalogue: Catalogue
     categories: Counts
     usable: int  # images
     rejected: list[Rejected]
@@ -70,7 +58,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     """The content of analysis.json."""
     return {
         **asdict(analysis.request),
-        "catalogue": asdict(analysis.catalogue),
+        "catalogue": describe_catalogue(analysis.catalogue),
         "categories": analysis.categories,
         "selection": {"rows": analysis.rows, "usable": analysis.usable},
         "problems": analysis.problems,
@@ -106,9 +94,20 @@ def with_shares(counts: Counts) -> Shares:
     return {name: {"count": count, "share": round(count / total, 4)} for name, count in counts.items()}
 
 
-def describe_catalogue(found: Catalogue) -> CatalogueFacts:
-    unreadable = [one.row for one in found.rejected if one.reason in UNREADABLE]
-    return CatalogueFacts(found.kind, found.rows, found.columns, found.recovered, unreadable, found.notes)
+def unreadable_rows(found: Catalogue) -> list[int | str]:
+    return [one.row for one in found.rejected if one.reason in UNREADABLE]
+
+
+def describe_catalogue(found: Catalogue) -> dict[str, Any]:
+    """What was read of the table, for metadata.json and analysis.json."""
+    return {
+        "kind": found.kind,
+        "rows": found.rows,
+        "columns": found.columns,
+        "recovered_rows": found.recovered,
+        "unreadable_rows": unreadable_rows(found),
+        "notes": found.notes,
+    }
 
 
 def _table(counts: Counts, most: int = 15) -> list[str]:
@@ -117,21 +116,21 @@ def _table(counts: Counts, most: int = 15) -> list[str]:
     return lines + ([f"  … and {len(counts) - most} more"] if len(counts) > most else [])
 
 
-def _list_lines(numbers: list[int | str], most: int = 12) -> str:
+def _list_lines(numbers: list[int | str]) -> str:
     if not numbers:
         return "0"
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    listed = ", ".join(map(str, numbers[:most]))
+    more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
+    listed = ", ".join(map(str, numbers[:12]))
     return f"{len(numbers)} (line{'s' * (len(numbers) > 1)} {listed}{more})"
 
 
-def catalogue_lines(facts: CatalogueFacts) -> list[str]:
+def catalogue_lines(found: Catalogue) -> list[str]:
     """The table alone: what was read, recovered, not recovered."""
-    lines = [f"read: {facts.kind}, {counted(facts.rows, 'row')}, columns: {', '.join(facts.columns) or 'none'}"]
-    if facts.recovered_rows:
-        lines.append(f"torn rows recovered: {_list_lines(facts.recovered_rows)}")
-    lines.append(f"rows not recovered: {_list_lines(facts.unreadable_rows)}")
-    return lines + [f"note: {note}" for note in facts.notes]
+    lines = [f"read: {found.kind}, {counted(found.rows, 'row')}, columns: {', '.join(found.columns) or 'none'}"]
+    if found.recovered:
+        lines.append(f"torn rows recovered: {_list_lines(found.recovered)}")
+    lines.append(f"rows not recovered: {_list_lines(unreadable_rows(found))}")
+    return lines + [f"note: {note}" for note in found.notes]
 
 
 def report_text(analysis: Analysis) -> str:
@@ -175,7 +174,7 @@ def _look_alike_lines(found: LookAlikes) -> list[str]:
     if len(found.pairs) > 20:
         lines.append(f"  … and {len(found.pairs) - 20} more, in analysis.json")
     if found.pairs or found.beyond:
-        lines.append("  see figures/pairs.png: is each pair one photo? Then judge --duplicate_threshold by it")
+        lines.append("  see figures/pairs.png: is each pair one photo? Choose --duplicate_threshold by it")
     return lines
 
 

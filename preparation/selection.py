@@ -10,7 +10,7 @@ from typing import NamedTuple
 from utils.catalogue import Catalogue, Product, Rejected
 from utils.cli import UserError
 
-# The reasons for which a row is none of the catalogue's products; with all others only its image is missing or bad.
+# The reasons that make a row unusable; with all others only its image is missing or bad.
 UNREADABLE = ("row can't be read", "no id", "no file_name")
 REPEATED = ("row given twice", "id used twice")
 

@@ -1,4 +1,4 @@
-"""Which product goes to which split: exact counts, look-alikes together, and none moves that had its place.
+"""Which product goes to which split: exact counts, look-alikes together, and no product moves to another split.
 
 Largest remainders fix how many images each split gets; then each new group goes where its stratum is short of most.
 """
@@ -79,7 +79,7 @@ def pool_rare(values: list[tuple[str | None, ...]], least: int) -> list[str]:
 
 
 def settle_conflicts(ids: list[str], pairs: list[tuple[str, str]], kept: dict[str, str]) -> dict[str, str]:
-    """{id to leave out: why}, so that no look-alikes are in two splits and none that has its place moves.
+    """{id to leave out: why}, so that no look-alikes are in two splits and no product that has a place moves.
 
     Old ones in different splits (the threshold was changed): those in test stay, else those in val, and the others go.
     New ones whose look-alikes have places in different splits are left out with all of their group.

@@ -1,4 +1,4 @@
-"""Read a prepared dataset again and check everything that it promises."""
+"""Read a prepared dataset again and check every file."""
 
 import hashlib
 import io
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from preparation.look_alikes import near_pairs
+from preparation.look_alikes import near_pairs, stack_looks
+from preparation.records import ImageFacts
 from utils.cli import UserError, progress
 from utils.dataset import SPLITS, content_fingerprint, read_metadata, read_split
 from utils.files import file_sha256, list_files
@@ -26,14 +26,8 @@ class ImageJob(NamedTuple):
     shapes: list[list[int]]  # width and height that the dataset may have
 
 
-class Checked(NamedTuple):
-    fault: str = ""
-    hash: np.ndarray | None = None
-    thumb: np.ndarray | None = None
-
-
 def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
-    """How many images a dataset has, and every promise that it breaks."""
+    """How many images a dataset has, and what is wrong with it."""
     metadata = read_metadata(folder)
     broken, manifest = verify_layout(folder, metadata)
     names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
@@ -41,43 +35,44 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     jobs = (ImageJob(folder / name, manifest[name]["bytes"], manifest[name]["sha256"], shapes) for name in names)
     checks = parallel_map(check_image, jobs, workers)
     good = {}
-    for name, checked in zip(tqdm(names, unit=" images", **progress()), checks):
-        if checked.fault:
-            broken.append(f"{name}: {checked.fault}")
+    for name, facts in zip(tqdm(names, unit=" images", **progress()), checks):
+        if facts.fault:
+            broken.append(f"{name}: {facts.fault[0]} ({facts.fault[1]})")
         else:
-            good[name] = checked
+            good[name] = facts
     limits = metadata["duplicates"]
     return len(names), broken + verify_apart(good, limits["bits"], limits["colour"])
 
 
-def check_image(job: ImageJob) -> Checked:
+def check_image(job: ImageJob) -> ImageFacts:
     """The fault of one image, or else its hash and colours. Runs in a worker process."""
     try:
         data = job.path.read_bytes()
         if len(data) != job.size or hashlib.sha256(data).hexdigest() != job.sha256:
-            return Checked("the file has changed (its size or sha256 is not the manifest's)")
+            return ImageFacts(("the file has changed", "its size or sha256 is not the manifest's"))
         image = Image.open(io.BytesIO(data))
         if image.mode != "RGB" or list(image.size) not in job.shapes:
             expected = " or ".join(f"{width}x{height}" for width, height in job.shapes)
-            return Checked(f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {expected}")
-        return Checked("", perceptual_hash(image), colour_thumb(image))
+            return ImageFacts(
+                ("wrong format", f"{image.mode} of {image.size[0]}x{image.size[1]}, expected RGB of {expected}")
+            )
+        return ImageFacts(hash=perceptual_hash(image), thumb=colour_thumb(image))
     except Exception as error:  # whatever a damaged file makes a decoder raise
-        return Checked(f"cannot be read: {error}")
+        return ImageFacts(("cannot be read", str(error)))
 
 
-def verify_apart(images: dict[str, Checked], bits: int, colour: float) -> list[str]:
+def verify_apart(images: dict[str, ImageFacts], bits: int, colour: float) -> list[str]:
     """The look-alikes that are in two splits; names are `split/images/<id>.png`."""
     if not images:
         return []
     names = list(images)
-    hashes, thumbs = (np.stack([getattr(one, key) for one in images.values()]) for key in ("hash", "thumb"))
-    pairs = near_pairs(hashes, thumbs, bits, colour)
+    pairs = near_pairs(*stack_looks(images), bits, colour)
     apart = [pair for pair in pairs if names[pair[0]].partition("/")[0] != names[pair[1]].partition("/")[0]]
     return [f"{names[i]} and {names[j]}: look-alikes in two splits ({n} of 256 bits differ)" for i, j, n, _ in apart]
 
 
 def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """All promises except those about the pixels: what is broken, and the manifest."""
+    """Every check except those of the pixels: what is wrong, and the manifest."""
     try:
         manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
         sums = {name: entry["sha256"] for name, entry in manifest.items()}
@@ -90,7 +85,7 @@ def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], di
         if "/images/" not in name and file_sha256(folder / name) != sums[name]:
             broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
     if content_fingerprint(sums) != metadata.get("fingerprint"):
-        broken.append("metadata.json: its fingerprint is not that of the manifest's files")
+        broken.append("metadata.json: its fingerprint does not match the manifest's files")
     may_be_empty = bool(metadata.get("captions", {}).get("empty"))
     owner: dict[str, str] = {}
     for split in SPLITS:
@@ -105,7 +100,7 @@ def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], di
 def verify_split(
     folder: Path, split: str, files: Iterable[str], count: int, may_be_empty: bool
 ) -> tuple[list[str], list[str]]:
-    """What is broken in one split, whose tables and images must agree, and its ids; captions may be empty or not."""
+    """What is wrong in one split, whose tables and images must agree, and its ids."""
     try:
         ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
         captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))

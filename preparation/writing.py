@@ -1,34 +1,32 @@
 """Write the splits of a dataset and all that describes them."""
 
-import json
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from preparation.captions import CaptionLengths
-from preparation.dataset_card import dataset_card
 from preparation.records import Example
-from preparation.report import Analysis, count_values, with_shares
-from utils.dataset import FORMAT, SPLITS, TABLES, content_fingerprint
-from utils.files import file_sha256, write_json, write_manifest
+from preparation.report import Analysis, count_values, describe_catalogue, with_shares
+from utils.dataset import FORMAT, SPLITS, content_fingerprint, write_tables
+from utils.files import write_json, write_manifest
+from utils.wording import make_environment
+
+SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000}  # the hub's names, and where each ends
 
 
 def write_split(folder: Path, split: str, examples: list[Example], columns: list[str]) -> dict[str, str]:
     """images/ (moved from `folder`/images), ids.txt, captions.json and metadata.jsonl of one split; {file: sha256}."""
     (folder / split / "images").mkdir(parents=True)
-    sums, lines = {}, []
+    sums, rows = {}, []
     for one in examples:
         product_id, name = one.product.id, f"images/{one.product.id}.png"
         (folder / name).rename(folder / split / name)
         sums[f"{split}/{name}"] = one.image.sha256
         facts = {key: one.product.attributes.get(key) for key in columns if key not in ("file_name", "text", "id")}
-        lines.append({"file_name": name, "text": one.caption, "id": product_id, **facts})
-    jsonl = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (folder / split / "metadata.jsonl").write_text(jsonl, encoding="utf-8")
-    (folder / split / "ids.txt").write_text("".join(f"{one.product.id}\n" for one in examples), encoding="utf-8")
-    write_json(folder / split / "captions.json", {one.product.id: one.caption for one in examples})
-    return sums | {f"{split}/{name}": file_sha256(folder / split / name) for name in TABLES}
+        rows.append({"file_name": name, "text": one.caption, "id": product_id, **facts})
+    return sums | {f"{split}/{name}": sha256 for name, sha256 in write_tables(folder / split, rows).items()}
 
 
 def write_splits(folder: Path, members: dict[str, list[Example]], columns: list[str]) -> dict[str, str]:
@@ -49,28 +47,12 @@ def write_description(
     sums: dict[str, str],
 ) -> dict[str, Any]:
     """metadata.json, the dataset card and the manifest; what is returned is the content of metadata.json."""
-    metadata = describe_dataset(catalogue, analysis, members, captions, content_fingerprint(sums))
-    write_json(folder / "metadata.json", metadata)
-    shown = list(dict.fromkeys(one.caption for one in members["train"] if one.caption))[:5]
-    (folder / "README.md").write_text(dataset_card(metadata, shown), encoding="utf-8")
-    write_manifest(folder, sums)
-    return metadata
-
-
-def describe_dataset(
-    catalogue: str,
-    analysis: Analysis,
-    members: dict[str, list[Example]],
-    captions: CaptionLengths,
-    fingerprint: str,
-) -> dict[str, Any]:
-    """The content of metadata.json."""
     train_counts = count_values([one.product for one in members["train"]], ["colour", "gender", "season"])
     look_alikes = analysis.look_alikes
-    return {
+    metadata = {
         "format": FORMAT,
         **({"shapes": analysis.shapes} if analysis.shapes else {}),
-        "source": {"catalogue": catalogue, **asdict(analysis.catalogue)},
+        "source": {"catalogue": catalogue, **describe_catalogue(analysis.catalogue)},
         **asdict(analysis.request),
         "counts": {
             "rows": analysis.rows,
@@ -84,5 +66,39 @@ def describe_dataset(
         "captions": asdict(captions),
         "duplicates": {"bits": look_alikes.bits, "colour": look_alikes.colour, "groups": look_alikes.groups},
         "excluded": analysis.list_rejected(),
-        "fingerprint": fingerprint,
+        "fingerprint": content_fingerprint(sums),
     }
+    write_json(folder / "metadata.json", metadata)
+    shown = list(dict.fromkeys(one.caption for one in members["train"] if one.caption))[:5]
+    (folder / "README.md").write_text(dataset_card(metadata, shown), encoding="utf-8")
+    write_manifest(folder, sums)
+    return metadata
+
+
+def dataset_card(metadata: dict[str, Any], captions: list[str]) -> str:
+    """The card of a dataset, from its metadata.json and a few captions."""
+    options, total = metadata["options"], metadata["counts"]["written"]
+    title = "Photos of one subject" if "shapes" in metadata else " + ".join(options["category"] or ["All categories"])
+    environment = make_environment(Path(__file__).parent / "templates")
+    return environment.get_template("dataset_card.md.j2").render(
+        front_matter=front_matter(total),
+        title=title,
+        total=total,
+        side=options["resolution"],
+        several_shapes=len(metadata.get("shapes", ())) > 1,
+        source=metadata["source"],
+        counts=metadata["counts"],
+        captions=captions,
+        tokens=metadata["captions"],
+        shares=metadata["shares"],
+        reasons=Counter(one["reason"] for one in metadata["excluded"]).most_common(),
+        stratified_by=options["stratify_by"],
+    )
+
+
+def front_matter(total: int) -> str:
+    """What the hub reads, as YAML."""
+    from huggingface_hub import DatasetCardData
+
+    size = next((name for name, limit in SIZES.items() if total < limit), "n>100K")
+    return DatasetCardData(task_categories=["text-to-image"], size_categories=[size]).to_yaml()

@@ -211,9 +211,9 @@ def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_run
     "prompts, settings, told",
     [
         (["a", "c"], {}, r"\(some of its 2 images would have another prompt\)"),
-        (["a", "c", "b"], {}, "another prompt, so that shares stay even over 3"),
+        (["a", "c", "b"], {}, "another prompt, because shares are balanced over 3"),
         (["a"], {}, "num_images was 2, now 1: a set can't be made smaller"),
-        (["a", "b"], {"lora_sha256": ["1"]}, r"\(what --lora names has changed\)"),
+        (["a", "b"], {"lora_sha256": ["1"]}, r"\(the file or folder given by --lora has changed\)"),
     ],
 )
 def test_a_set_grows_where_its_images_stay_the_same(tmp_path, prompts, settings, told):
@@ -299,7 +299,7 @@ def test_economies_of_memory_change_no_image(reference, tmp_path):
     flags = ["--enable_vae_slicing", "--enable_vae_tiling", "--enable_attention_slicing"]
     assert make(tmp_path / "set", *flags) == 0
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
-    with pytest.raises(UserError, match="no GPU here"):
+    with pytest.raises(UserError, match="no GPU to offload from"):
         make(tmp_path / "other", "--enable_cpu_offload")
 
 
@@ -381,7 +381,7 @@ def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp
 
     monkeypatch.setattr(generate.models, "load_unet", broken_in_half)
     assert make(tmp_path / "set", "--mixed_precision", "bf16", "--batch_size", 4) == 0
-    assert "all of the first 4 images are invalid (NaN latents) in torch.bfloat16; going on in float32" in caplog.text
+    assert "all of the first 4 images are invalid (NaN latents) in torch.bfloat16; continuing in float32" in caplog.text
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
     assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
 
@@ -567,8 +567,8 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
     (tmp_path / "none.safetensors").write_bytes(b"cut")
     for place, told in (
         ("nope", "--controlnet nope: no such folder, and not a hub id"),
-        (models.DEMO_MODEL / "unet", "no whole ControlNet .its config.json is of a UNet2DConditionModel"),
-        (tmp_path, "--controlnet .*: holds no whole ControlNet"),
+        (models.DEMO_MODEL / "unet", "a complete ControlNet .its config.json is of a UNet2DConditionModel"),
+        (tmp_path, "--controlnet .*: does not contain a complete ControlNet"),
     ):
         with pytest.raises(UserError, match=told):
             load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
@@ -578,7 +578,7 @@ def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     assert len(conditions.list_images("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
-    with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace it"):
+    with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace the file"):
         make(tmp_path / "set", "--init_images", tmp_path)
     assert not (tmp_path / "set").exists()
 

@@ -524,11 +524,9 @@ def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_dat
     before = snapshot(tmp_path / "run")
     for same in (["--max_train_steps", 2], ["--num_train_epochs", 3]):  # 5 photos, 8 a step
         assert teach(trainer_data, tmp_path / "run", *words, *same, "--logging_steps", 2) == 0
-        assert ": finished, 2 steps are trained, and nothing is changed" in capsys.readouterr().out
+        assert ": finished with 2 steps; nothing was changed" in capsys.readouterr().out
     for fewer in ([], ["--dry_run"], ["--num_train_epochs", 1]):
-        with pytest.raises(
-            UserError, match="trained for 2 steps already, and is left as it is; for fewer, name another"
-        ):
+        with pytest.raises(UserError, match="already has 2 steps; nothing was changed. For fewer steps give another"):
             teach(trainer_data, tmp_path / "run", *words, *fewer)
     assert snapshot(tmp_path / "run") == before
     with pytest.raises(UserError, match="method was full, now lora"):

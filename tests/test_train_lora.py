@@ -300,8 +300,8 @@ def test_on_nonfinite_stop_ends_the_run_at_once(trainer_data, halfway, monkeypat
 def test_a_finished_run_does_nothing_and_more_steps_continue_it(trainer_data, reference, copy, tmp_path, capsys):
     before = snapshot(copy)
     assert train(trainer_data, copy, "--logging_steps", 2) == 0  # of no consequence for the training, and so no error
-    assert ": finished, 6 steps are trained, and nothing is changed" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--max_train_steps 4: .* is trained for 6 steps already"):
+    assert ": finished with 6 steps; nothing was changed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--max_train_steps 4: .* already has 6 steps"):
         train(trainer_data, copy, "--max_train_steps", 4)
     assert snapshot(copy) == before
     assert train(trainer_data, copy, "--max_train_steps", 8) == 0

@@ -29,7 +29,7 @@ Attributes = dict[str, str | None]
 
 @dataclass(frozen=True)
 class Source:
-    """A catalogue to read. `flag` named it, for messages; without `images_needed` a table alone will do."""
+    """A catalogue to read; messages name its `flag`. Without `images_needed` a table alone is enough."""
 
     name: str  # a folder or a hub id
     flag: str = "--catalogue"
@@ -194,7 +194,9 @@ def read_styles(source: Source) -> Catalogue:
         else:
             catalogue.products.append(Product(product_id, line, image, None, attributes))
     if unused := len(by_name) - len({one.image for one in catalogue.products}):
-        catalogue.notes.append(f"images/ holds {counted(unused, 'image')} of no product")
+        catalogue.notes.append(
+            f"images/ holds {counted(unused, 'image')} that {'belongs' if unused == 1 else 'belong'} to no product"
+        )
     return catalogue
 
 
@@ -325,7 +327,7 @@ def read_hub(source: Source) -> Catalogue:
 
 
 def _plain_rows(dataset: "datasets.Dataset", image_column: str, caption_column: str) -> Iterable[dict[str, Any]]:
-    """The rows without their images, and without embeddings and boxes, which are no attributes; classes by name."""
+    """The rows without their images, and without embeddings and boxes, which are not attributes; classes by name."""
     import datasets
 
     plain = (datasets.Value, datasets.ClassLabel)

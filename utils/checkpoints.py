@@ -1,4 +1,4 @@
-"""Checkpoints: written aside and renamed when whole, verified before use, the oldest removed.
+"""Checkpoints: written aside and renamed when complete, verified before use, the oldest removed.
 
 A checkpoint is named tensors (`<name>.safetensors`), a state of plain values (`state.json`), and the files that a
 trainer writes itself; nothing is pickled.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from utils.cli import UserError
+from utils.cli import UserError, counted
 from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_safetensors
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def save_checkpoint(
 ) -> None:
     """Make a checkpoint of the files that `write` puts into it, of `files` and `state`, and last MANIFEST.json.
 
-    The folder appears in one step, whole.
+    The folder appears in one step, complete.
     """
     try:
         with replaced_folder(folder) as partial:
@@ -95,8 +95,8 @@ def save_checkpoint(
             write_manifest(partial)
     except OSError as error:
         raise UserError(
-            f"--output_dir: {folder} can't be written ({error.strerror or error}); earlier checkpoints are unharmed; "
-            "make room or name another folder, and run the same command again"
+            f"--output_dir: {folder} can't be written ({error.strerror or error}); earlier checkpoints are intact; "
+            "free some space or give another folder, and run the same command again"
         ) from error
 
 
@@ -134,7 +134,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 def find_checkpoint(run: Path, wanted: str) -> Path | None:
     """The checkpoint to resume from: the one named, or with `latest` the newest that verifies, if there is any.
 
-    Refuses a named one that is missing or damaged, and a run without any whole one: never a fresh start instead.
+    Refuses a named one that is missing or damaged, and a run whose checkpoints are all damaged.
     """
     found = list_checkpoints(run)
     if wanted != "latest":
@@ -146,7 +146,8 @@ def find_checkpoint(run: Path, wanted: str) -> Path | None:
         logger.warning("%s is skipped: %s", path, damage)
     if found:
         raise UserError(
-            f"--output_dir {run}: none of its {len(found)} checkpoints is whole; --overwrite starts from the beginning"
+            f"--output_dir {run}: {'all ' if len(found) > 1 else ''}{counted(len(found), 'checkpoint')} "
+            f"{'are' if len(found) > 1 else 'is'} damaged; add --overwrite to start again"
         )
     return None
 

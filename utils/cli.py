@@ -129,7 +129,9 @@ def make_parser(doc: str) -> Parser:
     parser = Parser(description=doc, usage=usage, formatter_class=HelpFormatter, allow_abbrev=False)
     parser._negative_number_matcher = re.compile(r"-\.?\d")  # so that -1/2 and -1e-4 are values, not flags
     group = parser.add_argument_group("every script")
-    group.add_argument("--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; flags given here win")
+    group.add_argument(
+        "--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; command-line flags take precedence"
+    )
     group.add_argument("--dry_run", action="store_true", help="report what would be done, and stop before any work")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -174,7 +176,8 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             hint = f"; did you mean `{near[0]}`?" if near else "; a key is a flag's name, see --help"
             raise UserError(f"--config {path}: unknown key `{key}`{hint}")
         if isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
-            raise UserError(f"--config {path}: `{key}: {recipe[key]}` is no value for it; the switch is `use_{key}`")
+            what = f"`{key}: {recipe[key]}` is not valid; to switch it on or off, use `use_{key}`"
+            raise UserError(f"--config {path}: {what}")
     return {str(key): value for key, value in recipe.items()}
 
 
@@ -309,7 +312,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     try:
         code = main(args)
     except KeyboardInterrupt:
-        print(f"{name}: stopped by the keyboard", file=sys.stderr)
+        print(f"{name}: interrupted (Ctrl-C)", file=sys.stderr)
         code = 130
     except (UserError, OSError) as error:
         if args.debug:

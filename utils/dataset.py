@@ -1,4 +1,4 @@
-"""Datasets on disk: what a prepared one says of itself, its records, and those of a generated set."""
+"""Datasets on disk: the metadata and the records of a prepared one, and the records of a generated set."""
 
 import hashlib
 import json
@@ -6,27 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
+from utils.files import file_sha256, write_json, write_text
 from utils.metrics_log import read_metrics
 
 FORMAT = "prepared dataset 1"
 SPLITS = ("train", "val", "test")
-TABLES = ("metadata.jsonl", "ids.txt", "captions.json")
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """metadata.json of a prepared dataset; refuses any other folder."""
-    path = folder / "metadata.json"
+    path, make = folder / "metadata.json", "make one with prepare_dataset.py"
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(
-            f"{folder} is no prepared dataset: there is no metadata.json; make one with prepare_dataset.py"
-        ) from None
+        raise UserError(f"{folder} is not a prepared dataset: metadata.json is missing; {make}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from None
     needed = {"options", "counts", "duplicates", "fingerprint"}
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or not needed <= metadata.keys():
-        raise UserError(f"{path}: expected a prepared dataset (`format: {FORMAT}`); make one with prepare_dataset.py")
+        raise UserError(f"{path}: expected a prepared dataset (`format: {FORMAT}`); {make}")
     return metadata
 
 
@@ -41,6 +39,15 @@ def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
         raise UserError(f"{path}: {error.strerror}; expected a prepared dataset with a split `{split}`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from None
+
+
+def write_tables(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The tables of one split, whose rows have file_name, text, id and attributes; {file name: sha256}."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(folder / "metadata.jsonl", "".join(lines))
+    write_text(folder / "ids.txt", "".join(f"{row['id']}\n" for row in rows))
+    write_json(folder / "captions.json", {row["id"]: row["text"] for row in rows})
+    return {name: file_sha256(folder / name) for name in ("metadata.jsonl", "ids.txt", "captions.json")}
 
 
 def content_fingerprint(sums: dict[str, str]) -> str:

@@ -58,7 +58,7 @@ def pick_device() -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device's name, as the log and environment.json have it."""
+    """The device's name, for the log and environment.json."""
     if device.type == "mps":
         return "Apple GPU (MPS)"
     if device.type != "cuda":
@@ -152,7 +152,7 @@ def probe_failure(device: torch.device, dtype: torch.dtype) -> str | None:
 def choose_precision(device: torch.device, wanted: str | None = None) -> Precision:
     """The precision to train in; `wanted` ("no", "bf16", "fp16") is followed if a probe on this device passes."""
     if wanted == "no":
-        return Precision("no", torch.float32, "float32, as asked")
+        return Precision("no", torch.float32, "float32, as requested")
     if wanted is None and device.type == "mps":
         return Precision("no", torch.float32, "float32, always on MPS: float16 there gives NaN and black images")
     if wanted is None and device.type == "cpu":
@@ -161,7 +161,7 @@ def choose_precision(device: torch.device, wanted: str | None = None) -> Precisi
     if failure := probe_failure(device, DTYPES[choice]):
         return Precision("no", torch.float32, f"float32 will be used, because in {choice} {failure}")
     if wanted:
-        reason = f"{wanted}, as asked; the probe on this device passed"
+        reason = f"{wanted}, as requested; the probe on this device passed"
     else:
         reason = "bf16: this GPU has it in hardware" if choice == "bf16" else "fp16: this GPU only emulates bf16"
     return Precision(choice, DTYPES[choice], reason)
@@ -193,29 +193,6 @@ def device_memory(device: torch.device) -> tuple[int, int]:
     return memory.total, memory.available
 
 
-def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
-    """A micro-batch that divides the effective one: the recipe's 2 on MPS and CPU, on CUDA what should fit.
-
-    SD 1.5 at 512, LoRA, gradient checkpointing: some 5 GiB, and half a GiB per example. A rule of thumb, not measured.
-    """
-    fits = 2 if device_type != "cuda" else max(1, int((memory_gib * 0.9 - 5) / 0.5))
-    return max(size for size in range(1, effective + 1) if effective % size == 0 and size <= fits)
-
-
-def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
-    """The file of accelerate_configs/ for this hardware."""
-    if device_type != "cuda":
-        name = device_type
-    elif count > 1:
-        name = "multi_gpu"
-    else:
-        known = {"T4": "t4", "P100": "p100", "V100": "v100", "A100": "a100", "H100": "h100", "H200": "h100"}
-        # Any other GPU: the settings of the A100 if bf16 is real, else those of the T4.
-        other = "a100" if has_real_bf16(torch.device("cuda")) else "t4"
-        name = next((config for part, config in known.items() if part in gpu_name), other)
-    return f"accelerate_configs/{name}.yaml"
-
-
 def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision]:
     """Accelerate on this machine's device, in the precision that works there.
 
@@ -226,7 +203,7 @@ def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision
     device = pick_device()
     if failure := kernel_error(device):
         raise UserError(
-            f"this GPU computes nothing with this build of torch ({failure}); check_environment.py says what to "
+            f"this build of torch can't compute on this GPU ({failure}); check_environment.py says what to "
             'install, or set CUDA_VISIBLE_DEVICES="" to train on the CPU'
         )
     if torch.version.hip:

@@ -34,9 +34,9 @@ KINDS = {128: ("sface", 0.363), 512: ("insightface", 0.28)}
 LICENCE = "the weights of insightface's packs are for non-commercial research only"
 # Where the eyes, the nose and the corners of the mouth are in an aligned face of 112x112, as both kinds were trained.
 ALIGNED = np.array([38.2946 + 51.6963j, 73.5318 + 51.5014j, 56.0252 + 71.7366j, 41.5493 + 92.3655j, 70.7299 + 92.2041j])
-NO_FACE = "without it no face is looked for: crop the photos by hand, and leave out --face_detector and --face_crop"
+NO_FACE = "without it faces are not detected: crop the photos by hand, and leave out --face_detector and --face_crop"
 NO_IDENTITY = (
-    "without it no identity is measured: leave out --identity_reference, and compare by CLIP-I and DINO with "
+    "without it identity is not measured: leave out --identity_reference, and compare by CLIP-I and DINO with "
     "--instance_data_dir"
 )
 HEAD = 2.5  # faces high, and as wide: from above the hair to the shoulders
@@ -56,13 +56,12 @@ class Face(NamedTuple):
 
 
 class Faces(NamedTuple):
-    """The models; None for those that are not named."""
+    """The models; None for those that are not given."""
 
     detector: "cv2.FaceDetectorYN | None"
     detector_file: Path | None
     network: Any  # cv2.FaceRecognizerSF or cv2.dnn.Net
     embedder: str | None  # sface or insightface
-    embedder_file: Path | None
     threshold: float | None  # the embedder's published one, of a cosine
 
 
@@ -85,13 +84,13 @@ def add_face_flags(group: argparse._ArgumentGroup, crop: bool = True, embedder: 
 
 
 def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
-    """The models that are named: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
+    """The models that are given: a file, `yunet` or `sface`, OWNER/NAME/FILE.onnx of the hub, an insightface folder."""
     without = NO_IDENTITY if embedder else NO_FACE
     detector_file = _locate(detector, "yunet", without) if detector else None
     embedder_file = _locate(embedder, "sface", without) if embedder else None
     found = _open(detector_file, "yunet", without, _open_detector) if detector_file else None
     if not embedder_file:
-        return Faces(found, detector_file, None, None, None, None)
+        return Faces(found, detector_file, None, None, None)
     network, features = _open(embedder_file, "sface", without, _open_embedder)
     if features not in KINDS:
         known = " or ".join(f"{size} ({name})" for size, (name, _) in KINDS.items())
@@ -99,7 +98,7 @@ def load_faces(detector: str | None, embedder: str | None = None) -> Faces:
     kind, threshold = KINDS[features]
     if kind == "insightface":
         logger.warning("%s %s: %s", FLAGS["sface"], embedder, LICENCE)
-    return Faces(found, detector_file, network, kind, embedder_file, threshold)
+    return Faces(found, detector_file, network, kind, threshold)
 
 
 def _locate(name: str, kind: str, without: str) -> Path:
@@ -136,7 +135,7 @@ def _advice(kind: str, without: str) -> str:
 
 
 def _open(path: Path, kind: str, without: str, opener: Callable[[Path], Model]) -> Model:
-    """The model that OpenCV reads from the file; refuses what is no such model."""
+    """The model that OpenCV reads from the file; refuses any other file."""
     flag = FLAGS[kind]
     if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
         what = "is a pointer of Git LFS, not the model; download the file itself (`git lfs pull`)"
@@ -236,10 +235,10 @@ def face_embedding(faces: Faces, image: Image.Image, face: Face) -> np.ndarray:
 def crop_head(size: tuple[int, int], face: Face) -> tuple[int, int, int, int]:
     """The square (left, top, right, bottom) of head and shoulders, moved or shrunk to lie within the image."""
     left, top, right, bottom = face.box
-    height = max(bottom - top, right - left)  # a face that lies on its side, or is cut off, is no smaller
+    height = max(bottom - top, right - left)  # a face that lies on its side, or is cut off, is not smaller
     side = max(1, min(round(HEAD * height), *size))
     x, y = (left + right - side) / 2, (top + bottom - height) / 2 - ABOVE * height
-    if side < HEAD * height:  # not all of it fits: the face stays whole, in the middle
+    if side < HEAD * height:  # not all of it fits: the face stays complete, in the middle
         y = (top + bottom - side) / 2
     x, y = (int(min(max(0, round(at)), room - side)) for at, room in zip((x, y), size))
     return x, y, x + side, y + side

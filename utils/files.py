@@ -30,17 +30,18 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write next to `path`, flushed and then renamed to it: a reader never sees half of it.
+def replaced_file(path: Path, flush: bool = True) -> Iterator[BinaryIO]:
+    """A file to write next to `path`, flushed to the disk and then renamed to it: a reader never sees half of it.
 
-    An OSError, such as a full disk, leaves nothing behind.
+    An OSError, such as a full disk, leaves nothing behind. Without `flush` only a power cut can lose the content.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -126,12 +127,12 @@ def recover_folder(target: Path) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """Refuse a `target` that can't be made. A file is written: permissions do not show /proc or a read-only disk."""
+    """Refuse a `target` that can't be created. A file is written: permissions do not show /proc or a read-only disk."""
     try:
         place = next(folder for folder in target.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise UserError(f"--output_dir {target}: can't be made ({error.strerror}); name another folder") from None
+        raise UserError(f"--output_dir {target}: can't be created ({error.strerror}); give another folder") from None
 
 
 def flush_folder(folder: Path) -> None:
@@ -189,7 +190,7 @@ def lock_folder(path: Path, output_dir: Path | None = None) -> int:
     except BlockingIOError:
         os.close(lock)
         raise UserError(
-            f"--output_dir {output_dir or path}: another process is writing it; wait for it, or name another"
+            f"--output_dir {output_dir or path}: another process is writing it; wait for it, or give another folder"
         ) from None
     except OSError as error:  # a network drive, such as Colab's, may have no locks
         logger.warning("%s can't be locked (%s): make sure that only one process writes it", path, error.strerror)

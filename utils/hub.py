@@ -22,7 +22,9 @@ def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded], advi
     try:
         return load()
     except Exception as error:  # each library raises its own
-        said = f"holds no whole {kind} ({' '.join(str(error).split())[:120]})" if here else hub_failure(error)
+        said = hub_failure(error)
+        if here:
+            said = f"does not contain a complete {kind} ({' '.join(str(error).split())[:120]})"
         raise UserError(f"{flag} {name}: {said}; {advice or f'give the hub id or folder of a {kind}'}") from error
 
 

@@ -2,7 +2,7 @@
 
 The limits of noise were chosen on 226 catalogue photos (as they are, and at 512 and 128 pixels), 160 drawn shoes, 72
 images of the demo pipeline, and 118 images of noise (latents of deviation 1 to 30 through the demo VAE, random pixels).
-None of the former and all of the latter are called noise; so are 2 of 24 that the demo pipeline overdid (4 steps,
+None of the former and all of the latter count as noise; so do 2 of 24 that the demo pipeline made badly (4 steps,
 guidance 20).
 """
 
@@ -17,7 +17,7 @@ from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.files import list_files
 from utils.hub import DEMO, load_named
-from utils.parallel import parallel_map
+from utils.parallel import thread_map
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CELL = 8  # pixels: what one latent is decoded to
 NOISE_MEAN, NOISE_QUARTER = 0.6, 0.14
 # The limits by which prepare_dataset.py finds two files of one photo. Within them are 226 photos as JPEG of quality 30
-# and at 128 pixels, and 80 drawn shoes through the VAE and back. Of images that are no copies: no two of the photos,
+# and at 128 pixels, and 80 drawn shoes through the VAE and back. Of images that are not copies: no two of the photos,
 # none of 72 demo images among 1500 drawn ones (16 are within twice the limits), 3 of 120 drawn among 1500 others. Not
 # found: a shift by 2 of 128 pixels.
 NEAR_BITS, NEAR_COLOUR = 16, 3.0
@@ -51,7 +51,7 @@ def finite_images(latents: "torch.Tensor") -> list[bool]:
 
 
 def find_fault(image: Image.Image, finite: bool = True) -> str | None:
-    """The fault of an image that no prompt could have meant, in words to count by; None where there is none."""
+    """The fault of an image that no prompt can ask for, as words to count by; None where there is none."""
     if not finite:
         return "NaN latents"
     if fault := image_fault(image):
@@ -78,17 +78,21 @@ def _look(path: Path) -> tuple[np.ndarray, np.ndarray] | str:
     return images.perceptual_hash(image), images.colour_thumb(image)
 
 
-def index_images(folder: Path, workers: int = 1, flag: str = "--reject_near_train") -> NearIndex:
-    """The index of a prepared split or any folder of images; an id is the file's path in it without its ending."""
+def index_images(folder: Path, workers: int = 1) -> NearIndex:
+    """The index of --reject_near_train, of a prepared split or any folder of images; `workers` threads read them.
+
+    An id is the file's path in the folder without its ending.
+    """
+    flag = f"--reject_near_train {folder}"
     if not folder.is_dir():
-        raise UserError(f"{flag} {folder}: no such folder; give a split of a prepared dataset, or a folder of images")
+        raise UserError(f"{flag}: no such folder; give a split of a prepared dataset, or a folder of images")
     names = [name for name in list_files(folder) if is_image(name)]
     if not names:
-        raise UserError(f"{flag} {folder}: holds no images; give a split of a prepared dataset, such as data/x/train")
-    looks = list(parallel_map(_look, (folder / name for name in names), workers))
+        raise UserError(f"{flag}: holds no images; give a split of a prepared dataset, such as data/x/train")
+    looks = list(thread_map(_look, (folder / name for name in names), workers))
     for name, look in zip(names, looks):
         if isinstance(look, str):
-            raise UserError(f"{flag} {folder}: {name}: {look}; remove or replace the file")
+            raise UserError(f"{flag}: {name}: {look}; remove or replace the file")
     ids = [str(Path(name.removeprefix("images/")).with_suffix("")) for name in names]
     return NearIndex(ids, np.stack([look[0] for look in looks]), np.stack([look[1] for look in looks]))
 

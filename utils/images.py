@@ -12,7 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from scipy import fft, ndimage
 
+from utils.cli import UserError
+from utils.files import replaced_file
+
 MOST_PIXELS = 100_000_000
+BLANK = 3.0  # levels: the standard deviation below which an image is of one colour
+LABEL_LINES = 4  # of a label in a grid
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
 ImageSource = Path | Callable[[], Path | bytes]  # a file, or what fetches the encoded bytes of a hub dataset
 
@@ -64,6 +69,14 @@ def read_image(
             raise BadImage(reason, str(error) or type(error).__name__) from None
 
 
+def require_image(path: Path, flag: str = "", longest: int | None = None, shortest: int | None = None) -> Image.Image:
+    """As read_image; a file that can't be used is an error that names the flag and the file."""
+    try:
+        return read_image(path, longest=longest, shortest=shortest)[0]
+    except BadImage as error:
+        raise UserError(f"{flag} {path}: {error}; remove or replace the file".lstrip()) from None
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -83,10 +96,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def is_blank(image: Image.Image, deviation: float = 3.0) -> bool:
+def is_blank(image: Image.Image) -> bool:
     """Whether an image is of one colour except for noise; a white shoe on white is not."""
     pixels = np.asarray(image.resize((48, 48), Image.Resampling.BOX), dtype=np.float64)
-    return bool(pixels.reshape(-1, 3).std(0).max() < deviation)
+    return bool(pixels.reshape(-1, 3).std(0).max() < BLANK)
 
 
 def crop_centre(image: Image.Image) -> Image.Image:
@@ -154,8 +167,8 @@ def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None 
     return grid
 
 
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 4) -> list[str]:
-    """The text in `lines` lines of at most `width` pixels; a longer one ends in an ellipsis."""
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels; one that needs more than LABEL_LINES ends in an ellipsis."""
     made = [""]
     for word in text.split():
         longer = f"{made[-1]} {word}".strip()
@@ -163,8 +176,8 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int = 
             made.append(word)
         else:
             made[-1] = longer
-    if len(made) > lines:
-        made = [*made[: lines - 1], made[lines - 1] + " …"]
+    if len(made) > LABEL_LINES:
+        made = [*made[: LABEL_LINES - 1], made[LABEL_LINES - 1] + " …"]
     return made
 
 
@@ -230,13 +243,9 @@ def is_whole_png(path: Path) -> bool:
 
 
 def write_png(path: Path, image: Image.Image, facts: dict[str, str] | None = None) -> None:
-    """A PNG that is whole or not there, with the facts in its header."""
+    """A PNG, complete or not there, with the facts in its header. Not flushed: for each image that takes time."""
     info = PngImagePlugin.PngInfo()
     for name, value in (facts or {}).items():
         info.add_itxt(name, value)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(partial, "PNG", compress_level=4, pnginfo=info)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced_file(path, flush=False) as file:
+        image.save(file, "PNG", compress_level=4, pnginfo=info)

@@ -1,4 +1,4 @@
-"""The run's own record, metrics.jsonl: one JSON object a line, beside any tracker; its curve and its summary."""
+"""The run's own record, metrics.jsonl: one JSON object per line, in addition to any tracker; its curve and summary."""
 
 import json
 import math
@@ -23,7 +23,7 @@ TIMED = ("data", "step", "validation", "checkpoint")  # seconds_<name> in the re
 
 
 def append_metrics(path: Path, record: Record) -> None:
-    """Write one line and flush it. What is not finite becomes null: NaN is no JSON."""
+    """Write one line and flush it. What is not finite becomes null: NaN is not JSON."""
     line = json.dumps({name: _plain(value) for name, value in record.items()}, ensure_ascii=False, allow_nan=False)
     with open(path, "ab") as file:
         # A kill may have left half a line: it must not swallow this one.
@@ -44,7 +44,7 @@ def _ends_line(path: Path) -> bool:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of all whole lines; a line that a kill tore is skipped. No file is no records."""
+    """The records of all complete lines; a line that a kill cut off is skipped. Without a file there are none."""
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -198,10 +198,10 @@ def _describe_speed(records: list[Record], samples: int | None, seconds: float) 
 def _describe_losses(records: list[Record]) -> dict[str, str]:
     rows = {}
     if smooth := series(records, "loss_smooth")[1]:
-        rows["smoothed loss"] = f"{smooth[0]:.4g} at first, {smooth[-1]:.4g} at last"
+        rows["smoothed loss"] = f"{smooth[0]:.4g} at the start, {smooth[-1]:.4g} at the end"
     if best := best_validation(records):
         first = series(records, "val_loss")[1][0]
-        rows["validation loss"] = f"best {best[1]:.4g} at step {best[0]:,}, {first:.4g} at first"
+        rows["validation loss"] = f"best {best[1]:.4g} at step {best[0]:,}, {first:.4g} at the start"
     return rows
 
 

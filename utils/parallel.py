@@ -26,7 +26,7 @@ def _start_worker() -> None:
 
     def exit_with_parent() -> None:
         multiprocessing.parent_process().join()
-        os._exit(1)  # a main process ended by kill -9 can't say so, and the worker would wait for ever
+        os._exit(1)  # after kill -9 of the main process nothing else would end this worker
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
 

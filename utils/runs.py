@@ -35,7 +35,7 @@ RUN_FILES = re.compile(
 
 MASK = "***"
 _SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key)"
-# The end of a name decides: max_tokens and tokenizer_name are no secrets. Nor is --train_token, a word to be learnt.
+# The end of a name decides: max_tokens and tokenizer_name are not secrets. Nor is --train_token, a word to be learnt.
 _SECRET_NAME = re.compile(rf"(?:^|[\W_]){_SECRET}$", re.IGNORECASE)
 _SECRET_TEXT = (
     # `--hub_token x` and `HF_TOKEN=x`, but not a prompt with a secret garden in it.
@@ -125,7 +125,7 @@ def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[st
     """
     keys = sorted({*old, *new} - set(free)) if old else []
     return [
-        f"what --{key.removesuffix('_sha256')} names has changed"
+        f"the file or folder given by --{key.removesuffix('_sha256')} has changed"
         if key.endswith("_sha256")
         else f"{key} was {old.get(key)}, now {new.get(key)}"
         for key in keys
@@ -141,7 +141,9 @@ def _empty_folder(folder: Path, logs: str | None) -> None:
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     foreign = [entry.name for entry in entries if entry.name != logs and not RUN_FILES.fullmatch(entry.name)]
     if foreign:
-        raise UserError(f"--output_dir {folder}: holds files that no run made ({foreign[0]}); name another folder")
+        raise UserError(
+            f"--output_dir {folder}: contains files that do not belong to a run ({foreign[0]}); give another folder"
+        )
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == "config.yaml"):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
@@ -152,7 +154,7 @@ def refuse_foreign(folder: Path) -> None:
     foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
     if foreign and not (folder / "config.yaml").is_file():
         raise UserError(
-            f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml; name another folder, or, "
+            f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml; give another folder, or, "
             "if this command made them, put a config.yaml with `{}` into the folder"
         )
 
@@ -165,7 +167,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to continue with the settings of "
-            "this command, or name another folder"
+            "this command, or give another folder"
         ) from None
     if isinstance(buckets := settings.get("aspect_ratio_buckets"), bool):  # before it had diffusers' meaning, a list
         settings |= {"use_aspect_ratio_buckets": buckets, "aspect_ratio_buckets": None}
@@ -173,7 +175,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether the folder holds trained work, so that its settings bind."""
+    """Whether the folder contains results of training, so that its settings must not change."""
     return any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl"))
 
 
@@ -186,11 +188,11 @@ def open_run(
 ) -> None:
     """Create or enter a run folder, and lock it until this process ends.
 
-    Refused: a folder of other settings, with the difference, and one that is no run's. If the run has reached its
+    Refused: a folder of other settings, with the difference, and one that is not a run's. If the run has reached its
     `end` (see `describe_end`), nothing in it changes.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is a file; name a folder")
+        raise UserError(f"--output_dir {folder}: is a file; give a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_folder(folder)
@@ -202,7 +204,7 @@ def open_run(
         _refuse_other_settings(folder, settings, free)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--output_dir {folder}: {reason}; name a folder that can be written") from None
+        raise UserError(f"--output_dir {folder}: {reason}; give a folder that can be written") from None
     if not end():
         write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
@@ -213,7 +215,7 @@ def _refuse_other_settings(folder: Path, settings: dict[str, Any], free: Iterabl
     if changes := training_changes(read_settings(folder), settings, free):
         raise UserError(
             f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
-            "name another folder, give those settings, or add --overwrite to start over"
+            "give another folder, give those settings, or add --overwrite to start over"
         )
 
 
@@ -250,7 +252,7 @@ def _checkpoint_step(folder: Path, resume: str) -> int:
 def describe_end(
     folder: Path, asked: list[int | None], resume: str, count: Callable[[], int], lacks: bool = False
 ) -> str | None:
-    """The message that no step is left to train, or None. More steps trained than asked for is an error.
+    """The message that no step is left to train, or None. More steps trained than requested is an error.
 
     asked: --max_train_steps and --num_train_epochs; `count` returns their number of steps, and is called only if
     needed. resume: --resume_from_checkpoint. lacks: a requested file is still to be written.
@@ -264,14 +266,14 @@ def describe_end(
             flag = f"--num_train_epochs {asked[1]} ({wanted} steps)" if asked[1] else f"--max_train_steps {wanted}"
             what = f"the run in {folder}" if latest else f"--resume_from_checkpoint {resume}"
             raise UserError(
-                f"{flag}: {what} is trained for {trained:,} steps already, and is left as it is; for fewer, name "
+                f"{flag}: {what} already has {trained:,} steps; nothing was changed. For fewer steps give "
                 "another --output_dir, or start over with --overwrite"
             )
         done = summary.get("steps") == wanted
     if lacks or not done:
         return None
     return (
-        f"{folder}: finished, {summary['steps']:,} steps are trained, and nothing is changed; to train longer, give "
+        f"{folder}: finished with {summary['steps']:,} steps; nothing was changed. To train longer, give "
         "more --max_train_steps (with a constant learning rate), or start over with --overwrite"
     )
 

@@ -78,7 +78,7 @@ def log_images(trackers: dict[str, Tracker], tag: str, images: Image.Image | dic
 
 
 def log_audio(trackers: dict[str, Tracker], name: str, samples: np.ndarray, rate: int, step: int) -> None:
-    """Log mono audio: samples in -1 … 1, what lies beyond is clipped; `rate` is samples per second."""
+    """Log mono audio: samples in -1 … 1, other values are clipped; `rate` is samples per second."""
     mono = np.clip(np.asarray(samples, np.float32).reshape(-1), -1, 1)
     _with_each(trackers, lambda tracker: tracker.audio(name, mono, rate, step))
 
@@ -109,7 +109,7 @@ def _with_each(trackers: dict[str, Tracker], act: Callable[[Tracker], None]) -> 
 
 def _warn(name: str, error: Exception) -> None:
     reason = mask_text(" ".join(str(error).split())[:300]) or type(error).__name__
-    logger.warning("--report_to %s: %s; training goes on without it", name, reason)
+    logger.warning("--report_to %s: %s; training continues without it", name, reason)
 
 
 def _read_ids(logs: Path) -> dict[str, str]:

@@ -108,7 +108,7 @@ def test_shares_without_a_number_of_images_need_one():
 @pytest.mark.parametrize(
     "line, says",
     [
-        ('{"text": "a"', "line 3: no JSON .Expecting ',' delimiter.$"),
+        ('{"text": "a"', "line 3: not JSON .Expecting ',' delimiter.$"),
         ('{"caption": "a"}', "line 3.*text"),
         ('{"text": "a", "weight": -1}', "line 3.*weight is -1"),
         ('{"text": "a", "weight": true}', "line 3.*weight is true"),
@@ -159,7 +159,7 @@ def test_files_that_hold_no_prompts_are_errors(tmp_path):
 
 
 def test_more_images_than_names_have_digits_are_refused_at_once():
-    with pytest.raises(UserError, match="10,000,000 images are asked for, and a set has 1,000,000 at most"):
+    with pytest.raises(UserError, match="--num_images 10,000,000: a set can have 1,000,000 images"):
         read_prompts(10**7, prompt="a")
 
 

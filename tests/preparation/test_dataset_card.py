@@ -2,7 +2,7 @@
 
 from huggingface_hub import DatasetCard
 
-from preparation.dataset_card import dataset_card
+from preparation.writing import dataset_card
 
 METADATA = {
     "counts": {"written": 1200, "train": 1000, "val": 100, "test": 100},

@@ -121,12 +121,12 @@ def test_the_trainers_take_the_shapes_it_was_cropped_to_and_cut_nothing_off(prep
     assert "aspect_ratio_buckets: true" in capsys.readouterr().out
 
 
-def test_the_trainers_read_it_and_verify_finds_every_promise_kept(prepared, capsys):
+def test_the_trainers_read_it_and_verify_finds_nothing_wrong(prepared, capsys):
     train, held_out = read_data.read_records(Source(str(prepared), "--train_data_dir"))
     assert {one.id for one in train} == {"tall", "wide"} and held_out == []
     check = ["--verify", str(prepared), "--num_workers", "1"]
     assert prepare_dataset.main(prepare_dataset.parse_args(check)) == 0
-    assert "every promise holds" in capsys.readouterr().out
+    assert "all checks passed" in capsys.readouterr().out
 
 
 def test_the_same_command_again_does_nothing_and_another_needs_overwrite(photos, prepared, capsys):
@@ -141,7 +141,7 @@ def test_the_same_command_again_does_nothing_and_another_needs_overwrite(photos,
 def test_a_dry_run_writes_nothing_and_says_that_no_face_is_counted(photos, tmp_path, capsys):
     assert prepare(photos, tmp_path / "d", "--dry_run", detector=False) == 0
     out = capsys.readouterr().out
-    assert not (tmp_path / "d").exists() and "no --face_detector: no face is looked for" in out
+    assert not (tmp_path / "d").exists() and "no --face_detector: faces are not detected" in out
 
 
 def test_without_a_face_model_photos_are_cropped_about_their_middle(photos, tmp_path, capsys):
@@ -149,7 +149,7 @@ def test_without_a_face_model_photos_are_cropped_about_their_middle(photos, tmp_
     rows = {row["id"]: row for row in json.loads((tmp_path / "d/analysis.json").read_text())["photos"]}
     assert rows["tall"]["crop"] == [0, 100, 400, 500] and rows["tall"]["faces"] is None
     assert rows["nobody"]["kept"] and rows["two"]["kept"]
-    assert "no face is looked for" in capsys.readouterr().out
+    assert "faces are not detected" in capsys.readouterr().out
     assert Image.open(tmp_path / "d/train/images/nobody.png").size == (SIDE, SIDE)
 
 
@@ -200,7 +200,7 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--num_workers", "100000"], "100000: expected a whole number, 1 to 256"),
         (["--portraits", "a", "--no-aspect_ratio_buckets"], "is now --no-use_aspect_ratio_buckets"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
-        (["--portraits", "a", "--catalogue", "b"], "--catalogue b: not with --portraits"),
+        (["--portraits", "a", "--catalogue", "b"], "--catalogue b: does not go with --portraits"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
@@ -212,7 +212,7 @@ def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
 def test_the_folder_to_write_is_asked_for_beside_the_photos(capsys):
     with pytest.raises(SystemExit):
         prepare_dataset.parse_args(["--portraits", "me"])
-    assert "--output_dir: is missing; name the folder to write, beside me" in capsys.readouterr().err
+    assert "--output_dir: is missing; give the folder to write, not inside me" in capsys.readouterr().err
 
 
 def test_a_face_crop_without_a_model_to_be_had_says_where_to_get_one(photos, tmp_path, monkeypatch):

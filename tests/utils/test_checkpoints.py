@@ -115,7 +115,7 @@ def test_rotation_clears_what_kills_left(tmp_path):
 
 
 def check_survivor(run, said):
-    assert "--output_dir" in said and "can't be written" in said and "earlier checkpoints are unharmed" in said
+    assert "--output_dir" in said and "can't be written" in said and "earlier checkpoints are intact" in said
     assert names(run) == ["checkpoint-1"] and checkpoints.checkpoint_damage(run / "checkpoint-1") is None
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from check_environment import suggest_batch, suggest_config
 from utils import devices
 from utils.cli import UserError
 
@@ -121,7 +122,7 @@ def test_memory_of_this_machine_is_plausible():
     ],
 )
 def test_suggested_batch_divides_the_effective_one(kind, memory, effective, batch):
-    assert devices.suggest_batch(kind, memory, effective) == batch
+    assert suggest_batch(kind, memory, effective) == batch
 
 
 @pytest.mark.parametrize(
@@ -136,4 +137,4 @@ def test_suggested_batch_divides_the_effective_one(kind, memory, effective, batc
 )
 def test_suggested_config_fits_the_gpu(monkeypatch, gpu, count, real_bf16, config):
     monkeypatch.setattr(devices, "has_real_bf16", lambda device: real_bf16)
-    assert devices.suggest_config("cuda", gpu, count) == f"accelerate_configs/{config}.yaml"
+    assert suggest_config("cuda", gpu, count) == f"accelerate_configs/{config}.yaml"

@@ -88,7 +88,7 @@ def test_the_summary_has_time_memory_and_losses():
     rows = {name: value.strip() for name, value in rows.items()}
     assert rows["steps"] == "300" and rows["time"] == "6 min 40 s" and rows["skipped steps"] == "2"
     assert rows["samples a second"].startswith("10 ") and rows["peak memory"] == "3.30 GiB"
-    assert rows["validation loss"] == "best 0.1 at step 100, 0.15 at first"
+    assert rows["validation loss"] == "best 0.1 at step 100, 0.15 at the start"
     assert rows["time spent"] == "data 8%, step 52%, validation 15%, other 25%"
     assert rows["invalid validation images"] == "6" and rows["best checkpoint"] == "best/"
     assert summary_table([], {})  # a run that ended before its first record

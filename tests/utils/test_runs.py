@@ -144,7 +144,7 @@ def test_overwrite_never_removes_what_no_run_made(tmp_path, open_run):
     (tmp_path / "config.yaml").write_text("rank: 1")
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="no run made \\(thesis.txt\\)"):
+        with pytest.raises(UserError, match="do not belong to a run \\(thesis.txt\\)"):
             open_run(tmp_path, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").exists()
 
@@ -214,7 +214,7 @@ def end(folder, steps, epochs=None, resume="latest", lacks=False):
 def test_a_run_is_done_when_it_came_to_what_is_asked(tmp_path):
     assert end(tmp_path, 100) is None
     files.write_json(tmp_path / "summary.json", {"steps": 100, "asked": [100, None]})
-    assert "finished, 100 steps are trained" in end(tmp_path, 100) and end(tmp_path, 200) is None
+    assert "finished with 100 steps" in end(tmp_path, 100) and end(tmp_path, 200) is None
     assert "finished" in end(tmp_path, 3000, epochs=5) and end(tmp_path, 100, lacks=True) is None
 
 
@@ -226,9 +226,9 @@ def test_a_run_that_has_gone_beyond_what_is_asked_is_an_error(tmp_path, finished
         for step in (20, 100):
             mark(tmp_path, f"checkpoint-{step}")
         assert end(tmp_path, 40, resume="checkpoint-20") is None  # back to an earlier one, by its name
-    with pytest.raises(UserError, match="--max_train_steps 99: .* is trained for 100 steps already.*--overwrite"):
+    with pytest.raises(UserError, match="--max_train_steps 99: .* already has 100 steps.*--overwrite"):
         end(tmp_path, 99)
-    with pytest.raises(UserError, match=r"--num_train_epochs 4 \(80 steps\): .*100 steps already"):
+    with pytest.raises(UserError, match=r"--num_train_epochs 4 \(80 steps\): .* already has 100 steps"):
         end(tmp_path, 3000, epochs=4)
     assert end(tmp_path, 101) is None
 
