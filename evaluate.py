@@ -239,12 +239,7 @@ def main(args: argparse.Namespace) -> int:
         said["identity_reference"] = describe_set(args.identity_reference, keys)
     made = runs.describe_making(devices.describe_device(accelerator.device), time.monotonic() - began)
     known = {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders}
-    metrics = {
-        "version": 1,
-        "made": made | {"encoders": known, "seed": args.seed},
-        "sets": said,
-        **found.as_json(out),
-    }
+    metrics = {"version": 1, "made": made | {"encoders": known, "seed": args.seed}, "sets": said, **found.as_json(out)}
     targets.keep_in_range(metrics)
     metrics["targets"] = [targets.judge_target(words, metrics["figures"]) for words in args.targets]
     if human:

@@ -21,15 +21,7 @@ from tqdm import tqdm
 
 from families import lora_mix, models, sampling, tokens
 from families.lora import read_lora
-from families.sampler import (
-    Execution,
-    ImageRequest,
-    SamplerParts,
-    Sampling,
-    generate_images,
-    image_seed,
-    load_sampler,
-)
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, image_seed, load_sampler
 from generation import flags, set_folder
 from generation import prompts as prompt_lists
 from generation.checks import Checks, Job, Result, check_and_save, load_checks

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import free_memory
 
 from families import diffusion, lora, models, tokens
 from families.sampler import Execution, Sampler, SamplerParts, load_sampler
@@ -114,11 +115,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--train_token", metavar="WORD", help="a new word, whose embedding is learnt with the LoRA")
     group.add_argument("--initializer_token", metavar="TEXT", help="where it begins; default: at random")
-    group.add_argument(
-        "--token_learning_rate",
-        type=float,
-        help="default: the text encoder's, else --learning_rate",
-    )
+    group.add_argument("--token_learning_rate", type=float, help="default: the text encoder's, else --learning_rate")
 
 
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
@@ -461,7 +458,7 @@ def main(args: argparse.Namespace) -> int:
                     if rows is None:
                         micro = smaller_micro_batch(micro)
                         optimizer.zero_grad()
-                        devices.free_memory(device)
+                        free_memory()
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)

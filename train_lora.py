@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 import torch
+from diffusers.training_utils import free_memory
 
 from families import diffusion, lora, models
 from training import (
@@ -263,7 +264,7 @@ def main(args: argparse.Namespace) -> int:
                     if rows is None:
                         micro = smaller_micro_batch(micro)
                         optimizer.zero_grad()
-                        devices.free_memory(device)
+                        free_memory()
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)

@@ -46,12 +46,7 @@ class Ratings:
 
 
 def write_study(
-    folder: Path,
-    real: list[Record],
-    generated: list[Record],
-    n: int,
-    seed: int,
-    overwrite: bool = False,
+    folder: Path, real: list[Record], generated: list[Record], n: int, seed: int, overwrite: bool = False
 ) -> Path:
     """Write study.html of n images, half of them real, and study_key.json, which says which; raters must not see it.
 

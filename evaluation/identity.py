@@ -151,10 +151,7 @@ def compare_image(path: Path, faces: Faces, references: References) -> dict[str,
 
 
 def compare_identity(
-    references: list[Path],
-    records: list[Record],
-    faces: Faces,
-    split_by: Sequence[str] = ("text",),
+    references: list[Path], records: list[Record], faces: Faces, split_by: Sequence[str] = ("text",)
 ) -> Identity:
     """Figures, splits and what each image shows, of records against photos of one person."""
     if not references:

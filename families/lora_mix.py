@@ -39,7 +39,7 @@ def parse_lora(spec: str) -> Lora:
         if not path.is_file():
             advice = "name a finished run, its best/, or a file"
             if (path.parent / "model_index.json").is_file():
-                advice = "it is a whole pipeline: give it as --pretrained_model_name_or_path"
+                advice = "it is a complete pipeline: give it as --pretrained_model_name_or_path"
             raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; {advice}")
     elif not path.is_file():
         raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
@@ -85,7 +85,7 @@ def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
             raise UserError(f"--lora {path}: {key} holds NaN or infinity; take an earlier checkpoint, or train again")
     if odd := sorted(halves[True] ^ halves[False]):
         raise UserError(
-            f"--lora {path}: {len(odd)} layers have one matrix of two, such as {odd[0]}; the file is not whole"
+            f"--lora {path}: {len(odd)} layers have one matrix of two, such as {odd[0]}; the file is damaged"
         )
 
 

@@ -40,11 +40,7 @@ def native_size(model: str) -> int:
 
 
 def enable_memory_saver(
-    name: str,
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
-    controlnet: ControlNetModel | None,
-    device: torch.device,
+    name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, controlnet: ControlNetModel | None, device: torch.device
 ) -> None:
     """Switch on one of MEMORY_SAVERS."""
     if name == "vae_slicing":

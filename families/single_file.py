@@ -72,7 +72,7 @@ def _look_inside(path: Path, name: str) -> tuple[str, torch.dtype]:
             unet = [key for key in file.keys() if key.startswith("model.diffusion_model.")]  # noqa: SIM118
             if not unet:
                 raise UserError(
-                    f"{name}: no whole checkpoint of {', '.join(FAMILIES.values())}; is it a LoRA or a VAE?"
+                    f"{name}: not a complete checkpoint of {', '.join(FAMILIES.values())}; is it a LoRA or a VAE?"
                 )
             if any(key.startswith("conditioner.embedders.1.") for key in file.keys()):  # noqa: SIM118
                 family = "sdxl"

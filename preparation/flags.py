@@ -118,8 +118,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("captions")
     group.add_argument(
-        "--caption_template",
-        help=f"with {{column}} placeholders; default: of photos none, or {DEFAULT_TEMPLATE}",
+        "--caption_template", help=f"with {{column}} placeholders; default: of photos none, or {DEFAULT_TEMPLATE}"
     )
     group.add_argument("--trigger_word", help="put before every caption without it")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (default: all)")

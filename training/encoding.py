@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from diffusers.training_utils import free_memory
 from transformers import CLIPTokenizer
 
 from families import models
@@ -18,7 +19,6 @@ from families.models import report_long_captions
 from training.cache import Index, ensure_cached
 from training.examples import Example, View, Views, describe, example_tensor, view_key
 from utils.cli import UserError
-from utils.devices import free_memory
 
 logger = logging.getLogger(__name__)
 MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
@@ -59,7 +59,7 @@ def encode_captions(
     """Encode every text, and the empty one, into the cache; the function that is returned reads them from there."""
     keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
     index = _cache_captions(folder, model, family, {key: text for text, key in keys.items()}, dtype, accelerator)
-    free_memory(accelerator.device)
+    free_memory()
 
     @functools.lru_cache(maxsize=256)  # of SDXL's, one is 0.6 MB
     def read(text: str) -> Text:
@@ -130,7 +130,7 @@ def latent_reader(
         return lambda example, view: encode_example(vae, example, view, filter)
     keys = {view_key(example, view, filter): (example, view) for example, view in wanted}
     index = _cache_latents(folder, model, keys, filter, accelerator)
-    free_memory(accelerator.device)
+    free_memory()
 
     def read(example: Example, view: View) -> torch.Tensor:
         key = view_key(example, view, filter)

@@ -250,10 +250,7 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     single = args.pretrained_model_name_or_path.endswith(".safetensors")
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     unlimited = not args.center_crop and args.cache_crops == 0 and args.cache_latents
-    need(
-        not unlimited,
-        "--cache_crops 0: unlimited crops can't be cached; add --no-cache_latents, or cache some",
-    )
+    need(not unlimited, "--cache_crops 0: unlimited crops can't be cached; add --no-cache_latents, or cache some")
     switch = "--aspect_ratio_buckets: expected heights and widths; the switch is --use_aspect_ratio_buckets"
     need(args.aspect_ratio_buckets != "", switch)
     contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False

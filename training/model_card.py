@@ -164,7 +164,7 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
     except Exception as error:  # of many kinds, from the hub's library and those that it uses
         reason = mask_text(" ".join(str(error).split())) or type(error).__name__
         raise UserError(
-            f"--push_to_hub {repo_id}: {reason}; the run is whole in {folder}; correct the cause and push again"
+            f"--push_to_hub {repo_id}: {reason}; the run is complete in {folder}; correct the cause and push again"
         ) from error
     return f"{api.endpoint}/{repo_id}"
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers.training_utils import free_memory
 from PIL import Image
 from tqdm import tqdm
 
 from families.sampler import ImageRequest, Sampler, Sampling, generate_images, image_seed
 from training.examples import Example, Record, load_examples
-from utils import cli, devices
+from utils import cli
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.image_checks import find_fault
@@ -80,7 +81,7 @@ def check_folder(wanted: ClassImages) -> None:
                 )
     if cut := sorted(path.name for path in folder.glob("*.png") if not is_whole_png(path)):
         names = ", ".join(cut)
-        logger.warning("--class_data_dir %s: not whole, so others are generated in their place: %s", folder, names)
+        logger.warning("--class_data_dir %s: damaged, so others are generated in their place: %s", folder, names)
 
 
 def missing_indices(folder: Path, count: int) -> list[int]:
@@ -106,7 +107,7 @@ def make_class_images(wanted: ClassImages, load: Callable[[], Sampler], accelera
     accelerator.wait_for_everyone()  # all have listed the files before the first writes one
     if mine := missing[accelerator.process_index :: accelerator.num_processes]:
         _generate_all(wanted, mine, load())
-        devices.free_memory(accelerator.device)
+        free_memory()
     accelerator.wait_for_everyone()
 
 

@@ -60,10 +60,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
 
 
 def thread_map(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
-    workers: int,
-    begin: Callable[[], object] | None = None,
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, begin: Callable[[], object] | None = None
 ) -> Iterator[Result]:
     """As parallel_map, in threads: for functions that release Python's lock, such as decoding an image.
 

@@ -71,11 +71,7 @@ def test_targets_by_hand():
     latents, noise = torch.full((1, 4, 2, 2), 2.0), torch.full((1, 4, 2, 2), 3.0)
     step = torch.tensor([500])
     alpha = snr(500) / (1 + snr(500))
-    expected = {
-        "epsilon": 3.0,
-        "sample": 2.0,
-        "v_prediction": alpha**0.5 * 3 - (1 - alpha) ** 0.5 * 2,
-    }
+    expected = {"epsilon": 3.0, "sample": 2.0, "v_prediction": alpha**0.5 * 3 - (1 - alpha) ** 0.5 * 2}
     for kind, value in expected.items():
         target = diffusion.prediction_target(scheduler(kind), latents, noise, step)
         assert target.flatten().tolist() == pytest.approx([value] * 16, rel=1e-4)

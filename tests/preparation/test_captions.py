@@ -3,12 +3,7 @@ import re
 
 import pytest
 
-from preparation.captions import (
-    DEFAULT_TEMPLATE,
-    add_trigger,
-    estimate_tokens,
-    load_tokenizer,
-)
+from preparation.captions import DEFAULT_TEMPLATE, add_trigger, estimate_tokens, load_tokenizer
 from utils.cli import UserError
 from utils.wording import fill_template
 

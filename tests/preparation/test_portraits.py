@@ -80,10 +80,7 @@ def test_every_photo_is_judged_and_what_is_left_out_has_its_reason(prepared):
 
 def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
     records = {one["id"]: one for one in read_split(prepared, "train")}
-    assert {one: record["text"] for one, record in records.items()} == {
-        "tall": "",
-        "wide": "sks, a person at home",
-    }
+    assert {one: record["text"] for one, record in records.items()} == {"tall": "", "wide": "sks, a person at home"}
     sizes = {one: Image.open(record["path"]).size for one, record in records.items()}
     assert sizes["tall"][0] < sizes["tall"][1] and sizes["wide"] == sizes["tall"][::-1]
     assert all(abs(width * height - SIDE**2) < 0.15 * SIDE**2 for width, height in sizes.values())

@@ -171,10 +171,7 @@ def test_an_image_goes_to_the_shape_nearest_in_proportion():
     shapes = images.bucket_shapes(512, 64)
     assert images.nearest_shape((3000, 3000), shapes) == (512, 512)
     assert images.nearest_shape((4000, 1000), shapes) == max(shapes)
-    assert images.nearest_shape((90, 70), shapes) == (576, 448) and images.nearest_shape((70, 90), shapes) == (
-        448,
-        576,
-    )
+    assert images.nearest_shape((90, 70), shapes) == (576, 448) and images.nearest_shape((70, 90), shapes) == (448, 576)
 
 
 def test_a_resolution_that_the_model_can_not_take_is_refused_with_the_nearest():

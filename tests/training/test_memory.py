@@ -33,11 +33,7 @@ def estimate(model=DEMO, family="sd1", **settings):
 def test_parameters_are_the_published_ones(tmp_path):
     sd15 = write_configs(tmp_path / "sd15", SD15)
     counts = memory.count_parameters(sd15, models.model_family(sd15), Adapter(8, 16), False)
-    assert counts == {
-        "unet": (1_594_368, 859_520_964),
-        "text_encoder": (0, 123_060_480),
-        "vae": (0, 83_653_863),
-    }
+    assert counts == {"unet": (1_594_368, 859_520_964), "text_encoder": (0, 123_060_480), "vae": (0, 83_653_863)}
     sdxl = write_configs(tmp_path / "sdxl", SDXL)
     assert models.model_family(sdxl) == "sdxl"
     counts = memory.count_parameters(sdxl, "sdxl", Adapter(8, 16), True)

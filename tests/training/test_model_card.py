@@ -159,7 +159,7 @@ def test_a_push_sends_the_files_with_the_token_of_the_environment(run, hub):
 
 def test_a_push_that_fails_says_so_and_leaves_the_run(run, hub, monkeypatch):
     hub.status = 403
-    with pytest.raises(UserError, match="--push_to_hub me/shoes: .*403.*the run is whole"):
+    with pytest.raises(UserError, match="--push_to_hub me/shoes: .*403.*the run is complete"):
         push_folder(run, "me/shoes", private=False)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="HF_TOKEN is not set"):

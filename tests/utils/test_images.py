@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from utils.images import (
-    BadImage,
-    fit_square,
-    is_blank,
-    make_grid,
-    read_image,
-)
+from utils.images import BadImage, fit_square, is_blank, make_grid, read_image
 
 
 def drawn(size=(120, 80), seed=0) -> Image.Image:
