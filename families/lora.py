@@ -17,6 +17,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from families.names import FAMILIES
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
@@ -27,7 +28,6 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
 SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; without it, it takes alpha = rank
-KOHYA_BASES = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def kohya_tensors(
     state: dict[str, torch.Tensor], unet: Module, text_encoders: Iterable[Module], family: str
 ) -> dict[str, torch.Tensor]:
     """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
-    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    parts = {"unet": unet, **dict(zip(FAMILIES[family].TEXT_ENCODERS, text_encoders))}
     tensors = {}
     for key, value in state.items():
         part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
@@ -212,7 +212,7 @@ def save_kohya(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.r),
         "ss_network_alpha": str(_kohya_alpha(config)),
-        "ss_base_model_version": KOHYA_BASES[family],
+        "ss_base_model_version": FAMILIES[family].KOHYA_BASES[family],
         "ss_v2": str(family == "sd2"),
         "ss_output_name": path.stem,
     }
@@ -227,18 +227,9 @@ def _kohya_alpha(config: LoraConfig) -> float:
 
 def _kohya_name(part: str, layer: str, family: str, layers_per_block: int) -> str:
     """`unet.mid_block.attentions.0.proj_in` as `lora_unet_mid_block_attentions_0_proj_in`; SDXL counts its own way."""
-    if part != "unet":
-        prefix = {"text_encoder": "lora_te1" if family == "sdxl" else "lora_te", "text_encoder_2": "lora_te2"}[part]
-        return f"{prefix}_{layer.replace('.', '_')}"
-    if family == "sdxl":
-        found = re.fullmatch(r"(down_blocks\.|up_blocks\.|mid_block)(\d*)\.attentions\.(\d+)\.(.+)", layer)
-        if not found:
-            raise UserError(
-                f"--output_kohya_format: {layer} has no name in that format for SDXL; "
-                "keep --lora_layers to the attention blocks"
-            )
-        side, block, index, rest = found.groups()
-        number = int(block or 0) * (layers_per_block + 1) + int(index)
-        places = {"down_blocks.": f"input_blocks_{number + 1}", "up_blocks.": f"output_blocks_{number}"}
-        layer = f"{places.get(side, 'middle_block')}_1_{rest}"
-    return f"lora_unet_{layer.replace('.', '_')}"
+    module = FAMILIES[family]
+    if part == "unet":
+        prefix, layer = "lora_unet", module.kohya_layer(layer, layers_per_block)
+    else:
+        prefix = module.KOHYA_TEXT_ENCODERS[part]
+    return f"{prefix}_{layer.replace('.', '_')}"

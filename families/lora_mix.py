@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-from families.lora import FILE_NAME, KOHYA_BASES, read_lora
-from families.models import DEMO_MODEL, FAMILIES, MOVED, read_config
+from families.lora import FILE_NAME, read_lora
+from families.models import read_config
+from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
 from utils.cli import UserError
 
-WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the text features that the attention layers read
+WIDTHS = {module.TEXT_WIDTHS[name]: name for name, module in FAMILIES.items()}
 
 
 class Lora(NamedTuple):
@@ -54,7 +55,7 @@ def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str,
     `own` and `width` are those of the model; they are returned where the LoRA says nothing else.
     """
     named = facts.get("ss_base_model_version", "")
-    family = next((one for one, start in KOHYA_BASES.items() if named.startswith(start)), None)
+    family = next((one for one, module in FAMILIES.items() if named.startswith(module.KOHYA_BASES[one])), None)
     if any(re.search(r"text_encoder_2|lora_te2_", key) for key in state):
         family = family or "sdxl"
     found = [
@@ -106,10 +107,10 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
     theirs, reads = lora_family(state, facts, family, width)
     if theirs != family or reads != width:
-        made_for = FAMILIES.get(theirs, "another kind of model")
+        made_for = LABELS.get(theirs, "another kind of model")
         raise UserError(
             f"--lora {lora.path}: made for {made_for} (text features {reads} wide), but {model_name} is "
-            f"{FAMILIES[family]} ({width} wide); take the base model that it was trained on"
+            f"{LABELS[family]} ({width} wide); take the base model that it was trained on"
             + (f", {facts['base_model']}" if facts.get("base_model") else "")
         )
 

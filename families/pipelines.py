@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from families import models
+from families.names import FAMILIES
 from utils.files import replaced_folder, write_json
 
 
@@ -25,8 +26,7 @@ def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Mo
     """
     from diffusers import DiffusionPipeline
 
-    sdxl = models.model_family(base.model) == "sdxl"
-    parts = trained if sdxl else {"safety_checker": None, "requires_safety_checker": False, **trained}
+    parts = FAMILIES[models.model_family(base.model)].PIPELINE_OPTIONS | trained
     pipeline = DiffusionPipeline.from_pretrained(base.model, dtype=torch.float32, use_safetensors=True, **parts)
     pipeline.scheduler.register_to_config(**base.schedule)
     folder.mkdir(parents=True, exist_ok=True)

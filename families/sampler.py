@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from families import lora_mix, models, sampling, tokens
 from families.controlnet import load_controlnet
+from families.names import FAMILIES
 from utils import devices, image_checks
 from utils.cli import UserError, counted
 
@@ -111,7 +112,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
         _add_loras(parts, unet, tokenizers, encoders, schedule)
     for encoder in encoders:
         encoder.to(device, dtype)
-    features = _encode_prompts(parts.model, tokenizers, encoders, [*prompts, settings.negative_prompt])
+    features = _encode_prompts(parts, tokenizers, encoders, [*prompts, settings.negative_prompt])
     del encoders, encoder
     free_memory()
 
@@ -156,14 +157,14 @@ def _add_loras(
 
 
 def _encode_prompts(
-    model: str, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], prompts: list[str]
+    parts: SamplerParts, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], prompts: list[str]
 ) -> dict[str, Features]:
-    prompts, zero, features = list(dict.fromkeys(prompts)), models.empty_prompt_is_zero(model), {}
+    prompts, zero, features = list(dict.fromkeys(prompts)), models.empty_prompt_is_zero(parts.model), {}
     models.report_long_captions(tokenizers[0], prompts, "prompts")
     for start in range(0, len(prompts), 64):
-        part = prompts[start : start + 64]
-        embeds, pooled = models.encode_prompts(tokenizers, encoders, part, zero)
-        for i, prompt in enumerate(part):
+        batch = prompts[start : start + 64]
+        embeds, pooled = FAMILIES[parts.family].encode_text(tokenizers, encoders, batch, zero)
+        for i, prompt in enumerate(batch):
             features[prompt] = embeds[i].cpu(), None if pooled is None else pooled[i].cpu()
     return features
 

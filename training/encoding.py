@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from families import models
 from families.diffusion import Text
 from families.models import report_long_captions
+from families.names import FAMILIES
 from training.cache import Index, ensure_cached
 from training.examples import Example, View, Views, describe, example_tensor, view_key
 from utils.cli import UserError
@@ -42,7 +43,7 @@ def _cache_captions(
     zero = models.empty_prompt_is_zero(model)
 
     def compute(key: str) -> dict[str, torch.Tensor]:
-        embeds, pooled = models.encode_prompts(tokenizers, encoders, [texts[key]], zero)
+        embeds, pooled = FAMILIES[family].encode_text(tokenizers, encoders, [texts[key]], zero)
         made = {key: embeds[0].cpu()} | ({} if pooled is None else {f"{key}.pooled": pooled[0].cpu()})
         if not all(tensor.isfinite().all() for tensor in made.values()):
             raise UserError(f"the text encoder gives NaN in {dtype} for {texts[key]!r}; use --mixed_precision no")
@@ -64,7 +65,7 @@ def encode_captions(
     @functools.lru_cache(maxsize=256)  # of SDXL's, one is 0.6 MB
     def read(text: str) -> Text:
         shard, key = index[keys[text]], keys[text]
-        return shard.get_tensor(key), shard.get_tensor(f"{key}.pooled") if family == "sdxl" else None
+        return shard.get_tensor(key), shard.get_tensor(f"{key}.pooled") if FAMILIES[family].HAS_POOLED_TEXT else None
 
     def encode(texts: list[str]) -> Text:
         embeds, pooled = zip(*(read(text) for text in texts))

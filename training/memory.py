@@ -26,8 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
+from families.diffusion import Text
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
 from families.models import read_config, vae_step
+from families.names import FAMILIES
 
 Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
@@ -56,14 +58,10 @@ def build_part(model: str, part: str, dtype: torch.dtype = torch.float32) -> Mod
     return module.eval().requires_grad_(False)
 
 
-def text_parts(family: str) -> list[str]:
-    return ["text_encoder", "text_encoder_2"][: 1 + (family == "sdxl")]
-
-
 def count_parameters(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> dict[str, Count]:
     """Trained weights and all weights of every part; without an adapter all weights of a part are trained."""
     counts = {}
-    for part in ("unet", *text_parts(family), "vae"):
+    for part in ("unet", *FAMILIES[family].TEXT_ENCODERS, "vae"):
         module = build_part(model, part)
         total = _count(module.parameters())
         is_trained = part == "unet" or (train_text_encoder and part != "vae")
@@ -180,12 +178,12 @@ class Load:
 
 def estimate_memory(model: str, family: str, load: Load) -> Phases:
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
-    encoders = [build_part(model, part, load.dtype) for part in text_parts(family)]
+    encoders = [build_part(model, part, load.dtype) for part in FAMILIES[family].TEXT_ENCODERS]
     vae = build_part(model, "vae")
     with torch.no_grad():
-        texts = most_live_bytes(lambda: _encode_text(encoders, load.text_batch))
+        texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch))
         images = most_live_bytes(lambda: vae.encode(_meta(vae, load.vae_batch, 3, load.height, load.width)))
-        encoded = None if load.train_text_encoder else _encode_text(encoders, load.micro_batch)
+        encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch)
     phases = {
         "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
         "VAE encoding": {"weights": _bytes(vae), "activations": images},
@@ -210,9 +208,9 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     latents = [side // vae_step(vae.config) for side in (load.height, load.width)]
 
     def step():
-        embeds, pooled = encoded or _encode_text(encoders, load.micro_batch)
+        embeds, pooled = encoded or _encode_text(family, encoders, load.micro_batch)
         noisy = _meta(unet, load.micro_batch, unet.config.in_channels, *latents)
-        more = {"text_embeds": pooled, "time_ids": _meta(unet, load.micro_batch, 6)} if family == "sdxl" else None
+        more = {"text_embeds": pooled, "time_ids": _meta(unet, load.micro_batch, 6)} if pooled is not None else None
         times = torch.empty(load.micro_batch, dtype=torch.long, device="meta")
         predicted = unet(noisy, times, embeds, added_cond_kwargs=more).sample.float()
         torch.autograd.backward(F.mse_loss(predicted, torch.empty_like(predicted)))
@@ -233,15 +231,10 @@ def _meta(module: Module, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=module.dtype, device="meta")
 
 
-def _encode_text(encoders: list[Module], batch: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    # as models.encode_prompts does
-    embeds, pooled = [], None
-    for encoder in encoders:
-        ids = torch.empty(batch, encoder.config.max_position_embeddings, dtype=torch.long, device="meta")
-        output = encoder(ids, output_hidden_states=len(encoders) == 2)
-        embeds.append(output.last_hidden_state if len(encoders) == 1 else output.hidden_states[-2])
-        pooled = getattr(output, "text_embeds", None)
-    return torch.cat(embeds, dim=-1), pooled
+def _encode_text(family: str, encoders: list[Module], batch: int) -> Text:
+    sizes = [(batch, encoder.config.max_position_embeddings) for encoder in encoders]
+    ids = [torch.empty(size, dtype=torch.long, device="meta") for size in sizes]
+    return FAMILIES[family].encode_tokens(encoders, ids)
 
 
 def peak_phase(phases: Phases) -> tuple[str, int]:

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
-from families import lora, models
+from families import lora, models, sd, sdxl
 from families.lora import Adapter
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
@@ -48,7 +48,7 @@ def denoise(unet, embeds, pooled):
 
 @torch.no_grad()
 def outputs_of_ours(unet, tokenizers, encoders):
-    embeds, pooled = models.encode_prompts(tokenizers, encoders, ["red boots", "a heel"])
+    embeds, pooled = (sdxl if len(encoders) == 2 else sd).encode_text(tokenizers, encoders, ["red boots", "a heel"])
     return denoise(unet, embeds, pooled)
 
 

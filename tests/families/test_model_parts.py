@@ -9,7 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from families import models
+from families import models, sdxl
+from families.names import FAMILIES
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
 
@@ -29,7 +30,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(folders, family):
     pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
     expected = pipeline.encode_prompt(TEXTS, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)
     tokenizers, encoders = models.load_text_encoders(folders[family], family, torch.float32)
-    embeds, pooled = models.encode_prompts(tokenizers, encoders, TEXTS)
+    embeds, pooled = FAMILIES[family].encode_text(tokenizers, encoders, TEXTS)
     assert models.model_family(folders[family]) == family and len(encoders) == 1 + (family == "sdxl")
     assert torch.equal(embeds, expected[0]) and embeds.shape[:2] == (3, 32)
     assert torch.equal(pooled, expected[2]) if family == "sdxl" else pooled is None
@@ -43,7 +44,9 @@ def test_no_prompt_is_what_the_pipeline_takes_for_it(folders):
         expected = pipeline.encode_prompt(
             "boots", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
-        embeds, pooled = models.encode_prompts(*parts, ["", "boots"], models.empty_prompt_is_zero(folders[family]))
+        embeds, pooled = FAMILIES[family].encode_text(
+            *parts, ["", "boots"], models.empty_prompt_is_zero(folders[family])
+        )
         assert torch.equal(embeds[:1], expected[1]) and bool(embeds[0].any()) == (family == "sd1")
         # a batch of two rounds differently from one
         assert torch.allclose(embeds[1:], expected[0], atol=1e-5)
@@ -53,10 +56,10 @@ def test_no_prompt_is_what_the_pipeline_takes_for_it(folders):
 
 def test_gradients_reach_the_encoders_where_they_are_wanted(folders):
     tokenizers, encoders = models.load_text_encoders(folders["sdxl"], "sdxl", torch.float32)
-    assert not models.encode_prompts(tokenizers, encoders, TEXTS)[0].requires_grad
+    assert not sdxl.encode_text(tokenizers, encoders, TEXTS)[0].requires_grad
     for encoder in encoders:
         encoder.requires_grad_(True)
-    embeds, pooled = models.encode_prompts(tokenizers, encoders, TEXTS, empty_is_zero=True)
+    embeds, pooled = sdxl.encode_text(tokenizers, encoders, TEXTS, empty_is_zero=True)
     (embeds.square().sum() + pooled.square().sum()).backward()
     for encoder in encoders:
         grads = [p.grad for name, p in encoder.named_parameters() if "layers.0" in name]

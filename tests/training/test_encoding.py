@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from families import models
+from families import models, sd
+from families.names import FAMILIES
 from tests.tiny_models import build_tiny
 from training import encoding
 from training.examples import Record, View, Views, load_examples
@@ -40,7 +41,7 @@ def model(folders, tmp_path):
 def encoded(monkeypatch):
     """What is really encoded, of captions and of images, in its order."""
     done = []
-    for module, name in ((models, "encode_prompts"), (encoding, "encode_example")):
+    for module, name in ((sd, "encode_text"), (encoding, "encode_example")):
         real = getattr(module, name)
 
         def record(*given, _real=real, **more):
@@ -78,7 +79,7 @@ def test_cached_captions_are_what_the_encoders_make(folders, tmp_path, accelerat
     wanted = [*TEXTS, "", TEXTS[0]]
     embeds, pooled = features(wanted)
     for i, text in enumerate(wanted):
-        expected, expected_pooled = models.encode_prompts(*parts, [text], zero)
+        expected, expected_pooled = FAMILIES[family].encode_text(*parts, [text], zero)
         assert torch.equal(embeds[i], expected[0])
         assert pooled is None if family == "sd1" else torch.equal(pooled[i], expected_pooled[0])
     assert (not embeds[2].any()) == (family == "sdxl")  # the empty caption is always there, for dropout

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
 from families import diffusion, models, sampling
+from families.names import FAMILIES
 from families.sampler import Sampling
 from tests.tiny_models import build_tiny
 from training import validation
@@ -38,7 +39,7 @@ class Parts:
 
     @torch.no_grad()
     def encode(self, texts):
-        return models.encode_prompts(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
+        return FAMILIES[self.family].encode_text(*self.encoders, texts, models.empty_prompt_is_zero(self.model))
 
     def checks(self, texts=TEXTS, seeds=SEEDS, held_out=(), scheduler=None):
         return Checks(

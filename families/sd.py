@@ -1,0 +1,86 @@
+"""Stable Diffusion 1.x and 2.x: one text encoder, whose last layer the UNet reads.
+
+Every family has a module with these names; families.names.FAMILIES lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from families.diffusion import Text
+
+LABELS = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x"}
+# Where the configs of a single file come from, which holds weights alone. Nothing for 2.x, whose files don't say
+# whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training unnoticed.
+CONFIGS = {"sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2": None}
+SINGLE_FILE_OPTIONS = {"safety_checker": None, "feature_extractor": None}
+PIPELINE = "StableDiffusionPipeline"
+PIPELINE_OPTIONS = {"safety_checker": None, "requires_safety_checker": False}
+TOKENIZERS = ("tokenizer",)
+TEXT_ENCODERS = {"text_encoder": "CLIPTextModel"}
+TEXT_WIDTHS = {"sd1": 768, "sd2": 1024}  # of the text features that the attention layers read
+HAS_POOLED_TEXT = False
+KOHYA_BASES = {"sd1": "sd_v1", "sd2": "sd_v2"}
+KOHYA_TEXT_ENCODERS = {"text_encoder": "lora_te"}
+
+
+def is_mine(index: dict[str, Any]) -> bool:
+    """Whether a model_index.json is one of this family."""
+    return "unet" in index and "text_encoder_2" not in index
+
+
+def find_version(unet_config: dict[str, Any]) -> str:
+    return "sd2" if unet_config["cross_attention_dim"] == TEXT_WIDTHS["sd2"] else "sd1"
+
+
+def find_file_version(keys: Iterable[str]) -> str | None:
+    """The version of a single file with tensors of these names; None: not of this family."""
+    if any(key.startswith("conditioner.") for key in keys):
+        return None
+    return "sd2" if any(key.startswith("cond_stage_model.model.") for key in keys) else "sd1"
+
+
+def empty_prompt_is_zero(index: dict[str, Any]) -> bool:
+    """Whether the pipeline takes zeros for no prompt, and not what the encoders make of an empty text."""
+    return False
+
+
+def token_ids(tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str]) -> list[torch.Tensor]:
+    """(n, length) for each encoder, on its device: padded, and cut off at the tokenizer's limit."""
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return [
+        tokenizer(texts, max_length=tokenizer.model_max_length, **options).input_ids.to(encoder.device)
+        for tokenizer, encoder in zip(tokenizers, encoders)
+    ]
+
+
+def encode_text(
+    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
+) -> Text:
+    """What the pipeline computes from texts: (n, length, width); gradients flow to the encoder if the caller wants."""
+    return encode_tokens(encoders, token_ids(tokenizers, encoders, texts))
+
+
+def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> Text:
+    return encoders[0](ids[0]).last_hidden_state, None
+
+
+def build_pipeline(
+    unet: UNet2DConditionModel | None, vae: AutoencoderKL | None, scheduler: SchedulerMixin, empty_is_zero: bool
+) -> StableDiffusionPipeline:
+    """For prompts that are already encoded."""
+    from diffusers import StableDiffusionPipeline
+
+    missing = dict.fromkeys(("text_encoder", "tokenizer", "feature_extractor"))
+    return StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **missing, **PIPELINE_OPTIONS)
+
+
+def kohya_layer(layer: str, layers_per_block: int) -> str:
+    """The name of a layer of the UNet in kohya's format."""
+    return layer
