@@ -103,8 +103,8 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     needed = ["output_dir"] if task == "compare" else [*([] if optional else ["real"]), "generated", "output_dir"]
     if missing := [f"--{name}" for name in needed if name not in given]:
         if missing[0] == "--real" and task is None and not args.train:
-            missing[0] += " (or, of one person or subject, --identity_reference, --instance_data_dir or --prior_before)"
-        parser.error(f"{' and '.join(missing)} must be given")
+            missing[0] += ", or of one person or subject --identity_reference, --instance_data_dir or --prior_before"
+        parser.error(f"missing: {'; '.join(missing)}")
     if task:
         used = {task, "config", "dry_run", "debug", *ALONE[task]}
         needs = {name: (f"an evaluation, which --{task} does not make", name in used) for name in vars(args)}

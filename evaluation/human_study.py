@@ -140,9 +140,7 @@ def is_answer(one: Any, count: int) -> bool:
 
 def expand_pattern(path: Path) -> list[Path]:
     """The files of a pattern that no shell has expanded, in quotes or in a recipe."""
-    if "*" not in path.name:
-        return [path]
-    found = sorted(path.parent.glob(path.name))
+    found = sorted(path.parent.glob(path.name)) if "*" in path.name else [path] if path.exists() else []
     if not found:
         raise UserError(f"--ratings {path}: no such file; give the files that the raters downloaded")
     return found
@@ -182,10 +180,11 @@ def merge_ratings(study_key: Path, paths: list[Path]) -> dict[str, Any]:
 
     mean and good {"real", "generated", "difference"}, agreement, told (how often they guess right), notes.
     """
-    study, kinds = read_key(study_key)
-    if not paths:
+    found = [path for one in paths for path in expand_pattern(one)]
+    if not found:
         raise UserError("--ratings: give the files that the raters downloaded")
-    files, notes = keep_latest([read_ratings(path, study, len(kinds)) for one in paths for path in expand_pattern(one)])
+    study, kinds = read_key(study_key)
+    files, notes = keep_latest([read_ratings(path, study, len(kinds)) for path in found])
     raters = name_raters(files)
     for rater, one in zip(raters, files):
         if len(one.answers) < len(kinds):

@@ -238,12 +238,19 @@ def test_without_an_encoder_what_needs_none_is_measured(sets, tmp_path):
         (["--encoders", "inception=a", "--inception", "b"], "inception=b: inception twice; give it once"),
         (["--attributes", "heel"], "no image has this attribute; give one of: article, colour"),
         (["--utility", "nowhere"], "results.json is missing"),
+        (["--ratings", "nowhere.json"], "--ratings nowhere.json: no such file"),
     ],
 )
 def test_mistakes_are_errors_before_the_work(sets, tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         run(sets, sets["good"], tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_evaluation_is_named_with_its_flag(tmp_path):
+    words = ["--compare", "nowhere", "neither", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="^--compare nowhere/metrics.json: No such file"):
+        evaluate.main(evaluate.parse_args(words))
 
 
 def test_a_dry_run_of_a_study_or_a_comparison_leaves_no_folder(good, sets, tmp_path, capsys):
@@ -557,6 +564,6 @@ def test_class_images_of_other_prompts_or_seeds_are_no_pairs(person, tmp_path):
 
 def test_real_images_may_be_left_out_only_where_something_else_is_asked(capsys):
     said = refusal("--generated g --output_dir o --face_detector d.onnx", capsys)
-    assert "--real (or, of one person or subject, --identity_reference, " in said and "must be given" in said
+    assert "error: missing: --real, or of one person or subject --identity_reference, " in said
     for words in ("--identity_reference r --train t", "--instance_data_dir i --human_study 4"):
-        assert "--real must be given" in refusal(f"--generated g --output_dir o {words}", capsys)
+        assert "missing: --real;" in refusal(f"--generated g --output_dir o {words}", capsys)

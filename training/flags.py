@@ -264,6 +264,13 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(not (args.use_dora and args.output_kohya_format), kohya)
     patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
     need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
+    folder = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
+    if args.dataset_name and folder != parser.get_default("train_data_dir"):
+        message = (
+            f"--train_data_dir {folder}: does nothing with --dataset_name {args.dataset_name}; give one of the two"
+        )
+        need("train_data_dir" in parser.recipe_keys, message)
+        logger.warning("%s", message)
     check_ignored_flags(parser, args)
     if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
         message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,12 +111,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+def suggest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line; argparse would print the usage of some forty flags before it."""
 
     recipe_keys: frozenset[str] = frozenset()  # the settings that came from --config
 
     def error(self, message: str) -> NoReturn:
+        if unknown := re.fullmatch(r"unrecognized arguments: (--\w+)\b.*", message, re.DOTALL):
+            message += suggest(unknown[1], [word for one in self._actions for word in one.option_strings])
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
@@ -172,8 +179,7 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     known = {action.dest for action in parser._actions} - {"help", "config"}
     for key in map(str, recipe):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else "; a key is a flag's name, see --help"
+            hint = suggest(key, known) or "; a key is a flag's name, see --help"
             raise UserError(f"--config {path}: unknown key `{key}`{hint}")
         if isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
             what = f"`{key}: {recipe[key]}` is not valid; to switch it on or off, use `use_{key}`"

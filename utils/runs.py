@@ -121,7 +121,8 @@ def describe_making(hardware: str, seconds: float) -> dict[str, Any]:
 def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[str]) -> list[str]:
     """The differences between two settings, except for the `free` keys, which do not change the training.
 
-    Empty old settings differ in nothing: a user who empties config.yaml says that the folder fits.
+    Empty old settings differ in nothing: a user who empties config.yaml says that the folder fits. Neither does a
+    setting that is off now and that the old ones lack, from before there was its flag.
     """
     keys = sorted({*old, *new} - set(free)) if old else []
     return [
@@ -129,7 +130,7 @@ def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[st
         if key.endswith("_sha256")
         else f"{key} was {old.get(key)}, now {new.get(key)}"
         for key in keys
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and (key in old or new[key])
     ]
 
 

@@ -74,7 +74,7 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     if not 2 <= len(folders) <= 6:
         raise UserError(f"--compare: takes 2 to 6 evaluations, found {len(folders)}")
     names = run_names(folders)
-    runs = {name: read_evaluation(folder) for name, folder in zip(names, folders)}
+    runs = {name: read_evaluation(folder, "--compare") for name, folder in zip(names, folders)}
     figures = compare_figures(runs)
     shared = find_shared_images(dict(zip(names, folders)), runs)
     headline = f"Compared with {names[0]}"

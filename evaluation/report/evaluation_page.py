@@ -23,12 +23,12 @@ SETS = {
 }
 
 
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """metrics.json of an evaluation."""
+def read_evaluation(folder: Path, flag: str = "") -> dict[str, Any]:
+    """metrics.json of an evaluation; `flag` is what its folder was given by."""
     path, expected = folder / "metrics.json", "an evaluation with `figures`, as evaluate.py makes it"
-    metrics = read_object(path, expected)
+    metrics = read_object(path, expected, flag)
     if not isinstance(metrics.get("figures"), list):
-        raise UserError(f"{path}: expected {expected}")
+        raise UserError(f"{flag} {path}: expected {expected}".strip())
     return metrics
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from evaluation import quality
 from evaluation.intervals import difference
 from evaluation.report.comparison_page import (
     REFERENCES,
@@ -53,6 +54,7 @@ def test_figures_that_rest_on_different_images_are_not_graded():
     why = "not compared: measured against different reference photos"
     assert refused("identity/verified", "identity_reference") == why
     assert refused("fidelity/subject/clip", "instance_data_dir") and refused("near_duplicates/clip", "real")
+    assert all(refused(f"{figure.id}/clip", "real") for figure in quality.FIGURES)
     for kind in ("instance_data_dir", "prior_before"):
         assert refused("fidelity/prior_leak/clip", kind)
     for key in ("identity/face_found", "fidelity/prompt/clip", "vendi/clip"):  # of the generated images alone

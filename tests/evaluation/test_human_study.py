@@ -268,7 +268,7 @@ def test_damaged_and_foreign_ratings_are_refused_by_name(study, tmp_path):
         "has no answers": rate(study, tmp_path, "X", fair, honest, answers=[]),
         "`rater` is not text": rate(study, tmp_path, "X", fair, honest, rater=["X"]),
         "damaged": tmp_path / "torn.json",
-        "No such file": tmp_path / "gone.json",
+        "gone.json: no such file": tmp_path / "gone.json",
     }
     (tmp_path / "torn.json").write_text(good.read_text()[:50])
     for message, path in wrong.items():

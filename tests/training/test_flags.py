@@ -90,6 +90,7 @@ def test_a_value_that_can_not_be_is_one_line_with_the_flag(capsys, line):
             "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets",
         ),
         ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
+        ("--train_data_dir a --dataset_name b/c", "--train_data_dir a: does nothing with --dataset_name b/c; give one"),
     ],
 )
 def test_flags_that_contradict_each_other(capsys, line, said):

@@ -96,6 +96,12 @@ def test_missing_recipe_names_the_path(parser, tmp_path, capsys):
     assert "none.yaml: No such file or directory" in capsys.readouterr().err
 
 
+def test_a_mistyped_flag_is_answered_with_the_nearest_one(parser, capsys):
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, ["--lerning_rate", "1"])
+    assert "unrecognized arguments: --lerning_rate 1; did you mean `--learning_rate`?; see" in capsys.readouterr().err
+
+
 def test_abbreviated_flags_are_refused(parser):
     with pytest.raises(SystemExit):
         cli.parse_args(parser, ["--learn", "1"])

@@ -113,6 +113,12 @@ def test_changes_are_of_values_and_not_of_order():
     assert runs.training_changes({"a": 1, "b": 2}, {"a": 3, "b": 4}, ["b"]) == ["a was 1, now 3"]
 
 
+def test_a_flag_that_is_newer_than_the_run_is_a_change_only_where_it_is_used():
+    assert runs.training_changes({"a": 1}, {"a": 1, "b": 0, "c": False, "d": None, "e": []}, []) == []
+    assert runs.training_changes({"a": 1}, {"a": 1, "b": 2}, []) == ["b was None, now 2"]
+    assert runs.training_changes({"a": 1}, {"a": 0}, []) == ["a was 1, now 0"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_foreign_folder_is_refused_whatever_is_asked(tmp_path, open_run, overwrite):
     (tmp_path / "thesis.tex").write_text("years of work")
