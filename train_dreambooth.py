@@ -270,8 +270,8 @@ def print_dry_run(
         print(f"class images {wanted.count:,}: {len(there):,} in {wanted.folder}, {missing:,} to be generated into it")
     examples.check_whole(train + held_out + there)
     print(dry_run.describe_memory(phases))
-    last = setup.count_steps(args, len(train))[0]
-    print(dry_run.describe_length(len(train), len(held_out), last, args.effective_batch_size))
+    total_steps = setup.count_steps(args, len(train))[0]
+    print(dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size))
 
 
 def describe_result(
@@ -371,19 +371,19 @@ def main(args: argparse.Namespace) -> int:
     encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
     optimizer, scaler = training.optimizer, training.scaler
-    last, validate_every = setup.count_steps(args, len(train))
+    total_steps, validate_every = setup.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
-    rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, last)
+    rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, total_steps)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
-    timesteps = noise_scheduler.config.num_train_timesteps
+    num_timesteps = noise_scheduler.config.num_train_timesteps
     autocast = devices.autocast(device, precision)
 
     def plan_samples(part: list[examples.Example], seed: Hashable) -> sample_plan.SamplePlan:
         shapes = tuple(one.shape for one in part)
         flip, dropout = 0.5 * args.random_flip, args.caption_dropout
-        return sample_plan.SamplePlan(seed, shapes, plan.effective, timesteps, flip, dropout)
+        return sample_plan.SamplePlan(seed, shapes, plan.effective, num_timesteps, flip, dropout)
 
     photo_plan = plan_samples(train, args.seed)
     class_plan = plan_samples(of_class, ("class", args.seed))
@@ -398,10 +398,10 @@ def main(args: argparse.Namespace) -> int:
 
     scaling = models.latent_scale(model)
     loader = batches.Loader(train + of_class, moments, scaling, views.crops, args.noise_offset, masks)
-    steps = batches.load_steps(range(progress.step, last), plan, accelerator.process_index, draw, loader)
+    steps = batches.load_steps(range(progress.step, total_steps), plan, accelerator.process_index, draw, loader)
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = validation.Checks(
-        held_out=validation.held_out_batches(held_out, args.num_validation_samples, timesteps, loader),
+        held_out=validation.held_out_batches(held_out, args.num_validation_samples, num_timesteps, loader),
         prompts=[prompts[i % len(prompts)] for i in range(args.num_validation_images)],
         seeds=[args.seed + i for i in range(args.num_validation_images)],
         model=model,
@@ -414,7 +414,7 @@ def main(args: argparse.Namespace) -> int:
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; loss, timestep and whether a class image, by sample."""
-        if args.lora_dropout:  # its mask, too, depends on the step alone
+        if args.lora_dropout:  # its mask depends on the step and on the micro-batch
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
         noisy = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         with autocast():
@@ -431,23 +431,23 @@ def main(args: argparse.Namespace) -> int:
     # core goes backward by itself.
     micro = plan.micro * (1 + bool(of_class))  # samples at once
     rows_to_log: list[Row] = []  # of the samples since the last line of the log
-    parts: list[Batch] | None = None  # this step's micro-batches
+    parts: list[Batch] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
     cores = None  # dropout needs one generator
     if device.type == "cpu" and not args.lora_dropout:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
-    validate_if_due(run, training, checks, validate_every, last)  # before the first step, to compare with
-    with contextlib.closing(steps), progress_bar(run, progress, last) as bar:
-        while not (is_finished(progress, last, patience) or stop_requested(run)):
+    validate_if_due(run, training, checks, validate_every, total_steps)  # before the first step, to compare with
+    with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
+        while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step
             with runs.timed(seconds, "data"):
-                parts = parts or next(steps)  # the samples of positions step*E … step*E+E-1
+                parts = parts or next(steps)  # this process's share of the effective batch
             with runs.timed(seconds, "step"):
                 optimizers.set_rates(optimizer, rates_at(step))
                 rows = None
                 while rows is None:  # again with the same samples, fewer at once, where the memory is full
-                    parts = [half for part in parts for half in part.split(micro)]
+                    parts = [piece for part in parts for piece in part.split(micro)]  # smaller if `micro` is
                     with devices.suppress_out_of_memory():
                         rows = torch.cat(
                             [
@@ -460,39 +460,39 @@ def main(args: argparse.Namespace) -> int:
                         optimizer.zero_grad()
                         free_memory()
                 sum_gradients(accelerator, parameters)
-                scaler.unscale_(optimizer)
+                scaler.unscale_(optimizer)  # does nothing unless in fp16
                 norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-                step_rows, total_norm = gather_rows(accelerator, rows, norm)
-                if overflowed(scaler, step_rows, total_norm):  # again with the same samples, at half the scale
+                step_rows, grad_norm = gather_rows(accelerator, rows, norm)  # of all processes, as numbers
+                if overflowed(scaler, step_rows, grad_norm):  # again with the same samples, at half the scale
                     scaler.update()
                     optimizer.zero_grad()
                     continue
-                if all_finite(step_rows, total_norm):
+                if all_finite(step_rows, grad_norm):
                     scaler.step(optimizer)
                     if training.average:
                         update_average(training.average, parameters, args.ema_decay)
                     progress.skipped_in_a_row = 0
                     rows_to_log += step_rows
                 else:
-                    skip_step(progress, args.on_nonfinite, total_norm, diagnose(unet, checks, parts))
+                    skip_step(progress, args.on_nonfinite, grad_norm, diagnose(unet, checks, parts))
                 scaler.update()  # after a skipped step too: it refuses to unscale twice without
                 optimizer.zero_grad()
             progress.step, parts = step + 1, None
 
-            if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == last):
-                losses = diffusion.mean_losses([row for row in rows_to_log if not row[2]], timesteps)
+            if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == total_steps):
+                losses = diffusion.mean_losses([row for row in rows_to_log if not row[2]], num_timesteps)
                 if of_class:
                     class_rows = [row for row in rows_to_log if row[2]]
-                    losses["prior_loss"] = diffusion.mean_losses(class_rows, timesteps)["loss"]
-                log_step(run, progress, losses, rates_at(step)[0], total_norm, len(rows_to_log))
+                    losses["prior_loss"] = diffusion.mean_losses(class_rows, num_timesteps)["loss"]
+                log_step(run, progress, losses, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
                 bar.set_postfix(loss=f"{progress.loss_smooth:.4f}", refresh=False)
             bar.update()
-            validate_if_due(run, training, checks, validate_every, last)
+            validate_if_due(run, training, checks, validate_every, total_steps)
             save_if_due(run, training, save_every, limit)
 
     # The end: the last step, no better loss for too long, or a signal.
-    finished = is_finished(progress, last, patience)
+    finished = is_finished(progress, total_steps, patience)
     # With --checkpointing_steps 0 only a run that is stopped leaves a checkpoint.
     save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
     if finished:

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from families.lora_layer import DirectLinear
 from families.names import FAMILIES
 from utils.cli import UserError
 from utils.files import write_safetensors
@@ -60,6 +61,8 @@ def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | Non
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
     )
+    if not adapter.dropout and not adapter.use_dora:
+        config._register_custom_module({torch.nn.Linear: DirectLinear})
     module.add_adapter(config, adapter_name=ADAPTER)
     trained = list(_adapter(module).values())
     for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient

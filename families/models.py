@@ -79,9 +79,8 @@ def model_family(model: str) -> str:
     index = read_config(model, "model_index.json")
     module = next((module for module in FAMILIES.values() if module.is_mine(index)), None)
     if module is None:
-        raise UserError(
-            f"{model}: a {index.get('_class_name')} has no UNet; supported are {', '.join(LABELS.values())}"
-        )
+        kind, known = index.get("_class_name"), ", ".join(LABELS.values())
+        raise UserError(f"{model}: a {kind} has no UNet; supported are {known}")
     return module.find_version(read_config(model, "unet/config.json"))
 
 

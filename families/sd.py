@@ -5,7 +5,7 @@ Every family has a module with these names; families.names.FAMILIES lists them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def find_version(unet_config: dict[str, Any]) -> str:
     return "sd2" if unet_config["cross_attention_dim"] == TEXT_WIDTHS["sd2"] else "sd1"
 
 
-def find_file_version(keys: Iterable[str]) -> str | None:
+def find_file_version(keys: Collection[str]) -> str | None:
     """The version of a single file with tensors of these names; None: not of this family."""
     if any(key.startswith("conditioner.") for key in keys):
         return None
@@ -77,7 +77,7 @@ def build_pipeline(
     """For prompts that are already encoded."""
     from diffusers import StableDiffusionPipeline
 
-    missing = dict.fromkeys(("text_encoder", "tokenizer", "feature_extractor"))
+    missing = dict.fromkeys((*TEXT_ENCODERS, *TOKENIZERS, "feature_extractor"))
     return StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **missing, **PIPELINE_OPTIONS)
 
 

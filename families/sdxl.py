@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from families.sd import token_ids
@@ -37,7 +37,7 @@ def find_version(unet_config: dict[str, Any]) -> str:
     return "sdxl"
 
 
-def find_file_version(keys: Iterable[str]) -> str | None:
+def find_file_version(keys: Collection[str]) -> str | None:
     return "sdxl" if any(key.startswith("conditioner.embedders.1.") for key in keys) else None
 
 

@@ -567,6 +567,16 @@ def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboar
     assert [one.step for one in events.Scalars("val_loss")] == [0, 2, 3] and events.Tags()["images"]
 
 
+def test_the_speed_counts_the_steps_before_a_validation_too(trainer_data, tmp_path):
+    words = ["--validation_steps", 2, "--num_validation_images", 1, "--logging_steps", 3, "--max_train_steps", 3]
+    assert train(trainer_data, tmp_path / "run", *words) == 0
+    records = metrics_log.read_metrics(tmp_path / "run/metrics.jsonl")
+    (steps,) = [one for one in records if "loss" in one]
+    assert [one["step"] for one in records if "seconds_step" in one] == [3]
+    seconds = steps["seconds_step"] + steps["seconds_data"]
+    assert steps["samples_per_second"] == pytest.approx(3 * 8 / seconds, rel=0.01)
+
+
 def test_black_images_are_counted_and_reported(trainer_data, tmp_path, monkeypatch, caplog):
     decode = AutoencoderKL.decode
 

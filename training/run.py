@@ -83,8 +83,12 @@ def start_run(
 
 
 def log(run: Run, record: dict[str, Any]) -> None:
-    """A line of metrics.jsonl, with the seconds spent since the last one, and the same to the trackers."""
-    record |= {f"seconds_{name}": round(run.seconds.pop(name), 3) for name in list(run.seconds)}
+    """A line of metrics.jsonl, with the seconds spent since the last one, and the same to the trackers.
+
+    The seconds of steps belong to the lines of log_step alone, which divide their samples by them.
+    """
+    names = [name for name in run.seconds if name not in ("data", "step") or "samples_per_second" in record]
+    record |= {f"seconds_{name}": round(run.seconds.pop(name), 3) for name in names}
     if run.is_main:
         metrics_log.append_metrics(run.folder / "metrics.jsonl", record)
         trackers.log_scalars(run.trackers, record, record["step"])
