@@ -23,9 +23,8 @@ def plot_curves(path: Path, arms: Sequence[dict[str, Any]]) -> None:
                 axis.axhline(centre[0], color=colour, linestyle="--", label=f"{name} only")
                 axis.axhspan(low[0], high[0], color=colour, alpha=0.12, linewidth=0)
                 continue
-            places = [
-                arm["n_real"] * 1.02 ** (number - len(names) / 2) for arm in own
-            ]  # next to each other, none hidden
+            # next to each other, none hidden
+            places = [arm["n_real"] * 1.02 ** (number - len(names) / 2) for arm in own]
             spread = [[c - edge for c, edge in zip(centre, low)], [edge - c for c, edge in zip(centre, high)]]
             axis.errorbar(places, centre, spread, color=colour, marker="o", markersize=4, capsize=3, label=name)
         ticks = sorted({arm["n_real"] for arm in arms if arm["n_real"]})

@@ -17,11 +17,19 @@ from huggingface_hub.errors import HfHubHTTPError
 from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
 from families.single_file import convert_single_file
 from utils.cli import UserError
+from utils.hub import load_named
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        ControlNetModel,
+        DDPMScheduler,
+        DiffusionPipeline,
+        ModelMixin,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -155,6 +163,29 @@ def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     return _load_frozen(UNet2DConditionModel, model, "unet", dtype)
+
+
+def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetModel:
+    """The ControlNet of a hub id or folder; refuses one that does not fit the model's UNet."""
+    from diffusers import ControlNetModel
+
+    def load() -> ControlNetModel:
+        kind = ControlNetModel.load_config(name).get("_class_name")
+        if kind != "ControlNetModel":
+            raise ValueError(f"its config.json is of a {kind}")
+        net = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        if missing := [key for key, weight in net.named_parameters() if weight.is_meta]:
+            raise ValueError(f"its file lacks {len(missing)} of the weights, such as {missing[0]}")
+        return net
+
+    net, unet = load_named("--controlnet", name, "ControlNet", load), read_config(model, "unet/config.json")
+    for key in ("cross_attention_dim", "block_out_channels", "in_channels"):
+        theirs, ours = (list(one) if isinstance(one, (list, tuple)) else one for one in (net.config[key], unet[key]))
+        if theirs != ours:
+            raise UserError(
+                f"--controlnet {name}: made for another family of models ({key} {theirs}, this model's is {ours})"
+            )
+    return net
 
 
 def tune_unet(unet: UNet2DConditionModel, checkpointing: bool, xformers: bool, compiled: bool) -> None:

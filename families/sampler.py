@@ -20,7 +20,6 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from families import lora_mix, models, sampling, tokens
-from families.controlnet import load_controlnet
 from families.names import FAMILIES
 from utils import devices, image_checks
 from utils.cli import UserError, counted
@@ -101,7 +100,7 @@ class Sampler:
 def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, prompts: list[str]) -> Sampler:
     """The models on their device, with the features of these prompts; the text encoders are freed again."""
     device, dtype = execution.device, execution.dtype
-    controlnet = load_controlnet(parts.controlnet, parts.model, dtype) if parts.controlnet else None
+    controlnet = models.load_controlnet(parts.controlnet, parts.model, dtype) if parts.controlnet else None
     schedule = models.load_noise_scheduler(parts.model)
     if parts.prediction_type:
         schedule.register_to_config(prediction_type=parts.prediction_type)

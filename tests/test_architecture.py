@@ -84,10 +84,14 @@ def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int
     return len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
 
 
+def test_formatting_is_nowhere_switched_off():
+    files = [path for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
+    assert [path.name for path in files if "# fmt: " + "skip" in path.read_text("utf-8")] == []
+
+
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_functions_have_few_parameters_with_named_types(path):
     source = path.read_text("utf-8")
-    assert "fmt: skip" not in source
     tree = ast.parse(source)
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
     assert [f"line {node.lineno}" for node in functions if parameters(node) > 8] == []

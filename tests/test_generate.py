@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 import generate
 import prepare_dataset
 from families import lora, lora_mix, models, sampler
-from families.controlnet import load_controlnet
 from generation import conditions, set_folder
 from generation.finish import read_sessions
 from generation.prompts import Prompt, read_prompts
@@ -110,9 +109,13 @@ def test_an_image_is_what_the_plain_pipeline_draws_of_its_prompt_and_seed(refere
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     for line in lines(reference / "metadata.jsonl")[::3]:
         drawn = pipeline(
-            line["text"], generator=torch.Generator().manual_seed(line["seed"]), num_inference_steps=4,
-            guidance_scale=7.5, height=64, width=64
-        ).images[0]  # fmt: skip
+            line["text"],
+            generator=torch.Generator().manual_seed(line["seed"]),
+            num_inference_steps=4,
+            guidance_scale=7.5,
+            height=64,
+            width=64,
+        ).images[0]
         assert apart(np.asarray(drawn, np.int16), np.asarray(Image.open(reference / line["file_name"]), np.int16)) <= 1
 
 
@@ -341,9 +344,10 @@ def test_rejected_images_are_kept_with_the_reason_and_get_the_next_seed(referenc
     assert line["seed"] == 2 + sampler.RETRY_SEEDS
     kept = lines(tmp_path / "set/rejected/metadata.jsonl")
     assert [(one["seed"], one["reason"]) for one in kept] == [(2, "noise")]
-    assert apart(
-        np.asarray(Image.open(tmp_path / "set/rejected" / kept[0]["file_name"]), np.int16), pixels(reference)[2]
-    ) <= 1  # fmt: skip
+    assert (
+        apart(np.asarray(Image.open(tmp_path / "set/rejected" / kept[0]["file_name"]), np.int16), pixels(reference)[2])
+        <= 1
+    )
     assert json.loads((tmp_path / "set/report.json").read_text())["rejected"] == {"noise": 1}
     others = [0, 1, 3, 4, 5]
     assert apart(pixels(tmp_path / "set")[others], pixels(reference)[others]) <= 1
@@ -357,8 +361,9 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
-        2 * sampler.RETRY_SEEDS, 2 * sampler.RETRY_SEEDS + 1
-    ]  # fmt: skip
+        2 * sampler.RETRY_SEEDS,
+        2 * sampler.RETRY_SEEDS + 1,
+    ]
 
 
 def test_near_copies_of_training_images_are_rejected(reference, tmp_path):
@@ -436,11 +441,15 @@ def expected(reference: Path, loras: list[Path], weights: list[float]) -> np.nda
     pipeline.set_adapters(names, weights)
     drawn = [
         pipeline(
-            line["text"], generator=torch.Generator().manual_seed(line["seed"]), num_inference_steps=4,
-            guidance_scale=7.5, height=64, width=64
+            line["text"],
+            generator=torch.Generator().manual_seed(line["seed"]),
+            num_inference_steps=4,
+            guidance_scale=7.5,
+            height=64,
+            width=64,
         ).images[0]
         for line in lines(reference / "metadata.jsonl")[:3]
-    ]  # fmt: skip
+    ]
     return np.stack([np.asarray(one, np.int16) for one in drawn])
 
 
@@ -507,9 +516,13 @@ def test_image_to_image_is_what_the_diffusers_pipeline_draws(reference, tmp_path
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     (line,) = lines(tmp_path / "set/metadata.jsonl")
     drawn = pipeline(
-        line["text"], image=Image.open(reference / "images/000000.png"), strength=0.5, num_inference_steps=4,
-        guidance_scale=7.5, generator=torch.Generator().manual_seed(0)
-    ).images[0]  # fmt: skip
+        line["text"],
+        image=Image.open(reference / "images/000000.png"),
+        strength=0.5,
+        num_inference_steps=4,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
     assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "set")[0]) <= 1
 
 
@@ -535,9 +548,8 @@ def test_a_controlnet_draws_what_the_diffusers_pipeline_draws(reference, tmp_pat
     edges = conditions.canny_edges(Image.open(reference / "images/000001.png"))
     assert 0.005 < (np.asarray(edges) > 0).mean() < 0.5
     drawn = pipeline(
-        line["text"], image=edges, num_inference_steps=4, guidance_scale=7.5,
-        generator=torch.Generator().manual_seed(1)
-    ).images[0]  # fmt: skip
+        line["text"], image=edges, num_inference_steps=4, guidance_scale=7.5, generator=torch.Generator().manual_seed(1)
+    ).images[0]
     assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "canny")[1]) <= 1
     assert make(tmp_path / "none", *words) == 0
     assert apart(pixels(tmp_path / "none"), pixels(tmp_path / "canny")) > 1
@@ -548,9 +560,14 @@ def test_depth_is_estimated_by_a_transformers_model(reference, tmp_path):
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
     config = DPTConfig(
-        **sizes, image_size=32, patch_size=8, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8, is_hybrid=False
-    )  # fmt: skip
+        **sizes,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+    )
     torch.manual_seed(0)
     net = DPTForDepthEstimation(config)
     for weight in net.parameters():
@@ -571,7 +588,7 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
         (tmp_path, "--controlnet .*: does not contain a complete ControlNet"),
     ):
         with pytest.raises(UserError, match=told):
-            load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
+            models.load_controlnet(str(place), str(models.DEMO_MODEL), torch.float32)
 
 
 def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
@@ -613,9 +630,14 @@ def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatc
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     line = lines(tmp_path / "set/metadata.jsonl")[1]
     drawn = pipeline(
-        line["text"], negative_prompt="ugly", generator=torch.Generator().manual_seed(1), num_inference_steps=4,
-        guidance_scale=7.5, height=32, width=32
-    ).images[0]  # fmt: skip
+        line["text"],
+        negative_prompt="ugly",
+        generator=torch.Generator().manual_seed(1),
+        num_inference_steps=4,
+        guidance_scale=7.5,
+        height=32,
+        width=32,
+    ).images[0]
     assert apart(np.asarray(drawn, np.int16), pixels(tmp_path / "set")[1]) <= 1
 
 

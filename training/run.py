@@ -82,13 +82,9 @@ def start_run(
     return Run(accelerator, folder, seconds, started, runs.catch_signals(), [saved] if saved else [])
 
 
-def log(run: Run, record: dict[str, Any]) -> None:
-    """A line of metrics.jsonl, with the seconds spent since the last one, and the same to the trackers.
-
-    The seconds of steps belong to the lines of log_step alone, which divide their samples by them.
-    """
-    names = [name for name in run.seconds if name not in ("data", "step") or "samples_per_second" in record]
-    record |= {f"seconds_{name}": round(run.seconds.pop(name), 3) for name in names}
+def log(run: Run, record: dict[str, Any], activities: list[str]) -> None:
+    """A line of metrics.jsonl and for the trackers, with the seconds spent on activities since their last line."""
+    record |= {f"seconds_{name}": round(run.seconds.pop(name), 3) for name in activities}
     if run.is_main:
         metrics_log.append_metrics(run.folder / "metrics.jsonl", record)
         trackers.log_scalars(run.trackers, record, record["step"])
@@ -100,7 +96,7 @@ def log_step(run: Run, progress: Progress, losses: dict[str, float], rate: float
     record = {"step": progress.step, **losses, "loss_smooth": progress.loss_smooth, "lr": rate, "grad_norm": norm}
     record["samples_per_second"] = samples / (run.seconds["data"] + run.seconds["step"])
     record["memory_gib"] = devices.peak_memory_gib(run.accelerator.device)
-    log(run, record | {"skipped_steps": len(progress.skipped)})
+    log(run, record | {"skipped_steps": len(progress.skipped)}, list(run.seconds))
 
 
 def progress_bar(run: Run, progress: Progress, last: int) -> tqdm:
@@ -133,7 +129,8 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
     loss = figures.get("val_loss")
     if validation.note_loss(progress, loss) and run.is_main:
         save_best(run.folder / "best", training)
-    log(run, {"step": step, **figures})
+    # Those of the steps stay for the next log_step, which divides its samples by them.
+    log(run, {"step": step, **figures}, [name for name in run.seconds if name not in ("data", "step")])
     if step >= last and not math.isfinite(loss or 0):
         raise UserError(f"step {step}: the held-out loss is not finite, and nothing is written. {ADVICE}")
     if run.is_main and checks.prompts:

@@ -41,9 +41,15 @@ def commands(args: argparse.Namespace, data: Path, folder: Path) -> dict[str, li
     """The baseline draws no validation images by default, has no gradient checkpointing, and alpha = rank."""
     shared, model = [*shared_flags(args, data), "--output_dir", str(folder / "run")], args.pretrained_model_name_or_path
     ours = [
-        "--no-gradient_checkpointing", "--validation_steps", "0", "--checkpointing_steps", "0", "--latent_cache_dir",
-        str(folder / "cache"), *shlex.split(args.ours_flags.format(folder=folder))
-    ]  # fmt: skip
+        "--no-gradient_checkpointing",
+        "--validation_steps",
+        "0",
+        "--checkpointing_steps",
+        "0",
+        "--latent_cache_dir",
+        str(folder / "cache"),
+        *shlex.split(args.ours_flags.format(folder=folder)),
+    ]
     theirs = ["--checkpointing_steps", str(10**9), *shlex.split(args.baseline_flags)]
     start = {"diffusers": (args.baseline, resolve_model(model), theirs)}
     start["ours"] = (ROOT / "train_dreambooth.py", model, ours)

@@ -28,7 +28,7 @@ HOW = [
     RuntimeError("MPS backend out of memory (MPS allocated: 17.2 GB, other allocations: 1.1 GB, max allowed: 18.1 GB)"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:81] data. DefaultCPUAllocator: not enough memory: you tried"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("error", HOW, ids=lambda error: str(error)[:30])

@@ -87,8 +87,12 @@ def test_what_is_not_known_is_left_out_and_a_local_base_is_no_hub_id(run, tmp_pa
 
 def test_only_what_is_meant_is_pushed(run):
     assert files_to_push(run) == [
-        "config.yaml", "loss_curve.png", "pytorch_lora_weights.safetensors",
-        "validation/step-000000.png", "validation/step-000010.png"]  # fmt: skip
+        "config.yaml",
+        "loss_curve.png",
+        "pytorch_lora_weights.safetensors",
+        "validation/step-000000.png",
+        "validation/step-000010.png",
+    ]
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -78,7 +78,7 @@ def test_images_are_those_of_the_models_own_pipeline(folders, parts, family):
         generator = torch.Generator().manual_seed(seed)
         expected = pipeline(
             text, num_inference_steps=3, guidance_scale=5.0, height=32, width=32, generator=generator
-        ).images  # fmt: skip
+        ).images
         assert image.size == (32, 32) and np.abs(pixels([image]) - pixels(expected)).max() <= 1
 
 
@@ -158,8 +158,13 @@ def test_what_is_wrong_with_an_image():
 
 
 def test_the_grid_is_one_file_that_counts_the_invalid(tmp_path):
-    made = [random_image(), Image.new("RGB", (32, 32)), random_image(1), Image.new("RGB", (32, 32), "white"),
-             random_image(2)]  # fmt: skip
+    made = [
+        random_image(),
+        Image.new("RGB", (32, 32)),
+        random_image(1),
+        Image.new("RGB", (32, 32), "white"),
+        random_image(2),
+    ]
     prompts = ["a\nshoe of two lines", "x", "a very long prompt " * 20, "y", "Größe 42"]
     path = tmp_path / "validation/step-000500.png"
     assert validation.save_grid(path, made, prompts) == 2

@@ -66,8 +66,10 @@ def test_the_newest_is_by_number_and_nothing_else_counts(tmp_path):
     (tmp_path / "checkpoint-final").mkdir(), (tmp_path / ".checkpoint-2000.partial").mkdir()
     (tmp_path / "checkpoint-3000").write_text("a file")
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
-        "checkpoint-1000", "checkpoint-900", "checkpoint-20"
-    ]  # fmt: skip
+        "checkpoint-1000",
+        "checkpoint-900",
+        "checkpoint-20",
+    ]
     assert checkpoints.find_checkpoint(tmp_path, "latest").name == "checkpoint-1000"
 
 

@@ -11,12 +11,30 @@ def records(steps: int, validated: bool = True) -> list[dict]:
     made = []
     for step in range(10, steps + 1, 10):
         loss = 0.1 + 0.05 * math.exp(-step / 100)
-        made.append({"step": step, "loss": loss, "loss_smooth": loss, "loss_q1": loss * 2, "loss_q4": loss / 4,
-                     "lr": 1e-4, "samples_per_second": 8.0, "memory_gib": 3.0 + step / 1000, "seconds_data": 1.0,
-                     "seconds_step": 7.0, "seconds_checkpoint": 0.0})  # fmt: skip
+        made.append(
+            {
+                "step": step,
+                "loss": loss,
+                "loss_smooth": loss,
+                "loss_q1": loss * 2,
+                "loss_q4": loss / 4,
+                "lr": 1e-4,
+                "samples_per_second": 8.0,
+                "memory_gib": 3.0 + step / 1000,
+                "seconds_data": 1.0,
+                "seconds_step": 7.0,
+                "seconds_checkpoint": 0.0,
+            }
+        )
         if validated and step % 50 == 0:
-            made.append({"step": step, "val_loss": 0.1 + abs(step - 100) / 1000, "seconds_validation": 10.0,
-                         "validation/invalid_images": 1})  # fmt: skip
+            made.append(
+                {
+                    "step": step,
+                    "val_loss": 0.1 + abs(step - 100) / 1000,
+                    "seconds_validation": 10.0,
+                    "validation/invalid_images": 1,
+                }
+            )
     return made
 
 
@@ -57,8 +75,9 @@ def test_a_resumed_run_records_each_step_once(tmp_path):
 def test_the_curve_shows_loss_and_validation(tmp_path):
     plot_losses(records(300), tmp_path / "with.png")
     plot_losses(records(300, validated=False), tmp_path / "without.png")
-    with_it, without = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), dtype=int)
-                        for name in ("with", "without"))  # fmt: skip
+    with_it, without = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), dtype=int) for name in ("with", "without")
+    )
 
     def pixels(image, colour):
         return int((np.abs(image - colour).max(-1) < 12).sum())
@@ -70,15 +89,25 @@ def test_the_curve_shows_loss_and_validation(tmp_path):
 def test_any_record_can_be_plotted(tmp_path):
     plot_losses([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-    for some in ([{"step": 1, "loss": 0.5}], [{"step": 0, "val_loss": 0.5}], [{"step": 1, "loss": 0.0}] * 2,
-                 [{"step": 1, "loss": None, "loss_q1": 0.0}, {"step": 2, "loss": 1e9, "lr": 0.0}]):  # fmt: skip
+    for some in (
+        [{"step": 1, "loss": 0.5}],
+        [{"step": 0, "val_loss": 0.5}],
+        [{"step": 1, "loss": 0.0}] * 2,
+        [{"step": 1, "loss": None, "loss_q1": 0.0}, {"step": 2, "loss": 1e9, "lr": 0.0}],
+    ):
         plot_losses(some, tmp_path / "curve.png")
         assert Image.open(tmp_path / "curve.png").size[0] > 500
 
 
 def test_the_best_is_the_first_of_the_lowest():
-    assert best_validation([{"step": 1, "val_loss": 2.0}, {"step": 2, "val_loss": 1.0}, {"step": 3, "val_loss": 1.0},
-                            {"step": 4, "val_loss": None}]) == (2, 1.0)  # fmt: skip
+    assert best_validation(
+        [
+            {"step": 1, "val_loss": 2.0},
+            {"step": 2, "val_loss": 1.0},
+            {"step": 3, "val_loss": 1.0},
+            {"step": 4, "val_loss": None},
+        ]
+    ) == (2, 1.0)
     assert best_validation([{"step": 1, "loss": 1.0}]) is None
 
 

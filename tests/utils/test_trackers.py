@@ -111,14 +111,23 @@ def test_wandb_without_login_keeps_all_offline_and_continues_its_run(tmp_path):
     wandb.teardown()  # its service, another process, may still be writing
     history = wandb_history(tmp_path)
     assert {step: row["loss"] for step, row in history.items() if "loss" in row} == {
-        1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.25, 5: 0.2}  # fmt: skip
+        1: 1.0,
+        2: 0.5,
+        3: 1 / 3,
+        4: 0.25,
+        5: 0.2,
+    }
     assert any("validation" in name for name in history[4])
     assert len(list(tmp_path.glob("logs/wandb/offline-run-*/files/media/images/*.png"))) == 4
     sounds = list(tmp_path.glob("logs/wandb/offline-run-*/files/media/audio/**/*.wav"))
     assert len(sounds) == 2 and all(is_tone(str(path)) for path in sounds)
     assert any("validation/speech" in name for name in history[5])
-    runs = [record.run for path in sorted(tmp_path.glob("logs/wandb/offline-run-*/*.wandb"))
-            for record in wandb_records(path) if record.WhichOneof("record_type") == "run"]  # fmt: skip
+    runs = [
+        record.run
+        for path in sorted(tmp_path.glob("logs/wandb/offline-run-*/*.wandb"))
+        for record in wandb_records(path)
+        if record.WhichOneof("record_type") == "run"
+    ]
     assert len({run.run_id for run in runs}) == 1 and runs[0].display_name == "shoes"
     config = {item.key: item.value_json for item in runs[0].config.update}
     assert config["rank"] == "8" and config["wandb_api_key"] == '"***"'
@@ -215,9 +224,11 @@ def test_names():
 def test_secrets_are_masked_and_nothing_else():
     settings = {"hub_token": "x", "HF_TOKEN": "y", "deep": {"api_key": "z", "password": None}, "urls": ["s://u:p@h"]}
     plain = {"max_tokens": 3, "tokenizer_name": "clip", "prompt": "a token of a secret garden"}
-    assert mask_secrets(settings | plain) == {
-        "hub_token": "***", "HF_TOKEN": "***", "deep": {"api_key": "***", "password": None}, "urls": ["s://***@h"],
-    } | plain  # fmt: skip
+    assert (
+        mask_secrets(settings | plain)
+        == {"hub_token": "***", "HF_TOKEN": "***", "deep": {"api_key": "***", "password": None}, "urls": ["s://***@h"]}
+        | plain
+    )
     command = f"HF_TOKEN=abc train.py --hub_token abc --api-key='a b' --rank 8 hf_{'abc' * 10}"
     assert mask_text(command) == "HF_TOKEN=*** train.py --hub_token *** --api-key=*** --rank 8 ***"
     kept = ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'")
