@@ -11,7 +11,6 @@ With --with_prior_preservation it also trains on what the model itself generates
 
 import argparse
 import contextlib
-import logging
 from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Hashable
 from dataclasses import replace
@@ -38,7 +37,6 @@ from training import (
     prior,
     sample_plan,
     setup,
-    validation,
 )
 from training.batches import Batch
 from training.build import NewWord, Recipe, build_training
@@ -70,7 +68,6 @@ from training.state import check_kohya_names, update_average
 from utils import cli, devices, faces, runs
 from utils.cli import UserError, positive
 
-logger = logging.getLogger("train_dreambooth")
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
     "mask_loss resolution effective_batch_size learning_rate lr_scheduler optimizer train_text_encoder seed"
@@ -306,8 +303,7 @@ def main(args: argparse.Namespace) -> int:
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
-        plan = plan._replace(micro=dry_run.largest_batch(plan.micro, devices.device_memory(device)[1], estimate))
-        logger.warning("--train_batch_size auto: %s", plan)
+        plan = setup.fit_batch(plan, device, estimate)
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
@@ -320,13 +316,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"run          {runs.describe_run(out, tracking.settings, free, describe_end)}")
             print_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
         return 0
-    if is_main:
-        runs.open_run(out, tracking.settings, free, args.overwrite, describe_end)
-    accelerator.wait_for_everyone()
-    if message := describe_end():
-        accelerator.print(message)
-        if args.push_to_hub and is_main:
-            model_card.push_run(out, args.hub_model_id)
+    if not setup.open_folder(args, start, free, describe_end):
         return 0
 
     # The photos, and the class images that are missing.
@@ -400,17 +390,7 @@ def main(args: argparse.Namespace) -> int:
     loader = batches.Loader(train + of_class, moments, scaling, views.crops, args.noise_offset, masks)
     steps = batches.load_steps(range(progress.step, total_steps), plan, accelerator.process_index, draw, loader)
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
-    checks = validation.Checks(
-        held_out=validation.held_out_batches(held_out, args.num_validation_samples, num_timesteps, loader),
-        prompts=[prompts[i % len(prompts)] for i in range(args.num_validation_images)],
-        seeds=[args.seed + i for i in range(args.num_validation_images)],
-        model=model,
-        family=family,
-        sampling=setup.read_sampling(args),
-        scheduler=noise_scheduler,
-        encode=encode,
-        autocast=autocast,
-    )
+    checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; loss, timestep and whether a class image, by sample."""

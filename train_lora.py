@@ -9,26 +9,13 @@ The data is what prepare_dataset.py made, an imagefolder, images with <name>.txt
 
 import argparse
 import contextlib
-import logging
 from typing import Any
 
 import torch
 from diffusers.training_utils import free_memory
 
 from families import diffusion, lora, models
-from training import (
-    batches,
-    dry_run,
-    encoding,
-    examples,
-    flags,
-    memory,
-    model_card,
-    optimizers,
-    sample_plan,
-    setup,
-    validation,
-)
+from training import batches, dry_run, encoding, examples, flags, memory, model_card, optimizers, sample_plan, setup
 from training.batches import Batch
 from training.build import Recipe, build_training
 from training.gradients import (
@@ -58,7 +45,6 @@ from training.run import (
 from training.state import check_kohya_names, update_average
 from utils import cli, devices, runs
 
-logger = logging.getLogger("train_lora")
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder snr_gamma "
     "noise_offset caption_dropout random_flip seed mixed_precision"
@@ -135,8 +121,7 @@ def main(args: argparse.Namespace) -> int:
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
-        plan = plan._replace(micro=dry_run.largest_batch(plan.micro, devices.device_memory(device)[1], estimate))
-        logger.warning("--train_batch_size auto: %s", plan)
+        plan = setup.fit_batch(plan, device, estimate)
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
@@ -149,13 +134,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"run          {runs.describe_run(out, tracking.settings, free, describe_end)}")
             print_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
         return 0
-    if is_main:
-        runs.open_run(out, tracking.settings, free, args.overwrite, describe_end)
-    accelerator.wait_for_everyone()
-    if message := describe_end():
-        accelerator.print(message)
-        if args.push_to_hub and is_main:
-            model_card.push_run(out, args.hub_model_id)
+    if not setup.open_folder(args, start, free, describe_end):
         return 0
 
     # The data: captions and images are encoded once, and each encoder is freed before the next part is loaded.
@@ -208,17 +187,7 @@ def main(args: argparse.Namespace) -> int:
         loader,
     )
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
-    checks = validation.Checks(
-        held_out=validation.held_out_batches(held_out, args.num_validation_samples, num_timesteps, loader),
-        prompts=[prompts[i % len(prompts)] for i in range(args.num_validation_images)],
-        seeds=[args.seed + i for i in range(args.num_validation_images)],
-        model=model,
-        family=family,
-        sampling=setup.read_sampling(args),
-        scheduler=noise_scheduler,
-        encode=encode,
-        autocast=autocast,
-    )
+    checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; the loss and the timestep of each of its samples."""

@@ -12,19 +12,21 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
 from families import models
-from families.diffusion import training_scheduler
+from families.diffusion import Text, training_scheduler
 from families.lora import UNET_TARGETS, Adapter, check_targets
 from families.sampler import Sampling
-from training.batches import BatchPlan, plan_batch
+from training.batches import BatchPlan, Loader, plan_batch
 from training.build import Recipe
+from training.dry_run import largest_batch
 from training.encoding import encoded_at_once
-from training.examples import Record, Views, fitting_shapes, largest_shape
-from training.memory import Load, build_part
-from training.model_card import hub_token
+from training.examples import Example, Record, Views, fitting_shapes, largest_shape
+from training.memory import Load, Phases, build_part
+from training.model_card import hub_token, push_run
 from training.optimizers import OptimizerSettings, Schedule
 from training.read_data import choose_buckets
 from training.run import Tracking
 from training.state import kohya_path
+from training.validation import Checks, held_out_batches
 from utils import cli, devices, runs
 from utils.catalogue import Source
 from utils.cli import UserError
@@ -94,6 +96,49 @@ def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None
             f"--early_stopping_patience {args.early_stopping_patience}: the data has no held-out images to measure the "
             "loss on; add --held_out 0.1, or prepare it with a val split"
         )
+
+
+def fit_batch(plan: BatchPlan, device: torch.device, estimate: Callable[[int], Phases]) -> BatchPlan:
+    """The plan with the largest micro-batch whose estimate fits in the device's free memory."""
+    plan = plan._replace(micro=largest_batch(plan.micro, devices.device_memory(device)[1], estimate))
+    logger.warning("--train_batch_size auto: %s", plan)
+    return plan
+
+
+def open_folder(args: argparse.Namespace, start: Start, free: set[str], describe_end: Callable[[], str | None]) -> bool:
+    """Open --output_dir; whether a step is left to train. `free`: the settings that a resumed run may change."""
+    if start.accelerator.is_main_process:
+        runs.open_run(args.output_dir, start.tracking.settings, free, args.overwrite, describe_end)
+    start.accelerator.wait_for_everyone()
+    message = describe_end()
+    if message:
+        start.accelerator.print(message)
+        if args.push_to_hub and start.accelerator.is_main_process:
+            push_run(args.output_dir, args.hub_model_id)
+    return not message
+
+
+def plan_checks(
+    args: argparse.Namespace,
+    start: Start,
+    held_out: list[Example],
+    prompts: list[str],
+    loader: Loader,
+    encode: Callable[[list[str]], Text],
+) -> Checks:
+    """What a validation computes: the loss of held-out images, and images of the prompts in turn."""
+    timesteps = start.noise_scheduler.config.num_train_timesteps
+    return Checks(
+        held_out=held_out_batches(held_out, args.num_validation_samples, timesteps, loader),
+        prompts=[prompts[i % len(prompts)] for i in range(args.num_validation_images)],
+        seeds=[args.seed + i for i in range(args.num_validation_images)],
+        model=start.model,
+        family=start.family,
+        sampling=read_sampling(args),
+        scheduler=start.noise_scheduler,
+        encode=encode,
+        autocast=devices.autocast(start.accelerator.device, start.precision),
+    )
 
 
 def read_adapter(args: argparse.Namespace) -> Adapter:
