@@ -30,7 +30,7 @@ from evaluation.report import summary
 from evaluation.report.comparison_page import write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils import cli, devices, runs
-from utils.cli import UserError, positive, seed_number, workers
+from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores
@@ -70,18 +70,18 @@ def make_parser() -> cli.Parser:
     add("--inception_sha256", default=features.INCEPTION_SHA256, help="expected sha256 of that file")
     columns = "columns to split by and to check (default: article, colour …)"
     add("--attributes", nargs="+", type=canonical, help=columns)
-    add("--resamples", type=positive, default=1000, help="bootstrap samples for each interval")
+    add("--resamples", type=Range(1, 100_000, int), default=1000, help="bootstrap samples for each interval")
     add("--seed", type=seed_number, default=0, help="for bootstraps, samples, and the human study")
     add = parser.add_argument_group("targets and reports").add_argument
     asked = 'limits to meet: "fid<50" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {fid: "<50"}`'
     add("--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT", help=asked)
     add("--fail_under_targets", action="store_true", help="exit with 3 unless all are met")
     add("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
-    add("--human_study", type=int, metavar="N", help="write a page to rate N images on, and stop")
+    add("--human_study", type=Range(4, 10_000, int), metavar="N", help="write a page to rate N images on, and stop")
     add("--ratings", type=Path, nargs="+", metavar="JSON", help="the files that raters downloaded from that page")
     add("--compare", type=Path, nargs="+", metavar="DIR", help="compare these evaluations on one page")
     add = parser.add_argument_group("work").add_argument
-    add("--batch_size", type=positive, default=32, help="images at once through an encoder")
+    add("--batch_size", type=at_once, default=32, help="images at once through an encoder")
     add("--num_workers", type=workers, default=available_cores(), help="threads that decode images")
     add("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
     add("--overwrite", action="store_true", help="replace another set's evaluation or study there")

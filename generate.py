@@ -42,10 +42,15 @@ FREE = set(
 )
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser)
     flags.add_flags(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 

@@ -41,9 +41,14 @@ NOT_IN_RESULT = (
 ).split()
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     flags.add_flags(parser)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 

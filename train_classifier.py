@@ -26,14 +26,13 @@ from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
 from utils import cli, devices, runs
-from utils.cli import UserError, between, positive, seed_number, workers
+from utils.cli import Range, UserError, at_once, positive, seed_number, workers
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
 
 logger = logging.getLogger("train_classifier")
-ABOVE_ZERO = between(0, math.inf, above=True)
 RATES = {"cnn": 3e-3, "probe": 3e-3, "finetune": 1e-4}
 # What neither changes a training nor decides which of them there are to choose from.
 FREE = set("output_dir overwrite seed seeds real_shares synthetic_ratios num_workers feature_cache".split())
@@ -48,9 +47,9 @@ def make_parser() -> cli.Parser:
     fewest = "real images in train and in test; smaller classes are left out"
     add("--min_per_class", type=positive, default=5, help=fewest)
     shares = "shares of the real training images"
-    add("--real_shares", type=between(0, 1, above=True), nargs="+", default=[0.1, 0.25, 1.0], help=shares)
+    add("--real_shares", type=Range(0, 1, above=True), nargs="+", default=[0.1, 0.25, 1.0], help=shares)
     ratios = "synthetic images for each real one"
-    add("--synthetic_ratios", type=ABOVE_ZERO, nargs="*", default=[1, 2, 4], help=ratios)
+    add("--synthetic_ratios", type=Range(0, 1000, above=True), nargs="*", default=[1, 2, 4], help=ratios)
     add = parser.add_argument_group("model").add_argument
     kinds = "cnn: from scratch; probe: one layer on cached features; finetune: a whole pretrained model"
     add("--model", choices=list(RATES), default="cnn", help=kinds)
@@ -58,16 +57,15 @@ def make_parser() -> cli.Parser:
     add("--encoder_path", metavar="DIR|HUB_ID", help="hub id or folder of that encoder; default: the usual one")
     backbone = "of --model finetune (microsoft/resnet-50)"
     add("--pretrained_model_name_or_path", metavar="DIR|HUB_ID", help=backbone)
-    sides = between(16, math.inf, int)
-    add("--resolution", type=sides, metavar="N", help="pixels a side; default: 64 (cnn), or the backbone's own")
+    add("--resolution", type=cli.pixels, metavar="N", help="pixels a side; default: 64 (cnn), or the backbone's own")
     add = parser.add_argument_group("training, the same for every arm").add_argument
-    several = between(2, math.inf, int)  # an interval needs two
+    several = Range(2, 1000, int)  # an interval needs two
     add("--seeds", type=several, default=5, metavar="N", help="trainings of each arm; fewer than 5 show little")
     add("--seed", type=seed_number, default=0, help="the first seed")
     add("--max_train_steps", type=positive, default=300, help="optimizer steps of each training")
-    add("--train_batch_size", type=positive, default=64, help="images per step")
-    add("--learning_rate", type=ABOVE_ZERO, help="its highest value; default: 3e-3, or 1e-4 for finetune")
-    add("--weight_decay", type=float, default=0.05, help="of AdamW")
+    add("--train_batch_size", type=at_once, default=64, help="images per step")
+    add("--learning_rate", type=cli.learning_rate, help="its highest value; default: 3e-3, or 1e-4 for finetune")
+    add("--weight_decay", type=Range(0, 10), default=0.05, help="of AdamW")
     fastest = "default: the fastest precision that passes this device's test"
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help=fastest)
     add = parser.add_argument_group("output and performance").add_argument

@@ -66,7 +66,7 @@ from training.run import (
 )
 from training.state import check_kohya_names, update_average
 from utils import cli, devices, faces, runs
-from utils.cli import UserError, positive
+from utils.cli import Range, UserError, at_once
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
@@ -112,7 +112,9 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--train_token", metavar="WORD", help="a new word, whose embedding is learnt with the LoRA")
     group.add_argument("--initializer_token", metavar="TEXT", help="where it begins; default: at random")
-    group.add_argument("--token_learning_rate", type=float, help="default: the text encoder's, else --learning_rate")
+    group.add_argument(
+        "--token_learning_rate", type=cli.learning_rate, help="default: the text encoder's, else --learning_rate"
+    )
 
 
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
@@ -122,9 +124,11 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
         "--class_data_dir", type=Path, metavar="DIR", help="what is missing is generated, as validation images are"
     )
     group.add_argument("--class_prompt", metavar="TEXT", help="the subject's kind: a photo of shoes")
-    group.add_argument("--num_class_images", type=positive, default=100, metavar="N", help="in all")
-    group.add_argument("--prior_loss_weight", type=float, default=1.0, help="of class images; photos have 1")
-    group.add_argument("--sample_batch_size", type=positive, default=4, help="class images generated at once")
+    group.add_argument("--num_class_images", type=Range(1, 100_000, int), default=100, metavar="N", help="in all")
+    group.add_argument(
+        "--prior_loss_weight", type=Range(0, 1000, above=True), default=1.0, help="of class images; photos have 1"
+    )
+    group.add_argument("--sample_batch_size", type=at_once, default=4, help="class images generated at once")
     group.add_argument(
         "--prior_generation_precision",
         choices=["no", "fp32", "fp16", "bf16"],
@@ -145,15 +149,12 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     places = [place for place in (args.instance_data_dir, args.dataset_name) if place]
     need(len(places) == 1, "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two")
     need(not (args.face_crop and args.mask_loss), "--face_crop: the masks of --mask_loss are of whole photos")
-    rate = args.token_learning_rate
-    need(rate is None or 0 < rate < float("inf"), f"--token_learning_rate {rate}: expected more than 0, and finite")
     word, prompt = args.train_token, args.instance_prompt
     need(word is None or (word and not any(map(str.isspace, word))), f"--train_token {word!r}: expected one word")
     in_prompt = not word or not prompt or word in prompt
     need(in_prompt, f"--train_token {word}: isn't in --instance_prompt {prompt!r}; write it there")
     for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
         need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
-    need(args.prior_loss_weight > 0, f"--prior_loss_weight {args.prior_loss_weight:g}: expected more than 0")
     needs = dict.fromkeys(OF_LORA, ("--method lora", args.method == "lora"))
     needs |= dict.fromkeys(OF_PRIOR, ("--with_prior_preservation", args.with_prior_preservation))
     needs |= dict.fromkeys(("initializer_token", "token_learning_rate"), ("--train_token", bool(word)))
@@ -165,7 +166,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     flags.check_training_flags(parser, args)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser)
     add_subject_flags(parser)
@@ -178,6 +179,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_refused_flags(parser, REFUSED)
     parser.set_defaults(learning_rate=None, lora_alpha=None, lr_scheduler="constant", lr_warmup_steps=0)
     parser.set_defaults(max_train_steps=800, validation_steps=200, checkpointing_steps=200)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     args = cli.parse_args(parser, argv)
     check_flags(parser, args)
     return args

@@ -51,7 +51,7 @@ ON_THE_CARD = (
 ).split()
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser)
     flags.add_data_flags(parser)
@@ -61,6 +61,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")
     cli.add_refused_flags(parser, flags.REFUSED)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
     args = cli.parse_args(parser, argv)
     flags.check_training_flags(parser, args)
     return args

@@ -163,9 +163,9 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, required=True, help="a new folder for styles.csv and images/")
-    parser.add_argument("--num_images", type=int, default=600, help="products to draw")
+    parser.add_argument("--num_images", type=cli.Range(1, 1_000_000, int), default=600, help="products to draw")
     parser.add_argument("--size", type=check_size, default="512", help="pixels: 512, or 1800x2400 (default: 512)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other products")
+    parser.add_argument("--seed", type=cli.seed_number, default=0, help="another seed draws other products")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="which to draw")
     parser.add_argument("--damage", action="store_true", help="damage some files and rows, as in real catalogues")
     cli.run(main, cli.parse_args(parser))

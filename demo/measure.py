@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--num_images", type=int, default=500, help="images to generate, and to draw")
+    parser.add_argument("--num_images", type=cli.positive, default=500, help="images to generate, and to draw")
     parser.add_argument(
         "--write", action=argparse.BooleanOptionalAction, default=True, help="write demo/model/README.md"
     )

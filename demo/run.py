@@ -89,7 +89,9 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="made again each time")
-    parser.add_argument("--seed", type=int, default=0, help="of the catalogue and of the generated images")
-    parser.add_argument("--train_steps", type=int, default=300, help="of the LoRA")
-    parser.add_argument("--num_images", type=int, default=112, help="to generate with it; a Fréchet distance needs 100")
+    parser.add_argument("--seed", type=cli.seed_number, default=0, help="of the catalogue and of the generated images")
+    parser.add_argument("--train_steps", type=cli.positive, default=300, help="of the LoRA")
+    parser.add_argument(
+        "--num_images", type=cli.positive, default=112, help="to generate; a Fréchet distance needs 100"
+    )
     cli.run(main, cli.parse_args(parser))

@@ -60,6 +60,6 @@ if __name__ == "__main__":
     parser.add_argument("--pretrained_model_name_or_path", default="demo", help="a diffusers folder, hub id, or demo")
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="one row each")
-    parser.add_argument("--columns", type=int, default=8, choices=range(1, 13), metavar="1-12", help="colours a row")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next has the next seed")
+    parser.add_argument("--columns", type=cli.Range(1, 12, int), default=8, help="colours a row, 1 to 12")
+    parser.add_argument("--seed", type=cli.seed_number, default=0, help="of the first image; the next has the next")
     cli.run(main, cli.parse_args(parser))

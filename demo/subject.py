@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from demo.shoes import Canvas, smooth, tone
 from utils import cli
-from utils.cli import positive
+from utils.cli import Range, pixels
 
 TEAL, CORAL, CREAM = (0, 152, 148), (255, 120, 92), (250, 240, 214)  # not among the colours of the catalogue
 
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo/subject"), help="where the images go")
-    parser.add_argument("--num_images", type=positive, default=8, help="photos of the shoe")
-    parser.add_argument("--size", type=positive, default=128, help="side in pixels")
+    parser.add_argument("--num_images", type=Range(1, 10_000, int), default=8, help="photos of the shoe")
+    parser.add_argument("--size", type=pixels, default=128, help="side in pixels")
     args = cli.parse_args(parser)
     cli.run(main, args)

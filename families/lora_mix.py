@@ -1,7 +1,6 @@
 """LoRAs to generate with: found, checked against the model, loaded, and fused into its weights."""
 
 import logging
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ def split_weight(spec: str) -> tuple[str, str]:
 def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best` or `file.safetensors`, each with or without a weight, as in `runs/x:0.8`."""
     name, weight = split_weight(spec)
-    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or not math.isfinite(float(weight)):
-        raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, as in {name}:0.8")
+    if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or abs(float(weight)) > 100:
+        raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, -100 to 100, as in {name}:0.8")
     path = Path(name)
     if path.is_dir():
         path = path / FILE_NAME

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from families.lora_mix import split_weight
 from families.sampling import SCHEDULERS
-from utils.cli import Parser, positive, report_ignored, share, workers
+from generation.prompts import MOST
+from utils.cli import Parser, Range, at_once, pixels, report_ignored, share, workers
 from utils.parallel import available_cores
 
 
@@ -32,7 +33,7 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--attribute", action="append", metavar="NAME=A,B:2", help="values for --template, with shares; may be repeated"
     )
     group.add_argument("--negative_prompt", default="", metavar="TEXT", help="what no image should show")
-    group.add_argument("--num_images", type=positive, metavar="N", help="default: as many as the prompts say")
+    group.add_argument("--num_images", type=Range(1, MOST, int), metavar="N", help="default: as the prompts say")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +49,10 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("sampling")
     group.add_argument("--scheduler", choices=list(SCHEDULERS), default="dpm++", help="dpm++: DPM-Solver++, multistep")
-    group.add_argument("--num_inference_steps", type=positive, default=25, help="of the scheduler")
-    group.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance, and half the work")
-    group.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the square; default: the model's")
-    group.add_argument("--seed", type=int, default=0, help="of image 0; the next image has the next seed")
+    group.add_argument("--num_inference_steps", type=Range(1, 1000, int), default=25, help="of the scheduler")
+    group.add_argument("--guidance_scale", type=Range(0, 100), default=7.5, help="1: no guidance, and half the work")
+    group.add_argument("--resolution", type=pixels, metavar="PIXELS", help="side of the square; default: the model's")
+    group.add_argument("--seed", type=Range(0, 10**9 - 1, int), default=0, help="of image 0; the next has the next")
 
 
 def add_condition_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,15 +70,15 @@ def add_condition_flags(parser: argparse.ArgumentParser) -> None:
         help="none: use as they are (edge or depth images); canny: detect edges; depth: by --depth_model",
     )
     group.add_argument("--depth_model", metavar="HUB_ID|DIR", help="a transformers depth estimator")
-    group.add_argument("--controlnet_conditioning_scale", type=float, default=1.0, help="strength of the ControlNet")
+    group.add_argument("--controlnet_conditioning_scale", type=Range(0, 10), default=1.0, help="its strength")
 
 
 def add_check_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("checks")
-    group.add_argument("--max_retries", type=int, default=3, help="further seeds for an image that is rejected")
+    group.add_argument("--max_retries", type=Range(0, 1000, int), default=3, help="further seeds for a rejected image")
     group.add_argument(
         "--min_clip_score",
-        type=float,
+        type=Range(-1, 1, hint=" (the scale is the cosine)"),
         metavar="COSINE",
         help="reject images that don't match their prompt: those with a lower cosine to it, such as 0.25",
     )
@@ -92,7 +93,7 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("performance")
-    group.add_argument("--batch_size", type=positive, default=16, help="images at once; changes none of them")
+    group.add_argument("--batch_size", type=at_once, default=16, help="images at once; changes none of them")
     group.add_argument("--num_workers", type=workers, default=available_cores(), help="threads that check and save")
     group.add_argument(
         "--mixed_precision",
@@ -122,15 +123,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     leave_out_ignored(parser, args)
     found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
     need(found and int(found[1]) < int(found[2]), f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4")
-    need(0 <= args.guidance_scale <= 100, f"--guidance_scale {args.guidance_scale:g}: expected 0 to 100")
-    if (least := args.min_clip_score) is not None:
-        advice = f"{least / 100:g}" if 1 < abs(least) <= 100 else "a number, such as 0.25"
-        need(-1 <= least <= 1, f"--min_clip_score {least:g}: the scale is the cosine, from -1 to 1; give {advice}")
-    scale = args.controlnet_conditioning_scale
-    need(0 <= scale <= 10, f"--controlnet_conditioning_scale {scale:g}: expected 0 to 10")
     need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
-    need(args.max_retries >= 0, f"--max_retries {args.max_retries}: expected 0 or more")
-    need(0 <= args.seed < 10**9, f"--seed {args.seed}: expected 0 to 999,999,999")
     need(not args.controlnet or args.control_images, f"--controlnet {args.controlnet}: needs --control_images")
     need(
         args.control_type != "depth" or args.depth_model,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.cli import UserError, counted
+from utils.cli import MANY, UserError, counted
 from utils.wording import PLACEHOLDER, fill_template
 
 MOST = 1_000_000  # the number in an image's name has six digits
@@ -73,11 +73,9 @@ def count_images(source: str, count: int | None, options: list[Option]) -> int:
         if any(one.weight % 1 for one in options):
             raise UserError(f"{source}: the shares don't say how many images to make; add --num_images")
         count = int(sum(one.weight for one in options))
-    if count < 1:
-        raise UserError(f"--num_images {count}: must be 1 or more")
     if count > MOST:
         raise UserError(
-            f"--num_images {count:,}: a set can have {MOST:,} images; generate several sets, each with its own "
+            f"{source}: asks for {count:,} images; a set can have {MOST:,}; generate several sets, each with its own "
             "--output_dir and --seed"
         )
     return count
@@ -124,8 +122,8 @@ def _plan_line(line: Any) -> Option:
     attributes, weight = line.get("attributes") or {}, line.get("weight", 1)
     if not isinstance(attributes, dict) or any(isinstance(value, (dict, list)) for value in attributes.values()):
         raise ValueError(f"attributes is {json.dumps(attributes)[:60]}; expected names and plain values")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {json.dumps(weight)}; expected a number, 0 or more")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= MANY:
+        raise ValueError(f"weight is {json.dumps(weight)}; expected a number, 0 to {MANY:,}")
     return Option(line["text"].strip(), attributes, weight)
 
 
@@ -141,8 +139,8 @@ def read_attribute(words: str) -> tuple[str, dict[str, float]]:
                 f"--attribute {words}: {value} has the share `{share}`; expected a number, as in value:2 (a colon of "
                 "the value's own needs a share after it, as in 16:9:1)"
             )
-        if not value or value in shares or not float(share):
-            problem = "twice" if value in shares else "of share 0" if value else "without a name"
+        if not value or value in shares or not 0 < float(share) <= MANY:
+            problem = "twice" if value in shares else f"of share {share}" if value else "without a name"
             raise UserError(f"--attribute {words}: a value {value} {problem}; expected name=value,value:share,…")
         shares[value] = float(share)
     if not equals or not re.fullmatch(r"\w+", name.strip()):

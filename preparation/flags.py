@@ -8,7 +8,7 @@ from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
 from utils import cli
-from utils.cli import Parser, finite, positive, share, workers
+from utils.cli import Parser, Range, pixels, seed_number, share, workers, zero_or_more
 from utils.faces import add_face_flags
 from utils.parallel import available_cores
 from utils.tables import canonical
@@ -51,12 +51,17 @@ def add_portrait_flags(parser: argparse.ArgumentParser) -> None:
     add_face_flags(group)
     group.add_argument("--use_aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
     cli.add_refused_flags(parser, RENAMED)
-    group.add_argument("--min_sharpness", type=finite, default=5, help="variance of the Laplacian, at training size")
+    group.add_argument("--min_sharpness", type=Range(0, 1_000_000), default=5, help="variance of the Laplacian")
     group.add_argument(
-        "--exposure", type=finite, nargs=2, default=[25, 245], metavar=("LOW", "HIGH"), help="mean brightness, of 255"
+        "--exposure",
+        type=Range(0, 255),
+        nargs=2,
+        default=[25, 245],
+        metavar=("LOW", "HIGH"),
+        help="mean brightness, of 255",
     )
     group.add_argument(
-        "--max_enlargement", type=finite, default=2, help="largest factor by which a crop may be enlarged"
+        "--max_enlargement", type=Range(1, 100), default=2, help="largest factor by which a crop may be enlarged"
     )
     group.add_argument("--min_face_share", type=share, default=0.02, help="of the crop's area")
     group.add_argument("--any_faces", action=OnOff, default=False, help="keep photos with no face, or with several")
@@ -74,11 +79,11 @@ def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
         "--strict", action=OnOff, default=False, help="anything left out is an error; nothing is written"
     )
     group.add_argument(
-        "--max_megapixels", type=finite, default=100, help="larger images are left out (decompression bombs)"
+        "--max_megapixels", type=Range(0, 10_000, above=True), default=100, help="larger images are left out"
     )
     group.add_argument(
         "--duplicate_threshold",
-        type=int,
+        type=Range(0, 64, int),
         default=16,
         metavar="BITS",
         help="look-alikes: images whose hashes differ in no more of 256 bits",
@@ -92,14 +97,14 @@ def add_split_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("split")
     group.add_argument(
         "--split_ratio",
-        type=finite,
+        type=Range(0, cli.MANY),
         nargs=3,
         metavar=("TRAIN", "VAL", "TEST"),
         help="shares, any unit; default: 70 15 15, and 100 0 0 for portraits",
     )
     group.add_argument("--stratify_by", nargs="*", metavar="COLUMN", help="default: colour, if there is such a column")
-    group.add_argument("--min_stratum", type=int, default=10, help="values with fewer products are pooled as Other")
-    group.add_argument("--seed", type=int, default=0, help="another seed gives other splits; kept splits stay")
+    group.add_argument("--min_stratum", type=zero_or_more, default=10, help="values with fewer are pooled as Other")
+    group.add_argument("--seed", type=seed_number, default=0, help="another seed gives other splits; kept splits stay")
     group.add_argument(
         "--keep_splits", type=Path, metavar="DIR|splits.json", help="default: --output_dir's own, if any"
     )
@@ -109,7 +114,7 @@ def add_split_flags(parser: argparse.ArgumentParser) -> None:
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--resolution", type=int, default=512, help="side of the square PNG in pixels; of portraits: about this area"
+        "--resolution", type=pixels, default=512, help="side of the square PNG in pixels; of portraits: about this area"
     )
     group.add_argument(
         "--pad", default="edge", metavar="edge|COLOUR", help="edge: the image's border; or white, #f0f0f0 …"
@@ -127,7 +132,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     )
 
     group = parser.add_argument_group("prompt plan for generate.py")
-    group.add_argument("--write_prompt_plan", type=positive, metavar="N", help="prompt_plan.jsonl for N images")
+    group.add_argument("--write_prompt_plan", type=Range(1, 1_000_000, int), metavar="N", help="for N images")
     group.add_argument(
         "--balance", nargs="+", default=[], metavar="COLUMN", help="fill up what is rare in the training split"
     )
@@ -179,14 +184,8 @@ def ignore(parser: Parser, args: argparse.Namespace, names: list[str], needed: s
 def check_values(parser: Parser, args: argparse.Namespace) -> None:
     """Values that are out of range, and flags that exclude each other."""
     ratio, plan = args.split_ratio, args.write_prompt_plan
-    if not min(ratio) >= 0 < ratio[0]:
+    if not ratio[0]:
         parser.error(f"--split_ratio {ratio}: expected e.g. 70 15 15")
-    if not 0 <= args.duplicate_threshold <= 64:
-        parser.error(f"--duplicate_threshold {args.duplicate_threshold}: expected 0 to 64")
-    if not 16 <= args.resolution <= 4096:
-        parser.error(f"--resolution {args.resolution}: expected 16 to 4096 pixels")
-    if args.max_megapixels <= 0:
-        parser.error(f"--max_megapixels {args.max_megapixels:g}: expected more than 0")
     if plan and args.analyse_only:
         parser.error("--write_prompt_plan needs a dataset; leave out --analyse_only")
     if args.keep_splits and args.new_splits:
@@ -203,16 +202,12 @@ def check_portraits(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--catalogue {args.catalogue}: does not go with --portraits; give one of them")
     ignore(parser, args, OF_CATALOGUES, "--catalogue in place of --portraits")
     low, high = args.exposure
-    if not 0 <= low < high <= 255:
-        parser.error(f"--exposure {low:g} {high:g}: expected two numbers, 0 to 255, the first below the second")
+    if low >= high:
+        parser.error(f"--exposure {low:g} {high:g}: expected the first number below the second")
     side = args.resolution
     if side % 8:
         near = f"such as {round(side / 8) * 8}; Stable Diffusion itself takes multiples of 64"
         parser.error(f"--resolution {side}: expected a multiple of 8, {near}")
-    if args.max_enlargement < 1:
-        parser.error(f"--max_enlargement {args.max_enlargement:g}: expected 1 or more")
-    if args.min_sharpness < 0:
-        parser.error(f"--min_sharpness {args.min_sharpness:g}: expected 0 or more")
     args.face_detector = args.face_detector or ("yunet" if args.face_crop else None)
     if not args.face_detector:
         ignore(parser, args, ["min_face_share", "any_faces"], "--face_detector")

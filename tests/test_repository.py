@@ -1,6 +1,8 @@
 """Promises that the repository as a whole makes."""
 
+import argparse
 import ast
+import contextlib
 import importlib
 import re
 import subprocess
@@ -109,6 +111,21 @@ def test_no_flag_is_accepted_and_ignored(script):
         files += [*ROOT.glob("training/*flags.py"), ROOT / "training/setup.py"]
     read = set().union(*(names_read(path.read_text()) for path in files))
     assert vars(args).keys() - read - {"config"} <= NOT_BY_ATTRIBUTE.get(script, set())
+
+
+@pytest.mark.parametrize("script", NEEDED)
+def test_no_flag_takes_a_number_beyond_all_sense(script):
+    """Infinite, NaN, or one that only ends in a full memory: each number has a type with two ends."""
+    for action in importlib.import_module(script).make_parser()._actions:
+        for text in ("inf", "nan", "-inf", "1e30", str(10**30), "-1000000000001") if action.type else ():
+            with contextlib.suppress(argparse.ArgumentTypeError):
+                assert not isinstance(action.type(text), (int, float)), f"{action.option_strings[0]} {text}"
+
+
+def test_no_flag_has_a_plain_number_as_its_type():
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] != "tests":
+            assert not re.search(r"\btype=(int|float)\b", path.read_text()), path
 
 
 def test_a_flag_that_is_only_defined_checked_or_assigned_counts_as_ignored():

@@ -597,7 +597,7 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
         ("--with_prior_preservation", "--with_prior_preservation: needs --class_data_dir"),
         ("--train_token <x>", "--train_token <x>: isn't in --instance_prompt"),
         ("--initializer_token shoe", "--initializer_token shoe: does nothing without --train_token"),
-        ("--aspect_ratio_buckets 16", "--aspect_ratio_buckets: 16: expected heights and widths, as 512,512;384,640"),
+        ("--aspect_ratio_buckets 16", "--aspect_ratio_buckets 16: expected heights and widths, as 512,512;384,640"),
         (
             "--aspect_ratio_buckets 16,16 --no-use_aspect_ratio_buckets",
             "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets",
@@ -605,8 +605,9 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
         ("--method full --output_kohya_format", "--output_kohya_format True: not with --method full; leave it out"),
         ("--method full --train_token sks", "--train_token sks: not with --method full; leave it out"),
         ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
-        ("--learning_rate 0", "--learning_rate 0"),
-        ("--prior_loss_weight 0", "--prior_loss_weight 0: expected more than 0"),
+        ("--learning_rate 0", "--learning_rate 0: expected a number, above 0, at most 100"),
+        ("--prior_loss_weight 0", "--prior_loss_weight 0: expected a number, above 0"),
+        ("--aspect_ratio_buckets 16,99999999", "--aspect_ratio_buckets 99999999: expected a whole number, 16 to 4,096"),
         ("--dataset_name a/b", "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two"),
     ],
 )

@@ -12,6 +12,8 @@ from training.examples import Example, View, choose_view, time_ids
 from training.sample_plan import Draw, draw_noise, split_step
 from utils.cli import UserError
 
+MOST_A_STEP = 65_536  # samples
+
 
 class BatchPlan(NamedTuple):
     """`micro` samples at once on each of `processes`, `effective` a step."""
@@ -39,6 +41,11 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
         raise UserError(
             f"--train_batch_size {given} x --gradient_accumulation_steps {accumulation} x {processes} processes is "
             f"{given * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
+        )
+    if effective > MOST_A_STEP:
+        raise UserError(
+            f"--train_batch_size {micro}: by accumulation and {processes} processes {effective:,} samples a step; "
+            f"expected at most {MOST_A_STEP:,}"
         )
     if effective % processes:
         raise UserError(

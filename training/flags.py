@@ -10,12 +10,14 @@ from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
 from families.lora import UNET_TARGETS
+from training.batches import MOST_A_STEP
 from utils import cli
-from utils.cli import batch_size, positive, seed_number, share
+from utils.cli import Range, at_once, batch_size, learning_rate, pixels, positive, seed_number, share, zero_or_more
 
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
+BELOW_ONE = Range(0, 1, below=True)
 # Flags of diffusers' training scripts that are refused, and why.
 REFUSED = {
     "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
@@ -42,6 +44,8 @@ def bucket_list(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text}: expected heights and widths, as 512,512;384,640; the switch is --use_aspect_ratio_buckets"
         )
+    for side in re.findall(r"\d+", text):
+        pixels(side)
     return text
 
 
@@ -58,7 +62,7 @@ def add_column_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
     group.add_argument("--caption_column", default="text", help="where the captions are")
     group.add_argument(
-        "--held_out", type=share, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
+        "--held_out", type=BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
     )
 
 
@@ -73,7 +77,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_image_flags(group: argparse._ArgumentGroup) -> None:
     """How images are seen."""
-    group.add_argument("--resolution", type=positive, default=512, help="side of the square, pixels")
+    group.add_argument("--resolution", type=pixels, default=512, help="side of the square, pixels")
     group.add_argument(
         "--use_aspect_ratio_buckets",
         action=OnOff,
@@ -88,7 +92,9 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
         help="these shapes, in place of --resolution's",
     )
     group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
-    group.add_argument("--cache_crops", type=int, default=4, help="random crops an image; 0: endless, uncached only")
+    group.add_argument(
+        "--cache_crops", type=Range(0, 1000, int), default=4, help="random crops an image; 0: endless, uncached only"
+    )
     group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
     group.add_argument(
         "--image_interpolation_mode",
@@ -101,9 +107,16 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
 
 def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LoRA")
-    group.add_argument("--rank", type=positive, default=8, help="of the adapter's matrices: more is more capacity")
-    group.add_argument("--lora_alpha", type=float, default=16, help="the adapter's output is scaled by alpha / rank")
-    group.add_argument("--lora_dropout", type=share, default=0.0, help="of the adapter's input")
+    group.add_argument(
+        "--rank", type=Range(1, 2048, int), default=8, help="of the adapter's matrices: more is more capacity"
+    )
+    group.add_argument(
+        "--lora_alpha",
+        type=Range(0, 10_000, above=True),
+        default=16,
+        help="the adapter's output is scaled by alpha / rank",
+    )
+    group.add_argument("--lora_dropout", type=BELOW_ONE, default=0.0, help="of the adapter's input")
     group.add_argument(
         "--lora_layers",
         nargs="+",
@@ -114,11 +127,11 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
     group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
-    group.add_argument("--ema_decay", type=share, default=0.999, help="of that average, a step")
+    group.add_argument("--ema_decay", type=BELOW_ONE, default=0.999, help="of that average, a step")
     group.add_argument(
         "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
     )
-    group.add_argument("--text_encoder_lr", type=float, help="default: --learning_rate")
+    group.add_argument("--text_encoder_lr", type=learning_rate, help="default: --learning_rate")
     group.add_argument("--output_kohya_format", action=OnOff, default=False, help="also a file for A1111 and ComfyUI")
 
 
@@ -128,40 +141,49 @@ def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -
     group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
     group.add_argument(
         "--gradient_accumulation_steps",
-        type=positive,
+        type=at_once,
         metavar="N",
         help=f"micro-batches a step; default: {accumulation}",
     )
     group.add_argument(
         "--effective_batch_size",
-        type=positive,
+        type=Range(1, MOST_A_STEP, int),
         metavar="N",
         help="samples a step, from which accumulation follows; default: batch size x accumulation x processes",
     )
     group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps in all")
     group.add_argument("--num_train_epochs", type=positive, metavar="N", help="in place of --max_train_steps")
-    group.add_argument("--learning_rate", type=float, default=1e-4, help="at its highest; 1 for prodigy")
+    group.add_argument("--learning_rate", type=learning_rate, default=1e-4, help="at its highest; 1 for prodigy")
     group.add_argument("--scale_lr", action=OnOff, default=False, help="multiply the rates by the effective batch")
     group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup", help="of diffusers")
-    group.add_argument("--lr_warmup_steps", type=int, default=500, help="optimizer steps")
+    group.add_argument("--lr_warmup_steps", type=zero_or_more, default=500, help="optimizer steps")
     group.add_argument("--lr_num_cycles", type=positive, default=1, help="of cosine_with_restarts")
-    group.add_argument("--lr_power", type=float, default=1.0, help="of polynomial")
-    group.add_argument("--snr_gamma", type=float, metavar="5.0", help="min-SNR weighting; default: all weights 1")
+    group.add_argument("--lr_power", type=Range(0, 100, above=True), default=1.0, help="of polynomial")
+    group.add_argument(
+        "--snr_gamma", type=Range(0, 1000, above=True), metavar="5.0", help="min-SNR weighting; default: all weights 1"
+    )
     group.add_argument(
         "--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0"
     )
-    group.add_argument("--noise_offset", type=float, default=0.0, help="brightness learnt better at, say, 0.05")
+    group.add_argument("--noise_offset", type=share, default=0.0, help="brightness learnt better at, say, 0.05")
 
     group = parser.add_argument_group("optimizer")
     group.add_argument(
         "--optimizer", type=str.lower, choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes"
     )
     group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
-    group.add_argument("--adam_beta1", type=float, default=0.9, help="memory of the gradient's mean")
-    group.add_argument("--adam_beta2", type=float, default=0.999, help="memory of its square")
-    group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="pull of the weights towards 0")
-    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="keeps a tiny gradient from a huge step")
-    group.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients are scaled down to this norm")
+    group.add_argument("--adam_beta1", type=BELOW_ONE, default=0.9, help="memory of the gradient's mean")
+    group.add_argument("--adam_beta2", type=BELOW_ONE, default=0.999, help="memory of its square")
+    group.add_argument("--adam_weight_decay", type=Range(0, 10), default=1e-2, help="pull of the weights towards 0")
+    group.add_argument(
+        "--adam_epsilon", type=Range(0, 1, above=True), default=1e-8, help="keeps a tiny gradient from a huge step"
+    )
+    group.add_argument(
+        "--max_grad_norm",
+        type=Range(0, cli.MANY, above=True),
+        default=1.0,
+        help="gradients are scaled down to this norm",
+    )
     group.add_argument(
         "--set_grads_to_none", action="store_true", help="accepted from diffusers' commands: always done"
     )
@@ -182,20 +204,26 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--enable_xformers_memory_efficient_attention", action=OnOff, default=False, help="needs xformers"
     )
-    group.add_argument("--dataloader_num_workers", type=int, default=1, help="0: no thread prepares batches ahead")
+    group.add_argument(
+        "--dataloader_num_workers", type=Range(0, 256, int), default=1, help="0: no thread prepares batches ahead"
+    )
 
 
 def add_validation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("validation")
-    group.add_argument("--validation_steps", type=int, default=500, help="between validations; 0: none")
+    group.add_argument("--validation_steps", type=zero_or_more, default=500, help="between validations; 0: none")
     group.add_argument("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
     group.add_argument(
         "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
     )
-    group.add_argument("--num_validation_images", type=int, default=4, help="images a validation; 0: loss only")
-    group.add_argument("--validation_guidance_scale", type=float, default=7.5, help="1: without")
-    group.add_argument("--validation_inference_steps", type=positive, default=25, help="of DPM-Solver++")
-    group.add_argument("--num_validation_samples", type=positive, default=64, help="fixed samples of the held-out loss")
+    group.add_argument(
+        "--num_validation_images", type=Range(0, 1000, int), default=4, help="images a validation; 0: loss only"
+    )
+    group.add_argument("--validation_guidance_scale", type=Range(0, 100), default=7.5, help="1: without")
+    group.add_argument("--validation_inference_steps", type=Range(1, 1000, int), default=25, help="of DPM-Solver++")
+    group.add_argument(
+        "--num_validation_samples", type=Range(1, 100_000, int), default=64, help="fixed samples of the held-out loss"
+    )
     group.add_argument(
         "--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss"
     )
@@ -205,7 +233,7 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run folder and trackers")
     group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
     group.add_argument("--overwrite", action=OnOff, default=False, help="remove the run that is there and start again")
-    group.add_argument("--checkpointing_steps", type=int, default=500, help="between checkpoints; 0: none")
+    group.add_argument("--checkpointing_steps", type=zero_or_more, default=500, help="between checkpoints; 0: none")
     group.add_argument("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
     group.add_argument(
         "--resume_from_checkpoint", default="latest", metavar="latest|NAME", help="NAME: checkpoint-500, or a path"
@@ -233,17 +261,6 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         if not condition:
             parser.error(message)
 
-    for name in "learning_rate text_encoder_lr lora_alpha adam_epsilon max_grad_norm snr_gamma lr_power".split():
-        value = getattr(args, name, None)
-        need(value is None or 0 < value < float("inf"), f"--{name} {value}: expected more than 0, and finite")
-    for name in "adam_beta1 adam_beta2 lora_dropout ema_decay".split():
-        value = getattr(args, name)
-        need(0 <= value < 1, f"--{name} {value:g}: expected at least 0 and less than 1")
-    whole = "lr_warmup_steps validation_steps checkpointing_steps num_validation_images cache_crops"
-    more = "dataloader_num_workers adam_weight_decay noise_offset validation_guidance_scale"
-    for name in f"{whole} {more}".split():
-        need(getattr(args, name) >= 0, f"--{name} {getattr(args, name):g}: expected 0 or more")
-    need(args.held_out < 1, f"--held_out {args.held_out:g}: expected less than 1, or nothing is left to train on")
     logs = Path(args.logging_dir)
     inside = not logs.is_absolute() and ".." not in logs.parts
     need(inside, f"--logging_dir {logs}: expected a name within --output_dir")

@@ -7,19 +7,15 @@ import contextlib
 import difflib
 import gc
 import logging
-import math
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 logger = logging.getLogger(__name__)
-
-
-MAX_WORKERS = 256  # as processes, each of some 100 MB
 
 
 class UserError(Exception):
@@ -34,55 +30,47 @@ def counted(number: int, noun: str) -> str:
 # Types of values, for add_argument(type=...)
 
 
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not re.fullmatch(r"0*[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
-    return int(text)
+class Range(NamedTuple):
+    """A type for the numbers from `low` to `high`; with `above` or `below` that end itself is refused too."""
+
+    low: float
+    high: float
+    kind: type = float
+    above: bool = False
+    below: bool = False
+    hint: str = ""
+
+    def __call__(self, text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = self.kind(text)
+            refused = (self.above and value == self.low) or (self.below and value == self.high)
+            if self.low <= value <= self.high and not refused:
+                return value
+        what = "a whole number" if self.kind is int else "a number"
+        ends = f"{self.low:,} to {self.high:,}"
+        if self.above or self.below:
+            low = f"above {self.low:,}" if self.above else f"{self.low:,} or more"
+            ends = f"{low}, {'below' if self.below else 'at most'} {self.high:,}"
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected {what}, {ends}{self.hint}")
+
+
+MANY = 10**9  # the end of what has none of its own: steps, images
+positive = Range(1, MANY, int)
+zero_or_more = Range(0, MANY, int)
+share = Range(0, 1, hint=", such as 0.05 for 5 %")
+seed_number = Range(0, 2**32 - 1, int)  # what every random generator accepts
+workers = Range(1, 256, int)  # processes, each of some 100 MB, or threads
+pixels = Range(16, 4096, int)  # a side
+at_once = Range(1, 4096, int)  # images in the memory
+learning_rate = Range(0, 100, above=True)
 
 
 def batch_size(text: str) -> int | str:
-    """A whole number above 0, or `auto`."""
+    """A number of images at once, or `auto`."""
     try:
-        return text if text == "auto" else positive(text)
+        return text if text == "auto" else at_once(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or auto") from None
-
-
-def between(low: float, high: float, kind: type = float, above: bool = False) -> Callable[[str], Any]:
-    """A type for finite numbers from `low` to `high`; with `above`, `low` itself is refused too."""
-    what = "a whole number" if kind is int else "a number"
-    ends = f"above {low}" if above else f"{low} or more" if high == math.inf else f"{low} to {high}"
-    ends += f", at most {high}" if above and high != math.inf else ""
-
-    def read(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            value = kind(text)
-            if low <= value <= high and value != math.inf and not (above and value == low):
-                return value
-        raise argparse.ArgumentTypeError(f"{text}: expected {what}, {ends}")
-
-    return read
-
-
-seed_number = between(0, 2**32 - 1, int)  # what every random generator accepts
-workers = between(1, MAX_WORKERS, int)  # processes or threads
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 to 1, such as 0.05 for 5 %")
-
-
-def finite(text: str) -> float:
-    """A number that is neither infinite nor NaN."""
-    with contextlib.suppress(ValueError):
-        if math.isfinite(float(text)):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: expected a finite number")
 
 
 def mapped(word: str) -> str:
@@ -98,7 +86,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         """The kind of value; argparse would repeat the flag's name."""
-        if action.type in (int, positive, batch_size, seed_number, workers):
+        if action.type is batch_size or (isinstance(action.type, Range) and action.type.kind is int):
             return "N"
         if action.type is Path:
             return "PATH"
@@ -116,6 +104,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
+def _name_value(message: str) -> str:
+    """`argument --rank: 0: expected …` as `--rank 0: expected …`."""
+    return re.sub(r"^argument (--[\w-]+): (?=\S+: expected )", r"\1 ", message)
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line; argparse would print the usage of some forty flags before it."""
 
@@ -124,7 +117,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if unknown := re.fullmatch(r"unrecognized arguments: (--\w+)\b.*", message, re.DOTALL):
             message += suggest(unknown[1], [word for one in self._actions for word in one.option_strings])
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        self.exit(2, f"{self.prog}: error: {_name_value(message)}; see --help\n")
 
 
 def make_parser(doc: str) -> Parser:
@@ -215,7 +208,7 @@ def _as_words(action: argparse.Action, value: Any) -> list[str]:
 
 class _RecipeParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(_name_value(message))
 
 
 def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path: Path) -> list[str]:

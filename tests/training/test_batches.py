@@ -48,6 +48,7 @@ def test_a_plan_shows_its_arithmetic():
         ((2, 8, 12, 1), "--train_batch_size 2 x --gradient_accumulation_steps 8 x 1 processes is 16, not .* 12"),
         ((2, None, 9, 2), "--effective_batch_size 9 can't be divided among 2"),
         ((8, None, 8, 2), "--train_batch_size 8 is more than the 4"),
+        ((4096, 17, None, 1), "--train_batch_size 4096: .* 69,632 samples a step; expected at most 65,536"),
         (("auto", 4, 16, 1), "--gradient_accumulation_steps 4: with --train_batch_size auto"),
     ],
 )

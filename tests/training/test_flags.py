@@ -218,7 +218,7 @@ def test_a_wrong_list_of_aspect_ratio_buckets_is_one_line(capsys, value):
         cli.parse_args(make_parser(), [f"--aspect_ratio_buckets={value}"])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.count("\n") == 1
-    assert f"--aspect_ratio_buckets: {value}: expected heights and widths, as 512,512;384,640" in error
+    assert f"--aspect_ratio_buckets {value}: expected heights and widths, as 512,512;384,640" in error
     assert "--use_aspect_ratio_buckets" in error
 
 

@@ -190,13 +190,13 @@ def test_native_windows_is_refused_in_one_line():
     ("limits", "good", "bad", "message"),
     [
         ((0, 1), ["0", "1", "1e-3"], ["-0.1", "1.1", "nan", "x"], "expected a number, 0 to 1"),
-        ((0, float("inf"), float, True), ["0.1", "9e9"], ["0", "inf", "-1"], "expected a number, above 0$"),
-        ((0, 1, float, True), ["0.1", "1"], ["0", "2"], "expected a number, above 0, at most 1"),
-        ((2, float("inf"), int), ["2", "99"], ["1", "2.5", ""], "expected a whole number, 2 or more"),
+        ((0, 5000, float, True), ["0.1", "5e3"], ["0", "inf", "-1"], "expected a number, above 0, at most 5,000"),
+        ((0, 1, float, False, True), ["0", "0.99"], ["1", "2"], "expected a number, 0 or more, below 1$"),
+        ((2, 99, int), ["2", "99"], ["1", "2.5", "", "9" * 30], "expected a whole number, 2 to 99"),
     ],
 )
-def test_between_takes_what_lies_within_its_limits(limits, good, bad, message):
-    read = cli.between(*limits)
+def test_a_range_takes_what_lies_within_its_limits(limits, good, bad, message):
+    read = cli.Range(*limits)
     kind = int if "whole" in message else float
     assert [(read(text), type(read(text))) for text in good] == [(kind(text), kind) for text in good]
     for text in bad:
