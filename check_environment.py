@@ -361,7 +361,7 @@ SECTIONS = [
     Section("Accelerate", ["accelerate"], [check_accelerate]),
     Section("PEFT", ["peft"], []),
     Section("Optional packages", [], [check_optional]),
-    Section("Datasets and Pillow", ["datasets", "PIL", "omegaconf", "safetensors", "scipy"], [check_codecs]),
+    Section("Datasets and Pillow", ["datasets", "PIL", "omegaconf", "rich", "safetensors", "scipy"], [check_codecs]),
     Section("Memory and disk", [], [check_memory]),
     Section("Prepared datasets", [], [check_datasets]),
     Section("Stable Diffusion components", [], [check_components]),

@@ -30,11 +30,11 @@ from evaluation.report import summary
 from evaluation.report.comparison_page import write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils import cli, devices, runs
+from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
 from utils.files import check_writable, write_json
 from utils.parallel import available_cores
-from utils.tables import canonical
 
 logger = logging.getLogger("evaluate")
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag

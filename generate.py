@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from families import lora_mix, models, sampling, tokens
 from families.lora import read_lora
@@ -31,6 +30,7 @@ from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
 from utils import cli, devices, runs
 from utils.cli import UserError, counted
+from utils.console import Bar, show_progress
 from utils.files import file_sha256, locked_folder
 
 logger = logging.getLogger("generate")
@@ -183,7 +183,7 @@ def make_images(
     todo: deque[Job],
     checks: Checks,
     received: list[int],
-    bar: tqdm,
+    bar: Bar,
 ) -> dict[int, str]:
     """Generate a batch at a time, while threads check and save; {index: reason} of the images without a good seed."""
     prompts = list(dict.fromkeys(plan.prompts[job.index].text for job in todo))
@@ -251,8 +251,7 @@ def make_missing(
     if args.depth_model:
         to_control = load_depth(args.depth_model, execution.device)
         plan = replace(plan, conditions=replace(plan.conditions, to_control=to_control))
-    shown = {"total": len(mine), "initial": len(mine) - len(todo), "unit": " images", **cli.progress(is_main)}
-    with tqdm(**shown) as bar:  # closed before an error is printed
+    with show_progress(len(mine), "images", "generating", len(mine) - len(todo), is_main) as bar:
         return failed | make_images(args, plan, execution, todo, checks, received, bar)
 
 

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
 from utils import cli, devices, runs
 from utils.cli import Range, UserError, at_once, positive, seed_number, workers
+from utils.console import track
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
@@ -252,7 +252,7 @@ def main(args: argparse.Namespace) -> int:
         recipe = Recipe(
             args.max_train_steps, args.train_batch_size, args.learning_rate, args.weight_decay, precision, device
         )
-        for arm, seed in tqdm(mine, unit=" trainings", **cli.progress(is_main)):
+        for arm, seed in track(mine, len(mine), "trainings", shown=is_main):
             began = time.monotonic()
             devices.seed_everything(key_seed("weights", seed) % 2**32)  # of the first weights: the same for every arm
             model = build().to(device).train()

@@ -263,7 +263,7 @@ def main(args: argparse.Namespace) -> int:
                 means = diffusion.mean_losses(rows_to_log, num_timesteps)
                 log_step(run, progress, means, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
-                bar.set_postfix(loss=f"{progress.loss_smooth:.4f}", refresh=False)
+                bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()
             validate_if_due(run, training, checks, validate_every, total_steps)
             save_if_due(run, training, save_every, limit)

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from evaluation import metrics
 from evaluation.feature_cache import cached_rows, content_keys
 from families import models
 from utils import image_checks, images
-from utils.cli import UserError, progress
+from utils.cli import UserError
+from utils.console import show_progress
 from utils.files import file_sha256
 from utils.hub import load_named
 from utils.parallel import thread_map
@@ -193,15 +193,14 @@ def image_features(
             raise UserError(f"{path}: {error}; remove or replace the file") from None
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
-        bar = tqdm(total=len(places), unit=" images", desc=encoder.name, **progress())
         prepared = thread_map(prepare, (files[i] for i in places), workers)
-        for start in range(0, len(places), batch_size):
-            part = places[start : start + batch_size]
-            rows = encoder.forward(np.stack([next(prepared) for _ in part]))
-            metrics.as_features(rows, [files[i] for i in part], f"{encoder.name} features")
-            bar.update(len(part))
-            yield rows
-        bar.close()
+        with show_progress(len(places), "images", encoder.name) as bar:
+            for start in range(0, len(places), batch_size):
+                part = places[start : start + batch_size]
+                rows = encoder.forward(np.stack([next(prepared) for _ in part]))
+                metrics.as_features(rows, [files[i] for i in part], f"{encoder.name} features")
+                bar.update(len(part))
+                yield rows
 
     keys = keys or content_keys(files, workers)
     folder = cache / f"{encoder.name}-{encoder.fingerprint[:16]}" if cache else None

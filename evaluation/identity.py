@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.figures import Figure, Rows, measure, split_means
 from evaluation.image_sets import Record
 from evaluation.intervals import mean_or_share
 from utils import images
-from utils.cli import UserError, counted, progress
+from utils.cli import UserError, counted
+from utils.console import track
 from utils.faces import Face, Faces, face_embedding, find_faces, large_faces
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def compare_identity(
         raise UserError("--identity_reference: contains no images; give a folder of photos of the person")
     known = embed_references(references, faces)
     rows = []
-    for one in tqdm(records, unit=" images", **progress()):
+    for one in track(records, len(records), "images", "comparing faces"):
         head = {"file": one["path"], **{name: one.get(name) for name in split_by}}
         rows.append(head | compare_image(one["path"], faces, known))
     splits = {f"identity_{figure}": split_by_columns(rows, split_by, key) for figure, key in KEYS.items()}

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
 from evaluation.feature_cache import cached_rows, content_keys
 from utils import image_checks, images
-from utils.cli import progress
+from utils.console import track
 from utils.parallel import thread_map
 
 VERSION = "measures-1"  # names the cache: raise it with any change of what is measured
@@ -116,7 +115,7 @@ def measure_images(
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         found = thread_map(measure, (files[i] for i in places), workers)
-        for row in tqdm(found, total=len(places), unit=" images", desc="measuring", **progress()):
+        for row in track(found, len(places), "images", "measuring"):
             yield row[None]
 
     keys = keys or content_keys(files, workers)

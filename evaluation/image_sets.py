@@ -15,11 +15,10 @@ from evaluation.feature_cache import content_keys
 from evaluation.features import Encoder, image_features
 from evaluation.image_measures import is_readable, measure_images
 from utils import dataset
-from utils.catalogue import Source, read_catalogue
+from utils.catalogue import Source, canonical, clean_cell, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.files import file_sha256
-from utils.tables import canonical, clean_cell
 
 OWN = ("file_name", "text", "id", "path", "seed")  # what a record has besides attributes
 Record = dict[str, Any]  # path, text (None where there is none), id, and attributes, which are text

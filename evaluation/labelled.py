@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from evaluation.image_sets import Record, read_images, spell_alike
+from utils.catalogue import canonical
 from utils.cli import UserError, counted
 from utils.devices import key_seed, keyed_generator
 from utils.images import BadImage, fit_square, read_image
 from utils.parallel import parallel_map
-from utils.tables import canonical
 
 SPLITS = ("train", "test")
 Labels = Sequence[str | None]

@@ -8,8 +8,8 @@ from evaluation.adherence import MOST_VALUES
 from evaluation.features import CLIPS, Encoder, text_features
 from evaluation.figures import Figure
 from evaluation.image_sets import OWN, ImageSet, Record
+from utils.catalogue import canonical
 from utils.cli import UserError, counted
-from utils.tables import canonical
 
 ENCODERS = ("clip", "dinov2", "demo")  # whose cosines measure how alike images are; Inception's were made for the FID
 CLASS_SETS = ("prior_before", "prior_after")

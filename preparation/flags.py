@@ -8,10 +8,10 @@ from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
 from utils import cli
+from utils.catalogue import canonical
 from utils.cli import Parser, Range, pixels, seed_number, share, workers, zero_or_more
 from utils.faces import add_face_flags
 from utils.parallel import available_cores
-from utils.tables import canonical
 from utils.wording import PLACEHOLDER
 
 OF_PORTRAITS = (

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from preparation.portraits import PortraitRules, prepare_portrait
 from preparation.records import Fitted, ImageFacts
 from utils.catalogue import Product, image_source
-from utils.cli import progress
+from utils.console import track
 from utils.faces import Faces
 from utils.images import BadImage, colour_thumb, crop_centre, fit_square, is_blank, perceptual_hash, read_image
 from utils.parallel import parallel_map
@@ -42,8 +41,8 @@ def process_images(
     """{id: facts}, in the order of the products; writes <folder>/<id>.png if there is a folder."""
     jobs = ((one.id, image_source(dataset, one.image)) for one in products)
     results = parallel_map(partial(process_image, framing=framing, folder=folder), jobs, workers)
-    bar = tqdm(products, unit=" images", smoothing=0.05, **progress())
-    return {one.id: facts for one, facts in zip(bar, results)}
+    tracked = track(results, len(products), "images", "reading")
+    return {one.id: facts for one, facts in zip(products, tracked)}
 
 
 def process_image(job: tuple[str, Path | bytes], framing: Framing, folder: Path | None) -> ImageFacts:

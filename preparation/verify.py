@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from preparation.look_alikes import near_pairs, stack_looks
 from preparation.records import ImageFacts
-from utils.cli import UserError, progress
+from utils.cli import UserError
+from utils.console import track
 from utils.dataset import SPLITS, content_fingerprint, read_metadata, read_split
 from utils.files import file_sha256, list_files
 from utils.images import colour_thumb, perceptual_hash
@@ -35,7 +35,7 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     jobs = (ImageJob(folder / name, manifest[name]["bytes"], manifest[name]["sha256"], shapes) for name in names)
     checks = parallel_map(check_image, jobs, workers)
     good = {}
-    for name, facts in zip(tqdm(names, unit=" images", **progress()), checks):
+    for name, facts in zip(names, track(checks, len(names), "images", "verifying")):
         if facts.fault:
             broken.append(f"{name}: {facts.fault[0]} ({facts.fault[1]})")
         else:

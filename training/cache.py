@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
-from utils.cli import UserError, progress
+from utils.cli import UserError
+from utils.console import track
 from utils.files import write_safetensors
 from utils.parallel import thread_map
 
@@ -54,7 +54,7 @@ def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: in
     folder.mkdir(parents=True, exist_ok=True)
     shard: dict[str, torch.Tensor] = {}
     size, began = 0, time.monotonic()
-    for item in tqdm(items, total=total, unit=f" {unit}", desc=f"encoding {unit}", **progress()):
+    for item in track(items, total, unit, "encoding"):
         shard |= item
         size += sum(tensor.nbytes for tensor in item.values())
         if size > SHARD_BYTES or time.monotonic() - began > SHARD_SECONDS:

@@ -8,18 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from PIL import Image
-from tqdm import tqdm
 
 from families.sampler import ImageRequest, Sampler, Sampling, generate_images, image_seed
 from training.examples import Example, Record, load_examples
-from utils import cli
 from utils.catalogue import is_image
 from utils.cli import UserError
+from utils.console import show_progress
 from utils.image_checks import find_fault
 from utils.images import is_whole_png, write_png
 
@@ -114,8 +112,7 @@ def make_class_images(wanted: ClassImages, load: Callable[[], Sampler], accelera
 def _generate_all(wanted: ClassImages, numbers: list[int], sampler: Sampler) -> None:
     """These images; a bad one is generated again with its next seed."""
     todo, facts = deque((number, 0) for number in numbers), describe(wanted)
-    shown: dict[str, Any] = {"total": len(todo), "unit": " class images", **cli.progress()}
-    with tqdm(**shown) as bar:
+    with show_progress(len(todo), "class images", "generating") as bar:
         while todo:
             batch = [todo.popleft() for _ in range(min(sampler.batch_size, len(todo)))]
             seeds = [image_seed(wanted.seed, number, retry) for number, retry in batch]

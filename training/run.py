@@ -2,6 +2,7 @@
 
 import math
 import signal
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
-from tqdm import tqdm
 
 from training import model_card, validation
 from training.gradients import ADVICE, any_process
@@ -23,8 +23,9 @@ from training.state import (
     write_kohya,
     write_result,
 )
-from utils import checkpoints, cli, devices, metrics_log, runs, trackers
+from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
+from utils.console import Bar, show_progress
 from utils.trackers import Tracker
 
 
@@ -99,8 +100,8 @@ def log_step(run: Run, progress: Progress, losses: dict[str, float], rate: float
     log(run, record | {"skipped_steps": len(progress.skipped)}, list(run.seconds))
 
 
-def progress_bar(run: Run, progress: Progress, last: int) -> tqdm:
-    return tqdm(total=last, initial=progress.step, unit=" steps", smoothing=0.05, **cli.progress(run.is_main))
+def progress_bar(run: Run, progress: Progress, last: int) -> AbstractContextManager[Bar]:
+    return show_progress(last, "steps", "training", progress.step, shown=run.is_main)
 
 
 def is_finished(progress: Progress, last: int, patience: int | None) -> bool:

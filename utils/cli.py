@@ -287,11 +287,6 @@ def show_settings(args: argparse.Namespace) -> None:
     print(yaml.safe_dump(settings_of(args), sort_keys=False, allow_unicode=True, width=1000), flush=True)
 
 
-def progress(shown: bool = True) -> dict[str, Any]:
-    """Options for tqdm: often updated on a terminal, every ten seconds in a file, where each update is a line."""
-    return {"disable": not shown, "mininterval": 0.2 if sys.stderr.isatty() else 10}
-
-
 def close_process_group() -> None:
     """Leave the process group of `accelerate launch`, as NCCL requires; without torch there is none."""
     distributed = sys.modules.get("torch.distributed")

@@ -5,9 +5,8 @@ import pytest
 from PIL import Image
 
 from preparation.selection import select_products
-from utils.catalogue import Source, image_source, read_catalogue
+from utils.catalogue import Source, image_source, read_catalogue, split_records
 from utils.cli import UserError
-from utils.tables import split_records
 
 HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
 
