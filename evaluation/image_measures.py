@@ -12,7 +12,7 @@ from utils import image_checks, images
 from utils.console import track
 from utils.parallel import thread_map
 
-VERSION = "measures-1"  # names the cache: raise it with any change of what is measured
+VERSION = "measures-2"  # names the cache: raise it with any change of what is measured
 SIDE = 128  # pixels: everything but faults and look is measured on images no larger
 FAULTS = (None, "unreadable", "NaN latents", "black (or NaN)", "of one colour", "noise")
 PALETTE = {

@@ -16,6 +16,7 @@ from utils.cli import UserError
 from utils.files import replaced_file
 
 MOST_PIXELS = 100_000_000
+NEAR_COLOUR = 24  # levels: what differs more from the background, or from what is beside it, is of an object
 BLANK = 3.0  # levels: the standard deviation below which an image is of one colour
 LABEL_LINES = 4  # of a label in a grid
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
@@ -111,29 +112,72 @@ def crop_centre(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
-    """The whole image in a square, aspect kept (Lanczos); the rest in a colour, or for `edge` like the border."""
+    """The whole image in a square, aspect kept (Lanczos); the rest in a colour, or for `edge` in its background."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (side - width) // 2, (side - height) // 2
     if pad == "edge":
-        rows = _extend(np.asarray(image), top, side - height - top)
-        return Image.fromarray(_extend(rows.swapaxes(0, 1), left, side - width - left).swapaxes(0, 1).copy())
-    square = Image.new("RGB", (side, side), pad)
-    square.paste(image, (left, top))
-    return square
+        square = np.empty((side, side, 3), np.uint8)
+        square[top : top + height, left : left + width] = image
+        colour = border_colour(image)
+        _continue(square[:, left : left + width], top, height, colour)
+        _continue(square.swapaxes(0, 1), left, width, colour)
+        return Image.fromarray(square)
+    padded = Image.new("RGB", (side, side), pad)
+    padded.paste(image, (left, top))
+    return padded
 
 
-def _extend(lines: np.ndarray, before: int, after: int) -> np.ndarray:
-    first, last = _background(lines[0]), _background(lines[-1])
-    return np.concatenate([np.repeat(first[None], before, 0), lines, np.repeat(last[None], after, 0)])
+def border_colour(image: Image.Image) -> np.ndarray:
+    """The most frequent colour along the four sides, which is the background's: an object touches less of them."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    some = border[:: math.ceil(len(border) / 128)].astype(np.int16)
+    near = np.abs(some[:, None] - some).max(2) <= NEAR_COLOUR
+    return np.median(some[near[near.sum(1).argmax()]], axis=0)
 
 
-def _background(line: np.ndarray) -> np.ndarray:
-    """A border line as background: smoothed if it is a gradient, its median colour if an object touches it."""
-    smooth = ndimage.uniform_filter1d(line.astype(np.float64), max(3, len(line) // 16), axis=0, mode="nearest")
-    plain = np.abs(line - smooth).max() < 16
-    return (smooth if plain else np.broadcast_to(np.median(line, axis=0), line.shape)).round().astype(np.uint8)
+def _continue(lines: np.ndarray, first: int, count: int, colour: np.ndarray) -> None:
+    """Fill what lies before and after `count` lines of pixels with background, into which they are blended; in place."""
+    inside, few = lines[first : first + count], max(2, count // 48)
+    if count < len(lines):
+        lines[:first] = _blend(inside[:few], colour)
+        lines[first + count :] = _blend(inside[::-1][:few], colour)
+
+
+def _blend(strip: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """The background that continues a border; the border's lines (the outermost first) are faded into it, in place.
+
+    Of several lines, since the last one of a JPEG may differ; where an object touches them, from both sides of it.
+    """
+    line = np.median(strip, axis=0)
+    background = _find_background(line, colour)
+    places = np.flatnonzero(background)
+    if len(places):
+        line = np.stack([np.interp(np.arange(len(line)), places, channel[places]) for channel in line.T], -1)
+    else:
+        line = np.broadcast_to(np.median(line, axis=0), line.shape)
+    smooth = ndimage.uniform_filter1d(line, max(3, len(line) // 16), axis=0, mode="nearest")
+    apart = smooth - strip
+    apart[np.abs(apart).max(2) > NEAR_COLOUR] = 0  # what an object has there stays as it is
+    fade = 1 - (np.arange(len(strip)) + 0.5) / len(strip)
+    strip[:] = (strip + fade[:, None, None] * apart).round()
+    return smooth.round()
+
+
+def _find_background(line: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Where a border line is background: between two jumps, mostly near its colour; a line without jumps is."""
+    step = max(1, len(line) // 128)
+    ahead, behind = (np.roll(line, shift, axis=0) for shift in (-step, step))
+    jumps = np.abs(ahead - behind).max(1) > NEAR_COLOUR
+    jumps[:step] = jumps[-step:] = False  # np.roll compares the line's two ends there
+    parts, count = ndimage.label(~jumps)
+    if count < 2:
+        return ~jumps
+    near = (np.abs(line - colour).max(1) <= NEAR_COLOUR).astype(float)
+    sizes, found = np.bincount(parts), ndimage.mean(near, parts, np.arange(count + 1)) > 0.25
+    return (found & (sizes > len(line) // 24))[parts] & ~jumps
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:

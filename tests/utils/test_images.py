@@ -112,6 +112,34 @@ def test_edge_padding_continues_a_gradient_and_ignores_an_object_at_the_border()
     assert (np.asarray(fit_square(Image.fromarray(ramp), 100, "edge"))[:, 0] == 240).all()
 
 
+def steps_over_the_seams(padded: np.ndarray, width: int) -> np.ndarray:
+    """For each row, how far colours jump where a portrait image of this width meets the bars beside it."""
+    left = (padded.shape[1] - width) // 2
+    values = padded.astype(int)
+    return np.maximum(*(np.abs(values[:, at] - values[:, at - 1]).max(-1) for at in (left, left + width)))
+
+
+def test_edge_padding_shows_no_seam_beside_an_object_that_covers_most_of_the_border():
+    pixels = np.repeat(np.linspace(195, 225, 400)[:, None, None], 300, 1).repeat(3, 2).astype(np.uint8)
+    pixels[100:340, :120] = (190, 140, 110)  # an arm, on 60 % of the left side
+    before = pixels.copy()
+    padded = np.asarray(fit_square(Image.fromarray(pixels), 400, "edge"))
+    bars = np.concatenate([padded[:, :50], padded[:, 350:]], 1).astype(int)
+    assert (np.ptp(bars, axis=2) < 3).all() and np.abs(bars[:, 0, 0] - np.linspace(195, 225, 400)).max() < 12
+    steps = steps_over_the_seams(padded, 300)
+    assert steps[:90].max() < 4 and steps[350:].max() < 4  # beside the arm there is its own edge
+    assert (padded[100:340, 50:170] == before[100:340, :120]).all()
+
+
+def test_edge_padding_does_not_continue_a_line_that_only_the_last_column_has():
+    pixels = np.full((400, 300, 3), 250, np.uint8)
+    pixels[:, -1] = 238
+    pixels[150:250, 293:299] = 90  # a toe that ends before the last column
+    padded = np.asarray(fit_square(Image.fromarray(pixels), 400, "edge"))
+    assert np.abs(padded[:, 352:].astype(int) - 250).max() <= 1 and steps_over_the_seams(padded, 300).max() <= 2
+    assert (padded[150:250, 343:349] == 90).all()
+
+
 def test_labels_of_a_grid_stay_in_their_place():
     grid = make_grid([Image.new("RGB", (50, 40), "white")] * 2, 2, ["101, 102: 16", "b"], gap=4)
     ink = np.asarray(grid.convert("L"))[40:] < 128
