@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 
-from families import diffusion, lora, models, tokens
+from families import diffusion, models, tokens
 from families.sampler import Execution, Sampler, SamplerParts, load_sampler
 from preparation import portraits
 from training import (
@@ -64,7 +64,7 @@ from training.run import (
     validate_if_due,
     write_results,
 )
-from training.state import check_kohya_names, update_average
+from training.state import update_average
 from utils import cli, devices, faces, runs
 from utils.cli import Range, UserError, at_once
 
@@ -355,14 +355,10 @@ def main(args: argparse.Namespace) -> int:
         # What is trained.
         identity = {"data": examples.data_fingerprint(train + of_class)}
         identity |= {"masks": masks_sha256} if masks else {}
-        rank, alpha = (args.rank, args.lora_alpha) if args.method == "lora" else (None, None)
-        base = args.pretrained_model_name_or_path
-        facts = lora.describe_lora(base, rank, alpha, identity["data"], args.train_token)
+        facts = setup.read_facts(args, start, recipe.adapter, identity["data"], len(train), args.train_token)
         if args.instance_prompt in [one.text for one in train]:  # captions of their own may have overruled it
             facts["instance_prompt"] = args.instance_prompt
         built = build_training(model, family, recipe, precision, device, texts, facts, identity)
-        if args.output_kohya_format:  # refused now, not after the training
-            check_kohya_names(built.training, family)
     training = built.training
     encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
@@ -483,10 +479,9 @@ def main(args: argparse.Namespace) -> int:
     save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
     if finished:
         asked = [args.max_train_steps, args.num_train_epochs]
-        kohya = family if args.output_kohya_format else None
         counts = {"photos": len(train), "held-out": len(held_out), "class images": len(of_class)}
         card = describe_result(args, prompts[0], counts, training.token)
-        write_results(run, training, card, plan.effective, asked, kohya)
+        write_results(run, training, card, plan.effective, asked)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

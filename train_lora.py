@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import free_memory
 
-from families import diffusion, lora, models
+from families import diffusion, models
 from training import batches, dry_run, encoding, examples, flags, memory, model_card, optimizers, sample_plan, setup
 from training.batches import Batch
 from training.build import Recipe, build_training
@@ -42,7 +42,7 @@ from training.run import (
     validate_if_due,
     write_results,
 )
-from training.state import check_kohya_names, update_average
+from training.state import update_average
 from utils import cli, devices, runs
 
 ON_THE_CARD = (
@@ -157,12 +157,9 @@ def main(args: argparse.Namespace) -> int:
         )
 
         # What is trained.
-        base, trigger = args.pretrained_model_name_or_path, read_preparation_option(place, "trigger_word")
-        fingerprint = examples.data_fingerprint(train)
-        facts = lora.describe_lora(base, args.rank, args.lora_alpha, fingerprint, trigger)
+        trigger, fingerprint = read_preparation_option(place, "trigger_word"), examples.data_fingerprint(train)
+        facts = setup.read_facts(args, start, recipe.adapter, fingerprint, len(train), trigger)
         built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint})
-        if args.output_kohya_format:  # refused now, not after the training
-            check_kohya_names(built.training, family)
     training = built.training
     encode = encode or built.encode
     unet, parameters, progress = training.unet, training.parameters, training.progress
@@ -274,9 +271,8 @@ def main(args: argparse.Namespace) -> int:
     save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
     if finished:
         asked = [args.max_train_steps, args.num_train_epochs]
-        kohya = family if args.output_kohya_format else None
         card = describe_result(args, prompts[0], len(train), len(held_out))
-        write_results(run, training, card, plan.effective, asked, kohya)
+        write_results(run, training, card, plan.effective, asked)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

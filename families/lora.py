@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from families.lora_layer import DirectLinear
-from families.names import FAMILIES
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
@@ -150,11 +149,10 @@ def _settings(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str,
     return settings
 
 
-def describe_lora(base: str, rank: int | None, alpha: float | None, data: str, trigger: str | None) -> dict[str, str]:
-    """What a file says of itself (no LoRA where it has no rank); `data` is the fingerprint of what trained it."""
-    facts = {"command": command_line(), "base_model": base}
-    facts |= {"rank": str(rank), "alpha": str(alpha)} if rank else {}
-    return facts | {"data_fingerprint": data} | ({"trigger_word": trigger} if trigger else {})
+def describe_training(base: str, data: str, **facts: object) -> dict[str, str]:
+    """What a file says of itself; `data` is the fingerprint of what trained it. Empty facts are left out."""
+    known = {name: str(value) for name, value in facts.items() if value}
+    return {"command": command_line(), "base_model": base, "data_fingerprint": data, **known}
 
 
 def save_lora(
@@ -185,54 +183,3 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise UserError(
             f"--lora {path}: can't be read ({' '.join(str(error).split())[:200]}); copy or train it again"
         ) from None
-
-
-def kohya_tensors(
-    state: dict[str, torch.Tensor], unet: Module, text_encoders: Iterable[Module], family: str
-) -> dict[str, torch.Tensor]:
-    """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
-    parts = {"unet": unet, **dict(zip(FAMILIES[family].TEXT_ENCODERS, text_encoders))}
-    tensors = {}
-    for key, value in state.items():
-        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
-        name = _kohya_name(part, layer, family, unet.config.layers_per_block)
-        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(_kohya_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
-    return tensors
-
-
-def save_kohya(
-    path: Path,
-    state: dict[str, torch.Tensor],
-    unet: Module,
-    text_encoders: Iterable[Module],
-    family: str,
-    facts: dict[str, str],
-) -> Path:
-    """Write a file for A1111, ComfyUI and kohya's scripts."""
-    tensors, config = kohya_tensors(state, unet, text_encoders, family), unet.peft_config[ADAPTER]
-    metadata = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.r),
-        "ss_network_alpha": str(_kohya_alpha(config)),
-        "ss_base_model_version": FAMILIES[family].KOHYA_BASES[family],
-        "ss_v2": str(family == "sd2"),
-        "ss_output_name": path.stem,
-    }
-    write_safetensors(path, tensors, {"format": "pt", **facts, **metadata})
-    return path
-
-
-def _kohya_alpha(config: LoraConfig) -> float:
-    """There a layer's output is scaled by alpha / rank, always; rsLoRA scales by alpha / sqrt(rank)."""
-    return float(config.lora_alpha * config.r**0.5 if config.use_rslora else config.lora_alpha)
-
-
-def _kohya_name(part: str, layer: str, family: str, layers_per_block: int) -> str:
-    """`unet.mid_block.attentions.0.proj_in` as `lora_unet_mid_block_attentions_0_proj_in`; SDXL counts its own way."""
-    module = FAMILIES[family]
-    if part == "unet":
-        prefix, layer = "lora_unet", module.kohya_layer(layer, layers_per_block)
-    else:
-        prefix = module.KOHYA_TEXT_ENCODERS[part]
-    return f"{prefix}_{layer.replace('.', '_')}"

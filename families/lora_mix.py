@@ -54,7 +54,7 @@ def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str,
     `own` and `width` are those of the model; they are returned where the LoRA says nothing else.
     """
     named = facts.get("ss_base_model_version", "")
-    family = next((one for one, module in FAMILIES.items() if named.startswith(module.KOHYA_BASES[one])), None)
+    family = next((one for one, module in FAMILIES.items() if named.startswith(module.KOHYA_BASES[one][0])), None)
     if any(re.search(r"text_encoder_2|lora_te2_", key) for key in state):
         family = family or "sdxl"
     found = [

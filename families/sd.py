@@ -26,8 +26,12 @@ TOKENIZERS = ("tokenizer",)
 TEXT_ENCODERS = {"text_encoder": "CLIPTextModel"}
 TEXT_WIDTHS = {"sd1": 768, "sd2": 1024}  # of the text features that the attention layers read
 HAS_POOLED_TEXT = False
-KOHYA_BASES = {"sd1": "sd_v1", "sd2": "sd_v2"}
+# In other programs, where it predicts noise and where it predicts velocity
+KOHYA_BASES = {"sd1": ("sd_v1", "sd_v1_v"), "sd2": ("sd_v2", "sd_v2_v")}
+ARCHITECTURES = {"sd1": ("stable-diffusion-v1",) * 2, "sd2": ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v")}
+IMPLEMENTATION = "diffusers"  # whose names the layers of a LoRA have
 KOHYA_TEXT_ENCODERS = {"text_encoder": "lora_te"}
+EMBEDDING_KEYS = ("clip_l",)  # of a word's file
 
 
 def is_mine(index: dict[str, Any]) -> bool:
@@ -81,6 +85,6 @@ def build_pipeline(
     return StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **missing, **PIPELINE_OPTIONS)
 
 
-def kohya_layer(layer: str, layers_per_block: int) -> str:
-    """The name of a layer of the UNet in kohya's format."""
+def kohya_layer(layer: str, layers_per_block: int) -> str | None:
+    """The name of a layer of the UNet in kohya's format; None where it has none."""
     return layer

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from families.sd import token_ids
-from utils.cli import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +24,28 @@ TOKENIZERS = ("tokenizer", "tokenizer_2")
 TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 TEXT_WIDTHS = {"sdxl": 2048}
 HAS_POOLED_TEXT = True
-KOHYA_BASES = {"sdxl": "sdxl_base_v1-0"}
+KOHYA_BASES = {"sdxl": ("sdxl_base_v1-0",) * 2}
+ARCHITECTURES = {"sdxl": ("stable-diffusion-xl-v1-base",) * 2}
+IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 KOHYA_TEXT_ENCODERS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+EMBEDDING_KEYS = ("clip_l", "clip_g")
+# Stability AI's names of the layers outside the blocks, and of those in a residual block
+OUTER_LAYERS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+RESIDUAL_LAYERS = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+# The place of a part within a block there; all blocks that end in an upsampler have attention before it.
+PLACES = {"resnets": 0, "attentions": 1, "downsamplers": 0, "upsamplers": 2}
 
 
 def is_mine(index: dict[str, Any]) -> bool:
@@ -76,15 +95,19 @@ def build_pipeline(
     )
 
 
-def kohya_layer(layer: str, layers_per_block: int) -> str:
-    """kohya's format counts the blocks of SDXL as Stability AI's code does."""
-    found = re.fullmatch(r"(down_blocks\.|up_blocks\.|mid_block)(\d*)\.attentions\.(\d+)\.(.+)", layer)
-    if not found:
-        raise UserError(
-            f"--output_kohya_format: {layer} has no name in that format for SDXL; "
-            "keep --lora_layers to the attention blocks"
-        )
-    side, block, index, rest = found.groups()
-    number = int(block or 0) * (layers_per_block + 1) + int(index)
-    places = {"down_blocks.": f"input_blocks_{number + 1}", "up_blocks.": f"output_blocks_{number}"}
-    return f"{places.get(side, 'middle_block')}_1_{rest}"
+def kohya_layer(layer: str, layers_per_block: int) -> str | None:
+    """The name of a layer of the UNet in kohya's format, which is Stability AI's; None where it has none."""
+    if layer in OUTER_LAYERS:
+        return OUTER_LAYERS[layer]
+    found = re.fullmatch(r"(down|mid|up)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", layer)
+    if not found or found[3] not in PLACES:
+        return None
+    side, block, kind, index, rest = found.groups()
+    place = PLACES[kind]
+    if kind != "attentions":
+        rest = "op" if kind == "downsamplers" else RESIDUAL_LAYERS.get(rest, rest)
+    if side == "mid":  # a residual block, attention, a residual block
+        return f"middle_block.{place or 2 * int(index)}.{rest}"
+    # There the blocks of one size follow those of another without a level of their own.
+    number = int(block) * (layers_per_block + 1) + int(index) + ("samplers" in kind) * layers_per_block
+    return f"input_blocks.{number + 1}.{place}.{rest}" if side == "down" else f"output_blocks.{number}.{place}.{rest}"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import generate
 import prepare_dataset
-from families import lora, lora_mix, models, sampler
+from families import kohya, lora, lora_mix, models, sampler
 from generation import conditions, set_folder
 from generation.finish import read_sessions
 from generation.prompts import Prompt, read_prompts
@@ -421,7 +421,7 @@ def write_lora(folder: Path, seed: int, base: str = "demo", model: str = str(mod
         one.data.normal_(std=0.1)
     state, facts = lora.lora_state(unet, encoders), {"base_model": base}
     lora.save_lora(folder, state, unet, encoders, facts)
-    lora.save_kohya(folder / "kohya.safetensors", state, unet, encoders, family, facts)
+    kohya.save_kohya(folder / "kohya.safetensors", state, unet, encoders, family, facts)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Build what is trained: the models with their adapters or all their weights, a new word, the optimizer."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from families import lora, models, pipelines, tokens
+from families import kohya, lora, models, pipelines, tokens
 from families.diffusion import Text
 from families.models import report_long_captions
 from families.names import FAMILIES
@@ -15,7 +16,10 @@ from training.encoding import encode_distinct
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.state import Training
 from utils import devices
+from utils.cli import UserError
 from utils.devices import Precision
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Recipe:
     gradient_checkpointing: bool = True
     xformers: bool = False
     compiled: bool = False
+    kohya_format: bool | None = None  # whether the LoRA is also written for A1111 and ComfyUI; None: where it can be
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
 
     @property
@@ -110,8 +115,22 @@ def build_training(
         identity=identity,
         token=token,
         whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes),
+        kohya=family if recipe.adapter and writes_kohya(recipe.kohya_format, modules, family) else None,
     )
     return Built(training, encode)
+
+
+def writes_kohya(wanted: bool | None, modules: dict[str, lora.Module], family: str) -> bool:
+    """Whether the LoRA is also written for A1111 and ComfyUI; refused where it is wanted and can't be."""
+    if wanted is False:
+        return False
+    unet, *encoders = modules.values()
+    obstacle = kohya.find_obstacle(unet, encoders, family)
+    if obstacle and wanted:
+        raise UserError(f"--output_kohya_format: {obstacle}; leave one of the two out")
+    if obstacle:
+        logger.warning("no file for A1111 and ComfyUI (--output_kohya_format) is written: %s", obstacle)
+    return not obstacle
 
 
 def make_encode(

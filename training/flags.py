@@ -132,7 +132,11 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
         "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
     )
     group.add_argument("--text_encoder_lr", type=learning_rate, help="default: --learning_rate")
-    group.add_argument("--output_kohya_format", action=OnOff, default=False, help="also a file for A1111 and ComfyUI")
+    group.add_argument(
+        "--output_kohya_format",
+        action=OnOff,
+        help="also a file for A1111 and ComfyUI; default: where the LoRA can be one",
+    )
 
 
 def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -> None:

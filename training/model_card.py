@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from families import kohya, tokens
 from families.lora import FILE_NAME as WEIGHTS
 from utils.cli import UserError
 from utils.files import list_files, write_json, write_text
@@ -79,6 +80,7 @@ def write_card(folder: Path, facts: CardFacts, results: dict[str, str]) -> None:
         whole=whole,
         on_hub=is_hub_id(facts.base_model),
         samples=find_samples(folder),
+        files={} if whole else describe_files(folder),
         source=source,
         base_source=source if whole else base,
         weights=WEIGHTS,
@@ -115,6 +117,24 @@ def find_samples(folder: Path) -> dict[str, Path]:
     grids = [path.relative_to(folder) for path in sorted((folder / "validation").glob("step-*.png"))]
     titles = ("Before training", "After training")
     return dict(zip(titles, dict.fromkeys([grids[0], grids[-1]]) if grids else []))
+
+
+def describe_files(folder: Path) -> dict[str, str]:
+    """What each file of the LoRA in a folder is for."""
+    name = folder.resolve().name
+    word = kohya.word_name(name).removesuffix(".safetensors")
+    known = {
+        WEIGHTS: "diffusers, and generate.py of the repository that made it",
+        kohya.lora_name(
+            name
+        ): "ComfyUI, A1111, Forge and kohya's scripts: the same LoRA, with their names of the layers",
+        **dict.fromkeys(tokens.FILES, "diffusers: the learnt word"),
+        kohya.word_name(
+            name
+        ): f"the learnt word for ComfyUI, where a prompt has `embedding:{word}` for it, and for A1111 "
+        f"and Forge, where it has `{word}`",
+    }
+    return {file: use for file, use in known.items() if (folder / file).is_file()}
 
 
 def quote_text(text: object) -> str:

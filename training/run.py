@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from training.state import (
     restore_training,
     save_best,
     save_training,
-    write_kohya,
     write_result,
 )
 from utils import checkpoints, devices, metrics_log, runs, trackers
@@ -72,6 +72,7 @@ def start_run(
     if saved:
         restore_training(saved, training)
         accelerator.print(f"resuming from {saved}")
+    training.progress.began = training.progress.began or time.time()
     started: dict[str, Tracker] = {}
     if accelerator.is_main_process:
         step = training.progress.step
@@ -154,13 +155,10 @@ def save_if_due(run: Run, training: Training, every: int, limit: int | None, now
     run.saved[:] = [path]
 
 
-def write_results(
-    run: Run, training: Training, card: dict[str, Any], effective: int, asked: list[int | None], kohya: str | None
-) -> None:
+def write_results(run: Run, training: Training, card: dict[str, Any], effective: int, asked: list[int | None]) -> None:
     """The run's result, the loss curve, the card and the summary, in the main process.
 
-    `card`: see model_card.write_card; `asked`: the length that was asked for; `kohya`: the model's family, where its
-    other file is wanted too.
+    `card`: see model_card.write_card; `asked`: the length that was asked for.
     """
     progress = training.progress
     if progress.skipped_in_a_row:
@@ -168,9 +166,7 @@ def write_results(
     if not run.is_main:
         return
     with averaged_weights(training):
-        write_result(run.folder, training)
-        if kohya:
-            write_kohya(run.folder, training, kohya)
+        write_result(run.folder, training, run.folder.resolve().name)
     counts = {"steps": progress.step, "samples": progress.step * effective, "skipped_steps": len(progress.skipped)}
     results = model_card.write_results(run.folder, training.facts | card, counts, asked)
     print(f"\n{results}\n{'the pipeline' if training.whole else 'the LoRA'} is in {run.folder}")

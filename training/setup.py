@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from families import models
+from families import kohya, lora, models
 from families.diffusion import Text, training_scheduler
 from families.lora import UNET_TARGETS, Adapter, check_targets
 from families.sampler import Sampling
@@ -25,7 +25,6 @@ from training.model_card import hub_token, push_run
 from training.optimizers import OptimizerSettings, Schedule
 from training.read_data import choose_buckets
 from training.run import Tracking
-from training.state import kohya_path
 from training.validation import Checks, held_out_batches
 from utils import cli, devices, runs
 from utils.catalogue import Source
@@ -141,6 +140,22 @@ def plan_checks(
     )
 
 
+def read_facts(
+    args: argparse.Namespace, start: Start, adapter: Adapter | None, data: str, images: int, trigger: str | None
+) -> dict[str, str]:
+    """What the files of the result say of themselves; `data` is the fingerprint of what is trained on."""
+    return lora.describe_training(
+        args.pretrained_model_name_or_path,
+        data,
+        rank=adapter and adapter.rank,
+        alpha=adapter and adapter.alpha,
+        trigger_word=trigger,
+        resolution=args.resolution,
+        images=images,
+        prediction_type=start.noise_scheduler.config.prediction_type,
+    )
+
+
 def read_adapter(args: argparse.Namespace) -> Adapter:
     dropout, layers = args.lora_dropout, tuple(args.lora_layers)
     return Adapter(args.rank, args.lora_alpha, dropout, layers, args.use_dora, args.use_rslora)
@@ -176,6 +191,7 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
         gradient_checkpointing=args.gradient_checkpointing,
         xformers=args.enable_xformers_memory_efficient_attention,
         compiled=args.compile,
+        kohya_format=args.output_kohya_format,
     )
 
 
@@ -194,8 +210,9 @@ def describe_end(args: argparse.Namespace, count_examples: Callable[[], int]) ->
         return count_steps(args, count_examples() if args.num_train_epochs else 0)[0]
 
     asked = [args.max_train_steps, args.num_train_epochs]
-    missing = args.output_kohya_format and not kohya_path(args.output_dir).exists()
-    return runs.describe_end(args.output_dir, asked, args.resume_from_checkpoint, count_asked, missing)
+    out = args.output_dir
+    missing = args.output_kohya_format and not (out / kohya.lora_name(out.resolve().name)).exists()
+    return runs.describe_end(out, asked, args.resume_from_checkpoint, count_asked, bool(missing))
 
 
 def read_views(args: argparse.Namespace) -> Views:

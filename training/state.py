@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from families import lora, pipelines, tokens
+from families import kohya, lora, pipelines, tokens
 from utils import checkpoints
 from utils.cli import UserError
 from utils.files import write_safetensors
@@ -18,6 +18,7 @@ class Progress:
     """Where a training stands, in plain values: a part of every checkpoint."""
 
     step: int = 0
+    began: float | None = None  # in seconds since 1970
     loss_smooth: float | None = None
     validated: int = -1  # the last step that was validated
     best_loss: float | None = None
@@ -50,6 +51,7 @@ class Training:
     identity: dict[str, str]
     token: tokens.Token | None = None  # a new word, whose embedding is trained too
     whole: pipelines.BaseModel | None = None
+    kohya: str | None = None  # the model's family, where the result is written for A1111 and ComfyUI too
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -96,12 +98,30 @@ def write_weights(folder: Path, training: Training) -> None:
         tokens.write_token(folder, training.token, training.facts)
 
 
-def write_result(folder: Path, training: Training) -> None:
-    """The result for users: the LoRA, or where all weights were trained, a whole pipeline."""
+def write_result(folder: Path, training: Training, name: str) -> None:
+    """The result for users: the LoRA, or where all weights were trained, a whole pipeline.
+
+    `name` is that of the LoRA in A1111 and ComfyUI, if it is written for them.
+    """
     if training.whole:
         pipelines.write_pipeline(folder, training.whole, training.modules, training.facts)
+        return
+    write_weights(folder, training)
+    paths = folder / kohya.lora_name(name), folder / kohya.word_name(name)
+    if training.kohya:
+        write_kohya(*paths, training, training.kohya)
     else:
-        write_weights(folder, training)
+        for path in paths:  # of fewer steps
+            path.unlink(missing_ok=True)
+
+
+def write_kohya(lora_path: Path, word_path: Path, training: Training, family: str) -> None:
+    """The LoRA for A1111 and ComfyUI, and the new word, where there is one."""
+    unet, encoders = training.unet, training.text_encoders
+    facts = training.facts | {"training_started_at": str(training.progress.began)}
+    kohya.save_kohya(lora_path, lora.lora_state(unet, encoders), unet, encoders, family, facts)
+    if training.token:
+        kohya.save_word(word_path, training.token, family, facts)
 
 
 def read_weights(files: dict[str, dict[str, torch.Tensor]], training: Training) -> None:
@@ -117,22 +137,6 @@ def read_weights(files: dict[str, dict[str, torch.Tensor]], training: Training) 
     lora.load_lora_state(files["pytorch_lora_weights"], training.unet, training.text_encoders)
     if training.token:
         tokens.load_token(files, training.token)
-
-
-def kohya_path(folder: Path) -> Path:
-    return folder / f"{folder.resolve().name}_kohya.safetensors"
-
-
-def check_kohya_names(training: Training, family: str) -> None:
-    """Refuse layers that have no name in that format."""
-    state = lora.lora_state(training.unet, training.text_encoders)
-    lora.kohya_tensors(state, training.unet, training.text_encoders, family)
-
-
-def write_kohya(folder: Path, training: Training, family: str) -> None:
-    """The LoRA for A1111 and ComfyUI, in a file with the name of the folder."""
-    state = lora.lora_state(training.unet, training.text_encoders)
-    lora.save_kohya(kohya_path(folder), state, training.unet, training.text_encoders, family, training.facts)
 
 
 def save_training(folder: Path, training: Training) -> None:
@@ -184,7 +188,7 @@ def save_best(folder: Path, training: Training) -> None:
 
     def write(partial: Path) -> None:
         with averaged_weights(training):
-            write_result(partial, training)
+            write_result(partial, training, f"{folder.resolve().parent.name}_{folder.name}")
 
     state = {"step": training.progress.best_step, "val_loss": training.progress.best_loss}
     checkpoints.save_checkpoint(folder, write, {}, state)

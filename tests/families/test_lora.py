@@ -1,5 +1,7 @@
 """LoRA files: what is saved is what was trained, to the bit, for us and for those who read it."""
 
+import datetime
+import hashlib
 import json
 from itertools import product
 
@@ -10,13 +12,16 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from safetensors import safe_open
 
-from families import lora, models, sd, sdxl
+from families import kohya, lora, models, sd, sdxl
 from families.lora import Adapter
 from families.lora_layer import DirectLinear
+from tests.published_configs import SDXL
 from tests.tiny_models import build_tiny
+from training.build import writes_kohya
 from utils.cli import UserError
 
-FACTS = {"base_model": "demo", "trigger": "a photo of", "rank": "4"}
+FACTS = {"base_model": "demo", "trigger_word": "a photo of", "rank": "4", "resolution": "512", "images": "7"}
+FACTS |= {"training_started_at": "1700000000.5"}
 CPU = torch.device("cpu")
 # The published configuration of Stable Diffusion 1.5's UNet, where it differs from the class's defaults.
 SD15_UNET = {"attention_head_dim": 8, "cross_attention_dim": 768, "sample_size": 64}
@@ -200,21 +205,49 @@ def test_a_kohya_file_keeps_alpha_and_the_outputs(folders, tmp_path, family, tex
     unet, _, encoders = parts
     encoders = encoders if text else []
     path = tmp_path / "shoes.safetensors"
-    lora.save_kohya(path, lora.lora_state(unet, encoders), unet, encoders, family, FACTS)
+    kohya.save_kohya(path, lora.lora_state(unet, encoders), unet, encoders, family, FACTS)
     ours, theirs = outputs_of_ours(*parts), outputs_of_diffusers(folders[family], tmp_path, weight_name=path.name)
     assert torch.allclose(ours, theirs, atol=5e-5)
     tensors, facts = lora.read_lora(path)
-    assert facts["ss_network_dim"] == "4" and facts["ss_output_name"] == "shoes" and facts["trigger"] == "a photo of"
+    assert facts["ss_network_dim"] == "4" and facts["ss_output_name"] == "shoes"
     assert float(facts["ss_network_alpha"]) == (12 if rslora else 6)
     alphas = {value.item() for key, value in tensors.items() if key.endswith(".alpha")}
     assert alphas == {12.0 if rslora else 6.0} and len(tensors) % 3 == 0
+
+
+def test_a_kohya_file_has_the_metadata_that_other_programs_show(folders, tmp_path):
+    unet, _, _ = train(folders["sd2"], "sd2", targets=("to_q", "conv1"), dropout=0.25)
+    path, state = tmp_path / "shoes_kohya.safetensors", lora.lora_state(unet)
+    for kind, spec in (("v_prediction", "stable-diffusion-v2-768-v/lora"), ("epsilon", "stable-diffusion-v2-512/lora")):
+        kohya.save_kohya(path, state, unet, [], "sd2", FACTS | {"prediction_type": kind})
+        facts = lora.read_lora(path)[1]
+        assert facts["modelspec.architecture"] == spec and facts["modelspec.prediction_type"] == kind.split("_")[0]
+        assert facts["ss_base_model_version"] == ("sd_v2_v" if kind == "v_prediction" else "sd_v2")
+    data = path.read_bytes()
+    content = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert facts["sshs_model_hash"] == content and facts["modelspec.hash_sha256"] == f"0x{content}"
+    assert json.loads(facts["ss_tag_frequency"]) == {"1_a photo of": {"a photo of": 7}}
+    assert json.loads(facts["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "6.0", "dropout": "0.25"}
+    assert datetime.datetime.fromisoformat(facts["modelspec.date"]).tzinfo
+    expected = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": "shoes_kohya",
+        "modelspec.implementation": "diffusers",
+        "modelspec.resolution": "512x512",
+        "modelspec.trigger_phrase": "a photo of",
+        "ss_sd_model_name": "demo",
+        "ss_resolution": "(512, 512)",
+        "ss_num_train_images": "7",
+        "ss_training_started_at": "1700000000.5",
+    }
+    assert expected.items() <= facts.items()
 
 
 def test_kohya_names_are_those_that_others_read(folders, tmp_path):
     names = {}
     for family in ("sd1", "sdxl"):
         unet, _, encoders = train(folders[family], family, text=True)
-        path = lora.save_kohya(
+        path = kohya.save_kohya(
             tmp_path / f"{family}.safetensors", lora.lora_state(unet, encoders), unet, encoders, family, {}
         )
         names[family] = {key.split(".")[0] for key in lora.read_lora(path)[0]}
@@ -227,13 +260,19 @@ def test_kohya_names_are_those_that_others_read(folders, tmp_path):
     assert {f"lora_te{i}_text_model_encoder_layers_0_self_attn_q_proj" for i in (1, 2)} <= names["sdxl"]
 
 
+MORE_LAYERS = (
+    "to_k proj_in ff.net.0.proj ff.net.2 conv1 conv2 time_emb_proj conv_shortcut conv conv_in conv_out".split()
+)
+MORE_LAYERS += ["linear_1", "linear_2"]
+
+
 def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
     for family in ("sd1", "sdxl"):
-        parts = train(folders[family], family, targets=("to_k", "proj_in", "ff.net.0.proj", "ff.net.2"))
+        parts = train(folders[family], family, targets=MORE_LAYERS)
         state = lora.lora_state(parts[0])
         (tmp_path / family / "kohya").mkdir(parents=True)
         lora.save_lora(tmp_path / family, state, parts[0], [], {})
-        path = lora.save_kohya(tmp_path / family / "kohya" / "k.safetensors", state, parts[0], [], family, {})
+        path = kohya.save_kohya(tmp_path / family / "kohya" / "k.safetensors", state, parts[0], [], family, {})
         ours = outputs_of_ours(*parts)
         for theirs in (
             outputs_of_diffusers(folders[family], tmp_path / family),
@@ -242,11 +281,45 @@ def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_kohya_file_without_a_name_for_a_layer_is_refused(folders, tmp_path):
-    unet, _, _ = train(folders["sdxl"], "sdxl", targets=("conv1",))
-    with pytest.raises(UserError, match="conv1 has no name"):
-        lora.save_kohya(tmp_path / "a.safetensors", lora.lora_state(unet), unet, [], "sdxl", {})
-    assert not list(tmp_path.iterdir())
+def published_layers(config):
+    """The names of all layers that a LoRA may train in the UNet of this configuration."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config["unet/config.json"])
+    return [name for name, layer in unet.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
+
+
+def test_every_layer_of_sdxl_has_the_kohya_name_that_stability_ai_gave_it():
+    names = {layer: sdxl.kohya_layer(layer, 2) for layer in published_layers(SDXL)}
+    assert len(names) == 794 and len(set(names.values())) == 794 and None not in names.values()
+    known = {  # from the keys of the published sd_xl_base_1.0.safetensors
+        "conv_in": "input_blocks.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "down_blocks.0.resnets.0.conv1": "input_blocks.1.0.in_layers.2",
+        "down_blocks.1.resnets.0.conv_shortcut": "input_blocks.4.0.skip_connection",
+        "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+        "down_blocks.2.attentions.1.proj_out": "input_blocks.8.1.proj_out",
+        "mid_block.resnets.1.time_emb_proj": "middle_block.2.emb_layers.1",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
+        "up_blocks.2.resnets.2.conv2": "output_blocks.8.0.out_layers.3",
+        "conv_out": "out.2",
+    }
+    assert known.items() <= names.items()
+    assert sdxl.kohya_layer("up_blocks.0.motion_modules.0.proj_in", 2) is None
+
+
+def test_a_lora_that_has_no_kohya_format_says_why(folders):
+    for family, options, obstacle in (
+        ("sdxl", {"targets": ("conv1", "conv", "linear_1", "to_q")}, None),
+        ("sd1", {"use_dora": True}, "DoRA"),
+    ):
+        unet, _, encoders = train(folders[family], family, **options)
+        found = kohya.find_obstacle(unet, encoders, family)
+        assert found is None if obstacle is None else obstacle in found
+        modules = {"unet": unet, "text_encoder": encoders[0]}
+        assert writes_kohya(None, modules, family) is (obstacle is None) and not writes_kohya(False, modules, family)
+        if obstacle:
+            with pytest.raises(UserError, match="--output_kohya_format: .*DoRA.*; leave one"):
+                writes_kohya(True, modules, family)
 
 
 @pytest.mark.parametrize("way", range(3))
