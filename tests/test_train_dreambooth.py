@@ -189,6 +189,10 @@ def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(tr
     assert len(names) >= 3 if full else LORA in map(str, names)
     assert all((out / name).read_bytes()[-4096:] == (tmp_path / "broken" / name).read_bytes()[-4096:] for name in names)
     assert column(out, "loss") == column(tmp_path / "broken", "loss")
+    if full and "--use_ema" not in words:  # else the checkpoint has the weights themselves, the result their average
+        last = UNet2DConditionModel.from_pretrained(out, subfolder="checkpoint-4/unet").state_dict()
+        assert all(torch.equal(last[key], value) for key, value in load_file(out / UNET).items())
+    assert (out / "checkpoint-4/text_encoder/config.json").exists() == (full and "--train_text_encoder" in words)
 
     pipeline = DiffusionPipeline.from_pretrained(out if full else trainer_data[family], safety_checker=None)
     if not full:

@@ -10,7 +10,6 @@ import torch
 from families import kohya, lora, pipelines, tokens
 from utils import checkpoints
 from utils.cli import UserError
-from utils.files import write_safetensors
 
 
 @dataclass
@@ -86,11 +85,10 @@ def averaged_weights(training: Training) -> Iterator[None]:
 
 
 def write_weights(folder: Path, training: Training) -> None:
-    """The weights as they are now: the LoRA in the file that diffusers loads, or all weights, a file for each part."""
+    """The weights as they are now: the LoRA in the file that diffusers loads, or of all weights each part's folder."""
     if training.whole:
         for name, module in training.modules.items():
-            state = {key: value.detach().to("cpu", copy=True) for key, value in module.state_dict().items()}
-            write_safetensors(folder / f"{name}.safetensors", state)
+            module.save_pretrained(folder / name)
         return
     state = lora.lora_state(training.unet, training.text_encoders)
     lora.save_lora(folder, state, training.unet, training.text_encoders, training.facts)
@@ -124,13 +122,15 @@ def write_kohya(lora_path: Path, word_path: Path, training: Training, family: st
         kohya.save_word(word_path, training.token, family, facts)
 
 
-def read_weights(files: dict[str, dict[str, torch.Tensor]], training: Training) -> None:
-    """Put back what `write_weights` wrote, to the byte."""
+def read_weights(folder: Path, files: dict[str, dict[str, torch.Tensor]], training: Training) -> None:
+    """Put back what `write_weights` wrote, to the byte; `files` are those in the folder itself."""
     if training.whole:
         for name, module in training.modules.items():
-            if name not in files:
+            if name not in files and not (folder / name).is_dir():
                 raise UserError(f"the checkpoint holds no {name}; give the --method and the parts it was made with")
-            module.load_state_dict(files[name])
+            # Earlier versions wrote a file for each part.
+            state = files.get(name) or type(module).from_pretrained(folder / name, dtype=torch.float32).state_dict()
+            module.load_state_dict(state)
         return
     if "pytorch_lora_weights" not in files:
         raise UserError("the checkpoint holds no LoRA; give the --method that it was made with")
@@ -168,7 +168,7 @@ def restore_training(folder: Path, training: Training) -> None:
         )
     if (training.average is not None) != ("average" in files):
         raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
-    read_weights(files, training)
+    read_weights(folder, files, training)
     try:
         checkpoints.restore_optimizers({"optimizer": training.optimizer}, files, state)
     except (ValueError, KeyError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from utils.cli import UserError, counted
@@ -93,9 +94,10 @@ def save_checkpoint(
                 write_safetensors(partial / f"{name}.safetensors", tensors)
             write_json(partial / "state.json", state)
             write_manifest(partial)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter from diffusers, for a disk that is full
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--output_dir: {folder} can't be written ({error.strerror or error}); earlier checkpoints are intact; "
+            f"--output_dir: {folder} can't be written ({reason}); earlier checkpoints are intact; "
             "free some space or give another folder, and run the same command again"
         ) from error
 

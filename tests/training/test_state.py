@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 
 from families import lora
 from families.lora import FILE_NAME as FILE
+from families.pipelines import BaseModel
 from tests.tiny_models import BLOCKS
 from training import state
 from training.optimizers import OptimizerSettings, make_optimizer
@@ -18,8 +22,6 @@ from utils.files import write_safetensors
 
 
 def tiny_training(name="adamw", ema=True, rank=2, data="abc"):
-    from diffusers import UNet2DConditionModel
-
     torch.manual_seed(0)
     unet = UNet2DConditionModel(cross_attention_dim=16, attention_head_dim=4, **BLOCKS)
     parameters = lora.attach_lora(unet, lora.Adapter(rank, 2 * rank, targets=("to_q", "to_v")))
@@ -133,6 +135,33 @@ def test_what_an_earlier_version_kept_with_the_progress_is_ignored(checkpoint, t
     one = tiny_training()
     state.restore_training(folder, one)
     assert one.progress == Progress(1, skipped=[0])
+
+
+def test_all_weights_are_restored_from_the_folders_of_a_checkpoint_and_from_an_earlier_versions_files(tmp_path):
+    unet = UNet2DConditionModel(cross_attention_dim=16, attention_head_dim=4, **BLOCKS)
+    unet.to(memory_format=torch.channels_last)  # as on a GPU
+    optimizer, scaler = torch.optim.SGD(unet.parameters(), 1e-3), torch.amp.GradScaler("cpu", enabled=False)
+    one = Training({"unet": unet}, [*unet.parameters()], optimizer, scaler, None, {}, {}, whole=BaseModel("demo", {}))
+    folder, wanted = (
+        tmp_path / "checkpoint-1",
+        {key: value.clone().contiguous() for key, value in unet.state_dict().items()},
+    )
+    state.save_training(folder, one)
+    found = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="checkpoint-1/unet").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+    shutil.copytree(folder, tmp_path / "earlier", ignore=shutil.ignore_patterns("unet"))
+    save_file(wanted, tmp_path / "earlier/unet.safetensors")
+    for place in (folder, tmp_path / "earlier"):
+        with torch.no_grad():
+            for parameter in unet.parameters():
+                parameter.zero_()
+        state.restore_training(place, one)
+        assert all(torch.equal(unet.state_dict()[key], value) for key, value in wanted.items())
+    (folder / "unet/config.json").write_text("{}")
+    assert checkpoints.checkpoint_damage(folder).startswith("unet/config.json has ")
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(UserError, match="holds no unet"):
+        state.restore_training(folder, one)
 
 
 def test_an_average_moves_by_its_share():
