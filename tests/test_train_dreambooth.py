@@ -202,6 +202,11 @@ def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(tr
             parts = {part: getattr(pipeline, f"{part}{end}") for part in ("text_encoder", "tokenizer")}
             pipeline.load_textual_inversion(out, weight_name=name, **parts)
     assert (len(list(out.glob("learned_embeds*"))) > 0) == ("--train_token" in words)
+    if "--train_token" in words:  # in one file for ComfyUI and A1111
+        joint = load_file(out / "whole_word.safetensors")
+        vectors = [next(iter(load_file(one).values())) for one in sorted(out.glob("learned_embeds*"))]
+        assert all(torch.equal(joint[key], vector) for key, vector in zip(("clip_l", "clip_g"), vectors, strict=False))
+        assert len(joint) == len(vectors) == (2 if family == "sdxl" else 1)
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
     assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
@@ -210,7 +215,8 @@ def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(tr
     images = sample(load_sampler(parts, Sampling(3, 7.5, 16), on_cpu(2), prompts), prompts, [0, 1])
     assert np.abs(images - expected).max() <= 1  # generate.py, too
     card = (out / "README.md").read_text()
-    assert ("load_textual_inversion" in card) == ("--train_token" in words) and ("load_lora" in card) != full
+    assert ("load_textual_inversion" in card) == ("`whole_word`" in card) == ("--train_token" in words)
+    assert ("load_lora" in card) != full
     assert (
         "Its instance prompt is `a photo of <sks> shoes`" in card and "instance_prompt: a photo of <sks> shoes" in card
     )

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
 from families import diffusion
+from families.lora import read_lora
 from tests.tiny_runs import (
     LORA,
     ROOT,
@@ -480,12 +482,12 @@ def with_lora(model: Path, lora: Path, **name) -> DiffusionPipeline:
 @pytest.mark.parametrize(
     "family, words",
     [
-        ("sd1", "--output_kohya_format --use_ema --ema_decay 0.5"),
-        ("sd2", "--output_kohya_format --use_rslora --train_text_encoder --text_encoder_lr 3e-3 --snr_gamma 5"),
+        ("sd1", "--use_ema --ema_decay 0.5"),
+        ("sd2", "--use_rslora --train_text_encoder --text_encoder_lr 3e-3 --snr_gamma 5"),
         ("sdxl", "--use_dora --train_text_encoder --caption_dropout 0.5"),
     ],
 )
-def test_every_family_trains_resumes_and_gives_its_images_in_diffusers(trainer_data, tmp_path, family, words):
+def test_every_family_trains_resumes_and_gives_its_images_in_diffusers(trainer_data, tmp_path, family, words, caplog):
     prompts = ["a photo of red boots", "a photo of blue shoes"]
     words = [*words.split(), "--max_train_steps", 4, "--checkpointing_steps", 2, "--validation_steps", 4]
     words += ["--num_validation_images", 2, "--validation_prompt", prompts[0], "--validation_prompt", prompts[1]]
@@ -503,11 +505,16 @@ def test_every_family_trains_resumes_and_gives_its_images_in_diffusers(trainer_d
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
     assert np.abs(drawn_by_diffusers(with_lora(trainer_data[family], out), prompts, 16) - expected).max() <= 1
-    if "--output_kohya_format" in words:
-        name = {"weight_name": "whole_kohya.safetensors"}
-        assert (
-            np.abs(drawn_by_diffusers(with_lora(trainer_data[family], out, **name), prompts, 16) - expected).max() <= 1
-        )
+    kohya, best = out / "whole_kohya.safetensors", out / "best/whole_best_kohya.safetensors"
+    assert kohya.exists() == best.exists() == ("--use_dora" not in words)
+    assert ("no file for A1111 and ComfyUI (--output_kohya_format) is written" in caplog.text) == (not kohya.exists())
+    if kohya.exists():
+        pipeline = with_lora(trainer_data[family], out, weight_name=kohya.name)
+        assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
+        facts = read_lora(kohya)[1]
+        assert facts["modelspec.prediction_type"] == ("v" if family == "sd2" else "epsilon")
+        began = json.loads((tmp_path / "broken/checkpoint-4/state.json").read_text())["progress"]["began"]
+        assert began == float(facts["ss_training_started_at"]) == pytest.approx(time.time(), abs=1000)
 
 
 def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):
@@ -521,7 +528,9 @@ def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):
     assert facts["base_model"] == str(trainer_data["sd1"])
     fingerprint = json.loads((reference / "environment.json").read_text())["dataset"]
     assert facts["data_fingerprint"] == fingerprint and len(fingerprint) == 64
-    assert fingerprint in (reference / "README.md").read_text()
+    card = (reference / "README.md").read_text()
+    assert fingerprint in card and f"| `{LORA}` | diffusers" in card and "| `run_kohya.safetensors` | ComfyUI" in card
+    assert (facts["resolution"], facts["prediction_type"]) == ("16", "epsilon") and int(facts["images"]) > 0
     assert (reference / "loss_curve.png").stat().st_size > 5000
 
 
