@@ -12,8 +12,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ def counted(number: int, noun: str) -> str:
 # Types of values, for add_argument(type=...)
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """A type for the numbers from `low` to `high`; with `above` or `below` that end itself is refused too."""
 
     low: float
@@ -106,7 +108,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def _name_value(message: str) -> str:
     """`argument --rank: 0: expected …` as `--rank 0: expected …`."""
-    return re.sub(r"^argument (--[\w-]+): (?=\S+: expected )", r"\1 ", message)
+    return re.sub(r"^argument (--[\w-]+): (?=[^:]*: expected )", r"\1 ", message)
 
 
 class Parser(argparse.ArgumentParser):
