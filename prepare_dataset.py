@@ -99,6 +99,7 @@ def options_of(args: argparse.Namespace, faces: Faces | None) -> dict[str, Any]:
     left_out = NOT_IN_RESULT if args.portraits else [*NOT_IN_RESULT, *flags.OF_PORTRAITS]
     names = {"use_aspect_ratio_buckets": "aspect_ratio_buckets"}  # as in datasets that exist
     options = {names.get(key, key): value for key, value in vars(args).items() if key not in left_out}
+    options = cli.mask_secrets(options)
     return options | ({"face_detector": file_sha256(faces.detector_file)[:16]} if faces else {})
 
 

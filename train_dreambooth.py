@@ -282,7 +282,7 @@ def describe_result(
 ) -> dict[str, Any]:
     """What the model card says, besides what the file says of itself."""
     hidden = () if args.with_prior_preservation else OF_PRIOR
-    settings = {name: getattr(args, name) for name in ON_THE_CARD if name not in hidden}
+    settings = {name: value for name, value in cli.settings_of(args).items() if name in ON_THE_CARD}
     return {
         "script": "train_dreambooth.py",
         "method": args.method,
@@ -291,7 +291,7 @@ def describe_result(
         "data": args.dataset_name or args.instance_data_dir,
         "counts": counts,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: value for name, value in settings.items() if value is not None},
+        "settings": {name: settings[name] for name in ON_THE_CARD if name not in hidden and settings[name] is not None},
     }
 
 

@@ -216,7 +216,7 @@ def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_run
         (["a", "c"], {}, r"\(some of its 2 images would have another prompt\)"),
         (["a", "c", "b"], {}, "another prompt, because shares are balanced over 3"),
         (["a"], {}, "num_images was 2, now 1: a set can't be made smaller"),
-        (["a", "b"], {"lora_sha256": ["1"]}, r"\(the file or folder given by --lora has changed\)"),
+        (["a", "b"], {"lora_sha256": ["1"]}, r"\(what --lora gives has changed\)"),
     ],
 )
 def test_a_set_grows_where_its_images_stay_the_same(tmp_path, prompts, settings, told):

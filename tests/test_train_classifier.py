@@ -146,7 +146,7 @@ def test_other_settings_or_other_images_in_the_same_folder_are_an_error(finished
     shutil.copytree(sets, tmp_path / "sets")
     run(tmp_path / "sets", tmp_path / "out", "--seeds", "2", "--real_shares", "1", "--max_train_steps", "1")
     draw_shoe("Heels", "Red", "other", (64, 64)).save(tmp_path / "sets" / "synthetic" / "200.png")
-    with pytest.raises(UserError, match="the file or folder given by --synthetic has changed"):
+    with pytest.raises(UserError, match="what --synthetic gives has changed"):
         run(tmp_path / "sets", tmp_path / "out", "--seeds", "2", "--real_shares", "1", "--max_train_steps", "1")
 
 

@@ -5,16 +5,16 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from families import kohya, tokens
 from families.lora import FILE_NAME as WEIGHTS
-from utils.cli import UserError
+from utils.cli import UserError, mask_text
 from utils.files import list_files, write_json, write_text
 from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_table
-from utils.runs import mask_text, package_versions
+from utils.runs import package_versions
 from utils.wording import make_environment
 
 # Neither checkpoints nor logs; environment.json describes the machine, and stays on it.
@@ -70,6 +70,7 @@ def write_card(folder: Path, facts: CardFacts, results: dict[str, str]) -> None:
     environment = make_environment(Path(__file__).parent / "templates")
     environment.filters["quoted"] = quote_text
     whole = facts.method == "full"
+    facts = replace(facts, base_model=mask_text(facts.base_model))
     source = facts.repo_id or folder
     base = "demo/model" if facts.base_model == "demo" else facts.base_model
     settings = {name: value for name in ("rank", "alpha") if (value := getattr(facts, name)) is not None}
@@ -85,13 +86,14 @@ def write_card(folder: Path, facts: CardFacts, results: dict[str, str]) -> None:
         base_source=source if whole else base,
         weights=WEIGHTS,
         counts=[f"{count:,} {split}" for split, count in facts.counts.items() if count],
-        command=mask_text(facts.command),
+        command=facts.command,
+        fence="`" * (1 + max(map(len, re.findall("`+", f"`` {facts.command}")))),
         settings=describe_settings(settings | facts.settings),
         results=results,
         has_curve=(folder / "loss_curve.png").is_file(),
         versions=", ".join(f"{package} {version}" for package, version in package_versions().items() if version),
     )
-    write_text(folder / "README.md", card)
+    write_text(folder / "README.md", mask_text(card))
 
 
 def front_matter(facts: CardFacts) -> str:
@@ -143,7 +145,7 @@ def quote_text(text: object) -> str:
 
 
 def describe_settings(settings: dict[str, Any]) -> dict[str, str]:
-    return {name.replace("_", " "): mask_text(describe_value(value)) for name, value in settings.items()}
+    return {name.replace("_", " "): describe_value(value) for name, value in settings.items()}
 
 
 def describe_value(value: Any) -> str:

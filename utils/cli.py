@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import gc
+import hashlib
 import logging
 import os
 import re
@@ -19,6 +20,9 @@ from typing import Any, NoReturn
 logger = logging.getLogger(__name__)
 
 
+MOST_OF_A_RECIPE = 1 << 20  # bytes
+
+
 class UserError(Exception):
     """A mistake that the user can correct. The message names the flag, file or row, the value, and what to do."""
 
@@ -26,6 +30,48 @@ class UserError(Exception):
 def counted(number: int, noun: str) -> str:
     """`1 pair`, `2,000 pairs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+# Secrets, which no message, record or card may show
+
+MASK = "***"
+_SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key)"
+# The end of a name decides: max_tokens and tokenizer_name are not secrets. Nor is --train_token, a word to be learnt.
+_SECRET_NAME = re.compile(rf"(?:^|[\W_]){_SECRET}$", re.IGNORECASE)
+_SECRET_TEXT = (
+    # `--hub_token x` and `HF_TOKEN=x`, but not a prompt with a secret garden in it.
+    re.compile(rf"(--(?:\w+[_-])*{_SECRET}(?:=| +(?!-)))('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE),
+    re.compile(rf"(\b(?:\w+_)?{_SECRET}=)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE),
+    re.compile(r"(\w://)[^/\s@]+(?=@)"),
+    # By their shape: of Hugging Face, OpenAI, GitHub, GitLab, Slack, AWS, Google, and a JSON Web Token.
+    re.compile(r"()\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA|AIza|eyJ[\w-]+\.)[\w-]{16,}"),
+)
+_MARK = "from_the_environment_"
+_LONG = 8  # characters of a value that is hidden wherever it stands; a shorter one may be any word
+# What the recipe took from the environment: {key: the value as the recipe has it}, and {value: its interpolation}.
+_interpolated: dict[str, Any] = {}
+_from_environment: dict[str, str] = {}
+
+
+def mask_text(text: str) -> str:
+    """A message, command or address without its secrets: *** for each, ${oc.env:NAME} for what was taken from there."""
+    for value, interpolation in sorted(_from_environment.items(), key=lambda one: -len(one[0])):
+        place = re.escape(value) if len(value) >= _LONG else rf"(?<!\w){re.escape(value)}(?!\w)"
+        text = re.sub(place, lambda _: interpolation, text)  # noqa: B023
+    for pattern in _SECRET_TEXT:
+        text = pattern.sub(rf"\1{MASK}", text)
+    return text
+
+
+def mask_secrets(value: Any, name: str = "") -> Any:
+    """Settings of any depth with *** for each value whose name is that of a secret; empty values stay."""
+    if isinstance(value, dict):
+        return {key: mask_secrets(item, str(key)) for key, item in value.items()}
+    if value and _SECRET_NAME.search(name):
+        return MASK
+    if isinstance(value, (list, tuple)):
+        return [mask_secrets(item, name) for item in value]
+    return mask_text(value) if isinstance(value, str) else value
 
 
 # Types of values, for add_argument(type=...)
@@ -119,7 +165,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if unknown := re.fullmatch(r"unrecognized arguments: (--\w+)\b.*", message, re.DOTALL):
             message += suggest(unknown[1], [word for one in self._actions for word in one.option_strings])
-        self.exit(2, f"{self.prog}: error: {_name_value(message)}; see --help\n")
+        self.exit(2, f"{self.prog}: error: {mask_text(_name_value(message))}; see --help\n")
 
 
 def make_parser(doc: str) -> Parser:
@@ -156,6 +202,26 @@ def add_refused_flags(parser: argparse.ArgumentParser, reasons: dict[str, str]) 
 # Recipes
 
 
+def _resolve(recipe: Any) -> tuple[Any, Any]:
+    """The recipe with every interpolation resolved, and once more with those of the environment as they are written."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    def write_back(name: str, *default: Any) -> Any:
+        if name not in os.environ:
+            return oc.env(name, *default)
+        if len(os.environ[name]) >= _LONG or _SECRET_NAME.search(name):
+            _from_environment[os.environ[name]] = f"${{oc.env:{name}}}"
+        return f"{_MARK}{name.encode().hex()}_"  # a word, since ${oc.decode:…} may read it
+
+    resolved = OmegaConf.to_container(recipe, resolve=True)
+    OmegaConf.register_resolver("oc.env", write_back, replace=True)
+    try:
+        return resolved, OmegaConf.to_container(recipe, resolve=True)
+    finally:
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True)
+
+
 def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The settings in a YAML file, with `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error."""
     from omegaconf import OmegaConf  # here: check_environment.py must start where packages are missing
@@ -163,22 +229,27 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
-        recipe = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_OF_A_RECIPE):
+            raise OSError(0, f"is no file of at most {MOST_OF_A_RECIPE:,} bytes")
+        recipe, written = _resolve(OmegaConf.load(path))
     except OSError as error:
         reason = error.strerror or "holds no settings"
         raise UserError(f"--config {path}: {reason}; give the path of a YAML file") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise UserError(f"--config {path}: {' '.join(str(error).split())}") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
+        raise UserError(f"--config {path}: {' '.join(str(error).split())[:500]}") from None
     if not isinstance(recipe, dict):
         raise UserError(f"--config {path}: expected lines of `flag: value`, found a {type(recipe).__name__}")
     known = {action.dest for action in parser._actions} - {"help", "config"}
-    for key in map(str, recipe):
-        if key not in known:
+    for key in map(str, list(recipe)):
+        if key not in known and key.endswith("_sha256"):  # of a config.yaml
+            del recipe[key]
+        elif key not in known:
             hint = suggest(key, known) or "; a key is a flag's name, see --help"
             raise UserError(f"--config {path}: unknown key `{key}`{hint}")
-        if isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
+        elif isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
             what = f"`{key}: {recipe[key]}` is not valid; to switch it on or off, use `use_{key}`"
             raise UserError(f"--config {path}: {what}")
+    _interpolated.update({str(key): written[key] for key, value in recipe.items() if value != written[key]})
     return {str(key): value for key, value in recipe.items()}
 
 
@@ -236,6 +307,8 @@ def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config
+    _interpolated.clear()
+    _from_environment.clear()
     if path is None:
         return parser.parse_args(argv)
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
@@ -244,8 +317,10 @@ def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
         actions = [one for one in parser._actions if one.dest in recipe and not given & {*one.option_strings}]
         words = recipe_to_argv(recipe, actions, path)
     except UserError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {mask_text(str(error))}\n")
     parser.recipe_keys = frozenset(action.dest for action in actions)
+    for key in _interpolated.keys() - parser.recipe_keys:  # the command line has another value
+        del _interpolated[key]
     return parser.parse_args(words + argv)
 
 
@@ -269,16 +344,26 @@ def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tu
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The resolved settings in types that YAML has; --config can read them back."""
+    """The settings in types that YAML has; --config can read them back.
+
+    What a recipe took from the environment is an interpolation again, with a checksum too short to guess it from.
+    """
 
     def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
-        # A literal ${ would be resolved on reading back.
-        return str(value).replace("${", "\\${") if isinstance(value, (Path, str)) else value
+        if not isinstance(value, (Path, str)):
+            return value
+        text = str(value).replace("${", "\\${")  # a literal ${ would be resolved on reading back
+        return re.sub(rf"{_MARK}([0-9a-f]+)_", lambda name: f"${{oc.env:{bytes.fromhex(name[1]).decode()}}}", text)
 
     hidden = ("config", "debug", "dry_run")
-    return {key: plain(value) for key, value in vars(args).items() if key not in hidden}
+    settings = {key: value for key, value in vars(args).items() if key not in hidden}
+    written = {key: value for key, value in _interpolated.items() if key in settings}
+    sums = {f"{key}_sha256": hashlib.sha256(str(settings[key]).encode()).hexdigest()[:4] for key in written}
+    return mask_secrets(plain(settings | written)) | sums
 
 
 def show_settings(args: argparse.Namespace) -> None:
@@ -313,7 +398,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     except (UserError, OSError) as error:
         if args.debug:
             traceback.print_exc()
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: error: {mask_text(' '.join(str(error).split()))}", file=sys.stderr)
         code = 1
     else:  # not after an error: another process may still wait for this one, until the launcher ends it
         close_process_group()

@@ -1,7 +1,4 @@
-"""A run's folder: which process may write it, with which settings, and the record of where and how it was made.
-
-Secrets are masked in everything that is recorded.
-"""
+"""A run's folder: which process may write it, with which settings, and the record of where and how it was made."""
 
 import contextlib
 import datetime
@@ -23,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from utils.cli import UserError
+from utils.cli import UserError, mask_text
 from utils.files import lock_folder, recover_folder, write_json, write_text
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
@@ -32,36 +29,6 @@ RUN_FILES = re.compile(
     r"config\.yaml|[^/]+\.safetensors|results\.jsonl?|curves\.png|model_index\.json|unet|vae|text_encoder(_2)?|"
     r"tokenizer(_2)?|scheduler|feature_extractor"
 )
-
-MASK = "***"
-_SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key)"
-# The end of a name decides: max_tokens and tokenizer_name are not secrets. Nor is --train_token, a word to be learnt.
-_SECRET_NAME = re.compile(rf"(?:^|[\W_]){_SECRET}$", re.IGNORECASE)
-_SECRET_TEXT = (
-    # `--hub_token x` and `HF_TOKEN=x`, but not a prompt with a secret garden in it.
-    re.compile(rf"(--(?:\w+[_-])*{_SECRET}(?:=| +(?!-)))('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE),
-    re.compile(rf"(\b(?:\w+_)?{_SECRET}=)('[^']*'|\"[^\"]*\"|\S+)", re.IGNORECASE),
-    re.compile(r"(\w://)[^/\s@]+(?=@)"),
-    re.compile(r"()\bhf_[A-Za-z0-9]{16,}"),
-)
-
-
-def mask_text(text: str) -> str:
-    """A command or address with the values of its secrets replaced by ***."""
-    for pattern in _SECRET_TEXT:
-        text = pattern.sub(rf"\1{MASK}", text)
-    return text
-
-
-def mask_secrets(value: Any, name: str = "") -> Any:
-    """Settings of any depth with *** for each value whose name is that of a secret; empty values stay."""
-    if isinstance(value, dict):
-        return {key: mask_secrets(item, str(key)) for key, item in value.items()}
-    if value and _SECRET_NAME.search(name):
-        return MASK
-    if isinstance(value, (list, tuple)):
-        return [mask_secrets(item, name) for item in value]
-    return mask_text(value) if isinstance(value, str) else value
 
 
 def git_commit() -> str | None:
@@ -122,16 +89,30 @@ def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[st
     """The differences between two settings, except for the `free` keys, which do not change the training.
 
     Empty old settings differ in nothing: a user who empties config.yaml says that the folder fits. Neither does a
-    setting that is off now and that the old ones lack, from before there was its flag.
+    setting that is off now and that the old ones lack, from before there was its flag; nor one that is now taken from
+    the environment, where the value there is the old one.
     """
-    keys = sorted({*old, *new} - set(free)) if old else []
+
+    def is_same(key: str) -> bool:
+        before, now = old.get(key), new.get(key)
+        if key not in old and key.endswith("_sha256"):
+            key = key.removesuffix("_sha256")  # judged by the value itself
+            return _expand(new.get(key)) != str(new.get(key))
+        return before == now or (key not in old and not now) or str(before) == _expand(now)
+
+    free = {*free, *(f"{key}_sha256" for key in free)}
     return [
-        f"the file or folder given by --{key.removesuffix('_sha256')} has changed"
+        f"what --{key.removesuffix('_sha256')} gives has changed"
         if key.endswith("_sha256")
         else f"{key} was {old.get(key)}, now {new.get(key)}"
-        for key in keys
-        if old.get(key) != new.get(key) and (key in old or new[key])
+        for key in sorted({*old, *new} - free if old else [])
+        if not is_same(key)
     ]
+
+
+def _expand(setting: Any) -> str:
+    """A setting with the environment's values in place of its interpolations."""
+    return re.sub(r"\$\{oc\.env:(\w+)\}", lambda found: os.environ.get(found[1], found[0]), str(setting))
 
 
 def _empty_folder(folder: Path, logs: str | None) -> None:

@@ -17,9 +17,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from utils.cli import UserError
+from utils.cli import UserError, mask_secrets, mask_text
 from utils.files import write_json
-from utils.runs import mask_secrets, mask_text
 
 logger = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")

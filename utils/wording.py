@@ -1,5 +1,6 @@
 """Text for people: attributes in readable English, templates filled with them, and jinja2's pages and cards."""
 
+import html
 import re
 from pathlib import Path
 
@@ -97,10 +98,20 @@ def make_environment(folder: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": escape_cell, "counted": counted}
+    environment.filters |= {"cell": escape_cell, "code": escape_code, "counted": counted, "plain": escape_text}
     return environment
+
+
+def escape_text(value: object) -> str:
+    """Text of a Markdown page: in one line, and neither HTML nor a link or an image."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("[", "\\[")
 
 
 def escape_cell(value: object) -> str:
     """Text that stays in its cell of a Markdown table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return escape_text(value).replace("|", "\\|")
+
+
+def escape_code(value: object) -> str:
+    """Text that stays between two backticks of a Markdown page."""
+    return " ".join(str(value).split()).replace("`", "'")

@@ -28,6 +28,11 @@ def test_the_card_is_valid_and_names_counts_shares_and_what_was_left_out():
         assert line in card.text.splitlines(), line
 
 
+def test_a_caption_is_text_and_neither_html_nor_an_image():
+    lines = dataset_card(METADATA, ["<img src=x onerror=y> ![a](http://b)"]).splitlines()
+    assert "- &lt;img src=x onerror=y&gt; !\\[a](http://b)" in lines
+
+
 def test_a_value_with_a_bar_stays_in_its_cell():
     assert "| black \\| white | 300 | 25.0% |" in dataset_card(METADATA, []).splitlines()
 

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from training.model_card import CardFacts, files_to_push, push_folder, read_facts, write_card
@@ -66,6 +67,16 @@ def test_the_card_is_valid_and_its_images_exist(run):
     ):
         assert fact in card.text, fact
     assert "constant\\|warmup" in card.text and "hf_secret" not in card.text and "--hub_token *** --rank 8" in card.text
+
+
+def test_no_text_of_the_user_becomes_html_or_ends_its_code(run):
+    evil = "a `<img src=x>` [b](http://c)\n```\n<script>"
+    names = ("base_model", "data", "instance_prompt", "trigger_word", "prompt", "command")
+    card = card_of(run, settings={"prompt": evil}, **dict.fromkeys(names, evil))
+    page = MarkdownIt().enable("table").parse(card.partition("\n---\n")[2])
+    parts = [part for block in page for part in (block, *(block.children or []))]
+    assert not {"html_block", "html_inline", "link_open"} & {part.type for part in parts}
+    assert [part.info for part in parts if part.type == "fence"] == ["python", "bash"]
 
 
 def test_the_snippet_is_python_that_names_this_lora(run):

@@ -3,8 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from utils import cli
+from utils.runs import training_changes
 
 SCRIPT = """
 from utils import cli
@@ -57,6 +59,43 @@ def test_recipe_interpolates_keys_and_environment(parser, tmp_path, monkeypatch)
     monkeypatch.setenv("WHERE", "/mnt/big")
     config = write(tmp_path, "prompt: [shoes]\noutput_dir: ${oc.env:WHERE}/${prompt[0]}\n")
     assert cli.parse_args(parser, [config]).output_dir == "/mnt/big/shoes"
+
+
+def test_what_a_recipe_takes_from_the_environment_is_written_back_as_the_interpolation(
+    parser, tmp_path, monkeypatch, capsys
+):
+    for name, value in {"WHERE": "/mnt/private", "MY_TOKEN": "abc", "STEPS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    recipe = "output_dir: ${oc.env:WHERE}/x\nkinds: ['${output_dir}', '\\${a}']\nmode: ${oc.env:NOT_SET,a}\n"
+    recipe += "prompt: [key abc, sk-1234567890abcdef1234]\nlearning_rate: ${oc.decode:${oc.env:STEPS}}\n"
+    args = cli.parse_args(parser, [write(tmp_path, recipe + "names: ['${oc.env:MY_TOKEN}']")])
+    assert args.output_dir == "/mnt/private/x" and args.learning_rate == 3 and args.names == ["abc"]
+    cli.show_settings(args)
+    shown = capsys.readouterr().out
+    settings = yaml.safe_load(shown)
+    assert settings["output_dir"] == "${oc.env:WHERE}/x" and settings["learning_rate"] == "${oc.env:STEPS}"
+    assert settings["kinds"] == ["${oc.env:WHERE}/x", "\\${a}"] and settings["mode"] == "a"
+    assert settings["prompt"] == ["key ${oc.env:MY_TOKEN}", "***"]
+    assert cli.mask_text("in /mnt/private: abc") == "in ${oc.env:WHERE}: ${oc.env:MY_TOKEN}"
+    again = cli.parse_args(parser, [write(tmp_path, shown)])
+    assert {**vars(again), "config": 0} == {**vars(args), "config": 0, "prompt": ["key abc", "***"]}
+    monkeypatch.setenv("STEPS", "4")
+    changed = cli.settings_of(cli.parse_args(parser, [write(tmp_path, recipe)]))
+    free = {"prompt", "names"}
+    assert training_changes(settings, changed, free) == ["what --learning_rate gives has changed"]
+    assert training_changes({**settings, "learning_rate": 4, "learning_rate_sha256": None}, changed, free) == [
+        "what --learning_rate gives has changed"
+    ]
+    before = {key: value for key, value in settings.items() if not key.endswith("_sha256")}
+    # a run of an earlier version, whose config.yaml has the values themselves
+    assert training_changes(before | {"learning_rate": 4, "output_dir": "/mnt/private/x"}, changed, free) == []
+
+
+def test_a_value_from_the_environment_stands_in_no_message(parser, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MY_KEY", "hidden-value")
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, [write(tmp_path, "learning_rate: ${oc.env:MY_KEY}\n")])
+    assert "--learning_rate: invalid float value: '${oc.env:MY_KEY}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.cli import UserError
-from utils.runs import mask_secrets, mask_text
+from utils.cli import UserError, mask_secrets, mask_text
 from utils.trackers import NAMES, end_trackers, log_audio, log_images, log_scalars, start_trackers, tracker_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
