@@ -13,6 +13,9 @@ import logging
 import time
 from pathlib import Path
 
+from utils import cli, devices, runs  # first: it says in one line which package is missing
+
+# isort: split
 from evaluation import adherence, features, human_study, judge, subject, targets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
@@ -29,7 +32,6 @@ from evaluation.image_sets import (
 from evaluation.report import summary
 from evaluation.report.comparison_page import write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
-from utils import cli, devices, runs
 from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
@@ -106,7 +108,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
             missing[0] += ", or of one person or subject --identity_reference, --instance_data_dir or --prior_before"
         parser.error(f"missing: {'; '.join(missing)}")
     if task:
-        used = {task, "config", "dry_run", "debug", *ALONE[task]}
+        used = {task, "config", "dry_run", "verbose", "debug", *ALONE[task]}
         needs = {name: (f"an evaluation, which --{task} does not make", name in used) for name in vars(args)}
     else:
         inception = args.inception or any(word.partition("=")[0] == "inception" for word in args.encoders)

@@ -16,6 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from utils import cli, devices, runs  # first: it says in one line which package is missing
+
+# isort: split
 import torch
 
 from families import lora_mix, models, sampling, tokens
@@ -28,7 +31,6 @@ from generation.conditions import Conditions, canny_edges, list_images, load_dep
 from generation.finish import finish_set
 from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
-from utils import cli, devices, runs
 from utils.cli import UserError, counted
 from utils.console import Bar, show_progress
 from utils.files import file_sha256, locked_folder

@@ -18,6 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from utils import cli  # first: it says in one line which package is missing
+
+# isort: split
 from PIL import Image
 
 from preparation import captions, existing, flags, portraits, report, selection, splits, writing
@@ -26,7 +29,6 @@ from preparation.processing import Framing, fit_image, process_images
 from preparation.prompt_plan import write_prompt_plan
 from preparation.records import Example
 from preparation.verify import verify_dataset
-from utils import cli
 from utils.catalogue import Product, Rejected, Source, image_source, read_catalogue, reject_product
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
@@ -37,7 +39,8 @@ from utils.wording import PLACEHOLDER
 SHARES = ("colour", "gender", "season", "usage", "year")
 # Settings that do not change the result.
 NOT_IN_RESULT = (
-    "config dry_run debug verify strict output_dir overwrite num_workers catalogue portraits keep_splits new_splits"
+    "config dry_run verbose debug verify strict output_dir overwrite num_workers catalogue portraits "
+    "keep_splits new_splits"
 ).split()
 
 

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils import cli, devices, runs  # first: it says in one line which package is missing
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,7 +27,6 @@ from torch import nn
 from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
-from utils import cli, devices, runs
 from utils.cli import Range, UserError, at_once, positive, seed_number, workers
 from utils.console import track
 from utils.devices import key_seed, keyed_generator

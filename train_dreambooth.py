@@ -17,6 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from utils import cli, devices, faces, runs  # first: it says in one line which package is missing
+
+# isort: split
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
@@ -65,7 +68,6 @@ from training.run import (
     write_results,
 )
 from training.state import update_average
-from utils import cli, devices, faces, runs
 from utils.cli import Range, UserError, at_once
 
 ON_THE_CARD = (

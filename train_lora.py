@@ -11,6 +11,9 @@ import argparse
 import contextlib
 from typing import Any
 
+from utils import cli, devices, runs  # first: it says in one line which package is missing
+
+# isort: split
 import torch
 from diffusers.training_utils import free_memory
 
@@ -43,7 +46,6 @@ from training.run import (
     write_results,
 )
 from training.state import update_average
-from utils import cli, devices, runs
 
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder snr_gamma "

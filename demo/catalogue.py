@@ -17,10 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils import cli, files, images  # first: it says in one line which package is missing
+
+# isort: split
 from PIL import Image
 
 from demo.shoes import COLOURS, KINDS, draw_shoe
-from utils import cli, files, images
 
 GENDERS, GENDER_SHARES = ("Men", "Women", "Unisex", "Boys", "Girls"), (46, 36, 10, 4, 4)
 SEASONS, SEASON_SHARES = ("Summer", "Fall", "Winter", "Spring"), (46, 28, 18, 8)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils import cli, devices, runs  # first: it says in one line which package is missing
+
+# isort: split
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -26,7 +29,6 @@ from demo.catalogue import draw_product, product
 from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, HELD_BACK, KINDS, KNOWN_KINDS
 from families.sampling import generate
-from utils import cli, devices, runs
 from utils.images import foreground_colour
 
 DEMO = Path(__file__).resolve().parent

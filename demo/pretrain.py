@@ -21,6 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils import cli, devices, files, runs  # first: it says in one line which package is missing
+
+# isort: split
 import diffusers
 import numpy as np
 import torch
@@ -44,7 +47,6 @@ from transformers import (
 from demo.captions import MAX_TOKENS, caption, make_tokenizer, tokens_of
 from demo.catalogue import draw_product, product
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS
-from utils import cli, devices, files, runs
 
 HERE = Path(__file__).resolve().parent
 SIZE, CLIP_SIZE = 128, 64

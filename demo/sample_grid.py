@@ -13,6 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils import cli, devices, images, runs  # first: it says in one line which package is missing
+
+# isort: split
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
@@ -20,7 +23,6 @@ from PIL import Image
 from demo.shoes import COLOURS, KINDS
 from families import models
 from families.sampling import generate
-from utils import cli, devices, images, runs
 
 
 def load_demo_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:

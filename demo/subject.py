@@ -11,13 +11,15 @@ import random
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageFilter
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from utils import cli  # first: it says in one line which package is missing
+
+# isort: split
+from PIL import Image, ImageFilter
+
 from demo.shoes import Canvas, smooth, tone
-from utils import cli
 from utils.cli import Range, pixels
 
 TEAL, CORAL, CREAM = (0, 152, 148), (255, 120, 92), (250, 240, 214)  # not among the colours of the catalogue

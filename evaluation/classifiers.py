@@ -71,7 +71,6 @@ class Backbone(nn.Module):
 
         super().__init__()
         logging.set_verbosity_error()  # else each training logs that the last layer is new
-        logging.disable_progress_bar()
 
         def load() -> nn.Module:
             options = {"num_labels": classes, "ignore_mismatched_sizes": True, "use_safetensors": True}

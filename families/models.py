@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
 from families.single_file import convert_single_file
 from utils.cli import UserError
-from utils.hub import load_named
+from utils.hub import hide_weight_bars, load_named
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
@@ -99,6 +99,7 @@ def vae_step(config: dict[str, Any]) -> int:
 
 def _load(model: str, load: Callable[[], Any]) -> Any:
     """What `load` returns; any error of a missing part, a damaged file or an absent network becomes one line."""
+    hide_weight_bars()
     try:
         return load()
     except Exception as error:  # each library raises its own

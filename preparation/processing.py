@@ -42,7 +42,7 @@ def process_images(
     jobs = ((one.id, image_source(dataset, one.image)) for one in products)
     results = parallel_map(partial(process_image, framing=framing, folder=folder), jobs, workers)
     tracked = track(results, len(products), "images", "reading")
-    return {one.id: facts for one, facts in zip(products, tracked)}
+    return {one.id: facts for one, facts in zip(products, tracked, strict=True)}
 
 
 def process_image(job: tuple[str, Path | bytes], framing: Framing, folder: Path | None) -> ImageFacts:

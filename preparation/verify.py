@@ -35,7 +35,7 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     jobs = (ImageJob(folder / name, manifest[name]["bytes"], manifest[name]["sha256"], shapes) for name in names)
     checks = parallel_map(check_image, jobs, workers)
     good = {}
-    for name, facts in zip(names, track(checks, len(names), "images", "verifying")):
+    for name, facts in zip(names, track(checks, len(names), "images", "verifying"), strict=True):
         if facts.fault:
             broken.append(f"{name}: {facts.fault[0]} ({facts.fault[1]})")
         else:

@@ -32,6 +32,13 @@ def test_help_shows_two_runnable_examples_and_every_flag_has_a_text(path):
         assert re.search(rf"^  (-\w, )?{flag}\b[^\n]*(  \S|\n {{20,}}\S)", done.stdout, re.M), flag
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_without_the_packages_each_script_says_so_in_one_line(path):
+    done = subprocess.run([sys.executable, "-S", path, "--help"], cwd=ROOT, capture_output=True, text=True)
+    starts_anyway = done.returncode == 0 and done.stdout
+    assert starts_anyway or re.fullmatch(r"\w+\.py: error: .* has no package `\w+`; activate .*\n", done.stderr), done
+
+
 def test_nothing_needs_torchvision_or_unpickles():
     for path in set(SOURCES) - {Path(__file__)}:
         text = path.read_text()

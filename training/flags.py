@@ -29,7 +29,7 @@ REFUSED = {
 }
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
-    "config dry_run debug output_dir overwrite train_batch_size gradient_accumulation_steps "
+    "config dry_run verbose debug output_dir overwrite train_batch_size gradient_accumulation_steps "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit latent_cache_dir cache_latents report_to "
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "

@@ -1,0 +1,25 @@
+"""What two or more packages or scripts share.
+
+Importing it, which each script does first, is enough for one line in place of a traceback where a package is missing.
+"""
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+
+def _explain_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    ours = (Path(__file__).parent.parent / name).exists()  # a module of ours that is gone is no package to install
+    if not issubclass(kind, ModuleNotFoundError) or not name or ours or "--debug" in sys.argv:
+        sys.__excepthook__(kind, error, trace)
+        return
+    script, repair = (
+        os.path.basename(sys.argv[0]),
+        "activate .venv (`. .venv/bin/activate`), or run check_environment.py",
+    )
+    print(f"{script}: error: {sys.executable} has no package `{name}`; {repair}", file=sys.stderr)
+
+
+sys.excepthook = _explain_missing

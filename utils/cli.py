@@ -5,11 +5,14 @@ from __future__ import annotations  # check_environment.py must start on an olde
 import argparse
 import contextlib
 import difflib
+import errno
 import gc
 import hashlib
+import io
 import logging
 import os
 import re
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -121,6 +124,13 @@ def batch_size(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
+def read_path(text: str) -> Path:
+    """Any path but an empty one, which would be the folder that the script is started in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path; name a file or folder, or leave the flag out")
+    return Path(text)
+
+
 def mapped(word: str) -> str:
     """A word of a list that a recipe may also write as keys with values: `clip: folder` is the word `clip=folder`."""
     return word
@@ -147,9 +157,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+def _words(name: str) -> set[str]:
+    return set(re.split("[-_]+", name.strip("-")))
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    """The known name that is spelled most like the word, or else the shortest that has all of its parts."""
+    known = list(known)
+    near = difflib.get_close_matches(word.replace("-", "_"), [one.replace("-", "_") for one in known], n=1)
+    found = [one for one in known if one.replace("-", "_") in near]
+    found += sorted((one for one in known if _words(word) <= _words(one)), key=len)
+    return f"; did you mean `{found[0]}`?" if found else ""
+
+
+def _hint(message: str, flags: list[str]) -> str:
+    """What was probably meant by flags that do not exist, a value that is no choice, or words without quotes."""
+    if choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        return suggest(choice[1], re.findall(r"[\w.+-]+", choice[2]))
+    if not (unknown := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL)):
+        return ""
+    names = [word.partition("=")[0] for word in unknown[1].split() if word.startswith("-")]
+    return "".join(suggest(name, flags) for name in names) if names else "; a value with blanks needs quotes"
 
 
 def _name_value(message: str) -> str:
@@ -162,10 +190,13 @@ class Parser(argparse.ArgumentParser):
 
     recipe_keys: frozenset[str] = frozenset()  # the settings that came from --config
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, read_path)
+
     def error(self, message: str) -> NoReturn:
-        if unknown := re.fullmatch(r"unrecognized arguments: (--\w+)\b.*", message, re.DOTALL):
-            message += suggest(unknown[1], [word for one in self._actions for word in one.option_strings])
-        self.exit(2, f"{self.prog}: error: {mask_text(_name_value(message))}; see --help\n")
+        flags = [word for one in self._actions for word in one.option_strings]
+        self.exit(2, f"{self.prog}: error: {mask_text(_name_value(message))}{_hint(message, flags)}; see --help\n")
 
 
 def make_parser(doc: str) -> Parser:
@@ -181,6 +212,7 @@ def make_parser(doc: str) -> Parser:
         "--config", type=Path, metavar="RECIPE.yaml", help="settings from a file; command-line flags take precedence"
     )
     group.add_argument("--dry_run", action="store_true", help="report what would be done, and stop before any work")
+    group.add_argument("--verbose", action="store_true", help="show all settings, and what the libraries log")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -200,6 +232,8 @@ def add_refused_flags(parser: argparse.ArgumentParser, reasons: dict[str, str]) 
 
 
 # Recipes
+
+RECORDED = re.compile(r"precision|\w+_sha256")  # what config.yaml holds besides settings, to compare a later run with
 
 
 def _resolve(recipe: Any) -> tuple[Any, Any]:
@@ -240,13 +274,13 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise UserError(f"--config {path}: expected lines of `flag: value`, found a {type(recipe).__name__}")
     known = {action.dest for action in parser._actions} - {"help", "config"}
-    for key in map(str, list(recipe)):
-        if key not in known and key.endswith("_sha256"):  # of a config.yaml
-            del recipe[key]
-        elif key not in known:
+    if any(str(key).endswith("_sha256") for key in recipe.keys() - known):  # a config.yaml that a script wrote
+        recipe = {key: value for key, value in recipe.items() if key in known or not RECORDED.fullmatch(str(key))}
+    for key in map(str, recipe):
+        if key not in known:
             hint = suggest(key, known) or "; a key is a flag's name, see --help"
             raise UserError(f"--config {path}: unknown key `{key}`{hint}")
-        elif isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
+        if isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
             what = f"`{key}: {recipe[key]}` is not valid; to switch it on or off, use `use_{key}`"
             raise UserError(f"--config {path}: {what}")
     _interpolated.update({str(key): written[key] for key, value in recipe.items() if value != written[key]})
@@ -279,9 +313,9 @@ def _as_words(action: argparse.Action, value: Any) -> list[str]:
     return [f"{flag}={word}" for word in value] if repeated else [flag, *map(str, value)]
 
 
-class _RecipeParser(argparse.ArgumentParser):
+class _RecipeParser(Parser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(_name_value(message))
+        raise ValueError(_name_value(message) + _hint(message, []))
 
 
 def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path: Path) -> list[str]:
@@ -299,18 +333,28 @@ def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path:
     return argv
 
 
+class Settings(argparse.Namespace):
+    """The values of a script's flags; vars() leaves out their `defaults`."""
+
+    __slots__ = ("defaults",)
+    defaults: dict[str, Any]
+
+
 def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; with --config, on top of that file's settings."""
     if argv is None:  # the script's own start
         gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
+        outlive_readers()
         argv = sys.argv[1:]
+    args = Settings()
+    args.defaults = {action.dest: action.default for action in parser._actions}
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config
     _interpolated.clear()
     _from_environment.clear()
     if path is None:
-        return parser.parse_args(argv)
+        return parser.parse_args(argv, args)
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     try:
         recipe = read_recipe(path, parser)
@@ -321,7 +365,7 @@ def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
     parser.recipe_keys = frozenset(action.dest for action in actions)
     for key in _interpolated.keys() - parser.recipe_keys:  # the command line has another value
         del _interpolated[key]
-    return parser.parse_args(words + argv)
+    return parser.parse_args(words + argv, args)
 
 
 def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tuple[str, bool]]) -> None:
@@ -342,6 +386,10 @@ def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tu
 
 # Settings and the start of a script
 
+ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, then give the same command again")
+ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give a place that this user can write and read")
+ADVICE |= {errno.ENAMETOOLONG: "give a shorter name"}
+
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings in types that YAML has; --config can read them back.
@@ -359,7 +407,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         text = str(value).replace("${", "\\${")  # a literal ${ would be resolved on reading back
         return re.sub(rf"{_MARK}([0-9a-f]+)_", lambda name: f"${{oc.env:{bytes.fromhex(name[1]).decode()}}}", text)
 
-    hidden = ("config", "debug", "dry_run")
+    hidden = ("config", "verbose", "debug", "dry_run")
     settings = {key: value for key, value in vars(args).items() if key not in hidden}
     written = {key: value for key, value in _interpolated.items() if key in settings}
     sums = {f"{key}_sha256": hashlib.sha256(str(settings[key]).encode()).hexdigest()[:4] for key in written}
@@ -367,11 +415,38 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show_settings(args: argparse.Namespace) -> None:
-    """Print the settings as a recipe."""
+    """Print the settings as a recipe: all of them with --verbose, else those that are not at their defaults."""
     import yaml
 
-    print("# settings")
-    print(yaml.safe_dump(settings_of(args), sort_keys=False, allow_unicode=True, width=1000), flush=True)
+    shown = settings_of(args)
+    if not args.verbose:
+        changed = {key for key, value in vars(args).items() if value != args.defaults[key]}
+        shown = {key: value for key, value in shown.items() if changed & {key, key.removesuffix("_sha256")}}
+    print("# settings" if args.verbose else "# settings that are not at their defaults; --verbose shows all")
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=1000) if shown else "# none\n", flush=True)
+
+
+class _Pipe(io.FileIO):
+    """A pipe whose end is taken by /dev/null once nobody reads it any more."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """After `| head -1` the work goes on, and what it prints is dropped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            raw = _Pipe(stream.fileno(), "w", closefd=False)
+            kept = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **kept))
 
 
 def close_process_group() -> None:
@@ -379,6 +454,18 @@ def close_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def describe_fault(error: OSError, args: argparse.Namespace) -> str:
+    """The file, what is wrong with it, and what to do. An error of a disk that is full names no file."""
+    out, place = getattr(args, "output_dir", None), error.filename
+    if error.strerror is None:
+        return str(error)
+    if out is not None and (place is None or Path(os.fsdecode(place)).absolute().is_relative_to(out.absolute())):
+        place = f"--output_dir {out}" if place in (None, str(out)) else f"--output_dir {out}: {place}"
+    named = f"{os.fsdecode(place)}: " if place is not None else ""
+    advice = ADVICE.get(error.errno or 0)
+    return f"{named}{error.strerror}" + (f"; {advice}" if advice else "")
 
 
 def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
@@ -389,6 +476,8 @@ def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Call main and exit with its code; a user's mistake or a disk error is one line, with --debug also a traceback."""
     name = os.path.basename(sys.argv[0])
+    if args.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
     try:
         code = main(args)
@@ -398,7 +487,8 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     except (UserError, OSError) as error:
         if args.debug:
             traceback.print_exc()
-        print(f"{name}: error: {mask_text(' '.join(str(error).split()))}", file=sys.stderr)
+        said = describe_fault(error, args) if isinstance(error, OSError) else str(error)
+        print(f"{name}: error: {mask_text(' '.join(said.split()))}", file=sys.stderr)
         code = 1
     else:  # not after an error: another process may still wait for this one, until the launcher ends it
         close_process_group()

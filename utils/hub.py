@@ -19,6 +19,7 @@ def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded], advi
     here = Path(name).is_dir()
     if not here and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
+    hide_weight_bars()
     try:
         return load()
     except Exception as error:  # each library raises its own
@@ -26,6 +27,17 @@ def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded], advi
         if here:
             said = f"does not contain a complete {kind} ({' '.join(str(error).split())[:120]})"
         raise UserError(f"{flag} {name}: {said}; {advice or f'give the hub id or folder of a {kind}'}") from error
+
+
+def hide_weight_bars() -> None:
+    """Switch off transformers' bar for each model whose weights are loaded; what is downloaded keeps its bar."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    hidden = are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if not hidden:
+        enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 import argparse
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ from utils import cli
 from utils.runs import training_changes
 
 SCRIPT = """
+from pathlib import Path
 from utils import cli
 
 def main(args):
@@ -16,10 +19,20 @@ def main(args):
         raise cli.UserError("--rank 13: unlucky")
     if args.rank == 14:
         open("/nonexistent/file")
+    if args.rank == 15:
+        with open("/dev/full", "w") as file:
+            file.write("x")
+    if args.rank == 16:
+        for _ in range(20000):
+            print("a line of some length")
+        (args.output_dir / "result").write_text("done")
+    if args.rank == 17:
+        import no_such_package
     cli.show_settings(args)
 
 parser = cli.make_parser("doc")
 parser.add_argument("--rank", type=int, default=8)
+parser.add_argument("--output_dir", type=Path, default=Path("out"))
 cli.run(main, cli.parse_args(parser))
 """
 
@@ -30,7 +43,7 @@ def parser():
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--prompt", action="append")
     parser.add_argument("--kinds", nargs="+", default=["a"])
-    parser.add_argument("--output_dir", default="runs/x")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/x"))
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--crop", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--names", nargs="+", action="extend")
@@ -58,7 +71,7 @@ def test_recipe_sets_values_and_command_line_wins(parser, tmp_path):
 def test_recipe_interpolates_keys_and_environment(parser, tmp_path, monkeypatch):
     monkeypatch.setenv("WHERE", "/mnt/big")
     config = write(tmp_path, "prompt: [shoes]\noutput_dir: ${oc.env:WHERE}/${prompt[0]}\n")
-    assert cli.parse_args(parser, [config]).output_dir == "/mnt/big/shoes"
+    assert cli.parse_args(parser, [config]).output_dir == Path("/mnt/big/shoes")
 
 
 def test_what_a_recipe_takes_from_the_environment_is_written_back_as_the_interpolation(
@@ -141,6 +154,23 @@ def test_a_mistyped_flag_is_answered_with_the_nearest_one(parser, capsys):
     assert "unrecognized arguments: --lerning_rate 1; did you mean `--learning_rate`?; see" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("--learning-rate=1", "did you mean `--learning_rate`?"),
+        ("--learning --flipp", "did you mean `--learning_rate`?; did you mean `--flip`?"),
+        ("--dir x", "did you mean `--output_dir`?"),
+        ("--mode bb", "did you mean `b`?"),
+        ("--output_dir a folder", "unrecognized arguments: folder; a value with blanks needs quotes"),
+        ("--output_dir=", "--output_dir: an empty path; name a file or folder"),
+    ],
+)
+def test_what_was_probably_meant_is_named(parser, capsys, line, meant):
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, line.split())
+    assert meant in capsys.readouterr().err
+
+
 def test_abbreviated_flags_are_refused(parser):
     with pytest.raises(SystemExit):
         cli.parse_args(parser, ["--learn", "1"])
@@ -153,6 +183,39 @@ def test_printed_settings_read_back_as_a_recipe(parser, tmp_path, capsys):
     assert {**vars(again), "config": None} == vars(args)
 
 
+def test_settings_at_their_defaults_are_shown_with_verbose_alone(parser, capsys):
+    cli.show_settings(cli.parse_args(parser, ["--learning_rate", "3e-4", "--mode", "b"]))
+    assert yaml.safe_load(capsys.readouterr().out) == {"learning_rate": 3e-4, "mode": "b"}
+    cli.show_settings(cli.parse_args(parser, ["--verbose"]))
+    assert {"learning_rate: 0.0001", "mode: null", "flip: false"} <= set(capsys.readouterr().out.splitlines())
+    cli.show_settings(cli.parse_args(parser, []))
+    assert yaml.safe_load(capsys.readouterr().out) is None
+
+
+def test_a_config_that_a_script_wrote_is_a_recipe(parser, tmp_path, capsys):
+    """It also holds checksums and the precision, to compare a later run with."""
+    config = write(tmp_path, "learning_rate: 0.1\nprecision: fp16\nlora_sha256: [abc]\n")
+    assert cli.parse_args(parser, [config]).learning_rate == 0.1
+    with pytest.raises(SystemExit):  # but no recipe may set it
+        cli.parse_args(parser, [write(tmp_path, "precision: fp16\n")])
+    assert "unknown key `precision`" in capsys.readouterr().err
+
+
+def test_work_goes_on_without_a_reader_of_its_output(tmp_path):
+    words = [sys.executable, "-c", SCRIPT, "--rank", "16", "--output_dir", str(tmp_path)]
+    piped = subprocess.run(["bash", "-c", f"{shlex.join(words)} 2>&1 | head -1"], capture_output=True, text=True)
+    assert piped.stdout == "a line of some length\n" and piped.stderr == ""
+    assert (tmp_path / "result").read_text() == "done"
+    helped = subprocess.run(["bash", "-c", f"{shlex.join(words)} --help | head -1"], capture_output=True, text=True)
+    assert helped.stderr == ""
+
+
+def test_a_missing_package_is_one_line():
+    said = run_script("--rank", "17").stderr
+    assert "has no package `no_such_package`; activate .venv" in said and said.count("\n") == 1
+    assert "Traceback" in run_script("--rank", "17", "--debug").stderr
+
+
 def test_user_error_is_one_line_and_debug_shows_the_traceback():
     plain, debug = run_script("--rank", "13"), run_script("--rank", "13", "--debug")
     assert plain.returncode == debug.returncode == 1
@@ -162,7 +225,18 @@ def test_user_error_is_one_line_and_debug_shows_the_traceback():
 
 def test_disk_errors_are_one_line_too():
     result = run_script("--rank", "14")
-    assert result.returncode == 1 and "Traceback" not in result.stderr and "/nonexistent/file" in result.stderr
+    assert result.stderr == "-c: error: /nonexistent/file: No such file or directory\n" and result.returncode == 1
+    said = run_script("--rank", "15", "--output_dir", "here").stderr  # such an error names no file
+    advice = "make room, then give the same command again"
+    assert said == f"-c: error: --output_dir here: No space left on device; {advice}\n"
+
+
+def test_a_name_too_long_for_the_disk_is_said_to_be_so(parser, tmp_path):
+    with pytest.raises(OSError) as error:
+        (tmp_path / ("a" * 300)).mkdir()
+    said = cli.describe_fault(error.value, cli.parse_args(parser, ["--output_dir", str(tmp_path)]))
+    assert said.startswith(f"--output_dir {tmp_path}: {tmp_path}/aaa")
+    assert said.endswith("File name too long; give a shorter name")
 
 
 def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(parser):
