@@ -87,7 +87,14 @@ REFUSED = flags.REFUSED | {
     "prodigy_decouple": "it is always on; leave it out",
     "prodigy_use_bias_correction": "it is always on; leave it out",
     "prodigy_safeguard_warmup": "it is always on; leave it out",
-}
+    "do_edm_style_training": "models with an EDM noise schedule are not supported",
+    "tokenizer_max_length": "it is the tokenizer's own; leave it out",
+    "skip_save_text_encoder": "a LoRA holds it only if it is trained, a pipeline always; leave it out",
+} | dict.fromkeys(
+    ("text_encoder_use_attention_mask", "class_labels_conditioning", "validation_images"),
+    "it is for DeepFloyd IF, which is not supported; Stable Diffusion does without",
+)
+STEPS, ACCUMULATION = 800, 1
 LEARNING_RATES = {"lora": 1e-4, "full": 5e-6}
 OF_LORA = "rank lora_alpha lora_dropout lora_layers use_dora use_rslora".split()
 OF_PRIOR = (
@@ -162,9 +169,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     needs |= dict.fromkeys(("initializer_token", "token_learning_rate"), ("--train_token", bool(word)))
     cli.report_ignored(parser, args, needs | {"face_detector": ("--face_crop", args.face_crop)})
     args.learning_rate = LEARNING_RATES[args.method] if args.learning_rate is None else args.learning_rate
-    args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha
-    if args.effective_batch_size is None and args.gradient_accumulation_steps is None:
-        args.gradient_accumulation_steps = 1
+    flags.settle_defaults(parser, args, STEPS, ACCUMULATION, alpha=1)
     flags.check_training_flags(parser, args)
 
 
@@ -173,14 +178,14 @@ def make_parser() -> cli.Parser:
     models.add_model_flags(parser)
     add_subject_flags(parser)
     add_prior_flags(parser)
-    flags.add_lora_flags(parser)
-    flags.add_training_flags(parser, accumulation=1)
+    flags.add_lora_flags(parser, alpha="--rank")
+    flags.add_training_flags(parser, STEPS, ACCUMULATION)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/dreambooth")
     cli.add_refused_flags(parser, REFUSED)
-    parser.set_defaults(learning_rate=None, lora_alpha=None, lr_scheduler="constant", lr_warmup_steps=0)
-    parser.set_defaults(max_train_steps=800, validation_steps=200, checkpointing_steps=200)
+    parser.set_defaults(learning_rate=None, lr_scheduler="constant", lr_warmup_steps=0)
+    parser.set_defaults(validation_steps=200, checkpointing_steps=200)
     return parser
 
 

@@ -47,6 +47,21 @@ from training.run import (
 )
 from training.state import update_average
 
+STEPS, ACCUMULATION = 3000, 8
+# Flags of diffusers' text_to_image scripts that are refused, and why.
+REFUSED = flags.REFUSED | {
+    "proportion_empty_prompts": "use --caption_dropout",
+    "validation_prompts": "give --validation_prompt once for each",
+    "input_perturbation": "it is not supported; leave it out",
+    "dream_training": "it is not supported; leave it out",
+    "dream_detail_preservation": "it belongs to --dream_training, which is not supported; leave it out",
+    "non_ema_revision": "one model is loaded, with or without --use_ema; leave it out",
+    "foreach_ema": "--use_ema always works so; leave it out",
+    "offload_ema": "the average of a LoRA is small, and stays on the device; leave it out",
+} | dict.fromkeys(
+    (f"timestep_bias_{part}" for part in ("strategy", "multiplier", "portion", "begin", "end")),
+    "timesteps are drawn evenly; leave it out, or weight them with --snr_gamma 5",
+)
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder snr_gamma "
     "noise_offset caption_dropout random_flip seed mixed_precision"
@@ -57,18 +72,19 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser)
     flags.add_data_flags(parser)
-    flags.add_lora_flags(parser)
-    flags.add_training_flags(parser)
+    flags.add_lora_flags(parser, alpha="2 x --rank")
+    flags.add_training_flags(parser, STEPS, ACCUMULATION)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")
-    cli.add_refused_flags(parser, flags.REFUSED)
+    cli.add_refused_flags(parser, REFUSED)
     return parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     args = cli.parse_args(parser, argv)
+    flags.settle_defaults(parser, args, STEPS, ACCUMULATION, alpha=2)
     flags.check_training_flags(parser, args)
     return args
 

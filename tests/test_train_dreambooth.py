@@ -701,4 +701,4 @@ def test_the_method_chooses_the_rate_and_alpha_is_the_rank():
     line = ["--instance_data_dir", "photos", "--instance_prompt", "a photo of sks shoes"]
     for words, rate, alpha in ((["--rank", "4"], 1e-4, 4), (["--method", "full"], 5e-6, 8)):
         args = train_dreambooth.parse_args([*line, *words])
-        assert (args.learning_rate, args.lora_alpha, args.gradient_accumulation_steps) == (rate, alpha, 1)
+        assert (args.learning_rate, args.lora_alpha, args.effective_batch_size) == (rate, alpha, 2)

@@ -28,10 +28,13 @@ class BatchPlan(NamedTuple):
 
 
 def plan_batch(micro: int | str, accumulation: int | None, effective: int | None, processes: int) -> BatchPlan:
-    """From the flags; where the numbers don't fit together, they are in the message."""
+    """From the flags: `effective` is divided among the processes; without it the others count on each process.
+
+    Where the numbers don't fit together, they are in the message.
+    """
     given = micro if isinstance(micro, int) else None  # None: auto
     if effective is None:
-        effective = (given * processes if given else 2) * (accumulation or 8)
+        effective = (given or 1) * (accumulation or 1) * processes
     elif given is None and accumulation:
         raise UserError(
             f"--gradient_accumulation_steps {accumulation}: with --train_batch_size auto it follows from "
@@ -49,15 +52,16 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
         )
     if effective % processes:
         raise UserError(
-            f"--effective_batch_size {effective} can't be divided among {processes} processes; choose another"
+            f"--effective_batch_size {effective} can't be divided among {processes} processes; give a multiple of "
+            f"{processes}, or --train_batch_size N, which counts on each process"
+        )
+    if given and given > effective:
+        raise UserError(
+            f"--train_batch_size {given} is more than the {effective} samples a step of --effective_batch_size; "
+            "give no more than that"
         )
     share = effective // processes
-    if given and given > share:
-        raise UserError(
-            f"--train_batch_size {given} is more than the {share} samples a step that --effective_batch_size "
-            f"{effective} leaves each of {processes} processes; choose at most {share}"
-        )
-    return BatchPlan(given or share, processes, effective)
+    return BatchPlan(min(given or share, share), processes, effective)
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,9 @@ def example_tensor(example: Example, view: View, interpolation: str = "lanczos")
     except BadImage as error:
         raise UserError(f"{describe(example)} can't be read ({error}); remove or replace it") from None
     size, (left, top) = crop_place(example, view)
-    image = image if image.size == size else image.resize(size, Image.Resampling[interpolation.upper()])
+    # For images Pillow's nearest is what torchvision calls nearest_exact.
+    filter = Image.Resampling[interpolation.removesuffix("_exact").upper()]
+    image = image if image.size == size else image.resize(size, filter)
     image = image.crop((left, top, left + example.shape[0], top + example.shape[1]))
     image = ImageOps.mirror(image) if view.flip else image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
 BELOW_ONE = Range(0, 1, below=True)
+MICRO_BATCH = 2  # samples at once
+INTERPOLATIONS = "lanczos bicubic bilinear hamming box nearest nearest_exact".split()
 # Flags of diffusers' training scripts that are refused, and why.
 REFUSED = {
     "hub_token": "put the token into the environment as HF_TOKEN, and leave this out",
@@ -26,6 +28,9 @@ REFUSED = {
     "revision": "give the folder of that revision as --pretrained_model_name_or_path",
     "variant": "give a model whose files have plain names; precision is chosen by --mixed_precision",
     "no-aspect_ratio_buckets": "the switch is --no-use_aspect_ratio_buckets",
+    "enable_npu_flash_attention": "Ascend NPUs are not supported; leave it out",
+    "debug_loss": "metrics.jsonl has the loss by quarter of the timesteps, and a step that is not finite is explained",
+    "tracker_project_name": "set WANDB_PROJECT, COMET_PROJECT_NAME or MLFLOW_EXPERIMENT_NAME in the environment",
 }
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
@@ -98,14 +103,15 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
     group.add_argument(
         "--image_interpolation_mode",
-        choices=["lanczos", "bicubic", "bilinear"],
+        choices=INTERPOLATIONS,
         default="lanczos",
         help="filter of the resize",
     )
     group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
 
 
-def add_lora_flags(parser: argparse.ArgumentParser) -> None:
+def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
+    """The flags of a LoRA; `alpha` says in --help what --lora_alpha is by default."""
     group = parser.add_argument_group("LoRA")
     group.add_argument(
         "--rank", type=Range(1, 2048, int), default=8, help="of the adapter's matrices: more is more capacity"
@@ -113,8 +119,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lora_alpha",
         type=Range(0, 10_000, above=True),
-        default=16,
-        help="the adapter's output is scaled by alpha / rank",
+        help=f"the adapter's output is scaled by alpha / rank; default: {alpha}",
     )
     group.add_argument("--lora_dropout", type=BELOW_ONE, default=0.0, help="of the adapter's input")
     group.add_argument(
@@ -139,24 +144,27 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_training_flags(parser: argparse.ArgumentParser, accumulation: int = 8) -> None:
+def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation: int) -> None:
+    """The flags of the training itself; `steps` and `accumulation` are the defaults that `settle_defaults` sets."""
     group = parser.add_argument_group("training")
     group.add_argument("--seed", type=seed_number, default=0, help="of everything that is random")
-    group.add_argument("--train_batch_size", type=batch_size, default=2, metavar="N|auto", help="samples at once")
+    group.add_argument(
+        "--train_batch_size", type=batch_size, metavar="N|auto", help=f"samples at once; default: {MICRO_BATCH}"
+    )
     group.add_argument(
         "--gradient_accumulation_steps",
         type=at_once,
         metavar="N",
-        help=f"micro-batches a step; default: {accumulation}",
+        help=f"micro-batches a step; default: {accumulation}, or 1 with a --train_batch_size",
     )
     group.add_argument(
         "--effective_batch_size",
         type=Range(1, MOST_A_STEP, int),
         metavar="N",
-        help="samples a step, from which accumulation follows; default: batch size x accumulation x processes",
+        help="samples a step on all processes together, from which accumulation follows",
     )
-    group.add_argument("--max_train_steps", type=positive, default=3000, help="optimizer steps in all")
-    group.add_argument("--num_train_epochs", type=positive, metavar="N", help="in place of --max_train_steps")
+    group.add_argument("--max_train_steps", type=positive, help=f"optimizer steps in all; default: {steps:,}")
+    group.add_argument("--num_train_epochs", type=positive, metavar="N", help="where there is no --max_train_steps")
     group.add_argument("--learning_rate", type=learning_rate, default=1e-4, help="at its highest; 1 for prodigy")
     group.add_argument("--scale_lr", action=OnOff, default=False, help="multiply the rates by the effective batch")
     group.add_argument("--lr_scheduler", choices=SCHEDULES, default="constant_with_warmup", help="of diffusers")
@@ -243,9 +251,9 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
         "--resume_from_checkpoint", default="latest", metavar="latest|NAME", help="NAME: checkpoint-500, or a path"
     )
     group.add_argument("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
-    group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir")
+    group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir or absolute")
     group.add_argument(
-        "--report_to", default="tensorboard", help="tensorboard, wandb, mlflow, several with commas, all, none"
+        "--report_to", default="tensorboard", help="tensorboard, wandb, comet_ml, mlflow, several with commas, all, none"
     )
     group.add_argument(
         "--on_nonfinite",
@@ -258,6 +266,47 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
 
 
+def settle_defaults(parser: cli.Parser, args: argparse.Namespace, steps: int, accumulation: int, alpha: int) -> None:
+    """The defaults that depend on other flags: the length, the batch, and alpha as a multiple of the rank."""
+    settle_length(parser, args, steps)
+    settle_batch(parser, args, accumulation)
+    args.lora_alpha = alpha * args.rank if args.lora_alpha is None else args.lora_alpha
+
+
+def settle_length(parser: cli.Parser, args: argparse.Namespace, steps: int) -> None:
+    """Of --max_train_steps and --num_train_epochs the steps count, as in diffusers, but for epochs given over a recipe."""
+    if not args.num_train_epochs:
+        args.max_train_steps = args.max_train_steps or steps
+    elif "max_train_steps" in parser.recipe_keys and "num_train_epochs" not in parser.recipe_keys:
+        args.max_train_steps = None
+    elif args.max_train_steps:
+        message = "--num_train_epochs %d does nothing beside --max_train_steps %d, which counts, as in diffusers"
+        logger.warning(message, args.num_train_epochs, args.max_train_steps)
+        args.num_train_epochs = None
+
+
+def settle_batch(parser: cli.Parser, args: argparse.Namespace, accumulation: int) -> None:
+    """Either the batch of each process, where the command line has a batch flag, or the effective one of a recipe.
+
+    On the command line --train_batch_size and --gradient_accumulation_steps count on each process, as in diffusers.
+    A recipe's, and the defaults, make --effective_batch_size, which several processes divide among them.
+    """
+    given = {name for name in ("train_batch_size", "gradient_accumulation_steps") if getattr(args, name)}
+    size, rounds, effective = args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size
+    if effective:
+        args.train_batch_size = size or min(MICRO_BATCH, effective)
+        if "gradient_accumulation_steps" in parser.recipe_keys:  # it follows from the rest
+            args.gradient_accumulation_steps = None
+        return
+    args.train_batch_size = size or MICRO_BATCH
+    rounds = rounds or (1 if isinstance(size, int) else accumulation)
+    if given - parser.recipe_keys and size != "auto":
+        args.gradient_accumulation_steps = rounds
+    else:
+        args.effective_batch_size = (MICRO_BATCH if size == "auto" else args.train_batch_size) * rounds
+        args.gradient_accumulation_steps = None
+
+
 def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """What argparse can't check by itself; --lora_layers with commas and --use_8bit_adam become what they mean."""
 
@@ -266,8 +315,7 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
             parser.error(message)
 
     logs = Path(args.logging_dir)
-    inside = not logs.is_absolute() and ".." not in logs.parts
-    need(inside, f"--logging_dir {logs}: expected a name within --output_dir")
+    need(".." not in logs.parts, f"--logging_dir {logs}: expected a name within --output_dir, or an absolute path")
     single = args.pretrained_model_name_or_path.endswith(".safetensors")
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     unlimited = not args.center_crop and args.cache_crops == 0 and args.cache_latents
@@ -293,7 +341,7 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         need("train_data_dir" in parser.recipe_keys, message)
         logger.warning("%s", message)
     check_ignored_flags(parser, args)
-    if args.lr_scheduler != "constant" and args.lr_warmup_steps > args.max_train_steps and not args.num_train_epochs:
+    if args.lr_scheduler != "constant" and args.max_train_steps and args.lr_warmup_steps > args.max_train_steps:
         message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"
         logger.warning(message, args.lr_warmup_steps, args.max_train_steps)
 

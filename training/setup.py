@@ -59,12 +59,16 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     plan = plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
+    batch = str(plan)
+    if accelerator.num_processes > 1:
+        divided = "the effective batch is divided among them" if args.effective_batch_size else "each its own batch"
+        batch += f" ({divided})"
     args.effective_batch_size = plan.effective
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
     if accelerator.is_main_process:
         cli.show_settings(args)
         device = devices.describe_device(accelerator.device)
-        print(f"device: {device}; precision: {precision.reason}; batch: {plan}", flush=True)
+        print(f"device: {device}; precision: {precision.reason}; batch: {batch}; trained: {describe_trained(args)}")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     if args.push_to_hub:
@@ -86,6 +90,14 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         noise_scheduler=training_scheduler(schedule, args.prediction_type, args.zero_terminal_snr),
         shapes=fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets),
     )
+
+
+def describe_trained(args: argparse.Namespace) -> str:
+    """All weights, or the LoRA's rank and alpha, with the factor that they make."""
+    if getattr(args, "method", "lora") == "full":
+        return "all weights"
+    scale = args.lora_alpha / (args.rank**0.5 if args.use_rslora else args.rank)
+    return f"a LoRA of rank {args.rank}, alpha {args.lora_alpha:g} (scaled by {scale:.3g})"
 
 
 def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None:

@@ -153,6 +153,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         ) from None
     if isinstance(buckets := settings.get("aspect_ratio_buckets"), bool):  # before it had diffusers' meaning, a list
         settings |= {"use_aspect_ratio_buckets": buckets, "aspect_ratio_buckets": None}
+    if settings.get("num_train_epochs"):  # the steps beside it, of earlier versions, were a default that did not count
+        settings["max_train_steps"] = None
     return settings
 
 

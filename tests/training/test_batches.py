@@ -23,13 +23,12 @@ def moments(example, view):
 @pytest.mark.parametrize(
     "given,plan",
     [
-        ((2, None, None, 1), BatchPlan(2, 1, 16)),
+        ((2, 1, None, 1), BatchPlan(2, 1, 2)),
         ((2, 4, None, 3), BatchPlan(2, 3, 24)),
         ((2, None, 16, 2), BatchPlan(2, 2, 16)),
         ((2, 4, 16, 2), BatchPlan(2, 2, 16)),
+        ((8, None, 8, 2), BatchPlan(4, 2, 8)),
         (("auto", None, 16, 2), BatchPlan(8, 2, 16)),
-        (("auto", 4, None, 1), BatchPlan(8, 1, 8)),
-        (("auto", None, None, 1), BatchPlan(16, 1, 16)),
         ((4, None, 10, 1), BatchPlan(4, 1, 10)),  # 4 + 4 + 2
     ],
 )
@@ -47,8 +46,8 @@ def test_a_plan_shows_its_arithmetic():
     [
         ((2, 8, 12, 1), "--train_batch_size 2 x --gradient_accumulation_steps 8 x 1 processes is 16, not .* 12"),
         ((2, None, 9, 2), "--effective_batch_size 9 can't be divided among 2"),
-        ((8, None, 8, 2), "--train_batch_size 8 is more than the 4"),
         ((4096, 17, None, 1), "--train_batch_size 4096: .* 69,632 samples a step; expected at most 65,536"),
+        ((16, None, 8, 2), "--train_batch_size 16 is more than the 8"),
         (("auto", 4, 16, 1), "--gradient_accumulation_steps 4: with --train_batch_size auto"),
     ],
 )

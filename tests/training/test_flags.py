@@ -5,7 +5,7 @@ import re
 import pytest
 
 from families import models
-from training import flags, setup
+from training import batches, flags, setup
 from utils import cli
 
 
@@ -14,8 +14,8 @@ def make_parser():
     parser.prog = "train.py"
     models.add_model_flags(parser)
     flags.add_data_flags(parser)
-    flags.add_lora_flags(parser)
-    flags.add_training_flags(parser)
+    flags.add_lora_flags(parser, alpha="2 x --rank")
+    flags.add_training_flags(parser, 3000, 8)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/x")
@@ -25,6 +25,7 @@ def make_parser():
 def parse(line="", recipe=None):
     parser = make_parser()
     args = cli.parse_args(parser, [*line.split(), *(["--config", str(recipe)] if recipe else [])])
+    flags.settle_defaults(parser, args, steps=3000, accumulation=8, alpha=2)
     flags.check_training_flags(parser, args)
     return args
 
@@ -105,6 +106,57 @@ def test_flags_that_go_together():
     assert parse("--use_8bit_adam").optimizer == "adamw8bit"
     assert parse("--early_stopping_patience 3 --validation_steps 0 --validation_epochs 1").validation_epochs == 1
     assert parse("--train_batch_size auto --effective_batch_size 16").train_batch_size == "auto"
+
+
+def batch_of(processes, line, recipe=None):
+    args = parse(line, recipe)
+    plan = batches.plan_batch(
+        args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, processes
+    )
+    return plan.micro, plan.effective
+
+
+@pytest.mark.parametrize(
+    "line, one, two",
+    [
+        ("", (2, 16), (2, 16)),  # the defaults are divided among the processes
+        ("--train_batch_size 4", (4, 4), (4, 8)),  # the command line counts on each process, as in diffusers
+        ("--gradient_accumulation_steps 3", (2, 6), (2, 12)),
+        ("--train_batch_size 4 --gradient_accumulation_steps 2", (4, 8), (4, 16)),
+        ("--train_batch_size 4 --effective_batch_size 12", (4, 12), (4, 12)),
+        ("--train_batch_size auto", (16, 16), (8, 16)),
+        ("--effective_batch_size 2", (2, 2), (1, 2)),
+    ],
+)
+def test_batch_flags_count_on_each_process_and_defaults_are_divided(line, one, two):
+    assert (batch_of(1, line), batch_of(2, line)) == (one, two)
+
+
+def test_the_batch_of_a_recipe_is_divided_and_the_command_line_wins_over_it(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train_batch_size: 4\n")
+    assert [batch_of(processes, "", recipe) for processes in (1, 2)] == [(4, 4), (2, 4)]
+    assert batch_of(2, "--train_batch_size 8", recipe) == (8, 16)
+    recipe.write_text("train_batch_size: 4\ngradient_accumulation_steps: 2\neffective_batch_size: 16\n")
+    assert [batch_of(processes, "", recipe) for processes in (1, 2)] == [(4, 16), (4, 16)]  # of a run on two processes
+
+
+def test_steps_win_over_epochs_but_not_those_of_a_recipe(caplog, tmp_path):
+    def length(line, recipe=None):
+        args = parse(line, recipe)
+        return args.max_train_steps, args.num_train_epochs
+
+    assert length("") == (3000, None) and length("--num_train_epochs 2") == (None, 2) and not caplog.messages
+    assert length("--max_train_steps 600 --num_train_epochs 2") == (600, None)
+    (message,) = caplog.messages
+    assert message.startswith("--num_train_epochs 2 does nothing beside --max_train_steps 600")
+    (recipe := tmp_path / "recipe.yaml").write_text("max_train_steps: 600\n")
+    assert length("--num_train_epochs 2", recipe) == (None, 2) and length("", recipe) == (600, None)
+
+
+def test_alpha_follows_the_rank():
+    lines = ("", "--rank 16", "--rank 4", "--rank 4 --lora_alpha 16")
+    assert [parse(line).lora_alpha for line in lines] == [16, 32, 8, 16]
 
 
 def test_only_what_changes_nothing_in_training_is_free_to_change():
