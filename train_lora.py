@@ -40,6 +40,7 @@ from training.run import (
     log_step,
     progress_bar,
     save_if_due,
+    save_last,
     start_run,
     stop_requested,
     validate_if_due,
@@ -266,7 +267,7 @@ def main(args: argparse.Namespace) -> int:
                 if all_finite(step_rows, grad_norm):
                     scaler.step(optimizer)
                     if training.average:
-                        update_average(training.average, parameters, args.ema_decay)
+                        update_average(training.average, parameters, args.ema_decay, step)
                     progress.skipped_in_a_row = 0
                     rows_to_log += step_rows
                 else:
@@ -286,8 +287,7 @@ def main(args: argparse.Namespace) -> int:
 
     # The end: the last step, no better loss for too long, or a signal.
     finished = is_finished(progress, total_steps, patience)
-    # With --checkpointing_steps 0 only a run that is stopped leaves a checkpoint.
-    save_if_due(run, training, save_every, limit, now=bool(save_every) or not finished)
+    save_last(run, training, save_every, limit, finished)
     if finished:
         asked = [args.max_train_steps, args.num_train_epochs]
         card = describe_result(args, prompts[0], len(train), len(held_out))

@@ -3,10 +3,11 @@
 import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -28,6 +29,7 @@ from utils.cli import UserError
 from utils.console import Bar, show_progress
 from utils.trackers import Tracker
 
+Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Run:
@@ -94,7 +96,7 @@ def log(run: Run, record: dict[str, Any], activities: list[str]) -> None:
 
 def log_step(run: Run, progress: Progress, losses: dict[str, float], rate: float, norm: float, samples: int) -> None:
     """The line of the steps since the last one: `losses` are their means, over `samples` samples."""
-    progress.loss_smooth = 0.9 * (progress.loss_smooth or losses["loss"]) + 0.1 * losses["loss"]
+    progress.add_loss(losses["loss"])
     record = {"step": progress.step, **losses, "loss_smooth": progress.loss_smooth, "lr": rate, "grad_norm": norm}
     record["samples_per_second"] = samples / (run.seconds["data"] + run.seconds["step"])
     record["memory_gib"] = devices.peak_memory_gib(run.accelerator.device)
@@ -115,22 +117,37 @@ def stop_requested(run: Run) -> bool:
     return any_process(run.accelerator, bool(run.signals))
 
 
+def in_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """What `work` returns in the main process, in all of them. Its error, printed once, ends them all with one code."""
+    shared: list[Any] = [None, False]
+    error: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            shared[0] = work()
+        except (UserError, OSError) as caught:
+            error, shared[1] = caught, True
+    broadcast_object_list(shared)
+    if shared[1]:
+        raise error or SystemExit(1)
+    return shared[0]
+
+
 def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int) -> None:
     """Every so many steps and at the end: held-out loss and images, in the main process; the best weights are kept."""
     progress = training.progress
     step = progress.step
     if not every or progress.validated >= step or (step % every and step < last):
         return
+    grid = run.folder / "validation" / f"step-{step:06d}.png"
     with runs.timed(run.seconds, "validation"):
-        grid = run.folder / "validation" / f"step-{step:06d}.png"
-        shared = [validation.validate(training, checks, grid, run.signals) if run.is_main else None]
-        broadcast_object_list(shared)
-    figures = shared[0]
+        figures = in_main_process(
+            run.accelerator, lambda: validation.validate(training, checks, grid, run.signals)
+        )
     if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
         return
     loss = figures.get("val_loss")
-    if validation.note_loss(progress, loss) and run.is_main:
-        save_best(run.folder / "best", training)
+    if validation.note_loss(progress, loss):
+        in_main_process(run.accelerator, lambda: save_best(run.folder / "best", training))
     # Those of the steps stay for the next log_step, which divides its samples by them.
     log(run, {"step": step, **figures}, [name for name in run.seconds if name not in ("data", "step")])
     if step >= last and not math.isfinite(loss or 0):
@@ -139,19 +156,38 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
         trackers.log_images(run.trackers, "validation", Image.open(grid), step)
 
 
-def save_if_due(run: Run, training: Training, every: int, limit: int | None, now: bool = False) -> None:
-    """A checkpoint every so many steps, or `now`; none twice, and none of a run that has not begun."""
-    step = training.progress.step
-    path = run.folder / f"checkpoint-{step}"
+def save_if_due(run: Run, training: Training, every: int, limit: int | None) -> None:
+    """A checkpoint every so many steps."""
     # None between skipped steps: a resumed run must meet them again.
-    due = every and step % every == 0 and not training.progress.skipped_in_a_row
-    if not step or path in run.saved or not (now or due):
+    if every and training.progress.step % every == 0 and not training.progress.skipped_in_a_row:
+        save_now(run, training, limit)
+
+
+def save_last(run: Run, training: Training, every: int, limit: int | None, finished: bool) -> None:
+    """A checkpoint of the last step, also with --checkpointing_steps 0 if the run was stopped.
+
+    That of a finished run takes no other's place: what lies on a multiple of --checkpointing_steps stays.
+    """
+
+    def has_room() -> bool:
+        return not limit or len(checkpoints.list_checkpoints(run.folder)) < limit
+
+    if not finished or (every and in_main_process(run.accelerator, has_room)):
+        save_now(run, training, limit)
+
+
+def save_now(run: Run, training: Training, limit: int | None) -> None:
+    """A checkpoint; none twice, and none of a run that has not begun."""
+    path = run.folder / f"checkpoint-{training.progress.step}"
+    if not training.progress.step or path in run.saved:
         return
+
+    def save() -> None:
+        save_training(path, training)
+        checkpoints.rotate_checkpoints(run.folder, limit)
+
     with runs.timed(run.seconds, "checkpoint"):
-        if run.is_main:
-            save_training(path, training)
-            checkpoints.rotate_checkpoints(run.folder, limit)
-        run.accelerator.wait_for_everyone()
+        in_main_process(run.accelerator, save)
     run.saved[:] = [path]
 
 

@@ -24,7 +24,7 @@ from training.memory import Load, Phases, build_part
 from training.model_card import hub_token, push_run
 from training.optimizers import OptimizerSettings, Schedule
 from training.read_data import choose_buckets
-from training.run import Tracking
+from training.run import Tracking, in_main_process
 from training.validation import Checks, held_out_batches
 from utils import cli, devices, runs
 from utils.catalogue import Source
@@ -118,10 +118,12 @@ def fit_batch(plan: BatchPlan, device: torch.device, estimate: Callable[[int], P
 
 def open_folder(args: argparse.Namespace, start: Start, free: set[str], describe_end: Callable[[], str | None]) -> bool:
     """Open --output_dir; whether a step is left to train. `free`: the settings that a resumed run may change."""
-    if start.accelerator.is_main_process:
+
+    def open_here() -> str | None:
         runs.open_run(args.output_dir, start.tracking.settings, free, args.overwrite, describe_end)
-    start.accelerator.wait_for_everyone()
-    message = describe_end()
+        return describe_end()
+
+    message = in_main_process(start.accelerator, open_here)
     if message:
         start.accelerator.print(message)
         if args.push_to_hub and start.accelerator.is_main_process:

@@ -10,6 +10,7 @@ import torch
 from families import kohya, lora, pipelines, tokens
 from utils import checkpoints
 from utils.cli import UserError
+from utils.metrics_log import SMOOTHING
 
 
 @dataclass
@@ -18,13 +19,23 @@ class Progress:
 
     step: int = 0
     began: float | None = None  # in seconds since 1970
-    loss_smooth: float | None = None
+    losses: int = 0  # that were recorded
+    loss_decayed: float = 0.0  # their exponential sum, which starts at 0
     validated: int = -1  # the last step that was validated
     best_loss: float | None = None
     best_step: int | None = None
     worse_in_a_row: int = 0  # validations since the best
     skipped: list[int] = field(default_factory=list)  # steps that were not finite
     skipped_in_a_row: int = 0
+
+    @property
+    def loss_smooth(self) -> float:
+        """The exponential mean of the recorded losses."""
+        return self.loss_decayed / (1 - SMOOTHING**self.losses)
+
+    def add_loss(self, loss: float) -> None:
+        self.losses += 1
+        self.loss_decayed = SMOOTHING * self.loss_decayed + (1 - SMOOTHING) * loss
 
     def update(self, saved: dict[str, object]) -> None:
         """Set the fields that a checkpoint has; others, of earlier versions, are ignored."""
@@ -62,8 +73,14 @@ class Training:
         return [module for name, module in self.modules.items() if name != "unet"]
 
 
-def update_average(average: list[torch.Tensor], parameters: Sequence[torch.Tensor], decay: float) -> None:
-    """One step of an exponential moving average."""
+def update_average(
+    average: list[torch.Tensor], parameters: Sequence[torch.Tensor], decay: float, step: int
+) -> None:
+    """One step of an exponential moving average; `step` counts from 0.
+
+    The decay rises to its value as in diffusers' EMAModel, so that a short training too forgets its first weights.
+    """
+    decay = min(decay, (1 + step) / (10 + step)) if step else 0.0
     with torch.no_grad():
         torch._foreach_lerp_(average, list(parameters), 1 - decay)
 

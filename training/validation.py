@@ -98,11 +98,16 @@ def save_grid(path: Path, made: list[Image.Image], prompts: list[str], columns: 
 
 
 def validate(training: Training, checks: Checks, grid: Path, signals: list[int]) -> dict[str, float] | None:
-    """The held-out loss, and the number of invalid images in the grid; None where a signal came before its end."""
+    """The held-out loss, and the number of invalid images in the grid; None where a signal came before its end.
+
+    With an average of the weights they are of the average; then the loss of the weights themselves stands beside it.
+    """
     figures: dict[str, float] = {}
     for module in training.modules.values():
         module.eval()
     made: list[Image.Image] | None = []
+    if checks.held_out and training.average:
+        figures["val_loss_without_ema"] = held_out_loss(training.unet, checks)
     with torch.no_grad(), averaged_weights(training):
         if checks.held_out:
             figures["val_loss"] = held_out_loss(training.unet, checks)

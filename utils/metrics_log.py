@@ -10,15 +10,19 @@ from utils.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 BLUE, ORANGE, GREY = "#4a6fa5", "#d1682f", "#777777"
 QUARTERS = {  # of the timesteps, and the colours of their curves
-    "first (least noise)": "#7fc6a4",
+    "first: least noise": "#7fc6a4",
     "second": "#3a9ea5",
     "third": "#3b6aa0",
-    "fourth (most noise)": "#3b2f63",
+    "fourth: most noise": "#3b2f63",
 }
+SMOOTHING = 0.9  # of an exponential mean, a record
+# Of a legend: to the right of its axes, where it covers nothing.
+BESIDE: Record = {"frameon": False, "fontsize": 9, "loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 TIMED = ("data", "step", "validation", "checkpoint")  # seconds_<name> in the records
 
 
@@ -77,12 +81,17 @@ def best_validation(records: list[Record]) -> tuple[int, float] | None:
 
 
 def plot_losses(records: list[Record], path: Path) -> None:
-    """Draw loss_curve.png: loss and validation, loss by timestep, learning rate; nothing if no loss was recorded."""
+    """Draw loss_curve.png; nothing if no loss was recorded."""
+    if series(records, "loss")[0] or series(records, "val_loss")[0]:
+        # The same bytes whatever matplotlib's version says.
+        draw_losses(records).savefig(path, dpi=110, metadata={"Software": None})
+
+
+def draw_losses(records: list[Record]) -> "Figure":
+    """Loss and validation, loss by timestep, learning rate."""
     from matplotlib.figure import Figure
 
-    if not series(records, "loss")[0] and not series(records, "val_loss")[0]:
-        return
-    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
     loss, quarters, rate = figure.subplots(3, 1, sharex=True, height_ratios=[5, 3, 1.3])
     _plot_loss(loss, records)
     _plot_quarters(quarters, records)
@@ -92,38 +101,29 @@ def plot_losses(records: list[Record], path: Path) -> None:
         axis.grid(axis="y", color="#e8e8e8", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=9)
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same bytes whatever matplotlib's version says
+    return figure
 
 
 def _plot_loss(axis: "Axes", records: list[Record]) -> None:
     steps, values = series(records, "loss")
     axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.9, label="each record")
-    axis.plot(*series(records, "loss_smooth"), color=BLUE, linewidth=2, label="smoothed")
+    axis.plot(steps, smooth(values), color=BLUE, linewidth=2, label="smoothed")
     if best := best_validation(records):
+        without_ema = series(records, "val_loss_without_ema")
+        if without_ema[0]:
+            axis.plot(*without_ema, ".:", color=ORANGE, linewidth=1.2, label="validation without EMA")
         axis.plot(*series(records, "val_loss"), "o-", color=ORANGE, linewidth=1.6, markersize=4, label="validation")
-        axis.plot(*best, "*", color=ORANGE, markeredgecolor="white", markersize=17, zorder=5)
-        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-        axis.annotate(
-            f"best {best[1]:.4g} at step {best[0]:,}",
-            best,
-            (0, -13),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=9,
-            color="#a34a18",
-            bbox=box,
-            annotation_clip=False,
-        )
+        label = f"best: {best[1]:.4g}\nat step {best[0]:,}"
+        axis.plot(*best, "*", color=ORANGE, markeredgecolor="white", markersize=17, zorder=5, label=label)
     # A few noisy records must not flatten the curves that matter.
-    ordered, curves = sorted(values), series(records, "loss_smooth")[1] + series(records, "val_loss")[1]
+    ordered, curves = sorted(values), smooth(values) + series(records, "val_loss")[1]
     if ordered and curves:
         low = min([*curves, ordered[len(ordered) // 20]])
         high = max([*curves, ordered[-1 - len(ordered) // 20]])
         room = 0.1 * (high - low) or 0.1 * abs(high) or 1
         axis.set_ylim(low - room, high + room)
     axis.set_title("Loss", loc="left", fontsize=11)
-    axis.legend(frameon=False, fontsize=9, loc="upper right")
+    axis.legend(**BESIDE)
 
 
 def _plot_quarters(axis: "Axes", records: list[Record]) -> None:
@@ -131,14 +131,14 @@ def _plot_quarters(axis: "Axes", records: list[Record]) -> None:
 
     found = [series(records, f"loss_q{number}") for number in range(1, 5)]
     for (name, colour), (steps, values) in zip(QUARTERS.items(), found):
-        axis.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=name)
+        axis.plot(steps, smooth(values), color=colour, linewidth=1.6, label=name)
     axis.set_title("Loss by quarter of the timesteps, smoothed", loc="left", fontsize=11)
     if any(value > 0 for _, values in found for value in values):
         axis.set_yscale("log")  # the quarters lie far apart
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 0.97))
+        axis.legend(**BESIDE)
 
 
 def _plot_rate(axis: "Axes", records: list[Record]) -> None:
@@ -154,12 +154,12 @@ def _plot_rate(axis: "Axes", records: list[Record]) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential mean, corrected for its start at 0."""
+def smooth(values: list[float]) -> list[float]:
+    """Exponential mean, corrected for its start at 0, as Adam's (Kingma and Ba, 2014, arXiv 1412.6980)."""
     smoothed, total = [], 0.0
     for count, value in enumerate(values, 1):
-        total = weight * total + (1 - weight) * value
-        smoothed.append(total / (1 - weight**count))
+        total = SMOOTHING * total + (1 - SMOOTHING) * value
+        smoothed.append(total / (1 - SMOOTHING**count))
     return smoothed
 
 
@@ -197,11 +197,14 @@ def _describe_speed(records: list[Record], samples: int | None, seconds: float) 
 
 def _describe_losses(records: list[Record]) -> dict[str, str]:
     rows = {}
-    if smooth := series(records, "loss_smooth")[1]:
-        rows["smoothed loss"] = f"{smooth[0]:.4g} at the start, {smooth[-1]:.4g} at the end"
+    if losses := smooth(series(records, "loss")[1]):
+        rows["smoothed loss"] = f"{losses[0]:.4g} at the start, {losses[-1]:.4g} at the end"
     if best := best_validation(records):
         first = series(records, "val_loss")[1][0]
         rows["validation loss"] = f"best {best[1]:.4g} at step {best[0]:,}, {first:.4g} at the start"
+        if trained := series(records, "val_loss_without_ema")[1]:
+            last = series(records, "val_loss")[1][-1]
+            rows["validation loss at the end"] = f"{last:.4g} with the average, {trained[-1]:.4g} without"
     return rows
 
 

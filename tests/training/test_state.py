@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 
 from families import lora
@@ -19,6 +20,7 @@ from training.state import Progress, Training
 from utils import checkpoints
 from utils.cli import UserError
 from utils.files import write_safetensors
+from utils.metrics_log import smooth
 
 
 def tiny_training(name="adamw", ema=True, rank=2, data="abc"):
@@ -40,7 +42,7 @@ def advance(one, steps):
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         one.optimizer.step()
         if one.average:
-            state.update_average(one.average, one.parameters, 0.9)
+            state.update_average(one.average, one.parameters, 0.9, one.progress.step)
         one.progress.step += 1
 
 
@@ -61,6 +63,29 @@ def test_a_restored_training_goes_on_to_the_byte(tmp_path, name):
     for one, folder in ((whole, "a"), (resumed, "b")):
         state.save_training(tmp_path / folder, one)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_the_average_is_that_of_diffusers_and_forgets_the_untrained_weights():
+    one = tiny_training()
+    theirs = EMAModel(one.parameters, decay=0.95)
+    for step in range(30):
+        for parameter in one.parameters:
+            parameter.data += 1
+        theirs.step(one.parameters)
+        state.update_average(one.average, one.parameters, 0.95, step)
+        assert all(torch.allclose(a, b) for a, b in zip(one.average, theirs.shadow_params))
+    lag = (one.parameters[0] - one.average[0]).mean().item()
+    assert 0 < lag < 5  # behind by a few of its 30 steps
+
+
+def test_the_smoothed_loss_is_a_mean_from_the_first_record_on():
+    progress = Progress()
+    for count, loss in enumerate((0.287, 0.0985, 0.12), 1):
+        progress.add_loss(loss)
+        assert progress.loss_smooth == pytest.approx(smooth([0.287, 0.0985, 0.12][:count])[-1])
+    assert 0.0985 < progress.loss_smooth < 0.175
+    progress.update({"loss_smooth": 0.27, "step": 3})  # a checkpoint of an earlier version
+    assert progress.step == 3
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +192,7 @@ def test_all_weights_are_restored_from_the_folders_of_a_checkpoint_and_from_an_e
 def test_an_average_moves_by_its_share():
     average, weights = [torch.zeros(2)], [torch.nn.Parameter(torch.ones(2))]
     for expected in (0.1, 0.19):
-        state.update_average(average, weights, 0.9)
+        state.update_average(average, weights, 0.9, step=1000)
         assert average[0].tolist() == pytest.approx([expected] * 2) and not average[0].requires_grad
     assert weights[0].tolist() == [1, 1]
 

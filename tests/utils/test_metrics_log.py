@@ -2,9 +2,18 @@ import json
 import math
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from utils.metrics_log import append_metrics, best_validation, cut_metrics, plot_losses, read_metrics, summary_table
+from utils.metrics_log import (
+    append_metrics,
+    best_validation,
+    cut_metrics,
+    draw_losses,
+    plot_losses,
+    read_metrics,
+    summary_table,
+)
 
 
 def records(steps: int, validated: bool = True) -> list[dict]:
@@ -84,6 +93,22 @@ def test_the_curve_shows_loss_and_validation(tmp_path):
 
     assert pixels(with_it, (0x4A, 0x6F, 0xA5)) > 300 and pixels(with_it, (0xD1, 0x68, 0x2F)) > 300
     assert pixels(without, (0xD1, 0x68, 0x2F)) == 0
+
+
+def test_no_label_of_the_curve_lies_on_another_or_on_the_curves():
+    figure = draw_losses([record | {"val_loss_without_ema": 0.12} for record in records(300)])
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        legend, title = axis.get_legend().get_window_extent(), axis._left_title.get_window_extent()
+        assert not any(one.overlaps(legend) for one in (*(axis.bbox for axis in figure.axes), title))
+        assert legend.x1 <= figure.bbox.x1 and not title.overlaps(axis.bbox) and not axis.texts
+
+
+def test_the_bold_line_and_the_summary_have_no_bias_at_the_start():
+    few = [{"step": 1, "loss": 0.3, "loss_smooth": 0.3}, {"step": 2, "loss": 0.1, "loss_smooth": 0.28}]
+    bold = next(line for line in draw_losses(few).axes[0].lines if line.get_label() == "smoothed")
+    assert list(bold.get_ydata()) == pytest.approx([0.3, (0.9 * 0.3 + 0.1) / 1.9])
+    assert "smoothed loss  0.3 at the start, 0.1947 at the end" in summary_table(few, {})
 
 
 def test_any_record_can_be_plotted(tmp_path):
