@@ -50,18 +50,22 @@ from training.state import update_average
 
 STEPS, ACCUMULATION = 3000, 8
 # Flags of diffusers' text_to_image scripts that are refused, and why.
-REFUSED = flags.REFUSED | {
-    "proportion_empty_prompts": "use --caption_dropout",
-    "validation_prompts": "give --validation_prompt once for each",
-    "input_perturbation": "it is not supported; leave it out",
-    "dream_training": "it is not supported; leave it out",
-    "dream_detail_preservation": "it belongs to --dream_training, which is not supported; leave it out",
-    "non_ema_revision": "one model is loaded, with or without --use_ema; leave it out",
-    "foreach_ema": "--use_ema always works so; leave it out",
-    "offload_ema": "the average of a LoRA is small, and stays on the device; leave it out",
-} | dict.fromkeys(
-    (f"timestep_bias_{part}" for part in ("strategy", "multiplier", "portion", "begin", "end")),
-    "timesteps are drawn evenly; leave it out, or weight them with --snr_gamma 5",
+REFUSED = (
+    flags.REFUSED
+    | {
+        "proportion_empty_prompts": "use --caption_dropout",
+        "validation_prompts": "give --validation_prompt once for each",
+        "input_perturbation": "it is not supported; leave it out",
+        "dream_training": "it is not supported; leave it out",
+        "dream_detail_preservation": "it belongs to --dream_training, which is not supported; leave it out",
+        "non_ema_revision": "one model is loaded, with or without --use_ema; leave it out",
+        "foreach_ema": "--use_ema always works so; leave it out",
+        "offload_ema": "the average of a LoRA is small, and stays on the device; leave it out",
+    }
+    | dict.fromkeys(
+        (f"timestep_bias_{part}" for part in ("strategy", "multiplier", "portion", "begin", "end")),
+        "timesteps are drawn evenly; leave it out, or weight them with --snr_gamma 5",
+    )
 )
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder snr_gamma "

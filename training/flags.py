@@ -102,10 +102,7 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
     group.add_argument(
-        "--image_interpolation_mode",
-        choices=INTERPOLATIONS,
-        default="lanczos",
-        help="filter of the resize",
+        "--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", help="filter of the resize"
     )
     group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
 
@@ -253,7 +250,9 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group.add_argument("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
     group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir or absolute")
     group.add_argument(
-        "--report_to", default="tensorboard", help="tensorboard, wandb, comet_ml, mlflow, several with commas, all, none"
+        "--report_to",
+        default="tensorboard",
+        help="tensorboard, wandb, comet_ml, mlflow, several with commas, all, none",
     )
     group.add_argument(
         "--on_nonfinite",
@@ -274,7 +273,7 @@ def settle_defaults(parser: cli.Parser, args: argparse.Namespace, steps: int, ac
 
 
 def settle_length(parser: cli.Parser, args: argparse.Namespace, steps: int) -> None:
-    """Of --max_train_steps and --num_train_epochs the steps count, as in diffusers, but for epochs given over a recipe."""
+    """Of --max_train_steps and --num_train_epochs the steps count, as in diffusers; but epochs given over a recipe."""
     if not args.num_train_epochs:
         args.max_train_steps = args.max_train_steps or steps
     elif "max_train_steps" in parser.recipe_keys and "num_train_epochs" not in parser.recipe_keys:

@@ -31,6 +31,7 @@ from utils.trackers import Tracker
 
 Result = TypeVar("Result")
 
+
 @dataclass(frozen=True)
 class Run:
     """What a process of a run writes to, and what it has received.
@@ -140,9 +141,7 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
         return
     grid = run.folder / "validation" / f"step-{step:06d}.png"
     with runs.timed(run.seconds, "validation"):
-        figures = in_main_process(
-            run.accelerator, lambda: validation.validate(training, checks, grid, run.signals)
-        )
+        figures = in_main_process(run.accelerator, lambda: validation.validate(training, checks, grid, run.signals))
     if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
         return
     loss = figures.get("val_loss")

@@ -73,9 +73,7 @@ class Training:
         return [module for name, module in self.modules.items() if name != "unet"]
 
 
-def update_average(
-    average: list[torch.Tensor], parameters: Sequence[torch.Tensor], decay: float, step: int
-) -> None:
+def update_average(average: list[torch.Tensor], parameters: Sequence[torch.Tensor], decay: float, step: int) -> None:
     """One step of an exponential moving average; `step` counts from 0.
 
     The decay rises to its value as in diffusers' EMAModel, so that a short training too forgets its first weights.
