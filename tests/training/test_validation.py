@@ -252,13 +252,17 @@ def test_validation_leaves_the_training_as_it_was(parts, tmp_path):
     checks = parts["sd1"].checks(TEXTS[:2], SEEDS[:2], [batch(1, 2, 16)])
     before, state = parameter.detach().clone(), torch.get_rng_state()
     found = validation.validate(training, checks, tmp_path / "grid.png", [])
-    assert found.keys() == {"val_loss", "validation/invalid_images"} and (tmp_path / "grid.png").exists()
+    losses = {"val_loss", "val_loss_without_ema"}
+    assert found.keys() == losses | {"validation/invalid_images"} and (tmp_path / "grid.png").exists()
     assert torch.equal(parameter, before) and unet.training and torch.equal(torch.get_rng_state(), state)
     own = dataclasses.replace(training, average=None)
     other = validation.validate(own, checks, tmp_path / "grid.png", [])
-    assert other["val_loss"] != found["val_loss"]  # the average was looked at, not the weights in training
+    # Both the average and the weights in training are looked at.
+    assert other["val_loss"] == found["val_loss_without_ema"] != found["val_loss"]
     assert validation.validate(training, checks, tmp_path / "no.png", [15]) is None
     assert torch.equal(parameter, before) and not (tmp_path / "no.png").exists()
     without_images = dataclasses.replace(checks, prompts=[], seeds=[])
-    assert validation.validate(training, without_images, tmp_path / "no.png", []) == {"val_loss": found["val_loss"]}
+    assert validation.validate(training, without_images, tmp_path / "no.png", []) == {
+        name: found[name] for name in losses
+    }
     assert not (tmp_path / "no.png").exists() and unet.training
