@@ -295,6 +295,8 @@ def main(args: argparse.Namespace) -> int:
         os.close(lock)
 
     if received:
+        saved = len(set_folder.done_indices(out))
+        print(f"{out}: stopped; {saved:,} of {counted(len(plan.prompts), 'image')} are saved; the same command goes on")
         return 128 + received[0]
     if failed:
         some = ", ".join(f"{i} ({reason})" for i, reason in list(failed.items())[:3])
@@ -309,6 +311,7 @@ def main(args: argparse.Namespace) -> int:
             facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
             report = finish_set(out, plan.prompts, settings, facts)
             print(f"{out}: {counted(report['made'], 'image')}, {report['images_per_second']} a second and process")
+            print(f"look at {out / 'sheets/sheet-0001.jpg'}")
     return 0
 
 

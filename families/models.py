@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import logging
@@ -73,7 +74,10 @@ def read_config(model: str, filename: str) -> dict[str, Any]:
     """One JSON file of a diffusers folder or hub repository; no weights are read."""
     try:
         path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
-        return json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"expected an object in braces, found a {type(config).__name__}")
+        return config
     except (OSError, ValueError, HfHubHTTPError) as error:
         detail = " ".join(str(error).split())[:300]
         hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is incomplete"
@@ -129,10 +133,13 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
 def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
     from transformers import CLIPTokenizer
 
-    return [
-        _load(model, lambda: CLIPTokenizer.from_pretrained(model, subfolder=part))  # noqa: B023
-        for part in FAMILIES[family].TOKENIZERS
-    ]
+    def load(part: str) -> CLIPTokenizer:
+        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder=part)
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # made from a folder without files
+            raise ValueError(f"{part}/ has no vocabulary")
+        return tokenizer
+
+    return [_load(model, functools.partial(load, part)) for part in FAMILIES[family].TOKENIZERS]
 
 
 def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:

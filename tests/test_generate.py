@@ -177,6 +177,8 @@ def test_killed_and_started_again_makes_the_same_set(reference, tmp_path):
 
 
 def test_a_finished_set_is_left_alone_and_said_to_be(reference, capsys):
+    parsed = generate.parse_args(["--config", str(reference / "config.yaml")])  # as its own recipe
+    assert parsed.output_dir == reference and parsed.seed == 0
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
     assert make(reference, "--batch_size", 3) == 0
     assert "finished; nothing to do" in capsys.readouterr().out
@@ -260,7 +262,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         make(tmp_path)
 
 
-def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path, monkeypatch):
+def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path, monkeypatch, capsys):
     generate_images = generate.generate_images
 
     def interrupted(*args):
@@ -269,9 +271,13 @@ def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path,
 
     monkeypatch.setattr(generate, "generate_images", interrupted)
     assert make(tmp_path / "set", "--batch_size", 2) == 128 + signal.SIGTERM
+    assert (
+        f"stopped; 2 of {len(pixels(reference))} images are saved; the same command goes on" in capsys.readouterr().out
+    )
     assert len(lines(tmp_path / "set/metadata.jsonl")) == 2
     monkeypatch.undo()
     assert make(tmp_path / "set") == 0
+    assert f"look at {tmp_path / 'set/sheets/sheet-0001.jpg'}" in capsys.readouterr().out
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
 
 

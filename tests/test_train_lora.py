@@ -668,6 +668,12 @@ def test_a_mistake_is_told_by_the_name_of_its_flag(trainer_data, tmp_path, words
     assert "\n" not in str(caught.value).strip()
 
 
+def test_a_missing_package_is_noticed_by_a_dry_run(trainer_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="--optimizer adamw8bit: bitsandbytes can't be used .*requirements-cuda.txt"):
+        train(trainer_data, tmp_path / "run", "--use_8bit_adam", "--dry_run")
+
+
 def test_a_mistyped_flag_can_be_mended_and_the_command_run_again(trainer_data, tmp_path):
     with pytest.raises(UserError):
         train(trainer_data, tmp_path / "run", "--train_data_dir", tmp_path / "nowhere")

@@ -43,6 +43,13 @@ NOT_IN_TRAINING = (
 ).split()
 
 
+# What a run writes into its folder besides the logs.
+OF_A_RUN = re.compile(
+    r"\.|[^/]+\.(yaml|jsonl?|png|md|safetensors)|(checkpoint-\d+|best|validation|unet|vae|scheduler|feature_extractor|"
+    r"(text_encoder|tokenizer)(_2)?)(/.*)?"
+)
+
+
 def bucket_list(text: str) -> str:
     """An argparse type: heights and widths, as 512,512;384,640."""
     if not re.fullmatch(r"[1-9]\d*,[1-9]\d*(;[1-9]\d*,[1-9]\d*)*", text):
@@ -323,6 +330,8 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(args.aspect_ratio_buckets != "", switch)
     contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
     need(not contradiction, "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
+    taken = OF_A_RUN.fullmatch(Path(args.logging_dir).as_posix())
+    need(not taken, f"--logging_dir {args.logging_dir}: the run itself writes that; give another name, such as logs")
     args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
     if args.use_8bit_adam:
         need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")

@@ -37,7 +37,7 @@ def make_optimizer(
     """`groups` are {"params", "lr"}; AdamW in one fused kernel where the device has one."""
     adam: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay, "eps": settings.epsilon}
     if settings.name == "adamw8bit":
-        return _load_adamw8bit()(groups, **adam)
+        return load_adamw8bit()(groups, **adam)
     if settings.name == "prodigy":
         from prodigyopt import Prodigy
 
@@ -48,7 +48,8 @@ def make_optimizer(
     return torch.optim.AdamW(groups, **adam, fused=device.type in ("cuda", "cpu", "mps"))
 
 
-def _load_adamw8bit() -> type[torch.optim.Optimizer]:
+def load_adamw8bit() -> type[torch.optim.Optimizer]:
+    """The class; refused where its package is missing or does not work."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except Exception as error:  # missing, or built for another CUDA: it raises what it likes

@@ -22,7 +22,7 @@ from training.encoding import encoded_at_once
 from training.examples import Example, Record, Views, fitting_shapes, largest_shape
 from training.memory import Load, Phases, build_part
 from training.model_card import hub_token, push_run
-from training.optimizers import OptimizerSettings, Schedule
+from training.optimizers import OptimizerSettings, Schedule, load_adamw8bit
 from training.read_data import choose_buckets
 from training.run import Tracking, in_main_process
 from training.validation import Checks, held_out_batches
@@ -73,6 +73,8 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         torch.set_float32_matmul_precision("high")
     if args.push_to_hub:
         hub_token()
+    if args.optimizer == "adamw8bit":
+        load_adamw8bit()
     tracking = Tracking(tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
     cache = args.latent_cache_dir or args.output_dir.parent / "cache"
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)

@@ -66,5 +66,12 @@ def index_of(name: str) -> int:
 
 def read_parts(folder: Path) -> dict[str, dict[str, Any]]:
     """{file name: record} of all that any process has written, in the order of the images."""
-    records = [one for part in sorted(folder.glob("metadata*.jsonl")) for one in read_metrics(part)]
-    return {one["file_name"]: one for one in sorted(records, key=lambda one: one["file_name"]) if "file_name" in one}
+    found: dict[str, dict[str, Any]] = {}
+    for part in sorted(folder.glob("metadata*.jsonl")):
+        for one in read_metrics(part):
+            name = one.get("file_name", "")
+            if not isinstance(name, str):
+                raise UserError(f"{part}: `file_name: {name}`: expected a file's name; correct or remove that line")
+            found[name] = one
+    found.pop("", None)  # lines of another kind
+    return dict(sorted(found.items()))

@@ -159,6 +159,9 @@ def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -
     mode: Any = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
     if not login and mode not in ("offline", "dryrun", "disabled"):  # wandb would ask on the terminal
         raise RuntimeError(f"WANDB_MODE={mode}, but there is no login; set WANDB_API_KEY or WANDB_MODE=offline")
+    if not login and "WANDB_MODE" not in os.environ:
+        place = f"it is kept in {logs / 'wandb'}, and `wandb sync` uploads it"
+        logger.warning("--report_to wandb: no login, so the run is offline: %s; set WANDB_API_KEY to log online", place)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 

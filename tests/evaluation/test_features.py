@@ -191,6 +191,9 @@ def test_a_set_is_a_split_a_generation_folder_or_any_images(files, trainer_data,
     assert read_images(made, "--generated") == found
     with pytest.raises(UserError, match="--train .*no such folder"):
         read_images(tmp_path / "none", "--train")
+    (made / "metadata.jsonl").write_text('{"file_name": 5, "text": "x", "attributes": {}}\n')
+    with pytest.raises(UserError, match="metadata.jsonl: `file_name: 5`: expected a file's name"):
+        read_images(made, "--generated")
 
 
 def test_columns_have_one_name_and_values_one_spelling_in_all_sets(files, tmp_path):

@@ -95,6 +95,13 @@ def test_a_part_that_is_not_there_is_one_line(folders, tmp_path):
         assert str(broken) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_tokenizer_without_its_files_is_refused(folders, tmp_path):
+    """transformers makes an empty one from any folder."""
+    shutil.copytree(folders["sd1"], tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer"))
+    with pytest.raises(UserError, match="--pretrained_model_name_or_path .*model: .*tokenizer/ has no vocabulary"):
+        models.load_tokenizers(str(tmp_path / "model"), "sd1")
+
+
 def test_a_fingerprint_is_of_content_alone(folders, tmp_path):
     shutil.copytree(folders["sd2"], tmp_path / "elsewhere")
     for load in (models.load_vae, lambda folder: models.load_text_encoders(folder, "sd2", torch.float32)[1][0]):

@@ -61,6 +61,9 @@ def test_a_model_without_a_unet_is_refused(tmp_path):
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UserError, match="FluxPipeline has no UNet"):
         models.model_family(str(folder))
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"flux: model_index.json can't be read \(expected an object in braces"):
+        models.model_family(str(folder))
 
 
 def test_a_damaged_folder_is_named(tmp_path):

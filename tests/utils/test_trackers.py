@@ -102,10 +102,11 @@ def test_a_resumed_tensorboard_has_each_step_once(tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
 
 
-def test_wandb_without_login_keeps_all_offline_and_continues_its_run(tmp_path):
+def test_wandb_without_login_keeps_all_offline_and_continues_its_run(tmp_path, caplog):
     import wandb
 
     assert set(track(tmp_path, ["wandb"], [1, 2, 4])) == {"wandb"}
+    assert "--report_to wandb: no login, so the run is offline" in caplog.text
     assert track(tmp_path, ["wandb"], [3, 4, 5], start=2)
     wandb.teardown()  # its service, another process, may still be writing
     history = wandb_history(tmp_path)
