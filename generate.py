@@ -22,12 +22,11 @@ from utils import cli, devices, runs  # first: it says in one line which package
 import torch
 
 from families import lora_mix, models, sampling, tokens
-from families.lora import read_lora
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, image_seed, load_sampler
 from generation import flags, set_folder
 from generation import prompts as prompt_lists
 from generation.checks import Checks, Job, Result, check_and_save, load_checks
-from generation.conditions import Conditions, canny_edges, list_images, load_depth
+from generation.conditions import Conditions, canny_edges, list_images, load_depth, nth
 from generation.finish import finish_set
 from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
@@ -46,7 +45,7 @@ FREE = set(
 
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
-    models.add_model_flags(parser)
+    models.add_model_flags(parser, of_lora=True)
     flags.add_flags(parser)
     return parser
 
@@ -57,15 +56,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_parts(args: argparse.Namespace) -> SamplerParts:
-    """The model and the LoRAs; refuses those that do not go together."""
-    name = args.pretrained_model_name_or_path
+    """The model and the LoRAs; refuses those that do not go together. Of args, this settles the model's name."""
     loras = tuple(lora_mix.parse_lora(spec) for spec in args.lora)
+    if args.pretrained_model_name_or_path is None:
+        if base := lora_mix.named_base(loras):
+            logger.warning("no --pretrained_model_name_or_path: taking %s, which the LoRA was trained on", base)
+        args.pretrained_model_name_or_path = base or models.DEFAULT_MODEL
+    name = args.pretrained_model_name_or_path
+    words = lora_mix.learnt_words(loras)
     for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
         lora_mix.check_base(lora, name)
     model = models.resolve_model(name, args.output_dir.parent / "cache" / "models", args.model_config)
     family = models.model_family(model)
     for lora in loras:
         lora_mix.check_lora(lora, name, model, family)
+    tokenizer = models.load_tokenizers(model, family)[0] if words else None
+    for folder, word in words.items():
+        tokens.check_unknown(tokenizer, word, f"--lora {folder}:token=")
     return SamplerParts(model, family, loras, args.controlnet, args.prediction_type)
 
 
@@ -132,15 +139,14 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str)
     if plan.share.of > 1:
         mine = len(plan.share.indices(len(plan.prompts)))
         print(f"this process is {plan.share.number} of {plan.share.of} and makes {counted(mine, 'image')}")
-    for folder in dict.fromkeys(lora.path.parent for lora in plan.parts.loras):
-        tokens.warn_missing_word(folder, [one.text for one in plan.prompts])
+    for folder, word in lora_mix.learnt_words(plan.parts.loras).items():
+        tokens.warn_missing_word(folder, word, [one.text for one in plan.prompts])
 
 
 def report_long_prompts(plan: Plan) -> None:
     """Warn of prompts that a run would cut off, by the tokenizer alone."""
     tokenizer = models.load_tokenizers(plan.parts.model, plan.parts.family)[0]
-    for path in [path for lora in plan.parts.loras for path in tokens.token_files(lora.path.parent)[:1]]:
-        tokenizer.add_tokens(list(read_lora(path)[0]))
+    tokenizer.add_tokens(list(lora_mix.learnt_words(plan.parts.loras).values()))
     prompts = [one.text for one in plan.prompts] + [plan.sampling.negative_prompt]
     models.report_long_captions(tokenizer, prompts, "prompts")
 
@@ -167,10 +173,12 @@ def make_record(args: argparse.Namespace, plan: Plan, job: Job, dtype: torch.dty
         "lora": args.lora,
         "resolution": plan.sampling.size,
     }
-    names = ["init_images", "strength"] if args.init_images else []
+    if args.init_images:
+        record |= {"init_image": str(nth(plan.conditions.init_images, job.index)), "strength": str(args.strength)}
     if args.controlnet:
-        names += ["controlnet", "control_images", "control_type", "controlnet_conditioning_scale"]
-    record |= {name: str(getattr(args, name)) for name in names}
+        record["control_image"] = str(nth(plan.conditions.control_images, job.index))
+        names = ("controlnet", "control_type", "controlnet_conditioning_scale")
+        record |= {name: str(getattr(args, name)) for name in names}
     return record | {"precision": dtype_name(dtype), "attributes": plan.prompts[job.index].attributes}
 
 

@@ -173,12 +173,13 @@ def save_lora(
     return path
 
 
-def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_lora(path: Path, facts_only: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the facts of a LoRA file, or of the one in a run folder."""
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            keys = () if facts_only else file.keys()
+            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"--lora {path}: can't be read ({' '.join(str(error).split())[:200]}); copy or train it again"

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
+from families import tokens
 from families.lora import FILE_NAME, read_lora
 from families.models import read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
@@ -20,19 +22,29 @@ WIDTHS = {module.TEXT_WIDTHS[name]: name for name, module in FAMILIES.items()}
 class Lora(NamedTuple):
     path: Path  # of the file
     weight: float
+    word: str | None = None  # what prompts say for the word that was learnt with it; None: the word itself
 
 
-def split_weight(spec: str) -> tuple[str, str]:
-    """`runs/x:0.8` -> ("runs/x", "0.8"); the weight is 1 where none is given."""
-    name, colon, weight = spec.rpartition(":")
-    return (name, weight) if colon and "/" not in weight and not Path(spec).exists() else (spec, "1")
+def split_spec(spec: str) -> tuple[str, str, str | None]:
+    """`runs/x:0.8:token=<b>` -> ("runs/x", "0.8", "<b>"); the weight is 1 where none is given, the word None."""
+    if Path(spec).exists():
+        return spec, "1", None
+    rest, renames, word = spec.partition(":token=")
+    name, colon, weight = rest.rpartition(":")
+    if not colon or "/" in weight or Path(rest).exists():
+        name, weight = rest, "1"
+    return name, weight, word if renames else None
 
 
 def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best` or `file.safetensors`, each with or without a weight, as in `runs/x:0.8`."""
-    name, weight = split_weight(spec)
+    name, weight, word = split_spec(spec)
+    if word is not None and not re.fullmatch(r"[^\s:]+", word):
+        raise UserError(f"--lora {spec}: its token is `{word}`; expected one word, last, as in {name}:0.8:token=<b>")
     if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or abs(float(weight)) > 100:
         raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, -100 to 100, as in {name}:0.8")
+    if not float(weight):
+        raise UserError(f"--lora {spec}: a LoRA of weight 0 does nothing; leave it out, or give another weight")
     path = Path(name)
     if path.is_dir():
         path = path / FILE_NAME
@@ -45,7 +57,42 @@ def parse_lora(spec: str) -> Lora:
         raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
     elif path.suffix != ".safetensors":
         raise UserError(f"--lora {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
-    return Lora(path, float(weight))
+    return Lora(path, float(weight), word)
+
+
+def named_base(loras: Sequence[Lora]) -> str | None:
+    """The base model that the LoRAs' files name, if any of them does; refuses those that name several."""
+    found = {
+        str(lora.path): base for lora in loras if (base := read_lora(lora.path, facts_only=True)[1].get("base_model"))
+    }
+    first = next(iter(found.values()), None)
+    if other := next((path for path, base in found.items() if not same_base(base, first)), None):
+        raise UserError(
+            f"--lora {next(iter(found))} was trained on {first}, and {other} on {found[other]}; choose one with "
+            "--pretrained_model_name_or_path, and add --allow_other_base where they are known to go together"
+        )
+    return first
+
+
+def learnt_words(loras: Sequence[Lora]) -> dict[Path, str]:
+    """The words that come with LoRAs, by their folder, as prompts say them; refuses one that comes with two folders."""
+    words: dict[Path, str] = {}
+    for lora in loras:
+        folder = lora.path.parent
+        own = tokens.learnt_word(folder)
+        if lora.word and not own:
+            raise UserError(f"--lora {folder}:token={lora.word}: comes with no learnt word; leave `:token=` out")
+        if not own:
+            continue
+        word = lora.word or words.get(folder, own)
+        for other in words:
+            if other != folder and words[other].lower() == word.lower():  # CLIP's tokenizers ignore case
+                raise UserError(
+                    f"--lora {other} and --lora {folder} both come with the word {word}; give one of them another, as "
+                    f"{folder}:token=<b>, and write <b> in prompts for what it has learnt"
+                )
+        words[folder] = word
+    return words
 
 
 def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str, width: int) -> tuple[str | None, int]:
@@ -91,7 +138,7 @@ def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
 
 def check_base(lora: Lora, model_name: str) -> None:
     """Refuse a LoRA whose file names another base model than this one."""
-    base = read_lora(lora.path)[1].get("base_model")
+    base = read_lora(lora.path, facts_only=True)[1].get("base_model")
     if base and not same_base(base, model_name):
         raise UserError(
             f"--lora {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give that "
@@ -119,15 +166,14 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """
-    # diffusers warns of a LoRA of one part alone for each other part, and lists every layer of one that doesn't fit:
-    # the errors below say what matters.
-    for module in ("lora_base", "peft"):
-        logger = logging.getLogger(f"diffusers.loaders.{module}")
-        logger.addFilter(lambda record: not re.search("No LoRA keys|was unsuccessful", record.getMessage()))
+    for module in ("diffusers.loaders.lora_base", "diffusers.loaders.peft", "transformers.integrations.peft"):
+        logging.getLogger(module).addFilter(_says_what_matters)
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, lora in zip(names, loras):
         try:
-            pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # which is what mixing means
+                pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
         except (ValueError, RuntimeError, KeyError) as error:
             raise UserError(f"--lora {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
@@ -137,6 +183,14 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
     if len(loras) == 1 or not any(_has_dora(getattr(pipeline, part)) for part in parts):
         pipeline.fuse_lora(components=parts, adapter_names=names)
         pipeline.unload_lora_weights()
+
+
+def _says_what_matters(record: logging.LogRecord) -> bool:
+    """False for what diffusers and transformers say of every part that a LoRA lacks, and of the LoRAs loaded before.
+
+    Of one that doesn't fit they list every layer; the errors of `apply_loras` name the first.
+    """
+    return not re.search("No LoRA keys|was unsuccessful|LOAD REPORT", record.getMessage())
 
 
 def _misfit(message: str) -> str:

@@ -257,13 +257,15 @@ def report_long_captions(tokenizer: CLIPTokenizer, texts: list[str], what: str =
     return over
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> None:
+    """`of_lora`: where no model is named, it is the one that the LoRA was trained on."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--pretrained_model_name_or_path",
-        default=DEFAULT_MODEL,
+        default=None if of_lora else DEFAULT_MODEL,
         metavar="HUB_ID|DIR|FILE|demo",
-        help="Stable Diffusion 1.x, 2.x or XL: a hub id, a diffusers folder, a .safetensors file, or demo",
+        help="Stable Diffusion 1.x, 2.x or XL: a hub id, a diffusers folder, a .safetensors file, or demo"
+        + f"; default: the one that the LoRA was trained on, else {DEFAULT_MODEL}" * of_lora,
     )
     group.add_argument("--model_config", metavar="DIR|HUB_ID", help="configs for a single file, if the hub's won't do")
     group.add_argument(

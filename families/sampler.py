@@ -151,8 +151,8 @@ def _add_loras(
     pipeline = sampling.build_pipeline(parts.family, unet, None, schedule)
     pipeline.register_modules(**dict(zip(("text_encoder", "text_encoder_2"), encoders)))
     lora_mix.apply_loras(pipeline, parts.loras)
-    for folder in dict.fromkeys(lora.path.parent for lora in parts.loras):  # once, where two are in one folder
-        tokens.read_token(folder, tokenizers, encoders)
+    for folder, word in lora_mix.learnt_words(parts.loras).items():
+        tokens.read_token(folder, word, tokenizers, encoders)
 
 
 def _encode_prompts(

@@ -37,14 +37,19 @@ def first_vector(tokenizer: CLIPTokenizer, table: torch.Tensor, like: str | None
     return table[ids].mean(0, keepdim=True)
 
 
+def check_unknown(tokenizer: CLIPTokenizer, word: str, flag: str) -> None:
+    """Refuse a word that has an embedding already; `flag` is what gave it."""
+    if len(tokenizer.tokenize(word)) == 1:
+        raise UserError(f"{flag}{word}: the tokenizer knows this word already; choose another, as <sks>")
+
+
 def add_token(
     tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], text: str, vectors: list[torch.Tensor], flag: str
 ) -> Token:
     """Add the word to tokenizers and encoders. Gradients flow to its embedding alone; all others stay as they are."""
     trained = []
     for tokenizer, encoder, vector in zip(tokenizers, encoders, vectors):
-        if len(tokenizer.tokenize(text)) == 1:
-            raise UserError(f"{flag} {text}: the tokenizer knows this word already; choose another, as <sks>")
+        check_unknown(tokenizer, text, flag)
         tokenizer.add_tokens(text)
         number = tokenizer.convert_tokens_to_ids(text)
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -72,7 +77,7 @@ def new_token(tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], te
     """A word with its first embedding; a random one comes from torch's global generator."""
     pairs = zip(tokenizers, encoders)
     tables = [first_vector(tokenizer, encoder.get_input_embeddings().weight, like) for tokenizer, encoder in pairs]
-    return add_token(tokenizers, encoders, text, tables, "--train_token")
+    return add_token(tokenizers, encoders, text, tables, "--train_token ")
 
 
 def write_token(folder: Path, token: Token, facts: dict[str, str]) -> None:
@@ -97,21 +102,23 @@ def token_files(folder: Path) -> list[Path]:
     return [folder / name for name in FILES if (folder / name).is_file()]
 
 
-def warn_missing_word(folder: Path, texts: list[str]) -> None:
-    """Warn where texts lack the word that was trained with the LoRA in a folder; CLIP's tokenizers ignore case."""
-    word = next((name for path in token_files(folder)[:1] for name in read_lora(path)[0]), "")
+def learnt_word(folder: Path) -> str | None:
+    """The word that was trained with the LoRA in a folder, if there is one."""
+    return next((word for path in token_files(folder)[:1] for word in read_lora(path)[0]), None)
+
+
+def warn_missing_word(folder: Path, word: str, texts: list[str]) -> None:
+    """Warn where texts lack the word that comes with the LoRA in a folder; CLIP's tokenizers ignore case."""
     without = [text for text in dict.fromkeys(texts) if word.lower() not in text.lower()]
     if without:
         message = "--lora %s comes with the word %s, and %d of %d prompts lack it, as: %s"
         logger.warning(message, folder, word, len(without), len(set(texts)), shorten(without[0], 200))
 
 
-def read_token(folder: Path, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel]) -> Token | None:
-    """The word that was trained with the LoRA in a folder, added to tokenizers and encoders; None without one."""
+def read_token(folder: Path, word: str, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel]) -> Token:
+    """What was trained with the LoRA in a folder, added to tokenizers and encoders as this word."""
     states = [read_lora(path)[0] for path in token_files(folder)[: len(encoders)]]
-    if not states:
-        return None
     if len(states) < len(encoders):
         raise UserError(f"--lora {folder}: holds one of {' and '.join(FILES)}, and SDXL needs both; bring the other")
-    (text,) = states[0]
-    return add_token(tokenizers, encoders, text, [state[text] for state in states], f"--lora {folder}: its word")
+    vectors = [vector for state in states for vector in state.values()]
+    return add_token(tokenizers, encoders, word, vectors, f"--lora {folder}:token=")

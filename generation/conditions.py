@@ -42,10 +42,15 @@ def list_images(flag: str, place: Path, most: int) -> list[Path]:
     return found
 
 
+def nth(files: list[Path], index: int) -> Path:
+    """The file of image `index`: the list starts again after its last one."""
+    return files[index % len(files)]
+
+
 def read_square(flag: str, files: list[Path], index: int, side: int) -> Image.Image | None:
     if not files:
         return None
-    image = crop_centre(require_image(files[index % len(files)], flag))
+    image = crop_centre(require_image(nth(files, index), flag))
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 

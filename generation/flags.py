@@ -5,7 +5,8 @@ import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from families.lora_mix import split_weight
+from families.lora_mix import split_spec
+from families.names import DEFAULT_MODEL
 from families.sampling import SCHEDULERS
 from generation.prompts import MOST
 from utils.cli import Parser, Range, at_once, pixels, report_ignored, share, workers
@@ -40,10 +41,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LoRA")
     group.add_argument(
         "--lora",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
-        metavar="DIR|FILE[:WEIGHT]",
-        help="a run folder, its best/, or a .safetensors file, also of kohya; may be repeated, as a:0.8 and b:0.4",
+        metavar="DIR|FILE[:WEIGHT][:token=WORD]",
+        help="a run folder, its best/, or a .safetensors file, also of kohya; several are mixed, as a:0.8 b:0.4; "
+        "token=<b>: what prompts say for the word that it has learnt",
     )
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="accept a LoRA of another base model")
 
@@ -141,7 +144,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
 def leave_out_ignored(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse flags that do nothing without another; one from a recipe gets its default again, with a warning."""
     controlnet = "--controlnet", args.controlnet is not None
-    single_file = args.pretrained_model_name_or_path.endswith(".safetensors")
+    single_file = (args.pretrained_model_name_or_path or "").endswith(".safetensors")
     needs = {
         "strength": ("--init_images", args.init_images is not None),
         "controlnet_conditioning_scale": controlnet,
@@ -158,7 +161,7 @@ def leave_out_ignored(parser: Parser, args: argparse.Namespace) -> None:
             setattr(args, name, parser.get_default(name))
 
 
-def default_folder(loras: list[str], model: str) -> Path:
+def default_folder(loras: list[str], model: str | None) -> Path:
     """data/synthetic/ and the name of the first LoRA's run, or of the model."""
-    place = Path(split_weight(loras[0])[0] if loras else model)
+    place = Path(split_spec(loras[0])[0] if loras else model or DEFAULT_MODEL)
     return Path("data/synthetic") / (place.parent if loras and place.name == "best" else place).stem

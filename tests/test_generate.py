@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -467,9 +468,28 @@ def test_a_lora_and_its_kohya_file_draw_what_diffusers_draws(reference, loras, t
         assert apart(pixels(tmp_path / name), wanted) <= 1, name
 
 
-def test_several_loras_are_mixed_by_their_weights(reference, loras, tmp_path):
-    assert make(tmp_path / "set", "--lora", f"{loras[0]}:0.8", "--lora", f"{loras[1]}:0.4", "--num_images", 3) == 0
+def test_several_loras_are_mixed_by_their_weights(reference, loras, tmp_path, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # peft's, of a second adapter
+        assert make(tmp_path / "set", "--lora", f"{loras[0]}:0.8", f"{loras[1]}:0.4", "--num_images", 3) == 0
+    assert "LOAD REPORT" not in caplog.text
     assert apart(pixels(tmp_path / "set"), expected(reference, loras, [0.8, 0.4])) <= 1
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"lora: ['{loras[0]}:0.8', '{loras[1]}:0.4']\n")
+    for line in (["--lora", f"{loras[0]}:0.8", "--lora", f"{loras[1]}:0.4"], ["--config", str(recipe)]):
+        assert generate.parse_args(line).lora == [f"{loras[0]}:0.8", f"{loras[1]}:0.4"]
+
+
+def test_the_base_model_is_the_one_that_the_loras_were_trained_on(loras, tmp_path, caplog):
+    plain = ["--prompt", "shoes", "--output_dir", str(tmp_path / "set"), "--dry_run"]
+    args = generate.parse_args([*plain, "--lora", *map(str, loras)])
+    assert generate.find_parts(args).model == str(models.DEMO_MODEL) and args.pretrained_model_name_or_path == "demo"
+    assert "no --pretrained_model_name_or_path: taking demo, which the LoRA was trained on" in caplog.text
+    other = lora.save_lora(tmp_path, *(lora.read_lora(loras[0])[0], None, (), {"base_model": "some/model"}))
+    with pytest.raises(UserError, match="was trained on demo, and .* on some/model; choose one with --pretrained_"):
+        generate.find_parts(generate.parse_args([*plain, "--lora", str(loras[0]), str(other)]))
+    assert lora_mix.named_base([]) is None
+    assert generate.parse_args(plain[:2]).output_dir.name == "stable-diffusion-v1-5"
 
 
 def test_a_lora_of_another_family_or_base_is_refused_with_both_named(tmp_path, loras):
@@ -490,6 +510,8 @@ def test_what_is_no_lora_is_said_to_be_none(tmp_path):
     for weight in ("nan", "half", "1e400"):
         with pytest.raises(UserError, match=f"--lora .*cut.safetensors:{weight}: its weight is `{weight}`"):
             lora_mix.parse_lora(f"{tmp_path}/cut.safetensors:{weight}")
+    with pytest.raises(UserError, match="cut.safetensors:-0.0: a LoRA of weight 0 does nothing; leave it out"):
+        make(tmp_path / "set", "--lora", f"{tmp_path}/cut.safetensors:-0.0")
     with pytest.raises(UserError, match="holds no pytorch_lora_weights.safetensors"):
         make(tmp_path / "set", "--lora", tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
@@ -521,6 +543,7 @@ def test_image_to_image_is_what_the_diffusers_pipeline_draws(reference, tmp_path
     )
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     (line,) = lines(tmp_path / "set/metadata.jsonl")
+    assert line["init_image"] == str(reference / "images/000000.png") and "init_images" not in line
     drawn = pipeline(
         line["text"],
         image=Image.open(reference / "images/000000.png"),
@@ -551,6 +574,7 @@ def test_a_controlnet_draws_what_the_diffusers_pipeline_draws(reference, tmp_pat
     )
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     line = lines(tmp_path / "canny/metadata.jsonl")[1]
+    assert line["control_image"] == str(reference / "images/000001.png") and line["control_type"] == "canny"
     edges = conditions.canny_edges(Image.open(reference / "images/000001.png"))
     assert 0.005 < (np.asarray(edges) > 0).mean() < 0.5
     drawn = pipeline(

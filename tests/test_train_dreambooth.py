@@ -23,7 +23,7 @@ import train_dreambooth
 from demo.shoes import draw_shoe
 from families import diffusion, tokens
 from families.lora import read_lora
-from families.lora_mix import parse_lora
+from families.lora_mix import Lora, learnt_words, parse_lora
 from families.models import DEMO_MODEL
 from families.sampler import (
     RETRY_SEEDS,
@@ -249,17 +249,17 @@ def test_a_new_word_is_learnt_alone_and_starts_where_it_should(trainer_data, wor
     assert settings["lora_sha256"] == [file_sha256(worded / name)[:16] for name in (LORA, tokens.FILES[0])]
     assert read_lora(worded)[1]["trigger_word"] == "<sks>"
     with pytest.raises(UserError, match="--lora .*: holds one of .*, and SDXL needs both"):
-        tokens.read_token(worded, [tokenizer] * 2, [encoder] * 2)
+        tokens.read_token(worded, "<sks>", [tokenizer] * 2, [encoder] * 2)
     (tmp_path / tokens.FILES[0]).write_bytes(b"half a file")
     with pytest.raises(UserError, match="--lora .*learned_embeds.safetensors: can't be read"):
-        tokens.read_token(tmp_path, [tokenizer], [encoder])
+        tokens.read_token(tmp_path, "<sks>", [tokenizer], [encoder])
     before = encoder.get_input_embeddings().weight.detach().clone()
-    token = tokens.read_token(worded, [tokenizer], [encoder])
+    token = tokens.read_token(worded, "<b>", [tokenizer], [encoder])  # under another name
     table = encoder.get_input_embeddings()
-    number = tokenizer.convert_tokens_to_ids("<sks>")
-    assert token.text == "<sks>" and torch.equal(table.weight[: len(before)], before)
+    number = tokenizer.convert_tokens_to_ids("<b>")
+    assert token.text == "<b>" and torch.equal(table.weight[: len(before)], before)
     assert torch.equal(table(torch.tensor([[number, 5]]))[0], torch.stack([vector[0], before[5]]))
-    for known in ("<sks>", "shoes"):
+    for known in ("<b>", "shoes"):
         with pytest.raises(UserError, match=f"--train_token {known}: the tokenizer knows this word already"):
             tokens.new_token([tokenizer], [encoder], known, None)
 
@@ -273,9 +273,36 @@ def test_a_learnt_word_that_prompts_lack_is_reported_once_before_anything_is_gen
     assert generate.main(generate.parse_args(list(map(str, line)))) == 0
     found = [one.getMessage() for one in caplog.records if "comes with the word" in one.getMessage()]
     assert len(found) == 1 and found[0].endswith("the word <sks>, and 2 of 3 prompts lack it, as: a photo of shoes")
-    tokens.warn_missing_word(worded, ["a <sks> boot"])
-    tokens.warn_missing_word(trainer_data["subject"], ["a boot"])  # a folder without a word
+    tokens.warn_missing_word(worded, "<sks>", ["a <sks> boot"])
     assert caplog.text.count("comes with the word") == 1
+
+
+def test_two_runs_with_one_learnt_word_are_mixed_where_one_of_them_is_renamed(trainer_data, worded, tmp_path, caplog):
+    other, model = Path(shutil.copytree(worded, tmp_path / "other")), str(trainer_data["sd1"])
+    line = [
+        "--prompt",
+        "<sks> and <b>",
+        "--output_dir",
+        str(tmp_path / "set"),
+        "--resolution",
+        "16",
+        "--num_images",
+        "1",
+    ]
+    line += ["--lora", f"{worded}:0.8"]  # the base model is the one that it was trained on
+    with pytest.raises(UserError, match=f"--lora {worded} and --lora {other} both come with the word <sks>; give one"):
+        generate.main(generate.parse_args([*line, str(other), "--dry_run"]))
+    for word, said in (("shoes", "knows this word already"), ("a:b", "expected one word"), ("", "expected one word")):
+        with pytest.raises(UserError, match=said):
+            generate.main(generate.parse_args([*line, f"{other}:token={word}", "--dry_run"]))
+    with pytest.raises(UserError, match="comes with no learnt word; leave `:token=` out"):
+        learnt_words([Lora(tmp_path / LORA, 1.0, "<b>")])
+    assert generate.main(generate.parse_args([*line, f"{other}:0.5:token=<b>", "--dry_run"])) == 0
+    assert "comes with the word" not in caplog.text and "which the LoRA was trained on" in caplog.text
+    loras = parse_lora(f"{worded}:0.8"), parse_lora(f"{other}:0.5:token=<b>")
+    sampler = load_sampler(SamplerParts(model, "sd1", loras), Sampling(2, 1.0, 16), on_cpu(1), ["<sks>", "<b>", "b"])
+    features = [sampler.features[prompt][0] for prompt in ("<sks>", "<b>", "b")]
+    assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
 
 
 def test_texts_that_repeat_are_encoded_once():
