@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation import intervals
 from evaluation.features import Encoder, text_features
-from evaluation.figures import Figure, Measured, Rows, fill, measure, split_means
+from evaluation.figures import Figure, Measured, Rows, fill, measure, split_means, stratify
 from evaluation.image_sets import OWN, ImageSet, Record
 from evaluation.metrics import normalise, require
 from utils.cli import UserError
@@ -17,6 +17,7 @@ from utils.image_checks import cosines
 from utils.wording import name_article, word_value
 
 FEWEST = 10  # images for a mean; splits say their n, and need two
+FEWEST_OF_VALUE = 5  # real images by which CLIP is refused for one value of an attribute
 USUAL = ("article", "colour", "gender", "season")
 MOST_VALUES = 60
 LISTED_VALUES = 20  # of an attribute, in splits and shares
@@ -144,9 +145,23 @@ def accuracy_figure(encoder: str, key: str, values: list[str]) -> Figure:
     how = (
         f"share of images that {encoder} finds more like the {key} asked for than like any other of {len(values)}, "
         f"each phrased as in `{phrase(key, values[0], 'Boots')}`; guessing gives about {1 / len(values):.0%}; the "
-        "floor is the real images', by their labels"
+        "floor is the real images', by their labels, with as many of each value as the generated set has"
     )
     return Figure(f"{key}_accuracy", "adherence", f"Right {key} (zero-shot)", "higher", "%", how).of(encoder)
+
+
+def compare_hits(figure: Figure, hits: np.ndarray, records: list[Record], by_value: Rows, key: str) -> Figure:
+    """The accuracy with its floor; values that CLIP does not recognise in real images become NaN in `hits`.
+
+    `by_value`: the real images' share of hits for each value.
+    """
+    unsure = [row["value"] for row in by_value if row["n"] >= FEWEST_OF_VALUE and row["mean"] <= 0.5]
+    hits[[one.get(key) in unsure for one in records]] = np.nan
+    floor = stratify(by_value, [one[key] for one, hit in zip(records, hits) if not np.isnan(hit)])
+    left_out = f"; not judged, since half or fewer of the real ones are right: {', '.join(unsure)}" if unsure else ""
+    hint = f"; the images have too few attributes{left_out}"
+    figure = replace(figure, how=figure.how + left_out)
+    return fill([figure], lambda: [replace(measure_hits(hits), floor=floor)], hint)[0]
 
 
 def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet], key: str, values: list[str]) -> None:
@@ -158,8 +173,7 @@ def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet
     hits, real_hits = attribute_hits(generated.records, seen, key), attribute_hits(real.records, real_seen, key)
     figure, able = accuracy_figure(encoder.name, key, values), can_judge(real_hits, real.records, key)
     if able:
-        hint = "; the images have too few attributes"
-        (figure,) = fill([figure], lambda: [with_floor(measure_hits, hits, real_hits)], hint)
+        figure = compare_hits(figure, hits, generated.records, split_means(real.records, real_hits, key, True, 1), key)
         found.splits[f"{key}_accuracy"] = {key: split_means(generated.records, hits, key, True, most=LISTED_VALUES)}
     else:
         right = f"{np.nanmean(real_hits):.0%} of" if (~np.isnan(real_hits)).any() else "none of"

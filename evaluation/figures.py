@@ -102,3 +102,18 @@ def split_means(
             mean, low, high = mean_or_share(mine, is_share)
             found.append({"value": value, "mean": mean, "low": low, "high": high, "n": len(mine)})
     return found
+
+
+def stratify(rows: Rows, labels: Iterable[str]) -> Measured | None:
+    """The share that a set would have with the labels of another one: `rows` as split_means gives them, by label.
+
+    None where no label is known. The interval is Wilson's for the number of images that has the same variance.
+    """
+    known = {row["value"]: row for row in rows}
+    wanted = Counter(label for label in labels if label in known)
+    if not wanted:
+        return None
+    weights = {label: count / wanted.total() for label, count in wanted.items()}
+    share = sum(weight * known[label]["mean"] for label, weight in weights.items())
+    effective = 1 / sum(weight**2 / known[label]["n"] for label, weight in weights.items())
+    return measure(wilson(min(1, share) * effective, effective), int(sum(known[label]["n"] for label in wanted)))

@@ -12,49 +12,14 @@ from utils import image_checks, images
 from utils.console import track
 from utils.parallel import thread_map
 
-VERSION = "measures-2"  # names the cache: raise it with any change of what is measured
+VERSION = "measures-3"  # names the cache: raise it with any change of what is measured
 SIDE = 128  # pixels: everything but faults and look is measured on images no larger
 FAULTS = (None, "unreadable", "NaN latents", "black (or NaN)", "of one colour", "noise")
-PALETTE = {
-    "black": (34, 34, 38),
-    "white": (236, 236, 233),
-    "grey": (138, 141, 146),
-    "brown": (112, 66, 36),
-    "beige": (205, 180, 145),
-    "red": (190, 28, 40),
-    "orange": (242, 124, 28),
-    "yellow": (246, 208, 44),
-    "green": (34, 140, 72),
-    "blue": (42, 108, 222),
-    "navy blue": (28, 40, 98),
-    "purple": (124, 62, 170),
-    "pink": (242, 132, 174),
-}
-# What catalogues call these; of a name of two words that is not here (lime green, sky blue) the last one counts.
-CALLED = {
-    "white": ("off white", "cream", "ivory"),
-    "grey": ("gray", "silver", "steel", "charcoal", "grey melange"),
-    "brown": ("tan", "rust", "bronze", "copper", "chocolate", "camel", "cognac"),
-    "beige": ("nude", "skin", "khaki", "taupe", "sand", "mushroom brown"),
-    "red": ("maroon", "burgundy", "crimson"),
-    "yellow": ("gold", "mustard"),
-    "green": ("olive", "mint"),
-    "blue": ("teal", "turquoise"),
-    "navy blue": ("navy",),
-    "purple": ("lavender", "mauve", "violet"),
-    "pink": ("rose", "magenta", "peach", "fuchsia"),
-}
-GROUPS = {name: name for name in PALETTE} | {word: name for name, words in CALLED.items() for word in words}
-COLUMNS = ("fault", "border", "touch", "extent", "colour")
+COLUMNS = ("fault", "border", "touch", "extent", "lightness", "a", "b")
+COLOUR = slice(COLUMNS.index("lightness"), len(COLUMNS))  # CIELAB of the object; NaN without one
 HASH = len(COLUMNS)  # 32 bytes, then 32 of the mirrored image, then the thumbnail
 MIRROR, THUMB = HASH + 32, HASH + 64
 SIZE = THUMB + 768
-
-
-def colour_group(name: str | None) -> str | None:
-    """The palette's name for what a catalogue calls a colour; None for `Multi` and other words."""
-    words = (name or "").lower().split()
-    return GROUPS.get(" ".join(words)) or GROUPS.get(words[-1] if words else "")
 
 
 def measure_border(image: Image.Image) -> tuple[float, float]:
@@ -80,7 +45,7 @@ def object_extent(image: Image.Image) -> float:
 
 
 def measure(path: Path) -> np.ndarray:
-    """One row: COLUMNS (colour: a place in PALETTE, or -1), the hashes of it and its mirror, colour thumbnail."""
+    """One row: COLUMNS, the hashes of it and its mirror, colour thumbnail."""
     row = np.zeros(SIZE, np.float32)
     try:
         image, _ = images.read_image(path)
@@ -97,10 +62,10 @@ def measure(path: Path) -> np.ndarray:
     if max(image.size) > SIDE:
         width, height = (max(4, round(side * SIDE / max(image.size))) for side in image.size)
         small = image.resize((width, height), Image.Resampling.BOX)
-    colour = images.foreground_colour(small, PALETTE, 25) or images.foreground_colour(small, PALETTE)
     row[1:3] = measure_border(small)
     row[3] = object_extent(small)
-    row[4] = list(PALETTE).index(colour) if colour else -1
+    colour = images.object_colour(small)
+    row[COLOUR] = np.nan if colour is None else colour
     return row
 
 

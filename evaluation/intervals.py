@@ -27,7 +27,7 @@ def student_quantile(freedom: float) -> float:
     return float(special.stdtrit(freedom, 0.5 + LEVEL / 2))
 
 
-def wilson(hits: int, total: int) -> Estimate:
+def wilson(hits: float, total: float) -> Estimate:
     """A share and its score interval (Wilson 1927, JASA 22), which stays in 0 … 1 and has a width even for 0 of n."""
     if not 0 <= hits <= total or total < 1:
         raise UserError(f"a share of {hits} out of {total}: expected at least one item, and no more hits than items")

@@ -117,7 +117,7 @@ def judge_against_real(
     splits = by_text.splits
     shares = by_text.shares or {key: adherence.count_shares(real.records, generated.records, key) for key in columns}
     failed, listed = failures.judge_failures(all_generated, real)
-    right_colour = 1 - failures.find_failures(generated)["wrong_colour"]
+    right_colour = 1 - failures.find_failures(generated, failures.real_palette(real))["wrong_colour"]
     if by_colour := split_means(generated.records, right_colour, "colour", True, most=adherence.LISTED_VALUES):
         splits["measured_colour_accuracy"] = {"colour": by_colour}
     images = choose_images(generated.records, by_text.scores, seed) | {"copies": [], "failures": listed}

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import evaluate
 from demo.shoes import COLOURS, draw_shoe
-from evaluation import adherence, failures, image_measures, judge, subject, targets
+from evaluation import adherence, image_measures, judge, subject, targets
 from evaluation.report import summary
 from evaluation.report.comparison_page import compare_figures
 from tests.toy_faces import draw_portrait, write_detector, write_embedder
@@ -414,12 +414,6 @@ def test_a_limit_that_can_be_met_and_missed_is_taken(good, words):
 
 def test_a_share_as_a_target_may_be_in_per_cent():
     assert targets.parse_target("invalid=<10%") == ("invalid", "<", 0.1)
-
-
-def test_catalogue_names_of_colours_have_their_place_in_the_palette():
-    named = {"Navy Blue": "navy blue", "Off White": "white", "Coffee Brown": "brown", "Maroon": "red", "Multi": None}
-    assert {name: image_measures.colour_group(name) for name in named} == named
-    assert image_measures.colour_group(None) is None and {one.id for one in failures.FIGURES} >= {"invalid", "cut_off"}
 
 
 def test_a_candidate_differs_from_another_in_the_value_alone():

@@ -4,9 +4,10 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -119,7 +120,7 @@ def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
     left, top = (side - width) // 2, (side - height) // 2
     if pad == "edge":
         square = np.empty((side, side, 3), np.uint8)
-        square[top : top + height, left : left + width] = image
+        square[top : top + height, left : left + width] = np.asarray(image)
         colour = border_colour(image)
         _continue(square[:, left : left + width], top, height, colour)
         _continue(square.swapaxes(0, 1), left, width, colour)
@@ -139,7 +140,7 @@ def border_colour(image: Image.Image) -> np.ndarray:
 
 
 def _continue(lines: np.ndarray, first: int, count: int, colour: np.ndarray) -> None:
-    """Fill what lies before and after `count` lines of pixels with background, into which they are blended; in place."""
+    """Fill what lies before and after `count` lines of pixels with background, and blend these into it; in place."""
     inside, few = lines[first : first + count], max(2, count // 48)
     if count < len(lines):
         lines[:first] = _blend(inside[:few], colour)
@@ -242,23 +243,85 @@ def _lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)
 
 
-def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int]], threshold: int = 10) -> str | None:
-    """The palette's name for most of the object without its lowest 30 % (soles, shadow); None if there is no object.
+def object_colour(image: Image.Image, limits: Sequence[int] = (25, 10)) -> np.ndarray | None:
+    """CIELAB of the most frequent colour of the object without its lowest 30 % (soles, shadow); None without object.
 
-    A higher threshold leaves out a photo's shadows, and of a white shoe on white all but its edges.
+    Background is what is within a limit of the border's colour or of the row's ends, so a gradient is no part of the
+    object. The first limit leaves out a photo's shadows, and of a white shoe on white all but its rim.
     """
-    mask = ndimage.binary_opening(differs_from_border(image, threshold))
-    rows = np.flatnonzero(mask.any(1))
-    if not len(rows):
+    pixels = np.asarray(image)
+    planes = np.ascontiguousarray(np.moveaxis(pixels, 2, 0), dtype=np.int16)
+    backgrounds = (border_colour(image)[:, None, None], planes[:, :, :1], planes[:, :, -1:])
+    apart = np.min([np.abs(planes - one).max(0) for one in backgrounds], axis=0)
+    for limit in limits:
+        mask = ndimage.binary_opening(apart > limit)
+        rows = np.flatnonzero(mask.any(1))
+        if len(rows):
+            mask[max(rows[0] + 1, round(rows[-1] + 1 - 0.3 * (rows[-1] + 1 - rows[0]))) :] = False
+            return _most_frequent(_lab(pixels[mask]))
+    return None
+
+
+def _most_frequent(lab: np.ndarray) -> np.ndarray:
+    """The median of the colours around the fullest cell of a grid of 10 units."""
+    cells = (lab // 10).astype(int) + 16
+    codes = cells @ (1, 32, 1024)
+    centre = 10 * (cells[(codes == np.bincount(codes).argmax()).argmax()] - 16) + 5
+    near = np.linalg.norm(lab - centre, axis=1) < 14
+    return np.median(lab[near], axis=0)
+
+
+def foreground_colour(image: Image.Image, palette: dict[str, tuple[int, int, int]]) -> str | None:
+    """The palette's name for the colour of a drawn object, which has no shadow; None without object."""
+    colour = object_colour(image, (10,))
+    if colour is None:
         return None
-    top, bottom = rows[0], rows[-1] + 1
-    mask[max(top + 1, round(bottom - 0.3 * (bottom - top))) :] = False
-    pixels = np.asarray(image.convert("RGB"))[mask]
-    if not len(pixels):
-        return None
-    distance = np.linalg.norm(_lab(pixels)[:, None] - _lab(np.array(list(palette.values())))[None], axis=-1)
-    votes = np.bincount(distance.argmin(1), minlength=len(palette))
-    return list(palette)[votes.argmax()]
+    return list(palette)[np.linalg.norm(_lab(np.array(list(palette.values()))) - colour, axis=1).argmin()]
+
+
+class Palette(NamedTuple):
+    """What each label of colours looks like in a set of images; row i of all arrays belongs to names[i]."""
+
+    names: list[str]
+    medians: np.ndarray  # CIELAB
+    spreads: np.ndarray
+    counts: np.ndarray  # images
+    right: np.ndarray  # share of them that is likeliest to have its own label
+
+
+def measure_palette(colours: np.ndarray, labels: Sequence[str | None], least: int = 5) -> Palette:
+    """The palette of images by their objects' colours (NaN: no object), of labels that `least` images or more have.
+
+    `right` is cross-validated: a fifth of the images is compared with the medians of the others.
+    """
+    named = [label if label and not np.isnan(colour[0]) else None for label, colour in zip(labels, colours)]
+    names = [name for name, count in Counter(filter(None, named)).most_common() if count >= least]
+    used = [i for i, name in enumerate(named) if name in names]
+    place, colours = np.array([names.index(named[i]) for i in used], int), colours[used]
+    fold, hits = np.empty(len(used), int), np.empty(len(used))
+    fold[np.argsort(place, kind="stable")] = np.arange(len(used)) % 5  # each label has images in each
+    for one in set(fold):
+        apart = fold == one
+        others = _measure_labels(colours[~apart], place[~apart], names)
+        hits[apart] = place_in_palette(others, colours[apart]) == place[apart]
+    counts = np.bincount(place, minlength=len(names))
+    right = np.bincount(place, hits, minlength=len(names)) / counts
+    return _measure_labels(colours, place, names)._replace(counts=counts, right=right)
+
+
+def _measure_labels(colours: np.ndarray, place: np.ndarray, names: list[str]) -> Palette:
+    groups = [colours[place == i] for i in range(len(names))]
+    medians = np.array([np.median(group, axis=0) for group in groups]).reshape(-1, 3)
+    # 1.4826 median deviations are a normal distribution's standard deviation; of less than 4 an eye sees little.
+    spreads = [np.fmax(4, 1.4826 * np.median(np.abs(group - m), axis=0)) for group, m in zip(groups, medians)]
+    return Palette(names, medians, np.array(spreads).reshape(-1, 3), np.zeros(len(names)), np.zeros(len(names)))
+
+
+def place_in_palette(palette: Palette, colours: np.ndarray) -> np.ndarray:
+    """For each colour the place of the label that it is likeliest to have, by normal distributions; -1 for NaN."""
+    apart = (colours[:, None] - palette.medians) / palette.spreads
+    unlike = np.square(apart).sum(2) + 2 * np.log(palette.spreads).sum(1)
+    return np.where(np.isnan(colours[:, 0]), -1, unlike.argmin(1) if palette.names else -1)
 
 
 def bucket_shapes(resolution: int, step: int) -> list[tuple[int, int]]:
