@@ -112,7 +112,7 @@ def test_command_writes_a_catalogue_and_never_over_one(tmp_path):
         (["--size", "9999"], "can't be drawn"),
         (["--size", "512x200"], "not wider than high"),
         (["--size", "big"], "is not a size"),
-        (["--num_images", "0"], "--num_images 0 is too few"),
+        (["--num_images", "0"], "--num_images 0: expected a whole number, 1 to"),
         (["--num_images", "5", "--damage"], "at least 20"),
     ],
 )

@@ -311,7 +311,7 @@ def test_every_flag_is_among_those_that_are_tried():
         ("--real r --face_embedder sface", "--face_embedder sface: does nothing without --identity_reference"),
         ("--instance_data_dir p --encoders clip inception", "--encoders inception: does nothing without --real"),
         ("--instance_data_dir p --attributes colour", "does nothing without --real or --identity_reference; add that"),
-        ("--real r --seed -1", "--seed: -1: expected a whole number"),
+        ("--real r --seed -1", "--seed -1: expected a whole number"),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(capsys, words, message):
