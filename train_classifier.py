@@ -28,7 +28,7 @@ from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
 from utils.cli import Range, UserError, at_once, positive, seed_number, workers
-from utils.console import track
+from utils.console import print_table, track
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
@@ -196,9 +196,8 @@ def print_plan(
     sizes = ", ".join(f"{name} {len(part.paths):,}" for name, part in data.parts.items())
     print(f"{sizes} images; val is not used")
     print("".join(f"{line}\n" for line in left_out))
-    print(f"{'real':>6} {'synthetic':>10}  trained on")
-    for arm in arms:
-        print(f"{arm.n_real:>6,} {arm.n_synthetic:>10,}  {arm.title}")
+    rows = [(f"{arm.n_real:,}", f"{arm.n_synthetic:,}", arm.title) for arm in arms]
+    print_table(rows, ["real", "synthetic", "trained on"])
     print(
         f"{len(arms)} arms x {args.seeds} seeds = {len(arms) * args.seeds} trainings of {args.max_train_steps} steps "
         f"of {args.train_batch_size} images; {done} of them are done",
@@ -207,11 +206,12 @@ def print_plan(
 
 
 def print_results(results: Mapping[str, Any]) -> None:
-    print(f"\n{'':<42}{'accuracy':<28}macro-F1")
+    rows = []
     for arm in results["arms"]:
-        title = f"{arm['name']}, {arm['n_real']:,} + {arm['n_synthetic']:,}"
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*arm[f"{metric}_interval"]) for metric in scoring.METRICS]
-        print(f"{title:<42}{cells[0]:<28}{cells[1]}")
+        rows.append([f"{arm['name']}, {arm['n_real']:,} + {arm['n_synthetic']:,}", *cells])
+    print()
+    print_table(rows, ["trained on", "accuracy", "macro-F1"])
     print("\nDoes the synthetic set help?", *results["verdict"], sep="\n  ")
 
 

@@ -70,6 +70,7 @@ from training.run import (
 )
 from training.state import update_average
 from utils.cli import Range, UserError, at_once
+from utils.console import print_table
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
@@ -262,16 +263,16 @@ def make_class_images(
     return prior.load_class_images(images)
 
 
-def print_dry_run(
+def describe_dry_run(
     args: argparse.Namespace,
     model: str,
     family: str,
     recipe: Recipe,
     phases: memory.Phases,
     shapes: list[tuple[int, int]],
-) -> None:
+) -> dry_run.Rows:
     """What would be trained and what it would take, from the configs and images alone."""
-    print(dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder))
+    rows = dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder)
     train, held_out = (examples.load_examples(records, shapes) for records in read_photos(args))
     report_captions([one.text for one in train], args.instance_prompt)
     if args.mask_loss:
@@ -282,11 +283,12 @@ def print_dry_run(
         prior.check_folder(wanted)
         there = prior.load_class_images(wanted)
         missing = wanted.count - len(there)
-        print(f"class images {wanted.count:,}: {len(there):,} in {wanted.folder}, {missing:,} to be generated into it")
+        shown = f"{wanted.count:,}: {len(there):,} in {wanted.folder}, {missing:,} to be generated into it"
+        rows.append(("class images", shown))
     examples.check_whole(train + held_out + there)
-    print(dry_run.describe_memory(phases))
     total_steps = setup.count_steps(args, len(train))[0]
-    print(dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size))
+    length = dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size)
+    return rows + dry_run.describe_memory(phases) + length
 
 
 def describe_result(
@@ -330,9 +332,10 @@ def main(args: argparse.Namespace) -> int:
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
         if is_main:
-            print(f"precision    {precision.reason}\nbatch        {plan}")
-            print(f"run          {runs.describe_run(out, tracking.settings, free, describe_end)}")
-            print_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
+            state = runs.describe_run(out, tracking.settings, free, describe_end)
+            start_rows = [("precision", precision.reason), ("batch", str(plan)), ("run", state)]
+            more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
+            print_table(start_rows + more)
         return 0
     if not setup.open_folder(args, start, free, describe_end):
         return 0

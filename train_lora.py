@@ -47,6 +47,7 @@ from training.run import (
     write_results,
 )
 from training.state import update_average
+from utils.console import print_table
 
 STEPS, ACCUMULATION = 3000, 8
 # Flags of diffusers' text_to_image scripts that are refused, and why.
@@ -102,7 +103,7 @@ def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[
     return train, held_out
 
 
-def print_dry_run(
+def describe_dry_run(
     args: argparse.Namespace,
     model: str,
     family: str,
@@ -110,7 +111,7 @@ def print_dry_run(
     phases: memory.Phases,
     shapes: list[tuple[int, int]],
     dtype: torch.dtype,
-) -> None:
+) -> dry_run.Rows:
     """What would be trained and what it would take, from the configs alone."""
     train, held_out = read_records(args)
     examples.check_captions(train + held_out)
@@ -118,10 +119,12 @@ def print_dry_run(
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
     captions = 0 if recipe.trains_texts else len({one.text for one in train + held_out} | {""})
     total_steps = setup.count_steps(args, len(train))[0]
-    print(dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder))
-    print(dry_run.describe_memory(phases))
-    print(dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size))
-    print(dry_run.describe_cache(model, family, examples.largest_shape(shapes), shown, captions, dtype))
+    return [
+        *dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder),
+        *dry_run.describe_memory(phases),
+        *dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size),
+        *dry_run.describe_cache(model, family, examples.largest_shape(shapes), shown, captions, dtype),
+    ]
 
 
 def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out: int) -> dict[str, Any]:
@@ -159,9 +162,10 @@ def main(args: argparse.Namespace) -> int:
     free = flags.free_to_change(args)
     if args.dry_run:
         if is_main:
-            print(f"precision    {precision.reason}\nbatch        {plan}")
-            print(f"run          {runs.describe_run(out, tracking.settings, free, describe_end)}")
-            print_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
+            state = runs.describe_run(out, tracking.settings, free, describe_end)
+            start_rows = [("precision", precision.reason), ("batch", str(plan)), ("run", state)]
+            more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
+            print_table(start_rows + more)
         return 0
     if not setup.open_folder(args, start, free, describe_end):
         return 0

@@ -29,6 +29,7 @@ from demo.catalogue import draw_product, product
 from demo.sample_grid import load_demo_pipeline
 from demo.shoes import COLOURS, HELD_BACK, KINDS, KNOWN_KINDS
 from families.sampling import generate
+from utils.console import print_table
 from utils.images import foreground_colour
 
 DEMO = Path(__file__).resolve().parent
@@ -107,9 +108,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.working_device()
     pipeline = load_demo_pipeline("demo", device, torch.float32)
     table = measure(pipeline, args.num_images)
-    width = max(map(len, table))
-    for name, value in table.items():
-        print(f"{name:<{width}}  {value}")
+    print_table(table.items())
     if not args.write:
         return
     training = json.loads((DEMO / "model" / "training.json").read_text())

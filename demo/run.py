@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from utils import cli
+from utils.console import print_table
 
 
 def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tuple[str, str, Path]]:
@@ -80,10 +81,9 @@ def main(args: argparse.Namespace) -> None:
         done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT)
         if done.returncode:
             raise cli.UserError(f"the step `{what}` failed with exit code {done.returncode}; its message is above")
-        table.append((what, time.monotonic() - began, look_at))
-    print(f"\n{'step':<34}{'seconds':>8}  look at")
-    for what, seconds, look_at in table:
-        print(f"{what:<34}{seconds:>8.1f}  {look_at}")
+        table.append((what, f"{time.monotonic() - began:.1f}", look_at))
+    print()
+    print_table(table, ["step", "seconds", "look at"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from scipy import ndimage
 from preparation.records import Fault, Fitted, ImageFacts, Quality
 from utils.catalogue import Product, Rejected
 from utils.cli import UserError, counted
+from utils.console import format_table
 from utils.faces import Box, Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
 from utils.files import file_sha256, replaced_file
 from utils.images import BadImage, ImageSource, bucket_shapes, is_blank, nearest_shape, read_image
@@ -162,15 +163,21 @@ def photo_rows(
 def photo_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The quality report for report.txt and the terminal."""
     measured = [row for row in rows if "sharpness" in row]
-    lines = ["", "photos        size      sharpness  brightness  enlarged  faces  face share"]
-    for row in measured:
-        faces = "-" if row["faces"] is None else row["faces"]
-        part = "-" if row["face_share"] is None else f"{row['face_share']:.1%}"
-        verdict = "" if row["kept"] else f"  {row['reason']}"
-        lines.append(
-            f"  {row['id'][:20]:20} {row['width']}x{row['height']:<6}{row['sharpness']:9.1f} {row['brightness']:11.1f}"
-            f" {row['enlarged']:9.2f} {faces:>6} {part:>11}{verdict}"
+    table = [
+        (
+            f"  {row['id']}",
+            f"{row['width']}x{row['height']}",
+            f"{row['sharpness']:.1f}",
+            f"{row['brightness']:.1f}",
+            f"{row['enlarged']:.2f}",
+            "-" if row["faces"] is None else row["faces"],
+            "-" if row["face_share"] is None else f"{row['face_share']:.1%}",
+            "" if row["kept"] else row["reason"],
         )
+        for row in measured
+    ]
+    headers = ["photos", "size", "sharpness", "brightness", "enlarged", "faces", "face share", ""]
+    lines = ["", *format_table(table, headers).splitlines()]
     if measured and all(row["faces"] is None for row in measured):
         lines.append(f"  no --face_detector: {NO_DETECTOR}")
     return lines

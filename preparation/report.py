@@ -15,6 +15,7 @@ from preparation.portraits import photo_lines
 from preparation.selection import UNREADABLE
 from utils.catalogue import Catalogue, Product, Rejected
 from utils.cli import counted
+from utils.console import format_table
 from utils.files import write_json
 from utils.images import fit_square
 
@@ -112,8 +113,9 @@ def describe_catalogue(found: Catalogue) -> dict[str, Any]:
 
 def _table(counts: Counts, most: int = 15) -> list[str]:
     total = sum(counts.values())
-    lines = [f"  {name:24} {count:7,}  {count / total:6.1%}" for name, count in list(counts.items())[:most]]
-    return lines + ([f"  … and {len(counts) - most} more"] if len(counts) > most else [])
+    rows = [(f"  {name}", f"{count:,}", f"{count / total:.1%}") for name, count in list(counts.items())[:most]]
+    more = [f"  … and {len(counts) - most} more"] if len(counts) > most else []
+    return [*format_table(rows, label=26).splitlines(), *more]
 
 
 def _list_lines(numbers: list[int | str]) -> str:
@@ -158,7 +160,8 @@ def report_text(analysis: Analysis) -> str:
 
 def _rejected_lines(analysis: Analysis) -> list[str]:
     rejected = analysis.rejected
-    lines = [f"left out: {len(rejected)}", *(f"  {reason:40} {n:6,}" for reason, n in analysis.problems.items())]
+    reasons = format_table([(f"  {reason}", f"{n:,}") for reason, n in analysis.problems.items()], label=26)
+    lines = [f"left out: {len(rejected)}", *reasons.splitlines()]
     lines += [f"    {one}" for one in rejected[:40]]
     return lines + ([f"    … and {len(rejected) - 40} more, in analysis.json"] if len(rejected) > 40 else [])
 

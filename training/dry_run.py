@@ -10,40 +10,43 @@ from families.models import read_config
 from families.names import FAMILIES, LABELS
 from training import memory
 
+Rows = list[tuple[str, str]]  # label, text
 
-def describe_model(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> str:
+
+def describe_model(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> Rows:
     """Family and parameters."""
     counts = memory.count_parameters(model, family, adapter, train_text_encoder)
     trained, total = (sum(getattr(count, kind) for count in counts.values()) for kind in ("trainable", "total"))
     frozen = total if adapter else total - trained
-    return f"family       {LABELS[family]}\nparameters   {trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
+    shown = f"{trained:,} trainable, {frozen:,} frozen ({', '.join(counts)})"
+    return [("family", LABELS[family]), ("parameters", shown)]
 
 
-def describe_memory(phases: memory.Phases) -> str:
+def describe_memory(phases: memory.Phases) -> Rows:
     """The peak and the parts of every phase."""
     peak, size = memory.peak_phase(phases)
-    lines = [f"memory       {size / 2**20:,.0f} MiB at the peak, in {peak}; Python and the device take more"]
+    rows = [("memory", f"{size / 2**20:,.0f} MiB at the peak, in {peak}; Python and the device take more")]
     for phase, parts in phases.items():
         shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
-        lines.append(f"             {phase}: {shown}")
-    return "\n".join(lines)
+        rows.append(("", f"{phase}: {shown}"))
+    return rows
 
 
-def describe_length(examples: int, held_out: int, steps: int, effective: int) -> str:
+def describe_length(examples: int, held_out: int, steps: int, effective: int) -> Rows:
     epoch = examples / effective
-    return (
-        f"data         {examples:,} images, {held_out:,} held out; an epoch is {epoch:,.1f} steps\n"
-        f"length       {steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"
-    )
+    return [
+        ("data", f"{examples:,} images, {held_out:,} held out; an epoch is {epoch:,.1f} steps"),
+        ("length", f"{steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"),
+    ]
 
 
 def describe_cache(
     model: str, family: str, shape: tuple[int, int], views: int, captions: int, dtype: torch.dtype
-) -> str:
+) -> Rows:
     """The cache's size on disk, if all images have this shape."""
     latents = views * latent_bytes(model, shape)
     texts = captions * caption_bytes(model, family, dtype)
-    return f"cache        {latents / 2**20:,.0f} MiB of latents, {texts / 2**20:,.0f} MiB of captions, on disk"
+    return [("cache", f"{latents / 2**20:,.0f} MiB of latents, {texts / 2**20:,.0f} MiB of captions, on disk")]
 
 
 def latent_bytes(model: str, shape: tuple[int, int]) -> int:

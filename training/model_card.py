@@ -13,7 +13,7 @@ from families import kohya, tokens
 from families.lora import FILE_NAME as WEIGHTS
 from utils.cli import UserError, mask_text
 from utils.files import list_files, write_json, write_text
-from utils.metrics_log import plot_losses, read_metrics, summary_rows, summary_table
+from utils.metrics_log import plot_losses, read_metrics, summary_rows
 from utils.runs import package_versions
 from utils.wording import make_environment
 
@@ -51,8 +51,8 @@ def read_facts(values: dict[str, Any]) -> CardFacts:
     return CardFacts(**{one.name: values[one.name] for one in fields(CardFacts) if one.name in values})
 
 
-def write_results(folder: Path, facts: dict[str, Any], counts: dict[str, Any], asked: list[Any]) -> str:
-    """Write the loss curve, the card, and last summary.json, which marks the run as finished; the summary as a table.
+def write_results(folder: Path, facts: dict[str, Any], counts: dict[str, Any], asked: list[Any]) -> dict[str, str]:
+    """Write the loss curve, the card, and last summary.json, which marks the run as finished; the results by label.
 
     facts: the fields of CardFacts, others are ignored. counts: see summary_rows. asked: the length asked for.
     """
@@ -60,9 +60,10 @@ def write_results(folder: Path, facts: dict[str, Any], counts: dict[str, Any], a
     plot_losses(records, folder / "loss_curve.png")
     seconds = sum(value for one in records for name, value in one.items() if name.startswith("seconds_"))
     summary = counts | {"seconds": seconds}
-    write_card(folder, read_facts(facts), summary_rows(records, summary) if records else {})
+    rows = summary_rows(records, summary)
+    write_card(folder, read_facts(facts), rows if records else {})
     write_json(folder / "summary.json", summary | {"asked": asked})
-    return summary_table(records, summary)
+    return rows
 
 
 def write_card(folder: Path, facts: CardFacts, results: dict[str, str]) -> None:

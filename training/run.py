@@ -26,7 +26,7 @@ from training.state import (
 )
 from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
-from utils.console import Bar, show_progress
+from utils.console import Bar, print_table, show_progress
 from utils.trackers import Tracker
 
 Result = TypeVar("Result")
@@ -204,7 +204,8 @@ def write_results(run: Run, training: Training, card: dict[str, Any], effective:
         write_result(run.folder, training, run.folder.resolve().name)
     counts = {"steps": progress.step, "samples": progress.step * effective, "skipped_steps": len(progress.skipped)}
     results = model_card.write_results(run.folder, training.facts | card, counts, asked)
-    print(f"\n{results}\n{'the pipeline' if training.whole else 'the LoRA'} is in {run.folder}")
+    print_table(results.items())
+    print(f"{'the pipeline' if training.whole else 'the LoRA'} is in {run.folder}")
 
 
 def end_run(run: Run, finished: bool) -> int:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO, TypeVar
+from typing import Literal, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -36,31 +36,35 @@ def open_console(stream: TextIO) -> Console:
 # Tables
 
 
-def make_table(rows: Sequence[Sequence[object]], headers: Sequence[str] = ()) -> Table:
-    """Columns of numbers are set to the right."""
+Rows = Iterable[Sequence[object]]
+
+
+def make_table(rows: Rows, headers: Sequence[str] = (), label: int = 0) -> Table:
+    """Columns of numbers are set to the right; the first is at least `label` wide, as in other tables beside it."""
     cells = [[str(cell) for cell in row] for row in rows]
     table = Table(box=None, show_header=bool(headers), pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(zip(*cells)):
         is_numeric = any(column) and all(map(NUMBER.fullmatch, column))
-        table.add_column(Text(headers[i] if headers else ""), justify="right" if is_numeric else "left")
+        side: Literal["left", "right"] = "right" if is_numeric else "left"
+        table.add_column(Text(headers[i] if headers else ""), justify=side, min_width=None if i else label)
     for row in cells:
         table.add_row(*map(Text, row))
     return table
 
 
-def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str] = ()) -> str:
+def format_table(rows: Rows, headers: Sequence[str] = (), label: int = 0) -> str:
     """The table as plain lines, none of them wrapped."""
     text = io.StringIO()
-    _open_console.__wrapped__(text).print(make_table(rows, headers))
+    _open_console.__wrapped__(text).print(make_table(rows, headers, label))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def print_table(rows: Sequence[Sequence[object]], headers: Sequence[str] = ()) -> None:
+def print_table(rows: Rows, headers: Sequence[str] = (), label: int = 0) -> None:
     """To stdout; long cells wrap within their column on a terminal."""
     if sys.stdout.isatty():
-        open_console(sys.stdout).print(make_table(rows, headers))
+        open_console(sys.stdout).print(make_table(rows, headers, label))
     else:
-        print(format_table(rows, headers), flush=True)
+        print(format_table(rows, headers, label), flush=True)
 
 
 # Progress

@@ -217,13 +217,6 @@ def _describe_times(times: dict[str, float], seconds: float) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
 
 
-def summary_table(records: list[Record], facts: dict[str, Any]) -> str:
-    """`summary_rows` as aligned lines, to print at the end."""
-    rows = summary_rows(records, facts)
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
-
-
 def duration(seconds: float) -> str:
     """`12.3 s`, `6 min 40 s` or `2 h 05 min`."""
     if seconds < 60:

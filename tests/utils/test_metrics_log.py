@@ -12,7 +12,7 @@ from utils.metrics_log import (
     draw_losses,
     plot_losses,
     read_metrics,
-    summary_table,
+    summary_rows,
 )
 
 
@@ -108,7 +108,7 @@ def test_the_bold_line_and_the_summary_have_no_bias_at_the_start():
     few = [{"step": 1, "loss": 0.3, "loss_smooth": 0.3}, {"step": 2, "loss": 0.1, "loss_smooth": 0.28}]
     bold = next(line for line in draw_losses(few).axes[0].lines if line.get_label() == "smoothed")
     assert list(bold.get_ydata()) == pytest.approx([0.3, (0.9 * 0.3 + 0.1) / 1.9])
-    assert "smoothed loss  0.3 at the start, 0.1947 at the end" in summary_table(few, {})
+    assert summary_rows(few, {})["smoothed loss"] == "0.3 at the start, 0.1947 at the end"
 
 
 def test_any_record_can_be_plotted(tmp_path):
@@ -138,11 +138,10 @@ def test_the_best_is_the_first_of_the_lowest():
 
 def test_the_summary_has_time_memory_and_losses():
     facts = {"seconds": 400.0, "samples": 4000, "skipped_steps": 2, "best_checkpoint": "best/"}
-    rows = dict(line.split("  ", 1) for line in summary_table(records(300), facts).splitlines())
-    rows = {name: value.strip() for name, value in rows.items()}
+    rows = summary_rows(records(300), facts)
     assert rows["steps"] == "300" and rows["time"] == "6 min 40 s" and rows["skipped steps"] == "2"
     assert rows["samples a second"].startswith("10 ") and rows["peak memory"] == "3.30 GiB"
     assert rows["validation loss"] == "best 0.1 at step 100, 0.15 at the start"
     assert rows["time spent"] == "data 8%, step 52%, validation 15%, other 25%"
     assert rows["invalid validation images"] == "6" and rows["best checkpoint"] == "best/"
-    assert summary_table([], {})  # a run that ended before its first record
+    assert summary_rows([], {})  # a run that ended before its first record
