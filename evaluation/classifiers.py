@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from utils.cli import UserError
-from utils.hub import load_named
+from utils.hub import load_named, load_whole
 
 FLAG, KIND = "--pretrained_model_name_or_path", "transformers image model"
 ADVICE = f"give the hub id or folder of a {KIND} with config.json, preprocessor_config.json and model.safetensors"
@@ -73,8 +73,8 @@ class Backbone(nn.Module):
         logging.set_verbosity_error()  # else each training logs that the last layer is new
 
         def load() -> nn.Module:
-            options = {"num_labels": classes, "ignore_mismatched_sizes": True, "use_safetensors": True}
-            return AutoModelForImageClassification.from_pretrained(source, **options)
+            last_layer = r"\w*classifier"  # new, for these classes
+            return load_whole(AutoModelForImageClassification, source, last_layer, num_labels=classes)
 
         self.model = load_named(FLAG, source, KIND, load, ADVICE)
         self.mean: torch.Tensor

@@ -21,7 +21,7 @@ from utils import image_checks, images
 from utils.cli import UserError
 from utils.console import show_progress
 from utils.files import file_sha256
-from utils.hub import load_named
+from utils.hub import load_named, load_whole
 from utils.parallel import thread_map
 
 NAMES = ("clip", "dinov2", "inception", "demo")
@@ -106,7 +106,7 @@ def _load_dinov2(source: str, device: torch.device | str, flag: str) -> Encoder:
     from transformers import BitImageProcessorPil, Dinov2Model  # here: it takes a second
 
     def load() -> tuple[Dinov2Model, BitImageProcessorPil]:
-        model = Dinov2Model.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model = load_whole(Dinov2Model, source, dtype=torch.float32)
         return model, BitImageProcessorPil.from_pretrained(source)
 
     model, processor = load_named(flag, source, "DINOv2", load, describe_alternatives("dinov2", source, flag))

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
 from families.single_file import convert_single_file
 from utils.cli import UserError
-from utils.hub import hide_weight_bars, load_named
+from utils.hub import hide_weight_bars, load_named, load_whole
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the secon
     )
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
+MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}  # of every family, besides its text encoders
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
 
@@ -114,20 +115,26 @@ def _load(model: str, load: Callable[[], Any]) -> Any:
 def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:
     """The whole pipeline on the device, its VAE in float32 where the rest is float16."""
     import torch
-    from diffusers import DiffusionPipeline
 
-    model = resolve_model(name)
-    options = FAMILIES[model_family(model)].PIPELINE_OPTIONS
-    pipeline = _load(
-        name, lambda: DiffusionPipeline.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
-    )
+    pipeline = fill_pipeline(resolve_model(name), {}, dtype)
     pipeline.to(device)
     for part in (pipeline.unet, pipeline.vae):
         part.to(memory_format=torch.channels_last)  # faster, also on a CPU
-    if dtype == torch.float16:
-        pipeline.vae.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def fill_pipeline(model: str, parts: dict[str, Any], dtype: torch.dtype) -> DiffusionPipeline:
+    """The model's pipeline around these parts; the others are its own, the VAE in float32 where the rest is float16."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    module = FAMILIES[model_family(model)]
+    own = {part: kind for part, kind in MODULES.items() | module.TEXT_ENCODERS.items() if part not in parts}
+    for part, kind in own.items():
+        needed = torch.float32 if part == "vae" and dtype == torch.float16 else dtype
+        parts = parts | {part: _load_frozen(kind, model, part, needed)}
+    return _load(model, lambda: DiffusionPipeline.from_pretrained(model, **module.PIPELINE_OPTIONS, **parts))
 
 
 def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
@@ -144,33 +151,30 @@ def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
 
 def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
     """Tokenizers and frozen text encoders: one of each, two for SDXL."""
-    import transformers
-
-    encoders = [
-        _load_frozen(getattr(transformers, kind), model, part, dtype)
-        for part, kind in FAMILIES[family].TEXT_ENCODERS.items()
-    ]
+    encoders = [_load_frozen(kind, model, part, dtype) for part, kind in FAMILIES[family].TEXT_ENCODERS.items()]
     return load_tokenizers(model, family), encoders
 
 
-def _load_frozen(kind: Any, model: str, part: str, dtype: torch.dtype) -> Any:
-    module = _load(model, lambda: kind.from_pretrained(model, subfolder=part, dtype=dtype, use_safetensors=True))
+def _load_frozen(kind: str, model: str, part: str, dtype: torch.dtype) -> Any:
+    """A part of a class of diffusers or transformers, with all of its weights."""
+    import diffusers
+    import transformers
+
+    library = diffusers if hasattr(diffusers, kind) else transformers
+    module = _load(model, lambda: load_whole(getattr(library, kind), model, subfolder=part, dtype=dtype))
     return module.eval().requires_grad_(False)
 
 
 def load_vae(model: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
     """The VAE, frozen; float32 by default. Never load it in float16, where it gives NaN."""
     import torch
-    from diffusers import AutoencoderKL
 
-    return _load_frozen(AutoencoderKL, model, "vae", dtype or torch.float32)
+    return _load_frozen(MODULES["vae"], model, "vae", dtype or torch.float32)
 
 
 def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet, frozen."""
-    from diffusers import UNet2DConditionModel
-
-    return _load_frozen(UNet2DConditionModel, model, "unet", dtype)
+    return _load_frozen(MODULES["unet"], model, "unet", dtype)
 
 
 def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetModel:
@@ -181,10 +185,7 @@ def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetMode
         kind = ControlNetModel.load_config(name).get("_class_name")
         if kind != "ControlNetModel":
             raise ValueError(f"its config.json is of a {kind}")
-        net = ControlNetModel.from_pretrained(name, dtype=dtype, use_safetensors=True)
-        if missing := [key for key, weight in net.named_parameters() if weight.is_meta]:
-            raise ValueError(f"its file lacks {len(missing)} of the weights, such as {missing[0]}")
-        return net
+        return load_whole(ControlNetModel, name, dtype=dtype)
 
     net, unet = load_named("--controlnet", name, "ControlNet", load), read_config(model, "unet/config.json")
     for key in ("cross_attention_dim", "block_out_channels", "in_channels"):

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from families import models
-from families.names import FAMILIES
 from utils.files import replaced_folder, write_json
 
 
@@ -24,10 +23,7 @@ def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Mo
 
     Written to a temporary folder first; model_index.json, without which it is no pipeline, is moved last.
     """
-    from diffusers import DiffusionPipeline
-
-    parts = FAMILIES[models.model_family(base.model)].PIPELINE_OPTIONS | trained
-    pipeline = DiffusionPipeline.from_pretrained(base.model, dtype=torch.float32, use_safetensors=True, **parts)
+    pipeline = models.fill_pipeline(base.model, trained, torch.float32)
     pipeline.scheduler.register_to_config(**base.schedule)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".pipeline"

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from families.names import FAMILIES, LABELS
 from utils.cli import UserError
 from utils.files import file_sha256
+from utils.hub import quiet_hub
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,12 @@ def _read_checkpoint(path: Path, config: str | None) -> DiffusionPipeline:
         raise UserError(f"{name}: --model_config {config} holds no model_index.json; give a diffusers folder")
     kind = getattr(diffusers, module.PIPELINE)
     try:
-        return kind.from_single_file(str(path), config=config, dtype=dtype, **module.SINGLE_FILE_OPTIONS)
+        with quiet_hub():
+            pipeline = kind.from_single_file(str(path), config=config, dtype=dtype, **module.SINGLE_FILE_OPTIONS)
+        parts = [one for one in pipeline.components.values() if hasattr(one, "named_parameters")]
+        if lacking := [name for one in parts for name, weight in one.named_parameters() if weight.is_meta]:
+            raise ValueError(f"it lacks {len(lacking)} of the weights, such as {lacking[0]}")
+        return pipeline
     except Exception as error:  # a key or shape that doesn't fit, no network: each library raises its own
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from utils.catalogue import is_image
 from utils.cli import UserError
-from utils.hub import load_named
+from utils.hub import load_named, load_whole
 from utils.images import crop_centre, require_image
 
 
@@ -66,7 +66,9 @@ def load_depth(name: str, device: torch.device) -> Callable[[Image.Image], Image
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     def load():
-        model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True)
+        # The first of DPT's fusion layers has a part that is never used; published files leave it out.
+        unused = r"neck\.fusion_stage\.layers\.0\.residual_layer1\."
+        model = load_whole(AutoModelForDepthEstimation, name, may_lack=unused)
         return AutoImageProcessor.from_pretrained(name), model.to(device).eval()
 
     processor, model = load_named("--depth_model", name, "transformers depth estimator", load)

@@ -1,9 +1,11 @@
 """Errors of the hub and of libraries that load from it, as one clear line."""
 
 import contextlib
+import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from utils.cli import UserError
 
@@ -40,17 +42,32 @@ def hide_weight_bars() -> None:
         enable_progress_bars()
 
 
+def load_whole(kind: Any, name: str, may_lack: str = "(?!)", **options: Any) -> Any:
+    """A model of a diffusers or transformers class; ValueError where its file does not fill it.
+
+    The libraries only warn then, and such layers stay random. `may_lack`: a pattern for those that need no weights.
+    """
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with quiet_hub():
+        model, report = kind.from_pretrained(name, **options)
+    found = [key if isinstance(key, str) else key[0] for key in (*report["missing_keys"], *report["mismatched_keys"])]
+    if lacking := sorted(key for key in found if not re.match(may_lack, key)):
+        what = f"{len(lacking)} of the weights of a {type(model).__name__}, such as {lacking[0]}"
+        raise ValueError(f"its files lack {what}, or have them in another shape")
+    return model
+
+
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the library's two lines for each attempt to reach the hub; `hub_failure` says once why it failed."""
-    from huggingface_hub.utils import logging as hub_logging
-
-    level = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
+    """Without the libraries' lines for each attempt to reach the hub and each weight; our one error says what failed."""
+    levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "transformers", "diffusers")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        hub_logging.set_verbosity(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def hub_failure(error: Exception) -> str:

@@ -16,7 +16,7 @@ from utils import images
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.files import list_files
-from utils.hub import DEMO, load_named
+from utils.hub import DEMO, load_named, load_whole
 from utils.parallel import thread_map
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def load_clip(name: str, device: "torch.device | str" = "cpu", flag: str = "--cl
         kind = AutoConfig.from_pretrained(place).model_type
         if kind != "clip":  # it would be loaded all the same, with random weights
             raise ValueError(f"its config.json is of a {kind}")
-        model = CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+        model = load_whole(CLIPModel, place, dtype=torch.float32)
         tokenizer, processor = CLIPTokenizer.from_pretrained(place), CLIPImageProcessorPil.from_pretrained(place)
         return Clip(model.eval().requires_grad_(False).to(device), tokenizer, processor)
 

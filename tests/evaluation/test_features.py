@@ -17,6 +17,7 @@ from evaluation.features import image_features, load_encoder, text_features
 from evaluation.image_sets import read_images, spell_alike
 from utils import image_checks
 from utils.cli import UserError
+from utils.hub import DEMO
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,8 @@ def test_dinov2_sees_the_whole_image(tmp_path):
     framed = image.copy()
     framed.paste((0, 0, 0), (0, 0, 128, 4))
     one, other = encoder.forward(np.stack([encoder.prepare(each) for each in (image, framed)]))
+    with pytest.raises(UserError, match="--encoders .*lack .* of the weights of a Dinov2Model, such as"):
+        load_encoder("dinov2", str(DEMO / "clip"))  # it would be loaded with random layers, and a warning
     assert encoder.size == 32 and encoder.embed_texts is None and np.abs(one - other).max() > 1e-4
 
 

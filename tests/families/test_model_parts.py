@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from families import models, sdxl
 from families.names import FAMILIES
@@ -100,6 +100,20 @@ def test_a_tokenizer_without_its_files_is_refused(folders, tmp_path):
     shutil.copytree(folders["sd1"], tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer"))
     with pytest.raises(UserError, match="--pretrained_model_name_or_path .*model: .*tokenizer/ has no vocabulary"):
         models.load_tokenizers(str(tmp_path / "model"), "sd1")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_whose_file_lacks_a_weight_or_has_it_in_another_shape_is_refused(folders, tmp_path, part, capfd):
+    """The libraries load it with random numbers there, and a warning."""
+    broken = shutil.copytree(folders["sd1"], tmp_path / "broken")
+    (path,) = (broken / part).glob("*.safetensors")
+    whole = load_file(path)
+    name = max(name for name in whole if name.endswith("weight"))
+    for spoilt in ({}, {name: whole[name].repeat(2, *[1] * (whole[name].ndim - 1))}):
+        save_file({key: value for key, value in whole.items() if key != name} | spoilt, path, {"format": "pt"})
+        with pytest.raises(UserError, match=rf"{broken}: .* lack 1 of the weights of a \w+, such as \S+, or"):
+            models.fill_pipeline(str(broken), {}, torch.float32)
+    assert "newly initialized" not in capfd.readouterr().err
 
 
 def test_a_fingerprint_is_of_content_alone(folders, tmp_path):
@@ -214,7 +228,11 @@ def test_a_single_file_that_can_not_be_used_says_why(checkpoint, tmp_path, monke
         tmp_path / "v2.safetensors",
     )
     (tmp_path / "empty").mkdir()
+    tensors = load_file(checkpoint)
+    del tensors["cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"]
+    save_file(tensors, tmp_path / "lacking.safetensors")
     cases = [
+        (tmp_path / "lacking.safetensors", models.resolve_model("demo"), "it lacks 1 of the weights, .*mlp.fc1.weight"),
         (checkpoint, None, "can't be read with the configs of stable-diffusion-v1-5/.*give --model_config"),
         (checkpoint, tmp_path / "empty", "holds no model_index.json"),
         (tmp_path / "cut.safetensors", None, "can't be read"),

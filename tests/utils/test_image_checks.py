@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from demo.catalogue import draw_product, product
 from demo.shoes import KINDS
@@ -11,6 +13,7 @@ from families import models
 from families.sampling import decode_latents
 from utils import image_checks
 from utils.cli import UserError
+from utils.hub import DEMO
 from utils.image_checks import clip_scores, find_fault, finite_images, index_images, is_near, nearest
 
 ROWS = [product(5, index, list(KINDS)) for index in range(24)]
@@ -135,6 +138,10 @@ def test_a_long_text_keeps_its_end_token(clip):
 
 
 def test_a_clip_that_cannot_be_had_is_one_line(tmp_path):
-    for name in (str(tmp_path / "none"), "nowhere", str(tmp_path)):
+    lacking = shutil.copytree(DEMO / "clip", tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    for name in (str(tmp_path / "none"), "nowhere", str(tmp_path), str(lacking)):
         with pytest.raises(UserError, match="--clip_model .*"):
             image_checks.load_clip(name)
