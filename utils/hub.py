@@ -59,7 +59,7 @@ def load_whole(kind: Any, name: str, may_lack: str = "(?!)", **options: Any) -> 
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the libraries' lines for each attempt to reach the hub and each weight; our one error says what failed."""
+    """Without the libraries' lines for each attempt to reach the hub and each weight: one error says what failed."""
     levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "transformers", "diffusers")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
