@@ -72,7 +72,7 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
         lora_mix.check_lora(lora, name, model, family)
     tokenizer = models.load_tokenizers(model, family)[0] if words else None
     for folder, word in words.items():
-        tokens.check_unknown(tokenizer, word, f"--lora {folder}:token=")
+        tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
     return SamplerParts(model, family, loras, args.controlnet, args.prediction_type)
 
 

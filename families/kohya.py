@@ -25,7 +25,7 @@ def lora_name(run: str) -> str:
 
 def word_name(run: str) -> str:
     """Of the file of a word; without its ending it is what these programs' prompts say for the word."""
-    return f"{run}_word.safetensors"
+    return f"{'_'.join(run.split())}_word.safetensors"
 
 
 def find_obstacle(unet: Module, text_encoders: Iterable[Module], family: str) -> str | None:

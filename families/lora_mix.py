@@ -26,10 +26,10 @@ class Lora(NamedTuple):
 
 
 def split_spec(spec: str) -> tuple[str, str, str | None]:
-    """`runs/x:0.8:token=<b>` -> ("runs/x", "0.8", "<b>"); the weight is 1 where none is given, the word None."""
+    """`runs/x:0.8:word=<b>` -> ("runs/x", "0.8", "<b>"); the weight is 1 where none is given, the word None."""
     if Path(spec).exists():
         return spec, "1", None
-    rest, renames, word = spec.partition(":token=")
+    rest, renames, word = spec.partition(":word=")
     name, colon, weight = rest.rpartition(":")
     if not colon or "/" in weight or Path(rest).exists():
         name, weight = rest, "1"
@@ -40,7 +40,7 @@ def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best` or `file.safetensors`, each with or without a weight, as in `runs/x:0.8`."""
     name, weight, word = split_spec(spec)
     if word is not None and not re.fullmatch(r"[^\s:]+", word):
-        raise UserError(f"--lora {spec}: its token is `{word}`; expected one word, last, as in {name}:0.8:token=<b>")
+        raise UserError(f"--lora {spec}: its word is `{word}`; expected one word, last, as in {name}:0.8:word=<b>")
     if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or abs(float(weight)) > 100:
         raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, -100 to 100, as in {name}:0.8")
     if not float(weight):
@@ -81,7 +81,7 @@ def learnt_words(loras: Sequence[Lora]) -> dict[Path, str]:
         folder = lora.path.parent
         own = tokens.learnt_word(folder)
         if lora.word and not own:
-            raise UserError(f"--lora {folder}:token={lora.word}: comes with no learnt word; leave `:token=` out")
+            raise UserError(f"--lora {folder}:word={lora.word}: comes with no learnt word; leave `:word=` out")
         if not own:
             continue
         word = lora.word or words.get(folder, own)
@@ -89,7 +89,7 @@ def learnt_words(loras: Sequence[Lora]) -> dict[Path, str]:
             if other != folder and words[other].lower() == word.lower():  # CLIP's tokenizers ignore case
                 raise UserError(
                     f"--lora {other} and --lora {folder} both come with the word {word}; give one of them another, as "
-                    f"{folder}:token=<b>, and write <b> in prompts for what it has learnt"
+                    f"{folder}:word=<b>, and write <b> in prompts for what it has learnt"
                 )
         words[folder] = word
     return words

@@ -121,4 +121,4 @@ def read_token(folder: Path, word: str, tokenizers: list[CLIPTokenizer], encoder
     if len(states) < len(encoders):
         raise UserError(f"--lora {folder}: holds one of {' and '.join(FILES)}, and SDXL needs both; bring the other")
     vectors = [vector for state in states for vector in state.values()]
-    return add_token(tokenizers, encoders, word, vectors, f"--lora {folder}:token=")
+    return add_token(tokenizers, encoders, word, vectors, f"--lora {folder}:word=")

@@ -44,9 +44,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         action="extend",
         nargs="+",
         default=[],
-        metavar="DIR|FILE[:WEIGHT][:token=WORD]",
+        metavar="DIR|FILE[:WEIGHT][:word=WORD]",
         help="a run folder, its best/, or a .safetensors file, also of kohya; several are mixed, as a:0.8 b:0.4; "
-        "token=<b>: what prompts say for the word that it has learnt",
+        "word=<b>: what prompts say for the word that it has learnt",
     )
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="accept a LoRA of another base model")
 

@@ -207,6 +207,8 @@ def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(tr
         vectors = [next(iter(load_file(one).values())) for one in sorted(out.glob("learned_embeds*"))]
         assert all(torch.equal(joint[key], vector) for key, vector in zip(("clip_l", "clip_g"), vectors, strict=False))
         assert len(joint) == len(vectors) == (2 if family == "sdxl" else 1)
+        facts = read_lora(out / "whole_kohya.safetensors")[1]  # where the name of that file stands for the word
+        assert facts["modelspec.trigger_phrase"] == "a photo of whole_word shoes"
     expected = cells(out / "validation/step-000004.png", 2, 16)
     assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
     assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
@@ -294,12 +296,12 @@ def test_two_runs_with_one_learnt_word_are_mixed_where_one_of_them_is_renamed(tr
         generate.main(generate.parse_args([*line, str(other), "--dry_run"]))
     for word, said in (("shoes", "knows this word already"), ("a:b", "expected one word"), ("", "expected one word")):
         with pytest.raises(UserError, match=said):
-            generate.main(generate.parse_args([*line, f"{other}:token={word}", "--dry_run"]))
-    with pytest.raises(UserError, match="comes with no learnt word; leave `:token=` out"):
+            generate.main(generate.parse_args([*line, f"{other}:word={word}", "--dry_run"]))
+    with pytest.raises(UserError, match="comes with no learnt word; leave `:word=` out"):
         learnt_words([Lora(tmp_path / LORA, 1.0, "<b>")])
-    assert generate.main(generate.parse_args([*line, f"{other}:0.5:token=<b>", "--dry_run"])) == 0
+    assert generate.main(generate.parse_args([*line, f"{other}:0.5:word=<b>", "--dry_run"])) == 0
     assert "comes with the word" not in caplog.text and "which the LoRA was trained on" in caplog.text
-    loras = parse_lora(f"{worded}:0.8"), parse_lora(f"{other}:0.5:token=<b>")
+    loras = parse_lora(f"{worded}:0.8"), parse_lora(f"{other}:0.5:word=<b>")
     sampler = load_sampler(SamplerParts(model, "sd1", loras), Sampling(2, 1.0, 16), on_cpu(1), ["<sks>", "<b>", "b"])
     features = [sampler.features[prompt][0] for prompt in ("<sks>", "<b>", "b")]
     assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])

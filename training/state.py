@@ -132,6 +132,9 @@ def write_kohya(lora_path: Path, word_path: Path, training: Training, family: st
     """The LoRA for A1111 and ComfyUI, and the new word, where there is one."""
     unet, encoders = training.unet, training.text_encoders
     facts = training.facts | {"training_started_at": str(training.progress.began)}
+    if training.token:  # whose place the name of its file takes there
+        triggers = {name: facts[name] for name in ("instance_prompt", "trigger_word") if name in facts}
+        facts |= {name: text.replace(training.token.text, word_path.stem) for name, text in triggers.items()}
     kohya.save_kohya(lora_path, lora.lora_state(unet, encoders), unet, encoders, family, facts)
     if training.token:
         kohya.save_word(word_path, training.token, family, facts)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from utils import checkpoints
 from utils.cli import UserError
@@ -137,6 +138,15 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_partial_one(tmp_path):
 
 
 @forked
+def test_an_error_of_safetensors_own_writer_is_one_line(tmp_path):
+    def write(partial):
+        save_file({"a": torch.zeros(1)}, partial / "missing" / "a.safetensors")
+
+    with pytest.raises(UserError, match="checkpoint-1 can't be written .*; earlier checkpoints are intact; free some"):
+        checkpoints.save_checkpoint(tmp_path / "checkpoint-1", write, {}, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failing_write_leaves_the_earlier_checkpoint_and_no_partial_one(tmp_path):
     save(tmp_path, 1)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
