@@ -195,7 +195,7 @@ def print_plan(
     print(f"{len(data.classes)} classes of {args.target}: {', '.join(data.classes)}")
     sizes = ", ".join(f"{name} {len(part.paths):,}" for name, part in data.parts.items())
     print(f"{sizes} images; val is not used")
-    print("".join(f"{line}\n" for line in left_out))
+    print("".join(f"{line}\n" for line in [*data.lacking, *left_out]))
     rows = [(f"{arm.n_real:,}", f"{arm.n_synthetic:,}", arm.title) for arm in arms]
     print_table(rows, ["real", "synthetic", "trained on"])
     print(
@@ -209,9 +209,12 @@ def print_results(results: Mapping[str, Any]) -> None:
     rows = []
     for arm in results["arms"]:
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*arm[f"{metric}_interval"]) for metric in scoring.METRICS]
-        rows.append([f"{arm['name']}, {arm['n_real']:,} + {arm['n_synthetic']:,}", *cells])
+        learnt = "" if arm["learnt"] else "nothing learnt"
+        rows.append([f"{arm['name']}, {arm['n_real']:,} + {arm['n_synthetic']:,}", *cells, learnt])
+    guess = [f"{results['majority'][metric]:.3f}" for metric in scoring.METRICS]
+    rows.append(["always the most frequent class", *guess, ""])
     print()
-    print_table(rows, ["trained on", "accuracy", "macro-F1"])
+    print_table(rows, ["trained on", "accuracy", "macro-F1", ""])
     print("\nDoes the synthetic set help?", *results["verdict"], sep="\n  ")
 
 
@@ -228,7 +231,9 @@ def main(args: argparse.Namespace) -> int:
     if is_main:
         cli.show_settings(args)
         print(f"device: {devices.describe_device(device)}; precision: {precision.reason}")
-        if args.seeds < 5:
+        if args.seeds < scoring.LEAST_SEEDS:
+            logger.warning("--seeds %d: fewer than %d can show no difference", args.seeds, scoring.LEAST_SEEDS)
+        elif args.seeds < 5:
             logger.warning("--seeds %d: fewer than 5 rarely show a difference that exists", args.seeds)
     if args.dry_run:
         if is_main:
@@ -267,7 +272,8 @@ def main(args: argparse.Namespace) -> int:
 
     if is_main:
         done = read_done(out, n_test)
-        entries, comparisons = scoring.summarise(arms, done, data.parts["test"].labels, seeds)
+        truth = data.parts["test"].labels
+        entries, comparisons = scoring.summarise(arms, done, truth, seeds)
         seconds = sum(one["seconds"] for one in done.values())
         results = {
             "version": 1,
@@ -276,13 +282,15 @@ def main(args: argparse.Namespace) -> int:
             "model": args.model,
             "made": runs.describe_making(devices.describe_device(device), seconds),
             "n_test": n_test,
+            "majority": scoring.majority_scores(truth),
+            "lacking": data.lacking,
             "left_out": left_out,
             "arms": entries,
             "comparisons": comparisons,
-            "verdict": scoring.verdict_lines(comparisons, args.real_shares),
+            "verdict": [*data.lacking, *scoring.verdict_lines(comparisons, args.real_shares)],
         }
         write_json(out / "results.json", results)
-        curves.plot_curves(out / "curves.png", entries)
+        curves.plot_curves(out / "curves.png", entries, results["majority"])
         print_results(results)
         print(f"\n{out / 'results.json'}, {out / 'curves.png'}" + ("" if todo else ": all trainings were done before"))
     return 0

@@ -12,6 +12,8 @@ from evaluation.labelled import Arm, pair_arms
 
 METRICS = ("accuracy", "macro_f1")
 NO_DIFFERENCE = "no difference shown"
+NOTHING_LEARNT = "no verdict: nothing learnt"
+LEAST_SEEDS = 3  # for a test over seeds
 Scores = dict[str, np.ndarray]  # of each metric
 
 
@@ -62,37 +64,53 @@ def score_interval(values: np.ndarray, images: int) -> Estimate:
     return Estimate(mean, max(0.0, min(low, least)), min(1.0, max(high, most)))
 
 
-def paired_p(first: np.ndarray, second: np.ndarray) -> float:
-    """The paired t-test's p over the seeds; 1 where every difference is 0, and 0 where all are one and the same."""
+def majority_scores(truth: np.ndarray) -> dict[str, float]:
+    """What always naming the most frequent class of the test images gives."""
+    guesses = np.full((1, len(truth)), np.bincount(truth).argmax())
+    return {metric: float(values[0, 0]) for metric, values in score(truth, guesses, np.ones((1, len(truth)))).items()}
+
+
+def has_learnt(scores: Scores, majority: Mapping[str, float]) -> bool:
+    """Whether an arm's mean accuracy is above that of the most frequent class."""
+    return float(scores["accuracy"][0].mean()) > majority["accuracy"] + 1e-9
+
+
+def paired_p(first: np.ndarray, second: np.ndarray) -> float | None:
+    """The paired t-test's p over the seeds; None for fewer than LEAST_SEEDS, or where all differences are equal."""
     differences = second - first
-    if np.ptp(differences) <= 1e-12 * abs(differences.mean()):
-        return 0.0 if differences.any() else 1.0
+    if len(differences) < LEAST_SEEDS or np.ptp(differences) <= 1e-12:
+        return None
     return float(stats.ttest_rel(second, first).pvalue)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted for their number (Holm 1979): with no difference anywhere, any of all is below 0.05 in 5 % of cases."""
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+    adjusted: list[float | None] = [None] * len(p_values)
+    known, worst = [(p, i) for i, p in enumerate(p_values) if p is not None], 0.0
+    for rank, (p, i) in enumerate(sorted(known)):
+        worst = max(worst, min(1.0, (len(known) - rank) * p))
         adjusted[i] = worst
     return adjusted
 
 
-def compare(pairs: Sequence[tuple[Arm, Arm]], scores: Mapping[Arm, Scores]) -> list[dict[str, Any]]:
+def compare(
+    pairs: Sequence[tuple[Arm, Arm]], scores: Mapping[Arm, Scores], majority: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """Is the second arm of each pair better than the first? As results.json has it.
 
     Better or worse only where the paired test by seed shows it, adjusted for the number of pairs, and where the
-    interval over seeds and images does not hold 0.
+    interval over seeds and images does not hold 0. No verdict about an arm that has learnt nothing.
     """
     lines = []
+    idle = {arm for arm, found in scores.items() if not has_learnt(found, majority)}
     for metric in METRICS:
         tests = [paired_p(scores[one][metric][0], scores[other][metric][0]) for one, other in pairs]
         for (one, other), p, adjusted in zip(pairs, tests, holm(tests)):
             mean, low, high = interval(scores[other][metric] - scores[one][metric])
             low, high = max(-1.0, low), min(1.0, high)
-            shown = adjusted < 1 - LEVEL and (low > 0 or high < 0)
+            shown = adjusted is not None and adjusted < 1 - LEVEL and (low > 0 or high < 0)
             verdict = ("better" if mean > 0 else "worse") if shown else NO_DIFFERENCE
+            verdict = NOTHING_LEARNT if {one, other} & idle else verdict
             line = {"first": one.name, "second": other.name, "real_share": max(one.real_share, other.real_share)}
             line |= {"metric": metric, "difference": mean, "low": low, "high": high, "p": p, "p_holm": adjusted}
             lines.append(line | {"verdict": verdict})
@@ -103,7 +121,7 @@ def summarise(
     arms: Sequence[Arm], done: Mapping[tuple[str, float, int], dict[str, Any]], truth: np.ndarray, seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The arms and the comparisons of results.json. `done`: {(arm, share, seed): its line of results.jsonl}."""
-    entries, scores = [], {}
+    entries, scores, majority = [], {}, majority_scores(truth)
     weights = resample_weights(len(truth), 1000, 0)  # the same for every arm, so that they can be paired
     for arm in arms:
         lines = [done[arm.name, arm.real_share, seed] for seed in seeds]
@@ -114,8 +132,8 @@ def summarise(
         for metric in METRICS:
             entry[metric] = scores[arm][metric][0].tolist()
             entry[f"{metric}_interval"] = list(score_interval(scores[arm][metric], len(truth)))
-        entries.append(entry)
-    return entries, compare(pair_arms(arms), scores)
+        entries.append(entry | {"learnt": has_learnt(scores[arm], majority)})
+    return entries, compare(pair_arms(arms), scores, majority)
 
 
 def verdict_lines(comparisons: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[str]:
@@ -141,8 +159,11 @@ def _describe_share(helped: Sequence[dict[str, Any]], share: float) -> str:
         shown.sort(key=lambda one: -abs(one["difference"]))
         names = ", ".join(f"{one['second']} {_describe_difference(one)}" for one in shown)
         parts += [f"{word} with {names}"] if shown else []
+    idle = [one["second"] for one in helped if one["real_share"] == share and one["verdict"] == NOTHING_LEARNT]
+    parts += [f"{NOTHING_LEARNT} from the real images alone, or with {', '.join(idle)}"] if idle else []
     return "; ".join(parts) or NO_DIFFERENCE
 
 
 def _describe_difference(one: dict[str, Any]) -> str:
-    return f"(accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f}, p {one['p_holm']:.2g})"
+    p = "no p" if one["p_holm"] is None else f"Holm-adjusted p {one['p_holm']:.2g}"
+    return f"(accuracy {one['difference']:+.3f}, {one['low']:+.3f} to {one['high']:+.3f}, {p})"

@@ -1,14 +1,15 @@
 """The learning curves of train_classifier.py as a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def plot_curves(path: Path, arms: Sequence[dict[str, Any]]) -> None:
+def plot_curves(path: Path, arms: Sequence[dict[str, Any]], majority: Mapping[str, float]) -> None:
     """Accuracy and macro-F1 over the number of real images, a line for each kind of training set with its intervals.
 
-    `arms` are those of results.json; one trained on no real image is a horizontal band.
+    `arms` are those of results.json; one trained on no real image is a horizontal band. `majority`: what always naming
+    the most frequent class gives.
     """
     from matplotlib.figure import Figure
 
@@ -27,6 +28,7 @@ def plot_curves(path: Path, arms: Sequence[dict[str, Any]]) -> None:
             places = [arm["n_real"] * 1.02 ** (number - len(names) / 2) for arm in own]
             spread = [[c - edge for c, edge in zip(centre, low)], [edge - c for c, edge in zip(centre, high)]]
             axis.errorbar(places, centre, spread, color=colour, marker="o", markersize=4, capsize=3, label=name)
+        axis.axhline(majority[metric], color="0.5", linestyle=":", label="always the most frequent class")
         ticks = sorted({arm["n_real"] for arm in arms if arm["n_real"]})
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{n:,}" for n in ticks])

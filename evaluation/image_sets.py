@@ -100,14 +100,18 @@ def check_apart(out: Path, folders: dict[str, Path]) -> None:
 def check_new(generated: list[Record], others: Mapping[str, list[Record]]) -> None:
     """Refuse a generated image that is, byte by byte, among those it is compared with: it would score perfectly."""
     for name, records in others.items():
-        files = [[one["path"] for one in part] for part in (generated, records)]
-        sizes = set.intersection(*({path.stat().st_size for path in some} for some in files))  # to read few of them
-        own, given = ({file_sha256(path): path for path in some if path.stat().st_size in sizes} for some in files)
-        if shared := sorted(given[key].name for key in own.keys() & given.keys()):
+        if shared := find_shared(*([one["path"] for one in part] for part in (generated, records))):
             raise UserError(
                 f"--{name} and --generated share {counted(len(shared), 'image')} ({shared[0]}): an image "
                 "compared with itself scores perfectly; give folders without common images"
             )
+
+
+def find_shared(files: Sequence[Path], others: Sequence[Path]) -> list[str]:
+    """The names of those of `others` that are, byte by byte, among the files."""
+    sizes = set.intersection(*({path.stat().st_size for path in some} for some in (files, others)))  # to read few
+    own, given = ({file_sha256(one): one for one in some if one.stat().st_size in sizes} for some in (files, others))
+    return sorted(given[key].name for key in own.keys() & given.keys())
 
 
 def spell_alike(sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evaluation.image_sets import Record, read_images, spell_alike
+from evaluation.image_sets import Record, find_shared, read_images, spell_alike
 from utils.catalogue import canonical
 from utils.cli import UserError, counted
 from utils.devices import key_seed, keyed_generator
@@ -35,6 +35,7 @@ class Data:
     classes: list[str]
     parts: dict[str, Part]  # train, test, and each synthetic set by its name
     left_out: list[str]  # lines on images that are left out
+    lacking: list[str]  # lines on classes of which a synthetic set has no image
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -137,7 +138,34 @@ def read_data(real: Path, synthetic: Sequence[Path], target: str, least: int) ->
             )
         numbers = np.array([classes.index(str(labels[name][i])) for i in kept])
         parts[name] = Part([records[name][i]["path"] for i in kept], numbers)
-    return Data(classes, parts, lines)
+    refuse_shared({name: [one["path"] for one in some] for name, some in records.items()}, places)
+    lacking = [line for name in names if (line := describe_lacking(name, parts, classes))]
+    return Data(classes, parts, lines, lacking)
+
+
+def refuse_shared(paths: Mapping[str, list[Path]], places: Mapping[str, tuple[Path, str]]) -> None:
+    """Refuse a test image that is, byte by byte, among training images, and a real image in a synthetic set."""
+    pairs = [("test", "train"), *((split, name) for name in paths if name not in SPLITS for split in SPLITS)]
+    for split, name in pairs:
+        if shared := find_shared(paths[name], paths[split]):
+            place, flag = places[name]
+            raise UserError(
+                f"{flag} {place}: has {counted(len(shared), 'image')} of {places[split][0]} ({shared[0]}); test images "
+                "must be new to every training, and real ones are not synthetic: give folders without common images"
+            )
+
+
+def describe_lacking(name: str, parts: Mapping[str, Part], classes: Sequence[str]) -> str:
+    """A line on the classes that a synthetic set lacks, which no training on it alone can learn."""
+    tested = np.bincount(parts["test"].labels, minlength=len(classes))
+    lacking = [place for place in range(len(classes)) if place not in parts[name].labels]
+    if not lacking:
+        return ""
+    which = shorten([f"{classes[place]} ({tested[place]})" for place in lacking], len(classes))
+    return (
+        f"{name} has no image of {len(lacking)} of {len(classes)} classes, which are {tested[lacking].sum()} of "
+        f"{counted(int(tested.sum()), 'test image')}: {which}"
+    )
 
 
 def plan_arms(data: Data, shares: Sequence[float], ratios: Sequence[float]) -> tuple[list[Arm], list[str]]:

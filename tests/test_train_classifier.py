@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import train_classifier
 from demo.shoes import draw_shoe
@@ -88,10 +89,21 @@ def test_it_learns_and_good_labels_are_better_than_wrong_ones(finished):
     assert arm(results, "real", 1.0)["accuracy_interval"][0] > 0.8  # chance: 0.25
     assert arm(results, "synthetic", 0.0)["accuracy_interval"][0] > 0.8
     assert arm(results, "wrong", 0.0)["accuracy_interval"][0] < 0.2
-    assert verdict(results, "real", "wrong", 1.0) == "worse"
-    assert verdict(results, "synthetic", "wrong", 0.0, "macro_f1") == "worse"  # the two sets against each other
-    assert any("worse with real + wrong" in line for line in results["verdict"])
-    assert any(line.startswith("wrong alone against 100% of the real images: worse") for line in results["verdict"])
+    assert verdict(results, "real", "real + wrong", 1.0) == "worse"
+    assert verdict(results, "real + synthetic", "real + wrong", 1.0, "macro_f1") == "worse"  # the sets, compared
+    assert any("worse with real + wrong" in line and "Holm-adjusted p" in line for line in results["verdict"])
+
+
+def test_a_classifier_below_the_majority_class_has_learnt_nothing_and_gets_no_verdict(finished, capsys):
+    results = finished[1]
+    assert results["majority"]["accuracy"] == 0.25 and results["majority"]["macro_f1"] == pytest.approx(0.1)
+    assert not arm(results, "wrong", 0.0)["learnt"] and arm(results, "real", 1.0)["learnt"]
+    assert verdict(results, "real", "wrong", 1.0) == "no verdict: nothing learnt"
+    said = "wrong alone against 100% of the real images: no verdict: nothing learnt"
+    assert any(line.startswith(said) for line in results["verdict"])
+    train_classifier.print_results(results)
+    said = capsys.readouterr().out
+    assert "always the most frequent class" in said and "0.250" in said and "  nothing learnt\n" in said
 
 
 def test_all_arms_make_equal_steps_with_the_same_seeds_and_every_figure_has_its_interval(finished):
@@ -114,6 +126,7 @@ def test_the_report_of_an_evaluation_shows_its_results(finished, tmp_path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for one in results["comparisons"]:
         assert f"{one['second']}, against {one['first']}" in page
+    assert "Always the most frequent class" in page and "nothing learnt" in page and "Holm-adjusted p" in page
 
 
 def test_the_same_command_trains_nothing_more_and_more_seeds_only_those(sets, tmp_path, capsys):
@@ -151,10 +164,32 @@ def test_other_settings_or_other_images_in_the_same_folder_are_an_error(finished
 
 
 def test_copies_of_the_real_images_show_no_difference(sets, tmp_path):
-    results = run(sets, tmp_path / "out", "--real_shares", "1", synthetic=("real/train",))
+    shutil.copytree(sets / "real/train", tmp_path / "copies")
+    for path in (tmp_path / "copies").glob("*.png"):
+        Image.open(path).save(path, compress_level=1)  # the same pixels in another file
+    copies = str(tmp_path / "copies")
+    results = run(sets, tmp_path / "out", "--real_shares", "1", synthetic=(copies,))
     assert verdict(results, "real", "real + synthetic", 1.0) == "no difference shown"
     assert results["verdict"][0] == "with 100% of the real images: no difference shown"
     assert any("real + 1x synthetic: is real + synthetic" in line for line in results["left_out"])
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_real_images_among_the_synthetic_are_refused_by_content(sets, tmp_path, split):
+    folder = shutil.copytree(sets / "synthetic", tmp_path / "leaking")
+    shutil.copy(next((sets / "real" / split).glob("*.png")), folder / "200.png")
+    with pytest.raises(UserError, match=f"--synthetic .*leaking: has 1 image of .*real/{split} .*must be new"):
+        run(sets, tmp_path / "out", "--dry_run", synthetic=(str(folder),))
+
+
+def test_classes_that_a_synthetic_set_lacks_are_listed_first(sets, tmp_path):
+    draw_set(tmp_path / "few", 300, 24, ("Red", "Blue"))
+    results = run(sets, tmp_path / "out", "--max_train_steps", "1", "--seeds", "2", synthetic=(str(tmp_path / "few"),))
+    said = "synthetic has no image of 2 of 4 classes, which are 14 of 28 test images: Green (7), White (7)"
+    assert results["verdict"][0] == results["lacking"][0] == said
+    (tmp_path / "metrics.json").write_text(json.dumps({"figures": [], "utility": str(tmp_path / "out")}))
+    page = write_report(tmp_path).read_text(encoding="utf-8").partition('<section id="utility">')[2]
+    assert 0 < page.index(f"S{said[1:]}") < page.index('class="chart"') < page.index("<table")
 
 
 def test_a_dry_run_says_the_plan_and_leaves_no_folder(sets, tmp_path, capsys):
@@ -263,7 +298,17 @@ def test_intervals_cover_the_truth_over_seeds_and_images():
 
 def compare_arms(first: dict, second: dict) -> list[dict]:
     one, other = (labelled.Arm(name, 1.0, None, None, 100, 0) for name in ("one", "other"))
-    return classifier_scores.compare([(one, other)], {one: first, other: second})
+    majority = {"accuracy": 0.0, "macro_f1": 0.0}
+    return classifier_scores.compare([(one, other)], {one: first, other: second}, majority)
+
+
+@pytest.mark.parametrize("seeds, differences", [(2, [0.3, 0.31]), (5, [0.3] * 5), (5, [0.0] * 5)])
+def test_few_seeds_or_equal_differences_give_no_p_and_no_verdict(seeds, differences):
+    first = {metric: np.full((50, seeds), 0.5) for metric in classifier_scores.METRICS}
+    second = {metric: values + np.array(differences) for metric, values in first.items()}
+    for line in compare_arms(first, second):
+        assert line["p"] is None and line["p_holm"] is None and line["verdict"] == "no difference shown"
+    assert classifier_scores.holm([0.01, None, 0.03]) == pytest.approx([0.02, None, 0.03])
 
 
 def test_no_difference_is_not_called_one_but_a_large_one_is():
