@@ -31,7 +31,8 @@ def plan_prompts(
     """`count` images over the distinct captions of `records`: [{"text", "attributes", "weight"}], the weights whole.
 
     Shares follow the records: not only the captions' but those of each column's values, as near as whole numbers allow.
-    With `balance`, the records together with the planned images are to hold as many of each value of those columns.
+    With `balance`, the records together with the planned images are to hold as many of each value of those columns, as
+    far as `fill_up` reaches.
     """
     held = Counter(Prompt(record["text"], tuple(record.get(column) for column in columns)) for record in records)
     shares = {prompt: number / len(records) for prompt, number in held.items()}
@@ -75,9 +76,14 @@ def _balanced_shares(held: Counter[Prompt], count: int, places: list[int]) -> di
 
 
 def fill_up(sizes: dict[Key, int], count: int) -> dict[Key, float]:
-    """How many of `count` each class gets, so that the smallest come up to one common size, as far as they reach."""
-    smallest = sorted(sizes.values())
-    while (count + sum(smallest)) / len(smallest) < smallest[-1]:
+    """How many of `count` each class gets, so that the smallest come up to one common size, as far as they reach.
+
+    Each gets a quarter of an equal share at least: a set without the most frequent classes can't be compared with real
+    images, nor teach a classifier.
+    """
+    least, rest, smallest = count / len(sizes) / 4, float(count), sorted(sizes.values())
+    while (rest + sum(smallest)) / len(smallest) - smallest[-1] < least:
         smallest.pop()
-    level = (count + sum(smallest)) / len(smallest)
-    return {key: max(0.0, level - size) for key, size in sizes.items()}
+        rest -= least
+    level = (rest + sum(smallest)) / len(smallest)
+    return {key: max(least, level - size) for key, size in sizes.items()}

@@ -2,6 +2,10 @@
 
 from collections import Counter
 
+import pytest
+
+from demo.catalogue import product
+from demo.shoes import COLOURS, KINDS
 from preparation.prompt_plan import fill_up, plan_prompts
 
 
@@ -35,13 +39,22 @@ def test_a_small_plan_keeps_every_column_near_its_shares():
 
 def test_a_balanced_plan_fills_up_what_is_rare_in_the_records():
     plan = plan_prompts(records(), 140, ["colour", "gender"], ["colour"])
-    assert totals(plan, "colour") == {"White": 70, "Pink": 70}  # 80 black ones are there
+    assert totals(plan, "colour") == {"Black": 12, "White": 64, "Pink": 64}  # 80 black ones are there
     plan = plan_prompts(records(), 200, ["colour", "gender"], ["colour"])
     assert totals(plan, "colour") == {"Black": 20, "White": 90, "Pink": 90}
     plan = plan_prompts(records(), 20, ["colour", "gender"], ["colour"])
-    assert totals(plan, "colour") == {"White": 10, "Pink": 10}
+    assert totals(plan, "colour") == {"Black": 2, "White": 9, "Pink": 9}
+
+
+def test_the_demos_plan_has_every_colour_of_its_training_images():
+    products = [product(0, i, list(KINDS)) for i in range(1800)]
+    colours = [one["baseColour"] for one in products if one["articleType"] == "Casual Shoes"]
+    records = [{"text": colour, "colour": colour} for colour in colours[::2]]
+    planned = totals(plan_prompts(records, 112, ["colour"], ["colour"]), "colour")
+    assert set(planned) == set(COLOURS) and min(planned.values()) >= 2
 
 
 def test_fill_up_reaches_one_level():
-    assert fill_up({"a": 10, "b": 5, "c": 1}, 10) == {"a": 0, "b": 3, "c": 7}
+    assert fill_up({"a": 10, "b": 5, "c": 1}, 24) == pytest.approx({"a": 10 / 3, "b": 25 / 3, "c": 37 / 3})
+    assert fill_up({"a": 10, "b": 5, "c": 1}, 10) == pytest.approx({"a": 10 / 12, "b": 31 / 12, "c": 79 / 12})
     assert sum(fill_up({"a": 3}, 4).values()) == 4
