@@ -36,6 +36,7 @@ from utils.faces import Faces, load_faces
 from utils.files import file_sha256, replaced_folder, write_json, write_manifest
 from utils.wording import PLACEHOLDER
 
+LEAST_TO_EVALUATE = 50  # real images, for evaluation/quality.py
 SHARES = ("colour", "gender", "season", "usage", "year")
 # Settings that do not change the result.
 NOT_IN_RESULT = (
@@ -91,10 +92,21 @@ def refuse_rejected(rejected: list[Rejected]) -> None:
         raise UserError(f"--strict: {counted(len(faults), 'row')} can't be used, see above; nothing was written")
 
 
-def warn_of_empty_splits(counts: dict[str, int], ratio: list[float]) -> None:
-    for split, share in zip(SPLITS, ratio):
+def warn_of_small_splits(args: argparse.Namespace, counts: dict[str, int]) -> None:
+    """Warn of a split without images, and of a test split against which evaluate.py can't judge quality."""
+    for split, share in zip(SPLITS, args.split_ratio):
         if share and not counts[split]:
-            print(f"warning: {split} gets no images; there are too few for --split_ratio {ratio}", file=sys.stderr)
+            print(
+                f"warning: {split} gets no images; there are too few for --split_ratio {args.split_ratio}",
+                file=sys.stderr,
+            )
+    if not args.portraits and 0 < counts["test"] < LEAST_TO_EVALUATE:
+        print(
+            f"warning: test gets {counted(counts['test'], 'image')}: evaluate.py judges quality from "
+            f"{LEAST_TO_EVALUATE} real images on, a Fréchet distance from {2 * LEAST_TO_EVALUATE}; give it a larger "
+            "share with --split_ratio, or more images",
+            file=sys.stderr,
+        )
 
 
 def options_of(args: argparse.Namespace, faces: Faces | None) -> dict[str, Any]:
@@ -137,14 +149,14 @@ def print_plan(args: argparse.Namespace, rows: list[Product] | list[Rejected], i
     if args.write_prompt_plan:
         shares = f", filling up {' and '.join(args.balance)}" if args.balance else " in the training split's shares"
         print(f"would write prompt_plan.jsonl for {counted(args.write_prompt_plan, 'image')}{shares}")
-    warn_of_empty_splits(expected, args.split_ratio)
+    warn_of_small_splits(args, expected)
 
 
 def print_result(args: argparse.Namespace, metadata: dict[str, Any]) -> None:
     """The sizes of the splits, and the captions that are too long or missing."""
     counts, lengths = metadata["counts"], metadata["captions"]
     print(", ".join(f"{split} {counts[split]:,}" for split in SPLITS))
-    warn_of_empty_splits(counts, args.split_ratio)
+    warn_of_small_splits(args, counts)
     longest = f"longest {lengths['longest']}, by {lengths['counted_by']}"
     print(f"captions over {lengths['limit']} tokens: {lengths['over_limit']} ({longest})")
     if lengths["empty"]:

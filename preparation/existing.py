@@ -80,7 +80,11 @@ def changes_since(folder: Path, request: Request) -> list[str]:
         sizes = {name: entry["bytes"] for name, entry in manifest.items()}
         there = {name: stat.st_size for name, stat in list_files(folder).items()}
         old, new = was["options"], request.options
-        changes = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
+        changes = [
+            f"{key} was {old.get(key)}, now {new[key]}"
+            for key in new
+            if comparable(key, old.get(key)) != comparable(key, new[key])
+        ]
         if extra := foreign_files(folder):
             changes.append(f"there are other files in it ({extra[0]})")
         if any(there.get(name) != size for name, size in sizes.items()):
@@ -92,6 +96,11 @@ def changes_since(folder: Path, request: Request) -> list[str]:
         return changes
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["it is damaged"]
+
+
+def comparable(key: str, value: Any) -> Any:
+    """An option's value as it is compared: categories are found whatever their case."""
+    return [name.lower() for name in value] if key == "category" and value else value
 
 
 def read_kept_splits(folder: Path, keep_splits: Path | None, new_splits: bool) -> dict[str, str]:

@@ -16,6 +16,7 @@ from PIL import Image
 import prepare_dataset
 from demo.catalogue import write_catalogue
 from demo.shoes import KINDS
+from evaluation import quality
 from preparation.splits import apportion
 from utils.cli import UserError
 from utils.dataset import SPLITS, read_metadata, read_split
@@ -144,7 +145,9 @@ def test_same_seed_same_bytes_whatever_the_number_of_workers(damaged, prepared, 
 
 
 def test_the_same_command_again_does_no_work(damaged, tmp_path, capsys):
-    prepare(damaged[0], tmp_path / "d", "--category", "Heels")
+    prepare(damaged[0], tmp_path / "d", "--category", "heels")
+    assert "warning: test gets 1 image: evaluate.py judges quality from 50 real images on" in capsys.readouterr().err
+    assert prepare_dataset.LEAST_TO_EVALUATE == quality.LEAST["kid"] == quality.LEAST["frechet"] / 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*")}
     assert prepare(damaged[0], tmp_path / "d", "--category", "Heels") == 0
     assert "up to date" in capsys.readouterr().out
