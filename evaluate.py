@@ -16,7 +16,7 @@ from pathlib import Path
 from utils import cli, devices, runs  # first: it says in one line which package is missing
 
 # isort: split
-from evaluation import adherence, features, human_study, judge, subject, targets
+from evaluation import adherence, encoder_check, features, human_study, judge, subject, targets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
 from evaluation.image_sets import (
@@ -30,7 +30,7 @@ from evaluation.image_sets import (
     spell_alike,
 )
 from evaluation.report import summary
-from evaluation.report.comparison_page import write_comparison
+from evaluation.report.comparison_page import read_runs, write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
@@ -50,10 +50,10 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     title = "images: a split of a prepared dataset, what generate.py made, or any folder"
     add = parser.add_argument_group(title).add_argument
-    add("--real", type=Path, metavar="DIR", help="real images that nothing was trained on")
+    add("--real", type=Path, metavar="DIR", help="real images that nothing was trained on; needed for quality")
     add("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
     add("--generated", type=Path, metavar="DIR", help="the set to evaluate")
-    group = parser.add_argument_group("one person or subject (--real is then optional)")
+    group = parser.add_argument_group("one person or subject")
     add = group.add_argument
     add(
         "--identity_reference",
@@ -75,7 +75,7 @@ def make_parser() -> cli.Parser:
     add("--resamples", type=Range(1, 100_000, int), default=1000, help="bootstrap samples for each interval")
     add("--seed", type=seed_number, default=0, help="for bootstraps, samples, and the human study")
     add = parser.add_argument_group("targets and reports").add_argument
-    asked = 'limits to meet: "fid<50" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {fid: "<50"}`'
+    asked = 'limits to meet: "cmmd<1" "clip_score>0.25" "invalid<0.10"; in a recipe `targets: {cmmd: "<1"}`'
     add("--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT", help=asked)
     add("--fail_under_targets", action="store_true", help="exit with 3 unless all are met")
     add("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
@@ -101,22 +101,17 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Refuse what argparse can't check by itself: missing flags, and flags that would do nothing."""
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     task = next((name for name in ALONE if name in given), None)
-    optional = task is None and not args.train and given & {"identity_reference", *subject.SETS}
-    needed = ["output_dir"] if task == "compare" else [*([] if optional else ["real"]), "generated", "output_dir"]
-    if missing := [f"--{name}" for name in needed if name not in given]:
-        if missing[0] == "--real" and task is None and not args.train:
-            missing[0] += ", or of one person or subject --identity_reference, --instance_data_dir or --prior_before"
+    needed = {"compare": ["output_dir"], "human_study": ["real", "generated", "output_dir"]}
+    if missing := [f"--{name}" for name in needed.get(task or "", ["generated", "output_dir"]) if name not in given]:
         parser.error(f"missing: {'; '.join(missing)}")
     if task:
         used = {task, "config", "dry_run", "verbose", "debug", *ALONE[task]}
         needs = {name: (f"an evaluation, which --{task} does not make", name in used) for name in vars(args)}
     else:
         inception = args.inception or any(word.partition("=")[0] == "inception" for word in args.encoders)
-        if inception and not args.inception and not args.real:
-            parser.error("--encoders inception: does nothing without --real; give both, or leave it out")
         face = ("--identity_reference", args.identity_reference is not None)
         needs = {
-            "inception": ("--real", args.real is not None),
+            "train": ("--real", args.real is not None),
             "inception_sha256": ("--inception", bool(inception)),
             "attributes": ("--real or --identity_reference", bool(args.real or args.identity_reference)),
             "face_detector": face,
@@ -150,6 +145,7 @@ def check_output(out: Path, folders: dict[str, Path], overwrite: bool) -> None:
 def compare_evaluations(args: argparse.Namespace) -> int:
     cli.show_settings(args)
     check_writable(args.output_dir)
+    read_runs(args.compare)
     if not args.dry_run:
         page = args.output_dir / "comparison.html"
         print(*write_comparison(args.compare, page), page, sep="\n")
@@ -185,8 +181,9 @@ def main(args: argparse.Namespace) -> int:
     compared = [records[name] for name in ("real", "generated") if name in records]
     adherence.check_attributes(compared, args.attributes)
     columns = adherence.usable_attributes(compared, args.attributes)
+    known = judge.known_figures(given, list(sources), list(columns))
     for words in args.targets:
-        targets.check_target(words, judge.known_figures(given, list(sources), list(columns)))
+        targets.check_target(words, known, judge.foresee_refusals(records, known))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
@@ -213,25 +210,30 @@ def main(args: argparse.Namespace) -> int:
         features.load_encoder(name, source, accelerator.device, "--encoders", args.inception_sha256)
         for name, source in sources.items()
     ]
-    everything = encode_sets(records, encoders, Work(out / "features", args.batch_size, args.num_workers), accelerator)
+    work = Work(out / "features", args.batch_size, args.num_workers)
+    everything = encode_sets(records, encoders, work, accelerator)
     if not accelerator.is_main_process:
         return 0
     sets = {name: one.readable(f"--{name}") for name, one in everything.items()}
 
-    # Features → figures.
-    generated = everything["generated"]
+    # Features → figures, of the encoders that understand the real images.
+    checks = encoder_check.check_encoders(encoders, sets, work)
+    failed = {name: one["problem"] for name, one in checks.items() if one["problem"]}
+    trusted, generated = [one for one in encoders if one.name not in failed], everything["generated"]
     if args.real:
-        found = judge.judge_against_real(encoders, sets, generated, columns, args.resamples, args.seed)
+        found = judge.judge_against_real(trusted, sets, generated, columns, args.resamples, args.seed)
     else:
-        found = judge.judge_without_real(encoders, sets["generated"], generated, args.seed)
+        found = judge.judge_without_real(trusted, sets["generated"], generated, args.resamples, args.seed)
     if faces:
         split_by = subject.split_columns(generated.records, args.attributes)
         person = [one["path"] for one in references]
         found.identity = compare_identity(person, generated.records, faces, split_by)
         found.figures += found.identity.figures
         found.splits |= found.identity.splits
+    if encoders and not checks:
+        found.left_out.append(judge.UNCHECKED.format(encoder_check.LEAST))
     if given & {"identity_reference", *subject.SETS}:
-        found.figures += [figure for one in encoders for figure in subject.judge_fidelity(one, sets)]
+        found.figures += [figure for one in trusted for figure in subject.judge_fidelity(one, sets)]
 
     # Figures → metrics.json, report.html.
     said = {name: describe_set(folders[name], one.keys) for name, one in sets.items()}
@@ -240,10 +242,11 @@ def main(args: argparse.Namespace) -> int:
         keys = content_keys([one["path"] for one in references])
         said["identity_reference"] = describe_set(args.identity_reference, keys)
     made = runs.describe_making(devices.describe_device(accelerator.device), time.monotonic() - began)
-    known = {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders}
-    metrics = {"version": 1, "made": made | {"encoders": known, "seed": args.seed}, "sets": said, **found.as_json(out)}
+    made["encoders"] = {one.name: {"source": one.source, "fingerprint": one.fingerprint[:16]} for one in encoders}
+    metrics = {"version": 1, "made": made | {"seed": args.seed}, "sets": said, "checks": checks, **found.as_json(out)}
     targets.keep_in_range(metrics)
-    metrics["targets"] = [targets.judge_target(words, metrics["figures"]) for words in args.targets]
+    lost = {key: f"{name} failed its check" for name in failed for key in known if key.endswith(f"/{name}")}
+    metrics["targets"] = [targets.judge_target(words, metrics["figures"], lost) for words in args.targets]
     if human:
         metrics["human"] = human
     if args.utility:

@@ -16,8 +16,9 @@ from utils.cli import UserError
 from utils.image_checks import cosines
 from utils.wording import name_article, word_value
 
-FEWEST = 10  # images for a mean; splits say their n, and need two
+FEWEST, FEWEST_LOWEST = 10, 50  # images for a mean, and for one of their lowest tenth; splits need two
 FEWEST_OF_VALUE = 5  # real images by which CLIP is refused for one value of an attribute
+WITH_TEXT, WITH_VALUE = "captioned generated image", "labelled generated image"
 USUAL = ("article", "colour", "gender", "season")
 MOST_VALUES = 60
 LISTED_VALUES = 20  # of an attribute, in splits and shares
@@ -63,21 +64,21 @@ def clip_scores(encoder: Encoder, features: np.ndarray, records: list[Record]) -
     return scores
 
 
-def measure_mean(values: np.ndarray, is_share: bool = False) -> Measured:
+def measure_mean(values: np.ndarray, is_share: bool = False, what: str = WITH_TEXT) -> Measured:
     """The mean of the known values; refuses fewer than FEWEST."""
     known = values[~np.isnan(values)]
-    require(len(known), FEWEST, "a mean, images")
+    require(len(known), FEWEST, what)
     return measure(intervals.mean_or_share(known, is_share), len(known))
 
 
 def measure_hits(hits: np.ndarray) -> Measured:
-    return measure_mean(hits, is_share=True)
+    return measure_mean(hits, True, WITH_VALUE)
 
 
 def measure_lowest(scores: np.ndarray, resamples: int, seed: int) -> Measured:
     """The mean of the lowest tenth, bootstrapped."""
     known = scores[~np.isnan(scores)]
-    require(len(known), 5 * FEWEST, "the lowest tenth, images")
+    require(len(known), FEWEST_LOWEST, WITH_TEXT)
 
     def statistic(items: np.ndarray) -> float:
         return np.sort(items)[: max(1, round(LOWEST * len(items)))].mean()
@@ -85,23 +86,26 @@ def measure_lowest(scores: np.ndarray, resamples: int, seed: int) -> Measured:
     return measure(intervals.bootstrap(known, statistic, resamples, seed), len(known), resamples=resamples)
 
 
-def with_floor(compute: Callable[[np.ndarray], Measured], values: np.ndarray, real: np.ndarray) -> Measured:
+def with_floor(compute: Callable[[np.ndarray], Measured], values: np.ndarray, real: np.ndarray | None) -> Measured:
     """The generated set's figure with the real set's as its floor; without one where the real set has too few texts."""
     found = compute(values)
+    if real is None:
+        return found
     try:
         return replace(found, floor=compute(real))
     except UserError:
         return found
 
 
-def score_figures(encoder: str, scores: np.ndarray, real: np.ndarray, resamples: int, seed: int) -> list[Figure]:
+def score_figures(encoder: str, scores: np.ndarray, real: np.ndarray | None, resamples: int, seed: int) -> list[Figure]:
+    """The CLIP scores; `real`: those of the real images with their own texts, the floor."""
+
     def measure_lowest_tenth(some: np.ndarray) -> Measured:
         return measure_lowest(some, resamples, seed)
 
-    hint = "; texts are needed with the images"
-    found = fill([SCORE], lambda: [with_floor(measure_mean, scores, real)], hint)
-    found += fill([LOWEST_SCORE], lambda: [with_floor(measure_lowest_tenth, scores, real)], hint)
-    floor = "; the floor is that of the real images with their own texts"
+    found = fill([SCORE], lambda: [with_floor(measure_mean, scores, real)])
+    found += fill([LOWEST_SCORE], lambda: [with_floor(measure_lowest_tenth, scores, real)])
+    floor = "; the floor is that of the real images with their own texts" if real is not None else ""
     return [one.of(encoder, HOW[one.id] + floor) for one in found]
 
 
@@ -159,9 +163,8 @@ def compare_hits(figure: Figure, hits: np.ndarray, records: list[Record], by_val
     hits[[one.get(key) in unsure for one in records]] = np.nan
     floor = stratify(by_value, [one[key] for one, hit in zip(records, hits) if not np.isnan(hit)])
     left_out = f"; not judged, since half or fewer of the real ones are right: {', '.join(unsure)}" if unsure else ""
-    hint = f"; the images have too few attributes{left_out}"
     figure = replace(figure, how=figure.how + left_out)
-    return fill([figure], lambda: [replace(measure_hits(hits), floor=floor)], hint)[0]
+    return fill([figure], lambda: [replace(measure_hits(hits), floor=floor)], left_out)[0]
 
 
 def judge_attribute(found: Adherence, encoder: Encoder, sets: dict[str, ImageSet], key: str, values: list[str]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from evaluation.figures import Figure, Measured, fill, measure
 from evaluation.intervals import Estimate, Z, around, resample_surplus, wilson
 from evaluation.kernels import blocks, squared_distances
-from evaluation.metrics import as_pair, near_pairs, nearest, normalise, vendi_score
+from evaluation.metrics import as_features, as_pair, describe_lack, near_pairs, nearest, normalise, require, vendi_score
 from evaluation.quality import SUBSETS, check_sizes, take
 
 LEAST = 20  # images
@@ -21,6 +21,7 @@ FIGURES = (
     Figure("mean_distance", "diversity", "Mean pairwise distance", "near floor"),
     Figure("near_duplicates", "diversity", "Near-duplicates inside the set", "lower", "%"),
 )
+OF_ONE_SET = FIGURES[:2]
 HOW = {
     "vendi": "effective number of different images, by the cosine of features",
     "mean_distance": "of the features of two images of the set",
@@ -29,8 +30,15 @@ HOW = {
 }
 
 
-def judge_diversity(encoder: str, real: np.ndarray, generated: np.ndarray, resamples: int, seed: int) -> list[Figure]:
-    """Vendi score, mean distance and near-duplicates of one encoder's features."""
+def judge_diversity(
+    encoder: str, real: np.ndarray | None, generated: np.ndarray, resamples: int, seed: int
+) -> list[Figure]:
+    """Vendi score, mean distance and near-duplicates of one encoder's features; without real ones, what needs none."""
+    if real is None or len(real) < LEAST:  # then there is no floor
+        found = fill(OF_ONE_SET, lambda: measure_variety(generated, resamples, seed))
+        lack = describe_lack(0 if real is None else len(real), LEAST, "real image")
+        found += [FIGURES[2].refuse(lack)] if real is not None else []
+        return [one.of(encoder, HOW[one.id]) for one in found]
     found = fill(FIGURES, lambda: list(compare_diversity(real, generated, resamples, seed).values()))
     return [one.of(encoder, f"{HOW[one.id]}; the floor is the real set's own") for one in found]
 
@@ -83,6 +91,15 @@ def estimate_near(features: np.ndarray, threshold: float) -> Estimate:
     return Estimate(share, max(0.0, min(low, share - half)), min(1.0, max(high, share + half)))
 
 
+def measure_variety(generated: ArrayLike, resamples: int, seed: int) -> list[Measured]:
+    """Vendi score and mean pairwise distance of one set alone."""
+    generated = as_features(generated, what="generated features")
+    require(len(generated), LEAST, "generated image")
+    rng, n = np.random.default_rng(seed), len(generated)
+    vendi = estimate_vendi(normalise(generated, "generated features"), n, resamples, rng)
+    return [measure(one, n) for one in (vendi, estimate_distance(generated, resamples, rng))]
+
+
 def compare_diversity(
     real: ArrayLike, generated: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Measured]:
@@ -92,7 +109,7 @@ def compare_diversity(
     are to their own nearest neighbour.
     """
     real, generated = as_pair(real, generated)
-    n, rng = check_sizes("vendi", LEAST, real, generated), np.random.default_rng(seed)
+    n, rng = check_sizes(LEAST, real, generated), np.random.default_rng(seed)
     equal = take(real, n, rng), take(generated, n, rng)
     threshold = float(np.quantile(nearest(equal[0]).distances, NEAR))
     units = normalise(real, "real features"), normalise(generated, "generated features")

@@ -179,16 +179,18 @@ def image_features(
     batch_size: int = 32,
     workers: int = 1,
     keys: Sequence[str] | None = None,
+    change: Callable[[Image.Image], Image.Image] = lambda image: image,
 ) -> np.ndarray:
     """float32 (n, size), rows in the files' order; `workers` threads decode while the model works.
 
-    `cache` is a folder that encoders share; `keys` are the files' sha256, if they are known already. A file that can't
-    be read, or has a feature that is not a number, is refused by its name.
+    `cache` is a folder that encoders share; `keys` are the files' sha256, if they are known already, and others where
+    images are to be changed first. A file that can't be read, or has a feature that is not a number, is refused by its
+    name.
     """
 
     def prepare(path: Path) -> np.ndarray:
         try:
-            return encoder.prepare(images.read_image(path)[0])
+            return encoder.prepare(change(images.read_image(path)[0]))
         except images.BadImage as error:
             raise UserError(f"{path}: {error}; remove or replace the file") from None
 

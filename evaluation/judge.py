@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from evaluation.features import CLIPS, Encoder
 from evaluation.figures import Figure, Rows, split_means
 from evaluation.identity import Identity
 from evaluation.image_sets import ImageSet, Record
+from evaluation.metrics import describe_lack
 from utils.parallel import available_cores, thread_map
 
 SHOWN = 24  # images of a kind in the report
-WITHOUT_REAL = "Without --real there are no figures of quality, diversity, novelty, or of the faults of product photos."
+WITHOUT_REAL = "Without --real there are no figures of quality, of novelty, or of the faults of product photos."
+UNCHECKED = "No encoder was checked on real images: fewer than {} were given."
 
 
 @dataclass
@@ -55,16 +57,34 @@ def relative_paths(value: Any, folder: Path) -> Any:
 
 def known_figures(given: set[str], encoders: Sequence[str], columns: Sequence[str]) -> list[str]:
     """The ids that metrics.json will have. `given`: the flags that have a value; `columns`: the attributes."""
-    about_one = subject.known_figures(given, encoders)
-    if "real" not in given:
-        return ["invalid", *about_one]
-    kinds = [*quality.FIGURES, *diversity.FIGURES, *(novelty.FIGURES if "train" in given else ())]
+    real, train = "real" in given, "train" in given
+    kinds = [*quality.FIGURES, *diversity.FIGURES, *(novelty.FIGURES if train else ())]
+    kinds = kinds if real else list(diversity.OF_ONE_SET)
     found = [f"{kind.id}/{name}" for name in encoders for kind in kinds if quality.is_defined(kind, name)]
     for name in [name for name in encoders if name in CLIPS][:1]:
-        scores = ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns)]
+        scores = ["clip_score", "clip_score_lowest", *(f"{key}_accuracy" for key in columns if real)]
         found += [f"{kind}/{name}" for kind in scores]
-    found += [one.id for one in failures.FIGURES]
-    return [*found, *(["near_copies"] if "train" in given else []), *about_one]
+    found += [one.id for one in failures.FIGURES] if real else ["invalid"]
+    return [*found, *(["near_copies"] if train else []), *subject.known_figures(given, encoders)]
+
+
+def foresee_refusals(records: Mapping[str, list[Record]], known: Sequence[str]) -> dict[str, str]:
+    """{id: why it will have no value} of the figures for which the numbers of images or texts say so."""
+    counts = {f"{name.replace('train', 'training')} image": len(some) for name, some in records.items()}
+    counts[adherence.WITH_TEXT] = sum(bool(one["text"]) for one in records["generated"])
+    pair, all_three = ("real image", "generated image"), ("training image", "real image", "generated image")
+    needs = {name: dict.fromkeys(pair, least) for name, least in quality.LEAST.items()}
+    needs |= {kind.id: {"generated image": diversity.LEAST} for kind in diversity.OF_ONE_SET}
+    needs["near_duplicates"] = dict.fromkeys(pair, diversity.LEAST)
+    needs |= {kind.id: dict.fromkeys(all_three, novelty.LEAST) for kind in novelty.FIGURES}
+    needs["clip_score"] = {adherence.WITH_TEXT: adherence.FEWEST}
+    needs["clip_score_lowest"] = {adherence.WITH_TEXT: adherence.FEWEST_LOWEST}
+    found = {}
+    for figure in known:
+        for what, least in needs.get(figure.partition("/")[0], {}).items():
+            if lack := describe_lack(counts.get(what, 0), least, what):
+                found.setdefault(figure, lack)
+    return found
 
 
 def choose_images(records: list[Record], scores: np.ndarray | None, seed: int) -> dict[str, Rows]:
@@ -87,11 +107,12 @@ def choose_images(records: list[Record], scores: np.ndarray | None, seed: int) -
 def judge_features(
     encoders: Sequence[Encoder], sets: dict[str, ImageSet], resamples: int, seed: int
 ) -> list[list[Figure]]:
-    """For each encoder the figures of quality and diversity."""
+    """For each encoder the figures of quality and diversity; without real images those that need none."""
 
     def judge(encoder: Encoder) -> list[Figure]:
-        real, generated = (sets[name].features[encoder.name] for name in ("real", "generated"))
-        found = quality.judge_quality(encoder.name, real, generated, resamples, seed)
+        generated = sets["generated"].features[encoder.name]
+        real = sets["real"].features[encoder.name] if "real" in sets else None
+        found = quality.judge_quality(encoder.name, real, generated, resamples, seed) if real is not None else []
         return found + diversity.judge_diversity(encoder.name, real, generated, resamples, seed)
 
     with threadpool_limits(1):  # a core for each encoder: two cores for the matrices of one gain next to nothing
@@ -121,21 +142,23 @@ def judge_against_real(
     if by_colour := split_means(generated.records, right_colour, "colour", True, most=adherence.LISTED_VALUES):
         splits["measured_colour_accuracy"] = {"colour": by_colour}
     images = choose_images(generated.records, by_text.scores, seed) | {"copies": [], "failures": listed}
+    images["real"] = choose_images(real.records, None, seed)["sample"]
     figures += failed
     if "train" in sets:
-        found, images["copies"] = novelty.judge_novelty(sets)
+        found, images["copies"] = novelty.judge_novelty(sets, [one.name for one in encoders])
         figures += found
     return Findings(figures, splits, shares, images)
 
 
 def judge_without_real(
-    encoders: Sequence[Encoder], generated: ImageSet, all_generated: ImageSet, seed: int
+    encoders: Sequence[Encoder], generated: ImageSet, all_generated: ImageSet, resamples: int, seed: int
 ) -> Findings:
-    """What can be said of images that have none to be compared with: those that are invalid, and examples."""
-    clips = [one for one in encoders if one.embed_texts]
+    """What can be said of images that have none to be compared with: of the set alone, and examples."""
+    figures = [one for found in judge_features(encoders, {"generated": generated}, resamples, seed) for one in found]
     scores = None
-    if clips:
-        scores = adherence.clip_scores(clips[0], generated.features[clips[0].name], generated.records)
+    for encoder in [one for one in encoders if one.embed_texts][:1]:
+        scores = adherence.clip_scores(encoder, generated.features[encoder.name], generated.records)
+        figures += adherence.score_figures(encoder.name, scores, None, resamples, seed)
     failed, listed = failures.judge_failures(all_generated, None)
     images = choose_images(generated.records, scores, seed) | {"copies": [], "failures": listed[:1]}
-    return Findings(failed[:1], images=images, left_out=[WITHOUT_REAL])  # the first is "invalid"
+    return Findings(figures + failed[:1], images=images, left_out=[WITHOUT_REAL])  # the first is "invalid"

@@ -37,9 +37,14 @@ def as_pair(real: ArrayLike, generated: ArrayLike) -> tuple[np.ndarray, np.ndarr
     return real, generated
 
 
+def describe_lack(count: int, least: int, what: str) -> str:
+    """Why a figure has no value, for a `what` such as `real image`; empty where there are enough."""
+    return f"needs at least {counted(least, what)}, found {count:,}" if count < least else ""
+
+
 def require(count: int, least: int, what: str) -> None:
-    if count < least:
-        raise UserError(f"{what}: needs at least {counted(least, 'item')}, found {count:,}")
+    if lack := describe_lack(count, least, what):
+        raise UserError(lack)
 
 
 def normalise(features: np.ndarray, what: str = "features") -> np.ndarray:
@@ -59,7 +64,7 @@ def frechet_distance(real: ArrayLike, generated: ArrayLike) -> float:
     real, generated = as_pair(real, generated)
     total, triangles = 0.0, []
     for features in (real, generated):
-        require(len(features), 2, "Fréchet distance")
+        require(len(features), 2, "item")
         centred = (features - features.mean(0)) / np.sqrt(len(features) - 1)
         total += (centred**2).sum()
         triangles.append(np.asarray(np.linalg.qr(centred, mode="r")))
@@ -82,7 +87,7 @@ def nearest(queries: ArrayLike, base: ArrayLike | None = None, k: int = 1) -> Ne
     """
     queries = as_features(queries)
     others = queries if base is None else as_features(base)
-    require(len(others) - (base is None), k, counted(k, "nearest neighbour"))
+    require(len(others) - (base is None), k, "other item")
     distances, which = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     for block in blocks(len(queries), len(others)):
         part = squared_distances(queries[block], others)
@@ -111,7 +116,7 @@ def prdc(real: ArrayLike, generated: ArrayLike, k: int = 5) -> Prdc:
     balls that hold a generated item (Naeem et al. 2020, arXiv 2002.09797).
     """
     real, generated = as_pair(real, generated)
-    require(min(len(real), len(generated)), k + 1, f"precision and recall at k = {k}")
+    require(min(len(real), len(generated)), k + 1, "item")
     real_radius, generated_radius = nearest(real, k=k).distances[:, -1], nearest(generated, k=k).distances[:, -1]
     balls, covered, recalled = np.zeros(len(generated)), 0, 0
     for block in blocks(len(real), len(generated)):
@@ -131,7 +136,7 @@ def authentic(train: ArrayLike, generated: ArrayLike) -> np.ndarray:
     2306.04675).
     """
     train, generated = as_pair(train, generated)
-    require(len(train), 2, "AuthPct")
+    require(len(train), 2, "item")
     found = nearest(generated, train)
     return nearest(train).distances[found.which[:, 0], 0] < found.distances[:, 0]
 

@@ -3,7 +3,7 @@
 The intervals are Wilson's, for other generated images with the same training images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -55,8 +55,8 @@ def compare_novelty(train: ArrayLike, test: ArrayLike, generated: ArrayLike) -> 
     """
     train, generated = as_pair(train, generated)
     test = as_features(test, what="test features")
-    for what, features in (("training", train), ("test", test), ("generated", generated)):
-        metrics.require(len(features), LEAST, f"novelty, {what} images")
+    for what, features in (("training", train), ("real", test), ("generated", generated)):
+        metrics.require(len(features), LEAST, f"{what} image")
     distances, which = (column[:, 0] for column in nearest(generated, train))
     calibration = nearest(test, train).distances[:, 0]
     threshold = float(np.quantile(calibration, NEAR))
@@ -103,8 +103,11 @@ def judge_looks(sets: Mapping[str, ImageSet]) -> tuple[Figure, list[dict[str, An
     return replace(figure, measured=measure_share([copy for _, copy in found], floor)), copies
 
 
-def judge_novelty(sets: Mapping[str, ImageSet]) -> tuple[list[Figure], list[dict[str, Any]]]:
-    """Figures and suspected pairs; refuses test images that are training images, since they show what is not a copy."""
+def judge_novelty(sets: Mapping[str, ImageSet], encoders: Sequence[str]) -> tuple[list[Figure], list[dict[str, Any]]]:
+    """Figures by these encoders, and suspected pairs.
+
+    Refuses test images that are training images, since they show what is not a copy.
+    """
     shared = set(sets["real"].keys) & set(sets["train"].keys)
     if shared:
         raise UserError(
@@ -114,7 +117,7 @@ def judge_novelty(sets: Mapping[str, ImageSet]) -> tuple[list[Figure], list[dict
     look, copies = judge_looks(sets)
     figures = [look]
     nearest_pairs: list[dict[str, Any]] = []
-    for encoder in sorted(sets["generated"].features, key=JUDGES.index):
+    for encoder in sorted(encoders, key=JUDGES.index):
         found, listed = judge_encoder(encoder, sets)
         figures += found
         nearest_pairs = nearest_pairs or listed

@@ -27,7 +27,7 @@ from evaluation.metrics import Prdc, as_pair, frechet_distance, normalise
 from evaluation.neighbourhoods import half_samples
 
 # With fewer images the interval is as wide as the scale, or the halves are too small for a floor.
-MINIMUM = {"frechet": 100, "kid": 50, "cmmd": 50, "prdc": 50}
+LEAST = {"frechet": 100} | dict.fromkeys(("kid", "cmmd", *Prdc._fields), 50)  # images of each set
 FRECHET_SPLITS, FRECHET_PAIRS, SUBSETS = 12, 4, 3
 MMD_SPLITS, PRDC_SPLITS = 400, 200
 CMMD_SCALE = 1000  # as published
@@ -73,10 +73,10 @@ def judge_quality(encoder: str, real: np.ndarray, generated: np.ndarray, resampl
     return [one.of(encoder, HOW[one.id] + how) for one in found]
 
 
-def check_sizes(metric: str, least: int, real: np.ndarray, generated: np.ndarray) -> int:
-    """The smaller n; refuses fewer than the metric needs."""
-    metrics.require(len(real), least, f"{metric}, real images")
-    metrics.require(len(generated), least, f"{metric}, generated images")
+def check_sizes(least: int, real: np.ndarray, generated: np.ndarray) -> int:
+    """The smaller n; refuses fewer than `least`."""
+    metrics.require(len(real), least, "real image")
+    metrics.require(len(generated), least, "generated image")
     return min(len(real), len(generated))
 
 
@@ -115,7 +115,7 @@ def frechet_influence(real: np.ndarray, generated: np.ndarray) -> list[np.ndarra
 
 def compare_frechet(real: ArrayLike, generated: ArrayLike, resamples: int = 1000, seed: int = 0) -> Measured:
     real, generated = as_pair(real, generated)
-    n, rng = check_sizes("frechet", MINIMUM["frechet"], real, generated), np.random.default_rng(seed)
+    n, rng = check_sizes(LEAST["frechet"], real, generated), np.random.default_rng(seed)
     repeats = 1 if len(real) == len(generated) else SUBSETS
     size = n // 2
     value = float(np.mean([frechet_distance(take(real, n, rng), take(generated, n, rng)) for _ in range(repeats)]))
@@ -189,7 +189,7 @@ def mmd_errors(
 def compare_kid(real: ArrayLike, generated: ArrayLike, resamples: int = 1000, seed: int = 0) -> Measured:
     """KID without bias (Bińkowski et al. 2018, arXiv 1801.01401), from all items; values below 0 occur."""
     real, generated = as_pair(real, generated)
-    check_sizes("kid", MINIMUM["kid"], real, generated)
+    check_sizes(LEAST["kid"], real, generated)
     return compare_mmd(real, generated, kernels.polynomial_kernel, resamples, np.random.default_rng(seed))
 
 
@@ -199,7 +199,7 @@ def compare_cmmd(real: ArrayLike, generated: ArrayLike, resamples: int = 1000, s
     The unbiased value of all items is taken, and that bias, which is known, is added for the smaller n.
     """
     real, generated = as_pair(real, generated)
-    check_sizes("cmmd", MINIMUM["cmmd"], real, generated)
+    check_sizes(LEAST["cmmd"], real, generated)
     real, generated = normalise(real, "real features"), normalise(generated, "generated features")
     rng = np.random.default_rng(seed)
     return compare_mmd(real, generated, kernels.gaussian_kernel, resamples, rng, CMMD_SCALE, biased=True)
@@ -248,8 +248,8 @@ def compare_prdc(
 ) -> dict[str, Measured]:
     """Precision, recall, density and coverage, in this order."""
     real, generated = as_pair(real, generated)
-    n, rng = check_sizes("prdc", MINIMUM["prdc"], real, generated), np.random.default_rng(seed)
-    metrics.require(n, 4 * (k + 1), f"precision and recall at k = {k}")
+    n, rng = check_sizes(LEAST["precision"], real, generated), np.random.default_rng(seed)
+    metrics.require(n, 4 * (k + 1), "image")
     repeats = 1 if len(real) == len(generated) else SUBSETS
     subsets = [(take(real, n, rng), take(generated, n, rng)) for _ in range(repeats)]
     each = [metrics.prdc(*pair, k) for pair in subsets[1:]]

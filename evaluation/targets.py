@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from utils.cli import UserError
@@ -54,7 +54,10 @@ def find_figure(words: str, figures: Sequence[str]) -> str:
         return wanted
     if same := [one for one in figures if one.rpartition("/")[0] == name]:
         return same[0]
-    needs = f" (it needs {wanted.rpartition('/')[2]} among --encoders)" if name in USUAL else ""
+    needs = ""
+    if name in USUAL:
+        encoder = wanted.rpartition("/")[2]
+        needs = f"; it needs {'--inception FILE|URL' if encoder == 'inception' else f'{encoder} among --encoders'}"
     raise UserError(
         f"--targets {words}: no figure is called `{name}` with these flags{needs}; there are {', '.join(figures)}"
     )
@@ -78,9 +81,14 @@ def keep_in_range(found: dict[str, Any]) -> None:
             part |= {"low": min(value, max(low, least)), "high": max(value, min(high, most))}
 
 
-def check_target(words: str, figures: Sequence[str]) -> None:
-    """Refuse, before any work, a figure that will not be computed, and a limit outside its range."""
+def check_target(words: str, figures: Sequence[str], refused: Mapping[str, str]) -> None:
+    """Refuse, before any work, a figure that will not be computed, and a limit outside its range.
+
+    `refused`: {figure: why}, where that is known already.
+    """
     figure = find_figure(words, figures)
+    if figure in refused:
+        raise UserError(f"--targets {words}: {figure} {refused[figure]}; add images, or leave out this target")
     (low, high), target = figure_range(figure), parse_target(words)
     possible = low < target.limit <= high if target.sign == "<" else low <= target.limit < high
     if "%" in words and (low, high) != SHARE:
@@ -91,10 +99,14 @@ def check_target(words: str, figures: Sequence[str]) -> None:
         raise UserError(f"--targets {words}: {figure} is {reach}; give a limit inside this range")
 
 
-def judge_target(words: str, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`met` is None where the interval holds the limit, or where the figure was refused."""
+def judge_target(words: str, figures: Sequence[dict[str, Any]], missing: Mapping[str, str]) -> dict[str, Any]:
+    """`met` is None where the interval holds the limit, or where the figure was refused.
+
+    `missing`: {figure: why} of what is not among the figures, since its encoder failed the check.
+    """
     name, sign, limit = parse_target(words)
-    by_id = {one["id"]: one for one in figures}
+    by_id = {key: {"id": key, "value": None, "low": None, "high": None, "refused": why} for key, why in missing.items()}
+    by_id = {one["id"]: one for one in figures} | by_id
     one = by_id[find_figure(words, list(by_id))]
     met = None
     if one["value"] is not None:

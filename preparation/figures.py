@@ -88,4 +88,4 @@ def pairs_grid(path: Path, found: LookAlikes, tile: Callable[[str], Image.Image]
             for pair, verdict in zip(pairs, verdicts)
         ]
         tiles = [make_grid([tile(pair.first), tile(pair.second)], 2, gap=0) for pair in pairs]
-        make_grid(tiles, min(3, len(pairs)), labels, gap=12).save(path)
+        make_grid(tiles, min(3, len(pairs)), labels, gap=12, letters=28).save(path)  # each is two images wide

@@ -194,10 +194,15 @@ def colour_thumb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((16, 16), Image.Resampling.BOX)).ravel()
 
 
-def make_grid(images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4) -> Image.Image:
-    """Images of one size in a grid on white, each with its label below it, in as many lines as it needs."""
+def make_grid(
+    images: list[Image.Image], columns: int, labels: list[str] | None = None, gap: int = 4, letters: int = 14
+) -> Image.Image:
+    """Images of one size in a grid on white, each with its label below it, in as many lines as it needs.
+
+    `letters`: how many of them, as high as they are, an image is wide.
+    """
     width, height = images[0].size
-    font: Any = ImageFont.load_default(max(9, width // 14))
+    font: Any = ImageFont.load_default(max(9, width // letters))
     texts = [wrap_text(label, font, width) for label in labels or [""] * len(images)]
     line = font.size + 3
     text = line * max(len(lines) for lines in texts) + 4 if labels else 0

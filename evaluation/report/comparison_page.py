@@ -66,15 +66,23 @@ class SharedImage:
     files: dict[str, Path]  # of each run
 
 
+def read_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
+    """{name: metrics.json} of 2 to 6 evaluations; refuses one that is given twice."""
+    if not 2 <= len(folders) <= 6:
+        raise UserError(f"--compare: takes 2 to 6 evaluations, found {len(folders)}")
+    places = [folder.resolve() for folder in folders]
+    if same := [str(folder) for folder, place in zip(folders, places) if places.count(place) > 1]:
+        raise UserError(f"--compare {' '.join(same)}: the same evaluation; give different ones")
+    return {name: read_evaluation(folder, "--compare") for name, folder in zip(run_names(folders), folders)}
+
+
 def write_comparison(folders: list[Path], output: Path) -> list[str]:
-    """Write one page of 2 to 6 evaluations (folders with metrics.json), each compared with the first.
+    """Write one page of evaluations (folders with metrics.json), each compared with the first.
 
     Returns its verdict in lines: on each run, and where the runs were measured against different images.
     """
-    if not 2 <= len(folders) <= 6:
-        raise UserError(f"--compare: takes 2 to 6 evaluations, found {len(folders)}")
-    names = run_names(folders)
-    runs = {name: read_evaluation(folder, "--compare") for name, folder in zip(names, folders)}
+    runs = read_runs(folders)
+    names = list(runs)
     figures = compare_figures(runs)
     shared = find_shared_images(dict(zip(names, folders)), runs)
     headline = f"Compared with {names[0]}"
@@ -106,7 +114,7 @@ def run_names(folders: list[Path]) -> list[str]:
         names = [part[-back] if back <= len(part) else part[0] for part in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{number}: {folder.name}" for number, folder in enumerate(folders, 1)]  # the same one twice
+    return [f"{number}: {folder.name}" for number, folder in enumerate(folders, 1)]  # no part is another in all
 
 
 def different_references(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -9,7 +9,15 @@ from evaluation.report.charts import Mark, Strip, fit_axis
 from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
 from evaluation.report.utility import accuracy_charts, arm_title, read_utility
-from evaluation.report.verdict import GROUPS, compare_with_floor, group_of, judge_evaluation, target_state
+from evaluation.report.verdict import (
+    GROUPS,
+    compare_with_floor,
+    describe_failed_checks,
+    group_of,
+    group_refused,
+    judge_evaluation,
+    target_state,
+)
 from utils.cli import UserError
 from utils.files import read_object, write_text
 
@@ -47,11 +55,13 @@ def write_report(folder: Path) -> Path:
         sizes=describe_sets(sets),
         date=str(made.get("date") or "")[:10],
         headline=headline,
+        failed_checks=describe_failed_checks(metrics),
         sentences=sentences,
         units={one["id"]: one.get("unit", "") for one in figures},
         groups={title: [one for one in figures if group_of(one) == key] for key, title in GROUPS.items()},
         figures_legend=figures_legend(figures),
         target_state=target_state,
+        group_refused=group_refused,
         figure_strip=figure_strip,
         describe_aim=describe_aim,
         compare_with_floor=compare_with_floor,

@@ -18,10 +18,10 @@ def count_decimals(low: float, high: float) -> int:
 
 
 def format_number(value: float, places: int, unit: str = "") -> str:
-    """A figure as text; a share (unit %) is stored as 0 … 1."""
+    """A figure as text; a share (unit %) is stored as 0 … 1. What rounds to 0 has no sign."""
     if unit == "%":
-        return f"{value * 100:,.{max(0, min(places - 2, 1))}f} %".replace("-", "−")
-    return f"{value:,.{places}f} {unit}".replace("-", "−").rstrip()
+        value, places = value * 100, max(0, min(places - 2, 1))
+    return f"{round(value, places) + 0.0:,.{places}f} {unit}".replace("-", "−").rstrip()
 
 
 def format_interval(found: Estimate, unit: str = "") -> tuple[str, str]:

@@ -4,13 +4,17 @@ from typing import Any
 
 from evaluation.intervals import Estimate
 from evaluation.report.formatting import format_interval, read_estimate
-from evaluation.report.verdict import target_state
+from evaluation.report.verdict import describe_failed_checks, group_refused, target_state
 from utils.cli import counted
 
 
 def summarise(metrics: dict[str, Any]) -> str:
     """The figures as a text table, the targets, and what people said."""
-    lines = [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}", *map(figure_line, metrics["figures"])]
+    computed = [one for one in metrics["figures"] if one["value"] is not None]
+    refused = group_refused(metrics["figures"])
+    lines = describe_failed_checks(metrics)
+    lines += [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}", *map(figure_line, computed)]
+    lines += [f"not computed: {', '.join(names)}: {reason}" for reason, names in refused.items()]
     lines += metrics.get("left_out", [])
     for one in metrics["targets"]:
         found = f"refused: {one['refused']}" if one.get("refused") else target_state(one)[0]
@@ -20,8 +24,6 @@ def summarise(metrics: dict[str, Any]) -> str:
 
 def figure_line(figure: dict[str, Any]) -> str:
     name = f"{figure['name']}, {figure['encoder']}" if figure["encoder"] else figure["name"]
-    if figure["value"] is None:
-        return f"{name:<46}  refused: {figure['refused']}"
     value, ends = format_interval(read_estimate(figure), figure["unit"])
     floor = format_interval(read_estimate(figure["floor"]), figure["unit"])[0] if figure["floor"] else ""
     return f"{name:<46}{value:>9}  {ends:<24}{floor:>9}".rstrip()

@@ -1,5 +1,6 @@
 """What an evaluation concludes, in sentences."""
 
+from collections import Counter
 from typing import Any
 
 from evaluation.intervals import difference
@@ -15,6 +16,13 @@ GROUPS = {
     "identity": "Identity",
     "fidelity": "Fidelity",
     "other": "Other",
+}
+NEEDED = ("quality", "adherence", "diversity")  # groups of figures for a verdict on the whole
+USUAL_ENCODERS = ("clip", "dinov2")  # that know photos of all kinds
+HOW_TO_GET = {
+    "quality": "Figures of quality need --real with at least 50 images, and an encoder.",
+    "adherence": "Figures of adherence need images with texts, and an encoder that knows texts, such as clip.",
+    "diversity": "Figures of diversity need at least 20 generated images, and an encoder.",
 }
 MET = {True: ("met", "good"), False: ("missed", "bad"), None: ("undecided", "unsure")}
 
@@ -53,11 +61,20 @@ def compare_with_floor(figure: dict[str, Any]) -> tuple[str, str]:
 
 
 def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) -> tuple[str, list[str]]:
-    """(a headline, sentences): the targets or else the floor, then copies, failures, use, people, refused figures."""
+    """(a headline, sentences): the targets or else the floor, then copies, failures, use, people, refused figures.
+
+    There is no verdict on the whole without a figure of each group of NEEDED: one alone may praise what is bad.
+    """
     figures, images = metrics["figures"], metrics.get("pictures", {})
-    headline = judge_targets(metrics.get("targets", []))
+    met, missing, sentences = judge_targets(metrics.get("targets", [])), find_missing(figures), []
     level = judge_floors(figures)
-    sentences = [level] if headline and level else []
+    if missing:
+        verdict = f"No verdict{' on the whole' if met else ''}: there is no figure of {' or of '.join(missing)}."
+        headline = f"{met} {verdict}".strip()
+        sentences += [] if describe_failed_checks(metrics) else [HOW_TO_GET[key] for key in missing]
+    else:
+        headline = met or level or f"{counted(len(figures), 'figure')}, and no targets were set."
+        sentences += [level] if met and level else []
     sentences += judge_copies(figures, images.get("copies", []))
     sentences += judge_failures(images.get("failures", []), figures)
     sentences += [f"Usefulness for a classifier, {line}." for line in (utility or {}).get("verdict", [])]
@@ -68,18 +85,44 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
         sentences.append(f"People guess right {share} of the time ({around}): {verdict}.")
     if refused := sum(bool(one.get("refused")) for one in figures):
         sentences.append(f"{counted(refused, 'figure')} could not be computed; the reason is shown instead.")
-    return headline or level or f"{counted(len(figures), 'figure')}, and no targets were set.", sentences
+    return headline, sentences
+
+
+def describe_failed_checks(metrics: dict[str, Any]) -> list[str]:
+    """Which encoders do not understand the real images, why, and which to use instead."""
+    return [
+        f"The encoder {name} does not understand these images: {one['problem']}. Its figures are left out; use "
+        f"--encoders {' '.join(other for other in USUAL_ENCODERS if other != name)}."
+        for name, one in metrics.get("checks", {}).items()
+        if one.get("problem")
+    ]
+
+
+def find_missing(figures: list[dict[str, Any]]) -> list[str]:
+    """The groups of NEEDED without any figure that was computed."""
+    there = {one.get("group") for one in figures if one.get("value") is not None}
+    return [key for key in NEEDED if key not in there]
+
+
+def group_refused(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """{reason: the names of the figures that were not computed for it}."""
+    found: dict[str, list[str]] = {}
+    for one in figures:
+        if one.get("value") is None:
+            name = " · ".join(filter(None, (one["name"], one.get("encoder"))))
+            found.setdefault(one.get("refused") or "no value", []).append(name)
+    return found
 
 
 def judge_targets(targets: list[dict[str, Any]]) -> str:
     if not targets:
         return ""
-    states = [target_state(one)[1] for one in targets]
-    met, missed, undecided = (states.count(state) for state in ("good", "bad", "unsure"))
-    if met == len(targets):
+    counts = Counter(target_state(one)[0] for one in targets)
+    met = counts.pop("met", 0)
+    if not counts:
         return "The target is met." if met == 1 else f"All {met} targets are met."
-    parts = [f"{met} of {counted(len(targets), 'target')} met"]
-    parts += [f"{count} {word}" for count, word in ((missed, "missed"), (undecided, "undecided")) if count]
+    others = sorted(counts, key=lambda word: word != "missed")
+    parts = [f"{met} of {counted(len(targets), 'target')} met", *(f"{counts[word]} {word}" for word in others)]
     return ", ".join(parts) + "."
 
 

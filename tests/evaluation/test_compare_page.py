@@ -104,12 +104,15 @@ def test_images_are_matched_by_prompt_and_seed_not_by_name(folders):
 def test_names_are_the_part_of_the_paths_that_differs(tmp_path):
     assert run_names([tmp_path / "a/evaluation", tmp_path / "b/evaluation"]) == ["a", "b"]
     assert run_names([tmp_path / "run/1", tmp_path / "run/2"]) == ["1", "2"]
-    assert len(set(run_names([tmp_path / "a", tmp_path / "a"]))) == 2
+    assert len(set(run_names([tmp_path / "a/1", tmp_path / "a/2", tmp_path / "b/1"]))) == 3
 
 
-def test_one_evaluation_is_none_to_compare(folders, tmp_path):
+def test_one_evaluation_is_none_to_compare_even_if_it_is_given_twice(folders, tmp_path):
     with pytest.raises(UserError, match="2 to 6"):
         write_comparison(folders[:1], tmp_path / "page.html")
+    (tmp_path / "link").symlink_to(folders[0])
+    with pytest.raises(UserError, match="--compare .*link: the same evaluation; give different ones"):
+        write_comparison([folders[0], tmp_path / "link"], tmp_path / "page.html")
 
 
 def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tmp_path):

@@ -12,7 +12,7 @@ from evaluation.diversity import compare_diversity, estimate_near
 from evaluation.kernels import polynomial_kernel
 from evaluation.neighbourhoods import half_samples
 from evaluation.novelty import compare_novelty
-from evaluation.quality import MINIMUM, compare_cmmd, compare_frechet, compare_kid, compare_prdc, mmd_errors
+from evaluation.quality import LEAST, compare_cmmd, compare_frechet, compare_kid, compare_prdc, mmd_errors
 from utils.cli import UserError
 
 
@@ -276,17 +276,17 @@ def test_a_feature_that_is_not_a_number_is_refused_by_name():
 @pytest.mark.parametrize(
     "compare, least",
     [
-        (compare_frechet, MINIMUM["frechet"]),
-        (compare_kid, MINIMUM["kid"]),
-        (compare_cmmd, MINIMUM["cmmd"]),
-        (compare_prdc, MINIMUM["prdc"]),
+        (compare_frechet, LEAST["frechet"]),
+        (compare_kid, LEAST["kid"]),
+        (compare_cmmd, LEAST["cmmd"]),
+        (compare_prdc, LEAST["precision"]),
         (compare_diversity, diversity.LEAST),
         (lambda a, b: compare_novelty(normal(50, 4, seed=5), a, b), novelty.LEAST),
     ],
     ids=["frechet", "kid", "cmmd", "prdc", "diversity", "novelty"],
 )
 def test_fewer_images_than_a_metric_bears_are_refused_and_enough_are_not(compare, least):
-    with pytest.raises(UserError, match=f"generated images: needs at least {least} items, found {least - 1}"):
+    with pytest.raises(UserError, match=f"needs at least {least} generated images, found {least - 1}"):
         compare(normal(least, 4), normal(least - 1, 4, seed=1))
     assert compare(normal(least, 4), normal(least, 4, seed=1))
 

@@ -45,7 +45,7 @@ def test_everything_in_metrics_is_on_the_page_in_order(evaluation, page):
     for one in metrics["figures"]:
         value = format_interval(read_estimate(one), one["unit"])[0] if one["value"] is not None else one["refused"]
         assert value in page and one["how"] in page, one["id"]
-    assert page.count("<img ") == 18 + 6 + 6 + 2 * 4 + 6 + 3 and page.count("pair suspected") == 1
+    assert page.count("<img ") == 8 + 6 + 18 + 6 + 6 + 2 * 4 + 6 + 3 and page.count("pair suspected") == 1
     assert (
         "no difference shown" in page
         and "better with real + 1x synthetic" in page
@@ -80,7 +80,7 @@ def test_a_missing_image_is_said_and_a_foreign_file_not_quoted(evaluation, tmp_p
         metrics["pictures"]["sample"] = [{"file": file, "text": "a shoe"} for file in files]
 
     text = changed(evaluation, tmp_path, change)
-    assert text.count('class="missing"') == 3 and "cannot be read" in text and "not an image" in text
+    assert text.count('class="missing"') == 2 * 3 and "cannot be read" in text and "not an image" in text
     assert "swordfish" not in text
 
 
@@ -88,7 +88,7 @@ def test_an_evaluation_with_almost_nothing_makes_a_page(tmp_path):
     refused = {"id": "kid/clip", "name": "KID", "refused": "12 images; below 50 it says nothing"}
     (tmp_path / "metrics.json").write_text(json.dumps({"version": 1, "figures": [refused]}))
     text = write_report(tmp_path).read_text()
-    assert "Not computed: 12 images; below 50 it says nothing" in text and "A sample" not in text
+    assert "Not computed: KID. 12 images; below 50 it says nothing" in text and "A sample" not in text
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"figures": 3}'])
@@ -131,15 +131,41 @@ def test_the_floor_is_compared_at_its_own_n():
     assert compare_with_floor({**one, "better": "near floor"}) == ("below real photos", "bad")
 
 
+def graded(values: dict[str, float], **more) -> dict:
+    """metrics.json with a figure of each group."""
+    floor, base = {"value": 0.9, "low": 0.8, "high": 1.0}, {"name": "X", "better": "higher"}
+    figures = [{**base, "id": "x", "group": key, "value": v, "low": v, "high": v} for key, v in values.items()]
+    return {"figures": [{**one, "floor": floor} for one in figures], **more}
+
+
 def test_verdict_without_targets_is_about_the_floor():
-    floor = {"value": 0.9, "low": 0.8, "high": 1.0}
-    figures = [
-        {"id": "x", "value": v, "low": v, "high": v, "better": "higher", "floor": floor} for v in (0.5, 0.85, 0.9)
-    ]
-    assert (
-        judge_evaluation({"figures": figures}, None)[0]
-        == "Worse than real photos in 1 of 3 figures; the others are not shown to be worse."
-    )
+    metrics = graded({"quality": 0.5, "adherence": 0.85, "diversity": 0.9})
+    said = "Worse than real photos in 1 of 3 figures; the others are not shown to be worse."
+    assert judge_evaluation(metrics, None)[0] == said
+
+
+@pytest.mark.parametrize("left_out", ["quality", "adherence", "diversity"])
+def test_there_is_no_verdict_without_quality_adherence_and_diversity(left_out):
+    metrics = graded({key: 0.9 for key in ("quality", "adherence", "diversity", "fidelity") if key != left_out})
+    headline, sentences = judge_evaluation(metrics, None)
+    assert headline == f"No verdict: there is no figure of {left_out}."
+    assert sentences[0].startswith(f"Figures of {left_out} need")
+    metrics["targets"] = [{"target": "x", "asked": ">0.5", "value": 0.9, "met": True}]
+    headline, _ = judge_evaluation(metrics, None)
+    assert headline == f"The target is met. No verdict on the whole: there is no figure of {left_out}."
+
+
+def test_an_encoder_that_failed_its_check_is_named_before_all_else(evaluation, tmp_path):
+    def change(metrics):
+        metrics["figures"] = [one for one in metrics["figures"] if one["group"] == "failures"]
+        metrics["checks"] = {"clip": {"problem": "it tells 55% of the real images from spoilt copies of them"}}
+        metrics["targets"] = [{"target": "kid", "asked": "<1", "value": None, "met": None, "refused": "clip failed"}]
+
+    text = changed(evaluation, tmp_path, change)
+    first = re.search(r"<h2>(.*?)</h2>\s*<p class=bad>(.*?)</p>", text)
+    assert first[1].startswith("0 of 1 target met, 1 refused. No verdict on the whole: there is no figure of quality")
+    assert "The encoder clip does not understand these images: it tells 55%" in first[2]
+    assert first[2].endswith("use --encoders dinov2.")
 
 
 @pytest.mark.parametrize(
