@@ -1,5 +1,6 @@
 """What happens to an image that was generated: it is checked, and saved where it belongs."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,24 +42,35 @@ def load_checks(
     return Checks(index, clip, min_clip_score)
 
 
-def find_reason(checks: Checks, made: GeneratedImage, prompt: str) -> tuple[str, str]:
-    """Why an image is rejected, in words to count by and in detail; two empty texts where it is accepted."""
+class Finding(NamedTuple):
+    """Why an image is rejected, in words to count by and in detail; empty where it is accepted."""
+
+    reason: str = ""
+    detail: str = ""
+    clip_score: float | None = None  # where it was computed: by it a user can choose another limit
+
+
+def check_image(checks: Checks, made: GeneratedImage, prompt: str) -> Finding:
     if fault := image_checks.find_fault(made.image, made.is_finite):
-        return fault, ""
+        return Finding(fault)
     if checks.near_index:
         name, bits, colour = image_checks.nearest(checks.near_index, made.image)
         if image_checks.is_near(bits, colour):
-            return "near-copy of a training image", f"{name}: {bits} of 256 bits, {colour} levels"
-    if checks.clip:
-        score = image_checks.clip_scores(checks.clip, [made.image], [prompt])[0]
-        if not score >= checks.min_clip_score:  # `not >=`: NaN is rejected too
-            return "not what its prompt says", f"CLIP score {score:.3f}, expected {checks.min_clip_score:g} or more"
-    return "", ""
+            return Finding("near-copy of a training image", f"{name}: {bits} of 256 bits, {colour} levels")
+    if not checks.clip:
+        return Finding()
+    score = float(image_checks.clip_scores(checks.clip, [made.image], [prompt])[0])
+    known = round(score, 4) if math.isfinite(score) else None
+    if score >= checks.min_clip_score:
+        return Finding(clip_score=known)
+    detail = f"CLIP score {score:.3f}, expected {checks.min_clip_score:g} or more"
+    return Finding("not what its prompt says", detail, known)  # NaN too
 
 
 def check_and_save(folder: Path, job: Job, record: dict[str, Any], made: GeneratedImage, checks: Checks) -> Result:
     """Write an image to images/ or rejected/, and its file's name into its record. Runs in a thread."""
-    reason, detail = find_reason(checks, made, record["text"])
+    reason, detail, score = check_image(checks, made, record["text"])
+    record = record | ({"clip_score": score} if score is not None else {})
     if reason:
         name = f"{job.index:06d}-{record['seed']}.png"
         write_png(folder / "rejected" / name, made.image)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import generate
 import prepare_dataset
+from evaluation import adherence, features
 from families import kohya, lora, lora_mix, models, sampler
 from generation import conditions, set_folder
 from generation.finish import read_sessions
@@ -364,13 +365,22 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     words = ["--num_images", 2, "--min_clip_score", 0.99]
     with pytest.raises(UserError, match=r"2 images rejected with each of 2 seeds: .*not what its prompt says"):
         make(tmp_path / "set", *words, "--max_retries", 1)
-    assert len(lines(tmp_path / "set/rejected/metadata.jsonl")) == 4
+    rejected = lines(tmp_path / "set/rejected/metadata.jsonl")
+    assert len(rejected) == 4 and all(-1 <= one["clip_score"] < 0.99 for one in rejected)
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
         2 * sampler.RETRY_SEEDS,
         2 * sampler.RETRY_SEEDS + 1,
     ]
+
+
+def test_accepted_images_carry_the_score_that_evaluate_gives_them(tmp_path):
+    assert make(tmp_path / "set", "--num_images", 2, "--min_clip_score", -1) == 0
+    encoder, rows = features.load_encoder("demo"), lines(tmp_path / "set/metadata.jsonl")
+    found = features.image_features(encoder, [tmp_path / "set" / one["file_name"] for one in rows], None)
+    scores = adherence.clip_scores(encoder, found, rows)
+    assert [one["clip_score"] for one in rows] == pytest.approx(scores.tolist(), abs=1e-3)
 
 
 def test_near_copies_of_training_images_are_rejected(reference, tmp_path):
