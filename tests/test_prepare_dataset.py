@@ -146,7 +146,7 @@ def test_same_seed_same_bytes_whatever_the_number_of_workers(damaged, prepared, 
 
 def test_the_same_command_again_does_no_work(damaged, tmp_path, capsys):
     prepare(damaged[0], tmp_path / "d", "--category", "heels")
-    assert "warning: test gets 1 image: evaluate.py judges quality from 50 real images on" in capsys.readouterr().err
+    assert "warning: test gets 3 images: evaluate.py judges quality from 50 real images on" in capsys.readouterr().err
     assert prepare_dataset.LEAST_TO_EVALUATE == quality.LEAST["kid"] == quality.LEAST["frechet"] / 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*")}
     assert prepare(damaged[0], tmp_path / "d", "--category", "Heels") == 0
