@@ -9,8 +9,11 @@
 """
 
 import argparse
+import contextlib
 import logging
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli, devices, runs  # first: it says in one line which package is missing
@@ -35,13 +38,14 @@ from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
-from utils.files import check_writable, write_json
+from utils.files import check_writable, claim_folder, lock_folder, read_written, set_aside, write_json
 from utils.parallel import available_cores
 
 logger = logging.getLogger("evaluate")
+RESULTS = ("metrics.json", "report.html")
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
 ALONE = {  # a task other than an evaluation: the flags that it uses
-    "compare": {"output_dir"},
+    "compare": {"output_dir", "overwrite"},
     "human_study": {"real", "generated", "seed", "output_dir", "overwrite"},
 }
 
@@ -86,7 +90,7 @@ def make_parser() -> cli.Parser:
     add("--batch_size", type=at_once, default=32, help="images at once through an encoder")
     add("--num_workers", type=workers, default=available_cores(), help="threads that decode images")
     add("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
-    add("--overwrite", action="store_true", help="replace another set's evaluation or study there")
+    add("--overwrite", action="store_true", help="replace what is there; others' files are moved aside")
     return parser
 
 
@@ -121,16 +125,46 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     cli.report_ignored(parser, args, needs)
 
 
-def check_output(out: Path, folders: dict[str, Path], overwrite: bool) -> None:
-    """Refuse to replace an evaluation of other sets. `folders`: {flag: its value}."""
+def foreign_results(out: Path, names: Sequence[str]) -> list[Path]:
+    """Those of the files that evaluate.py did not write; an earlier version noted nothing of what it wrote."""
+    own = read_written(out, "evaluate")
+    if not own and (out / "metrics.json").is_file():
+        with contextlib.suppress(UserError):
+            own = set(RESULTS) if read_evaluation(out) else own
+    return [out / name for name in names if (out / name).exists() and name not in own]
+
+
+def check_results(out: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Refuse a folder that can't be written, or in which other programs' files have the names of the results."""
     check_writable(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--output_dir {out}: is a file; give a folder")
+    if not overwrite and (foreign := foreign_results(out, names)):
+        aside = f"{foreign[0].name}.replaced-<date>"
+        raise UserError(
+            f"--output_dir {out}: {foreign[0].name} was not written by evaluate.py; give another folder, or add "
+            f"--overwrite, which moves it to {aside}"
+        )
+
+
+def open_results(out: Path, names: Sequence[str]) -> int:
+    """The lock of the folder (see `lock_folder`); other programs' files of these names are moved aside."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(out)
+    for path in foreign_results(out, names):
+        logger.warning("%s was not written by evaluate.py and is now %s", path, set_aside(path))
+    claim_folder(out, "evaluate")
+    return lock
+
+
+def check_output(out: Path, folders: dict[str, Path], overwrite: bool) -> None:
+    """Refuse to replace an evaluation of other sets. `folders`: {flag: its value}."""
+    check_results(out, RESULTS, overwrite)
     if overwrite or not (out / "metrics.json").is_file():
         return
     try:
         earlier = read_evaluation(out).get("sets", {})
-    except UserError as error:  # damaged: nothing can be lost
+    except UserError as error:  # our own, damaged: nothing can be lost
         logger.warning("%s", error)
         return
     for name, folder in folders.items():
@@ -144,22 +178,27 @@ def check_output(out: Path, folders: dict[str, Path], overwrite: bool) -> None:
 
 def compare_evaluations(args: argparse.Namespace) -> int:
     cli.show_settings(args)
-    check_writable(args.output_dir)
+    check_results(args.output_dir, ["comparison.html"], args.overwrite)
     read_runs(args.compare)
     if not args.dry_run:
+        lock = open_results(args.output_dir, ["comparison.html"])
         page = args.output_dir / "comparison.html"
         print(*write_comparison(args.compare, page), page, sep="\n")
+        os.close(lock)
     return 0
 
 
 def make_study(args: argparse.Namespace) -> int:
     cli.show_settings(args)
-    check_writable(args.output_dir)
+    names = ["study.html"]  # a key is looked at by write_study
+    check_results(args.output_dir, names, args.overwrite)
     real, generated = read_images(args.real, "--real"), read_images(args.generated, "--generated")
     print(f"real: {count_texts(real)}\ngenerated: {count_texts(generated)}")
     if not args.dry_run:
         out, count = args.output_dir, args.human_study
+        lock = open_results(out, names)
         print(human_study.write_study(out, real, generated, count, args.seed, args.overwrite))
+        os.close(lock)
     return 0
 
 
@@ -204,6 +243,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"{name}: {count_texts(some)}")
     if args.dry_run:
         return 0
+    lock = open_results(out, RESULTS) if accelerator.is_main_process else -1
 
     # Images → features.
     encoders = [
@@ -253,6 +293,7 @@ def main(args: argparse.Namespace) -> int:
         metrics["utility"] = judge.relative_paths(args.utility / "results.json", out)
     write_json(out / "metrics.json", metrics)
     report = write_report(out)
+    os.close(lock)
     print(f"{summary.summarise(metrics)}\n\n{out / 'metrics.json'}, {report}")
     return 3 if args.fail_under_targets and not all(one["met"] for one in metrics["targets"]) else 0
 

@@ -32,10 +32,13 @@ from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
 from utils.cli import UserError, counted
 from utils.console import Bar, show_progress
-from utils.files import file_sha256, locked_folder
+from utils.files import check_apart, file_sha256, locked_folder
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
+# Flags whose folders are read, those of data with all that is in them.
+OF_DATA = ("init_images", "control_images", "reject_near_train")
+OF_MODELS = ("pretrained_model_name_or_path", "model_config", "controlnet", "depth_model", "clip_model")
 # Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
@@ -266,6 +269,9 @@ def make_missing(
 
 
 def main(args: argparse.Namespace) -> int:
+    loras = [lora_mix.parse_lora(spec).path for spec in args.lora]
+    models_read = {name: getattr(args, name) for name in OF_MODELS} | {"lora": loras}
+    check_apart(args.output_dir, {name: getattr(args, name) for name in OF_DATA}, models_read)
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     if args.enable_cpu_offload and device.type == "cpu":
@@ -290,7 +296,6 @@ def main(args: argparse.Namespace) -> int:
             print(f"{out}: this set is finished; nothing to do")
         return 0
     try:
-        set_folder.forget_finish(out)  # images of a finished set are missing, or it grows
         facts: dict[str, Any] = {"device": devices.describe_device(device), "shares": plan.share.of}
         digest = settings["prompts_sha256"]
         runs.write_environment(out / "environment.json", facts["device"], precision.reason, prompts=digest)

@@ -30,7 +30,7 @@ from evaluation.features import image_features, load_encoder
 from utils.cli import Range, UserError, at_once, positive, seed_number, workers
 from utils.console import print_table, track
 from utils.devices import key_seed, keyed_generator
-from utils.files import write_json
+from utils.files import check_apart, write_json
 from utils.metrics_log import append_metrics, read_metrics
 from utils.parallel import available_cores
 
@@ -219,6 +219,8 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    models = {name: getattr(args, name) for name in ("encoder_path", "pretrained_model_name_or_path")}
+    check_apart(args.output_dir, {"real": args.real, "synthetic": args.synthetic}, models)
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     data = labelled.read_data(args.real, args.synthetic, args.target, args.min_per_class)
@@ -238,11 +240,11 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         if is_main:
             print_plan(args, data, arms, left_out, len(read_done(out, n_test)))
-            print(f"run: {runs.describe_run(out, settings, FREE)}")
+            print(f"run: {runs.describe_run(out, settings, FREE, kind='classify')}")
         return 0
 
     if is_main:
-        runs.open_run(out, settings, FREE, args.overwrite)
+        runs.open_run(out, settings, FREE, args.overwrite, kind="classify")
     accelerator.wait_for_everyone()
     done = read_done(out, n_test)
     todo = [(arm, seed) for arm in arms for seed in seeds if (arm.name, arm.real_share, seed) not in done]

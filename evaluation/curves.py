@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.files import replaced_file
+
 
 def plot_curves(path: Path, arms: Sequence[dict[str, Any]], majority: Mapping[str, float]) -> None:
     """Accuracy and macro-F1 over the number of real images, a line for each kind of training set with its intervals.
@@ -38,4 +40,5 @@ def plot_curves(path: Path, arms: Sequence[dict[str, Any]], majority: Mapping[st
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with replaced_file(path) as file:
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})

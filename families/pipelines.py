@@ -1,14 +1,12 @@
 """A whole diffusers pipeline in a run's folder, around the parts that were trained."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from families import models
-from utils.files import replaced_folder, write_json
+from utils.files import flush_folder, partial_folder, put_in_place, write_json
 
 
 class BaseModel(NamedTuple):
@@ -25,16 +23,11 @@ def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Mo
     """
     pipeline = models.fill_pipeline(base.model, trained, torch.float32)
     pipeline.scheduler.register_to_config(**base.schedule)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".pipeline"
-    with replaced_folder(aside) as new:
+    with partial_folder(folder / "pipeline") as new:
         pipeline.save_pretrained(new, safe_serialization=True)
         write_json(new / "unet" / "training.json", facts)
-    index = folder / "model_index.json"
-    index.unlink(missing_ok=True)
-    for entry in sorted(aside.iterdir(), key=lambda one: one.name == index.name):
-        target = folder / entry.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(entry, target)
-    aside.rmdir()
+        flush_folder(new)
+        index = folder / "model_index.json"
+        index.unlink(missing_ok=True)
+        for entry in sorted(new.iterdir(), key=lambda one: one.name == index.name):
+            put_in_place(entry, folder / entry.name)

@@ -12,7 +12,15 @@ from PIL import Image
 from generation.prompts import Prompt
 from utils import dataset
 from utils.dataset import index_of, read_parts
-from utils.files import file_sha256, replaced_file, replaced_folder, write_json, write_manifest, write_text
+from utils.files import (
+    file_sha256,
+    read_written,
+    replaced_file,
+    replaced_folder,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from utils.images import make_grid, require_image
 from utils.metrics_log import read_metrics
 
@@ -43,7 +51,8 @@ def finish_set(folder: Path, prompts: list[Prompt], settings: dict[str, Any], fa
     sums = write_train(folder, records)
     write_metadata(folder, settings, sums, len(records))
     write_json(folder / "report.json", report)
-    write_manifest(folder, sums)  # last of all: with it the set is finished
+    own = {*read_written(folder, "generate"), *sums}  # another process's list may lack what this one wrote
+    write_manifest(folder, sums, own)  # last of all: with it the set is finished
     return report
 
 

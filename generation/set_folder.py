@@ -6,6 +6,7 @@ finds the set complete merges them.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -21,10 +22,23 @@ from generation.prompts import Prompt
 from utils import runs
 from utils.cli import UserError, counted
 from utils.dataset import image_name, index_of, read_parts
-from utils.files import check_writable, lock_folder, locked_folder, write_text
+from utils.files import (
+    check_writable,
+    claim_folder,
+    file_sha256,
+    foreign_files,
+    list_files,
+    lock_folder,
+    locked_folder,
+    note_written,
+    read_manifest,
+    write_text,
+)
 from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
+from utils.parallel import available_cores, thread_map
 
+logger = logging.getLogger(__name__)
 OLD_SETTINGS = {"webdataset", "shard_size"}  # that config.yaml of earlier versions has
 
 
@@ -56,18 +70,22 @@ def enter_folder(
         raise UserError(f"--output_dir {folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
-        runs.refuse_foreign(folder)
-        config = folder / "config.yaml"
-        old = read_settings(folder) if config.is_file() else {}
-        is_empty = not (read_parts(folder) or read_parts(folder / "rejected"))
+        runs.refuse_foreign(folder, "generate")
+        old = read_settings(folder)
+        is_empty = not (read_parts(folder) or read_parts(folder / "rejected") or foreign_files(folder, "generate"))
         if is_empty and runs.training_changes(old, settings, free):
             for records in folder.glob("metadata*.jsonl"):
                 os.close(lock_folder(records, folder))  # an error where another process has just begun
             old = {}
         grows = check_settings(folder, old, settings, prompts, free)
+        damaged = find_damaged(folder)
+        if is_finished(folder, len(prompts)) and not damaged:
+            return None
+        claim_folder(folder, "generate")
         if grows or not old:
-            write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        return None if is_finished(folder, len(prompts)) else claim_share(folder, share)
+            write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        forget_finish(folder, damaged)
+        return claim_share(folder, share)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -88,7 +106,7 @@ def check_settings(
 ) -> bool:
     """Whether the set becomes larger; refuses settings that would change its images."""
     number, before = len(prompts), old.get("num_images", len(prompts))
-    changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"})
+    changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"}) if old else []
     if number < before:
         changes.append(f"num_images was {before}, now {number}: a set can't be made smaller")
     elif old and not changes and prompts_digest(prompts[:before]) != old.get("prompts_sha256"):
@@ -110,6 +128,7 @@ def claim_share(folder: Path, share: Share) -> int:
     """The lock of one share, until this process ends: the same command started twice is an error, not a race."""
     for name in ("images", "rejected"):
         (folder / name).mkdir(exist_ok=True)
+    note_written(folder / share.file_name)
     (folder / share.file_name).touch()
     return lock_folder(folder / share.file_name, folder)
 
@@ -126,15 +145,24 @@ def count_rejected(folder: Path, precision: str) -> Counter[int]:
 
 
 def is_finished(folder: Path, count: int) -> bool:
-    """Whether all images are there, and what describes them."""
-    try:
-        return bool(json.loads((folder / "MANIFEST.json").read_text("utf-8"))) and len(done_indices(folder)) == count
-    except (OSError, ValueError):  # not there, or damaged: what describes the set is written again
-        return False
+    """Whether all images are there, and what describes them; a damaged MANIFEST.json is written again."""
+    return bool(read_manifest(folder)) and len(done_indices(folder)) == count
 
 
-def forget_finish(folder: Path) -> None:
-    for name in ("MANIFEST.json", "report.json"):
+def find_damaged(folder: Path) -> list[str]:
+    """The files of a finished set that are missing, or that have changed since: the checksums say it."""
+    there, wanted = list_files(folder), {name: one["sha256"] for name, one in read_manifest(folder).items()}
+    first = {there[name].st_ino: name for name in wanted if name in there}  # train/ has hard links to images/
+    sums = dict(zip(first, thread_map(lambda name: file_sha256(folder / name), first.values(), available_cores())))
+    return [name for name in wanted if name not in there or sums[there[name].st_ino] != wanted[name]]
+
+
+def forget_finish(folder: Path, damaged: list[str]) -> None:
+    """Begin to finish the set again, without its damaged images."""
+    images = [name for name in damaged if name.startswith("images/")]
+    if damaged:
+        logger.warning("%s: missing or damaged, made again: %s", folder, ", ".join((images or damaged)[:5]))
+    for name in (*images, "MANIFEST.json", "report.json"):
         (folder / name).unlink(missing_ok=True)
 
 

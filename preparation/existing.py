@@ -9,7 +9,7 @@ from typing import Any
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.dataset import SPLITS
-from utils.files import check_writable, list_files, recover_folder
+from utils.files import check_apart, check_movable, check_writable, foreign_files, list_files, recover_folder
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,7 @@ class Request:
 
 def check_output(folder: Path, source: Source, overwrite: bool, analyse_only: bool) -> None:
     """Refuse a folder that can't be written, or whose content this script did not write."""
-    out, place = folder.resolve(), Path(source.name).resolve()
-    if place.exists() and (out == place or place in out.parents or out in place.parents):
-        raise UserError(
-            f"--output_dir {folder}: is the same as, contains or is inside {source.name}; give a folder outside it"
-        )
+    check_apart(folder, {source.flag.removeprefix("--"): source.name})
     recover_folder(folder)
     if overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         check_writable(folder)
@@ -39,21 +35,14 @@ def check_output(folder: Path, source: Source, overwrite: bool, analyse_only: bo
         raise UserError(f"--output_dir {folder}: is a file; give a new folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not any((folder / name).is_file() for name in ("metadata.json", "analysis.json")):
-        raise UserError(f"--output_dir {folder}: exists and was not written by this script; give a new folder")
-    if overwrite and (extra := foreign_files(folder)):
-        names = f"{', '.join(extra[:3])}{' …' if extra[3:] else ''}"
-        what = f"--overwrite would remove files that this script did not write ({names})"
-        raise UserError(f"--output_dir {folder}: {what}; move them away, or give another folder")
-
-
-def foreign_files(folder: Path) -> list[str]:
-    """The files in a dataset's folder that its manifest does not list."""
-    try:
-        own = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8")).keys() | {"MANIFEST.json"}
-    except (OSError, ValueError, AttributeError):
-        return []
-    return [name for name in list_files(folder) if name not in own]
+    if overwrite:
+        check_movable(folder)
+    elif not any((folder / name).is_file() for name in ("metadata.json", "analysis.json")):
+        aside = f"{folder.resolve().name}.replaced-<date>"
+        raise UserError(
+            f"--output_dir {folder}: holds files that this script did not write ({foreign_files(folder)[0]}); give "
+            f"another folder, or add --overwrite, which moves them to {aside}"
+        )
 
 
 def is_up_to_date(folder: Path, request: Request, new_splits: bool, overwrite: bool) -> bool:
@@ -67,7 +56,8 @@ def is_up_to_date(folder: Path, request: Request, new_splits: bool, overwrite: b
     if not overwrite:
         what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
         raise UserError(f"{what}. Add --overwrite to replace it; splits are kept")
-    print(f"{folder} will be replaced: {'; '.join(changes)}")
+    kept = f"; as it holds other files, it is kept as {folder.resolve().name}.replaced-<date>"
+    print(f"{folder} will be replaced: {'; '.join(changes)}{kept if foreign_files(folder) else ''}")
     return False
 
 
@@ -85,7 +75,7 @@ def changes_since(folder: Path, request: Request) -> list[str]:
             for key in new
             if comparable(key, old.get(key)) != comparable(key, new[key])
         ]
-        if extra := foreign_files(folder):
+        if extra := sorted(there.keys() - sizes.keys() - {"MANIFEST.json"}):
             changes.append(f"there are other files in it ({extra[0]})")
         if any(there.get(name) != size for name, size in sizes.items()):
             changes.append("files in it are missing or changed")

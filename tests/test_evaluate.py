@@ -141,6 +141,23 @@ def test_another_set_does_not_replace_an_evaluation(good, sets):
         run(sets, sets["train"], sets["root"] / "evaluation")
 
 
+@pytest.mark.parametrize("name, content", [("report.html", "mine"), ("metrics.json", '{"mine": 1}')])
+def test_files_of_others_are_replaced_only_with_overwrite_and_kept(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} was not written by evaluate.py.*--overwrite, which moves it to"):
+        evaluate.check_output(tmp_path, {}, overwrite=False)
+    evaluate.check_output(tmp_path, {}, overwrite=True)
+    os.close(evaluate.open_results(tmp_path, evaluate.RESULTS))
+    assert next(tmp_path.glob(f"{name}.replaced-2*")).read_text() == content and not (tmp_path / name).exists()
+
+
+def test_a_second_evaluation_into_one_folder_waits_for_its_turn(sets, tmp_path):
+    lock = evaluate.open_results(tmp_path / "out", evaluate.RESULTS)
+    with pytest.raises(UserError, match="another process is writing it"):
+        run(sets, sets["good"], tmp_path / "out")
+    os.close(lock)
+
+
 def test_copies_are_caught(sets, tmp_path):
     """A third of the set are training images: some as they are, some mirrored and reduced to another format."""
     folder = shutil.copytree(sets["good"], tmp_path / "copying")
@@ -320,7 +337,7 @@ def refusal(words: str, capsys) -> str:
 @pytest.mark.parametrize(
     "task, useful",
     [
-        ("--compare x y --output_dir o", ["--dry_run"]),
+        ("--compare x y --output_dir o", ["--overwrite", "--dry_run"]),
         ("--human_study 4 --real r --generated g --output_dir o", ["--seed 9", "--overwrite", "--dry_run"]),
     ],
 )

@@ -245,23 +245,29 @@ def test_a_set_of_an_earlier_version_goes_on_and_its_clip_score_is_read_as_a_cos
         enter(tmp_path, ["a", "b"], {"min_clip_score": 0.25})
 
 
-def test_a_deleted_or_damaged_config_is_told_with_what_to_do(tmp_path):
+def test_a_deleted_or_damaged_config_is_told_with_what_to_do(tmp_path, caplog):
     os.close(enter(tmp_path, ["a"], {}))
     (tmp_path / "config.yaml").write_text("{a")
-    with pytest.raises(UserError, match="config.yaml is damaged .*put `{}` in it"):
+    with pytest.raises(UserError, match="config.yaml is damaged .*remove that file to continue"):
         enter(tmp_path, ["a"], {})
     (tmp_path / "config.yaml").unlink()
-    with pytest.raises(UserError, match="holds other files .* and no config.yaml; .*put a config.yaml with `{}`"):
-        enter(tmp_path, ["a"], {})
-    (tmp_path / "config.yaml").write_text("{}")
     os.close(enter(tmp_path, ["a"], {"seed": 5}))
-    assert runs.read_settings(tmp_path)["seed"] == 5
+    assert runs.read_settings(tmp_path)["seed"] == 5 and "has lost its config.yaml" in caplog.text
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "photo.jpg").write_text("mine")
-    with pytest.raises(UserError, match="holds other files"):
+@pytest.mark.parametrize("name, content", [("photo.jpg", "mine"), ("config.yaml", "{}"), ("config.yaml", "seed: 1")])
+def test_a_folder_of_something_else_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"holds files that no script wrote \({name}\)"):
         make(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
+
+
+def test_a_recipe_with_an_output_dir_is_not_replaced(tmp_path):
+    (tmp_path / "config.yaml").write_text("output_dir: here\nseed: 1\n")
+    with pytest.raises(UserError, match="holds images of other settings"):
+        make(tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "output_dir: here\nseed: 1\n"
 
 
 def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path, monkeypatch, capsys):
@@ -301,8 +307,15 @@ def test_out_of_memory_halves_the_batch(reference, tmp_path, monkeypatch):
 def test_images_that_went_missing_are_made_again_and_the_set_is_whole(reference, tmp_path):
     copy = Path(shutil.copytree(reference, tmp_path / "set"))
     (copy / "images/000004.png").unlink()
+    for damaged in ("images/000002.png", "train/images/000003.png", "train/metadata.jsonl"):  # of images, not the end
+        content = bytearray((copy / damaged).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / damaged).write_bytes(content)
+    (copy / "train/mine.txt").write_text("mine")
     assert make(copy) == 0
     assert apart(pixels(copy), pixels(reference)) <= 1
+    assert next(copy.glob("train.replaced-2*/mine.txt")) and not set_folder.find_damaged(copy)
+    shutil.rmtree(next(copy.glob("train.replaced-2*")))
     assert prepare_dataset.main(prepare_dataset.parse_args(["--verify", str(copy), "--num_workers", "1"])) == 0
 
 
@@ -632,11 +645,13 @@ def test_what_is_no_controlnet_is_told_in_words(tmp_path):
 
 
 def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    assert len(conditions.list_images("--init_images", tmp_path, 1)) == 2  # one image never comes to the second
+    given = tmp_path / "given"
+    given.mkdir()
+    Image.new("RGB", (8, 8)).save(given / "a.png")
+    (given / "b.png").write_bytes((given / "a.png").read_bytes()[:40])
+    assert len(conditions.list_images("--init_images", given, 1)) == 2  # one image never comes to the second
     with pytest.raises(UserError, match="--init_images .*b.png: .*; remove or replace the file"):
-        make(tmp_path / "set", "--init_images", tmp_path)
+        make(tmp_path / "set", "--init_images", given)
     assert not (tmp_path / "set").exists()
 
 
@@ -655,7 +670,14 @@ def test_a_model_that_names_no_size_asks_for_one(tmp_path):
     build_tiny(tmp_path / "tiny", "sd1")
     config = tmp_path / "tiny/unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": None}))
-    line = ["--pretrained_model_name_or_path", str(tmp_path / "tiny"), "--prompt", "x", "--output_dir", str(tmp_path)]
+    line = [
+        "--pretrained_model_name_or_path",
+        str(tmp_path / "tiny"),
+        "--prompt",
+        "x",
+        "--output_dir",
+        str(tmp_path / "set"),
+    ]
     with pytest.raises(UserError, match="--resolution: .*tiny names no one side"):
         generate.main(generate.parse_args(line))
 
@@ -709,6 +731,11 @@ def test_a_flag_of_a_recipe_that_does_nothing_is_left_out_with_a_warning(tmp_pat
     args = generate.parse_args(words(tmp_path / "set", "--config", tmp_path / "recipe.yaml"))
     assert "`strength: 0.9` does nothing without --init_images" in caplog.text
     assert (args.strength, args.control_type) == (0.6, "none")
+
+
+def test_images_never_go_into_the_run_of_their_lora(loras):
+    with pytest.raises(UserError, match="--output_dir .*: contains --lora"):
+        make(loras[0], "--lora", loras[0])
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(tmp_path, capsys):

@@ -161,8 +161,8 @@ def test_nothing_is_overwritten_without_a_flag(clean, tmp_path):
         prepare(clean, tmp_path / "d", "--resolution", "32")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="not written by this script"):
-        prepare(clean, tmp_path / "mine", "--overwrite")
+    with pytest.raises(UserError, match=r"this script did not write \(thesis.txt\).*--overwrite, which moves them"):
+        prepare(clean, tmp_path / "mine")
     with pytest.raises(UserError, match="catalogue"):
         prepare(clean, clean / "inside")
     assert tree(tmp_path / "d") == before and tree(tmp_path / "mine") == {"thesis.txt": b"x"}
@@ -528,7 +528,11 @@ def test_overwrite_never_removes_a_file_of_someone_else(tmp_path):
     command = [sys.executable, "prepare_dataset.py", *map(str, words)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (tmp_path / "out/train/notes.txt").write_text("mine")
-    for more in ([], ["--overwrite"]):
-        done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and "train/notes.txt" in done.stderr
-        assert (tmp_path / "out/train/notes.txt").read_text() == "mine"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "train/notes.txt" in done.stderr
+    (tmp_path / "out").rename(tmp_path / "disk")
+    (tmp_path / "out").symlink_to("disk")
+    done = subprocess.run([*command, "--overwrite"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "as it holds other files, it is kept as disk.replaced-" in done.stdout
+    assert (tmp_path / "out").is_symlink() and not (tmp_path / "disk/train/notes.txt").exists()
+    assert next(tmp_path.glob("disk.replaced-2*/train/notes.txt")).read_text() == "mine"

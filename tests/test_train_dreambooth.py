@@ -561,17 +561,28 @@ def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_dat
     words = [*FULL, "--max_train_steps", 1]
     assert teach(trainer_data, tmp_path / "run", *words[:-1], 2) == 0
     before = snapshot(tmp_path / "run")
-    for same in (["--max_train_steps", 2], ["--num_train_epochs", 3]):  # 5 photos, 8 a step
-        assert teach(trainer_data, tmp_path / "run", *words, *same, "--logging_steps", 2) == 0
+    for same in ([*words, "--max_train_steps", 2], [*FULL, "--num_train_epochs", 3]):  # 5 photos, 8 a step
+        assert teach(trainer_data, tmp_path / "run", *same, "--logging_steps", 2) == 0
         assert ": finished with 2 steps; nothing was changed" in capsys.readouterr().out
-    for fewer in ([], ["--dry_run"], ["--num_train_epochs", 1]):
+    for fewer in (words, [*words, "--dry_run"], [*FULL, "--num_train_epochs", 1]):
         with pytest.raises(UserError, match="already has 2 steps; nothing was changed. For fewer steps give another"):
-            teach(trainer_data, tmp_path / "run", *words, *fewer)
+            teach(trainer_data, tmp_path / "run", *fewer)
     assert snapshot(tmp_path / "run") == before
     with pytest.raises(UserError, match="method was full, now lora"):
         teach(trainer_data, tmp_path / "run", "--max_train_steps", 1, "--learning_rate", "1e-3")
     assert teach(trainer_data, tmp_path / "run", *words, "--overwrite", "--seed", 1) == 0
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("flag", ["--pretrained_model_name_or_path", "--instance_data_dir", "--class_data_dir"])
+def test_what_is_read_is_never_the_folder_that_is_replaced(trainer_data, tmp_path, flag):
+    shutil.copytree(trainer_data["sd1" if "model" in flag else "subject"], tmp_path / "given")
+    (tmp_path / "link").symlink_to("given")
+    before = snapshot(tmp_path / "given")
+    for out in (tmp_path / "given", tmp_path / "link", tmp_path):
+        with pytest.raises(UserError, match=f"--output_dir .*: (is the same as|contains) {flag} .*given"):
+            teach(trainer_data, out, *PRIOR, flag, tmp_path / "given", "--overwrite")
+    assert snapshot(tmp_path / "given") == before
 
 
 def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):

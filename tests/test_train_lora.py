@@ -306,12 +306,27 @@ def test_a_finished_run_does_nothing_and_more_steps_continue_it(trainer_data, re
     with pytest.raises(UserError, match="--max_train_steps 4: .* already has 6 steps"):
         train(trainer_data, copy, "--max_train_steps", 4)
     assert snapshot(copy) == before
+    flipped = bytearray((copy / LORA).read_bytes())
+    flipped[-9] ^= 1
+    (copy / LORA).write_bytes(flipped)
+    assert train(trainer_data, copy) == 0  # the result is written anew from the checkpoint
+    assert same_bytes(copy, reference) and column(copy, "loss") == column(reference, "loss")
     assert train(trainer_data, copy, "--max_train_steps", 8) == 0
     assert "resuming from" in capsys.readouterr().out
     assert train(trainer_data, tmp_path / "eight", "--max_train_steps", 8) == 0
     assert same_bytes(copy, tmp_path / "eight") and column(copy, "loss") == column(tmp_path / "eight", "loss")
     assert train(trainer_data, copy, "--overwrite", "--seed", 1, "--max_train_steps", 1) == 0
     assert [path.name for path in checkpoints.list_checkpoints(copy)] == ["checkpoint-1"]
+    assert not list(tmp_path.glob("run.*"))  # all of it was the run's own, and is deleted
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 100)])
+def test_a_damaged_result_without_a_checkpoint_is_an_error(trainer_data, copy, damage):
+    damage(copy / LORA)
+    for path in checkpoints.list_checkpoints(copy):
+        shutil.rmtree(path)
+    with pytest.raises(UserError, match=f"{LORA} is missing or damaged, and there is no checkpoint"):
+        train(trainer_data, copy)
 
 
 def test_settings_that_change_the_training_are_an_error_that_shows_them(trainer_data, copy):
@@ -645,7 +660,7 @@ def test_a_command_line_for_the_diffusers_script_runs_unchanged(trainer_data, tm
         ("--pretrained_model_name_or_path ./nothing", "--pretrained_model_name_or_path ./nothing: no such folder"),
         ("--lora_layers to_k to_x", "--lora_layers to_x: .* no layer of that name"),
         ("--report_to paper", "--report_to paper: give tensorboard"),
-        ("--output_dir {tmp}/silent", "--output_dir .*silent: holds other files"),
+        ("--output_dir {tmp}/silent", "--output_dir .*silent: holds files that no script wrote"),
         (
             "--effective_batch_size 12 --gradient_accumulation_steps 1",
             "--train_batch_size 8 .* not --effective_batch_size 12",

@@ -50,7 +50,7 @@ def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(traine
         ("training.cache", "write_safetensors", 1),  # the captions are encoded, and lost
         ("training.cache", "write_safetensors", 2),  # the captions are kept, the latents lost
         ("utils.checkpoints", "write_manifest", 2),  # a checkpoint that has all but its manifest (best/ comes first)
-        ("utils.files", "_replace", 2),  # one that is whole and has not its name yet
+        ("utils.files", "put_in_place", 2),  # one that is whole and has not its name yet
         ("utils.checkpoints", "rotate_checkpoints", 2),  # one too many
     ]
     for moment in inside:
@@ -111,6 +111,14 @@ def test_two_runs_share_a_cache_but_not_a_folder(trainer_data, words, whole, tmp
         train(trainer_data, tmp_path / "one", *words, *shared)
     assert [finish(process) for process in processes] == [0, 0]
     assert same_bytes(whole, tmp_path / "one") and same_bytes(whole, tmp_path / "two")
+
+
+def test_a_run_whose_folder_is_moved_while_it_trains_ends_with_an_error(trainer_data, words, tmp_path):
+    process = start(flags(trainer_data, tmp_path / "run", *words), tmp_path / "told")
+    wait_for(tmp_path / "run" / "checkpoint-5")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert finish(process) == 1 and not (tmp_path / "run").exists()
+    assert "run: was removed or moved meanwhile" in (tmp_path / "told").read_text()
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(trainer_data, tmp_path):

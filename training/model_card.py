@@ -12,16 +12,18 @@ from typing import Any
 from families import kohya, tokens
 from families.lora import FILE_NAME as WEIGHTS
 from utils.cli import UserError, mask_text
-from utils.files import list_files, write_json, write_text
+from utils.files import file_sha256, list_files, read_written, write_json, write_text
 from utils.metrics_log import plot_losses, read_metrics, summary_rows
 from utils.runs import package_versions
 from utils.wording import make_environment
 
-# Neither checkpoints nor logs; environment.json describes the machine, and stays on it.
-PUSHED = re.compile(
-    r"README\.md|[^/]+\.safetensors|loss_curve\.png|config\.yaml|validation/[^/]+\.png|model_index\.json|"
+# What is made for users, and what is pushed with it: neither checkpoints nor logs; environment.json describes the
+# machine, and stays on it.
+RESULT = re.compile(
+    r"[^/]+\.safetensors|model_index\.json|"
     r"(unet|vae|text_encoder(_2)?|tokenizer(_2)?|scheduler|feature_extractor)/[^/]+"
 )
+PUSHED = re.compile(rf"{RESULT.pattern}|README\.md|loss_curve\.png|config\.yaml|validation/[^/]+\.png")
 WORDS = {None: "not set", True: "yes", False: "no"}
 
 
@@ -62,7 +64,9 @@ def write_results(folder: Path, facts: dict[str, Any], counts: dict[str, Any], a
     summary = counts | {"seconds": seconds}
     rows = summary_rows(records, summary)
     write_card(folder, read_facts(facts), rows if records else {})
-    write_json(folder / "summary.json", summary | {"asked": asked})
+    own = list_files(folder).keys() & read_written(folder, "train")
+    files = {name: file_sha256(folder / name) for name in sorted(own) if RESULT.fullmatch(name)}
+    write_json(folder / "summary.json", summary | {"asked": asked, "files": files})
     return rows
 
 

@@ -30,9 +30,13 @@ from utils import cli, devices, runs
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.devices import Precision, working_device
+from utils.files import check_apart
 from utils.trackers import tracker_names
 
 logger = logging.getLogger(__name__)
+# Flags of one trainer or both whose folders are read, those of data with all that is in them.
+OF_DATA = ("train_data_dir", "instance_data_dir", "class_data_dir")
+OF_MODELS = ("pretrained_model_name_or_path", "model_config", "mask_loss")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
 
     Of args, this settles --effective_batch_size and --use_aspect_ratio_buckets, which depend on other things.
     """
+    read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
+    check_apart(args.output_dir, {name: read[name] for name in OF_DATA}, {name: read[name] for name in OF_MODELS})
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     plan = plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
@@ -122,8 +128,7 @@ def open_folder(args: argparse.Namespace, start: Start, free: set[str], describe
     """Open --output_dir; whether a step is left to train. `free`: the settings that a resumed run may change."""
 
     def open_here() -> str | None:
-        runs.open_run(args.output_dir, start.tracking.settings, free, args.overwrite, describe_end)
-        return describe_end()
+        return runs.open_run(args.output_dir, start.tracking.settings, free, args.overwrite, describe_end)
 
     message = in_main_process(start.accelerator, open_here)
     if message:

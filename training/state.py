@@ -10,6 +10,7 @@ import torch
 from families import kohya, lora, pipelines, tokens
 from utils import checkpoints
 from utils.cli import UserError
+from utils.files import remove_written
 from utils.metrics_log import SMOOTHING
 
 
@@ -125,7 +126,7 @@ def write_result(folder: Path, training: Training, name: str) -> None:
         write_kohya(*paths, training, training.kohya)
     else:
         for path in paths:  # of fewer steps
-            path.unlink(missing_ok=True)
+            remove_written(path)
 
 
 def write_kohya(lora_path: Path, word_path: Path, training: Training, family: str) -> None:

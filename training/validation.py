@@ -87,7 +87,7 @@ def save_grid(path: Path, made: list[Image.Image], prompts: list[str], columns: 
     """The labelled grid as one file; how many of the images are invalid."""
     faults = [image_fault(image) for image in made]
     labels = [f"INVALID: {fault}" if fault else " ".join(prompt.split()) for fault, prompt in zip(faults, prompts)]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     with replaced_file(path) as file:
         images.make_grid(made, min(columns, len(made)), labels).save(file, "PNG")
     invalid = [fault for fault in faults if fault]

@@ -7,7 +7,6 @@ trainer writes itself; nothing is pickled.
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from utils.cli import UserError, counted
-from utils.files import file_sha256, replaced_folder, write_json, write_manifest, write_safetensors
+from utils.files import discard_folder, file_sha256, replaced_folder, write_json, write_manifest, write_safetensors
 
 logger = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
@@ -170,10 +169,8 @@ def find_named(run: Path, wanted: str, there: str) -> Path:
 def rotate_checkpoints(run: Path, limit: int | None) -> None:
     """Keep the newest `limit` checkpoints, and the newest one that verifies if it is not among them.
 
-    Only for the process that holds the run: it also removes what a kill left half-written or half-removed.
+    Only for the process that holds the run. One with files in it that no script wrote is kept under another name.
     """
-    for left in [*run.glob(".checkpoint-*.partial"), *run.glob(".checkpoint-*.removed")]:
-        shutil.rmtree(left)
     found = list_checkpoints(run)
     count = max(1, limit) if limit else len(found)
     kept, others = found[:count], found[count:]
@@ -181,6 +178,4 @@ def rotate_checkpoints(run: Path, limit: int | None) -> None:
         kept += [path for path in others if checkpoint_damage(path) is None][:1]
     for path in others:
         if path not in kept:
-            hidden = path.with_name(f".{path.name}.removed")  # renamed first: a kill leaves no half of a checkpoint
-            path.rename(hidden)
-            shutil.rmtree(hidden)
+            discard_folder(path)

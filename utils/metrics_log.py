@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.files import write_text
+from utils.files import note_written, replaced_file, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ TIMED = ("data", "step", "validation", "checkpoint")  # seconds_<name> in the re
 def append_metrics(path: Path, record: Record) -> None:
     """Write one line and flush it. What is not finite becomes null: NaN is not JSON."""
     line = json.dumps({name: _plain(value) for name, value in record.items()}, ensure_ascii=False, allow_nan=False)
+    note_written(path)
     with open(path, "ab") as file:
         # A kill may have left half a line: it must not swallow this one.
         torn = file.tell() > 0 and not _ends_line(path)
@@ -83,8 +84,8 @@ def best_validation(records: list[Record]) -> tuple[int, float] | None:
 def plot_losses(records: list[Record], path: Path) -> None:
     """Draw loss_curve.png; nothing if no loss was recorded."""
     if series(records, "loss")[0] or series(records, "val_loss")[0]:
-        # The same bytes whatever matplotlib's version says.
-        draw_losses(records).savefig(path, dpi=110, metadata={"Software": None})
+        with replaced_file(path) as file:  # the same bytes whatever matplotlib's version says
+            draw_losses(records).savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
 def draw_losses(records: list[Record]) -> "Figure":

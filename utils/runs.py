@@ -4,11 +4,11 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +21,23 @@ from typing import Any
 import yaml
 
 from utils.cli import UserError, mask_text
-from utils.files import lock_folder, recover_folder, write_json, write_text
+from utils.files import (
+    check_movable,
+    claim_folder,
+    discard_folder,
+    file_sha256,
+    foreign_files,
+    lock_folder,
+    set_aside,
+    write_json,
+    write_text,
+    written_list,
+)
+from utils.metrics_log import read_metrics
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
-RUN_FILES = re.compile(
-    r"checkpoint-\d+|best|validation|logs|trackers|metrics\.jsonl|loss_curve\.png|README\.md|(summary|environment)\.json|"
-    r"config\.yaml|[^/]+\.safetensors|results\.jsonl?|curves\.png|model_index\.json|unet|vae|text_encoder(_2)?|"
-    r"tokenizer(_2)?|scheduler|feature_extractor"
-)
+
+logger = logging.getLogger(__name__)
 
 
 def git_commit() -> str | None:
@@ -88,9 +97,8 @@ def describe_making(hardware: str, seconds: float) -> dict[str, Any]:
 def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[str]) -> list[str]:
     """The differences between two settings, except for the `free` keys, which do not change the training.
 
-    Empty old settings differ in nothing: a user who empties config.yaml says that the folder fits. Neither does a
-    setting that is off now and that the old ones lack, from before there was its flag; nor one that is now taken from
-    the environment, where the value there is the old one.
+    A setting that is off now and that the old ones lack, from before there was its flag, does not differ; nor one that
+    is now taken from the environment, where the value there is the old one.
     """
 
     def is_same(key: str) -> bool:
@@ -105,7 +113,7 @@ def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[st
         f"what --{key.removesuffix('_sha256')} gives has changed"
         if key.endswith("_sha256")
         else f"{key} was {old.get(key)}, now {new.get(key)}"
-        for key in sorted({*old, *new} - free if old else [])
+        for key in sorted({*old, *new} - free)
         if not is_same(key)
     ]
 
@@ -115,40 +123,26 @@ def _expand(setting: Any) -> str:
     return re.sub(r"\$\{oc\.env:(\w+)\}", lambda found: os.environ.get(found[1], found[0]), str(setting))
 
 
-def _empty_folder(folder: Path, logs: str | None) -> None:
-    """Remove what a run writes, and refuse a folder with anything else; `logs` is the run's folder of logs.
-
-    config.yaml goes last, so that a folder whose removal was interrupted is still known as a run's.
-    """
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    foreign = [entry.name for entry in entries if entry.name != logs and not RUN_FILES.fullmatch(entry.name)]
-    if foreign:
-        raise UserError(
-            f"--output_dir {folder}: contains files that do not belong to a run ({foreign[0]}); give another folder"
-        )
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == "config.yaml"):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds files but no config.yaml."""
-    # A kill during the first write of config.yaml leaves part of it under a hidden name.
-    foreign = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
-    if foreign and not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"--output_dir {folder}: holds other files ({foreign[0]}) and no config.yaml; give another folder, or, "
-            "if this command made them, put a config.yaml with `{}` into the folder"
-        )
+def refuse_foreign(folder: Path, kind: str, advice: str = "give another folder") -> None:
+    """Refuse a folder with files that no script began; in one of an earlier version, config.yaml names output_dir."""
+    if written_list(folder, kind).exists() or "output_dir" in read_settings(folder):
+        if not (folder / "config.yaml").is_file():
+            logger.warning("%s has lost its config.yaml: the settings of this command are taken for its own", folder)
+        return
+    if foreign := foreign_files(folder, kind):
+        raise UserError(f"--output_dir {folder}: holds files that no script wrote ({foreign[0]}); {advice}")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the folder was started with, from its config.yaml; a damaged one is an error."""
+    """The settings that the folder was started with, from its config.yaml, if it has one; a damaged one is an error."""
     path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
     try:
         settings = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({' '.join(str(error).split())}); put `{{}}` in it to continue with the settings of "
+            f"{path} is damaged ({' '.join(str(error).split())}); remove that file to continue with the settings of "
             "this command, or give another folder"
         ) from None
     if isinstance(buckets := settings.get("aspect_ratio_buckets"), bool):  # before it had diffusers' meaning, a list
@@ -160,7 +154,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def has_begun(folder: Path) -> bool:
     """Whether the folder contains results of training, so that its settings must not change."""
-    return any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl"))
+    if any(folder.glob("checkpoint-*")) or any((folder / n).exists() for n in ("summary.json", "results.jsonl")):
+        return True
+    return any(record.get("step", 0) for record in read_metrics(folder / "metrics.jsonl"))
 
 
 def open_run(
@@ -169,49 +165,72 @@ def open_run(
     free: Iterable[str],
     overwrite: bool,
     end: Callable[[], str | None] = lambda: None,
-) -> None:
-    """Create or enter a run folder, and lock it until this process ends.
+    kind: str = "train",
+) -> str | None:
+    """Create or enter a run folder, and lock it until this process ends; what `end` says (see `describe_end`).
 
-    Refused: a folder of other settings, with the difference, and one that is not a run's. If the run has reached its
-    `end` (see `describe_end`), nothing in it changes.
+    Refused: a folder of other settings, with the difference, and one that is not a run's. With `overwrite`, what is
+    there goes (see `discard_folder`). If the run has reached its end, nothing in it changes.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; give a folder")
+    place = folder.resolve()  # the folder that a link names: the link itself stays
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock_folder(folder)
-        refuse_foreign(folder)
-        for old in folder.glob(".*.old"):
-            recover_folder(folder / old.name[1:-4])
-        if overwrite or not has_begun(folder):  # without a checkpoint, what an earlier run left would be out of date
-            _empty_folder(folder, settings.get("logging_dir"))
-        _refuse_other_settings(folder, settings, free)
+        place.mkdir(parents=True, exist_ok=True)
+        lock_folder(place, folder)
+        if overwrite and any(place.iterdir()):
+            _start_over(place, kind)
+        aside = f"{place.name}.replaced-<date>"
+        refuse_foreign(place, kind, f"give another folder, or add --overwrite, which moves them to {aside}")
+        changes = _changes(place, settings, free)
+        if changes and not has_begun(place) and not foreign_files(place, kind):  # it failed before its first step
+            _start_over(place, kind)
+        elif changes:
+            raise UserError(
+                f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
+                "give another folder, give those settings, or add --overwrite to start over"
+            )
+        if message := end():
+            return message
+        claim_folder(place, kind)
+        if has_begun(place) and not any(place.glob("checkpoint-*")) and (place / "best").exists():
+            moved = set_aside(place / "best")
+            logger.warning("%s has no checkpoint and starts again; its best weights so far are in %s", folder, moved)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--output_dir {folder}: {reason}; give a folder that can be written") from None
-    if not end():
-        write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return None
 
 
-def _refuse_other_settings(folder: Path, settings: dict[str, Any], free: Iterable[str]) -> None:
-    if not (folder / "config.yaml").is_file():
-        return
-    if changes := training_changes(read_settings(folder), settings, free):
-        raise UserError(
-            f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
-            "give another folder, give those settings, or add --overwrite to start over"
-        )
+def _start_over(folder: Path, kind: str) -> None:
+    """An empty folder in the place of this one, locked too."""
+    check_movable(folder)
+    discard_folder(folder, kind)
+    folder.mkdir()
+    lock_folder(folder)
+
+
+def _changes(folder: Path, settings: dict[str, Any], free: Iterable[str]) -> list[str]:
+    """How settings differ from those of the folder; without any, as after its config.yaml was removed, in nothing."""
+    old = read_settings(folder)
+    return training_changes(old, settings, free) if old else []
 
 
 def describe_run(
-    folder: Path, settings: dict[str, Any], free: Iterable[str], end: Callable[[], str | None] = lambda: None
+    folder: Path,
+    settings: dict[str, Any],
+    free: Iterable[str],
+    end: Callable[[], str | None] = lambda: None,
+    kind: str = "train",
 ) -> str:
     """What the same command without --dry_run would do with the folder."""
+    if settings["overwrite"] and folder.exists() and any(folder.iterdir()):
+        moved = f"moved to {folder.name}.replaced-<date>" if foreign_files(folder, kind) else "removed"
+        return f"{folder}, whose content is {moved}, and the run started over"
     if not has_begun(folder):
         return f"{folder}, a new one"
-    if settings["overwrite"]:
-        return f"{folder}, whose run is removed and started over"
-    if changes := training_changes(read_settings(folder), settings, free):
+    if changes := _changes(folder, settings, free):
         return f"{folder}, started with other settings ({'; '.join(changes)}): an error without --overwrite"
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
     return end() or f"{folder}, continued from {found[-1].name if found else 'its start'}"
@@ -256,10 +275,24 @@ def describe_end(
         done = summary.get("steps") == wanted
     if lacks or not done:
         return None
+    if damaged := damaged_results(folder, summary):
+        if not any(folder.glob("checkpoint-*")):
+            raise UserError(
+                f"--output_dir {folder}: {damaged[0]} is missing or damaged, and there is no checkpoint to write it "
+                "anew from; add --overwrite to train again"
+            )
+        logger.warning("%s: %s: missing or damaged; written anew from the checkpoint", folder, ", ".join(damaged))
+        return None
     return (
         f"{folder}: finished with {summary['steps']:,} steps; nothing was changed. To train longer, give "
         "more --max_train_steps (with a constant learning rate), or start over with --overwrite"
     )
+
+
+def damaged_results(folder: Path, summary: dict[str, Any]) -> list[str]:
+    """Those files of a run's result that are not there, or are not what summary.json says."""
+    files = summary.get("files", {}).items()
+    return [name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256]
 
 
 def catch_signals(doing: str = "saving a checkpoint") -> list[int]:

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from utils.cli import UserError, mask_secrets, mask_text
-from utils.files import write_json
+from utils.files import note_written, write_json
 
 logger = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "mlflow")
@@ -57,7 +57,10 @@ def start_trackers(
     trackers, config = {}, mask_secrets(config)
     for name in names:
         try:
+            is_new = not (logs / name).exists()
             (logs / name).mkdir(parents=True, exist_ok=True)
+            if is_new:
+                note_written(logs / name, is_folder=True)
             trackers[name] = start[name](logs, run_name, config, step)
         except Exception as error:  # no fault of a tracker stops the training
             _warn(name, error)

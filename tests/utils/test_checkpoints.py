@@ -108,13 +108,12 @@ def test_rotation_never_deletes_the_newest_that_verifies(tmp_path):
     assert checkpoints.find_checkpoint(tmp_path, "latest").name == "checkpoint-2"
 
 
-def test_rotation_clears_what_kills_left(tmp_path):
-    save(tmp_path, 1)
-    for left in (".checkpoint-7.partial", ".checkpoint-5.removed"):
-        (tmp_path / left).mkdir()
-        (tmp_path / left / FILE).write_bytes(b"x")
-    checkpoints.rotate_checkpoints(tmp_path, None)
-    assert names(tmp_path) == ["checkpoint-1"]
+def test_rotation_deletes_only_what_the_manifest_of_a_checkpoint_lists(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "checkpoint-2/notes.txt").write_text("the best so far")
+    checkpoints.rotate_checkpoints(tmp_path, 1)
+    assert names(tmp_path)[0].startswith("checkpoint-2.replaced-2") and names(tmp_path)[1:] == ["checkpoint-3"]
 
 
 def check_survivor(run, said):

@@ -26,6 +26,7 @@ def fail(value: int) -> int:
 def write(target, text):
     with files.replaced_folder(target) as folder:
         (folder / "a.txt").write_text(text)
+        files.write_manifest(folder)
 
 
 def test_a_folder_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -85,7 +86,7 @@ def test_what_a_kill_left_behind_does_not_get_in(tmp_path):
     (tmp_path / ".d.partial/sub").mkdir(parents=True)
     (tmp_path / ".d.partial/sub/old.txt").write_text("x")
     write(tmp_path / "d", "one")
-    assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.txt"]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["MANIFEST.json", "a.txt"]
 
 
 def test_a_second_writer_of_one_folder_is_refused(tmp_path):
@@ -119,6 +120,26 @@ def test_items_are_taken_as_they_are_needed():
 def test_a_failure_in_a_worker_is_raised_here():
     with pytest.raises(ValueError, match="item 0"):
         list(parallel_map(fail, range(3), 2))
+
+
+def test_what_is_read_and_the_output_are_apart_through_links_too(tmp_path):
+    for name in ("data/train", "model/unet", "runs/x"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "model/unet/config.json").touch()
+    (tmp_path / "link").symlink_to("data")
+
+    def refused(out, data="data", model="model"):
+        try:
+            given = {"real": tmp_path / data, "extra": None}
+            files.check_apart(tmp_path / out, given, {"lora": ["hub/id", str(tmp_path / model)]})
+        except UserError as error:
+            return str(error)
+
+    for out in ("data", "link", "link/new", ".", "data/train"):
+        assert "--real" in refused(out)
+    assert "is the same as --lora" in refused("model") and "contains --lora" in refused(".", data="nowhere")
+    assert "is inside --lora" in refused("model/unet")  # a part of the model
+    assert refused("model/images") is None and refused("runs/x") is None and refused("runs", model="no/model") is None
 
 
 def test_tensors_are_written_whole_and_read_back_to_the_byte(tmp_path):

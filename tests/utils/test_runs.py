@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils import files, runs
+from utils import files, metrics_log, runs
 from utils.cli import UserError
 
 SETTINGS = {
@@ -51,8 +52,8 @@ def open_run(monkeypatch):
     def call(folder, settings=SETTINGS, free=(), overwrite=False, end=lambda: None):
         locks = []
 
-        def remember(path):
-            locks.append(files.lock_folder(path))
+        def remember(*args):
+            locks.append(files.lock_folder(*args))
             return locks[-1]
 
         monkeypatch.setattr(runs, "lock_folder", remember)
@@ -68,7 +69,11 @@ def open_run(monkeypatch):
 def mark(folder, name="checkpoint-500"):
     """As if the run had come to a checkpoint."""
     (folder / name).mkdir()
-    (folder / name / "state.json").write_text("{}")
+    files.write_text(folder / name / "state.json", "{}")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".written"))
 
 
 def test_a_run_is_entered_again_with_the_same_settings(tmp_path, open_run):
@@ -78,7 +83,7 @@ def test_a_run_is_entered_again_with_the_same_settings(tmp_path, open_run):
     mark(run)
     open_run(run)
     assert (run / "checkpoint-500/state.json").exists()
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-500", "config.yaml"]
+    assert names(run) == ["checkpoint-500", "config.yaml"]
 
 
 def test_other_settings_are_shown_and_nothing_is_changed(tmp_path, open_run):
@@ -119,14 +124,17 @@ def test_a_flag_that_is_newer_than_the_run_is_a_change_only_where_it_is_used():
     assert runs.training_changes({"a": 1}, {"a": 0}, []) == ["a was 1, now 0"]
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_foreign_folder_is_refused_whatever_is_asked(tmp_path, open_run, overwrite):
+@pytest.mark.parametrize("config", [None, "{}", "rank: 8"])
+def test_a_foreign_folder_is_refused_also_with_a_config(tmp_path, open_run, config):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"--output_dir .*holds other files \(thesis.tex\)"):
-        open_run(tmp_path, overwrite=overwrite)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work" and not (tmp_path / "config.yaml").exists()
+    if config:
+        (tmp_path / "config.yaml").write_text(config)
+    first = "config.yaml" if config else "thesis.tex"
+    with pytest.raises(UserError, match=rf"holds files that no script wrote \({first}\).*--overwrite"):
+        open_run(tmp_path)
+    assert names(tmp_path) == (["config.yaml"] if config else []) + ["thesis.tex"]
     with pytest.raises(UserError, match="is a file"):
-        open_run(tmp_path / "thesis.tex", overwrite=overwrite)
+        open_run(tmp_path / "thesis.tex")
 
 
 def test_a_folder_that_can_not_be_made_is_one_line(open_run):
@@ -134,52 +142,113 @@ def test_a_folder_that_can_not_be_made_is_one_line(open_run):
         open_run(Path("/proc/none/run"))
 
 
-def test_overwrite_starts_over_and_follows_no_link(tmp_path, open_run):
-    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+def test_overwrite_deletes_a_run_that_is_all_its_own(tmp_path, open_run):
+    run = tmp_path / "run"
     open_run(run)
     mark(run)
-    elsewhere.mkdir()
-    (elsewhere / "kept.txt").write_text("x")
-    (run / "logs").symlink_to(elsewhere)
     open_run(run, {"rank": 1}, overwrite=True)
-    assert [path.name for path in run.iterdir()] == ["config.yaml"] and (elsewhere / "kept.txt").exists()
+    assert names(tmp_path) == ["run"] and names(run) == ["config.yaml"]
     assert yaml.safe_load((run / "config.yaml").read_text()) == {"rank": 1}
 
 
-def test_overwrite_never_removes_what_no_run_made(tmp_path, open_run):
-    (tmp_path / "config.yaml").write_text("rank: 1")
-    (tmp_path / "thesis.txt").write_text("years of work")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="do not belong to a run \\(thesis.txt\\)"):
-            open_run(tmp_path, overwrite=overwrite)
-    assert (tmp_path / "thesis.txt").exists()
-
-
-def test_overwriting_that_was_killed_half_way_can_be_done_again(tmp_path, open_run, monkeypatch):
+@pytest.mark.parametrize("of_earlier_version", [False, True])
+@pytest.mark.parametrize("foreign", ["keep_v1.safetensors", "checkpoint-500/notes.txt", "logs", "unet/config.json"])
+def test_overwrite_moves_a_run_with_other_files_aside(tmp_path, open_run, foreign, of_earlier_version):
     run = tmp_path / "run"
     open_run(run)
-    for name in ("best", "validation"):
-        mark(run, name)
-    real = runs.shutil.rmtree
-
-    def fail(path, *given, **more):
-        if path.name == "validation":
-            raise OSError(5, "Input/output error")
-        real(path, *given, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="Input/output error"):
-        patch.setattr(runs.shutil, "rmtree", fail)
-        open_run(run, overwrite=True)
-    assert (run / "config.yaml").exists() and (run / "validation").exists()
-    open_run(run, overwrite=True)
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    mark(run)
+    (run / foreign).parent.mkdir(exist_ok=True)
+    if foreign == "logs":
+        (run / foreign).symlink_to(tmp_path)
+    else:
+        (run / foreign).write_text("years of work")
+    if of_earlier_version:  # which noted nothing
+        (run / ".train.written").unlink()
+    open_run(run, {"rank": 1}, overwrite=True)
+    aside = next(tmp_path.glob("run.replaced-2*"))
+    assert (
+        names(run) == ["config.yaml"] and (aside / "checkpoint-500/state.json").exists() and (aside / foreign).exists()
+    )
 
 
-def test_a_kill_in_the_first_moment_of_a_run_does_not_lock_its_folder(tmp_path, open_run):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/.config.yaml.4711").write_text("rank:")
+def test_overwrite_replaces_what_a_link_names_and_keeps_the_link(tmp_path, open_run):
+    (tmp_path / "link").symlink_to(tmp_path / "disk/run")  # which does not exist yet
+    open_run(tmp_path / "link")
+    mark(tmp_path / "link")
+    open_run(tmp_path / "link", {"rank": 1}, overwrite=True)
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / "disk/run") == ["config.yaml"]
+
+
+def test_overwrite_moves_neither_the_current_folder_nor_one_above_it(tmp_path, open_run, monkeypatch):
+    (tmp_path / "thesis").mkdir()
+    monkeypatch.chdir(tmp_path / "thesis")
+    with pytest.raises(UserError, match="is or holds the current folder"):
+        open_run(tmp_path, overwrite=True)
+    assert names(tmp_path) == ["thesis"]
+
+
+def test_a_run_that_failed_before_its_first_step_may_have_other_settings(tmp_path, open_run):
+    run = tmp_path / "run"
+    open_run(run)
+    files.write_json(run / "environment.json", {})
+    open_run(run, SETTINGS | {"rank": 16})
+    assert names(run) == ["config.yaml"]
+    (run / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="other settings"):
+        open_run(run)
+    (run / "notes.txt").unlink()
+    metrics_log.append_metrics(run / "metrics.jsonl", {"step": 1})
+    with pytest.raises(UserError, match="other settings"):
+        open_run(run)
+
+
+def test_the_best_weights_of_a_killed_run_without_a_checkpoint_are_kept(tmp_path, open_run):
+    run = tmp_path / "run"
+    open_run(run)
+    metrics_log.append_metrics(run / "metrics.jsonl", {"step": 7, "val_loss": 0.1})
+    mark(run, "best")
+    open_run(run)
+    assert next(run.glob("best.replaced-2*/state.json")) and not (run / "best").exists()
+
+
+def test_a_folder_that_is_removed_while_it_is_written_is_an_error_and_stays_away(tmp_path, open_run):
     open_run(tmp_path / "run")
-    assert (tmp_path / "run/config.yaml").exists()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="was removed or moved"):
+        metrics_log.append_metrics(tmp_path / "run/metrics.jsonl", {"step": 7})
+    with pytest.raises(UserError, match="was removed or moved"), files.replaced_folder(tmp_path / "run/checkpoint-7"):
+        pass
+    assert names(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from utils import files
+files.claim_folder(Path(sys.argv[1]), "train")
+with files.replaced_file(Path(sys.argv[1], "a.json")) as file, files.partial_folder(Path(sys.argv[1], "b")) as folder:
+    file.write(b"half")
+    (folder / "c").write_text("half")
+    print("ready", flush=True)
+    os.kill(os.getpid(), int(sys.argv[2])) if sys.argv[2] != "0" else sys.stdin.read()
+"""
+
+
+def test_what_a_kill_left_half_written_goes_at_the_next_start_and_what_lives_stays(tmp_path, open_run):
+    run, mine = tmp_path / "run", [".a.json.4711x.partial", ".backup.4711", ".notes.partial"]
+    open_run(run)
+    for name in mine:
+        (run / name).write_text("x")
+    (run / ".checkpoint-6.removed").mkdir()
+    command = [sys.executable, "-c", KILLED, str(run)]
+    assert subprocess.run([*command, "9"], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == -9
+    with subprocess.Popen([*command, "0"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        living.stdout.readline()
+        open_run(run)
+        left = {*names(run)} - {*mine, "config.yaml"}
+        assert left == {f".a.json.{living.pid}.partial", ".b.partial"}
+    open_run(run)
+    assert names(run) == sorted([*mine, "a.json", "config.yaml"])
 
 
 def test_best_that_a_kill_left_between_two_renames_is_put_back(tmp_path, open_run):
