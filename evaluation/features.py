@@ -196,7 +196,7 @@ def image_features(
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         prepared = thread_map(prepare, (files[i] for i in places), workers)
-        with show_progress(len(places), "images", encoder.name) as bar:
+        with show_progress(len(places), "images", f"encoding with {encoder.name}") as bar:
             for start in range(0, len(places), batch_size):
                 part = places[start : start + batch_size]
                 rows = encoder.forward(np.stack([next(prepared) for _ in part]))

@@ -456,16 +456,22 @@ def close_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def _is_of(path: Path, folder: Path) -> bool:
+    """Whether a path lies in the folder, or beside it under the hidden name by which the folder is written."""
+    path, folder = path.absolute(), folder.absolute()
+    return path.is_relative_to(folder) or str(path).startswith(f"{folder.parent}/.{folder.name}.")
+
+
 def describe_fault(error: OSError, args: argparse.Namespace) -> str:
-    """The file, what is wrong with it, and what to do. An error of a disk that is full names no file."""
-    out, place = getattr(args, "output_dir", None), error.filename
+    """The flag and file, what is wrong, and what to do. An error of a disk that is full names no file."""
     if error.strerror is None:
         return str(error)
-    if out is not None and (place is None or Path(os.fsdecode(place)).absolute().is_relative_to(out.absolute())):
-        place = f"--output_dir {out}" if place in (None, str(out)) else f"--output_dir {out}: {place}"
-    named = f"{os.fsdecode(place)}: " if place is not None else ""
+    named = [] if error.filename is None else [os.fsdecode(error.filename)]
+    out = getattr(args, "output_dir", None)
+    if out is not None and (not named or _is_of(Path(named[0]), out)):
+        named = [f"--output_dir {out}", *(name for name in named if name != str(out))]
     advice = ADVICE.get(error.errno or 0)
-    return f"{named}{error.strerror}" + (f"; {advice}" if advice else "")
+    return ": ".join([*named, error.strerror]) + (f"; {advice}" if advice else "")
 
 
 def _is_not_about_torchvision(record: logging.LogRecord) -> bool:

@@ -142,9 +142,11 @@ def show_progress(total: int, unit: str, doing: str = "", done: int = 0, shown: 
         # What is printed meanwhile goes above the bar, but for a stdout that leads elsewhere.
         with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty(), refresh_per_second=5) as progress:
             task = progress.add_task(doing, total=total, completed=done)
-            yield Bar(
+            bar = Bar(
                 total, unit, doing, done, lambda bar: progress.update(task, completed=bar.done, description=str(bar))
             )
+            bar.draw(bar)
+            yield bar
     else:
         yield from _print_progress(total, unit, doing, done)
 

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import shlex
 import subprocess
 import sys
@@ -238,6 +239,11 @@ def test_a_name_too_long_for_the_disk_is_said_to_be_so(tmp_path):
     said = cli.describe_fault(error.value, argparse.Namespace(output_dir=tmp_path))
     assert said.startswith(f"--output_dir {tmp_path}: {tmp_path}/aaa")
     assert said.endswith("File name too long; give a shorter name")
+    error = OSError(errno.EROFS, "Read-only file system", str(tmp_path / ".x.partial/images"))  # of a folder, x
+    said = cli.describe_fault(error, argparse.Namespace(output_dir=tmp_path / "x"))
+    assert said.startswith(
+        f"--output_dir {tmp_path}/x: {tmp_path}/.x.partial/images: Read-only file system; give a place"
+    )
 
 
 def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(parser):
