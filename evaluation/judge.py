@@ -79,7 +79,7 @@ def foresee_refusals(records: Mapping[str, list[Record]], known: Sequence[str]) 
     needs |= {kind.id: dict.fromkeys(all_three, novelty.LEAST) for kind in novelty.FIGURES}
     needs["clip_score"] = {adherence.WITH_TEXT: adherence.FEWEST}
     needs["clip_score_lowest"] = {adherence.WITH_TEXT: adherence.FEWEST_LOWEST}
-    found = {}
+    found: dict[str, str] = {}
     for figure in known:
         for what, least in needs.get(figure.partition("/")[0], {}).items():
             if lack := describe_lack(counts.get(what, 0), least, what):

@@ -105,8 +105,9 @@ def judge_target(words: str, figures: Sequence[dict[str, Any]], missing: Mapping
     `missing`: {figure: why} of what is not among the figures, since its encoder failed the check.
     """
     name, sign, limit = parse_target(words)
-    by_id = {key: {"id": key, "value": None, "low": None, "high": None, "refused": why} for key, why in missing.items()}
-    by_id = {one["id"]: one for one in figures} | by_id
+    by_id: dict[str, dict[str, Any]] = {one["id"]: one for one in figures}
+    for key, why in missing.items():
+        by_id[key] = {"id": key, "value": None, "low": None, "high": None, "refused": why}
     one = by_id[find_figure(words, list(by_id))]
     met = None
     if one["value"] is not None:

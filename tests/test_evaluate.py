@@ -354,7 +354,8 @@ def test_what_means_nothing_to_a_task_that_stands_alone_is_refused(capsys, task,
 
 def test_every_flag_is_among_those_that_are_tried():
     there = {action.option_strings[-1] for action in evaluate.make_parser()._actions}
-    assert there == {words.split()[0] for words in EVERY_FLAG} | {"--help", "--config", "--dry_run", "--debug"}
+    common = {"--help", "--config", "--dry_run", "--verbose", "--debug"}
+    assert there == {words.split()[0] for words in EVERY_FLAG} | common
 
 
 @pytest.mark.parametrize(
