@@ -264,6 +264,9 @@ def main(args: argparse.Namespace) -> int:
         found = judge.judge_against_real(trusted, sets, generated, columns, args.resamples, args.seed)
     else:
         found = judge.judge_without_real(trusted, sets["generated"], generated, args.resamples, args.seed)
+    photos = sets["instance_data_dir"].records if "instance_data_dir" in sets else references
+    if photos and not args.real:
+        found.images["real"] = judge.choose_images(photos, None, args.seed)["sample"]
     if faces:
         split_by = subject.split_columns(generated.records, args.attributes)
         person = [one["path"] for one in references]

@@ -549,13 +549,15 @@ def test_a_person_is_judged_without_real_images_and_what_is_left_out_is_said(per
     by_place = faithful["splits"]["identity_verified"]["place"]
     assert [(row["value"], row["n"]) for row in by_place] == [("at home", 8), ("on a beach", 8)]
     text = (person[0] / "of faithful/report.html").read_text()
+    assert len(faithful["pictures"]["real"]) == 3 and "<figcaption>real</figcaption>" in text  # beside the generated
     assert "Without --real there are no figures of quality" in text and "Without a face: 1 of 16" in text
     assert 'class="missing"' not in text and "Verified as the person by place" in text
     assert faithful["sets"]["identity_reference"]["n"] == faithful["sets"]["instance_data_dir"]["n"] == 3
 
 
 def test_the_printed_table_says_what_stands_beside_a_figure(judged):
-    head, *lines = summary.summarise(judged[0][1]).splitlines()
+    headline, head, *lines = summary.summarise(judged[0][1]).splitlines()
+    assert headline == "All 2 targets are met. No verdict on the whole: there is no figure of quality or of diversity."
     (verified,) = (line for line in lines if line.startswith("Verified as the person, sface"))
     assert head.split()[-1] == "floor" and "real" not in head
     assert re.search(r" 94 %  \d+ to \d+ +100 %$", verified)

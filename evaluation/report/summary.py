@@ -4,7 +4,7 @@ from typing import Any
 
 from evaluation.intervals import Estimate
 from evaluation.report.formatting import format_interval, read_estimate
-from evaluation.report.verdict import describe_failed_checks, group_refused, target_state
+from evaluation.report.verdict import describe_failed_checks, group_refused, judge_evaluation, target_state
 from utils.cli import counted
 
 
@@ -12,7 +12,7 @@ def summarise(metrics: dict[str, Any]) -> str:
     """The figures as a text table, the targets, and what people said."""
     computed = [one for one in metrics["figures"] if one["value"] is not None]
     refused = group_refused(metrics["figures"])
-    lines = describe_failed_checks(metrics)
+    lines = [judge_evaluation(metrics, None)[0], *describe_failed_checks(metrics)]
     lines += [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}", *map(figure_line, computed)]
     lines += [f"not computed: {', '.join(names)}: {reason}" for reason, names in refused.items()]
     lines += metrics.get("left_out", [])

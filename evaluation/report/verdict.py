@@ -17,6 +17,7 @@ GROUPS = {
     "fidelity": "Fidelity",
     "other": "Other",
 }
+WORSE = "Worse than real photos"
 NEEDED = ("quality", "adherence", "diversity")  # groups of figures for a verdict on the whole
 USUAL_ENCODERS = ("clip", "dinov2")  # that know photos of all kinds
 HOW_TO_GET = {
@@ -72,6 +73,7 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
         verdict = f"No verdict{' on the whole' if met else ''}: there is no figure of {' or of '.join(missing)}."
         headline = f"{met} {verdict}".strip()
         sentences += [] if describe_failed_checks(metrics) else [HOW_TO_GET[key] for key in missing]
+        sentences += [level] if level.startswith(WORSE) else []  # but no praise
     else:
         headline = met or level or f"{counted(len(figures), 'figure')}, and no targets were set."
         sentences += [level] if met and level else []
@@ -132,7 +134,7 @@ def judge_floors(figures: list[dict[str, Any]]) -> str:
         return ""
     short, of = sum(state == "bad" for _, state in floors), counted(len(floors), "figure")
     if short:
-        return f"Worse than real photos in {short} of {of}; the others are not shown to be worse."
+        return f"{WORSE} in {short} of {of}; the others are not shown to be worse."
     return f"Not shown to be worse than real photos in any of {of}."
 
 
@@ -150,7 +152,7 @@ def judge_failures(failures: list[dict[str, Any]], figures: list[dict[str, Any]]
         return []
     worst = max(failures, key=lambda one: one["share"])
     if not worst["count"]:
-        return ["No image failed a check."]
+        return [f"No fault was found by these checks: {', '.join(one['reason'].lower() for one in failures)}."]
     share, around = format_interval(read_estimate(worst, "share"), "%")
     reason = worst["reason"][:1].lower() + worst["reason"][1:]
     floor = next((one["floor"] for one in figures if one.get("floor") and one["name"] == worst["reason"]), None)
