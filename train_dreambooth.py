@@ -434,8 +434,8 @@ def main(args: argparse.Namespace) -> int:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
-    validate_if_due(run, training, checks, validate_every, total_steps)  # before the first step, to compare with
     with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
+        validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step
             with runs.timed(seconds, "data"):
@@ -485,7 +485,7 @@ def main(args: argparse.Namespace) -> int:
                 rows_to_log = []
                 bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()
-            validate_if_due(run, training, checks, validate_every, total_steps)
+            validate_if_due(run, training, checks, validate_every, total_steps, bar)
             save_if_due(run, training, save_every, limit)
 
     # The end: the last step, no better loss for too long, or a signal.

@@ -8,6 +8,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ class Execution:
     batch_size: int
     memory_savers: tuple[str, ...] = ()
     compiled: bool = False
+    autocast: Callable[[], AbstractContextManager] = nullcontext  # of a UNet in training
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ def _denoise(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageReq
                 noisy, time, embeds, control, conditioning_scale=settings.conditioning_scale, return_dict=False, **added
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        predicted = unet(noisy, time, embeds, return_dict=False, **added, **residuals)[0].float()
+        with sampler.execution.autocast():
+            predicted = unet(noisy, time, embeds, return_dict=False, **added, **residuals)[0].float()
         if guided:  # classifier-free guidance (Ho and Salimans, 2022, arXiv 2207.12598)
             negative, positive = predicted.chunk(2)
             predicted = negative + settings.guidance_scale * (positive - negative)

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
-from families import diffusion
+from families import diffusion, sampler
 from families.lora import read_lora
 from tests.tiny_runs import (
     LORA,
@@ -411,7 +411,7 @@ def test_a_signal_during_validation_too_and_the_validation_is_done_again(trainer
     words = ["--validation_steps", 2, "--num_validation_images", 2]
     assert train(trainer_data, tmp_path / "whole", *words) == 0
     with monkeypatch.context() as patch:
-        send_in(patch, validation, "generate", 3, signal.SIGTERM)
+        send_in(patch, sampler, "generate_images", 3, signal.SIGTERM)
         assert train(trainer_data, tmp_path / "run", *words) == 143
     assert not (tmp_path / "run/validation/step-000002.png").exists()
     assert train(trainer_data, tmp_path / "run", *words) == 0
@@ -566,7 +566,7 @@ def test_best_is_the_step_of_the_lowest_held_out_loss_and_training_stops_early(t
     assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
 
 
-def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path):
+def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path, capsys):
     words = [
         "--validation_steps",
         2,
@@ -579,6 +579,8 @@ def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboar
     ]
     out = tmp_path / "run"
     assert train(trainer_data, out, *words, "--max_train_steps", 3, "--learning_rate", 1) == 0
+    shown = capsys.readouterr().err  # 64 held-out samples, and 3 images of 3 guided steps
+    assert all(f"validation of step {step}: 82/82 passes (100 %)" in shown for step in (0, 2, 3))
     grids = sorted(path.name for path in (out / "validation").iterdir())
     assert grids == ["step-000000.png", "step-000002.png", "step-000003.png"]
     records = metrics_log.read_metrics(out / "metrics.jsonl")

@@ -133,17 +133,22 @@ def in_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     return shared[0]
 
 
-def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int) -> None:
-    """Every so many steps and at the end: held-out loss and images, in the main process; the best weights are kept."""
+def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int, bar: Bar) -> None:
+    """Every so many steps and at the end: held-out loss and images, in the main process; the best weights are kept.
+
+    The bar's rate leaves out the time that this takes, and its time left includes what is still to come of it.
+    """
     progress = training.progress
     step = progress.step
     if not every or progress.validated >= step or (step % every and step < last):
         return
     grid = run.folder / "validation" / f"step-{step:06d}.png"
-    with runs.timed(run.seconds, "validation"):
+    began = time.monotonic()
+    with runs.timed(run.seconds, "validation"), bar.paused():
         figures = in_main_process(run.accelerator, lambda: validation.validate(training, checks, grid, run.signals))
     if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
         return
+    bar.later = (time.monotonic() - began) * math.ceil((last - step) / every)
     loss = figures.get("val_loss")
     if validation.note_loss(progress, loss):
         in_main_process(run.accelerator, lambda: save_best(run.folder / "best", training))

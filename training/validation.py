@@ -2,28 +2,34 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from families import diffusion, models
-from families.sampler import Sampling
-from families.sampling import build_pipeline, generate
+from families import diffusion, models, sampler
+from families.sampler import Execution, ImageRequest, Sampler, Sampling
+from families.sampling import make_scheduler
 from training.batches import Batch, Loader, held_out_loader, load_batch
 from training.examples import Example
 from training.sample_plan import split_step, validation_draws
 from training.state import Progress, Training, averaged_weights
-from utils import images
+from utils import devices, images
+from utils.console import Bar, show_progress
+from utils.devices import Cores
 from utils.files import replaced_file
 from utils.image_checks import image_fault
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+BATCH = 8  # held-out samples at once
+PART = 4  # of them for each core of a CPU
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,21 @@ class Checks:
     encode: Callable[[list[str]], diffusion.Text]
     autocast: Callable[[], AbstractContextManager]
 
+    @property
+    def passes_an_image(self) -> int:
+        """Samples that go through the UNet for one image."""
+        return self.sampling.steps * (1 + (self.sampling.guidance_scale > 1))
+
 
 def held_out_batches(examples: list[Example], count: int, timesteps: int, loader: Loader) -> list[Batch]:
     """The fixed samples that the held-out loss is measured on; none where no image is held out."""
     draws = validation_draws(count if examples else 0, len(examples), timesteps)
-    parts = split_step(draws, [one.shape for one in examples], 8, 0, 1)
+    parts = split_step(draws, [one.shape for one in examples], BATCH, 0, 1)
     fixed = held_out_loader(loader, examples)
     return [load_batch(part, fixed, sample_posterior=False) for part in parts]
 
 
+@torch.no_grad()
 def batch_losses(unet: UNet2DConditionModel, checks: Checks, batch: Batch) -> torch.Tensor:
     """The mean squared error of each sample, every sample of one weight, whatever the run's own weighting is."""
     noisy = checks.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
@@ -58,28 +70,65 @@ def batch_losses(unet: UNet2DConditionModel, checks: Checks, batch: Batch) -> to
     return diffusion.sample_losses(prediction, target)
 
 
-@torch.no_grad()
-def held_out_loss(unet: UNet2DConditionModel, checks: Checks) -> float:
-    losses = [batch_losses(unet, checks, batch.to(unet.device)) for batch in checks.held_out]
+def share_cores(device: torch.device, rows: int) -> Cores | None:
+    """Those of a CPU. Small layers on all cores at once wait for each other at every operation, where any is busy."""
+    return devices.share_cores(rows) if device.type == "cpu" else None
+
+
+def on_each(cores: Cores | None, work: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
+    """The results of `work`, in order, several at a time."""
+    return cores.pool.map(work, items) if cores else map(work, items)
+
+
+def held_out_loss(unet: UNet2DConditionModel, checks: Checks, bar: Bar | None = None) -> float:
+    """The mean over all held-out samples."""
+    cores = share_cores(unet.device, BATCH)
+    parts = [part for batch in checks.held_out for part in batch.split(PART if cores else BATCH)]
+    losses = []
+    for found in on_each(cores, lambda part: batch_losses(unet, checks, part.to(unet.device)), parts):
+        losses.append(found)
+        if bar:
+            bar.update(len(found))
     return torch.cat(losses).mean().item()
 
 
+def wrap_unet(unet: UNet2DConditionModel, checks: Checks) -> Sampler:
+    """What generates an image of each prompt by the UNet in training, as generate.py does."""
+    texts = [*checks.prompts, ""]
+    embeds, pooled = checks.encode(texts)
+    return Sampler(
+        settings=checks.sampling,
+        execution=Execution(unet.device, torch.float32, 1, autocast=checks.autocast),
+        unet=unet,
+        compiled_unet=unet,
+        vae=models.load_vae(checks.model).to(unet.device, memory_format=torch.channels_last),
+        controlnet=None,
+        scheduler=make_scheduler(checks.sampling.scheduler, checks.scheduler),
+        features={text: (embeds[i], None if pooled is None else pooled[i]) for i, text in enumerate(texts)},
+        cores=None,
+        batch_size=1,
+        unused_savers=[],
+    )
+
+
 @torch.no_grad()
-def generate_images(unet: UNet2DConditionModel, checks: Checks, signals: list[int]) -> list[Image.Image] | None:
+def generate_images(
+    unet: UNet2DConditionModel, checks: Checks, signals: list[int], bar: Bar | None = None
+) -> list[Image.Image] | None:
     """One image for each prompt, as the pipeline with these weights would generate it; None once a signal has come."""
-    how = checks.sampling
-    (embeds, pooled), (empty, empty_pooled) = checks.encode(checks.prompts), checks.encode([""])
-    vae = models.load_vae(checks.model).to(embeds.device)
-    pipeline = build_pipeline(checks.family, unet, vae, checks.scheduler, models.empty_prompt_is_zero(checks.model))
+    wrapped = wrap_unet(unet, checks)
+    requests = [ImageRequest(prompt, seed) for prompt, seed in zip(checks.prompts, checks.seeds)]
+
+    def make(request: ImageRequest) -> Image.Image | None:
+        return None if signals else sampler.generate_images(wrapped, [request])[0].image
+
     made: list[Image.Image] = []
-    for i, seed in enumerate(checks.seeds):
-        if signals:
+    for image in on_each(share_cores(unet.device, PART * len(requests)), make, requests):
+        if image is None:
             return None
-        given: dict[str, Any] = {"prompt_embeds": embeds[i : i + 1], "negative_prompt_embeds": empty}
-        if pooled is not None:
-            given |= {"pooled_prompt_embeds": pooled[i : i + 1], "negative_pooled_prompt_embeds": empty_pooled}
-        with checks.autocast():
-            made += generate(pipeline, [seed], how.steps, how.guidance_scale, size=how.size, **given)
+        made.append(image)
+        if bar:
+            bar.update(checks.passes_an_image)
     return made
 
 
@@ -106,13 +155,16 @@ def validate(training: Training, checks: Checks, grid: Path, signals: list[int])
     for module in training.modules.values():
         module.eval()
     made: list[Image.Image] | None = []
-    if checks.held_out and training.average:
-        figures["val_loss_without_ema"] = held_out_loss(training.unet, checks)
-    with torch.no_grad(), averaged_weights(training):
-        if checks.held_out:
-            figures["val_loss"] = held_out_loss(training.unet, checks)
-        if checks.prompts:
-            made = generate_images(training.unet, checks, signals)
+    total = sum(map(len, checks.held_out)) * (2 if training.average else 1)
+    total += len(checks.prompts) * checks.passes_an_image
+    with show_progress(total, "passes", f"validation of step {training.progress.step:,}", shown=total > 0) as bar:
+        if checks.held_out and training.average:
+            figures["val_loss_without_ema"] = held_out_loss(training.unet, checks, bar)
+        with averaged_weights(training):
+            if checks.held_out:
+                figures["val_loss"] = held_out_loss(training.unet, checks, bar)
+            if checks.prompts:
+                made = generate_images(training.unet, checks, signals, bar)
     for module in training.modules.values():
         module.train()
     if made is None:

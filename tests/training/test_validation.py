@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 import types
 
 import numpy as np
@@ -20,6 +21,7 @@ from training.examples import Example, View, time_ids
 from training.state import Progress, Training
 from training.validation import Checks
 from utils import image_checks
+from utils.parallel import available_cores
 
 SEEDS = [3, 4, 5]
 TEXTS = ["red boots", "heels", "sandals"]
@@ -125,6 +127,23 @@ def test_zero_terminal_snr_starts_from_pure_noise(parts):
     assert pipeline.scheduler.timesteps[0] == 999 and pipeline.scheduler.alphas_cumprod[-1] < 1e-6
     made = parts["sd2"].images(scheduler=rescaled)
     assert len(made) == 3 and all(image_checks.image_fault(image) is None for image in made)
+
+
+def test_each_core_of_a_cpu_generates_images_of_its_own(parts):
+    if available_cores() < 2:
+        pytest.skip("needs two cores")
+    alone, threads = parts["sd1"].images(), []
+    hook = parts["sd1"].unet.register_forward_hook(
+        lambda *_: threads.append((threading.get_ident(), torch.get_num_threads()))
+    )
+    torch.set_num_threads(2)
+    try:
+        shared = parts["sd1"].images()
+    finally:
+        torch.set_num_threads(1)
+        hook.remove()
+    assert np.abs(pixels(shared) - pixels(alone)).max() <= 1
+    assert {count for _, count in threads} == {1} and len(set(threads)) == 2  # no two threads wait for each other
 
 
 def test_a_signal_ends_a_validation_between_two_images(parts):
