@@ -157,6 +157,7 @@ def main(args: argparse.Namespace) -> None:
     with files.replaced_folder(args.output_dir) as folder:
         damage = write_catalogue(folder, args.num_images, parse_size(args.size), args.seed, args.kinds, args.damage)
         preview(rows, args.seed).save(folder / "preview.png")
+        files.write_manifest(folder)
     for key, what in damage.items():
         print(f"{key}: {what}")
     print(f"{args.num_images} products in {args.output_dir}")

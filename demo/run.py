@@ -9,7 +9,6 @@ The folder of an earlier demo is removed and made again.
 import argparse
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 from utils import cli
 from utils.console import print_table
+from utils.files import discard_folder
+
+# The folders of the steps, and which list says what is in them.
+MADE = {"catalogue": "", "dataset": "", "lora": "train", "synthetic": "generate", "evaluation": "evaluate"}
 
 
 def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tuple[str, str, Path]]:
@@ -71,9 +74,11 @@ def main(args: argparse.Namespace) -> None:
     if args.output_dir.exists():  # an earlier demo, made again from scratch
         if not (args.output_dir / "demo.txt").is_file():
             raise cli.UserError(f"--output_dir {args.output_dir} exists and is no earlier demo; name another folder")
-        shutil.rmtree(args.output_dir)
-    args.output_dir.mkdir(parents=True)
-    (args.output_dir / "demo.txt").write_text("Made by demo/run.py, which removes this folder when it runs again.\n")
+        for name, kind in MADE.items():
+            if (args.output_dir / name).exists():
+                discard_folder(args.output_dir / name, kind)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "demo.txt").write_text("Made by demo/run.py, which makes it anew when it runs again.\n")
     table = []
     for what, command, look_at in steps(args.output_dir, args.seed, args.train_steps, args.num_images):
         print(f"\n$ python {command}", flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import file_sha256, write_safetensors
+from utils.files import file_sha256, remove_stale, write_safetensors
 from utils.parallel import thread_map
 
 SHARD_SECONDS = 30  # of work that a kill may lose
@@ -67,6 +67,8 @@ def cached_rows(
 
     `compute` gets the places in `keys` of what is not known yet, each content once, and yields blocks of their rows.
     """
+    if folder:
+        remove_stale(folder)
     known = read_rows(folder, size) if folder else {}
     first = {key: place for place, key in reversed(list(enumerate(keys)))}
     missing = sorted(place for key, place in first.items() if key not in known)

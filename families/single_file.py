@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from families.names import FAMILIES, LABELS
 from utils.cli import UserError
-from utils.files import file_sha256
+from utils.files import file_sha256, remove_stale
 from utils.hub import quiet_hub
 
 if TYPE_CHECKING:
@@ -84,7 +83,9 @@ def _look_inside(path: Path, name: str) -> tuple[str, torch.dtype]:
 
 def _save_folder(pipeline: DiffusionPipeline, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    remove_stale(target.parent)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.mkdir(exist_ok=True)
     try:
         pipeline.save_pretrained(partial, safe_serialization=True)
         os.sync()  # the name must not reach the disk before the data does

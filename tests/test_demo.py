@@ -68,10 +68,10 @@ def test_the_demo_command_runs_and_makes_its_folder_again(tmp_path):
     out = tmp_path / "demo"
     out.mkdir()
     (out / "demo.txt").touch()  # as an earlier demo left it
-    (out / "stale.txt").touch()
+    (out / "mine.txt").touch()
     command = [sys.executable, "demo/run.py", "--output_dir", str(out), "--train_steps", "5", "--num_images", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and not (out / "stale.txt").exists(), done.stderr
+    assert done.returncode == 0 and (out / "mine.txt").exists(), done.stderr
     for line in done.stdout.splitlines()[-6:]:
         assert Path(line.split()[-1]).is_file(), line
     assert json.loads((out / "base_model.json").read_text())["packages"]["torch"] == torch.__version__

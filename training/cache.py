@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from utils.cli import UserError
 from utils.console import track
-from utils.files import write_safetensors
+from utils.files import remove_stale, write_safetensors
 from utils.parallel import thread_map
 
 SHARD_BYTES, SHARD_SECONDS = 256 << 20, 30
@@ -86,6 +86,7 @@ def ensure_cached(
     Each item by itself: so its bytes never depend on what else was missing. `compute` gives {key: tensor}, and may add
     tensors of other names; `workers` threads do it, each with its share of the cores.
     """
+    remove_stale(folder)
     keys = set(keys)
     missing = sorted(keys - read_index(folder).keys())
     accelerator.wait_for_everyone()  # all have looked before the first one writes

@@ -257,33 +257,32 @@ def check_apart(output: Path, data: dict[str, Any], models: dict[str, Any] | Non
 def remove_stale(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder, and never what a living one writes."""
     for base, folders, names in os.walk(folder):
-        for name in [name for name in folders if LEFT_FOLDER.fullmatch(name)]:
-            folders.remove(name)
-            if _is_free(Path(base, name)):
-                shutil.rmtree(os.path.join(base, name))
-        for name in names:
-            if (left := PARTIAL.fullmatch(name)) and not _is_alive(int(left[1])) and _is_free(Path(base, name)):
-                os.unlink(os.path.join(base, name))
+        left = [name for name in folders if LEFT_FOLDER.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in left]
+        for name in (*left, *filter(PARTIAL.fullmatch, names)):
+            _remove_left(Path(base, name))
 
 
-def _is_alive(process: int) -> bool:
+def _remove_left(path: Path) -> None:
+    """Remove a file or folder, unless the process in its name lives, or any holds its lock, here or elsewhere."""
+    if number := PARTIAL.fullmatch(path.name):
+        try:
+            os.kill(int(number[1]), 0)
+            return
+        except ProcessLookupError:
+            pass
+        except (PermissionError, OverflowError):  # another user's; no number of a process, so no name of ours
+            return
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's; no number of a process, so no name of ours
-        return True
-    return True
-
-
-def _is_free(path: Path) -> bool:
-    """Whether no process, on this machine or another one, holds the lock of a file or folder."""
-    lock = os.open(path, os.O_RDONLY)
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # another process has just removed it
+        return
     try:
         _lock(lock, wait=False)
-        return True
     except OSError:  # held, or a drive without locks, where nobody can say
-        return False
+        pass
+    else:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     finally:
         os.close(lock)
 
