@@ -16,7 +16,7 @@ from utils.catalogue import Product, Rejected
 from utils.cli import UserError, counted
 from utils.console import format_table
 from utils.faces import Box, Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
-from utils.files import file_sha256, replaced_file
+from utils.files import file_sha256, remove_stale, replaced_file
 from utils.images import BadImage, ImageSource, bucket_shapes, is_blank, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
@@ -197,6 +197,7 @@ def head_crops(photos: list[tuple[str, ImageSource]], faces: Faces, folder: Path
     no photo has a face, that is an error.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder)
     model = file_sha256(faces.detector_file)[:16]
     crops = [_head_crop(name, source, faces, folder, model) for name, source in photos]
     uncropped = [name for (name, _), crop in zip(photos, crops) if crop is None]

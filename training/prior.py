@@ -18,6 +18,7 @@ from training.examples import Example, Record, load_examples
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.console import show_progress
+from utils.files import remove_stale
 from utils.image_checks import find_fault
 from utils.images import is_whole_png, write_png
 
@@ -101,6 +102,7 @@ def make_class_images(wanted: ClassImages, load: Callable[[], Sampler], accelera
     """
     check_folder(wanted)
     wanted.folder.mkdir(parents=True, exist_ok=True)
+    remove_stale(wanted.folder)
     missing = missing_indices(wanted.folder, wanted.count)
     accelerator.wait_for_everyone()  # all have listed the files before the first writes one
     if mine := missing[accelerator.process_index :: accelerator.num_processes]:

@@ -232,8 +232,8 @@ def describe_run(
         return f"{folder}, a new one"
     if changes := _changes(folder, settings, free):
         return f"{folder}, started with other settings ({'; '.join(changes)}): an error without --overwrite"
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    return end() or f"{folder}, continued from {found[-1].name if found else 'its start'}"
+    step = _checkpoint_step(folder, "latest")
+    return end() or f"{folder}, continued from {f'checkpoint-{step}' if step else 'its start'}"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
