@@ -6,6 +6,7 @@ from evaluation.intervals import Estimate
 from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.verdict import describe_failed_checks, group_refused, judge_evaluation, target_state
 from utils.cli import counted
+from utils.console import format_table
 
 
 def summarise(metrics: dict[str, Any]) -> str:
@@ -13,7 +14,8 @@ def summarise(metrics: dict[str, Any]) -> str:
     computed = [one for one in metrics["figures"] if one["value"] is not None]
     refused = group_refused(metrics["figures"])
     lines = [judge_evaluation(metrics, None)[0], *describe_failed_checks(metrics)]
-    lines += [f"{'figure':<46}{'value':>9}  {'95 % interval':<24}{'floor':>9}", *map(figure_line, computed)]
+    if computed:
+        lines.append(format_table(map(figure_row, computed), ["figure", "value", "95 % interval", "floor"]))
     lines += [f"not computed: {', '.join(names)}: {reason}" for reason, names in refused.items()]
     lines += metrics.get("left_out", [])
     for one in metrics["targets"]:
@@ -22,11 +24,11 @@ def summarise(metrics: dict[str, Any]) -> str:
     return "\n".join(lines + describe_people(metrics.get("human")))
 
 
-def figure_line(figure: dict[str, Any]) -> str:
+def figure_row(figure: dict[str, Any]) -> tuple[str, str, str, str]:
     name = f"{figure['name']}, {figure['encoder']}" if figure["encoder"] else figure["name"]
     value, ends = format_interval(read_estimate(figure), figure["unit"])
     floor = format_interval(read_estimate(figure["floor"]), figure["unit"])[0] if figure["floor"] else ""
-    return f"{name:<46}{value:>9}  {ends:<24}{floor:>9}".rstrip()
+    return name, value, ends, floor
 
 
 def describe_people(human: dict[str, Any] | None) -> list[str]:
