@@ -33,7 +33,8 @@ def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[
 
 
 def short_flags(data: dict[str, Path], out: Path, *more, family: str) -> list[str]:
-    short = "--resolution 16 --max_train_steps 6 --learning_rate 1e-2 --lr_warmup_steps 2"
+    short = "--resolution 16 --learning_rate 1e-2 --lr_warmup_steps 2"
+    short += " --max_train_steps 6" * ("--num_train_epochs" not in more)  # which would not count beside it
     short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
