@@ -267,7 +267,7 @@ def check_datasets(data_dir: Path) -> list[Check]:
     found = []
     for folder in (data_dir, *sorted(path for path in data_dir.iterdir() if path.is_dir())):
         images = {split: folder / split / "images" for split in ("train", "val", "test")}
-        if counts := {split: len(os.listdir(path)) for split, path in images.items() if path.is_dir()}:
+        if counts := {split: len(list(path.glob("*.png"))) for split, path in images.items() if path.is_dir()}:
             found.append(check_dataset(folder, counts))
     return found or [info("data", f"--data_dir {data_dir}: holds no prepared dataset", PREPARE)]
 

@@ -23,7 +23,7 @@ from utils import cli  # first: it says in one line which package is missing
 # isort: split
 from PIL import Image
 
-from preparation import captions, existing, flags, portraits, report, selection, splits, writing
+from preparation import captions, existing, flags, labels, portraits, report, selection, splits, writing
 from preparation.look_alikes import find_look_alikes
 from preparation.processing import Framing, fit_image, process_images
 from preparation.prompt_plan import write_prompt_plan
@@ -138,7 +138,7 @@ def print_plan(args: argparse.Namespace, rows: list[Product] | list[Rejected], i
         what = f"would read {counted(images, 'image')} and write {args.output_dir}"
         print(f"{what}: report.txt, analysis.json, figures/")
         return
-    print(f"first caption: {next(filter(None, texts), 'none')}")
+    print(f"first caption, if on white: {next(filter(None, texts), 'none')}")
     if empty := texts.count(""):
         print(portraits.describe_missing_captions(empty, len(texts), args.trigger_word))
     if args.portraits and not args.face_detector:
@@ -241,6 +241,8 @@ def main(args: argparse.Namespace) -> int:
         usable = [one for one in good if one.id in placed.splits]
         if not usable and not args.analyse_only:
             refuse_without_images(source, rejected)
+        if template and not args.caption_template:
+            texts = captions.correct_background(products, texts, {one.id for one in usable if facts[one.id].on_white})
 
         # Write the report.
         analysis = report.Analysis(
@@ -254,6 +256,7 @@ def main(args: argparse.Namespace) -> int:
             look_alikes=look_alikes,
             photos=portraits.photo_rows(products, facts, rejected) if args.portraits else None,
             shapes=framing.portraits.shapes if args.portraits else None,
+            contradictions=labels.find_contradictions(usable, facts),
         )
 
         def load_image(product: Product) -> Image.Image:
@@ -270,7 +273,7 @@ def main(args: argparse.Namespace) -> int:
         else:
             examples = [Example(one, texts[one.id], facts[one.id], placed.splits[one.id]) for one in usable]
             members = {split: [one for one in examples if one.split == split] for split in SPLITS}
-            sums = writing.write_splits(folder, members, columns)
+            sums = writing.write_splits(folder, members, columns, args.sidecar_captions)
             if args.write_prompt_plan:
                 plan = folder / "prompt_plan.jsonl"
                 write_prompt_plan(plan, members["train"], args.write_prompt_plan, args.balance)

@@ -11,9 +11,8 @@ from utils.catalogue import Product, Rejected, reject_product
 from utils.hub import load_named
 from utils.wording import PLACEHOLDER, fill_template
 
-DEFAULT_TEMPLATE = (
-    "A professional product photo of {colour} {article}, {season} collection, {gender}, centered on white background"
-)
+ON_WHITE = ", centered on white background"
+DEFAULT_TEMPLATE = "A professional product photo of {colour} {article}, {season} collection, {gender}" + ON_WHITE
 
 
 class TokenCounter(NamedTuple):
@@ -72,6 +71,14 @@ def caption_products(
             continue
         captions[one.id] = add_trigger(text, trigger)
     return captions, rejected
+
+
+def correct_background(products: list[Product], captions: dict[str, str], on_white: set[str]) -> dict[str, str]:
+    """The default template's captions, without their clause on the background for products that are not `on_white`."""
+    own = {one.id for one in products if one.text}
+    return {
+        key: text if key in own or key in on_white else text.removesuffix(ON_WHITE) for key, text in captions.items()
+    }
 
 
 def estimate_tokens(text: str) -> int:

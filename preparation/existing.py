@@ -70,9 +70,10 @@ def changes_since(folder: Path, request: Request) -> list[str]:
         sizes = {name: entry["bytes"] for name, entry in manifest.items()}
         there = {name: stat.st_size for name, stat in list_files(folder).items()}
         old, new = was["options"], request.options
+        known = [key for key in new if key in old or new[key]]  # a flag that is newer than the dataset, and is off
         changes = [
             f"{key} was {old.get(key)}, now {new[key]}"
-            for key in new
+            for key in known
             if comparable(key, old.get(key)) != comparable(key, new[key])
         ]
         if extra := sorted(there.keys() - sizes.keys() - {"MANIFEST.json"}):

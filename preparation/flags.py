@@ -125,6 +125,9 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--caption_template", help=f"with {{column}} placeholders; default: of photos none, or {DEFAULT_TEMPLATE}"
     )
+    group.add_argument(
+        "--sidecar_captions", action=OnOff, default=False, help="<id>.txt beside each image, for kohya and others"
+    )
     group.add_argument("--trigger_word", help="put before every caption without it")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (default: all)")
     group.add_argument(

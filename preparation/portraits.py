@@ -186,8 +186,9 @@ def photo_lines(rows: list[dict[str, Any]]) -> list[str]:
 def describe_missing_captions(empty: int, count: int, trigger: str | None) -> str:
     """What happens to photos without a caption when they are trained."""
     word = f"; write {trigger} in it" if trigger else ""
-    missing = f"{empty} of {counted(count, 'photo')} {'has' if empty == 1 else 'have'} no caption"
-    return f"{missing}: train_dreambooth.py gives them its --instance_prompt{word}"
+    missing = f"{counted(empty, 'photo')} of {count} {'has' if empty == 1 else 'have'} no caption"
+    missing = "no photo has a caption" if empty == count else missing
+    return f"{missing}: train_dreambooth.py trains such photos with its --instance_prompt{word}"
 
 
 def head_crops(photos: list[tuple[str, ImageSource]], faces: Faces, folder: Path) -> list[Path | None]:

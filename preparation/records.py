@@ -46,6 +46,8 @@ class ImageFacts:
     size: tuple[int, int] = (0, 0)
     hash: np.ndarray | None = None
     thumb: np.ndarray | None = None
+    colour: np.ndarray | None = None  # of a product photo's object, in CIELAB
+    on_white: bool = False  # whether its border is white
     sha256: str = ""
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from preparation import figures
 from preparation.existing import Request
+from preparation.labels import Contradiction
 from preparation.look_alikes import LookAlikes
 from preparation.portraits import photo_lines
 from preparation.selection import UNREADABLE
@@ -42,6 +43,7 @@ class Analysis:
     look_alikes: LookAlikes
     photos: list[dict[str, Any]] | None = None  # of portraits, as the next
     shapes: list[tuple[int, int]] | None = None
+    contradictions: Sequence[Contradiction] = ()
 
     @property
     def rows(self) -> int:
@@ -65,6 +67,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "problems": analysis.problems,
         "rejected": analysis.list_rejected(),
         "shares": {column: with_shares(counts) for column, counts in analysis.values.items()},
+        "contradicted_labels": [one._asdict() for one in analysis.contradictions],
         "sizes": asdict(analysis.sizes),
         **({"photos": analysis.photos, "shapes": analysis.shapes} if analysis.photos is not None else {}),
         "duplicates": asdict(analysis.look_alikes),
@@ -148,6 +151,7 @@ def report_text(analysis: Analysis) -> str:
     lines += ["", *_rejected_lines(analysis)]
     for column, counts in analysis.values.items():
         lines += ["", column, *_table(counts)]
+    lines += _contradiction_lines(analysis.contradictions)
     sizes = analysis.sizes
     if sizes.counts:
         lines += ["", "image sizes (width x height, upright)", *_table(sizes.counts, 8)]
@@ -164,6 +168,14 @@ def _rejected_lines(analysis: Analysis) -> list[str]:
     lines = [f"left out: {len(rejected)}", *reasons.splitlines()]
     lines += [f"    {one}" for one in rejected[:40]]
     return lines + ([f"    … and {len(rejected) - 40} more, in analysis.json"] if len(rejected) > 40 else [])
+
+
+def _contradiction_lines(found: Sequence[Contradiction], most: int = 20) -> list[str]:
+    if not found:
+        return []
+    lines = ["", f"labels of colours that the image seems to contradict, to look at: {len(found)}"]
+    lines += [f"  {one}" for one in found[:most]]
+    return lines + ([f"  … and {len(found) - most} more, in analysis.json"] if len(found) > most else [])
 
 
 def _look_alike_lines(found: LookAlikes) -> list[str]:

@@ -30,7 +30,7 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
     """How many images a dataset has, and what is wrong with it."""
     metadata = read_metadata(folder)
     broken, manifest = verify_layout(folder, metadata)
-    names = [name for name in manifest if "/images/" in name and (folder / name).is_file()]
+    names = [name for name in manifest if is_example(name) and (folder / name).is_file()]
     shapes = metadata.get("shapes") or [[metadata["options"]["resolution"]] * 2]
     jobs = (ImageJob(folder / name, manifest[name]["bytes"], manifest[name]["sha256"], shapes) for name in names)
     checks = parallel_map(check_image, jobs, workers)
@@ -42,6 +42,11 @@ def verify_dataset(folder: Path, workers: int) -> tuple[int, list[str]]:
             good[name] = facts
     limits = metadata["duplicates"]
     return len(names), broken + verify_apart(good, limits["bits"], limits["colour"])
+
+
+def is_example(name: str) -> bool:
+    """Whether a file of a dataset is an image of a split; a caption may lie beside it."""
+    return "/images/" in name and name.endswith(".png")
 
 
 def check_image(job: ImageJob) -> ImageFacts:
@@ -82,38 +87,52 @@ def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], di
     broken = [f"{name}: missing" for name in manifest if name not in files]
     broken += [f"{name}: not in the manifest" for name in files if name not in manifest and name != "MANIFEST.json"]
     for name in manifest.keys() & files.keys():
-        if "/images/" not in name and file_sha256(folder / name) != sums[name]:
+        if not is_example(name) and file_sha256(folder / name) != sums[name]:
             broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
     if content_fingerprint(sums) != metadata.get("fingerprint"):
         broken.append("metadata.json: its fingerprint does not match the manifest's files")
-    may_be_empty = bool(metadata.get("captions", {}).get("empty"))
     owner: dict[str, str] = {}
     for split in SPLITS:
         if split not in metadata["counts"] and not (folder / split).exists():  # a generated set is all for training
             continue
-        wrong, ids = verify_split(folder, split, files, metadata["counts"].get(split), may_be_empty)
+        wrong, ids = verify_split(folder, split, files, metadata)
         broken += wrong + [f"{one}: in {owner[one]} and in {split}" for one in ids if one in owner]
         owner |= dict.fromkeys(ids, split)
     return broken, manifest
 
 
 def verify_split(
-    folder: Path, split: str, files: Iterable[str], count: int, may_be_empty: bool
+    folder: Path, split: str, files: Iterable[str], metadata: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
     """What is wrong in one split, whose tables and images must agree, and its ids."""
+    broken, ids, captions = read_tables(folder, split)
+    endings = (".png", ".txt") if metadata["options"].get("sidecar_captions") else (".png",)
+    images = {name for name in files if name.startswith(f"{split}/images/")}
+    if images != {f"{split}/images/{one}{ending}" for one in ids for ending in endings}:
+        broken.append(f"{split}: ids.txt and images/ do not agree")
+    if not metadata.get("captions", {}).get("empty"):
+        broken += [f"{split}/captions.json: {one}: empty caption" for one, text in captions.items() if not text.strip()]
+    if len(ids) != (count := metadata["counts"].get(split)):
+        broken.append(f"{split}: {len(ids)} ids, metadata.json says {count}")
+    return broken, ids
+
+
+def read_tables(folder: Path, split: str) -> tuple[list[str], list[str], dict[str, str]]:
+    """What is wrong with the tables of one split, its ids, and its captions."""
     try:
         ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
         captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
         records = read_split(folder, split)
     except (OSError, ValueError, UserError) as error:
-        return [f"{split}: {error}"], []
-    broken = []
-    if {name for name in files if name.startswith(f"{split}/images/")} != {f"{split}/images/{one}.png" for one in ids}:
-        broken.append(f"{split}: ids.txt and images/ do not agree")
-    if captions != {record["id"]: record["text"] for record in records} or list(captions) != ids:
+        return [f"{split}: {error}"], [], {}
+    if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
+        return [f"{split}/captions.json: expected {{id: caption}}"], ids, {}
+    broken = [
+        f"{split}/metadata.jsonl: line {line}: expected text as `{key}`, found {record.get(key)!r}"
+        for line, record in enumerate(records, 1)
+        for key in ("id", "text")
+        if not isinstance(record.get(key), str)
+    ]
+    if broken or captions != {record["id"]: record["text"] for record in records} or list(captions) != ids:
         broken.append(f"{split}: ids.txt, captions.json and metadata.jsonl do not agree")
-    empty = [one for one, text in captions.items() if not (may_be_empty or text.strip())]
-    broken += [f"{split}/captions.json: {one}: empty caption" for one in empty]
-    if len(ids) != count:
-        broken.append(f"{split}: {len(ids)} ids, metadata.json says {count}")
-    return broken, ids
+    return broken, ids, captions

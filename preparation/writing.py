@@ -10,30 +10,39 @@ from preparation.captions import CaptionLengths
 from preparation.records import Example
 from preparation.report import Analysis, count_values, describe_catalogue, with_shares
 from utils.dataset import FORMAT, SPLITS, content_fingerprint, write_tables
-from utils.files import write_json, write_manifest
+from utils.files import file_sha256, write_json, write_manifest
 from utils.wording import make_environment
 
 SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000}  # the hub's names, and where each ends
 
 
-def write_split(folder: Path, split: str, examples: list[Example], columns: list[str]) -> dict[str, str]:
-    """images/ (moved from `folder`/images), ids.txt, captions.json and metadata.jsonl of one split; {file: sha256}."""
+def write_split(
+    folder: Path, split: str, examples: list[Example], columns: list[str], sidecars: bool
+) -> dict[str, str]:
+    """images/ (moved from `folder`/images), ids.txt, captions.json and metadata.jsonl of one split; {file: sha256}.
+
+    With `sidecars` each caption is also in <id>.txt beside its image.
+    """
     (folder / split / "images").mkdir(parents=True)
     sums, rows = {}, []
     for one in examples:
         product_id, name = one.product.id, f"images/{one.product.id}.png"
         (folder / name).rename(folder / split / name)
         sums[f"{split}/{name}"] = one.image.sha256
+        if sidecars:
+            text = f"{split}/images/{product_id}.txt"
+            (folder / text).write_text(f"{one.caption}\n", encoding="utf-8")
+            sums[text] = file_sha256(folder / text)
         facts = {key: one.product.attributes.get(key) for key in columns if key not in ("file_name", "text", "id")}
         rows.append({"file_name": name, "text": one.caption, "id": product_id, **facts})
     return sums | {f"{split}/{name}": sha256 for name, sha256 in write_tables(folder / split, rows).items()}
 
 
-def write_splits(folder: Path, members: dict[str, list[Example]], columns: list[str]) -> dict[str, str]:
+def write_splits(folder: Path, members: dict[str, list[Example]], columns: list[str], sidecars: bool) -> dict[str, str]:
     """Every split; {file: sha256}. The images that are left over are look-alikes that were dropped."""
     sums: dict[str, str] = {}
     for split, examples in members.items():
-        sums |= write_split(folder, split, examples, columns)
+        sums |= write_split(folder, split, examples, columns, sidecars)
     shutil.rmtree(folder / "images")
     return sums
 
@@ -93,6 +102,7 @@ def dataset_card(metadata: dict[str, Any], captions: list[str]) -> str:
         shares=metadata["shares"],
         reasons=Counter(one["reason"] for one in metadata["excluded"]).most_common(),
         stratified_by=options["stratify_by"],
+        sidecars=options.get("sidecar_captions"),
     )
 
 

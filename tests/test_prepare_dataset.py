@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -309,7 +310,11 @@ def test_what_a_recipe_sets_for_portraits_does_nothing_to_a_catalogue_and_is_war
 def test_a_dry_run_reads_the_table_and_writes_nothing(clean, tmp_path, capsys):
     assert prepare(clean, tmp_path / "d", "--dry_run") == 0
     out = capsys.readouterr().out
-    assert "train 42, val 9, test 9" in out and "first caption: A professional" in out and "plan.jsonl" not in out
+    assert (
+        "train 42, val 9, test 9" in out
+        and "first caption, if on white: A professional" in out
+        and "plan.jsonl" not in out
+    )
     assert prepare(clean, tmp_path / "d", "--dry_run", "--write_prompt_plan", "50", "--balance", "baseColour") == 0
     assert "prompt_plan.jsonl for 50 images, filling up colour" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -358,6 +363,9 @@ def test_verify_holds_and_finds_each_broken_promise(prepared, tmp_path, capsys):
     assert f"{train}: in train and in test" in broken(edit("test/ids.txt", test, train))
     assert "fingerprint" in broken(edit("metadata.json", read_metadata(prepared)["fingerprint"], "0" * 64))
     assert "MANIFEST.json" in broken(lambda copy: (copy / "MANIFEST.json").unlink())
+    assert "line 1: expected text as `text`, found None" in broken(edit("val/metadata.jsonl", '"text":', '"txt":'))
+    assert "line 1: expected text as `id`, found None" in broken(edit("val/metadata.jsonl", '"id":', '"key":'))
+    assert "expected {id: caption}" in broken(lambda copy: (copy / "val/captions.json").write_text("[]"))
 
 
 def test_a_prompt_plan_has_n_images_in_the_training_shares(damaged, tmp_path):
@@ -404,6 +412,51 @@ def test_a_prepared_dataset_can_be_prepared_again(prepared, tmp_path):
     assert places(tmp_path / "d") == places(prepared)
 
 
+def test_captions_lie_beside_the_images_too_where_that_is_asked_for(clean, tmp_path, capsys):
+    prepare(clean, tmp_path / "d", "--sidecar_captions")
+    for split in SPLITS:
+        for one in read_split(tmp_path / "d", split):
+            assert one["path"].with_suffix(".txt").read_text() == one["text"] + "\n"
+    assert verify(tmp_path / "d") == 0
+    card = (tmp_path / "d/README.md").read_text()
+    assert "wants `<this folder>/train`" in card and "`train/images/<id>.txt`" in card
+    import datasets
+
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "d/val"), cache_dir=str(tmp_path))["train"]
+    assert loaded["text"] == [one["text"] for one in read_split(tmp_path / "d", "val")]
+    next((tmp_path / "d/test/images").glob("*.txt")).write_text("another")
+    assert verify(tmp_path / "d") == 1 and "the file has changed" in capsys.readouterr().out
+
+
+def test_a_dataset_from_before_a_flag_is_up_to_date_where_the_flag_is_off(clean, tmp_path, capsys):
+    prepare(clean, tmp_path / "d", "--analyse_only")
+    written = (tmp_path / "d/analysis.json").read_text()
+    old = json.loads(written)
+    del old["options"]["sidecar_captions"]
+    (tmp_path / "d/analysis.json").write_text(json.dumps(old))
+    (tmp_path / "d/MANIFEST.json").unlink()
+    write_manifest(tmp_path / "d")
+    assert prepare(clean, tmp_path / "d", "--analyse_only") == 0 and "up to date" in capsys.readouterr().out
+
+
+def test_only_an_image_on_white_is_said_to_be(clean, tmp_path):
+    raw = tmp_path / "raw"
+    shutil.copytree(clean, raw)
+    grey, worn, *others = sorted((raw / "images").glob("*.jpg"))
+    for path, box in (grey, (0, 0, 96, 128)), (worn, (20, 90, 70, 128)):
+        image = Image.open(path)
+        dark = Image.new("RGB", image.size, (200, 200, 200) if path == grey else (60, 60, 90))
+        image.paste(Image.blend(image, dark, 0.5).crop(box), box)
+        image.save(path, quality=95)
+    prepare(raw, tmp_path / "d", "--trigger_word", "sks")
+    on_white = {
+        one["id"]: "white background" in one["text"] for split in SPLITS for one in read_split(tmp_path / "d", split)
+    }
+    assert not on_white[grey.stem] and on_white[worn.stem] and sum(on_white.values()) == 59
+    prepare(raw, tmp_path / "e", "--caption_template", "{colour} {article}, on white background")
+    assert all("white background" in one["text"] for one in read_split(tmp_path / "e", "train"))
+
+
 def test_captions_over_the_limit_are_counted(clean, tmp_path):
     template = "{colour} {article}" + ", extraordinarily comfortable" * 20
     prepare(clean, tmp_path / "d", "--caption_template", template)
@@ -414,6 +467,20 @@ def test_captions_over_the_limit_are_counted(clean, tmp_path):
 def test_the_catalogues_own_names_of_columns_do_in_a_template(clean, tmp_path):
     prepare(clean, tmp_path / "d", "--caption_template", "{baseColour} {articleType}")
     assert all(one["text"].startswith(one["colour"].lower()) for one in read_split(tmp_path / "d", "train"))
+
+
+def test_the_guides_commands_can_be_pasted_one_after_another(clean, tmp_path, monkeypatch):
+    shutil.copytree(clean, tmp_path / "data/raw")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    styles = tmp_path / "data/raw/styles.csv"
+    styles.write_text(styles.read_text().replace(",Boots,", ",Flip Flops,", 5).replace(",Boots,", ",Sandals,"))
+    text = (ROOT / "docs/prepare_dataset.md").read_text()
+    commands = re.findall(r"^    python prepare_dataset.py (.*)$", text, re.MULTILINE)[:3]
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        small = [*shlex.split(words), "--resolution", "32", "--num_workers", "1"]
+        assert prepare_dataset.main(prepare_dataset.parse_args(small)) == 0
+    assert len(list(tmp_path.glob("data/*/train"))) == 3
 
 
 def test_an_empty_split_is_warned_of(clean, tmp_path, capsys):

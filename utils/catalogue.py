@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from utils.cli import UserError, counted
 from utils.files import list_files
 from utils.hub import hub_failure
+from utils.images import CONVERT
 
 if TYPE_CHECKING:
     import datasets
 
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-CONVERT = "convert it to JPEG: on a Mac `sips -s format jpeg a.heic --out a.jpg`, elsewhere `heif-convert a.heic a.jpg`"
 NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufffd]")  # control characters, and bytes that could not be decoded
 FILE_NAME = re.compile(r"\w[\w.-]*")
 Attributes = dict[str, str | None]

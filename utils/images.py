@@ -21,6 +21,8 @@ NEAR_COLOUR = 24  # levels: what differs more from the background, or from what 
 BLANK = 3.0  # levels: the standard deviation below which an image is of one colour
 LABEL_LINES = 4  # of a label in a grid
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
+HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
+CONVERT = "convert it to JPEG: on a Mac `sips -s format jpeg a.heic --out a.jpg`, elsewhere `heif-convert a.heic a.jpg`"
 ImageSource = Path | Callable[[], Path | bytes]  # a file, or what fetches the encoded bytes of a hub dataset
 
 
@@ -64,6 +66,8 @@ def read_image(
         except Image.DecompressionBombError:
             raise BadImage("decompression bomb", f"more than {max_pixels:,} pixels") from None
         except UnidentifiedImageError:
+            if data[4:12] in HEIC:
+                raise BadImage("HEIC is not read", CONVERT) from None
             raise BadImage("not an image", f"begins with {data[:12]!r}") from None
         except Exception as error:  # a decoder can raise anything on foreign data
             truncated = any(word in str(error).lower() for word in ("truncat", "not enough", "premature"))
@@ -130,10 +134,15 @@ def fit_square(image: Image.Image, side: int, pad: str = "edge") -> Image.Image:
     return padded
 
 
+def border_pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of the four sides in a row, one of each corner twice."""
+    pixels = np.asarray(image)
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+
+
 def border_colour(image: Image.Image) -> np.ndarray:
     """The most frequent colour along the four sides, which is the background's: an object touches less of them."""
-    pixels = np.asarray(image)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    border = border_pixels(image)
     some = border[:: math.ceil(len(border) / 128)].astype(np.int16)
     near = np.abs(some[:, None] - some).max(2) <= NEAR_COLOUR
     return np.median(some[near[near.sum(1).argmax()]], axis=0)
@@ -231,11 +240,10 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return made
 
 
-def differs_from_border(image: Image.Image, threshold: int = 10) -> np.ndarray:
+def differs_from_border(image: Image.Image, threshold: int) -> np.ndarray:
     """True where a pixel differs from the border's colour; the inside of a white shoe on white may be False."""
-    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.abs(pixels - np.median(border, axis=0)).max(2) > threshold
+    border = np.median(border_pixels(image), axis=0)
+    return np.abs(np.asarray(image, dtype=np.int16) - border).max(2) > threshold
 
 
 def _lab(rgb: np.ndarray) -> np.ndarray:

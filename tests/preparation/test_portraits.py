@@ -92,10 +92,10 @@ def test_captions_come_from_txt_files_and_crops_go_to_buckets(prepared):
 
 def test_a_photo_without_a_caption_gets_none_but_the_instance_prompt(photos, prepared, tmp_path, capsys):
     assert prepare(photos, tmp_path / "d", "--trigger_word", "sks") == 0
-    said = "1 of 2 photos has no caption: train_dreambooth.py gives them its --instance_prompt; write sks in it"
+    said = "1 photo of 2 has no caption: train_dreambooth.py trains such photos with its --instance_prompt; write sks"
     assert said in capsys.readouterr().out
     assert prepare(photos, tmp_path / "dry", "--dry_run") == 0
-    assert "7 of 8 photos have no caption" in capsys.readouterr().out
+    assert "7 photos of 8 have no caption" in capsys.readouterr().out
     words = ["--instance_data_dir", str(prepared), "--instance_prompt", "a photo of sks person"]
     read = train_dreambooth.read_photos(train_dreambooth.parse_args(words))[0]
     assert {one.id: one.text for one in read} == {"tall": words[-1], "wide": "sks, a person at home"}

@@ -66,6 +66,9 @@ def test_each_kind_of_bad_file_has_its_reason(tmp_path):
     assert reason(b"") == "empty file"
     assert reason(b"<html>404</html>") == "not an image"
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n") == "not an image"
+    for brand in (b"heic", b"mif1"):  # a phone's photo that was renamed to .jpg
+        with pytest.raises(BadImage, match="HEIC is not read: convert it to JPEG"):
+            read_image(b"\0\0\0\x18ftyp" + brand + bytes(40))
     assert reason(encode(drawn((100, 100)), "PNG"), max_pixels=9999) == "decompression bomb"
     with pytest.raises(BadImage, match="cannot be read"):
         read_image(tmp_path / "nothing.jpg")
