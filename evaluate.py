@@ -2,7 +2,7 @@
 
     python evaluate.py --real data/casual_shoes/test --train data/casual_shoes/train \\
         --generated data/synthetic/casual_shoes --output_dir runs/casual_shoes/evaluation
-    python evaluate.py --real data/x/test --generated images --encoders demo --targets "clip_score>0.25" \\
+    python evaluate.py --real data/x/test --generated images --encoders clip --targets "clip_score>0.25" \\
         "invalid<0.10" --fail_under_targets --output_dir runs/x/evaluation
     python evaluate.py --generated runs/me/persona --identity_reference photos/others --instance_data_dir photos/me \\
         --output_dir runs/me/evaluation

@@ -127,8 +127,8 @@ def describe_alternatives(name: str, source: str, flag: str) -> str:
     """How to get a model that can't be downloaded here, and what can be done without it."""
     return (
         f"run `hf download {source}` on a machine with a network, copy the folder and give it here: {flag} "
-        f"{name}=FOLDER; without any download: `demo` (knows the demo's shoes only), and failures, near-copies by hash "
-        "and measured colours, which need no encoder (--encoders none)"
+        f"{name}=FOLDER; without any download: failures, near-copies by hash and measured colours, which need "
+        "no encoder (--encoders none); `demo` knows the demo's drawn shoes only"
     )
 
 

@@ -127,6 +127,7 @@ def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tm
     assert said == ["second: better in 1, no difference shown in 10, not compared in 1, of 12 figures."]
     text = page.read_text()
     assert said[0] in text and "different real sets" not in text and text.count("<img ") == 2 * 5
+    assert re.search(r"<div class=figure><span class=judged>\s*<b class=good>better</b> second − first:", text)
     _, *said = write_comparison([folders[0], other], page)
     text = page.read_text()
     assert said[0].startswith("other: no difference shown in ") and "not compared in 7, of 12" in said[0]

@@ -46,6 +46,7 @@ def test_everything_in_metrics_is_on_the_page_in_order(evaluation, page):
         value = format_interval(read_estimate(one), one["unit"])[0] if one["value"] is not None else one["refused"]
         assert value in page and one["how"] in page, one["id"]
     assert page.count("<img ") == 8 + 6 + 18 + 6 + 6 + 2 * 4 + 6 + 3 and page.count("pair suspected") == 1
+    assert all("<text" in strip for strip in re.findall(r'<svg class="strip".*?</svg>', page, re.S))  # its numbers
     assert (
         "no difference shown" in page
         and "better with real + 1x synthetic" in page
@@ -176,6 +177,9 @@ def test_an_encoder_that_failed_its_check_is_named_before_all_else(evaluation, t
         (Estimate(0.0121, 0.004, 0.02), "%", ("1.2 %", "0.4 to 2.0")),
         (Estimate(-0.00061, -0.001, 0.0002), "", ("−0.00061", "−0.00100 to 0.00020")),
         (Estimate(1.0, 1.0, 1.0), "", ("1.000", "1.000 to 1.000")),
+        (Estimate(-0.01, -0.4, 0.4), "", ("−0.01", "−0.40 to 0.40")),
+        (Estimate(-0.0004, -2.0, 2.0), "", ("0.0", "−2.0 to 2.0")),
+        (Estimate(-0.00001, -0.001, 0.001), "%", ("0.0 %", "−0.1 to 0.1")),
     ],
 )
 def test_numbers_have_the_digits_that_their_interval_justifies(one, unit, shown):
@@ -200,6 +204,12 @@ def test_in_a_browser_at_both_widths_light_dark_and_on_paper(evaluation, page):
                     assert tab.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
                     broken = "Array.from(document.images).filter(one => !one.complete || !one.naturalWidth).length"
                     assert tab.evaluate(broken) == 0
+                    first = "document.querySelectorAll('.first figure')[1].getBoundingClientRect().bottom"
+                    assert tab.evaluate(first) < 844  # images of both sets without scrolling
+                    ends = "[...document.querySelectorAll('.verdict td:last-child')].map(one => {"
+                    ends += "const range = document.createRange(); range.selectNodeContents(one);"
+                    ends += "return Math.round(range.getBoundingClientRect().right)})"
+                    assert width == 1280 or len(set(tab.evaluate(ends))) == 1  # targets end on one line
                     assert tab.evaluate("Array.from(document.images).every(one => one.alt)")
                     papers.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
                     assert tab.evaluate(CONTRAST) >= 4.5

@@ -147,3 +147,6 @@ def test_labels_of_a_grid_stay_in_their_place():
     grid = make_grid([Image.new("RGB", (50, 40), "white")] * 2, 2, ["101, 102: 16", "b"], gap=4)
     ink = np.asarray(grid.convert("L"))[40:] < 128
     assert ink[:, :50].any() and not ink[:, 50:70].any()
+    pair, label = [Image.new("RGB", (320, 160), "white")], ["1543, 1544: 3 bits, colour 1.2: same photo"]
+    heights = [make_grid(pair, 1, label, letters=letters).height - 160 for letters in (14, 28)]
+    assert heights[1] < 20 < heights[0]  # a pair of images has the letters of one
