@@ -37,6 +37,8 @@ def short_flags(data: dict[str, Path], out: Path, *more, family: str) -> list[st
     short += " --max_train_steps 6" * ("--num_train_epochs" not in more)  # which would not count beside it
     short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
+    if "--num_train_epochs" in more:  # beside which steps would win
+        short = short.replace(" --max_train_steps 6", "")
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
     words += ["--pretrained_model_name_or_path", data[family], "--output_dir", out]
     return [str(word) for word in [*words, *more]]
