@@ -133,10 +133,13 @@ def format_seconds(seconds: float) -> str:
 
 @contextlib.contextmanager
 def show_progress(total: int, unit: str, doing: str = "", done: int = 0, shown: bool = True) -> Iterator[Bar]:
-    """Show a bar with the time left on stderr or, in a file, a line every ten seconds and at the end."""
+    """Show a bar with the time left on stderr.
+
+    In a file, and on a terminal that can't move its cursor, a line every ten seconds and at the end.
+    """
     if not shown:
         yield Bar(total, unit, doing, done, lambda bar: None)
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not open_console(sys.stderr).is_dumb_terminal:
         columns = BarColumn(24), TextColumn("{task.description}", markup=False)
         console = open_console(sys.stderr)
         # What is printed meanwhile goes above the bar, but for a stdout that leads elsewhere.

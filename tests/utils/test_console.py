@@ -50,6 +50,14 @@ def test_progress_on_a_terminal_is_one_bar_that_keeps_what_is_printed(monkeypatc
     assert "a warning" in shown and "validating: 2/2 images" in shown and "training: 2/2 steps (100 %)" in shown
 
 
+def test_progress_on_a_terminal_that_can_not_redraw_is_lines(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    assert list(console.track("ab", 2, "steps")) == ["a", "b"]
+    assert terminal.getvalue().startswith("2/2 steps (100 %)") and "\x1b" not in terminal.getvalue()
+
+
 def test_a_process_that_shows_nothing_works_all_the_same(capsys):
     assert list(console.track("ab", 2, "steps", shown=False)) == ["a", "b"] and capsys.readouterr().err == ""
 
