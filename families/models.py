@@ -128,7 +128,9 @@ def fill_pipeline(model: str, parts: dict[str, Any], dtype: torch.dtype) -> Diff
     """The model's pipeline around these parts; the others are its own, the VAE in float32 where the rest is float16."""
     import torch
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
 
+    diffusers_logging.disable_progress_bar()  # which counts the parts
     module = FAMILIES[model_family(model)]
     own = {part: kind for part, kind in MODULES.items() | module.TEXT_ENCODERS.items() if part not in parts}
     for part, kind in own.items():

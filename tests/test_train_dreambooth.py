@@ -560,6 +560,7 @@ def test_dry_run_counts_class_images_and_finds_damaged_images_as_the_run_does(tr
 def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_data, tmp_path, capsys):
     words = [*FULL, "--max_train_steps", 1]
     assert teach(trainer_data, tmp_path / "run", *words[:-1], 2) == 0
+    assert "Loading" not in capsys.readouterr().err  # no bars of the libraries
     before = snapshot(tmp_path / "run")
     for same in ([*words, "--max_train_steps", 2], [*FULL, "--num_train_epochs", 3]):  # 5 photos, 8 a step
         assert teach(trainer_data, tmp_path / "run", *same, "--logging_steps", 2) == 0
