@@ -34,6 +34,7 @@ else:
     PIP = f"{min(sys.executable, os.path.relpath(sys.executable), key=len)} -m pip"
 INSTALL, INSTALL_CUDA = f"{PIP} install -r requirements-training.txt", f"{PIP} install -r requirements-cuda.txt"
 PREPARE = 'python3 prepare_dataset.py --catalogue data/raw --category "Casual Shoes" --output_dir data/casual_shoes'
+USUAL = Path("data/casual_shoes")  # the default of train_lora.py
 GIB = 2**30
 EFFECTIVE_BATCH = 16  # the default recipe: 2 x 8
 
@@ -264,12 +265,19 @@ def check_disk(name: str, path: Path, needed: int) -> Check:
 def check_datasets(data_dir: Path) -> list[Check]:
     if not data_dir.is_dir():
         return [info("data", f"--data_dir {data_dir}: no such folder, so no dataset is prepared yet", PREPARE)]
-    found = []
-    for folder in (data_dir, *sorted(path for path in data_dir.iterdir() if path.is_dir())):
+    found = [check_dataset(folder, counts) for folder, counts in find_datasets(data_dir).items()]
+    return found or [info("data", f"--data_dir {data_dir}: holds no prepared dataset", PREPARE)]
+
+
+def find_datasets(data_dir: Path) -> dict[Path, dict[str, int]]:
+    """The prepared datasets in a folder, or the one that it is, with the number of images in each split."""
+    found = {}
+    folders = sorted(path for path in data_dir.iterdir() if path.is_dir()) if data_dir.is_dir() else []
+    for folder in (data_dir, *folders):
         images = {split: folder / split / "images" for split in ("train", "val", "test")}
         if counts := {split: len(list(path.glob("*.png"))) for split, path in images.items() if path.is_dir()}:
-            found.append(check_dataset(folder, counts))
-    return found or [info("data", f"--data_dir {data_dir}: holds no prepared dataset", PREPARE)]
+            found[folder] = counts
+    return found
 
 
 def check_dataset(folder: Path, counts: dict[str, int]) -> Check:
@@ -348,6 +356,15 @@ def check_hub(_: Path) -> list[Check]:
     return [answer, info("cached_models", ", ".join(cached) or "none"), info("tokens", f"present: {present or 'none'}")]
 
 
+def has_default_model(checks: list[Check]) -> bool:
+    """Whether the base model of the default recipe can be loaded: from the cache, or from a hub that answers."""
+    from families.models import DEFAULT_MODEL
+
+    by_name = {check.name: check for check in checks}
+    cached = by_name["cached_models"].detail.split(", ") if "cached_models" in by_name else []
+    return DEFAULT_MODEL in cached or ("hub" in by_name and by_name["hub"].status == "ok")
+
+
 class Section(NamedTuple):
     title: str
     packages: list[str]  # all must load before the checks can run
@@ -375,7 +392,8 @@ def run_check(check: Callable[[Path], list[Check]], data_dir: Path, debug: bool 
     name = check.__name__.replace("check_", "")
     critical = name not in NOT_CRITICAL
     try:
-        return check(data_dir)
+        found = check(data_dir)
+        return [one._replace(critical=critical) if one.status == "ok" else one for one in found]
     except ImportError as fault:
         return [error(name, f"needs a missing package: {fault}", INSTALL, critical)]
     except Exception as fault:
@@ -385,7 +403,7 @@ def run_check(check: Callable[[Path], list[Check]], data_dir: Path, debug: bool 
 
 
 def run_section(section: Section, data_dir: Path, debug: bool) -> list[Check]:
-    found = [check_package(name) for name in section.packages]
+    found = [check_package(name)._replace(critical=True) for name in section.packages]
     if all(package.status == "ok" for package in found):
         found += [one for check in section.checks for one in run_check(check, data_dir, debug)]
     return found
@@ -418,8 +436,20 @@ def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
     return f"accelerate_configs/{name}.yaml"
 
 
-def recommend() -> dict[str, Any]:
-    """Precision, batch and launch command for the default recipe on this machine."""
+def recommend_command(launch: str, batch: str, dataset: Path | None, model: bool) -> str:
+    """A line that can run here now: on drawn images without a dataset, with the demo pipeline without the model."""
+    first = ""
+    if dataset is None:
+        catalogue, dataset = "data/drawn_catalogue", Path("data/drawn")
+        first = f"python3 demo/catalogue.py --output_dir {catalogue} --num_images 300 && "
+        first += f"python3 prepare_dataset.py --catalogue {catalogue} --output_dir {dataset} && "
+    recipe = batch if model else "--config configs/demo_lora.yaml"
+    data = "" if dataset == USUAL else f" --train_data_dir {dataset} --output_dir runs/{dataset.name}"
+    return f"{first}{launch} train_lora.py {recipe}{data}"
+
+
+def recommend(dataset: Path | None, model: bool) -> dict[str, Any]:
+    """Precision and batch for the default recipe on this machine, and a command that can run now."""
     import torch
 
     from utils import devices
@@ -436,6 +466,7 @@ def recommend() -> dict[str, Any]:
     launch = f"accelerate launch --config_file {config} --mixed_precision {precision.mixed_precision}"
     if count > 1:
         launch += f" --num_processes {count}"
+    flags = f"--train_batch_size {batch} --gradient_accumulation_steps {accumulation}"
     return {
         "device": devices.describe_device(device),
         "mixed_precision": precision.mixed_precision,
@@ -444,7 +475,7 @@ def recommend() -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "effective_batch_size": batch * accumulation * count,
         "accelerate_config": config,
-        "command": f"{launch} train_lora.py --train_batch_size {batch} --gradient_accumulation_steps {accumulation}",
+        "command": recommend_command(launch, flags, dataset, model),
     }
 
 
@@ -456,7 +487,18 @@ def print_section(number: int, title: str, found: list[Check]) -> None:
             print(f"         to repair it: {check.fix}")
 
 
-def print_summary(checks: list[Check], recommendation: dict[str, Any] | None, ready: bool) -> None:
+def describe_readiness(ready: bool, dataset: Path | None, model: bool) -> str:
+    """The last line: whether the default recipe can be trained here, and what it lacks."""
+    if not ready:
+        return "Not ready: repair the errors above and run this again."
+    if dataset and model:
+        return "Ready to train."
+    lacks = [] if dataset else [f"a dataset ({PREPARE})"]
+    lacks += [] if model else ["its base model (the hub can't be reached and the cache doesn't have it)"]
+    return f"This machine is ready; the default recipe still needs {' and '.join(lacks)}."
+
+
+def print_summary(checks: list[Check], recommendation: dict[str, Any] | None, verdict: str) -> None:
     print("\nStatus")
     for check in checks:
         if check.status != "info":
@@ -465,7 +507,7 @@ def print_summary(checks: list[Check], recommendation: dict[str, Any] | None, re
         print("\nRecommended for the default recipe (a starting point; the first steps show what really fits)")
         for key, value in recommendation.items():
             print(f"  {key}: {value}")
-    print(f"\n{'Ready to train.' if ready else 'Not ready: repair the errors above and run this again.'}")
+    print(f"\n{verdict}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -482,10 +524,14 @@ def main(args: argparse.Namespace) -> int:
         if not args.json:
             print_section(number, section.title, found)
         checks += found
-    recommendation = None
+    recommendation, model = None, False
+    datasets = find_datasets(args.data_dir)
+    usable = [folder for folder, counts in datasets.items() if check_dataset(folder, counts).status == "ok"]
+    dataset = USUAL if USUAL in usable else next(iter(usable), None)
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            recommendation = recommend()
+            model = has_default_model(checks)
+            recommendation = recommend(dataset, model)
         except Exception as fault:
             checks.append(info("recommendation", f"none: {describe(fault)}"))
     ready = not any(check.critical and check.status == "error" for check in checks)
@@ -493,7 +539,7 @@ def main(args: argparse.Namespace) -> int:
         result = {"ready": ready, "checks": [one._asdict() for one in checks], "recommendation": recommendation}
         print(json.dumps(result, indent=2))
     else:
-        print_summary(checks, recommendation, ready)
+        print_summary(checks, recommendation, describe_readiness(ready, dataset, model))
     return 0 if ready else 1
 
 

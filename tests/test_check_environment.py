@@ -42,7 +42,25 @@ def test_this_machine_is_ready_and_every_section_is_shown(tmp_path):
     assert "[ERROR] data/broken" in result.stdout and "--verify" in result.stdout
     assert "[ERROR] data/empty" in result.stdout and "prepare_dataset.py" in result.stdout
     assert "[OK] components" in result.stdout and "accelerate launch --config_file" in result.stdout
-    assert result.stdout.rstrip().endswith("Ready to train.")
+    assert "configs/demo_lora.yaml --train_data_dir" in result.stdout  # the hub is not asked: see `run`
+    assert result.stdout.rstrip().endswith("(the hub can't be reached and the cache doesn't have it).")
+
+
+def test_the_recommended_command_can_run_here_now():
+    launch, batch = "accelerate launch", "--train_batch_size 2"
+    usual = check_environment.recommend_command(launch, batch, Path("data/casual_shoes"), True)
+    assert usual == "accelerate launch train_lora.py --train_batch_size 2"
+    other = check_environment.recommend_command(launch, batch, Path("data/boots"), False)
+    assert other.endswith(
+        "train_lora.py --config configs/demo_lora.yaml --train_data_dir data/boots --output_dir runs/boots"
+    )
+    first, second, last = check_environment.recommend_command(launch, batch, None, True).split(" && ")
+    assert "demo/catalogue.py" in first and "--catalogue data/drawn_catalogue" in second and "data/drawn " in last
+    needs = check_environment.describe_readiness(True, None, True)
+    assert "needs a dataset (python3 prepare_dataset.py" in needs
+    assert check_environment.describe_readiness(True, Path("data/casual_shoes"), True) == "Ready to train."
+    hub = [check_environment.ok("hub", ""), check_environment.info("cached_models", "none")]
+    assert check_environment.has_default_model(hub) and not check_environment.has_default_model(hub[1:])
 
 
 @pytest.mark.slow
@@ -51,6 +69,8 @@ def test_json_is_one_object_and_nothing_else():
     found = json.loads(result.stdout)
     assert result.returncode == 0 and found["ready"] is True
     assert {"name", "status", "critical", "detail", "fix"} == set(found["checks"][0])
+    critical = {check["name"] for check in found["checks"] if check["critical"]}
+    assert {"python", "torch", "device", "diffusers", "components"} <= critical and "runs_disk" not in critical
     assert {check["status"] for check in found["checks"]} <= {"ok", "info", "error"}
     recommended = found["recommendation"]
     assert recommended["effective_batch_size"] == 16 and "--mixed_precision no" in recommended["command"]
@@ -139,6 +159,6 @@ def test_several_gpus_are_all_used_at_the_precision_they_have(monkeypatch):
     monkeypatch.setattr(devices, "device_memory", lambda device: (16 * 2**30, 15 * 2**30))
     monkeypatch.setattr(devices, "probe_failure", lambda device, dtype: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    found = check_environment.recommend()
+    found = check_environment.recommend(Path("data/casual_shoes"), True)
     assert found["effective_batch_size"] == 16 and found["mixed_precision"] == "fp16"
     assert "multi_gpu.yaml --mixed_precision fp16 --num_processes 4 " in found["command"]

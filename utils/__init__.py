@@ -3,6 +3,8 @@
 Importing it, which each script does first, is enough for one line in place of a traceback where a package is missing.
 """
 
+from __future__ import annotations  # so that an older Python can start check_environment.py
+
 import os
 import sys
 from pathlib import Path

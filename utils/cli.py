@@ -386,9 +386,11 @@ def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tu
 
 # Settings and the start of a script
 
-ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, then give the same command again")
-ADVICE |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give a place that this user can write and read")
-ADVICE |= {errno.ENAMETOOLONG: "give a shorter name"}
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, then give the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give a place that this user can write and read"),
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

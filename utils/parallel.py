@@ -51,6 +51,12 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
         return
     # Spawned, not forked: the same on every platform, and no lock of a library's thread is copied while it is held.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C while a worker still imports the script
+    try:
+        for _ in range(workers):
+            pool.submit(int)  # starts a worker, which inherits that
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield from _results_in_order(pool, function, items, 6 * workers)
     except BrokenProcessPool:

@@ -1,0 +1,34 @@
+"""Work in several processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPT = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from utils.parallel import parallel_map
+
+if __name__ == "__mp_main__":
+    time.sleep(1)  # as long as the imports of a script take, in each worker
+if __name__ == "__main__":
+    try:
+        print(list(parallel_map(abs, range(-9, 0), 2)))
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_ctrl_c_while_workers_start_prints_no_traceback(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, str(tmp_path / "script.py")]
+    process = subprocess.Popen(words, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    while len(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True).stdout.split()) < 3:
+        time.sleep(0.02)  # the two workers and the process that tracks their resources
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.communicate(timeout=60) == ("stopped\n", "")
