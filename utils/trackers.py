@@ -131,7 +131,7 @@ def _start_tensorboard(logs: Path, run_name: str, config: dict[str, Any], step: 
     shown = threading.excepthook
     threading.excepthook = lambda hook: shown(hook) if "AsyncWriter" not in type(hook.thread).__name__ else None
     # The steps after `step` are trained again: tensorboard then hides their first version.
-    writer = SummaryWriter(logs / "tensorboard", purge_step=step + 1 if step else None)
+    writer = SummaryWriter(logs / "tensorboard", purge_step=step + 1 if step else 0)
     text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True)
     writer.add_text("config", "    " + text.replace("\n", "\n    "), step)
     writer.flush()  # so that a full disk is found here
