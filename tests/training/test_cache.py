@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from training import cache
 from utils.cli import UserError
@@ -68,19 +69,21 @@ def test_several_workers_fill_a_cache_with_the_same_bytes(tmp_path, accelerator,
     assert many == one and torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("spoil", ["truncated", "emptied", "header"])
+@pytest.mark.parametrize("spoil", ["truncated", "emptied", "header", "data", "no checksum"])
 def test_a_damaged_shard_is_named_and_made_again(tmp_path, accelerator, caplog, spoil):
     fill(tmp_path, ["a", "b"], accelerator)
     fill(tmp_path, ["c"], accelerator)
     (shard,) = (path for path in tmp_path.iterdir() if "a" in cache.read_index(tmp_path) and path.stat().st_size > 1500)
-    if spoil == "header":
+    if spoil in ("header", "data"):
         content = bytearray(shard.read_bytes())
-        content[3] = 0xFF
+        content[3 if spoil == "header" else -1] ^= 0x40
         shard.write_bytes(content)
+    elif spoil == "no checksum":  # of an earlier version
+        save_file(load_file(shard), shard)
     else:
         os.truncate(shard, 700 if spoil == "truncated" else 0)
     assert sorted(fill(tmp_path, ["a", "b", "c"], accelerator)) == ["a", "b"]
-    assert "1 of its files are damaged" in caplog.text and shard.name in caplog.text
+    assert "1 damaged, computed again" in caplog.text and shard.name in caplog.text
     caplog.clear()
     assert fill(tmp_path, ["a", "b", "c"], accelerator) == [] and not caplog.records  # the damaged one is replaced
 
