@@ -73,6 +73,7 @@ def read_images(folder: Path, flag: str) -> list[Record]:
     if _is_generated(folder):
         records = _read_generated(folder, flag)
     elif (folder.parent / "metadata.json").is_file() and folder.name in SPLITS:
+        dataset.verified_sums(folder.parent, f"{folder.name}/metadata.jsonl")
         records = [{"text": None, **one} for one in dataset.read_split(folder.parent, folder.name)]
     elif (folder / "metadata.json").is_file():
         there = [split for split in SPLITS if (folder / split).is_dir()]

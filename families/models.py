@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
 from families.single_file import convert_single_file
 from utils.cli import UserError
+from utils.files import parse_json, read_text
 from utils.hub import hide_weight_bars, load_named, load_whole
 from utils.images import bucket_shapes
 
@@ -75,7 +76,7 @@ def read_config(model: str, filename: str) -> dict[str, Any]:
     """One JSON file of a diffusers folder or hub repository; no weights are read."""
     try:
         path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
-        config = json.loads(path.read_text("utf-8"))
+        config = parse_json(read_text(path))
         if not isinstance(config, dict):
             raise ValueError(f"expected an object in braces, found a {type(config).__name__}")
         return config

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli import MANY, UserError, counted
-from utils.wording import PLACEHOLDER, fill_template
+from utils.files import parse_json, read_text
+from utils.wording import PLACEHOLDER, fill_template, has_stray_brace
 
 MOST = 1_000_000  # the number in an image's name has six digits
 RESERVED = {"id", "file_name", "text", "seed"}  # columns that a generated set has of its own
@@ -83,7 +84,7 @@ def count_images(source: str, count: int | None, options: list[Option]) -> int:
 
 def _read_text(flag: str, path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() breaks at characters of a text too
+        return read_text(path, "utf-8-sig").split("\n")  # splitlines() breaks at characters of a text too
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
@@ -105,7 +106,7 @@ def read_plan(path: Path) -> list[Option]:
     for number, line in enumerate(_read_text("--prompt_plan", path), 1):
         if line.strip():
             try:
-                options.append(_plan_line(json.loads(line)))
+                options.append(_plan_line(parse_json(line)))
             except ValueError as error:
                 # JSON's own message counts lines too, and each line of a plan is its first.
                 said = f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else error
@@ -157,7 +158,7 @@ def expand_template(template: str, attributes: list[str]) -> list[Option]:
             raise UserError(f"--attribute {words}: {name} is given twice; put its values into one list")
         lists[name] = shares
     used = set(PLACEHOLDER.findall(template))
-    if re.search(r"[{}]", PLACEHOLDER.sub("", template)):
+    if has_stray_brace(template):
         raise UserError(f"--template {template}: a brace outside a {{name}} placeholder; close it, or leave it out")
     if missing := sorted(used - lists.keys()):
         raise UserError(f"--template {template}: no values for {{{missing[0]}}}; add --attribute {missing[0]}=…")

@@ -1,6 +1,5 @@
 """What the output folder already holds: who wrote it, whether it is what is requested, and which splits it has."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,16 @@ from typing import Any
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.dataset import SPLITS
-from utils.files import check_apart, check_movable, check_writable, foreign_files, list_files, recover_folder
+from utils.files import (
+    check_apart,
+    check_movable,
+    check_writable,
+    foreign_files,
+    list_files,
+    parse_json,
+    read_text,
+    recover_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +73,8 @@ def changes_since(folder: Path, request: Request) -> list[str]:
     """How the request differs from the one that the folder was written for, and what has changed in the folder."""
     path = folder / "metadata.json" if (folder / "metadata.json").exists() else folder / "analysis.json"
     try:
-        was = json.loads(path.read_text(encoding="utf-8"))
-        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        was = parse_json(read_text(path))
+        manifest = parse_json(read_text(folder / "MANIFEST.json"))
         sizes = {name: entry["bytes"] for name, entry in manifest.items()}
         there = {name: stat.st_size for name, stat in list_files(folder).items()}
         old, new = was["options"], request.options
@@ -108,14 +116,14 @@ def read_saved_splits(path: Path) -> dict[str, str]:
     """
     path = path / "splits.json" if path.is_dir() else path
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = parse_json(read_text(path))
         if not isinstance(splits, dict) or not all(split in SPLITS for split in splits.values()):
             raise ValueError("expected {id: train, val or test}")
         return splits
     except (OSError, ValueError) as error:
         wrong = getattr(error, "strerror", None) or error
     try:
-        lists = {split: (path.parent / split / "ids.txt").read_text(encoding="utf-8").split() for split in SPLITS}
+        lists = {split: read_text(path.parent / split / "ids.txt").split() for split in SPLITS}
     except (OSError, ValueError):
         raise UserError(
             f"{path}: {wrong}; expected the splits.json of a prepared dataset; give another, or add --new_splits"

@@ -12,7 +12,7 @@ from utils.catalogue import canonical
 from utils.cli import Parser, Range, pixels, seed_number, share, workers, zero_or_more
 from utils.faces import add_face_flags
 from utils.parallel import available_cores
-from utils.wording import PLACEHOLDER
+from utils.wording import PLACEHOLDER, has_stray_brace
 
 OF_PORTRAITS = (
     "face_detector face_crop use_aspect_ratio_buckets min_sharpness exposure max_enlargement min_face_share any_faces"
@@ -175,6 +175,9 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
         if names := getattr(args, flag):
             setattr(args, flag, [canonical(name) for name in names])
     if args.caption_template:
+        if has_stray_brace(args.caption_template):
+            what = "a brace outside a {column} placeholder; a placeholder holds a column's name alone"
+            parser.error(f"--caption_template {args.caption_template}: {what}")
         args.caption_template = PLACEHOLDER.sub(lambda key: f"{{{canonical(key[1])}}}", args.caption_template)
     return args
 

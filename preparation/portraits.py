@@ -16,7 +16,7 @@ from utils.catalogue import Product, Rejected
 from utils.cli import UserError, counted
 from utils.console import format_table
 from utils.faces import Box, Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
-from utils.files import file_sha256, remove_stale, replaced_file
+from utils.files import file_sha256, read_file, remove_stale, replaced_file
 from utils.images import BadImage, ImageSource, bucket_shapes, is_blank, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def _head_crop(name: str, source: ImageSource, faces: Faces, folder: Path, model
     """The PNG of one photo's head and shoulders, made if it is not there; None if no face is found."""
     try:
         found = source() if callable(source) else source
-        content = found if isinstance(found, bytes) else found.read_bytes()
+        content = found if isinstance(found, bytes) else read_file(found)
         path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.{model}.png"
         if not path.is_file():
             head = crop_to_head(read_image(content)[0], faces)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from preparation.records import ImageFacts
 from utils.cli import UserError
 from utils.console import track
 from utils.dataset import SPLITS, content_fingerprint, read_metadata, read_split
-from utils.files import file_sha256, list_files
+from utils.files import file_sha256, list_files, parse_json, read_file, read_text
 from utils.images import colour_thumb, perceptual_hash
 from utils.parallel import parallel_map
 
@@ -52,7 +51,7 @@ def is_example(name: str) -> bool:
 def check_image(job: ImageJob) -> ImageFacts:
     """The fault of one image, or else its hash and colours. Runs in a worker process."""
     try:
-        data = job.path.read_bytes()
+        data = read_file(job.path)
         if len(data) != job.size or hashlib.sha256(data).hexdigest() != job.sha256:
             return ImageFacts(("the file has changed", "its size or sha256 is not the manifest's"))
         image = Image.open(io.BytesIO(data))
@@ -79,7 +78,7 @@ def verify_apart(images: dict[str, ImageFacts], bits: int, colour: float) -> lis
 def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Every check except those of the pixels: what is wrong, and the manifest."""
     try:
-        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        manifest = parse_json(read_text(folder / "MANIFEST.json"))
         sums = {name: entry["sha256"] for name, entry in manifest.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"MANIFEST.json: {error}"], {}
@@ -120,8 +119,8 @@ def verify_split(
 def read_tables(folder: Path, split: str) -> tuple[list[str], list[str], dict[str, str]]:
     """What is wrong with the tables of one split, its ids, and its captions."""
     try:
-        ids = (folder / split / "ids.txt").read_text(encoding="utf-8").split()
-        captions = json.loads((folder / split / "captions.json").read_text(encoding="utf-8"))
+        ids = read_text(folder / split / "ids.txt").split()
+        captions = parse_json(read_text(folder / split / "captions.json"))
         records = read_split(folder, split)
     except (OSError, ValueError, UserError) as error:
         return [f"{split}: {error}"], [], {}

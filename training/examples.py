@@ -15,18 +15,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from families.models import side_step, training_shapes
 from utils.cli import UserError
+from utils.dataset import CHANGED
 from utils.devices import keyed_generator
+from utils.files import read_file
 from utils.images import FORMATS, MOST_PIXELS, BadImage, ImageSource, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """An image and its caption, as the data has them."""
+    """An image and its caption, as the data has them; `sha256` is what its file must have, where that is known."""
 
     id: str
     source: ImageSource
     text: str | None
+    sha256: str | None = None
 
 
 class Example(NamedTuple):
@@ -57,9 +60,12 @@ def _file_facts(record: Record) -> FileFacts | Fault:
     """What an image's file says, or what is wrong with it; only its header is decoded."""
     try:
         source = open_source(record.source)
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else read_file(source)
         if not content:
             return Fault(f"{describe(record)} is empty")
+        sha256 = hashlib.sha256(content).hexdigest()
+        if record.sha256 not in (None, sha256):
+            return Fault(f"{describe(record)} {CHANGED}")
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         # Of a TIFF, Pillow gives the upright size already.
         turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in range(5, 9)
@@ -70,7 +76,7 @@ def _file_facts(record: Record) -> FileFacts | Fault:
         return Fault(f"{describe(record)} is not an image")
     except Exception as error:  # whatever a damaged file makes a decoder raise
         return Fault(f"{describe(record)} can't be read ({error})")
-    return FileFacts(hashlib.sha256(content).hexdigest(), (width, height))
+    return FileFacts(sha256, (width, height))
 
 
 def describe(one: Record | Example) -> str:

@@ -50,11 +50,12 @@ def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
         )
     if split not in dataset.read_metadata(root)["counts"]:  # a generated set has no val split
         return []
+    sums = dataset.verified_sums(root, "metadata.json", f"{split}/metadata.jsonl")
     rows, column = dataset.read_split(root, split), source.caption_column
     other = next((sorted(row) for row in rows if column not in row), None)
     if other:
         raise UserError(f"--caption_column {column}: {source.flag} {root} has the columns {', '.join(other)}")
-    return [Record(row["id"], row["path"], row[column]) for row in rows]
+    return [Record(row["id"], row["path"], row[column], sums.get(f"{split}/{row['file_name']}")) for row in rows]
 
 
 def _read_catalogue(name: str, source: Source) -> list[Record]:

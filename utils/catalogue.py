@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.cli import UserError, counted
-from utils.files import list_files
+from utils.files import list_files, parse_json, read_file
 from utils.hub import hub_failure
 from utils.images import CONVERT
 
@@ -119,7 +119,7 @@ def read_catalogue(source: Source) -> Catalogue:
 
 def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag: str) -> list[tuple[int, Attributes]]:
     """(line number, row) of a CSV file, damage repaired or noted in `catalogue`; every row has a `key`."""
-    lines, odd = decode_lines(path.read_bytes())
+    lines, odd = decode_lines(read_file(path))
     header = split_records(lines[:1], 1)
     columns = [canonical(cell) for cell in header[0][1]] if header else []
     while columns and not columns[-1]:
@@ -151,16 +151,22 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
     return rows
 
 
-def _read_jsonl(table: Path, key: str, catalogue: Catalogue) -> list[tuple[int, Attributes]]:
+def _read_jsonl(table: Path, key: str, caption: str, catalogue: Catalogue) -> list[tuple[int, Attributes]]:
+    """(line number, row) of a JSONL file, without lists and objects, which are no attributes."""
     rows = []
-    for line, text in enumerate(decode_lines(table.read_bytes())[0], 1):
+    for line, text in enumerate(decode_lines(read_file(table))[0], 1):
         if not text.strip():
             continue
         catalogue.rows += 1
         try:
-            row = json.loads(text)
-            cells = {canonical(name): clean_cell(value) for name, value in row.items()}
-            rows.append((line, cells | {key: str(row[key])}))
+            row = parse_json(text)
+            values = {canonical(name): value for name, value in row.items()}
+            cells = {name: clean_cell(value) for name, value in values.items() if not isinstance(value, (list, dict))}
+            if not isinstance(values.get(caption), (str, type(None))):
+                what = f"`{caption}` is {json.dumps(values[caption], ensure_ascii=False)[:60]}; expected one text"
+                catalogue.reject(str(row[key]), line, "caption is no text", what, cells)
+            else:
+                rows.append((line, cells | {key: str(row[key])}))
         except (ValueError, KeyError, AttributeError):
             catalogue.reject("", line, "row can't be read", f"expected a JSON object with `{key}`: {text[:60]}")
     if not catalogue.columns and rows:
@@ -228,7 +234,7 @@ def read_imagefolder(tables: list[Path], source: Source) -> Catalogue:
         if table.suffix == ".csv":
             rows = read_table(table, key, caption_column, catalogue, source.flag)
         else:
-            rows = _read_jsonl(table, key, catalogue)
+            rows = _read_jsonl(table, key, caption_column, catalogue)
         for line, row in rows:
             name, row_id = row.pop(key), f"{prefix}{table.name}:{line}" if prefix else line
             text = row.pop(caption_column, None)
@@ -258,7 +264,7 @@ def read_folder(source: Source) -> Catalogue:
         stem, dot, ending = name.rpartition(".")
         if is_image(name):
             caption = folder / f"{stem}.txt"
-            text = " ".join(decode_lines(caption.read_bytes())[0]) if f"{stem}.txt" in files else None
+            text = " ".join(decode_lines(read_file(caption))[0]) if f"{stem}.txt" in files else None
             if odd := NO_TEXT.search(text or ""):
                 catalogue.reject(name, name, "caption is no text", f"{stem}.txt holds {odd[0]!r}; remove or rewrite it")
             else:

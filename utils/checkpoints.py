@@ -4,7 +4,6 @@ A checkpoint is named tensors (`<name>.safetensors`), a state of plain values (`
 trainer writes itself; nothing is pickled.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -16,7 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from utils.cli import UserError, counted
-from utils.files import discard_folder, file_sha256, replaced_folder, write_json, write_manifest, write_safetensors
+from utils.files import (
+    discard_folder,
+    file_sha256,
+    parse_json,
+    read_text,
+    replaced_folder,
+    write_json,
+    write_manifest,
+    write_safetensors,
+)
 
 logger = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
@@ -104,13 +112,13 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     """(tensors by file, state) of a checkpoint that has been verified."""
     files = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-    return files, json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return files, parse_json(read_text(folder / "state.json"))
 
 
 def checkpoint_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where every file is what its manifest says."""
     try:
-        manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        manifest = parse_json(read_text(folder / "MANIFEST.json"))
         for name, entry in manifest.items():
             path = folder / name
             if not path.is_file():

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import file_sha256, write_json, write_text
+from utils.files import file_sha256, parse_json, read_manifest, read_text, write_json, write_text
 from utils.metrics_log import read_metrics
 
 FORMAT = "prepared dataset 1"
 SPLITS = ("train", "val", "test")
+CHANGED = "has changed since it was written: its sha256 is not that of MANIFEST.json"
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """metadata.json of a prepared dataset; refuses any other folder."""
     path, make = folder / "metadata.json", "make one with prepare_dataset.py"
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = parse_json(read_text(path))
     except OSError:
         raise UserError(f"{folder} is not a prepared dataset: metadata.json is missing; {make}") from None
     except ValueError as error:
@@ -32,13 +33,25 @@ def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
     """The records of one split, in the order of its ids: {"id", "path", "text", …attributes}."""
     path = folder / split / "metadata.jsonl"
     try:
-        with open(path, encoding="utf-8") as file:
-            records = [json.loads(line) for line in file]
+        records = [parse_json(line) for line in read_text(path).split("\n") if line]
         return [{**record, "path": folder / split / record["file_name"]} for record in records]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a prepared dataset with a split `{split}`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the dataset again") from None
+
+
+def verified_sums(folder: Path, *names: str) -> dict[str, str]:
+    """{file: sha256} of a dataset's manifest, empty where it has none; refuses a named file that is not as it says."""
+    sums = {name: entry["sha256"] for name, entry in read_manifest(folder).items()}
+    if not sums and (folder / "MANIFEST.json").exists():
+        raise UserError(f"{folder / 'MANIFEST.json'} is damaged; prepare the dataset again")
+    for name in names:
+        if name in sums and (folder / name).is_file() and file_sha256(folder / name) != sums[name]:
+            raise UserError(
+                f"{folder / name} {CHANGED}; prepare the dataset again, or remove MANIFEST.json if it is meant"
+            )
+    return sums
 
 
 def write_tables(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:

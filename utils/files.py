@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+MOST_BYTES = 1 << 30  # of a file that is read at once: a table, an image
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # a file while it is written, with the number of the process
 LEFT_FOLDER = re.compile(r"\..+\.(partial|removed)")  # a folder while it is written or removed
 _claimed: dict[Path, set[str]] = {}  # the lists of this process's output folders, and the names in them
@@ -28,7 +31,7 @@ _claimed: dict[Path, set[str]] = {}  # the lists of this process's output folder
 
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -64,11 +67,39 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file that a user named, to be read; OSError for a pipe or a device, which may wait or go on for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder, open says so itself
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return open(path, "rb")
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file that a user named; OSError also for one with more than `most` bytes."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"Larger than {most:,} bytes", str(path))
+        return file.read()
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    return read_file(path).decode(encoding)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads; a ValueError also where lists or objects are nested beyond all sense."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_object(path: Path, expected: str, flag: str = "") -> dict[str, Any]:
     """The object in a JSON file; the error names the flag, the file and what was `expected`."""
     name = f"{flag} {path}".strip()
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_text(path))
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}; expected {expected}") from None
     except ValueError as error:
@@ -110,16 +141,16 @@ def list_files(folder: Path) -> dict[str, os.stat_result]:
 def write_manifest(folder: Path, known: dict[str, str] | None = None, names: Iterable[str] | None = None) -> None:
     """Write MANIFEST.json: size and sha256 of every other file, or of these; `known`: sums that need no computing."""
     entries = {}
-    for name, stat in list_files(folder).items():
+    for name, found in list_files(folder).items():
         if name != "MANIFEST.json" and (names is None or name in names):
-            entries[name] = {"bytes": stat.st_size, "sha256": (known or {}).get(name) or file_sha256(folder / name)}
+            entries[name] = {"bytes": found.st_size, "sha256": (known or {}).get(name) or file_sha256(folder / name)}
     write_json(folder / "MANIFEST.json", entries)
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """{name: {"bytes", "sha256"}} of MANIFEST.json; empty where there is none, or where it is damaged."""
     try:
-        entries = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+        entries = parse_json(read_text(folder / "MANIFEST.json"))
         return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

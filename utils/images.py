@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from scipy import fft, ndimage
 
 from utils.cli import UserError
-from utils.files import replaced_file
+from utils.files import open_regular, read_file, replaced_file
 
 MOST_PIXELS = 100_000_000
 NEAR_COLOUR = 24  # levels: what differs more from the background, or from what is beside it, is of an object
@@ -43,7 +43,7 @@ def read_image(
     enough for a Lanczos reduction to that side, and decoded in half the time.
     """
     try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source)
     except OSError as error:
         raise BadImage("cannot be read", error.strerror) from None
     if not data:
@@ -355,7 +355,7 @@ def nearest_shape(size: tuple[int, int], shapes: Iterable[tuple[int, int]]) -> t
 def is_whole_png(path: Path) -> bool:
     """Whether a PNG reaches its end: a power cut may leave a name without its data."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-12, os.SEEK_END)
             return file.read(8)[4:] == b"IEND"
     except OSError:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.files import note_written, replaced_file, write_text
+from utils.files import note_written, parse_json, read_file, replaced_file, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,9 +51,9 @@ def _ends_line(path: Path) -> bool:
 def read_metrics(path: Path) -> list[Record]:
     """The records of all complete lines; a line that a kill cut off is skipped. Without a file there are none."""
     records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in read_file(path).splitlines() if path.exists() else []:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:  # torn, perhaps in the middle of a character
             continue
         if isinstance(record, dict):

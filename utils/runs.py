@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -28,6 +27,8 @@ from utils.files import (
     file_sha256,
     foreign_files,
     lock_folder,
+    parse_json,
+    read_text,
     set_aside,
     write_json,
     write_text,
@@ -139,7 +140,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        settings = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        settings = dict(yaml.safe_load(read_text(path)))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}); remove that file to continue with the settings of "
@@ -239,7 +240,7 @@ def describe_run(
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json, which a run writes at its end; empty if there is none or if it is damaged."""
     try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        found = parse_json(read_text(folder / "summary.json"))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -22,6 +22,11 @@ MASS = set("polish mist deodorant gloss care makeup jewellery perfume footwear s
 SINGULAR = {"ties": "tie", "scarves": "scarf", "dresses": "dress", "watches": "watch", "sarees": "saree"}
 
 
+def has_stray_brace(template: str) -> bool:
+    """Whether a template has a brace that is not part of a {placeholder}: it would become text."""
+    return bool(re.search(r"[{}]", PLACEHOLDER.sub("", template)))
+
+
 def singular(noun: str) -> str:
     """`handbags` -> `handbag`: the last word's plural taken off."""
     head, space, last = noun.rpartition(" ")

@@ -189,6 +189,8 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--exposure", "9", "3"], "--exposure 9 3: expected the first number below the second"),
         (["--portraits", "a", "--exposure", "nan", "3"], "--exposure nan: expected a number, 0 to 255"),
         (["--portraits", "a", "--min_sharpness", "inf"], "--min_sharpness inf: expected a number, 0 to 1,000,000"),
+        (["--portraits", "a", "--caption_template", "a {name"], "--caption_template a {name: a brace outside"),
+        (["--catalogue", "a", "--output_dir", "b", "--caption_template", "{name.__class__}"], "a brace outside"),
         (["--portraits", "a", "--min_face_share", "5%"], "5%: expected a number, 0 to 1, such as 0.05"),
         (["--portraits", "a", "--resolution", "500"], "--resolution 500: expected a multiple of 8, such as 496"),
         (["--portraits", "a", "--num_workers", "100000"], "100000: expected a whole number, 1 to 256"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,18 @@ def test_whether_proportions_are_kept_is_as_asked_or_else_as_the_data_was_prepar
         assert read_data.choose_buckets(True, None, str(folder)) is True
         assert read_data.choose_buckets(None, "64,64", str(folder)) is True
     assert read_data.choose_buckets(None, None, str(tmp_path)) is False
+
+
+@pytest.mark.parametrize("spoilt", ["train/metadata.jsonl", "metadata.json", "image", "MANIFEST.json"])
+def test_a_prepared_dataset_that_has_changed_is_refused(trainer_data, tmp_path, spoilt):
+    folder = shutil.copytree(trainer_data["prepared"], tmp_path / "data")
+    assert examples.load_examples(read(folder)[0], SQUARE)
+    path = next((folder / "train" / "images").iterdir()) if spoilt == "image" else folder / spoilt
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if spoilt != "MANIFEST.json" else content[:-9])
+    with pytest.raises(UserError, match=f"{path.name} (has changed since|is damaged)"):
+        examples.load_examples(read(folder)[0], SQUARE)
 
 
 def test_missing_captions_are_counted(tmp_path):

@@ -197,3 +197,26 @@ def test_a_waiting_lock_is_given_when_the_other_process_has_left(tmp_path):
     threading.Timer(0.1, os.close, [lock]).start()
     with files.locked_folder(tmp_path), pytest.raises(UserError, match="another process"):
         files.lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize("read", [files.read_file, files.file_sha256])
+def test_only_a_regular_file_is_read(tmp_path, read):
+    """A pipe would wait for a writer, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/zero", tmp_path / "zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(OSError, match=f"Not a regular file: .*{name}"):
+            read(tmp_path / name)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert files.read_file(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(OSError, match="Larger than 4 bytes"):
+        files.read_file(tmp_path / "a", 4)
+
+
+def test_json_that_is_nested_beyond_all_sense_is_a_mistake_in_the_file(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="a.json: damaged .nested too deeply.; expected a list"):
+        files.read_object(tmp_path / "a.json", "a list")

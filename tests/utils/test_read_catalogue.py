@@ -252,3 +252,18 @@ def test_an_unknown_category_is_answered_with_near_ones(tmp_path):
     assert len(products) == 1 and len(rejected) == 1 and counts["Casual Shoes"] == 2
     with pytest.raises(UserError, match=r'"Casual Shoes" \(2\)'):
         select_products(found, ["Casul Shoe"], "article")
+
+
+def test_a_caption_that_is_a_list_is_no_text_and_lists_are_no_attributes(tmp_path):
+    for name in "abcd":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    rows = ['{"file_name": "a.png", "text": ["x", "y"]}', '{"file_name": "b.png", "text": {"en": "x"}}']
+    rows += ['{"file_name": "c.png", "text": "a shoe", "boxes": [[1, 2]], "colour": "Red"}', "[" * 100_000]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows) + '\n{"file_name": "d.png", "text": 5}\n')
+    found = read(tmp_path)
+    assert [(one.id, one.text, one.attributes) for one in found.products] == [("c", "a shoe", {"colour": "Red"})]
+    reasons = [(one.id, one.reason) for one in found.rejected]
+    assert reasons == [(f"{name}.png", "caption is no text") for name in "ab"] + [
+        ("", "row can't be read"),
+        ("d.png", "caption is no text"),
+    ]
