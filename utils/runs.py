@@ -233,8 +233,12 @@ def describe_run(
         return f"{folder}, a new one"
     if changes := _changes(folder, settings, free):
         return f"{folder}, started with other settings ({'; '.join(changes)}): an error without --overwrite"
-    step = _checkpoint_step(folder, "latest")
-    return end() or f"{folder}, continued from {f'checkpoint-{step}' if step else 'its start'}"
+    from utils import checkpoints  # here: it needs torch, which takes seconds to import
+
+    if message := end():
+        return message
+    saved = checkpoints.find_checkpoint(folder, _expand(settings.get("resume_from_checkpoint", "latest")))
+    return f"{folder}, continued from {saved.name if saved else 'its start'}"
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

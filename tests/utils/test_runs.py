@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils import files, metrics_log, runs
+from utils import checkpoints, files, metrics_log, runs
 from utils.cli import UserError
 
 SETTINGS = {
@@ -326,6 +326,19 @@ def test_a_run_at_its_end_keeps_its_settings_as_they_are(tmp_path, open_run):
     said = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"], lambda: "finished")
     assert said == "finished"
     assert "started over" in runs.describe_run(tmp_path, SETTINGS | {"overwrite": True}, [])
+
+
+def test_a_dry_run_names_the_checkpoint_from_which_the_run_would_go_on(tmp_path, open_run):
+    """The one of the highest number that verifies, whichever was written last."""
+    open_run(tmp_path)
+    for step in (20, 5, 100):
+        checkpoints.save_checkpoint(tmp_path / f"checkpoint-{step}", lambda folder: None, {}, {"step": step})
+    os.utime(tmp_path / "checkpoint-5")
+    (tmp_path / "checkpoint-100" / "state.json").write_text("{}")
+    settings, free = SETTINGS | {"overwrite": False}, ["overwrite", "resume_from_checkpoint"]
+    assert runs.describe_run(tmp_path, settings, free).endswith("continued from checkpoint-20")
+    with pytest.raises(UserError, match="checkpoint-100: damaged"):
+        runs.describe_run(tmp_path, settings | {"resume_from_checkpoint": "checkpoint-100"}, free)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 3}', "\x00"])
