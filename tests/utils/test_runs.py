@@ -308,15 +308,6 @@ def test_a_run_that_has_gone_beyond_what_is_asked_is_an_error(tmp_path, finished
     assert end(tmp_path, 101) is None
 
 
-def test_a_dry_run_names_the_checkpoint_of_the_highest_step(tmp_path, open_run):
-    open_run(tmp_path)
-    for step in (1000, 500):  # as a copy may have been restored
-        mark(tmp_path, f"checkpoint-{step}")
-        os.utime(tmp_path / f"checkpoint-{step}", (2000 - step, 2000 - step))
-    said = runs.describe_run(tmp_path, SETTINGS | {"overwrite": False}, ["overwrite"])
-    assert said.endswith("continued from checkpoint-1000")
-
-
 def test_a_run_at_its_end_keeps_its_settings_as_they_are(tmp_path, open_run):
     open_run(tmp_path)
     mark(tmp_path)
