@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from utils import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py")) + [
     path for path in sorted((ROOT / "demo").glob("*.py")) if path.stem not in ("shoes", "captions")
@@ -133,6 +135,17 @@ def test_no_flag_has_a_plain_number_as_its_type():
     for path in SOURCES:
         if path.relative_to(ROOT).parts[0] != "tests":
             assert not re.search(r"\btype=(int|float)\b", path.read_text()), path
+
+
+@pytest.mark.parametrize("script", NEEDED)
+def test_every_script_accepts_the_settings_that_it_wrote(script, tmp_path):
+    """As config.yaml has them, with the checksums and the precision that are recorded there too."""
+    parse = importlib.import_module(script).parse_args
+    args = parse(NEEDED[script].split())
+    written = cli.settings_of(args) | {"precision": "no", "data_sha256": "x"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(written))
+    again = parse(["--config", str(tmp_path / "config.yaml")])
+    assert {**vars(again), "config": None} == vars(args)
 
 
 def test_a_flag_that_is_only_defined_checked_or_assigned_counts_as_ignored():

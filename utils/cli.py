@@ -290,6 +290,8 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 def _as_words(action: argparse.Action, value: Any) -> list[str]:
     """One key of a recipe as command-line words; a ValueError says why the flag does not accept the value."""
     key, flag = action.dest, action.option_strings[0]
+    if value == [] and not action.default:
+        return []
     if value is None:
         if action.default is not None:
             raise ValueError(f"`{key}` has no value; give one or remove the line")
