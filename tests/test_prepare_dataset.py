@@ -453,7 +453,7 @@ def test_only_an_image_on_white_is_said_to_be(clean, tmp_path):
         one["id"]: "white background" in one["text"] for split in SPLITS for one in read_split(tmp_path / "d", split)
     }
     assert not on_white[grey.stem] and on_white[worn.stem] and sum(on_white.values()) == 59
-    prepare(raw, tmp_path / "e", "--caption_template", "{colour} {article}, on white background")
+    prepare(raw, tmp_path / "e", "--category", "Boots", "--caption_template", "{article}, on white background")
     assert all("white background" in one["text"] for one in read_split(tmp_path / "e", "train"))
 
 
