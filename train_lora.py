@@ -77,6 +77,7 @@ ON_THE_CARD = (
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser)
+    flags.add_vae_flag(parser)
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser, alpha="2 x --rank")
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
@@ -180,9 +181,8 @@ def main(args: argparse.Namespace) -> int:
         if not recipe.trains_texts:
             encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
         views = setup.read_views(args)
-        moments = encoding.latent_reader(
-            start.cache, model, views.of(train) + views.centre().of(held_out), views, args.cache_latents, accelerator
-        )
+        wanted, vae = views.of(train) + views.centre().of(held_out), args.pretrained_vae_model_name_or_path
+        moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator, vae)
 
         # What is trained.
         trigger, fingerprint = read_preparation_option(place, "trigger_word"), examples.data_fingerprint(train)
@@ -208,7 +208,7 @@ def main(args: argparse.Namespace) -> int:
         0.5 * args.random_flip,
         args.caption_dropout,
     )
-    loader = batches.Loader(train, moments, models.latent_scale(model), views.crops, args.noise_offset)
+    loader = batches.Loader(train, moments, models.latent_scale(model, vae), views.crops, args.noise_offset)
     steps = batches.load_steps(
         range(progress.step, total_steps),
         plan,
@@ -297,9 +297,8 @@ def main(args: argparse.Namespace) -> int:
     finished = is_finished(progress, total_steps, patience)
     save_last(run, training, save_every, limit, finished)
     if finished:
-        asked = [args.max_train_steps, args.num_train_epochs]
         card = describe_result(args, prompts[0], len(train), len(held_out))
-        write_results(run, training, card, plan.effective, asked)
+        write_results(run, training, card, plan.effective, setup.asked_length(args), total_steps)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the secon
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}  # of every family, besides its text encoders
+VAE_FLAG = "--pretrained_vae_model_name_or_path"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
 
@@ -168,11 +169,25 @@ def _load_frozen(kind: str, model: str, part: str, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def load_vae(model: str, dtype: torch.dtype | None = None) -> AutoencoderKL:
-    """The VAE, frozen; float32 by default. Never load it in float16, where it gives NaN."""
-    import torch
+def load_vae(model: str, dtype: torch.dtype | None = None, vae: str | None = None) -> AutoencoderKL:
+    """The VAE, frozen; float32 by default. Never load it in float16, where it gives NaN.
 
-    return _load_frozen(MODULES["vae"], model, "vae", dtype or torch.float32)
+    `vae`: another one, by its own hub id or folder, whose latents have the form of the model's.
+    """
+    import torch
+    from diffusers import AutoencoderKL
+
+    dtype = dtype or torch.float32
+    if vae is None:
+        return _load_frozen(MODULES["vae"], model, "vae", dtype)
+    found = load_named(VAE_FLAG, vae, "VAE", lambda: load_whole(AutoencoderKL, vae, dtype=dtype))
+    own, other = (
+        (config.get("latent_channels", 4), vae_step(config))
+        for config in (read_config(model, "vae/config.json"), found.config)
+    )
+    if own != other:
+        raise UserError(f"{VAE_FLAG} {vae}: its latents are not those of {model}'s VAE; give one of the same family")
+    return found.eval().requires_grad_(False)
 
 
 def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -210,9 +225,10 @@ def tune_unet(unet: UNet2DConditionModel, checkpointing: bool, xformers: bool, c
         unet.compile_repeated_blocks()
 
 
-def latent_scale(model: str) -> float:
-    """The VAE's factor from its latents to those of the UNet."""
-    return read_config(model, "vae/config.json").get("scaling_factor", 0.18215)
+def latent_scale(model: str, vae: str | None = None) -> float:
+    """The factor of the VAE (see `load_vae`) from its latents to those of the UNet."""
+    config = read_config(vae, "config.json") if vae else read_config(model, "vae/config.json")
+    return config.get("scaling_factor", 0.18215)
 
 
 def load_noise_scheduler(model: str) -> DDPMScheduler:

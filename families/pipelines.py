@@ -14,6 +14,7 @@ class BaseModel(NamedTuple):
 
     model: str
     schedule: dict[str, str | bool]
+    vae: str | None = None  # in place of its own
 
 
 def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Module], facts: dict[str, str]) -> None:
@@ -21,7 +22,8 @@ def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Mo
 
     Written to a temporary folder first; model_index.json, without which it is no pipeline, is moved last.
     """
-    pipeline = models.fill_pipeline(base.model, trained, torch.float32)
+    vae = {"vae": models.load_vae(base.model, vae=base.vae)} if base.vae else {}
+    pipeline = models.fill_pipeline(base.model, trained | vae, torch.float32)
     pipeline.scheduler.register_to_config(**base.schedule)
     with partial_folder(folder / "pipeline") as new:
         pipeline.save_pretrained(new, safe_serialization=True)

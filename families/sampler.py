@@ -39,6 +39,7 @@ class SamplerParts:
     loras: tuple[lora_mix.Lora, ...] = ()
     controlnet: str | None = None
     prediction_type: str | None = None  # None: as the model says
+    vae: str | None = None  # None: the model's own
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     del encoders, encoder
     free_memory()
 
-    vae = models.load_vae(parts.model)
+    vae = models.load_vae(parts.model, vae=parts.vae)
     torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
     for module in filter(None, (unet, vae, controlnet)):
         module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DCon
 from peft import LoraConfig
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
@@ -554,8 +555,10 @@ def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):
 # Does it learn
 
 
-def test_best_is_the_step_of_the_lowest_held_out_loss_and_training_stops_early(trainer_data, tmp_path, monkeypatch):
-    given = iter([5.0, 4.0, 4.5, 4.2, 3.0])
+def test_best_is_the_step_of_the_lowest_held_out_loss_and_training_stops_early(
+    trainer_data, tmp_path, monkeypatch, capsys
+):
+    given = iter([5.0, 4.0, 4.5, 4.2, 4.3])
     monkeypatch.setattr(validation, "held_out_loss", lambda *args: next(given))
     words = ["--validation_steps", 1, "--early_stopping_patience", 2, "--checkpointing_steps", 1]
     assert train(trainer_data, tmp_path / "run", *words, "--max_train_steps", 20) == 0
@@ -563,7 +566,30 @@ def test_best_is_the_step_of_the_lowest_held_out_loss_and_training_stops_early(t
     best = tmp_path / "run/best"
     assert json.loads((best / "state.json").read_text()) == {"step": 1, "val_loss": 4.0}
     assert same_bytes(best, tmp_path / "run/checkpoint-1") and not same_bytes(best, tmp_path / "run/checkpoint-3")
-    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
+    summary, why = json.loads((tmp_path / "run/summary.json").read_text()), "no better held-out loss in 2 validations"
+    assert summary["steps"] == 3 and summary["stopped_early"] == f"{why}; the best was 4 at step 1"
+    assert why in capsys.readouterr().out and why in (tmp_path / "run/README.md").read_text()
+    assert train(trainer_data, tmp_path / "run", *words, "--max_train_steps", 20) == 0
+    said = capsys.readouterr().out
+    assert why in said and "To train longer, give a larger --early_stopping_patience, or none" in said
+    words[3] = 3  # the hint holds
+    assert train(trainer_data, tmp_path / "run", *words, "--max_train_steps", 20) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 4
+
+
+def test_another_vae_encodes_and_decodes_and_one_that_does_not_fit_is_refused(trainer_data, reference, tmp_path):
+    vae = Path(shutil.copytree(trainer_data["sd1"] / "vae", tmp_path / "vae"))
+    (file,) = vae.glob("*.safetensors")
+    save_file({name: weight * 1.1 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    words = ["--max_train_steps", 1, "--validation_steps", 1, "--num_validation_images", 1]
+    words += ["--validation_prompt", "boots", "--pretrained_vae_model_name_or_path"]
+    assert train(trainer_data, tmp_path / "run", *words, vae) == 0
+    assert column(tmp_path / "run", "loss") != column(reference, "loss")[:1]
+    shown = cells(tmp_path / "run/validation/step-000000.png", 1, 16)  # the LoRA has no effect yet
+    pipeline = DiffusionPipeline.from_pretrained(trainer_data["sd1"], vae=AutoencoderKL.from_pretrained(vae))
+    assert np.abs(drawn_by_diffusers(pipeline, ["boots"], 16) - shown).max() <= 1
+    with pytest.raises(UserError, match="^--pretrained_vae_model_name_or_path .*nowhere: no such folder"):
+        train(trainer_data, tmp_path / "run", *words, tmp_path / "nowhere")
 
 
 def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path, capsys):

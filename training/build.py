@@ -48,6 +48,7 @@ class Recipe:
     compiled: bool = False
     kohya_format: bool | None = None  # whether the LoRA is also written for A1111 and ComfyUI; None: where it can be
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
+    vae: str | None = None  # None: the model's own
 
     @property
     def trains_texts(self) -> bool:
@@ -114,7 +115,7 @@ def build_training(
         facts=facts,
         identity=identity,
         token=token,
-        whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes),
+        whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae),
         kohya=family if recipe.adapter and writes_kohya(recipe.kohya_format, modules, family) else None,
     )
     return Built(training, encode)

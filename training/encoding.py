@@ -106,10 +106,15 @@ def encoded_at_once(device: torch.device) -> int:
 
 
 def _cache_latents(
-    folder: Path, model: str, views: dict[str, tuple[Example, View]], interpolation: str, accelerator: Accelerator
+    folder: Path,
+    model: str,
+    views: dict[str, tuple[Example, View]],
+    interpolation: str,
+    accelerator: Accelerator,
+    vae_name: str | None,
 ) -> Index:
     """The index of a cache that holds the moments of {key: view}; the VAE is gone when this returns."""
-    vae = models.load_vae(model).to(accelerator.device)
+    vae = models.load_vae(model, vae=vae_name).to(accelerator.device)
 
     def compute(key: str) -> dict[str, torch.Tensor]:
         return {key: encode_example(vae, *views[key], interpolation)}
@@ -119,18 +124,24 @@ def _cache_latents(
 
 
 def latent_reader(
-    folder: Path, model: str, wanted: list[tuple[Example, View]], views: Views, cached: bool, accelerator: Accelerator
+    folder: Path,
+    model: str,
+    wanted: list[tuple[Example, View]],
+    views: Views,
+    cached: bool,
+    accelerator: Accelerator,
+    vae_name: str | None = None,
 ) -> Callable[[Example, View], torch.Tensor]:
     """A function that returns the moments of an image's latents, from the cache or (`cached` False) encoded each time.
 
-    The VAE is always in float32: in float16 it gives NaN.
+    The VAE, the model's own or the one named, is always in float32: in float16 it gives NaN.
     """
     filter = views.interpolation
     if not cached:
-        vae = models.load_vae(model).to(accelerator.device)
+        vae = models.load_vae(model, vae=vae_name).to(accelerator.device)
         return lambda example, view: encode_example(vae, example, view, filter)
     keys = {view_key(example, view, filter): (example, view) for example, view in wanted}
-    index = _cache_latents(folder, model, keys, filter, accelerator)
+    index = _cache_latents(folder, model, keys, filter, accelerator, vae_name)
     free_memory()
 
     def read(example: Example, view: View) -> torch.Tensor:

@@ -69,6 +69,12 @@ def nonfinite_policy(text: str) -> str:
     return text
 
 
+def add_vae_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("VAE").add_argument(
+        "--pretrained_vae_model_name_or_path", metavar="HUB_ID|DIR", help="in place of the model's own VAE"
+    )
+
+
 def add_column_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
@@ -89,7 +95,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_image_flags(group: argparse._ArgumentGroup) -> None:
     """How images are seen."""
-    group.add_argument("--resolution", type=pixels, default=512, help="side of the square, pixels")
+    group.add_argument(
+        "--resolution", type=pixels, help="side of the square, pixels; default: the model's own, of SDXL 1024"
+    )
     group.add_argument(
         "--use_aspect_ratio_buckets",
         action=OnOff,

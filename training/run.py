@@ -195,10 +195,12 @@ def save_now(run: Run, training: Training, limit: int | None) -> None:
     run.saved[:] = [path]
 
 
-def write_results(run: Run, training: Training, card: dict[str, Any], effective: int, asked: list[int | None]) -> None:
+def write_results(
+    run: Run, training: Training, card: dict[str, Any], effective: int, asked: list[int | None], last: int
+) -> None:
     """The run's result, the loss curve, the card and the summary, in the main process.
 
-    `card`: see model_card.write_card; `asked`: the length that was asked for.
+    `card`: see model_card.write_card; `asked`: the length that was asked for, `last` in steps.
     """
     progress = training.progress
     if progress.skipped_in_a_row:
@@ -207,7 +209,13 @@ def write_results(run: Run, training: Training, card: dict[str, Any], effective:
         return
     with averaged_weights(training):
         write_result(run.folder, training, run.folder.resolve().name)
-    counts = {"steps": progress.step, "samples": progress.step * effective, "skipped_steps": len(progress.skipped)}
+    counts: dict[str, Any] = {"steps": progress.step, "samples": progress.step * effective}
+    counts["skipped_steps"] = len(progress.skipped)
+    if progress.step < last:
+        counts["stopped_early"] = (
+            f"no better held-out loss in {progress.worse_in_a_row} validations; "
+            f"the best was {progress.best_loss:.4g} at step {progress.best_step:,}"
+        )
     results = model_card.write_results(run.folder, training.facts | card, counts, asked)
     print_table(results.items())
     print(f"{'the pipeline' if training.whole else 'the LoRA'} is in {run.folder}")

@@ -15,6 +15,7 @@ from families import kohya, lora, models
 from families.diffusion import Text, training_scheduler
 from families.lora import UNET_TARGETS, Adapter, check_targets
 from families.sampler import Sampling
+from families.sampling import native_size
 from training.batches import BatchPlan, Loader, plan_batch
 from training.build import Recipe
 from training.dry_run import largest_batch
@@ -36,7 +37,7 @@ from utils.trackers import tracker_names
 logger = logging.getLogger(__name__)
 # Flags of one trainer or both whose folders are read, those of data with all that is in them.
 OF_DATA = ("train_data_dir", "instance_data_dir", "class_data_dir")
-OF_MODELS = ("pretrained_model_name_or_path", "model_config", "mask_loss")
+OF_MODELS = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "model_config", "mask_loss")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Start:
 def start_trainer(args: argparse.Namespace, data: str) -> Start:
     """Start accelerate, settle and print the settings, and find the model; `data` is the folder or hub id of the data.
 
-    Of args, this settles --effective_batch_size and --use_aspect_ratio_buckets, which depend on other things.
+    Of args, this settles --effective_batch_size, --resolution and --use_aspect_ratio_buckets, which depend on other
+    things.
     """
     read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
     check_apart(args.output_dir, {name: read[name] for name in OF_DATA}, {name: read[name] for name in OF_MODELS})
@@ -69,7 +71,10 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     if accelerator.num_processes > 1:
         divided = "the effective batch is divided among them" if args.effective_batch_size else "each its own batch"
         batch += f" ({divided})"
+    cache = args.latent_cache_dir or args.output_dir.parent / "cache"
+    model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     args.effective_batch_size = plan.effective
+    args.resolution = args.resolution or native_size(model)
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
     if accelerator.is_main_process:
         cli.show_settings(args)
@@ -82,8 +87,6 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     if args.optimizer == "adamw8bit":
         load_adamw8bit()
     tracking = Tracking(tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
-    cache = args.latent_cache_dir or args.output_dir.parent / "cache"
-    model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     if args.lora_layers != list(UNET_TARGETS):  # a wrong name is refused before anything is encoded
         check_targets(build_part(model, "unet"), args.lora_layers)
     schedule = models.load_noise_scheduler(model)
@@ -158,6 +161,7 @@ def plan_checks(
         scheduler=start.noise_scheduler,
         encode=encode,
         autocast=devices.autocast(start.accelerator.device, start.precision),
+        vae=args.pretrained_vae_model_name_or_path,
     )
 
 
@@ -212,6 +216,7 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
         gradient_checkpointing=args.gradient_checkpointing,
         xformers=args.enable_xformers_memory_efficient_attention,
         compiled=args.compile,
+        vae=args.pretrained_vae_model_name_or_path,
         kohya_format=args.output_kohya_format,
     )
 
@@ -219,6 +224,11 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
 def read_sampling(args: argparse.Namespace) -> Sampling:
     """How validation images, and class images, are generated."""
     return Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
+
+
+def asked_length(args: argparse.Namespace) -> list[int | None]:
+    """What decides when a training ends."""
+    return [args.max_train_steps, args.num_train_epochs, args.early_stopping_patience]
 
 
 def describe_end(args: argparse.Namespace, count_examples: Callable[[], int]) -> str | None:
@@ -230,10 +240,17 @@ def describe_end(args: argparse.Namespace, count_examples: Callable[[], int]) ->
     def count_asked() -> int:
         return count_steps(args, count_examples() if args.num_train_epochs else 0)[0]
 
-    asked = [args.max_train_steps, args.num_train_epochs]
+    early = "stopped_early" in runs.read_summary(args.output_dir)
+    if early:
+        longer = "give a larger --early_stopping_patience, or none"
+    elif args.lr_scheduler.startswith("constant"):
+        longer = f"give more {'--num_train_epochs' if args.num_train_epochs else '--max_train_steps'}"
+    else:
+        longer = f"give another --output_dir: --lr_scheduler {args.lr_scheduler} ends with the length it began with"
+    asked = asked_length(args)
     out = args.output_dir
     missing = args.output_kohya_format and not (out / kohya.lora_name(out.resolve().name)).exists()
-    return runs.describe_end(out, asked, args.resume_from_checkpoint, count_asked, bool(missing))
+    return runs.describe_end(out, asked, args.resume_from_checkpoint, count_asked, bool(missing), longer=longer)
 
 
 def read_views(args: argparse.Namespace) -> Views:

@@ -45,6 +45,7 @@ class Checks:
     scheduler: DDPMScheduler
     encode: Callable[[list[str]], diffusion.Text]
     autocast: Callable[[], AbstractContextManager]
+    vae: str | None = None  # None: the model's own
 
     @property
     def passes_an_image(self) -> int:
@@ -101,7 +102,7 @@ def wrap_unet(unet: UNet2DConditionModel, checks: Checks) -> Sampler:
         execution=Execution(unet.device, torch.float32, 1, autocast=checks.autocast),
         unet=unet,
         compiled_unet=unet,
-        vae=models.load_vae(checks.model).to(unet.device, memory_format=torch.channels_last),
+        vae=models.load_vae(checks.model, vae=checks.vae).to(unet.device, memory_format=torch.channels_last),
         controlnet=None,
         scheduler=make_scheduler(checks.sampling.scheduler, checks.scheduler),
         features={text: (embeds[i], None if pooled is None else pooled[i]) for i, text in enumerate(texts)},

@@ -9,11 +9,14 @@ import errno
 import gc
 import hashlib
 import io
+import json
 import logging
 import os
 import re
+import signal
 import stat
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -483,12 +486,28 @@ def _is_not_about_torchvision(record: logging.LogRecord) -> bool:
     return "requires torchvision (not installed); falling back" not in str(record.msg)
 
 
+def report_to_launcher(message: str) -> None:
+    """Let the launcher (torchrun, of `accelerate launch`) end with this message, and this process with its own code.
+
+    Torchrun prints many lines of its own when a process fails, and stops the others by SIGTERM. Its last lines hold
+    what it finds in the file that it names.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if message:
+        reason = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": reason}), encoding="utf-8")
+
+
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Call main and exit with its code; a user's mistake or a disk error is one line, with --debug also a traceback."""
     name = os.path.basename(sys.argv[0])
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("transformers.utils.import_utils").addFilter(_is_not_about_torchvision)
+    code: Any
     try:
         code = main(args)
     except KeyboardInterrupt:
@@ -498,8 +517,13 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
         if args.debug:
             traceback.print_exc()
         said = describe_fault(error, args) if isinstance(error, OSError) else str(error)
-        print(f"{name}: error: {mask_text(' '.join(said.split()))}", file=sys.stderr)
+        message = f"{name}: error: {mask_text(' '.join(said.split()))}"
+        print(message, file=sys.stderr)
+        report_to_launcher(message)
         code = 1
+    except SystemExit as ended:  # another process has said why
+        report_to_launcher("")
+        code = ended.code
     else:  # not after an error: another process may still wait for this one, until the launcher ends it
         close_process_group()
     sys.exit(code or 0)

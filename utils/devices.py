@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.cli import UserError
-from utils.parallel import available_cores
+from utils.parallel import available_cores, end_with_launcher
 
 if TYPE_CHECKING:  # imported only where it is needed: check_environment.py must work without it
     from accelerate import Accelerator
@@ -207,6 +207,7 @@ def start_accelerator(wanted: str | None = None) -> tuple[Accelerator, Precision
         )
     if torch.version.hip:
         logger.warning("ROCm is not tested with these scripts; compare the first results with those of a CPU")
+    end_with_launcher()
     precision = choose_precision(device, wanted or os.environ.get("ACCELERATE_MIXED_PRECISION"))
     # cpu=True explicitly: a launch config for several GPUs would fail on a machine without any.
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision.mixed_precision), precision

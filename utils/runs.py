@@ -95,6 +95,13 @@ def describe_making(hardware: str, seconds: float) -> dict[str, Any]:
     }
 
 
+def _why_fixed(key: str, settings: dict[str, Any]) -> str:
+    """Why the length of a run can't change."""
+    if key not in ("max_train_steps", "num_train_epochs") or "lr_scheduler" not in settings:
+        return ""
+    return f": --lr_scheduler {settings['lr_scheduler']} spreads the rate over the length, so it can't change"
+
+
 def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[str]) -> list[str]:
     """The differences between two settings, except for the `free` keys, which do not change the training.
 
@@ -113,7 +120,7 @@ def training_changes(old: dict[str, Any], new: dict[str, Any], free: Iterable[st
     return [
         f"what --{key.removesuffix('_sha256')} gives has changed"
         if key.endswith("_sha256")
-        else f"{key} was {old.get(key)}, now {new.get(key)}"
+        else f"{key} was {old.get(key)}, now {new.get(key)}{_why_fixed(key, new)}"
         for key in sorted({*old, *new} - free)
         if not is_same(key)
     ]
@@ -258,12 +265,18 @@ def _checkpoint_step(folder: Path, resume: str) -> int:
 
 
 def describe_end(
-    folder: Path, asked: list[int | None], resume: str, count: Callable[[], int], lacks: bool = False
+    folder: Path,
+    asked: list[int | None],
+    resume: str,
+    count: Callable[[], int],
+    lacks: bool = False,
+    longer: str = "give more --max_train_steps",
 ) -> str | None:
     """The message that no step is left to train, or None. More steps trained than requested is an error.
 
-    asked: --max_train_steps and --num_train_epochs; `count` returns their number of steps, and is called only if
-    needed. resume: --resume_from_checkpoint. lacks: a requested file is still to be written.
+    asked: --max_train_steps, --num_train_epochs and what else ends a run; `count` returns their number of steps, and
+    is called only if needed. resume: --resume_from_checkpoint. lacks: a requested file is still to be written. longer:
+    how the run is continued.
     """
     summary, latest = read_summary(folder), resume == "latest"
     trained = max(_checkpoint_step(folder, resume), summary.get("steps", 0) if latest else 0)
@@ -288,9 +301,10 @@ def describe_end(
             )
         logger.warning("%s: %s: missing or damaged; written anew from the checkpoint", folder, ", ".join(damaged))
         return None
+    early = f", stopped early ({summary['stopped_early']})" if "stopped_early" in summary else ""
     return (
-        f"{folder}: finished with {summary['steps']:,} steps; nothing was changed. To train longer, give "
-        "more --max_train_steps (with a constant learning rate), or start over with --overwrite"
+        f"{folder}: finished with {summary['steps']:,} steps{early}; nothing was changed. To train longer, {longer}, "
+        "or start over with --overwrite"
     )
 
 
@@ -309,7 +323,8 @@ def catch_signals(doing: str = "saving a checkpoint") -> list[int]:
             raise KeyboardInterrupt
         received.append(number)
         # Not print, which fails if the signal arrives during another print.
-        os.write(2, f"\n{signal.Signals(number).name}: {doing}; Ctrl-C again stops at once\n".encode())
+        with contextlib.suppress(OSError):  # where nobody reads it any more
+            os.write(2, f"\n{signal.Signals(number).name}: {doing}; Ctrl-C again stops at once\n".encode())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

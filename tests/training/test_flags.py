@@ -32,7 +32,7 @@ def parse(line="", recipe=None):
 
 def test_the_defaults_are_the_recipe():
     args = parse()
-    recipe = {"resolution": 512, "train_batch_size": 2, "learning_rate": 1e-4, "lr_scheduler": "constant_with_warmup"}
+    recipe = {"resolution": None, "train_batch_size": 2, "learning_rate": 1e-4, "lr_scheduler": "constant_with_warmup"}
     recipe |= {"lr_warmup_steps": 500, "rank": 8, "lora_alpha": 16, "lora_dropout": 0, "max_train_steps": 3000}
     recipe |= {"validation_steps": 500, "checkpointing_steps": 500, "gradient_checkpointing": True, "max_grad_norm": 1}
     recipe |= {"lora_layers": ["to_k", "to_q", "to_v", "to_out.0"], "report_to": "tensorboard", "on_nonfinite": "skip"}

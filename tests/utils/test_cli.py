@@ -1,6 +1,7 @@
 import argparse
 import errno
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from utils import cli
 from utils.runs import training_changes
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = """
 from pathlib import Path
 from utils import cli
@@ -322,3 +324,39 @@ def test_a_range_takes_what_lies_within_its_limits(limits, good, bad, message):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: {message}"):
             read(text)
+
+
+def test_the_launcher_ends_with_the_message_of_an_error(tmp_path, monkeypatch, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def fail(_args):
+        raise cli.UserError("--rank 13: unlucky")
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.run(fail, cli.parse_args(cli.make_parser("doc"), []))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # so that the launcher gets the process's own code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    said = capsys.readouterr().err.strip()
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=ended.value.code, error_file=str(tmp_path / "error.json"))
+    shown = str(ChildFailedError("train_lora.py", {0: failure}))  # what torchrun prints last
+    assert ended.value.code == 1 and f"traceback : {said}" in shown.splitlines()[-2]
+
+
+LAUNCHED = """
+import os, subprocess, sys
+child = "import sys, time; from utils import parallel; parallel.end_with_launcher(); print('up', file=sys.stderr); "
+child += "time.sleep(60)"
+process = subprocess.Popen([sys.executable, "-c", child], stderr=subprocess.PIPE)
+process.stderr.readline()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_ends_when_its_launcher_was_killed(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    # The child holds the pipe of stdout: its end is that of the child.
+    subprocess.run([sys.executable, "-c", LAUNCHED], cwd=ROOT, stdout=subprocess.PIPE, timeout=30)

@@ -376,3 +376,9 @@ def test_the_environment_records_the_command_without_its_secrets(tmp_path, monke
     found = json.loads((tmp_path / "environment.json").read_text())
     assert found["command"].endswith(" train_lora.py --hub_token *** --rank 8")
     assert "hf_secret" not in json.dumps(found) and found["packages"]["torch"] and found["dataset"] == "0123"
+
+
+def test_a_length_that_can_not_change_is_refused_with_the_reason():
+    old = {"max_train_steps": 300, "lr_scheduler": "cosine"}
+    (change,) = runs.training_changes(old, old | {"max_train_steps": 600}, [])
+    assert change.startswith("max_train_steps was 300, now 600: --lr_scheduler cosine spreads the rate over the length")

@@ -1,0 +1,96 @@
+"""Commands for the scripts of diffusers are read here, and what they ask for is what they get."""
+
+import pytest
+
+import train_dreambooth
+import train_lora
+from families.sampling import native_size
+from tests.published_configs import SD15, SDXL, write_configs
+
+CONSTANT = "--lr_scheduler=constant --lr_warmup_steps=0"
+# The flags of every command for Stable Diffusion and SDXL in the READMEs of diffusers' examples, at commit 58eb52c.
+LORA = [
+    f"--dataset_name=a/b --caption_column=text --resolution=512 --random_flip --train_batch_size=1 {CONSTANT} "
+    "--num_train_epochs=100 --checkpointing_steps=5000 --learning_rate=1e-04 --seed=42 --output_dir=out "
+    "--validation_prompt=dragon --report_to=wandb",
+    *(
+        f"--dataset_name=a/b --caption_column=text --resolution=1024 --train_batch_size=1 --num_train_epochs=2 "
+        f"--learning_rate=1e-04 {CONSTANT} --output_dir=out --validation_prompt=dragon {more}"
+        for more in (
+            "--pretrained_vae_model_name_or_path=c/d --random_flip --checkpointing_steps=500 --mixed_precision=fp16 "
+            "--seed=42 --report_to=wandb --push_to_hub",
+            "--pretrained_vae_model_name_or_path=c/d --checkpointing_steps=2 --mixed_precision=fp16 "
+            "--max_train_steps=20 --validation_epochs=20 --seed=1234",
+            "--random_flip --checkpointing_steps=500 --seed=42 --train_text_encoder --report_to=wandb --push_to_hub",
+        )
+    ),
+]
+SUBJECT = "--instance_data_dir=photos --output_dir=out --instance_prompt=sks --train_batch_size=1 "
+SMALL = SUBJECT + f"--resolution=512 {CONSTANT} --push_to_hub "
+PRIOR = SMALL + "--with_prior_preservation --prior_loss_weight=1.0 --class_data_dir=c --class_prompt=dog "
+PRIOR += "--num_class_images=200 --max_train_steps=800 "
+LARGE = SUBJECT + f"--resolution=1024 --gradient_accumulation_steps=4 --learning_rate=1e-4 {CONSTANT} --push_to_hub "
+LARGE += "--mixed_precision=fp16 --report_to=wandb --max_train_steps=500 --validation_prompt=sks "
+LARGE += "--validation_epochs=25 --seed=0 "
+DREAMBOOTH = [
+    SMALL + "--gradient_accumulation_steps=1 --learning_rate=5e-6 --max_train_steps=400",
+    PRIOR + "--gradient_accumulation_steps=1 --learning_rate=5e-6",
+    PRIOR + "--gradient_accumulation_steps=2 --gradient_checkpointing --use_8bit_adam --learning_rate=5e-6",
+    PRIOR + "--gradient_accumulation_steps=1 --gradient_checkpointing --use_8bit_adam --set_grads_to_none "
+    "--enable_xformers_memory_efficient_attention --learning_rate=2e-6",
+    PRIOR + "--sample_batch_size=1 --gradient_accumulation_steps=1 --gradient_checkpointing --learning_rate=5e-6",
+    PRIOR + "--train_text_encoder --use_8bit_adam --gradient_checkpointing --learning_rate=2e-6",
+    SMALL + "--gradient_accumulation_steps=1 --checkpointing_steps=100 --learning_rate=1e-4 --report_to=wandb "
+    "--max_train_steps=500 --validation_prompt=sks --validation_epochs=50 --seed=0",
+    LARGE + "--pretrained_vae_model_name_or_path=c/d",
+    LARGE + "--use_8bit_adam",
+]
+COMMANDS = [(train_lora, line) for line in LORA] + [(train_dreambooth, line) for line in DREAMBOOTH]
+
+
+@pytest.mark.parametrize("script, line", COMMANDS)
+def test_the_commands_of_diffusers_readmes_are_read_and_mean_the_same(script, line):
+    model = "stabilityai/stable-diffusion-xl-base-1.0" if "1024" in line else "CompVis/stable-diffusion-v1-4"
+    args = script.parse_args([f"--pretrained_model_name_or_path={model}", *line.split()])
+    given = dict(word.removeprefix("--").split("=") for word in line.split() if "=" in word)
+    assert args.train_batch_size == 1 and args.effective_batch_size is None  # so it counts on each process
+    assert args.gradient_accumulation_steps == int(given.get("gradient_accumulation_steps", 1))
+    steps = given.get("max_train_steps")
+    assert args.max_train_steps == (steps and int(steps))
+    assert args.num_train_epochs == (None if steps else int(given["num_train_epochs"]))
+    assert args.pretrained_vae_model_name_or_path == given.get("pretrained_vae_model_name_or_path")
+
+
+# Of these scripts' flags those that do not work here.
+REFUSED = {
+    train_lora: "cache_dir debug_loss dream_detail_preservation dream_training enable_npu_flash_attention foreach_ema "
+    "hub_token input_perturbation local_rank non_ema_revision offload_ema proportion_empty_prompts revision "
+    "timestep_bias_begin timestep_bias_end timestep_bias_multiplier timestep_bias_portion timestep_bias_strategy "
+    "tracker_project_name validation_prompts variant",
+    train_dreambooth: "adam_weight_decay_text_encoder cache_dir class_labels_conditioning do_edm_style_training "
+    "hub_token local_rank offset_noise pre_compute_text_embeddings prodigy_beta3 prodigy_decouple "
+    "prodigy_safeguard_warmup prodigy_use_bias_correction repeats revision skip_save_text_encoder "
+    "text_encoder_use_attention_mask tokenizer_max_length tokenizer_name validation_images validation_scheduler "
+    "variant",
+}
+
+
+@pytest.mark.parametrize("script", REFUSED)
+def test_what_does_not_work_is_refused_with_what_to_do_instead(script, capsys):
+    for name in REFUSED[script].split():
+        with pytest.raises(SystemExit):
+            script.parse_args([f"--{name}", "1"])
+        said = capsys.readouterr().err
+        assert f"error: --{name}: " in said and "unrecognized" not in said and said.count("\n") == 1
+
+
+def test_an_absolute_folder_of_logs_and_every_filter_of_diffusers_are_accepted():
+    for name in "bicubic bilinear box hamming lanczos nearest nearest_exact".split():
+        args = train_lora.parse_args(["--image_interpolation_mode", name, "--logging_dir", "/elsewhere/logs"])
+        assert (args.image_interpolation_mode, args.logging_dir) == (name, "/elsewhere/logs")
+
+
+def test_the_default_resolution_is_the_models_own(tmp_path):
+    assert train_lora.parse_args([]).resolution is None
+    assert native_size(write_configs(tmp_path / "xl", SDXL)) == 1024
+    assert native_size(write_configs(tmp_path / "sd", SD15)) == 512
