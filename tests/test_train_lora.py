@@ -589,7 +589,7 @@ def test_another_vae_encodes_and_decodes_and_one_that_does_not_fit_is_refused(tr
     pipeline = DiffusionPipeline.from_pretrained(trainer_data["sd1"], vae=AutoencoderKL.from_pretrained(vae))
     assert np.abs(drawn_by_diffusers(pipeline, ["boots"], 16) - shown).max() <= 1
     with pytest.raises(UserError, match="^--pretrained_vae_model_name_or_path .*nowhere: no such folder"):
-        train(trainer_data, tmp_path / "run", *words, tmp_path / "nowhere")
+        train(trainer_data, tmp_path / "refused", *words, tmp_path / "nowhere")
 
 
 def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path, capsys):

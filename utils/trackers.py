@@ -1,4 +1,4 @@
-"""Scalars, images, audio and settings to tensorboard, wandb and mlflow; one that fails warns once and is dropped."""
+"""Scalars, images, audio and settings to tensorboard, wandb, Comet and mlflow; one that fails warns once and is dropped."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from utils.cli import UserError, mask_secrets, mask_text
 from utils.files import note_written, write_json
 
 logger = logging.getLogger(__name__)
-NAMES = ("tensorboard", "wandb", "mlflow")
+NAMES = ("tensorboard", "wandb", "comet_ml", "mlflow")
 PROJECT = "finetune"  # groups the runs in a tracker; WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME take precedence
 # A server that does not answer two short requests is given up: mlflow itself would try for many minutes. Its store is
 # a plain folder: the database that it prefers needs packages that mlflow-skinny leaves out.
@@ -53,7 +53,12 @@ def start_trackers(
     names: list[str], logs: Path, run_name: str, config: dict[str, Any], step: int = 0
 ) -> dict[str, Tracker]:
     """The trackers that could be started, by name; their files are in `logs`. A resumed run gives its `step`."""
-    start = {"tensorboard": _start_tensorboard, "wandb": _start_wandb, "mlflow": _start_mlflow}
+    start = {
+        "tensorboard": _start_tensorboard,
+        "wandb": _start_wandb,
+        "comet_ml": _start_comet_ml,
+        "mlflow": _start_mlflow,
+    }
     trackers, config = {}, mask_secrets(config)
     for name in names:
         try:
@@ -196,6 +201,40 @@ def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -
             log({name: wandb.Audio(Path(folder) / "audio.wav")}, step)
 
     return Tracker(log, images, audio, run.finish)
+
+
+def _start_comet_ml(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
+    import comet_ml  # not among the requirements: pip install comet_ml
+    from accelerate.tracking import CometMLTracker
+
+    online = comet_ml.get_config("comet.api_key") is not None
+    if not online:
+        logger.warning("--report_to comet_ml: no COMET_API_KEY, so the run is kept offline in %s", logs / "comet_ml")
+    how = comet_ml.ExperimentConfig(
+        name=run_name,
+        offline_directory=str(logs / "comet_ml"),
+        log_code=False,
+        log_git_patch=False,
+        auto_output_logging=False,
+        display_summary_level=0,
+    )
+    project = os.environ.get("COMET_PROJECT_NAME") or PROJECT
+    started = CometMLTracker(
+        project, online=online, experiment_key=_read_ids(logs).get("comet_ml"), experiment_config=how
+    )
+    started.start()
+    started.store_init_configuration(config)
+    run = started.tracker
+    _write_id(logs, "comet_ml", run.get_key())
+
+    def images(tag: str, captioned: dict[str, Image.Image], step: int) -> None:
+        for caption, image in captioned.items():
+            run.log_image(image, name=f"{tag}/{caption}" if caption else tag, step=step)
+
+    def audio(name: str, samples: np.ndarray, rate: int, step: int) -> None:
+        run.log_audio(samples, sample_rate=rate, file_name=name, step=step)
+
+    return Tracker(started.log, images, audio, started.finish)
 
 
 def _start_mlflow(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import wave
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,15 @@ def test_secrets_are_masked_and_nothing_else():
     kept = ("--max_tokens 77 --tokenizer_name clip", "--instance_prompt 'a secret garden'")
     for text in (*kept, "--train_token '<sks>' --initializer_token=shoes"):
         assert mask_text(text) == text
+
+
+def test_comet_keeps_an_offline_run_that_a_resumed_one_continues(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("comet_ml")
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    for start in (0, 2):
+        assert list(track(tmp_path, ["comet_ml"], (start + 1, start + 2), start)) == ["comet_ml"]
+    assert "no COMET_API_KEY, so the run is kept offline" in caplog.text
+    key = json.loads((tmp_path / "logs/trackers.json").read_text())["comet_ml"]
+    kept = sorted((tmp_path / "logs/comet_ml").glob(f"{key}*.zip"))
+    messages = [zipfile.ZipFile(path).read("messages.json").decode() for path in kept]
+    assert len(messages) == 2 and all('"loss"' in one for one in messages) and "abc123" not in str(messages)
