@@ -1,4 +1,4 @@
-"""Scalars, images, audio and settings to tensorboard, wandb, Comet and mlflow; one that fails warns once and is dropped."""
+"""Scalars, images, audio and settings to several trackers; one that fails warns once and is dropped."""
 
 import json
 import logging
