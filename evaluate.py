@@ -38,7 +38,8 @@ from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
-from utils.files import check_writable, claim_folder, lock_folder, read_written, set_aside, write_json
+from utils.files import lock_folder, read_written, write_json
+from utils.outputs import check_writable, claim_folder, set_aside
 from utils.parallel import available_cores
 
 logger = logging.getLogger("evaluate")

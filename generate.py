@@ -32,7 +32,8 @@ from generation.prompts import Prompt
 from generation.set_folder import Session, Share, record_image, record_session
 from utils.cli import UserError, counted
 from utils.console import Bar, show_progress
-from utils.files import check_apart, file_sha256, locked_folder
+from utils.files import file_sha256, locked_folder
+from utils.outputs import check_apart
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like

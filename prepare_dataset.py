@@ -33,7 +33,8 @@ from utils.catalogue import Product, Rejected, Source, image_source, read_catalo
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.faces import Faces, load_faces
-from utils.files import file_sha256, replaced_folder, write_json, write_manifest
+from utils.files import file_sha256, write_json, write_manifest
+from utils.outputs import replaced_folder
 from utils.wording import PLACEHOLDER
 
 LEAST_TO_EVALUATE = 50  # real images, for evaluation/quality.py

@@ -30,8 +30,9 @@ from evaluation.features import image_features, load_encoder
 from utils.cli import Range, UserError, at_once, positive, seed_number, workers
 from utils.console import print_table, track
 from utils.devices import key_seed, keyed_generator
-from utils.files import check_apart, write_json
+from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
+from utils.outputs import check_apart
 from utils.parallel import available_cores
 
 logger = logging.getLogger("train_classifier")

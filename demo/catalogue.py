@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import cli, files, images  # first: it says in one line which package is missing
+from utils import cli, files, images, outputs  # first: it says in one line which package is missing
 
 # isort: split
 from PIL import Image
@@ -154,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         return
     rows = [product(args.seed, index, args.kinds) for index in range(args.num_images)]
-    with files.replaced_folder(args.output_dir) as folder:
+    with outputs.replaced_folder(args.output_dir) as folder:
         damage = write_catalogue(folder, args.num_images, parse_size(args.size), args.seed, args.kinds, args.damage)
         preview(rows, args.seed).save(folder / "preview.png")
         files.write_manifest(folder)

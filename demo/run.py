@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils import cli
 from utils.console import print_table
-from utils.files import discard_folder
+from utils.outputs import discard_folder
 
 # The folders of the steps, and which list says what is in them.
 MADE = {"catalogue": "", "dataset": "", "lora": "train", "synthetic": "generate", "evaluation": "evaluate"}

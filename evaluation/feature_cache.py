@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.files import file_sha256, remove_stale, write_safetensors
+from utils.files import file_sha256, write_safetensors
+from utils.outputs import remove_stale
 from utils.parallel import thread_map
 
 SHARD_SECONDS = 30  # of work that a kill may lose

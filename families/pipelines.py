@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 
 from families import models
-from utils.files import flush_folder, partial_folder, put_in_place, write_json
+from utils.files import write_json
+from utils.outputs import flush_folder, partial_folder, put_in_place
 
 
 class BaseModel(NamedTuple):

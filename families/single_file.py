@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from families.names import FAMILIES, LABELS
 from utils.cli import UserError
-from utils.files import file_sha256, remove_stale
+from utils.files import file_sha256
 from utils.hub import quiet_hub
+from utils.outputs import remove_stale
 
 if TYPE_CHECKING:
     import torch

@@ -12,17 +12,10 @@ from PIL import Image
 from generation.prompts import Prompt
 from utils import dataset
 from utils.dataset import index_of, read_parts
-from utils.files import (
-    file_sha256,
-    read_written,
-    replaced_file,
-    replaced_folder,
-    write_json,
-    write_manifest,
-    write_text,
-)
+from utils.files import file_sha256, read_written, replaced_file, write_json, write_manifest, write_text
 from utils.images import make_grid, require_image
 from utils.metrics_log import read_metrics
+from utils.outputs import replaced_folder
 
 # Contact sheets for people to look at: the images on all of them, spread over a large set; those on one sheet and in a
 # row; the side of one in pixels.

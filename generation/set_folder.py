@@ -22,20 +22,10 @@ from generation.prompts import Prompt
 from utils import runs
 from utils.cli import UserError, counted
 from utils.dataset import image_name, index_of, read_parts
-from utils.files import (
-    check_writable,
-    claim_folder,
-    file_sha256,
-    foreign_files,
-    list_files,
-    lock_folder,
-    locked_folder,
-    note_written,
-    read_manifest,
-    write_text,
-)
+from utils.files import file_sha256, list_files, lock_folder, locked_folder, note_written, read_manifest, write_text
 from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
+from utils.outputs import check_writable, claim_folder, foreign_files
 from utils.parallel import available_cores, thread_map
 
 logger = logging.getLogger(__name__)

@@ -8,16 +8,8 @@ from typing import Any
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.dataset import SPLITS
-from utils.files import (
-    check_apart,
-    check_movable,
-    check_writable,
-    foreign_files,
-    list_files,
-    parse_json,
-    read_text,
-    recover_folder,
-)
+from utils.files import list_files, parse_json, read_text
+from utils.outputs import check_apart, check_movable, check_writable, foreign_files, recover_folder
 
 logger = logging.getLogger(__name__)
 

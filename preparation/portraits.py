@@ -16,8 +16,9 @@ from utils.catalogue import Product, Rejected
 from utils.cli import UserError, counted
 from utils.console import format_table
 from utils.faces import Box, Face, Faces, area, crop_head, crop_to_head, find_faces, large_faces
-from utils.files import file_sha256, read_file, remove_stale, replaced_file
+from utils.files import file_sha256, read_file, replaced_file
 from utils.images import BadImage, ImageSource, bucket_shapes, is_blank, nearest_shape, read_image
+from utils.outputs import remove_stale
 
 logger = logging.getLogger(__name__)
 NO_DETECTOR = "faces are not detected; each photo is cropped around its centre"

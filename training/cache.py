@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from utils.cli import UserError
 from utils.console import track
-from utils.files import remove_stale, write_safetensors
+from utils.files import write_safetensors
+from utils.outputs import remove_stale
 from utils.parallel import thread_map
 
 SHARD_BYTES, SHARD_SECONDS = 64 << 20, 30

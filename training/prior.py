@@ -18,9 +18,9 @@ from training.examples import Example, Record, load_examples
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.console import show_progress
-from utils.files import remove_stale
 from utils.image_checks import find_fault
 from utils.images import is_whole_png, write_png
+from utils.outputs import remove_stale
 
 logger = logging.getLogger(__name__)
 TRIES = 4  # seeds for one image

@@ -31,7 +31,7 @@ from utils import cli, devices, runs
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.devices import Precision, working_device
-from utils.files import check_apart
+from utils.outputs import check_apart
 from utils.trackers import tracker_names
 
 logger = logging.getLogger(__name__)

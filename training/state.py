@@ -10,8 +10,8 @@ import torch
 from families import kohya, lora, pipelines, tokens
 from utils import checkpoints
 from utils.cli import UserError
-from utils.files import remove_written
 from utils.metrics_log import SMOOTHING
+from utils.outputs import remove_written
 
 
 @dataclass

@@ -15,16 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from utils.cli import UserError, counted
-from utils.files import (
-    discard_folder,
-    file_sha256,
-    parse_json,
-    read_text,
-    replaced_folder,
-    write_json,
-    write_manifest,
-    write_safetensors,
-)
+from utils.files import file_sha256, parse_json, read_text, write_json, write_manifest, write_safetensors
+from utils.outputs import discard_folder, replaced_folder
 
 logger = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]

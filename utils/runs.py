@@ -20,21 +20,9 @@ from typing import Any
 import yaml
 
 from utils.cli import UserError, mask_text
-from utils.files import (
-    check_movable,
-    claim_folder,
-    discard_folder,
-    file_sha256,
-    foreign_files,
-    lock_folder,
-    parse_json,
-    read_text,
-    set_aside,
-    write_json,
-    write_text,
-    written_list,
-)
+from utils.files import file_sha256, lock_folder, parse_json, read_text, write_json, write_text, written_list
 from utils.metrics_log import read_metrics
+from utils.outputs import check_movable, claim_folder, discard_folder, foreign_files, set_aside
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 

@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from utils.parallel import parallel_map
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = f"""
 import sys, time
@@ -21,6 +25,37 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("stopped")
 """
+
+
+def square(value: int) -> int:
+    return value * value
+
+
+def fail(value: int) -> int:
+    raise ValueError(f"item {value}")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order(workers):
+    assert list(parallel_map(square, range(50), workers)) == [value * value for value in range(50)]
+
+
+def test_items_are_taken_as_they_are_needed():
+    taken = []
+
+    def items():
+        for value in range(200):
+            taken.append(value)
+            yield value
+
+    results = parallel_map(square, items(), 2)
+    assert next(results) == 0 and len(taken) < 20
+    results.close()
+
+
+def test_a_failure_in_a_worker_is_raised_here():
+    with pytest.raises(ValueError, match="item 0"):
+        list(parallel_map(fail, range(3), 2))
 
 
 def test_ctrl_c_while_workers_start_prints_no_traceback(tmp_path):

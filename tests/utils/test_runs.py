@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils import checkpoints, files, metrics_log, runs
+from utils import checkpoints, files, metrics_log, outputs, runs
 from utils.cli import UserError
 
 SETTINGS = {
@@ -216,7 +216,7 @@ def test_a_folder_that_is_removed_while_it_is_written_is_an_error_and_stays_away
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(UserError, match="was removed or moved"):
         metrics_log.append_metrics(tmp_path / "run/metrics.jsonl", {"step": 7})
-    with pytest.raises(UserError, match="was removed or moved"), files.replaced_folder(tmp_path / "run/checkpoint-7"):
+    with pytest.raises(UserError, match="was removed or moved"), outputs.replaced_folder(tmp_path / "run/checkpoint-7"):
         pass
     assert names(tmp_path) == []
 
@@ -224,9 +224,9 @@ def test_a_folder_that_is_removed_while_it_is_written_is_an_error_and_stays_away
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from utils import files
-files.claim_folder(Path(sys.argv[1]), "train")
-with files.replaced_file(Path(sys.argv[1], "a.json")) as file, files.partial_folder(Path(sys.argv[1], "b")) as folder:
+from utils import files, outputs
+outputs.claim_folder(Path(sys.argv[1]), "train")
+with files.replaced_file(Path(sys.argv[1], "a.json")) as file, outputs.partial_folder(Path(sys.argv[1], "b")) as folder:
     file.write(b"half")
     (folder / "c").write_text("half")
     print("ready", flush=True)
