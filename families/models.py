@@ -232,9 +232,12 @@ def latent_scale(model: str, vae: str | None = None) -> float:
 
 
 def load_noise_scheduler(model: str) -> DDPMScheduler:
-    """The noise schedule that the model was trained with, and what it predicts."""
+    """The noise schedule that the model was trained with, and what it predicts; one of another kind is refused."""
     from diffusers import DDPMScheduler
 
+    kind = read_config(model, "scheduler/scheduler_config.json").get("_class_name", "")
+    if str(kind).startswith(("EDM", "FlowMatch")):  # its noise levels would be read as those of DDPM
+        raise UserError(f"{model}: its {kind} is not supported, only DDPM's noise; give another model")
     return _load(model, lambda: DDPMScheduler.from_pretrained(model, subfolder="scheduler"))
 
 
