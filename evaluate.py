@@ -91,7 +91,7 @@ def make_parser() -> cli.Parser:
     add("--batch_size", type=at_once, default=32, help="images at once through an encoder")
     add("--num_workers", type=workers, default=available_cores(), help="threads that decode images")
     add("--output_dir", type=Path, metavar="DIR", help="metrics.json, report.html, features/ (cache)")
-    add("--overwrite", action="store_true", help="replace what is there; others' files are moved aside")
+    add("--overwrite", action="store_true", help="replace what is there; what no script wrote is moved aside")
     return parser
 
 

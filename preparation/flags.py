@@ -143,7 +143,7 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output and performance")
     group.add_argument("--output_dir", type=Path, help="the dataset's folder")
     group.add_argument(
-        "--overwrite", action="store_true", help="replace what is there; files of others are moved aside"
+        "--overwrite", action="store_true", help="replace what is there; what no script wrote is moved aside"
     )
     group.add_argument("--num_workers", type=workers, help="processes; default: all cores")
 

@@ -252,7 +252,7 @@ def test_a_deleted_or_damaged_config_is_told_with_what_to_do(tmp_path, caplog):
         enter(tmp_path, ["a"], {})
     (tmp_path / "config.yaml").unlink()
     os.close(enter(tmp_path, ["a"], {"seed": 5}))
-    assert runs.read_settings(tmp_path)["seed"] == 5 and "has lost its config.yaml" in caplog.text
+    assert runs.read_settings(tmp_path)["seed"] == 5 and "has no config.yaml any more" in caplog.text
 
 
 @pytest.mark.parametrize("name, content", [("photo.jpg", "mine"), ("config.yaml", "{}"), ("config.yaml", "seed: 1")])

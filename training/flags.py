@@ -256,7 +256,9 @@ def add_validation_flags(parser: argparse.ArgumentParser) -> None:
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run folder and trackers")
     group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
-    group.add_argument("--overwrite", action=OnOff, default=False, help="start again; files of others are moved aside")
+    group.add_argument(
+        "--overwrite", action=OnOff, default=False, help="start again; what no script wrote is moved aside"
+    )
     group.add_argument("--checkpointing_steps", type=zero_or_more, default=500, help="between checkpoints; 0: none")
     group.add_argument("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
     group.add_argument(

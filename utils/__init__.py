@@ -17,10 +17,8 @@ def _explain_missing(kind: type[BaseException], error: BaseException, trace: Tra
     if not issubclass(kind, ModuleNotFoundError) or not name or ours or "--debug" in sys.argv:
         sys.__excepthook__(kind, error, trace)
         return
-    script, repair = (
-        os.path.basename(sys.argv[0]),
-        "activate .venv (`. .venv/bin/activate`), or run check_environment.py",
-    )
+    script = os.path.basename(sys.argv[0])
+    repair = "activate .venv (`. .venv/bin/activate`), or run check_environment.py"
     print(f"{script}: error: {sys.executable} has no package `{name}`; {repair}", file=sys.stderr)
 
 

@@ -54,8 +54,7 @@ _SECRET_TEXT = (
 )
 _MARK = "from_the_environment_"
 _LONG = 8  # characters of a value that is hidden wherever it stands; a shorter one may be any word
-# What the recipe took from the environment: {key: the value as the recipe has it}, and {value: its interpolation}.
-_interpolated: dict[str, Any] = {}
+# What the recipe took from the environment: {value: its interpolation}; any message may hold it.
 _from_environment: dict[str, str] = {}
 
 
@@ -259,8 +258,11 @@ def _resolve(recipe: Any) -> tuple[Any, Any]:
         OmegaConf.register_resolver("oc.env", oc.env, replace=True)
 
 
-def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The settings in a YAML file, with `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error."""
+def read_recipe(path: Path, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings in a YAML file, with `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error.
+
+    Also those of them that came from the environment, as `_resolve` writes them.
+    """
     from omegaconf import OmegaConf  # here: check_environment.py must start where packages are missing
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -286,8 +288,8 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         if isinstance(recipe[key], bool) and f"use_{key}" in known:  # as some keys were called in earlier versions
             what = f"`{key}: {recipe[key]}` is not valid; to switch it on or off, use `use_{key}`"
             raise UserError(f"--config {path}: {what}")
-    _interpolated.update({str(key): written[key] for key, value in recipe.items() if value != written[key]})
-    return {str(key): value for key, value in recipe.items()}
+    interpolated = {str(key): written[key] for key, value in recipe.items() if value != written[key]}
+    return {str(key): value for key, value in recipe.items()}, interpolated
 
 
 def _as_words(action: argparse.Action, value: Any) -> list[str]:
@@ -339,37 +341,36 @@ def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path:
 
 
 class Settings(argparse.Namespace):
-    """The values of a script's flags; vars() leaves out their `defaults`."""
+    """The values of a script's flags; vars() leaves out their `defaults`, and what a recipe `interpolated`."""
 
-    __slots__ = ("defaults",)
+    __slots__ = ("defaults", "interpolated")
     defaults: dict[str, Any]
+    interpolated: dict[str, Any]
 
 
 def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; with --config, on top of that file's settings."""
     if argv is None:  # the script's own start
         gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
-        outlive_readers()
+        ignore_closed_pipes()
         argv = sys.argv[1:]
     args = Settings()
-    args.defaults = {action.dest: action.default for action in parser._actions}
+    args.defaults, args.interpolated = {action.dest: action.default for action in parser._actions}, {}
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config
-    _interpolated.clear()
     _from_environment.clear()
     if path is None:
         return parser.parse_args(argv, args)
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     try:
-        recipe = read_recipe(path, parser)
+        recipe, interpolated = read_recipe(path, parser)
         actions = [one for one in parser._actions if one.dest in recipe and not given & {*one.option_strings}]
         words = recipe_to_argv(recipe, actions, path)
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {mask_text(str(error))}\n")
     parser.recipe_keys = frozenset(action.dest for action in actions)
-    for key in _interpolated.keys() - parser.recipe_keys:  # the command line has another value
-        del _interpolated[key]
+    args.interpolated = {key: value for key, value in interpolated.items() if key in parser.recipe_keys}
     return parser.parse_args(words + argv, args)
 
 
@@ -416,7 +417,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
     hidden = ("config", "verbose", "debug", "dry_run")
     settings = {key: value for key, value in vars(args).items() if key not in hidden}
-    written = {key: value for key, value in _interpolated.items() if key in settings}
+    written = {key: value for key, value in args.interpolated.items() if key in settings}
     sums = {f"{key}_sha256": hashlib.sha256(str(settings[key]).encode()).hexdigest()[:4] for key in written}
     return mask_secrets(plain(settings | written)) | sums
 
@@ -446,7 +447,7 @@ class _Pipe(io.FileIO):
             return len(data)
 
 
-def outlive_readers() -> None:
+def ignore_closed_pipes() -> None:
     """After `| head -1` the work goes on, and what it prints is dropped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

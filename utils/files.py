@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file that a user named, to be read; OSError for a pipe or a device, which may wait or go on for ever."""
+    """A file that a user named, to be read; OSError for a pipe or a device, which may have no end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder, open says so itself
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -84,7 +84,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As json.loads; a ValueError also where lists or objects are nested beyond all sense."""
+    """As json.loads; a ValueError also where lists or objects are nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -123,7 +123,7 @@ def refuse_foreign(folder: Path, kind: str, advice: str = "give another folder")
     """Refuse a folder with files that no script began; in one of an earlier version, config.yaml names output_dir."""
     if written_list(folder, kind).exists() or "output_dir" in read_settings(folder):
         if not (folder / "config.yaml").is_file():
-            logger.warning("%s has lost its config.yaml: the settings of this command are taken for its own", folder)
+            logger.warning("%s has no config.yaml any more; the settings of this command are taken as its own", folder)
         return
     if foreign := foreign_files(folder, kind):
         raise UserError(f"--output_dir {folder}: holds files that no script wrote ({foreign[0]}); {advice}")
@@ -178,20 +178,11 @@ def open_run(
             _start_over(place, kind)
         aside = f"{place.name}.replaced-<date>"
         refuse_foreign(place, kind, f"give another folder, or add --overwrite, which moves them to {aside}")
-        changes = _changes(place, settings, free)
-        if changes and not has_begun(place) and not foreign_files(place, kind):  # it failed before its first step
-            _start_over(place, kind)
-        elif changes:
-            raise UserError(
-                f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
-                "give another folder, give those settings, or add --overwrite to start over"
-            )
+        _settle_changes(place, _changes(place, settings, free), kind)
         if message := end():
             return message
         claim_folder(place, kind)
-        if has_begun(place) and not any(place.glob("checkpoint-*")) and (place / "best").exists():
-            moved = set_aside(place / "best")
-            logger.warning("%s has no checkpoint and starts again; its best weights so far are in %s", folder, moved)
+        _keep_best(place)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--output_dir {folder}: {reason}; give a folder that can be written") from None
@@ -205,6 +196,24 @@ def _start_over(folder: Path, kind: str) -> None:
     discard_folder(folder, kind)
     folder.mkdir()
     lock_folder(folder)
+
+
+def _settle_changes(folder: Path, changes: list[str], kind: str) -> None:
+    """Refuse a run with other settings, but start over one that failed before its first step."""
+    if changes and not has_begun(folder) and not foreign_files(folder, kind):
+        _start_over(folder, kind)
+    elif changes:
+        raise UserError(
+            f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "
+            "give another folder, give those settings, or add --overwrite to start over"
+        )
+
+
+def _keep_best(folder: Path) -> None:
+    """Move the best weights of a run aside that starts again, since it has no checkpoint."""
+    if has_begun(folder) and not any(folder.glob("checkpoint-*")) and (folder / "best").exists():
+        moved = set_aside(folder / "best")
+        logger.warning("%s has no checkpoint and starts again; its best weights so far are in %s", folder, moved)
 
 
 def _changes(folder: Path, settings: dict[str, Any], free: Iterable[str]) -> list[str]:
@@ -279,15 +288,7 @@ def describe_end(
                 "another --output_dir, or start over with --overwrite"
             )
         done = summary.get("steps") == wanted
-    if lacks or not done:
-        return None
-    if damaged := damaged_results(folder, summary):
-        if not any(folder.glob("checkpoint-*")):
-            raise UserError(
-                f"--output_dir {folder}: {damaged[0]} is missing or damaged, and there is no checkpoint to write it "
-                "anew from; add --overwrite to train again"
-            )
-        logger.warning("%s: %s: missing or damaged; written anew from the checkpoint", folder, ", ".join(damaged))
+    if lacks or not done or must_rewrite(folder, summary):
         return None
     early = f", stopped early ({summary['stopped_early']})" if "stopped_early" in summary else ""
     return (
@@ -296,10 +297,18 @@ def describe_end(
     )
 
 
-def damaged_results(folder: Path, summary: dict[str, Any]) -> list[str]:
-    """Those files of a run's result that are not there, or are not what summary.json says."""
+def must_rewrite(folder: Path, summary: dict[str, Any]) -> bool:
+    """Whether files of a run's result are missing or not what summary.json says; an error without a checkpoint."""
     files = summary.get("files", {}).items()
-    return [name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256]
+    bad = [name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256]
+    if bad and not any(folder.glob("checkpoint-*")):
+        raise UserError(
+            f"--output_dir {folder}: {bad[0]} is missing or damaged, and there is no checkpoint to write it "
+            "anew from; add --overwrite to train again"
+        )
+    if bad:
+        logger.warning("%s: %s: missing or damaged; written anew from the checkpoint", folder, ", ".join(bad))
+    return bool(bad)
 
 
 def catch_signals(doing: str = "saving a checkpoint") -> list[int]:
