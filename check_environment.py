@@ -448,6 +448,13 @@ def recommend_command(launch: str, batch: str, dataset: Path | None, model: bool
     return f"{first}{launch} train_lora.py {recipe}{data}"
 
 
+def usable_dataset(folder: Path) -> Path | None:
+    """The usual dataset if it is intact, or else the first one that is."""
+    found = find_datasets(folder).items()
+    usable = [dataset for dataset, counts in found if check_dataset(dataset, counts).status == "ok"]
+    return USUAL if USUAL in usable else next(iter(usable), None)
+
+
 def recommend(dataset: Path | None, model: bool) -> dict[str, Any]:
     """Precision and batch for the default recipe on this machine, and a command that can run now."""
     import torch
@@ -524,10 +531,7 @@ def main(args: argparse.Namespace) -> int:
         if not args.json:
             print_section(number, section.title, found)
         checks += found
-    recommendation, model = None, False
-    datasets = find_datasets(args.data_dir)
-    usable = [folder for folder, counts in datasets.items() if check_dataset(folder, counts).status == "ok"]
-    dataset = USUAL if USUAL in usable else next(iter(usable), None)
+    recommendation, model, dataset = None, False, usable_dataset(args.data_dir)
     with contextlib.redirect_stdout(sys.stderr):
         try:
             model = has_default_model(checks)

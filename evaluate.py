@@ -223,7 +223,7 @@ def main(args: argparse.Namespace) -> int:
     columns = adherence.usable_attributes(compared, args.attributes)
     known = judge.known_figures(given, list(sources), list(columns))
     for words in args.targets:
-        targets.check_target(words, known, judge.foresee_refusals(records, known))
+        targets.check_target(words, known, judge.predict_refusals(records, known))
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")

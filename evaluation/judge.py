@@ -68,7 +68,7 @@ def known_figures(given: set[str], encoders: Sequence[str], columns: Sequence[st
     return [*found, *(["near_copies"] if train else []), *subject.known_figures(given, encoders)]
 
 
-def foresee_refusals(records: Mapping[str, list[Record]], known: Sequence[str]) -> dict[str, str]:
+def predict_refusals(records: Mapping[str, list[Record]], known: Sequence[str]) -> dict[str, str]:
     """{id: why it will have no value} of the figures for which the numbers of images or texts say so."""
     counts = {f"{name.replace('train', 'training')} image": len(some) for name, some in records.items()}
     counts[adherence.WITH_TEXT] = sum(bool(one["text"]) for one in records["generated"])

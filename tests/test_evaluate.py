@@ -72,7 +72,7 @@ def run(sets: dict, generated: Path, out: Path, *more) -> tuple[int, dict]:
     return code, metrics | {one["id"]: one for one in metrics["figures"]}
 
 
-def check_foreseen(found: dict, given: set[str], columns: tuple = ()) -> None:
+def check_predicted(found: dict, given: set[str], columns: tuple = ()) -> None:
     """That a target is held against the figures that come, and against what they can be."""
     ids = [one["id"] for one in found["figures"]]
     assert sorted(ids) == sorted(judge.known_figures(given, ["demo"], columns))
@@ -99,7 +99,7 @@ def test_every_figure_has_its_n_and_an_interval_around_it(good, sets):
     assert (out / "report.html").stat().st_size > 10_000
     assert {row["value"] for row in good["shares"]["colour"]} == set(NAMES)
     assert good["shares"]["colour"][0]["by"] == "clip" and good["shares"]["colour"][0]["plan"]
-    check_foreseen(good, {"real", "train"}, good["shares"])
+    check_predicted(good, {"real", "train"}, good["shares"])
 
 
 def test_a_good_set_is_found_good(good):
@@ -142,7 +142,7 @@ def test_another_set_does_not_replace_an_evaluation(good, sets):
 
 
 @pytest.mark.parametrize("name, content", [("report.html", "mine"), ("metrics.json", '{"mine": 1}')])
-def test_files_of_others_are_replaced_only_with_overwrite_and_kept(tmp_path, name, content):
+def test_files_of_other_programs_are_moved_aside_only_with_overwrite(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"{name} was not written by evaluate.py.*--overwrite, which moves it to"):
         evaluate.check_output(tmp_path, {}, overwrite=False)
@@ -228,8 +228,8 @@ def test_too_few_images_are_refused_in_plain_words_and_targets_on_them_before_th
     assert refused["precision/demo"] == "needs at least 50 generated images, found 24" and found["vendi/demo"]["value"]
     assert "not computed: KID · demo, CMMD · demo, Precision · demo" in capsys.readouterr().out
     records = {name: read_images(folder, "") for name, folder in {**sets, "generated": few}.items() if name != "root"}
-    foreseen = judge.foresee_refusals(records, [one["id"] for one in found["figures"]])
-    assert foreseen == refused  # what is said before the work is what would come of it
+    predicted = judge.predict_refusals(records, [one["id"] for one in found["figures"]])
+    assert predicted == refused  # what is said before the work is what would come of it
 
 
 def test_figures_of_the_generated_set_alone_need_no_real_images(good, sets, tmp_path):
@@ -237,7 +237,7 @@ def test_figures_of_the_generated_set_alone_need_no_real_images(good, sets, tmp_
     alone = run({**sets, "real": None}, sets["good"], tmp_path / "alone")[1]
     ids = ["vendi/demo", "mean_distance/demo", "clip_score/demo", "clip_score_lowest/demo", "invalid"]
     assert [one["id"] for one in alone["figures"]] == ids
-    check_foreseen(alone, set())
+    check_predicted(alone, set())
     few = draw_set(tmp_path / "few", 3, "q")
     small = run({**sets, "real": few}, sets["good"], tmp_path / "small")[1]
     for one in ids[:3]:
@@ -542,7 +542,7 @@ def test_a_person_is_judged_without_real_images_and_what_is_left_out_is_said(per
     ids += [*(f"identity/{name}" for name in names), "fidelity/subject/demo", "fidelity/prompt/demo"]
     ids += [f"fidelity/{name}/demo" for name in ("prior_distance", "prior_variety", "prior_leak")]
     assert code == 0 and [one["id"] for one in faithful["figures"]] == ids
-    check_foreseen(faithful, {"identity_reference", *subject.SETS})
+    check_predicted(faithful, {"identity_reference", *subject.SETS})
     assert faithful["identity/verified"]["value"] == 15 / 16 and other["identity/verified"]["value"] == 8 / 16
     assert faithful["fidelity/prior_distance/demo"]["high"] < 1e-6 < other["fidelity/prior_distance/demo"]["low"]
     assert [one["met"] for one in faithful["targets"]] == [True, True] and other["targets"][0]["met"] is not True

@@ -123,7 +123,7 @@ def test_no_flag_is_accepted_and_ignored(script):
 
 
 @pytest.mark.parametrize("script", NEEDED)
-def test_no_flag_takes_a_number_beyond_all_sense(script):
+def test_no_flag_takes_a_number_without_limits(script):
     """Infinite, NaN, or one that only ends in a full memory: each number has a type with two ends."""
     for action in importlib.import_module(script).make_parser()._actions:
         for text in ("inf", "nan", "-inf", "1e30", str(10**30), "-1000000000001") if action.type else ():

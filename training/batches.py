@@ -35,16 +35,8 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
     given = micro if isinstance(micro, int) else None  # None: auto
     if effective is None:
         effective = (given or 1) * (accumulation or 1) * processes
-    elif given is None and accumulation:
-        raise UserError(
-            f"--gradient_accumulation_steps {accumulation}: with --train_batch_size auto it follows from "
-            f"--effective_batch_size {effective}; leave one of them out"
-        )
-    elif given and accumulation and given * accumulation * processes != effective:
-        raise UserError(
-            f"--train_batch_size {given} x --gradient_accumulation_steps {accumulation} x {processes} processes is "
-            f"{given * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
-        )
+    elif accumulation:
+        check_accumulation(given, accumulation, effective, processes)
     if effective > MOST_A_STEP:
         raise UserError(
             f"--train_batch_size {micro}: by accumulation and {processes} processes {effective:,} samples a step; "
@@ -62,6 +54,20 @@ def plan_batch(micro: int | str, accumulation: int | None, effective: int | None
         )
     share = effective // processes
     return BatchPlan(min(given or share, share), processes, effective)
+
+
+def check_accumulation(given: int | None, accumulation: int, effective: int, processes: int) -> None:
+    """Refuse --gradient_accumulation_steps that contradicts --effective_batch_size; `given`: None for auto."""
+    if given is None:
+        raise UserError(
+            f"--gradient_accumulation_steps {accumulation}: with --train_batch_size auto it follows from "
+            f"--effective_batch_size {effective}; leave one of them out"
+        )
+    if given * accumulation * processes != effective:
+        raise UserError(
+            f"--train_batch_size {given} x --gradient_accumulation_steps {accumulation} x {processes} processes is "
+            f"{given * accumulation * processes}, not --effective_batch_size {effective}; leave one of them out"
+        )
 
 
 @dataclass(frozen=True)

@@ -129,17 +129,13 @@ def find_samples(folder: Path) -> dict[str, Path]:
 def describe_files(folder: Path) -> dict[str, str]:
     """What each file of the LoRA in a folder is for."""
     name = folder.resolve().name
-    word = kohya.word_name(name).removesuffix(".safetensors")
+    lora_file, word_file = kohya.lora_name(name), kohya.word_name(name)
+    word = word_file.removesuffix(".safetensors")
     known = {
         WEIGHTS: "diffusers, and generate.py of the repository that made it",
-        kohya.lora_name(
-            name
-        ): "ComfyUI, A1111, Forge and kohya's scripts: the same LoRA, with their names of the layers",
+        lora_file: "ComfyUI, A1111, Forge and kohya's scripts: the same LoRA, with their names of the layers",
         **dict.fromkeys(tokens.FILES, "diffusers: the learnt word"),
-        kohya.word_name(
-            name
-        ): f"the learnt word for ComfyUI, where a prompt has `embedding:{word}` for it, and for A1111 "
-        f"and Forge, where it has `{word}`",
+        word_file: f"the learnt word: in prompts of ComfyUI `embedding:{word}`, of A1111 and Forge `{word}`",
     }
     return {file: use for file, use in known.items() if (folder / file).is_file()}
 

@@ -67,10 +67,7 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     plan = plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
-    batch = str(plan)
-    if accelerator.num_processes > 1:
-        divided = "the effective batch is divided among them" if args.effective_batch_size else "each its own batch"
-        batch += f" ({divided})"
+    batch = describe_batch(plan, args.effective_batch_size)
     cache = args.latent_cache_dir or args.output_dir.parent / "cache"
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     args.effective_batch_size = plan.effective
@@ -82,13 +79,8 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         print(f"device: {device}; precision: {precision.reason}; batch: {batch}; trained: {describe_trained(args)}")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
-    if args.push_to_hub:
-        hub_token()
-    if args.optimizer == "adamw8bit":
-        load_adamw8bit()
     tracking = Tracking(tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
-    if args.lora_layers != list(UNET_TARGETS):  # a wrong name is refused before anything is encoded
-        check_targets(build_part(model, "unet"), args.lora_layers)
+    check_needs(args, model)
     schedule = models.load_noise_scheduler(model)
     return Start(
         accelerator=accelerator,
@@ -101,6 +93,23 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         noise_scheduler=training_scheduler(schedule, args.prediction_type, args.zero_terminal_snr),
         shapes=fitting_shapes(model, args.resolution, args.use_aspect_ratio_buckets, args.aspect_ratio_buckets),
     )
+
+
+def describe_batch(plan: BatchPlan, effective: int | None) -> str:
+    """`effective`: --effective_batch_size, if it is given."""
+    if plan.processes == 1:
+        return str(plan)
+    return f"{plan} ({'the effective batch is divided among them' if effective else 'each its own batch'})"
+
+
+def check_needs(args: argparse.Namespace, model: str) -> None:
+    """Refuse now what would fail later: a token or package that is missing, a layer that the model lacks."""
+    if args.push_to_hub:
+        hub_token()
+    if args.optimizer == "adamw8bit":
+        load_adamw8bit()
+    if args.lora_layers != list(UNET_TARGETS):
+        check_targets(build_part(model, "unet"), args.lora_layers)
 
 
 def describe_trained(args: argparse.Namespace) -> str:

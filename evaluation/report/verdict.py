@@ -64,7 +64,7 @@ def compare_with_floor(figure: dict[str, Any]) -> tuple[str, str]:
 def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) -> tuple[str, list[str]]:
     """(a headline, sentences): the targets or else the floor, then copies, failures, use, people, refused figures.
 
-    There is no verdict on the whole without a figure of each group of NEEDED: one alone may praise what is bad.
+    There is no verdict on the whole without a figure of each group of NEEDED: a bad set can be good in one alone.
     """
     figures, images = metrics["figures"], metrics.get("pictures", {})
     met, missing, sentences = judge_targets(metrics.get("targets", [])), find_missing(figures), []
@@ -73,7 +73,7 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
         verdict = f"No verdict{' on the whole' if met else ''}: there is no figure of {' or of '.join(missing)}."
         headline = f"{met} {verdict}".strip()
         sentences += [] if describe_failed_checks(metrics) else [HOW_TO_GET[key] for key in missing]
-        sentences += [level] if level.startswith(WORSE) else []  # but no praise
+        sentences += [level] if level.startswith(WORSE) else []  # not that it is no worse
     else:
         headline = met or level or f"{counted(len(figures), 'figure')}, and no targets were set."
         sentences += [level] if met and level else []

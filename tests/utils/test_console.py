@@ -75,5 +75,5 @@ def test_other_work_does_not_count_for_the_rate_and_is_added_to_the_time_left():
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (62, "1:02"), (7384, "2:03:04")])
-def test_seconds_are_told_as_clocks_do(seconds, text):
+def test_seconds_are_written_as_on_a_clock(seconds, text):
     assert console.format_seconds(seconds) == text

@@ -82,7 +82,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         files.read_file(tmp_path / "a", 4)
 
 
-def test_json_that_is_nested_beyond_all_sense_is_a_mistake_in_the_file(tmp_path):
+def test_json_that_is_nested_too_deeply_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="a.json: damaged .nested too deeply.; expected a list"):
         files.read_object(tmp_path / "a.json", "a list")
