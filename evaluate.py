@@ -22,16 +22,7 @@ from utils import cli, devices, runs  # first: it says in one line which package
 from evaluation import adherence, encoder_check, features, human_study, judge, subject, targets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
-from evaluation.image_sets import (
-    Work,
-    check_apart,
-    check_new,
-    count_texts,
-    describe_set,
-    encode_sets,
-    read_images,
-    spell_alike,
-)
+from evaluation.image_sets import Work, check_new, count_texts, describe_set, encode_sets, read_images, spell_alike
 from evaluation.report import summary
 from evaluation.report.comparison_page import read_runs, write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
@@ -39,7 +30,7 @@ from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
 from utils.files import lock_folder, read_written, write_json
-from utils.outputs import check_writable, claim_folder, set_aside
+from utils.outputs import check_apart, check_writable, claim_folder, set_aside
 from utils.parallel import available_cores
 
 logger = logging.getLogger("evaluate")
@@ -206,7 +197,9 @@ def make_study(args: argparse.Namespace) -> int:
 def main(args: argparse.Namespace) -> int:
     began, out = time.monotonic(), args.output_dir
     folders = {name: getattr(args, name) for name in (*SETS, "identity_reference") if getattr(args, name)}
-    check_apart(out, folders)
+    sources = features.parse_encoders(args.encoders, args.inception)
+    read = {"generated": folders.get("generated"), "encoders": list(sources.values())}
+    check_apart(out, {name: folder for name, folder in folders.items() if name not in read}, read)
     if args.compare:
         return compare_evaluations(args)
     if args.human_study is not None:
@@ -215,7 +208,6 @@ def main(args: argparse.Namespace) -> int:
     # Everything that can be refused is refused before any work.
     accelerator, _ = devices.start_accelerator("no")  # features are float32 on every device
     given = {name for name, value in vars(args).items() if value is not None}
-    sources = features.parse_encoders(args.encoders, args.inception)
     subject.check_flags(given, list(sources))
     records = spell_alike({name: read_images(folders[name], f"--{name}") for name in SETS if name in folders})
     compared = [records[name] for name in ("real", "generated") if name in records]

@@ -177,7 +177,8 @@ def main(args: argparse.Namespace) -> int:
         args.dataset_split,
         images_needed=not args.analyse_only,
     )
-    existing.check_output(args.output_dir, source, args.overwrite, args.analyse_only)
+    models = {"tokenizer": args.tokenizer, "face_detector": args.face_detector}
+    existing.check_output(args.output_dir, source, args.overwrite, args.analyse_only, models)
     # Models that may be missing are loaded before any work.
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)
     faces = load_faces(args.face_detector) if args.face_detector else None

@@ -87,17 +87,6 @@ def read_images(folder: Path, flag: str) -> list[Record]:
     return [_plain(one) for one in records]
 
 
-def check_apart(out: Path, folders: dict[str, Path]) -> None:
-    """Refuse to write into a folder of images that are read; a new folder inside the generated set is allowed."""
-    for name, folder in folders.items():
-        same, inside = out.resolve() == folder.resolve(), folder.resolve() in out.resolve().parents
-        if same or (inside and name != "generated"):
-            raise UserError(
-                f"--output_dir {out}: {'is' if same else 'is inside'} --{name} {folder}, which is only read; give a "
-                "folder elsewhere"
-            )
-
-
 def check_new(generated: list[Record], others: Mapping[str, list[Record]]) -> None:
     """Refuse a generated image that is, byte by byte, among those it is compared with: it would score perfectly."""
     for name, records in others.items():

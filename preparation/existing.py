@@ -23,9 +23,11 @@ class Request:
     kept_splits: str | None
 
 
-def check_output(folder: Path, source: Source, overwrite: bool, analyse_only: bool) -> None:
-    """Refuse a folder that can't be written, or whose content this script did not write."""
-    check_apart(folder, {source.flag.removeprefix("--"): source.name})
+def check_output(
+    folder: Path, source: Source, overwrite: bool, analyse_only: bool, models: dict[str, str | None] | None = None
+) -> None:
+    """Refuse a folder that can't be written, or whose content this script did not write; `models`: see check_apart."""
+    check_apart(folder, {source.flag.removeprefix("--"): source.name}, models)
     recover_folder(folder)
     if overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         check_writable(folder)

@@ -584,6 +584,8 @@ def test_what_is_read_is_never_the_folder_that_is_replaced(trainer_data, tmp_pat
         with pytest.raises(UserError, match=f"--output_dir .*: (is the same as|contains) {flag} .*given"):
             teach(trainer_data, out, *PRIOR, flag, tmp_path / "given", "--overwrite")
     assert snapshot(tmp_path / "given") == before
+    with pytest.raises(UserError, match="contains --class_data_dir"):  # else the second start would be refused
+        teach(trainer_data, tmp_path / "new", *PRIOR, "--class_data_dir", tmp_path / "new/class")
 
 
 def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):

@@ -367,6 +367,11 @@ def test_a_checkpoint_that_is_asked_for_and_missing_is_an_error(trainer_data, co
         UserError, match="checkpoint-5: no such checkpoint; in .* there are: checkpoint-6, checkpoint-3"
     ):
         train(trainer_data, copy, "--resume_from_checkpoint", "checkpoint-5")
+    before = snapshot(copy)
+    for wanted, said in (("checkpoint-5", "no such"), (str(copy / "checkpoint-3"), "--overwrite would remove it")):
+        with pytest.raises(UserError, match=said):
+            train(trainer_data, copy, "--overwrite", "--resume_from_checkpoint", wanted)
+    assert snapshot(copy) == before
 
 
 def test_the_limit_of_checkpoints_keeps_the_newest_and_best(trainer_data, tmp_path):

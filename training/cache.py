@@ -24,6 +24,7 @@ from utils.outputs import remove_stale
 from utils.parallel import thread_map
 
 SHARD_BYTES, SHARD_SECONDS = 64 << 20, 30
+SHARDS = "[0-9a-f]" * 32 + ".safetensors"  # any other file is not ours
 
 logger = logging.getLogger(__name__)
 Index = dict[str, safe_open]  # the open shard that holds each key
@@ -44,7 +45,7 @@ def _checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 def read_index(folder: Path) -> Index:
     """The open shard that holds each key."""
     index: Index = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob(SHARDS)):
         shard = safe_open(path, framework="pt")
         index |= dict.fromkeys(shard.keys(), shard)
     return index
@@ -137,7 +138,7 @@ def ensure_cached(
     """
     remove_stale(folder)
     keys, place = set(keys), slice(accelerator.process_index, None, accelerator.num_processes)
-    remove_damaged(folder, sorted(folder.glob("*.safetensors"))[place], keys)
+    remove_damaged(folder, sorted(folder.glob(SHARDS))[place], keys)
     accelerator.wait_for_everyone()
     missing = sorted(keys - read_index(folder).keys())
     accelerator.wait_for_everyone()  # all have looked before the first one writes

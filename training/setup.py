@@ -27,7 +27,7 @@ from training.optimizers import OptimizerSettings, Schedule, load_adamw8bit
 from training.read_data import choose_buckets
 from training.run import Tracking, in_main_process
 from training.validation import Checks, held_out_batches
-from utils import cli, devices, runs
+from utils import checkpoints, cli, devices, runs
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.devices import Precision, working_device
@@ -63,6 +63,8 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     """
     read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
     check_apart(args.output_dir, {name: read[name] for name in OF_DATA}, {name: read[name] for name in OF_MODELS})
+    if args.overwrite and args.resume_from_checkpoint != "latest":
+        check_kept(args.output_dir, args.resume_from_checkpoint)
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     plan = plan_batch(
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
@@ -110,6 +112,16 @@ def check_needs(args: argparse.Namespace, model: str) -> None:
         load_adamw8bit()
     if args.lora_layers != list(UNET_TARGETS):
         check_targets(build_part(model, "unet"), args.lora_layers)
+
+
+def check_kept(output: Path, resume: str) -> None:
+    """Refuse, before --overwrite removes anything, a checkpoint that it would remove, or that is not there."""
+    found = checkpoints.find_checkpoint(output, resume)
+    if found and found.resolve().is_relative_to(output.resolve()):
+        raise UserError(
+            f"--resume_from_checkpoint {resume}: --overwrite would remove it with the run in {output}; leave "
+            "--overwrite out, or give another --output_dir"
+        )
 
 
 def describe_trained(args: argparse.Namespace) -> str:

@@ -26,6 +26,7 @@ from utils.files import (
     start_list,
     written_list,
 )
+from utils.hub import DEMO
 
 logger = logging.getLogger(__name__)
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # a file while it is written, with the number of the process
@@ -113,13 +114,14 @@ def check_apart(output: Path, data: dict[str, Any], models: dict[str, Any] | Non
     """Refuse an output folder that is, holds or lies in what is read. `data` and `models`: {flag: path or paths}.
 
     Links are resolved first. A new folder, or one that a script wrote, may lie in that of a model: runs/x/images.
+    Data may be a folder that is still to be made, a model `demo` or a hub id.
     """
     out = output.resolve()
     nested = not out.is_dir() or any(out.glob(".*.written")) or not any(out.iterdir())
     for flag, value in {**data, **(models or {})}.items():
         for one in value if isinstance(value, (list, tuple)) else [value]:
-            place = Path(one or "").resolve()
-            if not one or not place.exists():  # a hub id
+            place = DEMO / "model" if one == "demo" and flag not in data else Path(one or "").resolve()
+            if not one or (flag not in data and not place.exists()):
                 continue
             inside = out.is_relative_to(place) and (flag in data or not nested or out == place)
             if inside or place.is_relative_to(out):

@@ -6,6 +6,7 @@ import pytest
 
 from utils import files, outputs
 from utils.cli import UserError
+from utils.hub import DEMO
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -101,6 +102,10 @@ def test_what_is_read_and_the_output_are_apart_through_links_too(tmp_path):
 
     for out in ("data", "link", "link/new", ".", "data/train"):
         assert "--real" in refused(out)
-    assert "is the same as --lora" in refused("model") and "contains --lora" in refused(".", data="nowhere")
+    assert "is the same as --lora" in refused("model") and "contains --lora" in refused(".", data="../nowhere")
     assert "is inside --lora" in refused("model/unet")  # a part of the model
+    assert "contains --real" in refused("runs", data="runs/class")  # which the run would make
+    for out in (DEMO, DEMO / "model"):
+        with pytest.raises(UserError, match="--pretrained_model_name_or_path demo"):
+            outputs.check_apart(out, {}, {"pretrained_model_name_or_path": "demo"})
     assert refused("model/images") is None and refused("runs/x") is None and refused("runs", model="no/model") is None
