@@ -74,6 +74,8 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
     family = models.model_family(model)
     for lora in loras:
         lora_mix.check_lora(lora, name, model, family)
+        if not args.allow_other_base:
+            lora_mix.check_prediction(lora, model, args.prediction_type)
     tokenizer = models.load_tokenizers(model, family)[0] if words else None
     for folder, word in words.items():
         tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")

@@ -161,6 +161,17 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
         )
 
 
+def check_prediction(lora: Lora, model: str, prediction_type: str | None) -> None:
+    """Refuse a LoRA whose file says that it predicts something else than the model does, or `prediction_type`."""
+    theirs = read_lora(lora.path, facts_only=True)[1].get("prediction_type")
+    own = prediction_type or read_config(model, "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
+    if theirs and theirs != own:
+        raise UserError(
+            f"--lora {lora.path}: trained to predict {theirs}, and the model predicts {own} here; add "
+            f"--prediction_type {theirs}, or --allow_other_base where the two are known to go together"
+        )
+
+
 def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:
     """Load them and fuse them into the weights; several stay unfused where one of them is a DoRA.
 

@@ -172,7 +172,7 @@ def _load_frozen(kind: str, model: str, part: str, dtype: torch.dtype) -> Any:
 def load_vae(model: str, dtype: torch.dtype | None = None, vae: str | None = None) -> AutoencoderKL:
     """The VAE, frozen; float32 by default. Never load it in float16, where it gives NaN.
 
-    `vae`: another one, by its own hub id or folder, whose latents have the form of the model's.
+    `vae`: another one, by its own hub id or folder (see `check_vae`).
     """
     import torch
     from diffusers import AutoencoderKL
@@ -181,13 +181,19 @@ def load_vae(model: str, dtype: torch.dtype | None = None, vae: str | None = Non
     if vae is None:
         return _load_frozen(MODULES["vae"], model, "vae", dtype)
     found = load_named(VAE_FLAG, vae, "VAE", lambda: load_whole(AutoencoderKL, vae, dtype=dtype))
+    return found.eval().requires_grad_(False)
+
+
+def check_vae(model: str, vae: str) -> None:
+    """Refuse a VAE whose latents are not of the form of the model's own; only its config is read."""
+    from diffusers import AutoencoderKL
+
+    config = load_named(VAE_FLAG, vae, "VAE", lambda: AutoencoderKL.load_config(vae))
     own, other = (
-        (config.get("latent_channels", 4), vae_step(config))
-        for config in (read_config(model, "vae/config.json"), found.config)
+        (one.get("latent_channels", 4), vae_step(one)) for one in (read_config(model, "vae/config.json"), config)
     )
     if own != other:
         raise UserError(f"{VAE_FLAG} {vae}: its latents are not those of {model}'s VAE; give one of the same family")
-    return found.eval().requires_grad_(False)
 
 
 def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:

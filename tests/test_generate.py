@@ -509,6 +509,16 @@ def test_the_base_model_is_the_one_that_the_loras_were_trained_on(loras, tmp_pat
     assert generate.find_parts(args).model == str(models.DEMO_MODEL) and args.pretrained_model_name_or_path == "demo"
     assert "no --pretrained_model_name_or_path: taking demo, which the LoRA was trained on" in caplog.text
     other = lora.save_lora(tmp_path, *(lora.read_lora(loras[0])[0], None, (), {"base_model": "some/model"}))
+    velocity = lora.save_lora(
+        tmp_path / "v", *(lora.read_lora(loras[0])[0], None, (), {"prediction_type": "v_prediction"})
+    )
+    of_velocity = [*plain, "--lora", str(velocity), "--pretrained_model_name_or_path", "demo"]
+    with pytest.raises(
+        UserError, match="trained to predict v_prediction, .* epsilon here; add --prediction_type v_pre"
+    ):
+        generate.find_parts(generate.parse_args(of_velocity))
+    for accepted in (["--prediction_type", "v_prediction"], ["--allow_other_base"]):
+        generate.find_parts(generate.parse_args([*of_velocity, *accepted]))
     with pytest.raises(UserError, match="was trained on demo, and .* on some/model; choose one with --pretrained_"):
         generate.find_parts(generate.parse_args([*plain, "--lora", str(loras[0]), str(other)]))
     assert lora_mix.named_base([]) is None

@@ -593,8 +593,11 @@ def test_another_vae_encodes_and_decodes_and_one_that_does_not_fit_is_refused(tr
     shown = cells(tmp_path / "run/validation/step-000000.png", 1, 16)  # the LoRA has no effect yet
     pipeline = DiffusionPipeline.from_pretrained(trainer_data["sd1"], vae=AutoencoderKL.from_pretrained(vae))
     assert np.abs(drawn_by_diffusers(pipeline, ["boots"], 16) - shown).max() <= 1
-    with pytest.raises(UserError, match="^--pretrained_vae_model_name_or_path .*nowhere: no such folder"):
-        train(trainer_data, tmp_path / "refused", *words, tmp_path / "nowhere")
+    config = json.loads((vae / "config.json").read_text())
+    (vae / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
+    for wrong, message in [(tmp_path / "nowhere", "no such folder"), (vae, "its latents are not those of")]:
+        with pytest.raises(UserError, match=f"^--pretrained_vae_model_name_or_path {wrong}: {message}"):
+            train(trainer_data, tmp_path / "refused", *words, wrong, "--dry_run")
 
 
 def test_validation_at_step_0_and_every_n_goes_into_grids_metrics_and_tensorboard(trainer_data, tmp_path, capsys):

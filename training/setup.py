@@ -72,6 +72,8 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     batch = describe_batch(plan, args.effective_batch_size)
     cache = args.latent_cache_dir or args.output_dir.parent / "cache"
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
+    if args.pretrained_vae_model_name_or_path:
+        models.check_vae(model, args.pretrained_vae_model_name_or_path)
     args.effective_batch_size = plan.effective
     args.resolution = args.resolution or native_size(model)
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)

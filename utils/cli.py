@@ -198,7 +198,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         flags = [word for one in self._actions for word in one.option_strings]
-        self.exit(2, f"{self.prog}: error: {mask_text(_name_value(message))}{_hint(message, flags)}; see --help\n")
+        said = f"{self.prog}: error: {mask_text(_name_value(message))}{_hint(message, flags)}; see --help"
+        report_to_launcher(said)
+        self.exit(2, f"{said}\n" if os.environ.get("RANK", "0") == "0" else None)  # every process finds the same
 
 
 def make_parser(doc: str) -> Parser:

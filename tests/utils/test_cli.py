@@ -1,5 +1,6 @@
 import argparse
 import errno
+import json
 import shlex
 import signal
 import subprocess
@@ -344,6 +345,22 @@ def test_the_launcher_ends_with_the_message_of_an_error(tmp_path, monkeypatch, c
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=ended.value.code, error_file=str(tmp_path / "error.json"))
     shown = str(ChildFailedError("train_lora.py", {0: failure}))  # what torchrun prints last
     assert ended.value.code == 1 and f"traceback : {said}" in shown.splitlines()[-2]
+
+
+def test_the_launcher_ends_with_what_is_wrong_with_a_flag_which_one_process_prints(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    handler, said = signal.getsignal(signal.SIGTERM), {}
+    try:
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            with pytest.raises(SystemExit):
+                cli.parse_args(cli.make_parser("doc"), ["--dry_rnu"])
+            said[rank] = capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert said["1"] == "" and "--dry_rnu; did you mean `--dry_run`?" in said["0"]
+    assert json.loads(file.read_text())["message"]["message"] == said["0"].strip()
 
 
 LAUNCHED = """
