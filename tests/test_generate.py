@@ -279,9 +279,8 @@ def test_sigterm_saves_what_is_at_hand_and_the_rest_follows(reference, tmp_path,
 
     monkeypatch.setattr(generate, "generate_images", interrupted)
     assert make(tmp_path / "set", "--batch_size", 2) == 128 + signal.SIGTERM
-    assert (
-        f"stopped; 2 of {len(pixels(reference))} images are saved; the same command goes on" in capsys.readouterr().out
-    )
+    said = f"stopped; 2 of {len(pixels(reference))} images are saved; the same command goes on"
+    assert said in capsys.readouterr().out
     assert len(lines(tmp_path / "set/metadata.jsonl")) == 2
     monkeypatch.undo()
     assert make(tmp_path / "set") == 0
@@ -680,14 +679,7 @@ def test_a_model_that_names_no_size_asks_for_one(tmp_path):
     build_tiny(tmp_path / "tiny", "sd1")
     config = tmp_path / "tiny/unet/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": None}))
-    line = [
-        "--pretrained_model_name_or_path",
-        str(tmp_path / "tiny"),
-        "--prompt",
-        "x",
-        "--output_dir",
-        str(tmp_path / "set"),
-    ]
+    line = f"--pretrained_model_name_or_path {tmp_path}/tiny --prompt x --output_dir {tmp_path}/set".split()
     with pytest.raises(UserError, match="--resolution: .*tiny names no one side"):
         generate.main(generate.parse_args(line))
 

@@ -281,16 +281,7 @@ def test_a_learnt_word_that_prompts_lack_is_reported_once_before_anything_is_gen
 
 def test_two_runs_with_one_learnt_word_are_mixed_where_one_of_them_is_renamed(trainer_data, worded, tmp_path, caplog):
     other, model = Path(shutil.copytree(worded, tmp_path / "other")), str(trainer_data["sd1"])
-    line = [
-        "--prompt",
-        "<sks> and <b>",
-        "--output_dir",
-        str(tmp_path / "set"),
-        "--resolution",
-        "16",
-        "--num_images",
-        "1",
-    ]
+    line = ["--prompt", "<sks> and <b>", *f"--output_dir {tmp_path}/set --resolution 16 --num_images 1".split()]
     line += ["--lora", f"{worded}:0.8"]  # the base model is the one that it was trained on
     with pytest.raises(UserError, match=f"--lora {worded} and --lora {other} both come with the word <sks>; give one"):
         generate.main(generate.parse_args([*line, str(other), "--dry_run"]))

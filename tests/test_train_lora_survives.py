@@ -114,7 +114,7 @@ def test_two_runs_share_a_cache_but_not_a_folder(trainer_data, words, whole, tmp
 
 
 def test_a_run_whose_folder_is_moved_while_it_trains_ends_with_an_error(trainer_data, words, tmp_path):
-    process = start(flags(trainer_data, tmp_path / "run", *words), tmp_path / "told")
+    process = start(flags(trainer_data, tmp_path / "run", *words, "--validation_steps", 0), tmp_path / "told")
     wait_for(tmp_path / "run" / "checkpoint-5")
     (tmp_path / "run").rename(tmp_path / "moved")
     assert finish(process) == 1 and not (tmp_path / "run").exists()

@@ -166,9 +166,8 @@ def test_overwrite_moves_a_run_with_other_files_aside(tmp_path, open_run, foreig
         (run / ".train.written").unlink()
     open_run(run, {"rank": 1}, overwrite=True)
     aside = next(tmp_path.glob("run.replaced-2*"))
-    assert (
-        names(run) == ["config.yaml"] and (aside / "checkpoint-500/state.json").exists() and (aside / foreign).exists()
-    )
+    assert names(run) == ["config.yaml"]
+    assert (aside / "checkpoint-500/state.json").exists() and (aside / foreign).exists()
 
 
 def test_overwrite_replaces_what_a_link_names_and_keeps_the_link(tmp_path, open_run):
