@@ -343,10 +343,10 @@ def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path:
 
 
 class Settings(argparse.Namespace):
-    """The values of a script's flags; vars() leaves out their `defaults`, and what a recipe `interpolated`."""
+    """The values of a script's flags; vars() leaves out the names of the `given` ones, and what is `interpolated`."""
 
-    __slots__ = ("defaults", "interpolated")
-    defaults: dict[str, Any]
+    __slots__ = ("given", "interpolated")
+    given: set[str]  # by the command line or a recipe, other than the default: a script settles some flags itself
     interpolated: dict[str, Any]
 
 
@@ -356,14 +356,12 @@ def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
         gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
         ignore_closed_pipes()
         argv = sys.argv[1:]
-    args = Settings()
-    args.defaults, args.interpolated = {action.dest: action.default for action in parser._actions}, {}
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config
     _from_environment.clear()
     if path is None:
-        return parser.parse_args(argv, args)
+        return _parse_given(parser, argv, {})
     given = {word.partition("=")[0] for word in argv if word.startswith("--")}
     try:
         recipe, interpolated = read_recipe(path, parser)
@@ -372,8 +370,15 @@ def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namesp
     except UserError as error:
         parser.exit(2, f"{parser.prog}: error: {mask_text(str(error))}\n")
     parser.recipe_keys = frozenset(action.dest for action in actions)
-    args.interpolated = {key: value for key, value in interpolated.items() if key in parser.recipe_keys}
-    return parser.parse_args(words + argv, args)
+    kept = {key: value for key, value in interpolated.items() if key in parser.recipe_keys}
+    return _parse_given(parser, words + argv, kept)
+
+
+def _parse_given(parser: Parser, words: list[str], interpolated: dict[str, Any]) -> Settings:
+    args = parser.parse_args(words, Settings())
+    args.given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    args.interpolated = interpolated
+    return args
 
 
 def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tuple[str, bool]]) -> None:
@@ -430,8 +435,7 @@ def show_settings(args: argparse.Namespace) -> None:
 
     shown = settings_of(args)
     if not args.verbose:
-        changed = {key for key, value in vars(args).items() if value != args.defaults[key]}
-        shown = {key: value for key, value in shown.items() if changed & {key, key.removesuffix("_sha256")}}
+        shown = {key: value for key, value in shown.items() if args.given & {key, key.removesuffix("_sha256")}}
     print("# settings" if args.verbose else "# settings that are not at their defaults; --verbose shows all")
     print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=1000) if shown else "# none\n", flush=True)
 

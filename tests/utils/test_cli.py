@@ -193,7 +193,9 @@ def test_settings_at_their_defaults_are_shown_with_verbose_alone(parser, capsys)
     assert yaml.safe_load(capsys.readouterr().out) == {"learning_rate": 3e-4, "mode": "b"}
     cli.show_settings(cli.parse_args(parser, ["--verbose"]))
     assert {"learning_rate: 0.0001", "mode: null", "flip: false"} <= set(capsys.readouterr().out.splitlines())
-    cli.show_settings(cli.parse_args(parser, []))
+    args = cli.parse_args(parser, [])
+    args.mode = "settled by the script"
+    cli.show_settings(args)
     assert yaml.safe_load(capsys.readouterr().out) is None
 
 
