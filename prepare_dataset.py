@@ -213,8 +213,9 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.strict:
         refuse_rejected(rejected)
-    left_out = counted(len(rejected), "row")
-    print(f"{counted(len(products), 'image')} to read, {left_out} left out already, {len(kept):,} splits to keep")
+    left_out = f", {counted(len(rejected), 'row')} left out already" if rejected else ""
+    keeping = f", {counted(len(kept), 'split')} to keep" if kept else ""
+    print(f"{counted(len(products), 'image')} to read{left_out}{keeping}")
     if args.dry_run:
         print_plan(args, rows, len(products), list(texts.values()))
         return 0
@@ -283,7 +284,7 @@ def main(args: argparse.Namespace) -> int:
             in_order = [one.caption for split in SPLITS for one in members[split]]
             lengths = captions.measure_captions(in_order, tokenizer)
             metadata = writing.write_description(folder, source.name, analysis, members, lengths, sums)
-    print(report.report_text(analysis))
+    print("\n" + report.findings_text(analysis))
     if metadata:
         print_result(args, metadata)
     print(f"written: {args.output_dir}")

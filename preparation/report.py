@@ -122,8 +122,6 @@ def _table(counts: Counts, most: int = 15) -> list[str]:
 
 
 def _list_lines(numbers: list[int | str]) -> str:
-    if not numbers:
-        return "0"
     more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
     listed = ", ".join(map(str, numbers[:12]))
     return f"{len(numbers)} (line{'s' * (len(numbers) > 1)} {listed}{more})"
@@ -134,15 +132,21 @@ def catalogue_lines(found: Catalogue) -> list[str]:
     lines = [f"read: {found.kind}, {counted(found.rows, 'row')}, columns: {', '.join(found.columns) or 'none'}"]
     if found.recovered:
         lines.append(f"torn rows recovered: {_list_lines(found.recovered)}")
-    lines.append(f"rows not recovered: {_list_lines(unreadable_rows(found))}")
+    if unreadable := unreadable_rows(found):
+        lines.append(f"rows not recovered: {_list_lines(unreadable)}")
     return lines + [f"note: {note}" for note in found.notes]
 
 
 def report_text(analysis: Analysis) -> str:
-    """report.txt."""
+    """report.txt: the table, and what was found in it and in its images."""
+    return "\n".join([*catalogue_lines(analysis.catalogue), "", findings_text(analysis)])
+
+
+def findings_text(analysis: Analysis) -> str:
+    """The report without the lines on the table, which are printed before any image is read."""
     wanted = analysis.request.options["category"] or ["all categories"]
     chosen = "photos" if analysis.photos is not None else " + ".join(wanted)
-    lines = [*catalogue_lines(analysis.catalogue), ""]
+    lines: list[str] = []
     if analysis.categories:
         lines += ["categories", *_table(analysis.categories), ""]
     lines += [f"{chosen}: {counted(analysis.rows, 'row')}, {counted(analysis.usable, 'usable image')}"]

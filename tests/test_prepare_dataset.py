@@ -147,7 +147,9 @@ def test_same_seed_same_bytes_whatever_the_number_of_workers(damaged, prepared, 
 
 def test_the_same_command_again_does_no_work(damaged, tmp_path, capsys):
     prepare(damaged[0], tmp_path / "d", "--category", "heels")
-    assert "warning: test gets 3 images: evaluate.py judges quality from 50 real images on" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out.count("read: styles.csv") == 1 and "split_ratio" not in said.out
+    assert "warning: test gets 3 images: evaluate.py judges quality from 50 real images on" in said.err
     assert prepare_dataset.LEAST_TO_EVALUATE == quality.LEAST["kid"] == quality.LEAST["frechet"] / 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "d").rglob("*")}
     assert prepare(damaged[0], tmp_path / "d", "--category", "Heels") == 0

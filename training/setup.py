@@ -55,6 +55,16 @@ class Start:
     shapes: list[tuple[int, int]]
 
 
+def describe_shapes(args: argparse.Namespace, as_prepared: bool) -> str:
+    """`512x512 pixels`, or how the images keep their proportions; `as_prepared`: no flag says which."""
+    if args.aspect_ratio_buckets:
+        return f"in the nearest of the shapes {args.aspect_ratio_buckets}"
+    size = f"{args.resolution}x{args.resolution} pixels"
+    if not args.use_aspect_ratio_buckets:
+        return size
+    return f"with their proportions, as large as {size}{', as the dataset was prepared' if as_prepared else ''}"
+
+
 def start_trainer(args: argparse.Namespace, data: str) -> Start:
     """Start accelerate, settle and print the settings, and find the model; `data` is the folder or hub id of the data.
 
@@ -76,11 +86,13 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         models.check_vae(model, args.pretrained_vae_model_name_or_path)
     args.effective_batch_size = plan.effective
     args.resolution = args.resolution or native_size(model)
+    as_prepared = args.use_aspect_ratio_buckets is None and not args.aspect_ratio_buckets
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
     if accelerator.is_main_process:
         cli.show_settings(args)
         device = devices.describe_device(accelerator.device)
         print(f"device: {device}; precision: {precision.reason}; batch: {batch}; trained: {describe_trained(args)}")
+        print(f"images: {describe_shapes(args, as_prepared)}")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     tracking = Tracking(tracker_names(args.report_to), args.logging_dir, cli.settings_of(args))
