@@ -19,7 +19,7 @@ from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
 from families.single_file import convert_single_file
 from utils.cli import UserError
 from utils.files import parse_json, read_text
-from utils.hub import hide_weight_bars, load_named, load_whole
+from utils.hub import hide_weight_bars, hub_failure, load_named, load_whole, quiet_hub
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
@@ -76,13 +76,14 @@ def resolve_model(name: str, cache: Path | None = None, config: str | None = Non
 def read_config(model: str, filename: str) -> dict[str, Any]:
     """One JSON file of a diffusers folder or hub repository; no weights are read."""
     try:
-        path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
+        with quiet_hub():
+            path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
         config = parse_json(read_text(path))
         if not isinstance(config, dict):
             raise ValueError(f"expected an object in braces, found a {type(config).__name__}")
         return config
     except (OSError, ValueError, HfHubHTTPError) as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = hub_failure(error)
         hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is incomplete"
         raise UserError(
             f"--pretrained_model_name_or_path {model}: {filename} can't be read ({detail}); {hint}"
@@ -108,10 +109,14 @@ def _load(model: str, load: Callable[[], Any]) -> Any:
     """What `load` returns; any error of a missing part, a damaged file or an absent network becomes one line."""
     hide_weight_bars()
     try:
-        return load()
+        with quiet_hub():
+            return load()
     except Exception as error:  # each library raises its own
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"--pretrained_model_name_or_path {model}: can't be loaded ({detail})") from error
+        advice = ""
+        if not Path(model).is_dir():
+            detail, advice = hub_failure(error), "; `demo` needs no network"
+        raise UserError(f"--pretrained_model_name_or_path {model}: can't be loaded ({detail}){advice}") from error
 
 
 def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionPipeline:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,7 +65,9 @@ def quiet_hub() -> Iterator[None]:
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")  # which diffusers gives
+            yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
