@@ -326,7 +326,9 @@ def main(args: argparse.Namespace) -> int:
         elif not set_folder.is_finished(out, len(plan.prompts)):
             facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
             report = finish_set(out, plan.prompts, settings, facts)
-            print(f"{out}: {counted(report['made'], 'image')}, {report['images_per_second']} a second and process")
+            each = ", each process" if shards * accelerator.num_processes > 1 else ""
+            rate = f" ({report['images_per_second']:.3g} images/s{each})" if report["images_per_second"] else ""
+            print(f"{out}: {counted(report['made'], 'image')} made{rate}")
             print(f"look at {out / 'sheets/sheet-0001.jpg'}")
     return 0
 

@@ -557,7 +557,7 @@ def test_a_person_is_judged_without_real_images_and_what_is_left_out_is_said(per
 
 def test_the_printed_table_says_what_stands_beside_a_figure(judged):
     headline, head, *lines = summary.summarise(judged[0][1]).splitlines()
-    assert headline == "All 2 targets are met. No verdict on the whole: there is no figure of quality or of diversity."
+    assert headline == "All 2 targets are met. No verdict on the whole: there is no figure of quality or diversity."
     (verified,) = (line for line in lines if line.startswith("Verified as the person, sface"))
     assert head.split()[-1] == "floor" and "real" not in head
     assert re.search(r" 94 %  \d+ to \d+ +100 %$", verified)

@@ -212,7 +212,7 @@ def make_grid(
     """
     width, height = images[0].size
     font: Any = ImageFont.load_default(max(9, width // letters))
-    texts = [wrap_text(label, font, width) for label in labels or [""] * len(images)]
+    texts = [wrap_text(label, font, width - font.size // 2) for label in labels or [""] * len(images)]
     line = font.size + 3
     text = line * max(len(lines) for lines in texts) + 4 if labels else 0
     rows = math.ceil(len(images) / columns)
