@@ -159,17 +159,23 @@ def _start_tensorboard(logs: Path, run_name: str, config: dict[str, Any], step: 
     return Tracker(scalars, images, audio, writer.close)
 
 
-def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
+def _wandb_mode(logs: Path) -> Any:
+    """WANDB_MODE, or else online where there is a login; refuses to be online without one."""
     from requests.utils import get_netrc_auth
 
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     login = os.environ.get("WANDB_API_KEY") or get_netrc_auth(base)
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
+    mode = os.environ.get("WANDB_MODE") or ("online" if login else "offline")
     if not login and mode not in ("offline", "dryrun", "disabled"):  # wandb would ask on the terminal
         raise RuntimeError(f"WANDB_MODE={mode}, but there is no login; set WANDB_API_KEY or WANDB_MODE=offline")
     if not login and "WANDB_MODE" not in os.environ:
         place = f"it is kept in {logs / 'wandb'}, and `wandb sync` uploads it"
         logger.warning("--report_to wandb: no login, so the run is offline: %s; set WANDB_API_KEY to log online", place)
+    return mode
+
+
+def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
+    mode = _wandb_mode(logs)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
