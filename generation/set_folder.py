@@ -25,7 +25,7 @@ from utils.dataset import image_name, index_of, read_parts
 from utils.files import file_sha256, list_files, lock_folder, locked_folder, note_written, read_manifest, write_text
 from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
-from utils.outputs import check_writable, claim_folder, foreign_files
+from utils.outputs import check_writable, claim_folder, foreign_files, remove_stale
 from utils.parallel import available_cores, thread_map
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def enter_folder(
                 os.close(lock_folder(records, folder))  # an error where another process has just begun
             old = {}
         grows = check_settings(folder, old, settings, prompts, free)
+        remove_stale(folder)
         damaged = find_damaged(folder)
         if is_finished(folder, len(prompts)) and not damaged:
             return None

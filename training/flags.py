@@ -5,6 +5,7 @@ Their names are those of the diffusers examples wherever one exists.
 
 import argparse
 import logging
+import os
 import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
@@ -340,7 +341,8 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(args.aspect_ratio_buckets != "", switch)
     contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
     need(not contradiction, "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
-    taken = OF_A_RUN.fullmatch(Path(args.logging_dir).as_posix())
+    within = Path(os.path.relpath(args.output_dir / logs, args.output_dir))  # also of an absolute path
+    taken = OF_A_RUN.fullmatch(within.as_posix())
     need(not taken, f"--logging_dir {args.logging_dir}: the run itself writes that; give another name, such as logs")
     args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
     if args.use_8bit_adam:

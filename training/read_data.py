@@ -35,6 +35,8 @@ def read_records(source: Source) -> tuple[list[Record], list[Record]]:
         )
     if (root / "metadata.json").is_file():
         return _read_prepared(root, source, "train"), _read_prepared(root, source, "val")
+    if root.name in SPLITS and (root.parent / "metadata.json").is_file():
+        return _read_prepared(root.parent, source, root.name), []
     parts = [root]
     if (root / "train").is_dir():  # an imagefolder with splits: its test images must not be trained on
         parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]

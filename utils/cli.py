@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 logger = logging.getLogger(__name__)
 
 
-MOST_OF_A_RECIPE = 1 << 20  # bytes
+MOST_OF_A_RECIPE, DEPTH_OF_A_RECIPE = 1 << 20, 20  # bytes, levels
 
 
 class UserError(Exception):
@@ -130,6 +130,10 @@ def read_path(text: str) -> Path:
     """Any path but an empty one, which would be the folder that the script is started in."""
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty path; name a file or folder, or leave the flag out")
+    try:
+        Path(text).resolve()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text}: a link that leads to itself; name another place") from None
     return Path(text)
 
 
@@ -260,6 +264,17 @@ def _resolve(recipe: Any) -> tuple[Any, Any]:
         OmegaConf.register_resolver("oc.env", oc.env, replace=True)
 
 
+def refuse_deep(text: str) -> None:
+    """YAMLError where settings are nested beyond all sense: with too many levels, libyaml ends the process."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH_OF_A_RECIPE:
+            raise yaml.YAMLError("nested too deeply")
+
+
 def read_recipe(path: Path, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings in a YAML file, with `${other_key}` and `${oc.env:NAME}` resolved; an unknown key is an error.
 
@@ -272,7 +287,9 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> tuple[dict[str, 
     try:
         if path.exists() and not (path.is_file() and path.stat().st_size <= MOST_OF_A_RECIPE):
             raise OSError(0, f"is no file of at most {MOST_OF_A_RECIPE:,} bytes")
-        recipe, written = _resolve(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        refuse_deep(text)
+        recipe, written = _resolve(OmegaConf.load(io.StringIO(text)))
     except OSError as error:
         reason = error.strerror or "holds no settings"
         raise UserError(f"--config {path}: {reason}; give the path of a YAML file") from None

@@ -120,7 +120,7 @@ def check_apart(output: Path, data: dict[str, Any], models: dict[str, Any] | Non
     nested = not out.is_dir() or any(out.glob(".*.written")) or not any(out.iterdir())
     for flag, value in {**data, **(models or {})}.items():
         for one in value if isinstance(value, (list, tuple)) else [value]:
-            place = DEMO / "model" if one == "demo" and flag not in data else Path(one or "").resolve()
+            place = DEMO / "model" if one == "demo" and flag not in data else Path(os.path.realpath(one or ""))
             if not one or (flag not in data and not place.exists()):
                 continue
             inside = out.is_relative_to(place) and (flag in data or not nested or out == place)

@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from utils.cli import UserError, mask_text
+from utils.cli import UserError, mask_text, refuse_deep
 from utils.files import file_sha256, lock_folder, parse_json, read_text, write_json, write_text, written_list
 from utils.metrics_log import read_metrics
-from utils.outputs import check_movable, claim_folder, discard_folder, foreign_files, set_aside
+from utils.outputs import check_movable, claim_folder, discard_folder, foreign_files, remove_stale, set_aside
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
 
@@ -135,7 +135,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        settings = dict(yaml.safe_load(read_text(path)))
+        text = read_text(path)
+        refuse_deep(text)
+        settings = dict(yaml.safe_load(text))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({' '.join(str(error).split())}); remove that file to continue with the settings of "
@@ -174,6 +176,7 @@ def open_run(
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock_folder(place, folder)
+        remove_stale(place)
         if overwrite and any(place.iterdir()):
             _start_over(place, kind)
         aside = f"{place.name}.replaced-<date>"

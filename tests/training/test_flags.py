@@ -87,6 +87,7 @@ def test_a_value_that_can_not_be_is_one_line_with_the_flag(capsys, line):
         ("--use_8bit_adam --optimizer prodigy", "--use_8bit_adam: not with --optimizer prodigy"),
         ("--logging_dir README.md", "--logging_dir README.md: the run itself writes that; give another name"),
         ("--logging_dir checkpoint-2", "--logging_dir checkpoint-2: the run itself writes that"),
+        ("--logging_dir /r/best --output_dir /r", "--logging_dir /r/best: the run itself writes that"),
         ("--logging_dir best/x", "--logging_dir best/x: the run itself writes that"),
         ("--early_stopping_patience 3 --validation_steps 0", "--early_stopping_patience 3: needs --validation_steps"),
         (

@@ -130,6 +130,7 @@ def test_a_value_from_the_environment_stands_in_no_message(parser, tmp_path, mon
         ("output_dir: ${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
         ("- a\n- b", "expected lines of `flag: value`, found a list"),
         ("a: [", "recipe.yaml"),
+        pytest.param("- " * 100_000, "nested too deeply", id="deep"),
     ],
 )
 def test_wrong_recipe_is_one_line_that_names_the_fault(parser, tmp_path, capsys, text, message):
@@ -174,6 +175,13 @@ def test_what_was_probably_meant_is_named(parser, capsys, line, meant):
     with pytest.raises(SystemExit):
         cli.parse_args(parser, line.split())
     assert meant in capsys.readouterr().err
+
+
+def test_a_link_to_itself_is_no_place(parser, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, ["--place", str(tmp_path / "loop" / "new")])
+    assert "a link that leads to itself" in capsys.readouterr().err
 
 
 def test_abbreviated_flags_are_refused(parser):

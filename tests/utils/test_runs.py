@@ -259,7 +259,17 @@ def test_best_that_a_kill_left_between_two_renames_is_put_back(tmp_path, open_ru
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"a: [1", b"just words", b"- a\n- {b: 1}\n", b"\xff\xfe\x00\x81", b"rank: \x00"]
+    "content",
+    [
+        b"",
+        b"a: [1",
+        b"just words",
+        b"- a\n- {b: 1}\n",
+        b"\xff\xfe\x00\x81",
+        b"rank: \x00",
+        b"[" * 50_000 + b"]" * 50_000,
+    ],
+    ids=range(7),
 )
 def test_a_damaged_config_is_named(tmp_path, open_run, content):
     open_run(tmp_path)
