@@ -186,6 +186,7 @@ def make_parser() -> cli.Parser:
     add_prior_flags(parser)
     flags.add_lora_flags(parser, alpha="--rank")
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
+    flags.add_optimizer_flags(parser)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/dreambooth")

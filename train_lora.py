@@ -81,6 +81,7 @@ def make_parser() -> cli.Parser:
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser, alpha="2 x --rank")
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
+    flags.add_optimizer_flags(parser)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")

@@ -192,6 +192,8 @@ def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation
     )
     group.add_argument("--noise_offset", type=share, default=0.0, help="brightness learnt better at, say, 0.05")
 
+
+def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimizer")
     group.add_argument(
         "--optimizer", type=str.lower, choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes"

@@ -16,6 +16,7 @@ def make_parser():
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser, alpha="2 x --rank")
     flags.add_training_flags(parser, 3000, 8)
+    flags.add_optimizer_flags(parser)
     flags.add_performance_flags(parser)
     flags.add_validation_flags(parser)
     flags.add_run_flags(parser, "runs/x")
