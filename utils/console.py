@@ -155,12 +155,12 @@ def show_progress(total: int, unit: str, doing: str = "", done: int = 0, shown: 
 
 
 def _print_progress(total: int, unit: str, doing: str, done: int) -> Iterator[Bar]:
-    last = time.monotonic()
+    last, shown = time.monotonic(), -1
 
     def draw(bar: Bar, now: bool = False) -> None:
-        nonlocal last
-        if now or time.monotonic() - last > EVERY:
-            last = time.monotonic()
+        nonlocal last, shown
+        if bar.done != shown and (now or time.monotonic() - last > EVERY):
+            last, shown = time.monotonic(), bar.done
             print(bar, file=sys.stderr, flush=True)
 
     bar = Bar(total, unit, doing, done, draw)

@@ -33,7 +33,7 @@ def test_progress_in_a_file_is_lines_without_control_characters(capsys, monkeypa
     monkeypatch.setattr(console, "EVERY", 0)
     assert list(console.track("abc", 3, "steps", "training")) == ["a", "b", "c"]
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4 and all(line.startswith("training: ") and line.isprintable() for line in lines)
+    assert len(lines) == 3 and all(line.startswith("training: ") and line.isprintable() for line in lines)
     assert "1/3 steps (33 %)" in lines[0] and " left" in lines[0] and "3/3 steps (100 %)" in lines[-1]
 
 
