@@ -568,7 +568,8 @@ def test_two_runs_of_one_person_are_compared(person, judged, capsys):
     words = ["--compare", root / "of faithful", root / "of other", "--output_dir", root / "compared"]
     assert evaluate.main(evaluate.parse_args(list(map(str, words)))) == 0
     said = capsys.readouterr().out.splitlines()[-2:]
-    assert "worse in" in said[0] and said[1] == str(root / "compared/comparison.html")
+    assert "worse in" in said[0] and "there is no figure of quality or diversity to compare" in said[1]
+    assert said[2] == str(root / "compared/comparison.html")
     text = (root / "compared/comparison.html").read_text()
     assert "16 images in all runs share prompt and seed" in text and "measured against different" not in text
     assert "no difference shown in" in text and "worse in" in text

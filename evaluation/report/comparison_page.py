@@ -11,7 +11,7 @@ from evaluation.report.charts import Mark, Strip, fit_axis
 from evaluation.report.evaluation_page import describe_aim, read_evaluation
 from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
-from evaluation.report.verdict import GROUPS, group_of
+from evaluation.report.verdict import GROUPS, either, find_missing, group_of
 from utils.cli import UserError, counted
 from utils.files import write_text
 from utils.metrics_log import read_metrics
@@ -86,7 +86,8 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     figures = compare_figures(runs)
     shared = find_shared_images(dict(zip(names, folders)), runs)
     headline = f"Compared with {names[0]}"
-    verdicts, warnings = summarise_judgements(figures, names), warn_of_references(runs)
+    verdicts = summarise_judgements(figures, names)
+    warnings = [*warn_of_missing(figures), *warn_of_references(runs)]
     page = render_page(
         "comparison.html",
         folder=Path(),
@@ -108,8 +109,9 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
 
 
 def run_names(folders: list[Path]) -> list[str]:
-    """The last part of each path in which they differ."""
-    parts = [folder.resolve().parts for folder in folders]
+    """The last part of each path in which they differ; runs/x/evaluation is called x."""
+    places = [folder.resolve() for folder in folders]
+    parts = [(place.parent if place.name == "evaluation" else place).parts for place in places]
     for back in range(1, max(map(len, parts)) + 1):
         names = [part[-back] if back <= len(part) else part[0] for part in parts]
         if len(set(names)) == len(names):
@@ -185,6 +187,14 @@ def summarise_judgements(figures: list[ComparedFigure], names: list[str]) -> lis
         counts = [f"{word} in {words.count(word)}" for word in verdicts if word in words]
         sentences.append(f"{name}: {', '.join(counts)}, of {counted(len(figures), 'figure')}.")
     return sentences
+
+
+def warn_of_missing(figures: list[ComparedFigure]) -> list[str]:
+    """As an evaluation without these has no verdict, so has a comparison."""
+    compared = [one.figure for one in figures if any(found.verdict for found in one.judgements.values())]
+    if missing := find_missing(compared):
+        return [f"Which is better on the whole is not known: there is no figure of {either(missing)} to compare."]
+    return []
 
 
 def warn_of_references(runs: dict[str, dict[str, Any]]) -> list[str]:

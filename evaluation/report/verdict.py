@@ -70,7 +70,7 @@ def judge_evaluation(metrics: dict[str, Any], utility: dict[str, Any] | None) ->
     met, missing, sentences = judge_targets(metrics.get("targets", [])), find_missing(figures), []
     level = judge_floors(figures)
     if missing:
-        verdict = f"No verdict{' on the whole' if met else ''}: there is no figure of {_either(missing)}."
+        verdict = f"No verdict{' on the whole' if met else ''}: there is no figure of {either(missing)}."
         headline = f"{met} {verdict}".strip()
         sentences += [] if describe_failed_checks(metrics) else [HOW_TO_GET[key] for key in missing]
         sentences += [level] if level.startswith(WORSE) else []  # not that it is no worse
@@ -100,7 +100,7 @@ def describe_failed_checks(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _either(names: list[str]) -> str:
+def either(names: list[str]) -> str:
     """`a, b or c`."""
     return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 

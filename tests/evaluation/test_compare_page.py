@@ -103,6 +103,7 @@ def test_images_are_matched_by_prompt_and_seed_not_by_name(folders):
 
 def test_names_are_the_part_of_the_paths_that_differs(tmp_path):
     assert run_names([tmp_path / "a/evaluation", tmp_path / "b/evaluation"]) == ["a", "b"]
+    assert run_names([tmp_path / "base", tmp_path / "lora/evaluation"]) == ["base", "lora"]
     assert run_names([tmp_path / "run/1", tmp_path / "run/2"]) == ["1", "2"]
     assert len(set(run_names([tmp_path / "a/1", tmp_path / "a/2", tmp_path / "b/1"]))) == 3
 
