@@ -203,8 +203,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         flags = [word for one in self._actions for word in one.option_strings]
         said = f"{self.prog}: error: {mask_text(_name_value(message))}{_hint(message, flags)}; see --help"
-        report_to_launcher(said)
-        self.exit(2, f"{said}\n" if os.environ.get("RANK", "0") == "0" else None)  # every process finds the same
+        report_fault(said)
+        sys.exit(2)
 
 
 def make_parser(doc: str) -> Parser:
@@ -525,6 +525,13 @@ def report_to_launcher(message: str) -> None:
         Path(path).write_text(json.dumps({"message": reason}), encoding="utf-8")
 
 
+def report_fault(message: str) -> None:
+    """Print it on stderr, unless the launcher will, of a process beside the first: most faults are found by all."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ or os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    report_to_launcher(message)
+
+
 def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Call main and exit with its code; a user's mistake or a disk error is one line, with --debug also a traceback."""
     name = os.path.basename(sys.argv[0])
@@ -542,8 +549,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
             traceback.print_exc()
         said = describe_fault(error, args) if isinstance(error, OSError) else str(error)
         message = f"{name}: error: {mask_text(' '.join(said.split()))}"
-        print(message, file=sys.stderr)
-        report_to_launcher(message)
+        report_fault(message)
         code = 1
     except SystemExit as ended:  # another process has said why
         report_to_launcher("")

@@ -357,7 +357,7 @@ def test_the_launcher_ends_with_the_message_of_an_error(tmp_path, monkeypatch, c
     assert ended.value.code == 1 and f"traceback : {said}" in shown.splitlines()[-2]
 
 
-def test_the_launcher_ends_with_what_is_wrong_with_a_flag_which_one_process_prints(tmp_path, monkeypatch, capsys):
+def test_one_process_prints_what_is_wrong_with_a_flag_and_the_launcher_ends_with_it(tmp_path, monkeypatch, capsys):
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     handler, said = signal.getsignal(signal.SIGTERM), {}
