@@ -18,7 +18,7 @@ from utils.cli import UserError
 from utils.dataset import CHANGED
 from utils.devices import keyed_generator
 from utils.files import read_file
-from utils.images import FORMATS, MOST_PIXELS, BadImage, ImageSource, nearest_shape, read_image
+from utils.images import CONVERT, FORMATS, MOST_PIXELS, BadImage, ImageSource, is_heic, nearest_shape, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _file_facts(record: Record) -> FileFacts | Fault:
         if width * height > MOST_PIXELS:
             return Fault(f"{describe(record)} has {width}x{height} pixels, more than {MOST_PIXELS:,}")
     except UnidentifiedImageError:
-        return Fault(f"{describe(record)} is not an image")
+        return Fault(f"{describe(record)} is {f'HEIC ({CONVERT})' if is_heic(content) else 'not an image'}")
     except Exception as error:  # whatever a damaged file makes a decoder raise
         return Fault(f"{describe(record)} can't be read ({error})")
     return FileFacts(sha256, (width, height))

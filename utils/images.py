@@ -66,13 +66,18 @@ def read_image(
         except Image.DecompressionBombError:
             raise BadImage("decompression bomb", f"more than {max_pixels:,} pixels") from None
         except UnidentifiedImageError:
-            if data[4:12] in HEIC:
+            if is_heic(data):
                 raise BadImage("HEIC is not read", CONVERT) from None
             raise BadImage("not an image", f"begins with {data[:12]!r}") from None
         except Exception as error:  # a decoder can raise anything on foreign data
             truncated = any(word in str(error).lower() for word in ("truncat", "not enough", "premature"))
             reason = "truncated" if truncated else "cannot be decoded"
             raise BadImage(reason, str(error) or type(error).__name__) from None
+
+
+def is_heic(data: bytes) -> bool:
+    """Whether a file is HEIC, whatever its name."""
+    return data[4:12] in HEIC
 
 
 def require_image(path: Path, flag: str = "", longest: int | None = None, shortest: int | None = None) -> Image.Image:

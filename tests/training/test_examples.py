@@ -242,11 +242,12 @@ def test_missing_captions_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"]
+    "content",
+    [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", b"\0\0\0\x18ftypheic\0\0"],
 )
 def test_what_is_no_image_is_named_before_any_work(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UserError, match="a.png is (empty|not an image)"):
+    with pytest.raises(UserError, match=r"a.png is (empty|not an image|HEIC \\(convert it)"):
         load_one(tmp_path / "a.png")
 
 
