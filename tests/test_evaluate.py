@@ -567,7 +567,7 @@ def test_two_runs_of_one_person_are_compared(person, judged, capsys):
     root, _ = person
     words = ["--compare", root / "of faithful", root / "of other", "--output_dir", root / "compared"]
     assert evaluate.main(evaluate.parse_args(list(map(str, words)))) == 0
-    said = capsys.readouterr().out.splitlines()[-2:]
+    said = capsys.readouterr().out.splitlines()[-3:]
     assert "worse in" in said[0] and "there is no figure of quality or diversity to compare" in said[1]
     assert said[2] == str(root / "compared/comparison.html")
     text = (root / "compared/comparison.html").read_text()

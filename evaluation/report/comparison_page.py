@@ -87,7 +87,7 @@ def write_comparison(folders: list[Path], output: Path) -> list[str]:
     shared = find_shared_images(dict(zip(names, folders)), runs)
     headline = f"Compared with {names[0]}"
     verdicts = summarise_judgements(figures, names)
-    warnings = [*warn_of_missing(figures), *warn_of_references(runs)]
+    warnings = [*warn_of_references(runs), *warn_of_missing(figures)]
     page = render_page(
         "comparison.html",
         folder=Path(),

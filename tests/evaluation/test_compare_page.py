@@ -133,6 +133,7 @@ def test_the_page_says_what_differs_and_warns_of_different_real_sets(folders, tm
     text = page.read_text()
     assert said[0].startswith("other: no difference shown in ") and "not compared in 7, of 12" in said[0]
     assert "different real sets" in said[1] and "&lt;b&gt;elsewhere" in text
+    assert "no figure of quality to compare" in said[2]
     assert not re.search(r"<script|https?://", text)
 
 
