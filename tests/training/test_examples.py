@@ -247,7 +247,7 @@ def test_missing_captions_are_counted(tmp_path):
 )
 def test_what_is_no_image_is_named_before_any_work(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(UserError, match=r"a.png is (empty|not an image|HEIC \\(convert it)"):
+    with pytest.raises(UserError, match=r"a.png is (empty|not an image|HEIC \(convert it)"):
         load_one(tmp_path / "a.png")
 
 
