@@ -471,10 +471,12 @@ class _Pipe(io.FileIO):
 
 
 def ignore_closed_pipes() -> None:
-    """After `| head -1` the work goes on, and what it prints is dropped."""
+    """After `| head -1` the work goes on, and what it prints is dropped; so it is where the shell closed an output."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+        if stream is None:  # `>&-`; opened now, it takes the free number, which no file can then get
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif type(stream) is io.TextIOWrapper and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
             raw = _Pipe(stream.fileno(), "w", closefd=False)
             kept = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
             setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **kept))

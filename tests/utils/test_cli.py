@@ -221,6 +221,9 @@ def test_work_goes_on_without_a_reader_of_its_output(tmp_path):
     piped = subprocess.run(["bash", "-c", f"{shlex.join(words)} 2>&1 | head -1"], capture_output=True, text=True)
     assert piped.stdout == "a line of some length\n" and piped.stderr == ""
     assert (tmp_path / "result").read_text() == "done"
+    (tmp_path / "result").unlink()
+    closed = subprocess.run(["bash", "-c", f"{shlex.join(words)} >&-"], capture_output=True, text=True)
+    assert closed.returncode == 0 and (tmp_path / "result").read_text() == "done"
     helped = subprocess.run(["bash", "-c", f"{shlex.join(words)} --help | head -1"], capture_output=True, text=True)
     assert helped.stderr == ""
 
