@@ -12,6 +12,8 @@ from generation.prompts import MOST
 from utils.cli import Parser, Range, at_once, pixels, report_ignored, share, workers
 from utils.parallel import available_cores
 
+MOST_SHARES = 100_000
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_prompt_flags(parser)
@@ -125,7 +127,8 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
 
     leave_out_ignored(parser, args)
     found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-    need(found and int(found[1]) < int(found[2]), f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4")
+    fits = found and int(found[1]) < int(found[2]) <= MOST_SHARES
+    need(fits, f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4, and N at most {MOST_SHARES:,}")
     need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
     need(not args.controlnet or args.control_images, f"--controlnet {args.controlnet}: needs --control_images")
     need(

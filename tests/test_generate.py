@@ -709,6 +709,7 @@ def test_every_family_draws_what_its_pipeline_draws(tmp_path, family, monkeypatc
     "flags, told",
     [
         (["--shard", "4/4"], "--shard 4/4"),
+        (["--shard", "0/99999999999"], "N at most 100,000"),
         (["--shard", "-1/2"], "--shard -1/2: expected I/N"),
         (["--num_images", "1.5"], "--num_images 1.5: expected a whole number"),
         (["--controlnet", "x"], "--controlnet x: needs --control_images"),
