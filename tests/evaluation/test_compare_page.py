@@ -30,8 +30,13 @@ def one(value, half=1.0, **more):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
+    """Two evaluations of sets that share five prompts with their seeds."""
     root = tmp_path_factory.mktemp("compare")
-    return [write_evaluation(root / "first", 8), write_evaluation(root / "second", 6, -20.0, "b")]
+    both = [write_evaluation(root / "first", 8), write_evaluation(root / "second", 6, -20.0, "b")]
+    table = root / "second/set/metadata.jsonl"
+    first, *others = map(json.loads, table.read_text().splitlines())
+    table.write_text("".join(json.dumps(line) + "\n" for line in [{**first, "seed": 99}, *others]))
+    return both
 
 
 def test_half_widths_add_up_in_quadrature_on_the_sides_that_matter():
@@ -91,9 +96,7 @@ def test_figures_are_matched_by_name_wherever_they_stand(folders):
 
 
 def test_images_are_matched_by_prompt_and_seed_not_by_name(folders):
-    table = folders[1].parent / "set/metadata.jsonl"
-    lines = [json.loads(line) for line in table.read_text().splitlines()]
-    table.write_text("".join(json.dumps(line) + "\n" for line in [{**lines[0], "seed": 99}, *lines[1:]]))
+    lines = [json.loads(line) for line in (folders[1].parent / "set/metadata.jsonl").read_text().splitlines()]
     first, second = (find_images(folder, read_evaluation(folder)) for folder in folders)
     shared = first.keys() & second.keys()
     assert len(first) == 8 and len(second) == 6 and len(shared) == 5
