@@ -47,8 +47,8 @@ def test_killed_again_and_again_the_same_command_ends_with_the_same_bytes(traine
     run, told = tmp_path / "run", tmp_path / "told"
     command = flags(trainer_data, run, *words, "--latent_cache_dir", tmp_path / "cache")
     inside = [
-        ("training.cache", "write_safetensors", 1),  # the captions are encoded, and lost
-        ("training.cache", "write_safetensors", 2),  # the captions are kept, the latents lost
+        ("utils.shards", "write_safetensors", 1),  # the captions are encoded, and lost
+        ("utils.shards", "write_safetensors", 2),  # the captions are kept, the latents lost
         ("utils.checkpoints", "write_manifest", 2),  # a checkpoint that has all but its manifest (best/ comes first)
         ("utils.outputs", "put_in_place", 2),  # one that is whole and has not its name yet
         ("utils.checkpoints", "rotate_checkpoints", 2),  # one too many

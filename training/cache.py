@@ -1,88 +1,36 @@
-"""Tensors that are computed once and kept on disk by key, in safetensors shards that runs share.
+"""Tensors that are computed once and kept on disk by key, in shards that runs share (utils/shards.py).
 
-Every shard is written beside its place and renamed into it, and none is ever changed: two runs may fill one cache at
-the same time, and a kill loses only what was not yet written. A key names all that a tensor depends on. A shard holds a
-checksum of its tensors; one that does not match is removed, and what it held is computed again.
+A key names all that a tensor depends on.
 """
 
 import functools
-import hashlib
 import io
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from utils.cli import UserError
 from utils.console import track
-from utils.files import write_safetensors
 from utils.outputs import remove_stale
 from utils.parallel import thread_map
+from utils.shards import SHARD_SECONDS, as_bytes, list_shards, remove_damaged, write_shard
 
-SHARD_BYTES, SHARD_SECONDS = 64 << 20, 30
-SHARDS = "[0-9a-f]" * 32 + ".safetensors"  # any other file is not ours
+SHARD_BYTES = 64 << 20
 
-logger = logging.getLogger(__name__)
 Index = dict[str, safe_open]  # the open shard that holds each key
-
-
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in tensors:
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_as_bytes(tensor))
-    return digest.hexdigest()
 
 
 def read_index(folder: Path) -> Index:
     """The open shard that holds each key."""
     index: Index = {}
-    for path in sorted(folder.glob(SHARDS)):
+    for path in list_shards(folder):
         shard = safe_open(path, framework="pt")
         index |= dict.fromkeys(shard.keys(), shard)
     return index
-
-
-def _find_damage(path: Path, wanted: set[str]) -> str | None:
-    """What is wrong with a shard; one that holds nothing wanted is not read."""
-    try:
-        shard = safe_open(path, framework="pt")
-        keys = sorted(shard.keys())
-        if wanted.isdisjoint(keys):
-            return None
-        expected = (shard.metadata() or {}).get("sha256")
-        if expected is None:
-            return "it is of an earlier version, which wrote no checksum"
-        found = _checksum((key, shard.get_tensor(key)) for key in keys)
-        return None if found == expected else "its checksum does not match"
-    except (OSError, SafetensorError) as error:
-        return str(error)
-
-
-def remove_damaged(folder: Path, paths: list[Path], wanted: set[str]) -> None:
-    """Remove the shards whose content is not what was written, with a warning that names them."""
-    faults = thread_map(lambda path: _find_damage(path, wanted), paths, torch.get_num_threads())
-    damaged = {path: fault for path, fault in zip(paths, faults) if fault}
-    for path in damaged:
-        path.unlink(missing_ok=True)
-    if damaged:
-        named = "; ".join(f"{path.name}: {fault}" for path, fault in list(damaged.items())[:3])
-        more = " …" if len(damaged) > 3 else ""
-        logger.warning("%s: %d damaged, computed again as needed (%s%s)", folder, len(damaged), named, more)
-
-
-def write_shard(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Named by the keys that it holds."""
-    name = hashlib.sha256("\n".join(sorted(tensors)).encode()).hexdigest()[:32]
-    write_safetensors(folder / f"{name}.safetensors", tensors, {"sha256": _checksum(sorted(tensors.items()))})
 
 
 def _unpack(block: io.BytesIO, places: dict[str, tuple[int, torch.dtype, torch.Size]]) -> dict[str, torch.Tensor]:
@@ -100,18 +48,17 @@ def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: in
     Until then they lie in one block: kept one by one, they would leave gaps in the heap, and memory would grow with
     the number of images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     block, places, began = io.BytesIO(), {}, time.monotonic()
     for item in track(items, total, unit, "encoding"):
         for key, tensor in item.items():
             places[key] = block.tell(), tensor.dtype, tensor.shape
-            block.write(_as_bytes(tensor))
+            block.write(as_bytes(tensor))
             block.write(bytes(-block.tell() % 8))  # a tensor begins at a multiple of the size of its numbers
         if block.tell() > SHARD_BYTES or time.monotonic() - began > SHARD_SECONDS:
-            write_shard(folder, _unpack(block, places))
+            write_shard(folder, _unpack(block, places), places)
             block, places, began = io.BytesIO(), {}, time.monotonic()
     if places:
-        write_shard(folder, _unpack(block, places))
+        write_shard(folder, _unpack(block, places), places)
 
 
 def _compute_all(
@@ -138,7 +85,7 @@ def ensure_cached(
     """
     remove_stale(folder)
     keys, place = set(keys), slice(accelerator.process_index, None, accelerator.num_processes)
-    remove_damaged(folder, sorted(folder.glob(SHARDS))[place], keys)
+    remove_damaged(folder, list_shards(folder)[place], keys)
     accelerator.wait_for_everyone()
     missing = sorted(keys - read_index(folder).keys())
     accelerator.wait_for_everyone()  # all have looked before the first one writes
