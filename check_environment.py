@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 from utils import cli
 
-ROOT = Path(__file__).resolve().parent
 if sys.prefix == sys.base_prefix:  # outside a virtual environment, where pip may not be allowed to install
     PIP = "make setup && .venv/bin/python -m pip"
 else:
@@ -249,7 +248,7 @@ def check_memory(_: Path) -> list[Check]:
             total, free = devices.device_memory(device)
             found.append(info("device_memory", f"{total / GIB:.1f} GiB on the device, {free / GIB:.1f} GiB free"))
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    return [*found, check_disk("cache_disk", cache, 10), check_disk("runs_disk", ROOT / "runs", 5)]
+    return [*found, check_disk("cache_disk", cache, 10), check_disk("runs_disk", Path("runs").resolve(), 5)]
 
 
 def check_disk(name: str, path: Path, needed: int) -> Check:

@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 def git_commit() -> str | None:
-    """The commit of this repository, with `+changes` if files differ from it; None outside a git checkout."""
+    """The commit of this repository, with `+changes` if files differ from it; None if it can't be known.
+
+    An image has no git checkout; it has the commit in SOURCE_COMMIT (cloud/Dockerfile).
+    """
 
     def git(*words: str) -> str:
         here = Path(__file__).resolve().parent
@@ -39,7 +42,7 @@ def git_commit() -> str | None:
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("SOURCE_COMMIT") or None
 
 
 def command_line() -> str:
