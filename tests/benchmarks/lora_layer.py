@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from families import lora, models
-from families.lora_layer import DirectLinear
+from families.lora import DirectLinear
 from tests.benchmarks.side_by_side import setting, spread
 from utils.devices import describe_device, working_device
 

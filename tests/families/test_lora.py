@@ -13,8 +13,7 @@ from peft.tuners.lora import Linear
 from safetensors import safe_open
 
 from families import kohya, lora, models, sd, sdxl
-from families.lora import Adapter
-from families.lora_layer import DirectLinear
+from families.lora import Adapter, DirectLinear
 from tests.published_configs import SDXL
 from tests.tiny_models import build_tiny
 from training.build import writes_kohya
