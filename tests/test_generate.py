@@ -106,19 +106,24 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 # One seed an image
 
 
+def draw_plainly(pipeline: DiffusionPipeline, line: dict) -> np.ndarray:
+    """The image of a record as diffusers' own pipeline draws it."""
+    made = pipeline(
+        line["text"],
+        generator=torch.Generator().manual_seed(line["seed"]),
+        num_inference_steps=4,
+        guidance_scale=7.5,
+        height=64,
+        width=64,
+    )
+    return np.asarray(made.images[0], np.int16)
+
+
 def test_an_image_is_what_the_plain_pipeline_draws_of_its_prompt_and_seed(reference):
     pipeline = DiffusionPipeline.from_pretrained(models.DEMO_MODEL, dtype=torch.float32, safety_checker=None)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     for line in lines(reference / "metadata.jsonl")[::3]:
-        drawn = pipeline(
-            line["text"],
-            generator=torch.Generator().manual_seed(line["seed"]),
-            num_inference_steps=4,
-            guidance_scale=7.5,
-            height=64,
-            width=64,
-        ).images[0]
-        assert apart(np.asarray(drawn, np.int16), np.asarray(Image.open(reference / line["file_name"]), np.int16)) <= 1
+        assert apart(draw_plainly(pipeline, line), np.asarray(Image.open(reference / line["file_name"]), np.int16)) <= 1
 
 
 @pytest.mark.parametrize("scheduler", ["euler_ancestral", "dpm++_sde", "heun"])
@@ -468,18 +473,7 @@ def expected(reference: Path, loras: list[Path], weights: list[float]) -> np.nda
     for name, folder in zip(names, loras):
         pipeline.load_lora_weights(folder, adapter_name=name)
     pipeline.set_adapters(names, weights)
-    drawn = [
-        pipeline(
-            line["text"],
-            generator=torch.Generator().manual_seed(line["seed"]),
-            num_inference_steps=4,
-            guidance_scale=7.5,
-            height=64,
-            width=64,
-        ).images[0]
-        for line in lines(reference / "metadata.jsonl")[:3]
-    ]
-    return np.stack([np.asarray(one, np.int16) for one in drawn])
+    return np.stack([draw_plainly(pipeline, line) for line in lines(reference / "metadata.jsonl")[:3]])
 
 
 def test_a_lora_and_its_kohya_file_draw_what_diffusers_draws(reference, loras, tmp_path):
