@@ -30,7 +30,7 @@ from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, seed_number, workers
 from utils.faces import add_face_flags, load_faces
 from utils.files import lock_folder, read_written, write_json
-from utils.outputs import check_apart, check_writable, claim_folder, set_aside
+from utils.outputs import check_apart, check_writable, claim_folder, remove_stale, set_aside
 from utils.parallel import available_cores
 
 logger = logging.getLogger("evaluate")
@@ -145,6 +145,7 @@ def open_results(out: Path, names: Sequence[str]) -> int:
     lock = lock_folder(out)
     for path in foreign_results(out, names):
         logger.warning("%s was not written by evaluate.py and is now %s", path, set_aside(path))
+    remove_stale(out)
     claim_folder(out, "evaluate")
     return lock
 

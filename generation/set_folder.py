@@ -22,11 +22,10 @@ from generation.prompts import Prompt
 from utils import runs
 from utils.cli import UserError, counted
 from utils.dataset import image_name, index_of, read_parts
-from utils.files import file_sha256, list_files, lock_folder, locked_folder, note_written, read_manifest, write_text
+from utils.files import find_changed, lock_folder, locked_folder, note_written, read_manifest, write_text
 from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
 from utils.outputs import check_writable, claim_folder, foreign_files, remove_stale
-from utils.parallel import available_cores, thread_map
 
 logger = logging.getLogger(__name__)
 OLD_SETTINGS = {"webdataset", "shard_size"}  # that config.yaml of earlier versions has
@@ -141,11 +140,8 @@ def is_finished(folder: Path, count: int) -> bool:
 
 
 def find_damaged(folder: Path) -> list[str]:
-    """The files of a finished set that are missing, or that have changed since: the checksums say it."""
-    there, wanted = list_files(folder), {name: one["sha256"] for name, one in read_manifest(folder).items()}
-    first = {there[name].st_ino: name for name in wanted if name in there}  # train/ has hard links to images/
-    sums = dict(zip(first, thread_map(lambda name: file_sha256(folder / name), first.values(), available_cores())))
-    return [name for name in wanted if name not in there or sums[there[name].st_ino] != wanted[name]]
+    """The files of a finished set that are missing, or that have changed since; train/ has hard links to images/."""
+    return find_changed(folder, {name: one["sha256"] for name, one in read_manifest(folder).items()})
 
 
 def forget_finish(folder: Path, damaged: list[str]) -> None:

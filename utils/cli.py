@@ -265,7 +265,7 @@ def _resolve(recipe: Any) -> tuple[Any, Any]:
 
 
 def refuse_deep(text: str) -> None:
-    """YAMLError where settings are nested beyond all sense: with too many levels, libyaml ends the process."""
+    """YAMLError where settings have too many levels, by which libyaml would end the process."""
     import yaml
 
     depth = 0

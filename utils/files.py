@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from utils.cli import UserError
+from utils.parallel import available_cores, thread_map
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +151,14 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def find_changed(folder: Path, sums: dict[str, str]) -> list[str]:
+    """Those files of {name: sha256} that are missing or have other content; hard links to one are read once."""
+    there = {name: os.stat(folder / name).st_ino for name in sums if (folder / name).is_file()}
+    first = {inode: name for name, inode in there.items()}
+    found = dict(zip(first, thread_map(lambda name: file_sha256(folder / name), first.values(), available_cores())))
+    return [name for name in sums if name not in there or found[there[name]] != sums[name]]
 
 
 def written_list(folder: Path, kind: str) -> Path:

@@ -36,9 +36,8 @@ LEFT_FOLDER = re.compile(r"\..+\.(partial|removed)")  # a folder while it is wri
 def claim_folder(folder: Path, kind: str) -> None:
     """From now on this process adds what it writes in an output folder to its list there.
 
-    What killed processes left half-written is removed, and what they had moved is put back.
+    What killed processes had moved is put back; what they left half-written goes by `remove_stale`, which comes first.
     """
-    remove_stale(folder)
     start_list(folder, kind)
     for old in folder.glob(".*.old"):
         if old.is_dir():

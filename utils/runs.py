@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from utils.cli import UserError, mask_text, refuse_deep
-from utils.files import file_sha256, lock_folder, parse_json, read_text, write_json, write_text, written_list
+from utils.files import find_changed, lock_folder, parse_json, read_text, write_json, write_text, written_list
 from utils.metrics_log import read_metrics
 from utils.outputs import check_movable, claim_folder, discard_folder, foreign_files, remove_stale, set_aside
 
@@ -305,8 +305,7 @@ def describe_end(
 
 def must_rewrite(folder: Path, summary: dict[str, Any]) -> bool:
     """Whether files of a run's result are missing or not what summary.json says; an error without a checkpoint."""
-    files = summary.get("files", {}).items()
-    bad = [name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256]
+    bad = find_changed(folder, summary.get("files", {}))
     if bad and not any(folder.glob("checkpoint-*")):
         raise UserError(
             f"--output_dir {folder}: {bad[0]} is missing or damaged, and there is no checkpoint to write it "
