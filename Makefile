@@ -44,6 +44,7 @@ LOCK = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --custo
 lock: setup  ## pin the requirements from the .in files
 	$(PY) -m pip install --quiet uv
 	$(LOCK) -o requirements-training.txt requirements-training.in
+	$(LOCK) -o requirements-cloud.txt requirements-cloud.in
 	$(LOCK) -o requirements-dev.txt requirements-dev.in
 	$(LOCK) -o requirements-cuda.txt requirements-cuda.in
 
