@@ -64,7 +64,7 @@ def describe(fault: Exception) -> str:
 
 def check_package(name: str) -> Check:
     """Import it: an installed package can still fail to load, with whatever error its binary raises."""
-    package = {"PIL": "pillow"}.get(name, name)
+    package = {"PIL": "pillow", "dotenv": "python-dotenv"}.get(name, name)
     try:
         module = importlib.import_module(name)
         return ok(name, f"{package} {getattr(module, '__version__', None) or importlib.metadata.version(package)}")
@@ -355,6 +355,12 @@ def check_hub(_: Path) -> list[Check]:
     return [answer, info("cached_models", ", ".join(cached) or "none"), info("tokens", f"present: {present or 'none'}")]
 
 
+def check_env_files(_: Path) -> list[Check]:
+    """The files with secrets that others on this machine can read."""
+    found = {path.resolve() for path in cli.ENV_FILES if path.is_file() and path.stat().st_mode & 0o044}
+    return [info("env_file", f"{path} can be read by others on this machine", f"chmod 600 {path}") for path in found]
+
+
 def has_default_model(checks: list[Check]) -> bool:
     """Whether the base model of the default recipe can be loaded: from the cache, or from a hub that answers."""
     from families.models import DEFAULT_MODEL
@@ -381,9 +387,9 @@ SECTIONS = [
     Section("Memory and disk", [], [check_memory]),
     Section("Prepared datasets", [], [check_datasets]),
     Section("Stable Diffusion components", [], [check_components]),
-    Section("Hub and tokens", [], [check_hub]),
+    Section("Hub and tokens", ["dotenv"], [check_hub, check_env_files]),
 ]
-NOT_CRITICAL = ("precision", "optional", "memory", "datasets", "hub")
+NOT_CRITICAL = ("precision", "optional", "memory", "datasets", "hub", "env_files")
 
 
 def run_check(check: Callable[[Path], list[Check]], data_dir: Path, debug: bool = False) -> list[Check]:

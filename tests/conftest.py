@@ -1,5 +1,9 @@
+import os
+
 import pytest
 import torch
+
+os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # no test reads a developer's own .env
 
 # Left out of `make test-fast` as whole files: they start scripts or train, for up to minutes each. Slow tests of other
 # files have the marker themselves.

@@ -162,3 +162,13 @@ def test_several_gpus_are_all_used_at_the_precision_they_have(monkeypatch):
     found = check_environment.recommend(Path("data/casual_shoes"), True)
     assert found["effective_batch_size"] == 16 and found["mixed_precision"] == "fp16"
     assert "multi_gpu.yaml --mixed_precision fp16 --num_processes 4 " in found["command"]
+
+
+def test_an_env_file_that_others_can_read_is_named_with_the_command_that_closes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ".env"
+    path.touch()
+    for mode, is_open in ((0o640, True), (0o604, True), (0o600, False)):
+        path.chmod(mode)
+        fixes = [check.fix for check in check_environment.check_env_files(tmp_path)]
+        assert (f"chmod 600 {path}" in fixes) == is_open

@@ -55,7 +55,7 @@ def test_the_build_context_has_all_that_the_scripts_need_and_nothing_else():
     needed += [name for name in TRACKED if name.startswith(parts)]
     assert len(needed) > 100 and [name for name in needed if not is_in_context(name)] == []
     private = ".git/config .venv/bin/python data/me/train/images/1.png runs/x/config.yaml photos/me.jpg me.jpg .env "
-    private += "cloud/.env venv/lib/x.py wandb/run.json utils/__pycache__/cli.pyc mlruns/a cache/b my_recipe.yaml "
+    private += "cloud/.env venv/lib/x.py wandb/run.json utils/__pycache__/cli.pyc mlruns/a cache/b .env.local "
     assert [
         name for name in (private + "tests/conftest.py .github/workflows/test.yml").split() if is_in_context(name)
     ] == []

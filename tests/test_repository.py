@@ -54,6 +54,18 @@ def test_requirements_are_pinned_and_name_no_index():
         assert lines and all(re.match(r"[a-z0-9._-]+==[^ ]+( ; .+)?$", line) for line in lines), path
 
 
+def test_the_env_example_explains_each_secret_that_the_scripts_and_pages_name_and_git_ignores_the_real_one():
+    example = (ROOT / ".env.example").read_text()
+    named = re.findall(r"^#(\w+)=", example, re.M)
+    assert re.fullmatch(r"(#.*\n|\n)*", example) and len(named) == len({*named})  # copied as it is, it sets nothing
+    assert all(block.startswith("# ") for block in example.split("\n\n"))
+    pages = "".join(path.read_text() for path in [*SOURCES, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+    secret = r"\b(?:HF|WANDB|MLFLOW|COMET|AWS|GOOGLE)_(?:[A-Z]+_)*(?:TOKEN|PASSWORD|KEY|KEY_ID|CREDENTIALS)\b"
+    assert {*re.findall(secret, pages)} <= {*named}
+    ignored = subprocess.run(["git", "check-ignore", ".env", ".env.example"], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.split() == [".env"]
+
+
 def test_every_page_that_is_linked_exists():
     for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -1,6 +1,7 @@
 """What two or more packages or scripts share.
 
-Importing it, which each script does first, is enough for one line in place of a traceback where a package is missing.
+Importing it, which each script does first, is enough for one line in place of a traceback where a package is missing,
+and for the secrets of .env: libraries read some variables when they are imported.
 """
 
 from __future__ import annotations  # so that an older Python can start check_environment.py
@@ -22,4 +23,21 @@ def _explain_missing(kind: type[BaseException], error: BaseException, trace: Tra
     print(f"{script}: error: {sys.executable} has no package `{name}`; {repair}", file=sys.stderr)
 
 
+def _read_env_files() -> None:
+    """Read .env of the current folder, then of the repository, if one of its scripts was started."""
+    from utils import cli
+
+    root = Path(__file__).resolve().parent.parent
+    started = Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve()
+    if started.parent not in (root, root / "demo"):
+        return
+    try:
+        for path in cli.ENV_FILES:
+            cli.read_env_file(path)
+    except cli.UserError as error:
+        cli.report_fault(f"{started.name}: error: {error}")
+        sys.exit(2)
+
+
 sys.excepthook = _explain_missing
+_read_env_files()

@@ -41,7 +41,8 @@ def counted(number: int, noun: str) -> str:
 # Secrets, which no message, record or card may show
 
 MASK = "***"
-_SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key)"
+ENV_FILES = (Path(".env"), Path(__file__).resolve().parent.parent / ".env")  # the first one wins
+_SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?)"
 # The end of a name decides: max_tokens and tokenizer_name are not secrets. Nor is --train_token, a word to be learnt.
 _SECRET_NAME = re.compile(rf"(?:^|[\W_]){_SECRET}$", re.IGNORECASE)
 _SECRET_TEXT = (
@@ -58,11 +59,17 @@ _LONG = 8  # characters of a value that is hidden wherever it stands; a shorter 
 _from_environment: dict[str, str] = {}
 
 
+def _hidden_values() -> dict[str, str]:
+    """What stands in place of a value of the environment: of one that a recipe took, or whose name is a secret's."""
+    secret = (value for name, value in os.environ.items() if _SECRET_NAME.search(name) or name.endswith("_KEY"))
+    return {value: MASK for value in secret if len(value) >= _LONG} | _from_environment
+
+
 def mask_text(text: str) -> str:
-    """A message, command or address without its secrets: *** for each, ${oc.env:NAME} for what was taken from there."""
-    for value, interpolation in sorted(_from_environment.items(), key=lambda one: -len(one[0])):
+    """A message, command or address without its secrets: *** for each, ${oc.env:NAME} for what a recipe took there."""
+    for value, instead in sorted(_hidden_values().items(), key=lambda one: -len(one[0])):
         place = re.escape(value) if len(value) >= _LONG else rf"(?<!\w){re.escape(value)}(?!\w)"
-        text = re.sub(place, lambda _: interpolation, text)  # noqa: B023
+        text = re.sub(place, lambda _: instead, text)  # noqa: B023
     for pattern in _SECRET_TEXT:
         text = pattern.sub(rf"\1{MASK}", text)
     return text
@@ -77,6 +84,31 @@ def mask_secrets(value: Any, name: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [mask_secrets(item, name) for item in value]
     return mask_text(value) if isinstance(value, str) else value
+
+
+def read_env_file(path: Path) -> None:
+    """Set the variables of a .env file, if there is one, that are not set yet. An error shows nothing of its text."""
+    try:
+        if not path.is_file():  # also a virtual environment of that name
+            return
+        if path.stat().st_size > MOST_OF_A_RECIPE:
+            raise OSError(errno.EFBIG, f"has more than {MOST_OF_A_RECIPE:,} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+        raise UserError(f"{path}: {reason}; expected lines of NAME=value") from None
+    try:
+        from dotenv import load_dotenv, parser  # here: check_environment.py must start where packages are missing
+    except ModuleNotFoundError:
+        logger.warning("%s is not read: the package python-dotenv is missing; run check_environment.py", path)
+        return
+    for line in parser.parse_stream(io.StringIO(text)):
+        is_named = re.fullmatch(r"[A-Za-z_]\w*", line.key or "_", re.ASCII)
+        if line.error or not is_named or (line.key and line.value is None) or "\0" in (line.value or ""):
+            written = line.original.string  # with the blank lines before it
+            number = line.original.line + written[: -len(written.lstrip())].count("\n")
+            raise UserError(f"{path}, line {number}: expected NAME=value; a quote needs its second one")
+    load_dotenv(stream=io.StringIO(text))
 
 
 # Types of values, for add_argument(type=...)
@@ -252,7 +284,7 @@ def _resolve(recipe: Any) -> tuple[Any, Any]:
     def write_back(name: str, *default: Any) -> Any:
         if name not in os.environ:
             return oc.env(name, *default)
-        if len(os.environ[name]) >= _LONG or _SECRET_NAME.search(name):
+        if len(os.environ[name]) >= _LONG or (os.environ[name] and _SECRET_NAME.search(name)):
             _from_environment[os.environ[name]] = f"${{oc.env:{name}}}"
         return f"{_MARK}{name.encode().hex()}_"  # a word, since ${oc.decode:…} may read it
 

@@ -1,7 +1,9 @@
 import argparse
 import errno
 import json
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +67,77 @@ def write(tmp_path, text):
 
 def run_script(*words):
     return subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        ("A=1\n\n# a comment\nNEW_NAME hf_hidden\n", 4),
+        ("hf_hidden", 1),
+        ("\r\nA=hf_hidden\r\n\r\nNEW_NAME='hf_hidden\r\n", 4),
+        ("A-B=hf_hidden", 1),
+        ("A=1\nNEW_NAME=hf_\0hidden", 2),
+    ],
+)
+def test_a_damaged_line_of_an_env_file_is_named_without_its_text(tmp_path, monkeypatch, written, line):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    (tmp_path / ".env").write_text(written, newline="")
+    with pytest.raises(cli.UserError) as error:
+        cli.read_env_file(tmp_path / ".env")
+    assert str(error.value).startswith(f"{tmp_path / '.env'}, line {line}: expected NAME=value")
+    assert "hidden" not in str(error.value) and "A" not in os.environ
+
+
+def test_an_env_file_that_cannot_be_read_is_one_line_and_a_folder_is_none(tmp_path):
+    (tmp_path / "folder/.env").mkdir(parents=True)
+    cli.read_env_file(tmp_path / "folder/.env")
+    for content, said in ((b"A=\xff", "is no UTF-8 text"), (b"#" * (1 << 20) + b"\n", "has more than 1,048,576 bytes")):
+        (tmp_path / ".env").write_bytes(content)
+        with pytest.raises(cli.UserError, match=rf"/\.env: {said}; expected lines of NAME=value"):
+            cli.read_env_file(tmp_path / ".env")
+
+
+def test_a_script_reads_the_env_file_here_then_that_of_the_repository_before_libraries_do(tmp_path):
+    repository, here = tmp_path / "repository", tmp_path / "here"
+    shutil.copytree(ROOT / "utils", repository / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    here.mkdir()
+    shown = "import os; from utils import cli; from huggingface_hub import constants, get_token\n"
+    shown += "print(constants.HF_HOME, get_token(), *map(os.environ.get, ('A', 'B', 'C')))"
+    (repository / "script.py").write_text(shown)
+    (repository / ".env").write_text("A=repository\nB=repository\nC=repository\nHF_TOKEN=hf_of_the_repository\n")
+    (here / ".env").write_text("export A='here # too'  # a comment\r\nB=here\nHF_HOME=of_the_file\n")
+    unset = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON_DOTENV"))}
+
+    def run(*words, **more):
+        environment = {**unset, "PYTHONPATH": str(repository), **more}
+        words = [sys.executable, *(words or [repository / "script.py"])]
+        return subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True)
+
+    assert run(A="set").stdout == "of_the_file hf_of_the_repository set here repository\n"
+    assert run().stdout.split(" ", 2)[2] == "here # too here repository\n"
+    assert run("-c", shown).stdout.endswith(" None None None None\n")  # not started as a script of the repository
+    without_packages = run("-S", repository / "script.py").stderr
+    assert ".env is not read: the package python-dotenv is missing; run check_environment.py\n" in without_packages
+    (here / ".env").write_text("hf_hidden")
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "script.py: error: .env, line 1: expected NAME=value; a quote needs its second one\n"
+
+
+def test_what_is_a_secret_by_its_name_in_the_environment_is_masked_wherever_it_stands(monkeypatch):
+    secrets = {
+        "MY_TOKEN": "one-two-three",
+        "AWS_ACCESS_KEY_ID": "minioadmin",
+        "SOME_KEY": "k" * 8,
+        "db_password": "p" * 9,
+    }
+    for name, value in (secrets | {"HF_HOME": "/data/models", "PASSWORD": "demo", "EMPTY_TOKEN": ""}).items():
+        monkeypatch.setenv(name, value)
+    assert (
+        cli.mask_text(f"at {' '.join(secrets.values())}: /data/models of demo")
+        == "at *** *** *** ***: /data/models of demo"
+    )
+    assert cli.mask_secrets({"prompt": ["a one-two-three shoe"]}) == {"prompt": ["a *** shoe"]}
 
 
 def test_recipe_sets_values_and_command_line_wins(parser, tmp_path):
