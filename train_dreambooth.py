@@ -71,6 +71,7 @@ from training.run import (
 from training.state import update_average
 from utils.cli import Range, UserError, at_once
 from utils.console import print_table
+from utils.sync import sent_after_fault
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
@@ -339,7 +340,8 @@ def main(args: argparse.Namespace) -> int:
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
             print_table(start_rows + more)
         return 0
-    if not setup.open_folder(args, start, free, describe_end):
+    syncs = setup.open_folder(args, start, free, describe_end)
+    if syncs is None:
         return 0
 
     # The photos, and the class images that are missing.
@@ -384,7 +386,7 @@ def main(args: argparse.Namespace) -> int:
     total_steps, validate_every = setup.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
     rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, total_steps)
-    run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
+    run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
     num_timesteps = noise_scheduler.config.num_train_timesteps
@@ -437,7 +439,7 @@ def main(args: argparse.Namespace) -> int:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
-    with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
+    with sent_after_fault(syncs), contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
         validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step

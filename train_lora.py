@@ -48,6 +48,7 @@ from training.run import (
 )
 from training.state import update_average
 from utils.console import print_table
+from utils.sync import sent_after_fault
 
 STEPS, ACCUMULATION = 3000, 8
 # Flags of diffusers' text_to_image scripts that are refused, and why.
@@ -169,7 +170,8 @@ def main(args: argparse.Namespace) -> int:
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
-    if not setup.open_folder(args, start, free, describe_end):
+    syncs = setup.open_folder(args, start, free, describe_end)
+    if syncs is None:
         return 0
 
     # The data: captions and images are encoded once, and each encoder is freed before the next part is loaded.
@@ -196,7 +198,7 @@ def main(args: argparse.Namespace) -> int:
     total_steps, validate_every = setup.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
     rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, total_steps)
-    run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, seconds)
+    run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
     num_timesteps = noise_scheduler.config.num_train_timesteps
@@ -243,7 +245,7 @@ def main(args: argparse.Namespace) -> int:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
-    with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
+    with sent_after_fault(syncs), contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
         validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step

@@ -76,7 +76,7 @@ def test_no_module_imports_itself_through_others():
 def test_utils_stays_small():
     """What only one package uses belongs into that package."""
     names = sorted(path.stem for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__")
-    assert len(names) <= 18, names
+    assert len(names) <= 20, names
 
 
 def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:

@@ -142,8 +142,18 @@ def column(folder: Path, name: str) -> list[float]:
     return [one[name] for one in metrics_log.read_metrics(folder / "metrics.jsonl") if name in one]
 
 
-def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, sends: tuple[int, ...]) -> None:
+def _main(
+    words: list[str],
+    told: Path,
+    dies_in: tuple[str, str, int] | None,
+    sends: tuple[int, ...],
+    environment: dict[str, str],
+    values: dict[tuple[str, str], float],
+) -> None:
     """What a process of `start` does: the user's command, with its words to stderr in a file."""
+    os.environ.update(environment)
+    for (module, name), value in values.items():
+        setattr(importlib.import_module(module), name, value)
     with open(told, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -164,13 +174,23 @@ def _main(words: list[str], told: Path, dies_in: tuple[str, str, int] | None, se
     cli.run(train_lora.main, train_lora.parse_args(words))
 
 
-def start(words: list[str], told: Path, dies_in=None, sends: tuple[int, ...] = (signal.SIGKILL,)):
+def start(
+    words: list[str],
+    told: Path,
+    dies_in=None,
+    sends: tuple[int, ...] = (signal.SIGKILL,),
+    environment: dict[str, str] | None = None,
+    values: dict[tuple[str, str], float] | None = None,
+):
     """A process of its own that runs the command, forked where the libraries are loaded already.
 
-    `dies_in` (module, function, n) sends it the signals `sends` as the n-th call begins.
+    `dies_in` (module, function, n) sends it the signals `sends` as the n-th call begins; `environment`: more variables;
+    `values`: of constants, {(module, name): value}.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_runs"])
-    process = context.Process(target=_main, args=(words, told, dies_in, sends), daemon=True)
+    process = context.Process(
+        target=_main, args=(words, told, dies_in, sends, environment or {}, values or {}), daemon=True
+    )
     process.start()
     return process

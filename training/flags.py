@@ -12,7 +12,7 @@ from pathlib import Path
 
 from families.lora import UNET_TARGETS
 from training.batches import MOST_A_STEP
-from utils import cli
+from utils import cli, sync
 from utils.cli import Range, at_once, batch_size, learning_rate, pixels, positive, seed_number, share, zero_or_more
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ NOT_IN_TRAINING = (
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
-    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none"
+    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none sync_to"
 ).split()
 
 
@@ -259,6 +259,7 @@ def add_validation_flags(parser: argparse.ArgumentParser) -> None:
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run folder and trackers")
     group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
+    sync.add_sync_flag(group)
     group.add_argument(
         "--overwrite", action=OnOff, default=False, help="start again; what no script wrote is moved aside"
     )

@@ -27,6 +27,7 @@ from training.state import (
 from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
 from utils.console import Bar, print_table, show_progress
+from utils.sync import GRACE, PATIENCE, Sync, finish_sending, start_sending
 from utils.trackers import Tracker
 
 Result = TypeVar("Result")
@@ -37,7 +38,7 @@ class Run:
     """What a process of a run writes to, and what it has received.
 
     `seconds`: time per activity since the last log line; `signals`: those received; `saved`: the last checkpoint, if
-    there is one; `trackers`: empty but in the main process.
+    there is one; `trackers` and `syncs` (what keeps the folder elsewhere too): empty but in the main process.
     """
 
     accelerator: Accelerator
@@ -46,6 +47,7 @@ class Run:
     trackers: dict[str, Tracker] = field(default_factory=dict)
     signals: list[int] = field(default_factory=list)
     saved: list[Path] = field(default_factory=list)
+    syncs: list[Sync] = field(default_factory=list)
 
     @property
     def is_main(self) -> bool:
@@ -68,6 +70,7 @@ def start_run(
     resume: str,
     tracking: Tracking,
     precision: str,
+    syncs: list[Sync],
     seconds: dict[str, float],
 ) -> Run:
     """Resume where the folder's run stands, and start what it logs to; from here on signals are only noted."""
@@ -84,7 +87,9 @@ def start_run(
         runs.write_environment(folder / "environment.json", device, precision, dataset=training.identity["data"])
         logs = folder / tracking.logging_dir
         started = trackers.start_trackers(tracking.names, logs, folder.name, tracking.settings, step)
-    return Run(accelerator, folder, seconds, started, runs.catch_signals(), [saved] if saved else [])
+    for one in syncs:
+        start_sending(one)
+    return Run(accelerator, folder, seconds, started, runs.catch_signals(), [saved] if saved else [], syncs)
 
 
 def log(run: Run, record: dict[str, Any], activities: list[str]) -> None:
@@ -222,10 +227,12 @@ def write_results(
 
 
 def end_run(run: Run, finished: bool) -> int:
-    """End the trackers; the exit code, after a signal as a shell gives it."""
+    """End the trackers, and send the rest of the folder; the exit code, after a signal as a shell gives it."""
     trackers.end_trackers(run.trackers)
+    if not finished:
+        saved = f"{run.saved[-1]} is saved" if run.saved else "nothing is trained yet"
+        run.accelerator.print(f"stopped; {saved}; the same command resumes")
+    all_sent = all([finish_sending(one, PATIENCE if finished else GRACE) for one in run.syncs])
     if finished:
-        return 0
-    saved = f"{run.saved[-1]} is saved" if run.saved else "nothing is trained yet"
-    run.accelerator.print(f"stopped; {saved}; the same command resumes")
+        return 0 if all_sent else 1
     return 128 + (run.signals or [signal.SIGTERM])[0]

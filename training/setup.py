@@ -27,11 +27,13 @@ from training.optimizers import OptimizerSettings, Schedule, load_adamw8bit
 from training.read_data import choose_buckets
 from training.run import Tracking, in_main_process
 from training.validation import Checks, held_out_batches
-from utils import checkpoints, cli, devices, runs
+from utils import checkpoints, cli, devices, runs, sync
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.devices import Precision, working_device
 from utils.outputs import check_apart
+from utils.storage import Place
+from utils.sync import Sync
 from utils.trackers import tracker_names
 
 logger = logging.getLogger(__name__)
@@ -42,12 +44,16 @@ OF_MODELS = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path
 
 @dataclass(frozen=True)
 class Start:
-    """What a trainer has before it looks at its data; `shapes` are those that images are fitted to."""
+    """What a trainer has before it looks at its data.
+
+    `places`: that of --sync_to, if it is given; `shapes`: those that images are fitted to.
+    """
 
     accelerator: Accelerator
     precision: Precision
     plan: BatchPlan
     tracking: Tracking
+    places: list[Place]
     cache: Path
     model: str
     family: str
@@ -73,6 +79,7 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
     """
     read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
     check_apart(args.output_dir, {name: read[name] for name in OF_DATA}, {name: read[name] for name in OF_MODELS})
+    places = sync.find_place(args.sync_to, args.output_dir)
     if args.overwrite and args.resume_from_checkpoint != "latest":
         check_kept(args.output_dir, args.resume_from_checkpoint)
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
@@ -103,6 +110,7 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         precision=precision,
         plan=plan,
         tracking=tracking,
+        places=places,
         cache=cache,
         model=model,
         family=models.model_family(model),
@@ -162,18 +170,35 @@ def fit_batch(plan: BatchPlan, device: torch.device, estimate: Callable[[int], P
     return plan
 
 
-def open_folder(args: argparse.Namespace, start: Start, free: set[str], describe_end: Callable[[], str | None]) -> bool:
-    """Open --output_dir; whether a step is left to train. `free`: the settings that a resumed run may change."""
+def open_folder(
+    args: argparse.Namespace, start: Start, free: set[str], describe_end: Callable[[], str | None]
+) -> list[Sync] | None:
+    """Open --output_dir, filled from --sync_to where that is further; None if no step is left to train.
+
+    Returned, in the main process: what keeps the folder elsewhere too, if anything does. `free`: the settings that a
+    resumed run may change.
+    """
+    settings, syncs = start.tracking.settings, []
+
+    def fill(folder: Path) -> None:
+        for place in start.places:
+            syncs.append(sync.open_sync(place, folder, "train", limit=args.checkpoints_total_limit))
+            if args.overwrite:
+                sync.erase(syncs[0])
+            sync.fetch_run(syncs[0], settings, free, args.resume_from_checkpoint)
 
     def open_here() -> str | None:
-        return runs.open_run(args.output_dir, start.tracking.settings, free, args.overwrite, describe_end)
+        return runs.open_run(args.output_dir, settings, free, args.overwrite, describe_end, fill=fill)
 
     message = in_main_process(start.accelerator, open_here)
-    if message:
-        start.accelerator.print(message)
-        if args.push_to_hub and start.accelerator.is_main_process:
-            push_run(args.output_dir, args.hub_model_id)
-    return not message
+    if not message:
+        return syncs
+    start.accelerator.print(message)
+    if not all([sync.finish_sending(one) for one in syncs]):
+        raise UserError(f"--sync_to {args.sync_to}: not all of it is there; give the same command again")
+    if args.push_to_hub and start.accelerator.is_main_process:
+        push_run(args.output_dir, args.hub_model_id)
+    return None
 
 
 def plan_checks(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from utils.cli import UserError, counted
-from utils.files import file_sha256, parse_json, read_text, write_json, write_manifest, write_safetensors
+from utils.files import MANIFEST, file_sha256, parse_json, read_text, write_json, write_manifest, write_safetensors
 from utils.outputs import discard_folder, replaced_folder
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
 def checkpoint_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where every file is what its manifest says."""
     try:
-        manifest = parse_json(read_text(folder / "MANIFEST.json"))
+        manifest = parse_json(read_text(folder / MANIFEST))
         for name, entry in manifest.items():
             path = folder / name
             if not path.is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import file_sha256, parse_json, read_manifest, read_text, write_json, write_text
+from utils.files import MANIFEST, file_sha256, parse_json, read_manifest, read_text, write_json, write_text
 from utils.metrics_log import read_metrics
 
 FORMAT = "prepared dataset 1"
@@ -44,7 +44,7 @@ def read_split(folder: Path, split: str) -> list[dict[str, Any]]:
 def verified_sums(folder: Path, *names: str) -> dict[str, str]:
     """{file: sha256} of a dataset's manifest, empty where it has none; refuses a named file that is not as it says."""
     sums = {name: entry["sha256"] for name, entry in read_manifest(folder).items()}
-    if not sums and (folder / "MANIFEST.json").exists():
+    if not sums and (folder / MANIFEST).exists():
         raise UserError(f"{folder / 'MANIFEST.json'} is damaged; prepare the dataset again")
     for name in names:
         if name in sums and (folder / name).is_file() and file_sha256(folder / name) != sums[name]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+MANIFEST = "MANIFEST.json"  # size and sha256 of every other file of a folder
 MOST_BYTES = 1 << 30  # of a file that is read at once: a table, an image
 # The list in each output folder of this process, and the names in it: whatever function writes a file there adds to it.
 _lists: dict[Path, set[str]] = {}
@@ -139,15 +140,15 @@ def write_manifest(folder: Path, known: dict[str, str] | None = None, names: Ite
     """Write MANIFEST.json: size and sha256 of every other file, or of these; `known`: sums that need no computing."""
     entries = {}
     for name, found in list_files(folder).items():
-        if name != "MANIFEST.json" and (names is None or name in names):
+        if name != MANIFEST and (names is None or name in names):
             entries[name] = {"bytes": found.st_size, "sha256": (known or {}).get(name) or file_sha256(folder / name)}
-    write_json(folder / "MANIFEST.json", entries)
+    write_json(folder / MANIFEST, entries)
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """{name: {"bytes", "sha256"}} of MANIFEST.json; empty where there is none, or where it is damaged."""
     try:
-        entries = parse_json(read_text(folder / "MANIFEST.json"))
+        entries = parse_json(read_text(folder / MANIFEST))
         return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in entries.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

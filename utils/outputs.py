@@ -15,6 +15,7 @@ from typing import Any
 
 from utils.cli import UserError
 from utils.files import (
+    MANIFEST,
     flock,
     list_files,
     listed_in,
@@ -30,6 +31,7 @@ from utils.hub import DEMO
 
 logger = logging.getLogger(__name__)
 PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # a file while it is written, with the number of the process
+IGNORED = re.compile(r"\.DS_Store|\.lease.*\.json")  # of a Mac; who keeps the folder elsewhere (utils/storage.py)
 LEFT_FOLDER = re.compile(r"\..+\.(partial|removed)")  # a folder while it is written or removed
 
 
@@ -57,14 +59,14 @@ def foreign_files(folder: Path, kind: str = "", place: Path | None = None) -> li
     has claimed, which know the folder by the path `place`.
     """
     sizes = {name: entry["bytes"] for name, entry in read_manifest(folder).items()}
-    own = {*sizes, *(["MANIFEST.json"] if sizes else []), written_list(folder, kind).name, *read_written(folder, kind)}
+    own = {*sizes, *([MANIFEST] if sizes else []), written_list(folder, kind).name, *read_written(folder, kind)}
     own |= listed_in((place or folder).resolve())
     own_folders = tuple(name for name in own if name.endswith("/"))
     found = []
     for base, folders, files in os.walk(folder):
         for path in (Path(base, name) for name in (*folders, *files)):
             name = path.relative_to(folder).as_posix()
-            if (path.is_dir() and not path.is_symlink()) or path.name == ".DS_Store":
+            if (path.is_dir() and not path.is_symlink()) or IGNORED.fullmatch(path.name):
                 continue
             is_own = (name in own or name.startswith(own_folders)) and not path.is_symlink()
             if not is_own or path.stat().st_size != sizes.get(name, path.stat().st_size):

@@ -167,11 +167,13 @@ def open_run(
     overwrite: bool,
     end: Callable[[], str | None] = lambda: None,
     kind: str = "train",
+    fill: Callable[[Path], None] = lambda folder: None,
 ) -> str | None:
     """Create or enter a run folder, and lock it until this process ends; what `end` says (see `describe_end`).
 
     Refused: a folder of other settings, with the difference, and one that is not a run's. With `overwrite`, what is
-    there goes (see `discard_folder`). If the run has reached its end, nothing in it changes.
+    there goes (see `discard_folder`). If the run has reached its end, nothing in it changes. `fill` may bring files of
+    the run into the folder, once it is locked.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; give a folder")
@@ -182,6 +184,7 @@ def open_run(
         remove_stale(place)
         if overwrite and any(place.iterdir()):
             _start_over(place, kind)
+        fill(place)
         aside = f"{place.name}.replaced-<date>"
         refuse_foreign(place, kind, f"give another folder, or add --overwrite, which moves them to {aside}")
         _settle_changes(place, _changes(place, settings, free), kind)

@@ -1,0 +1,62 @@
+"""A local S3 server, over real HTTP, that can refuse, delay, lose or cut what it is sent."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+BUCKET = "bucket"
+
+
+@dataclass
+class S3Server:
+    """`fault` is asked before each request: None to serve it, or the status to answer, or -1 to hang up."""
+
+    url: str
+    fault: Callable[[dict[str, Any]], int | None] = lambda request: None
+    requests: list[str] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-that-nobody-may-see",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+class _HangUp(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """A server on a free port, with one bucket."""
+    backend = DomainDispatcherApplication(create_backend_app)
+    server = S3Server("")
+
+    def serve(request: dict[str, Any], start_response: Callable) -> Any:
+        server.requests.append(f"{request['REQUEST_METHOD']} {request['PATH_INFO']}")
+        status = server.fault(request)
+        if status == -1:
+            raise _HangUp
+        if status is not None:
+            request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
+            start_response(f"{status} Fault", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" * (status == 403)]
+        return backend(request, start_response)
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    http = make_server("127.0.0.1", 0, serve, threaded=True)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{http.server_port}"
+    try:
+        yield server
+    finally:
+        http.shutdown()

@@ -1,0 +1,310 @@
+"""Folders that lie elsewhere: in S3, in Google Cloud Storage, or on a mounted drive, which is a folder like any other.
+
+A file is there whole or not at all. Only one process at a time may write to a place: the one that holds its lease.
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from utils.cli import UserError, mask_text
+from utils.files import MANIFEST, parse_json, read_text, replaced_file, write_text
+from utils.parallel import thread_map
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+AT_ONCE = 8  # files that are transferred at the same time
+PATIENCE = 120.0  # seconds for which a place may be out of reach at the start
+RENEWED, EXPIRES = 60.0, 180.0  # seconds from one renewal of a lease to the next, and to its end
+LEASE = re.compile(r"\.lease(-\d+-of-\d+)?\.json")
+ACCESS = "give the credentials of an account that may read and write it (docs/cloud.md)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that lies elsewhere; `given`: the flag and its value, for messages."""
+
+    fs: AbstractFileSystem
+    root: str
+    given: str
+
+    @property
+    def is_folder(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def within(self, folder: str) -> "Place":
+        return replace(self, root=self.path(folder))
+
+
+def is_remote(name: str) -> bool:
+    return re.match(r"(s3|gs|gcs)://", name) is not None
+
+
+def open_place(name: str, flag: str) -> Place:
+    """The place that a flag names. That a folder is on a drive that is mounted shows by the folder above it."""
+    given = f"{flag} {name}"
+    kind = name.partition("://")[0] if "://" in name else None
+    if kind and not is_remote(name):
+        raise UserError(f"{given}: expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive")
+    if kind and not re.match(r"\w+://[^/]+/+[^/]", name):
+        raise UserError(f"{given}: expected a folder in the bucket, as {name.rstrip('/')}/runs/shoes")
+    if not kind and not Path(name).absolute().parent.is_dir():
+        raise UserError(f"{given}: {Path(name).absolute().parent} does not exist; mount the drive, or make that folder")
+    try:
+        fs, root = url_to_fs(name.rstrip("/"), skip_instance_cache=True, use_listings_cache=False)
+    except ImportError as error:
+        raise UserError(f"{given}: {error}; pip install -r requirements-cloud.txt") from None
+    return Place(fs, str(root), given)
+
+
+# Faults
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether a fault is for the user to mend: no credentials, no rights, no bucket. Others may pass."""
+    if isinstance(error, (PermissionError, NotADirectoryError)) or getattr(error, "code", None) in (401, 403):
+        return True
+    return "Credential" in type(error).__name__ or "bucket does not exist" in str(error)
+
+
+def describe(error: BaseException) -> str:
+    """One line without secrets, of an error of any library."""
+    return mask_text(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+def patiently(place: Place, act: Callable[[], Result]) -> Result:
+    """What `act` returns; while the place is out of reach, again with growing pauses. A file that is missing raises."""
+    end, pause = time.monotonic() + PATIENCE, 1.0
+    while True:
+        try:
+            return act()
+        except (FileExistsError, UserError):
+            raise
+        except Exception as error:  # botocore, aiohttp and gcsfs each have their own
+            if is_refused(error):
+                raise UserError(f"{place.given}: {describe(error)}; {ACCESS}") from error
+            if isinstance(error, FileNotFoundError):
+                raise
+            if time.monotonic() > end:
+                what = f"can't be reached ({describe(error)})"
+                raise UserError(f"{place.given}: {what}; check the connection, then give the command again") from error
+            logger.warning("%s: %s; trying again in %.0f s", place.given, describe(error), pause)
+        time.sleep(pause)
+        pause = min(2 * pause, 30)
+
+
+# Files
+
+
+def list_place(place: Place) -> dict[str, int]:
+    """{name: bytes} of all that is there, but for what is half-written."""
+    found = place.fs.find(place.root, detail=True)
+    names = {path.removeprefix(f"{place.root}/"): entry["size"] for path, entry in found.items()}
+    return {name: size for name, size in sorted(names.items()) if not name.endswith(".partial")}
+
+
+def send_bytes(place: Place, name: str, content: bytes) -> None:
+    if place.is_folder:
+        _make_parent(place, name)
+        with replaced_file(Path(place.path(name))) as file:
+            file.write(content)
+    else:
+        place.fs.pipe_file(place.path(name), content)
+
+
+def send_file(place: Place, name: str, source: Path) -> None:
+    if place.is_folder:
+        _make_parent(place, name)
+        with replaced_file(Path(place.path(name))) as file, open(source, "rb") as content:
+            shutil.copyfileobj(content, file, 1 << 20)
+    else:
+        place.fs.put_file(str(source), place.path(name))
+
+
+def copy_file(place: Place, source: str, target: str) -> None:
+    """Copy a file within a place; in a bucket its content does not come here."""
+    if place.is_folder:
+        send_file(place, target, Path(place.path(source)))
+    else:
+        place.fs.cp_file(place.path(source), place.path(target))
+
+
+def _make_parent(place: Place, name: str) -> None:
+    """The folder that a file goes into; an error where the drive has been unmounted, which leaves an empty folder."""
+    if not os.path.isdir(os.path.dirname(place.root)):
+        raise FileNotFoundError(f"{os.path.dirname(place.root)} is gone: the drive is not mounted")
+    os.makedirs(os.path.dirname(place.path(name)), exist_ok=True)
+
+
+def read_bytes(place: Place, name: str) -> bytes | None:
+    """The content of a small file; None if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        return place.fs.cat_file(place.path(name))
+    return None
+
+
+def read_json(place: Place, name: str) -> dict[str, Any]:
+    """An object in a small file; empty if it is not there or damaged."""
+    with contextlib.suppress(ValueError):
+        value = parse_json(read_bytes(place, name) or b"")
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def fetch_files(place: Place, names: Iterable[str], folder: Path) -> None:
+    """Copy files of a place into a folder, each whole or not at all."""
+
+    def fetch(name: str) -> None:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            patiently(place, lambda: place.fs.get_file(place.path(name), str(partial)))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    for _ in thread_map(fetch, names, AT_ONCE):
+        pass
+
+
+def remove_files(place: Place, names: Iterable[str]) -> None:
+    """Remove files, what vouches for others first: a folder half removed then counts as nothing."""
+    for name in sorted(names, key=lambda name: (not name.endswith(MANIFEST), name)):
+        with contextlib.suppress(FileNotFoundError):
+            place.fs.rm_file(place.path(name))
+        if place.is_folder:
+            with contextlib.suppress(OSError):  # not empty yet
+                os.rmdir(os.path.dirname(place.path(name)))
+
+
+# The lease
+
+
+@dataclass(frozen=True)
+class Lease:
+    """That this process alone writes to a place (or a share of it, by the lease's name); `lost` if another took it."""
+
+    place: Place
+    name: str
+    owner: str
+    ended: threading.Event
+    lost: threading.Event
+
+    def content(self) -> bytes:
+        now = datetime.datetime.now(datetime.UTC).isoformat()
+        return json.dumps({"owner": self.owner, "host": socket.gethostname(), "renewed": now}).encode()
+
+
+def take_lease(place: Place, name: str, folder: Path) -> Lease:
+    """Take the lease of a place, and renew it from now on; refused while another process renews it.
+
+    One that was not renewed for three minutes is a dead machine's and is taken over; so is one of this folder, which
+    this process has locked.
+    """
+    kept = folder / name
+    owner = read_text(kept) if kept.is_file() else uuid.uuid4().hex
+    write_text(kept, owner)
+    lease = Lease(place, name, owner, threading.Event(), threading.Event())
+    if not patiently(place, lambda: _create(lease)):
+        _outwait(lease)
+        patiently(place, lambda: send_bytes(place, name, lease.content()))
+        time.sleep(min(2.0, EXPIRES / 10))  # another process may have seen its end at the same moment
+        if not patiently(place, lambda: _is_ours(lease)):
+            raise UserError(f"{place.given}: another process has just begun to write there; give another place")
+    threading.Thread(target=_renew, args=[lease], daemon=True, name="lease").start()
+    return lease
+
+
+def _create(lease: Lease) -> bool:
+    """Whether the lease could be created: nobody had it."""
+    place = lease.place
+    try:
+        if place.is_folder:
+            _make_parent(place, lease.name)
+        place.fs.pipe_file(place.path(lease.name), lease.content(), mode="create")
+    except FileExistsError:
+        return _is_ours(lease)
+    return True
+
+
+def _is_ours(lease: Lease) -> bool:
+    return read_json(lease.place, lease.name).get("owner") == lease.owner
+
+
+def _outwait(lease: Lease) -> None:
+    """Return once another's lease has ended, and refuse as soon as it is renewed."""
+    place = lease.place
+    first = patiently(place, lambda: read_json(place, lease.name))
+    left = EXPIRES - patiently(place, lambda: _age(lease))
+    who = f"another process, on {first.get('host', 'an unknown machine')},"
+    if left > 0:
+        logger.warning(
+            "%s: %s may be writing there; waiting up to %.0f s to see whether it lives", place.given, who, left
+        )
+    while left > 0:
+        time.sleep(min(left, EXPIRES / 60))
+        left -= EXPIRES / 60
+        now = patiently(place, lambda: read_json(place, lease.name))
+        if not now:  # given back
+            return
+        if now != first:
+            raise UserError(f"{place.given}: {who} writes there; wait for its end, or give another place")
+
+
+def _age(lease: Lease) -> float:
+    """Seconds since the lease was renewed, by the clock of the place."""
+    place, probe = lease.place, f".clock-{lease.owner}"
+    try:
+        send_bytes(place, probe, b"")
+        return (place.fs.modified(place.path(probe)) - place.fs.modified(place.path(lease.name))).total_seconds()
+    except FileNotFoundError:  # given back meanwhile
+        return EXPIRES
+    finally:
+        remove_files(place, [probe])
+
+
+def holds(lease: Lease) -> bool:
+    """Whether the place is still this process's: after minutes out of reach, another may have taken it over."""
+    if not lease.lost.is_set() and not _is_ours(lease):
+        lease.lost.set()
+        logger.error("%s: another process has taken it over; nothing more is sent there", lease.place.given)
+    return not lease.lost.is_set()
+
+
+def _renew(lease: Lease) -> None:
+    while not (lease.ended.wait(RENEWED) or lease.lost.is_set()):
+        try:
+            if holds(lease):
+                send_bytes(lease.place, lease.name, lease.content())
+        except Exception as error:  # of many libraries; the next renewal may succeed
+            logger.info("%s: its lease could not be renewed (%s)", lease.place.given, describe(error))
+
+
+def give_back(lease: Lease) -> None:
+    """End the lease, so that the next process need not wait for it."""
+    lease.ended.set()
+    try:
+        if holds(lease):
+            remove_files(lease.place, [lease.name])
+    except Exception as error:  # of many libraries; the lease then ends by itself
+        logger.warning("%s: its lease could not be given back (%s)", lease.place.given, describe(error))
