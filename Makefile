@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := utils families preparation training generation evaluation
 
-.PHONY: help setup demo test test-fast test-slow lint format lock clean
+.PHONY: help setup experiment demo test test-fast test-slow lint format lock clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -16,6 +16,10 @@ $(VENV)/ready: requirements-training.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-training.txt -r requirements-dev.txt
 	@touch $@
+
+experiment:  ## make a folder for an experiment of your own: NAME=my_shoes, and DIR=place if not experiments/my_shoes
+	$(if $(NAME),,$(error it needs a name: make experiment NAME=my_shoes))
+	@$(or $(wildcard $(PY)),$(PYTHON)) new_experiment/create.py --name "$$NAME" $${DIR:+--output_dir "$$DIR"}
 
 demo: setup  ## run the whole pipeline on the embedded demo model
 	$(PY) demo/run.py

@@ -16,9 +16,8 @@ import yaml
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(ROOT.glob("*.py")) + [
-    path for path in sorted((ROOT / "demo").glob("*.py")) if path.stem not in ("shoes", "captions")
-]
+SCRIPTS = sorted(ROOT.glob("*.py")) + [ROOT / "new_experiment/create.py"]
+SCRIPTS += [path for path in sorted((ROOT / "demo").glob("*.py")) if path.stem not in ("shoes", "captions")]
 SOURCES = [ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()]
 
 
