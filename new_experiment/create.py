@@ -54,7 +54,7 @@ def command_name(package: str) -> str:
 
 
 def render_files(package: str) -> dict[str, str]:
-    """{path in the experiment's folder: text} of all files that are made from the template."""
+    """{path in the experiment's folder: text} of all its files: the template's, and the repository's .env.example."""
     environment = make_environment(TEMPLATE)
     values = {
         "package": package,
@@ -62,10 +62,9 @@ def render_files(package: str) -> dict[str, str]:
         "python": "{}.{}".format(*sys.version_info),
         "pinned": re.sub(r"^(#.*\n)+", "", PINNED.read_text("utf-8")).strip(),
     }
-    return {
-        name.removesuffix(".j2").replace("package/", f"{package}/"): environment.get_template(name).render(values)
-        for name in environment.list_templates()
-    }
+    files = {name: environment.get_template(name).render(values) for name in environment.list_templates()}
+    files = {name.removesuffix(".j2").replace("package/", f"{package}/"): text for name, text in files.items()}
+    return files | {".env.example": (ROOT / ".env.example").read_text("utf-8")}
 
 
 def write_experiment(folder: Path, files: dict[str, str]) -> None:

@@ -44,6 +44,7 @@ def test_the_experiment_is_a_package_with_a_pinned_python_and_its_own_command(ex
     assert project["requires-python"] == f"=={minor}.*" and (experiment / ".python-version").read_text() == f"{minor}\n"
     files = {path.relative_to(experiment).as_posix() for path in experiment.glob("[!.r]*/*")}
     assert files == {f"my_shoes_2/{name}.py" for name in ("__init__", "__main__", "data")} | {"configs/train_lora.yaml"}
+    assert (experiment / ".env.example").read_bytes() == (ROOT / ".env.example").read_bytes()
     assert re.findall(r"\{\{|\{%", "".join(path.read_text() for path in experiment.iterdir() if path.is_file())) == []
     checked = run(experiment, sys.executable, "-m", "ruff", "check", "--select", "E,F,I,B", "--line-length", 120, ".")
     assert checked.returncode == 0, checked.stdout
