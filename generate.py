@@ -20,6 +20,7 @@ from utils import cli, devices, runs  # first: it says in one line which package
 
 # isort: split
 import torch
+from accelerate import Accelerator
 
 from families import lora_mix, models, sampling, tokens
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, image_seed, load_sampler
@@ -34,6 +35,18 @@ from utils.cli import UserError, counted
 from utils.console import Bar, show_progress
 from utils.files import file_sha256, locked_folder
 from utils.outputs import check_apart
+from utils.parallel import in_main_process
+from utils.sync import (
+    GRACE,
+    PATIENCE,
+    Sync,
+    fetch_set,
+    find_place,
+    finish_sending,
+    send_rest,
+    sent_after_fault,
+    start_sending,
+)
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
@@ -43,7 +56,7 @@ OF_MODELS = ("pretrained_model_name_or_path", "model_config", "controlnet", "dep
 # Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
-    "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 model_config".split()
+    "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 model_config sync_to".split()
 )
 
 
@@ -271,33 +284,23 @@ def make_missing(
         return failed | make_images(args, plan, execution, todo, checks, received, bar)
 
 
-def main(args: argparse.Namespace) -> int:
-    loras = [lora_mix.parse_lora(spec).path for spec in args.lora]
-    models_read = {name: getattr(args, name) for name in OF_MODELS} | {"lora": loras}
-    check_apart(args.output_dir, {name: getattr(args, name) for name in OF_DATA}, models_read)
-    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+def make_set(
+    args: argparse.Namespace,
+    plan: Plan,
+    settings: dict[str, Any],
+    precision: devices.Precision,
+    accelerator: Accelerator,
+    syncs: list[Sync],
+) -> int:
+    """Make the images of this share that are missing, and what describes the set once all are there; the exit code."""
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    if args.enable_cpu_offload and device.type == "cpu":
-        raise UserError("--enable_cpu_offload: this machine has no GPU to offload from; leave it out")
-    if args.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    # Image i belongs to one share, by its number alone: processes and jobs need not communicate.
-    shard, shards = map(int, args.shard.split("/"))
-    number = shard * accelerator.num_processes + accelerator.process_index
-    plan = make_plan(args, Share(number, shards * accelerator.num_processes))
-    settings = describe_settings(args, plan, precision.mixed_precision)
-    if is_main:
-        show_plan(args, plan, devices.describe_device(device), precision.reason)
-    if args.dry_run:
-        if is_main:
-            report_long_prompts(plan)
-        return 0
-
     lock = set_folder.enter_folder(out, settings, plan.prompts, FREE, plan.share)
     if lock is None:
         if is_main:
             print(f"{out}: this set is finished; nothing to do")
         return 0
+    for sync in syncs:
+        start_sending(sync)
     try:
         facts: dict[str, Any] = {"device": devices.describe_device(device), "shares": plan.share.of}
         digest = settings["prompts_sha256"]
@@ -320,17 +323,58 @@ def main(args: argparse.Namespace) -> int:
             f"{counted(len(failed), 'image')} rejected with each of {counted(args.max_retries + 1, 'seed')}: "
             f"{some}; look at {out / 'rejected'}, and run the same command with a higher --max_retries"
         )
+    for sync in syncs:  # what other machines have made: whoever sends last, finds all
+        send_rest(sync)
+        fetch_set(sync, settings, FREE)
     with locked_folder(out):  # the process that comes last finds the set complete
         if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
             print(f"{out}: this share is complete; other shares still have to make {counted(missing, 'image')}")
         elif not set_folder.is_finished(out, len(plan.prompts)):
             facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
             report = finish_set(out, plan.prompts, settings, facts)
-            each = ", each process" if shards * accelerator.num_processes > 1 else ""
+            each = ", each process" if plan.share.of > 1 else ""
             rate = f" ({report['images_per_second']:.3g} images/s{each})" if report["images_per_second"] else ""
             print(f"{out}: {counted(report['made'], 'image')} made{rate}")
             print(f"look at {out / 'sheets/sheet-0001.jpg'}")
     return 0
+
+
+def main(args: argparse.Namespace) -> int:
+    loras = [lora_mix.parse_lora(spec).path for spec in args.lora]
+    models_read = {name: getattr(args, name) for name in OF_MODELS} | {"lora": loras}
+    check_apart(args.output_dir, {name: getattr(args, name) for name in OF_DATA}, models_read)
+    places = find_place(args.sync_to, args.output_dir)
+    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
+    if args.enable_cpu_offload and device.type == "cpu":
+        raise UserError("--enable_cpu_offload: this machine has no GPU to offload from; leave it out")
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    # Image i belongs to one share, by its number alone: processes and jobs need not communicate.
+    shard, shards = map(int, args.shard.split("/"))
+    number = shard * accelerator.num_processes + accelerator.process_index
+    plan = make_plan(args, Share(number, shards * accelerator.num_processes))
+    settings = describe_settings(args, plan, precision.mixed_precision)
+    if is_main:
+        show_plan(args, plan, devices.describe_device(device), precision.reason)
+    if args.dry_run:
+        if is_main:
+            report_long_prompts(plan)
+        return 0
+
+    syncs: list[Sync] = []
+
+    def fill() -> None:
+        syncs.extend(set_folder.fill_folder(out, one, settings, FREE, args.shard) for one in places)
+
+    if places:
+        in_main_process(accelerator, fill)
+    with sent_after_fault(syncs):
+        code = make_set(args, plan, settings, precision, accelerator, syncs)
+    if places:
+        accelerator.wait_for_everyone()  # the main process sends what all of them make
+    all_sent = all([finish_sending(sync, GRACE if code else PATIENCE) for sync in syncs])
+    return code or (0 if all_sent else 1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from families.sampling import SCHEDULERS
 from generation.prompts import MOST
 from utils.cli import Parser, Range, at_once, pixels, report_ignored, share, workers
 from utils.parallel import available_cores
+from utils.sync import add_sync_flag
 
 MOST_SHARES = 100_000
 
@@ -24,6 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
     group.add_argument("--shard", default="0/1", metavar="I/N", help="make only the I-th (from 0) of N shares")
+    add_sync_flag(group)
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,8 @@ from utils.files import find_changed, lock_folder, locked_folder, note_written, 
 from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
 from utils.outputs import check_writable, claim_folder, foreign_files, remove_stale
+from utils.storage import Place
+from utils.sync import Sync, fetch_set, open_sync
 
 logger = logging.getLogger(__name__)
 OLD_SETTINGS = {"webdataset", "shard_size"}  # that config.yaml of earlier versions has
@@ -76,6 +78,16 @@ def enter_folder(
             write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         forget_finish(folder, damaged)
         return claim_share(folder, share)
+
+
+def fill_folder(folder: Path, place: Place, settings: dict[str, Any], free: set[str], shard: str) -> Sync:
+    """Fetch the images that others have made from the place that keeps this share (i/n) of the set too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder):
+        runs.refuse_foreign(folder, "generate")
+        sync = open_sync(place, folder, "generate", "" if shard == "0/1" else shard.replace("/", "-of-"))
+        fetch_set(sync, settings, free)
+    return sync
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

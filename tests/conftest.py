@@ -64,3 +64,16 @@ def trainer_data(tmp_path_factory):
     torch.set_num_threads(1)  # as the processes that some of these tests start
     yield folders
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A local S3 server with an empty bucket, and the environment to reach it."""
+    from tests.s3_server import s3_server  # here: most tests need neither, and importing them takes a second
+    from utils import storage
+
+    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        storage.open_place("s3://bucket/x", "--sync_to").fs.mkdir("bucket")
+        yield server

@@ -6,22 +6,12 @@ import signal
 
 import pytest
 
-from tests.s3_server import s3_server
 from tests.tiny_runs import column, flags, same_bytes, start
 from utils import storage
 
 QUICK = {("utils.sync", "EVERY"): 0.1, ("utils.storage", "RENEWED"): 0.2, ("utils.storage", "EXPIRES"): 0.6}
 LONG = ["--max_train_steps", 48, "--checkpointing_steps", 5, "--checkpoints_total_limit", 2, "--validation_steps", 12]
 LONG += ["--use_ema", "--caption_dropout", 0.2, "--num_validation_samples", 8]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        storage.open_place("s3://bucket/x", "--sync_to").fs.mkdir("bucket")
-        yield server
 
 
 @pytest.fixture(params=["s3", "drive"])

@@ -3,14 +3,12 @@
 import math
 import signal
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from PIL import Image
 
 from training import model_card, validation
@@ -27,10 +25,9 @@ from training.state import (
 from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
 from utils.console import Bar, print_table, show_progress
+from utils.parallel import in_main_process
 from utils.sync import GRACE, PATIENCE, Sync, finish_sending, start_sending
 from utils.trackers import Tracker
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -121,21 +118,6 @@ def is_finished(progress: Progress, last: int, patience: int | None) -> bool:
 def stop_requested(run: Run) -> bool:
     """Whether any process has received a signal, so that all stop at the same step."""
     return any_process(run.accelerator, bool(run.signals))
-
-
-def in_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """What `work` returns in the main process, in all of them. Its error, printed once, ends them all with one code."""
-    shared: list[Any] = [None, False]
-    error: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            shared[0] = work()
-        except (UserError, OSError) as caught:
-            error, shared[1] = caught, True
-    broadcast_object_list(shared)
-    if shared[1]:
-        raise error or SystemExit(1)
-    return shared[0]
 
 
 def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int, bar: Bar) -> None:

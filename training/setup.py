@@ -25,13 +25,14 @@ from training.memory import Load, Phases, build_part
 from training.model_card import hub_token, push_run
 from training.optimizers import OptimizerSettings, Schedule, load_adamw8bit
 from training.read_data import choose_buckets
-from training.run import Tracking, in_main_process
+from training.run import Tracking
 from training.validation import Checks, held_out_batches
 from utils import checkpoints, cli, devices, runs, sync
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.devices import Precision, working_device
 from utils.outputs import check_apart
+from utils.parallel import in_main_process
 from utils.storage import Place
 from utils.sync import Sync
 from utils.trackers import tracker_names

@@ -1,5 +1,7 @@
 """Work in several processes or threads: results in order, constant memory, no process that outlives the main one."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import signal
@@ -9,12 +11,32 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from utils.cli import UserError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def in_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """What `work` returns in the main process, in all of them. Its error, printed once, ends them all with one code."""
+    from accelerate.utils import broadcast_object_list  # here: check_environment.py must work without it
+
+    shared: list[Any] = [None, False]
+    error: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            shared[0] = work()
+        except (UserError, OSError) as caught:
+            error, shared[1] = caught, True
+    broadcast_object_list(shared)
+    if shared[1]:
+        raise error or SystemExit(1)
+    return shared[0]
 
 
 def available_cores() -> int:

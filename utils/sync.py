@@ -23,7 +23,7 @@ import yaml
 from utils import runs, storage
 from utils.checkpoints import checkpoint_damage, list_checkpoints
 from utils.cli import UserError, counted
-from utils.files import MANIFEST, list_files, read_written, write_text, written_list
+from utils.files import MANIFEST, list_files, read_written, written_list
 from utils.outputs import check_apart, flush_folder, partial_folder, put_in_place
 from utils.parallel import thread_map
 from utils.storage import Lease, Place
@@ -94,8 +94,8 @@ def _send_on(sync: Sync) -> None:
         pause = min(2 * pause, SLOWEST) if sync.left else EVERY
 
 
-def finish_sending(sync: Sync, patience: float = PATIENCE) -> bool:
-    """Send the rest, for so many seconds after a fault too, and give the place back; whether all of it is there."""
+def send_rest(sync: Sync, patience: float = PATIENCE) -> None:
+    """Send in this thread, and for so many seconds after a fault too, what is not sent yet."""
     sync.ended.set()
     if sync.thread:
         sync.thread.join()
@@ -103,6 +103,11 @@ def finish_sending(sync: Sync, patience: float = PATIENCE) -> bool:
     while send_changes(sync) and time.monotonic() < end and not sync.lease.lost.is_set():
         time.sleep(pause)
         pause = min(2 * pause, 30)
+
+
+def finish_sending(sync: Sync, patience: float = PATIENCE) -> bool:
+    """Send the rest (see `send_rest`), and give the place back; whether all of it is there."""
+    send_rest(sync, patience)
     storage.give_back(sync.lease)
     if sync.left:
         logger.error("%s: %s not sent; the same command sends the rest", sync.place.given, _describe_left(sync))
@@ -371,8 +376,9 @@ def _fetch_plain(sync: Sync, names: list[str]) -> None:
     """Fetch files: first the list of them, which is joined with the one here, and what vouches for others last."""
     listed = written_list(sync.folder, sync.kind)
     content = storage.patiently(sync.place, lambda: storage.read_bytes(sync.place, listed.name)) or b""
-    own = read_written(sync.folder, sync.kind) | set(content.decode().splitlines())
-    write_text(listed, "".join(f"{name}\n" for name in sorted(own)))
+    with open(listed, "a", encoding="utf-8") as file:  # another process may add to it at the same time
+        new = set(content.decode().splitlines()) - read_written(sync.folder, sync.kind)
+        file.writelines(f"{name}\n" for name in sorted(new))
     names = [name for name in names if name != listed.name]
     storage.fetch_files(sync.place, sorted(names, key=lambda name: name in ("summary.json", MANIFEST)), sync.folder)
     _note_sent(sync, names)
