@@ -1,9 +1,12 @@
 """Scalars, images, audio and settings to several trackers; one that fails warns once and is dropped."""
 
+import contextlib
 import json
 import logging
 import os
 import re
+import sqlite3
+import sys
 import tempfile
 import threading
 import time
@@ -18,7 +21,7 @@ import yaml
 from PIL import Image
 
 from utils.cli import UserError, mask_secrets, mask_text
-from utils.files import note_written, write_json
+from utils.files import note_written, write_json, write_text
 
 logger = logging.getLogger(__name__)
 NAMES = ("tensorboard", "wandb", "comet_ml", "mlflow")
@@ -181,17 +184,21 @@ def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -
 
     if not os.access(logs / "wandb", os.W_OK):  # wandb itself would write to /tmp instead
         raise PermissionError(f"{logs / 'wandb'} can't be written")
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT") or PROJECT,
-        name=run_name,
-        config=config,
-        dir=logs,
-        id=_read_ids(logs).get("wandb"),
-        resume="allow",
-        mode=mode,
-        # No questions, no endless waiting, nothing on the terminal.
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
-    )
+    command, sys.argv = sys.argv, sys.argv[:1]  # it would record the words, which may hold a secret; config has them
+    try:
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            name=run_name,
+            config=config,
+            dir=logs,
+            id=_read_ids(logs).get("wandb"),
+            resume="allow",
+            mode=mode,
+            # No questions, no endless waiting, nothing on the terminal.
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
+        )
+    finally:
+        sys.argv = command
     _write_id(logs, "wandb", run.id)
 
     def log(values: dict[str, Any], step: int) -> None:
@@ -243,33 +250,102 @@ def _start_comet_ml(logs: Path, run_name: str, config: dict[str, Any], step: int
     return Tracker(started.log, images, audio, started.finish)
 
 
+def _mlflow_database(uri: str) -> Path | None:
+    """The file of a sqlite store, if the address names one; its folder is made, or mlflow would retry for minutes."""
+    if uri.partition(":")[0].partition("+")[0] not in ("sqlite", "postgresql", "mysql", "mssql"):
+        return None
+    if not find_spec("sqlalchemy"):
+        what = "a database needs the full mlflow: pip install -r requirements-cloud.txt"
+        raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {what}")
+    from sqlalchemy import make_url
+
+    place = make_url(uri)
+    if not place.drivername.startswith("sqlite") or not place.database:
+        return None
+    path = Path(place.database).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _mlflow_experiment(client: Any, store: Path | None) -> str:
+    """The experiment's id. `store`: the folder that keeps its images too, or the database that has them beside it.
+
+    They record absolute places: one that was moved is given the new ones.
+    """
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    title = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+    known = client.get_experiment_by_name(title)
+    beside = store.parent / "mlruns" if store and not store.is_dir() else None
+    if known is None:
+        place = (beside / _plain(title).replace("/", "_")).as_uri() if beside else None
+        return client.create_experiment(title, artifact_location=place)
+    was = known.artifact_location.rpartition("/")[0]
+    if store and not beside and was != store.as_uri():
+        _replace_places(store, was, store.as_uri())
+    if store and beside and was.startswith("file:") and not os.path.exists(local_file_uri_to_path(was)):
+        _replace_places(store, was, beside.as_uri())
+    return known.experiment_id
+
+
+def _replace_places(store: Path, was: str, now: str) -> None:
+    if store.is_dir():
+        for path in (*store.glob("*/meta.yaml"), *store.glob("*/*/meta.yaml")):
+            write_text(path, path.read_text("utf-8").replace(f"{was}/", f"{now}/"))
+        return
+    with contextlib.closing(sqlite3.connect(store)) as database, database:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (f"{was}/", f"{now}/"))
+
+
+def _resume_mlflow(client: Any, run: str | None) -> bool:
+    """Whether the store still has this run, which goes on then."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if run:
+            client.update_run(run, status="RUNNING")
+        return run is not None
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # unknown, deleted
+            raise
+        logger.warning("--report_to mlflow: the store has no run %s any more; a new one begins", run)
+        return False
+
+
 def _start_mlflow(logs: Path, run_name: str, config: dict[str, Any], step: int) -> Tracker:
     os.environ.update(MLFLOW_SETTINGS | dict(os.environ))  # the user's own settings take precedence
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    store = _mlflow_database(uri) if uri else (logs / "mlflow").resolve()
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it would warn of each retry
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or (logs / "mlflow").resolve().as_uri()
-    client = MlflowClient(tracking_uri=uri)
-    store = f"mlflow {mask_text(uri)}"  # each store has a run of its own
-    run = _read_ids(logs).get(store)
-    if run:
-        client.update_run(run, status="RUNNING")
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it would report each table
+    client = MlflowClient(tracking_uri=uri or store.as_uri())
+    # Each store has a run of its own; one in the run's folder keeps it where the folder is moved.
+    key = f"mlflow {mask_text(uri)}".replace(str(logs.resolve()), "") if uri else "mlflow"
+    experiment, run, logged = _mlflow_experiment(client, store), _read_ids(logs).get(key), {}
+    if _resume_mlflow(client, run):
+        names = client.get_run(run).data.metrics
+        logged = {name: max(one.step for one in client.get_metric_history(run, name)) for name in names}
     else:
-        title = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
-        experiment = client.get_experiment_by_name(title)
-        number = experiment.experiment_id if experiment else client.create_experiment(title)
-        run = client.create_run(number, run_name=run_name).info.run_id
-        _write_id(logs, store, run)
+        run = client.create_run(experiment, run_name=run_name).info.run_id
+        _write_id(logs, key, run)
         params = [Param(_plain(name), str(value)[:6000]) for name, value in config.items()]
         for start in range(0, len(params), 100):  # a server takes no more at once
             client.log_batch(run, params=params[start : start + 100])
 
+    # What was logged before the run was stopped has the same values.
+
     def scalars(values: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        client.log_batch(run, metrics=[Metric(_plain(name), value, now, step) for name, value in values.items()])
+        now, new = int(time.time() * 1000), {_plain(name): value for name, value in values.items()}
+        new = {name: value for name, value in new.items() if step > logged.get(name, -1)}
+        client.log_batch(run, metrics=[Metric(name, value, now, step) for name, value in new.items()])
 
     def images(tag: str, captioned: dict[str, Image.Image], step: int) -> None:
+        if step < max(logged.values(), default=0):
+            return
         for caption, image in captioned.items():
             client.log_image(run, image, key=_plain(f"{tag}/{caption}" if caption else tag), step=step)
 

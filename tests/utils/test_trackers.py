@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.cli import UserError, mask_secrets, mask_text
+from tests import tiny_runs
+from utils.cli import UserError, mask_secrets, mask_text, read_env_file
 from utils.trackers import NAMES, end_trackers, log_audio, log_images, log_scalars, start_trackers, tracker_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TONE = np.sin(np.arange(800) / 8)  # 0.1 s at a rate of 8,000
+SECRET = "correct-horse-battery"
 CONFIG = {"rank": 8, "wandb_api_key": "abc123", "output_dir": Path("runs/x"), "prompt": "ein Schuh, größer"}
 
 
@@ -154,6 +157,132 @@ def test_mlflow_keeps_all_in_the_run_folder_and_continues_its_run(tmp_path):
     assert np.asarray(Image.open(path))[0, 0].tolist() == [255, 0, 0]
     (path,) = tmp_path.glob("logs/mlflow/*/*/artifacts/audio/validation+speech+step+4.wav")
     assert is_tone(str(path))
+
+
+@pytest.fixture
+def as_on_another_machine(monkeypatch):
+    """Forget, as the end of a process does, where mlflow keeps the images of a run."""
+    from mlflow.tracking._tracking_service import utils
+
+    return lambda: utils._artifact_repos_cache.clear()
+
+
+def mlflow_run(client):
+    """The one run that the store has, and its numbers as {name: [steps]}; each of its images can be opened."""
+    (run,) = client.search_runs([client.get_experiment_by_name("finetune").experiment_id])
+    steps = {name: [one.step for one in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics}
+    for image in client.list_artifacts(run.info.run_id, "images"):
+        if image.path.endswith(".png"):
+            Image.open(client.download_artifacts(run.info.run_id, image.path)).load()
+    return run, steps
+
+
+def test_an_mlflow_run_goes_on_in_a_folder_that_was_moved_with_each_step_once(tmp_path, as_on_another_machine):
+    from mlflow import MlflowClient
+
+    first, second = tmp_path / "one machine/shoes", tmp_path / "another/größer"
+    track(first, ["mlflow"], [1, 2, 3])
+    second.parent.mkdir()
+    first.rename(second)
+    as_on_another_machine()
+    assert list(track(second, ["mlflow"], [2, 3, 4], start=1)) == ["mlflow"]
+    client = MlflowClient(tracking_uri=(second / "logs/mlflow").as_uri())
+    run, steps = mlflow_run(client)
+    assert steps == {"loss": [1, 2, 3, 4]} and not first.exists()
+    images = [path.name.split("+step+")[1][0] for path in second.rglob("artifacts/images/*.png")]
+    assert sorted(images) == ["3", "3", "4", "4"]  # with and without a caption
+    place = second / "logs/mlflow" / run.info.experiment_id / run.info.run_id / "artifacts"
+    assert run.info.artifact_uri == place.as_uri()
+
+
+def test_an_mlflow_run_that_was_deleted_is_begun_anew(tmp_path, caplog):
+    from mlflow import MlflowClient
+
+    track(tmp_path, ["mlflow"], [1])
+    client = MlflowClient(tracking_uri=(tmp_path / "logs/mlflow").as_uri())
+    client.delete_run(mlflow_run(client)[0].info.run_id)
+    track(tmp_path, ["mlflow"], [2], start=1)
+    assert mlflow_run(client)[1] == {"loss": [2]}
+    assert "a new one begins" in caplog.text
+
+
+def test_a_database_for_mlflow_without_its_packages_is_one_line_with_what_to_install(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    assert list(track(tmp_path, ["mlflow", "tensorboard"], [1])) == ["tensorboard"]
+    (record,) = [record for record in caplog.records if record.name == "utils.trackers"]
+    assert record.getMessage() == (
+        f"--report_to mlflow: MLFLOW_TRACKING_URI=sqlite:///{tmp_path}/mlflow.db: a database needs the full mlflow: "
+        "pip install -r requirements-cloud.txt; training continues without it"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("", "mlflow"),
+        pytest.param("sqlite:///{}/logs/mlflow.db", "mlflow sqlite:////mlflow.db", marks=pytest.mark.very_slow),
+    ],
+)
+def test_a_training_moved_to_another_machine_goes_on_in_every_tracker_and_shows_no_secret(
+    trainer_data, tmp_path, monkeypatch, caplog, capfd, as_on_another_machine, address, key
+):
+    """With validation images, MLflow's run in a folder or a database within the run's, a secret of .env in a prompt."""
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("MY_SECRET", "")
+    monkeypatch.delenv("MY_SECRET")
+    monkeypatch.delenv("PYTHON_DOTENV_DISABLED")
+    (tmp_path / ".env").write_text(f"MY_SECRET='{SECRET}'")
+    read_env_file(tmp_path / ".env")
+
+    def train_in(out: Path) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(out))
+        words = ["--report_to", "tensorboard,wandb,mlflow", "--max_train_steps", 4, "--checkpointing_steps", 2]
+        words += ["--validation_steps", 2, "--num_validation_images", 1, "--validation_prompt", f"a shoe, {SECRET}"]
+        monkeypatch.setattr(sys, "argv", ["train_lora.py", *map(str, words)])
+        assert tiny_runs.train(trainer_data, out, *words) == 0
+
+    first, second = tmp_path / "here" / "shoes", tmp_path / "there" / "shoes"
+    train_in(first)
+    before = json.loads((first / "logs/trackers.json").read_text())
+    shutil.copytree(first, second, symlinks=True)
+    shutil.rmtree(first)
+    as_on_another_machine()
+    tiny_runs.forget_after(second, 2)
+    with open(next(second.glob("logs/tensorboard/events*")), "r+b") as file:
+        file.truncate(file.seek(0, 2) - 3)  # copied while it was written
+    train_in(second)
+    assert json.loads((second / "logs/trackers.json").read_text()) == before and not first.exists()
+
+    events = EventAccumulator(str(second / "logs/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("validation")] == [0, 2, 4]
+    config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "rank: 4" in config and "a shoe, ***" in config
+
+    run, steps = mlflow_run(MlflowClient(tracking_uri=address.format(second) or f"{second}/logs/mlflow"))
+    assert run.info.run_id == before[key] and run.data.params["rank"] == "4"
+    assert steps["loss"] == [1, 2, 3, 4] and steps["val_loss"] == [0, 2, 4]
+    kept = [path.name.split("+")[2] for path in second.glob("logs/ml*/**/images/*.png")]
+    assert {*kept} == {"0", "2", "4"}
+
+    import wandb
+
+    wandb.teardown()  # its service, another process, may still be writing
+    history = wandb_history(second)
+    assert [step for step, row in sorted(history.items()) if "loss" in row] == [1, 2, 3, 4]
+    assert [step for step, row in sorted(history.items()) if "val_loss" in row] == [0, 2, 4]
+    assert any("validation" in name for name in history[0])
+    assert {path.name.rpartition("-")[2] for path in second.glob("logs/wandb/offline-run-*")} == {before["wandb"]}
+
+    files = [path for path in second.rglob("*") if path.is_file()]
+    assert len(files) > 40 and [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert b"a shoe, ***" in b"".join(path.read_bytes() for path in second.rglob("*.wandb"))
+    shown = capfd.readouterr()
+    assert SECRET not in caplog.text + shown.out + shown.err
 
 
 def test_another_mlflow_store_gets_a_run_of_its_own(tmp_path, monkeypatch):
