@@ -194,8 +194,8 @@ def _start_wandb(logs: Path, run_name: str, config: dict[str, Any], step: int) -
             id=_read_ids(logs).get("wandb"),
             resume="allow",
             mode=mode,
-            # No questions, no endless waiting, nothing on the terminal.
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
+            # No questions, no endless waiting, nothing on the terminal, no links, by which a copy has all of it twice.
+            settings=wandb.Settings(silent=True, console="off", symlink=False, init_timeout=30, finish_timeout=120),
         )
     finally:
         sys.argv = command
@@ -264,6 +264,8 @@ def _mlflow_database(uri: str) -> Path | None:
         return None
     path = Path(place.database).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    note_written(path)
+    note_written(path.parent / "mlruns", is_folder=True)
     return path
 
 

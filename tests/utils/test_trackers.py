@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests import tiny_runs
 from utils.cli import UserError, mask_secrets, mask_text, read_env_file
+from utils.files import list_files
 from utils.trackers import NAMES, end_trackers, log_audio, log_images, log_scalars, start_trackers, tracker_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -238,21 +239,30 @@ def test_a_training_moved_to_another_machine_goes_on_in_every_tracker_and_shows_
     (tmp_path / ".env").write_text(f"MY_SECRET='{SECRET}'")
     read_env_file(tmp_path / ".env")
 
+    first, second, drive = tmp_path / "here" / "shoes", tmp_path / "there" / "shoes", tmp_path / "drive"
+
     def train_in(out: Path) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(out))
         words = ["--report_to", "tensorboard,wandb,mlflow", "--max_train_steps", 4, "--checkpointing_steps", 2]
-        words += ["--validation_steps", 2, "--num_validation_images", 1, "--validation_prompt", f"a shoe, {SECRET}"]
+        words += [
+            "--sync_to",
+            drive,
+            "--validation_steps",
+            2,
+            "--num_validation_images",
+            1,
+            "--validation_prompt",
+            f"a shoe, {SECRET}",
+        ]
         monkeypatch.setattr(sys, "argv", ["train_lora.py", *map(str, words)])
         assert tiny_runs.train(trainer_data, out, *words) == 0
 
-    first, second = tmp_path / "here" / "shoes", tmp_path / "there" / "shoes"
     train_in(first)
     before = json.loads((first / "logs/trackers.json").read_text())
-    shutil.copytree(first, second, symlinks=True)
     shutil.rmtree(first)
     as_on_another_machine()
-    tiny_runs.forget_after(second, 2)
-    with open(next(second.glob("logs/tensorboard/events*")), "r+b") as file:
+    tiny_runs.forget_after(drive, 2)
+    with open(next(drive.glob("logs/tensorboard/events*")), "r+b") as file:
         file.truncate(file.seek(0, 2) - 3)  # copied while it was written
     train_in(second)
     assert json.loads((second / "logs/trackers.json").read_text()) == before and not first.exists()
@@ -278,7 +288,9 @@ def test_a_training_moved_to_another_machine_goes_on_in_every_tracker_and_shows_
     assert any("validation" in name for name in history[0])
     assert {path.name.rpartition("-")[2] for path in second.glob("logs/wandb/offline-run-*")} == {before["wandb"]}
 
-    files = [path for path in second.rglob("*") if path.is_file()]
+    kept, sent = ({name for name in list_files(one) if name.startswith("logs/")} for one in (second, drive))
+    assert kept == sent
+    files = [path for folder in (second, drive) for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 40 and [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert b"a shoe, ***" in b"".join(path.read_bytes() for path in second.rglob("*.wandb"))
     shown = capfd.readouterr()
