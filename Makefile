@@ -5,16 +5,18 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := utils families preparation training generation evaluation
 
-.PHONY: help setup experiment demo test test-fast test-slow lint format lock clean
+.PHONY: help setup experiment demo test test-fast test-slow lint format lock check-install clean
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready  ## make .venv and install the pinned requirements
 
+# The .in files say what is needed, the .txt files which version. So a torch that brings no CUDA libraries, such as the CPU
+# build of another index, gets none.
 $(VENV)/ready: requirements-training.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "Python 3.11 to 3.14 is needed, %s is %d.%d; run: make $(MAKECMDGOALS) PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-training.txt -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$^) $(addprefix -r ,$(^:.txt=.in))
 	@touch $@
 
 experiment:  ## make a folder for an experiment of your own: NAME=my_shoes, and DIR=place if not experiments/my_shoes
@@ -44,13 +46,15 @@ format: setup  ## let ruff rewrite what it can
 
 # uv rather than pip-compile: one file then serves every supported Python and every platform, by markers.
 # Pinned versions are kept; `make lock UPGRADE=--upgrade` takes the newest ones.
+# What comes on top of requirements-training.txt leaves torch and its CUDA libraries to it.
 LOCK = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" $(UPGRADE)
 lock: setup  ## pin the requirements from the .in files
-	$(PY) -m pip install --quiet uv
 	$(LOCK) -o requirements-training.txt requirements-training.in
-	$(LOCK) -o requirements-cloud.txt requirements-cloud.in
-	$(LOCK) -o requirements-dev.txt requirements-dev.in
-	$(LOCK) -o requirements-cuda.txt requirements-cuda.in
+	for name in cloud cuda dev; do echo torch | $(LOCK) --excludes - -o requirements-$$name.txt requirements-$$name.in || exit; done
+
+check-install: lock  ## install the pinned packages with uv, pip-tools and pip (before a release)
+	git diff --exit-code --stat -- 'requirements-*.txt'
+	$(PY) tests/check_install.py
 
 clean:  ## remove .venv, caches and what the demo made
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache runs/demo
