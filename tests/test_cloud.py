@@ -67,8 +67,9 @@ def test_packages_come_before_the_source_and_from_the_pinned_files():
     install = next(i for i, argument in enumerate(order) if "uv pip install" in argument)
     assert "requirements-cuda.txt" in order[install - 1] and order[install + 1] == ". ."
     assert order[install].endswith("-r requirements-training.txt -r requirements-cuda.txt")
-    # With pyproject.toml's [tool.uv], uv leaves out the CUDA libraries that torch needs.
-    assert "--no-config" in order[install] and "://" not in (CLOUD / "Dockerfile").read_text()
+    assert "://" not in (CLOUD / "Dockerfile").read_text()
+    uv = next(argument.partition("=")[2] for argument in arguments("ARG") if argument.startswith("UV_VERSION"))
+    assert f"uv=={uv}" in (ROOT / "requirements-dev.txt").read_text().splitlines()
 
 
 def test_the_python_of_the_base_image_is_one_that_the_project_supports():
