@@ -58,9 +58,10 @@ def build_image() -> modal.Image:
     image = image.uv_pip_install(requirements=[str(ROOT / name) for name in REQUIREMENTS], uv_version=UV)
     image = image.env(ENVIRONMENT).workdir("/workspace")
     for path in code_paths() if modal.is_local() else []:
-        add = image.add_local_file if path.is_file() else image.add_local_dir
-        hidden = {} if path.is_file() else {"ignore": ["**/__pycache__", "**/.*"]}
-        image = add(path, f"/app/{path.relative_to(ROOT)}", **hidden)
+        if path.is_dir():
+            image = image.add_local_dir(path, f"/app/{path.name}", ignore=["**/__pycache__", "**/.*"])
+        else:
+            image = image.add_local_file(path, f"/app/{path.name}")
     return image
 
 
@@ -254,24 +255,24 @@ def validation_prompts(settings: dict[str, Any]) -> list[str]:
 
 @app.local_entrypoint()
 def prepare(*words: str) -> None:
-    start(run_prepare, words)
+    start("prepare", run_prepare, words)
 
 
 @app.local_entrypoint()
 def train(*words: str) -> None:
-    start(run_train, words)
+    start("train", run_train, words)
 
 
 @app.local_entrypoint()
 def generate(*words: str) -> None:
-    args = read_words("generate", words, containers=1)
-    gpu = args.gpu or FUNCTIONS["generate"]["gpu"]
-    end(run_generate_set.spawn(gpu, split_command(tuple(args.command), args.containers)).get(), args.command)
+    args = read_words("generate", words)
+    commands = split_command(tuple(args.command), args.containers)
+    end(run_generate_set.spawn(args.gpu, commands).get(), args.command)
 
 
 @app.local_entrypoint()
 def evaluate(*words: str) -> None:
-    start(run_evaluate, words)
+    start("evaluate", run_evaluate, words)
 
 
 @app.local_entrypoint()
@@ -279,23 +280,24 @@ def nightly() -> None:
     run_nightly.spawn().get()
 
 
-def start(function: modal.Function, words: tuple[str, ...]) -> None:
+def start(name: str, function: modal.Function, words: tuple[str, ...]) -> None:
     """Run the command in the cloud; with `modal run --detach` it goes on when this machine is switched off."""
-    args = read_words("train", words)
-    chosen = function.with_options(gpu=args.gpu) if args.gpu else function
-    end(chosen.spawn(*args.command).get(), args.command)
+    args = read_words(name, words)
+    end(function.with_options(gpu=args.gpu).spawn(*args.command).get(), args.command)
 
 
-def read_words(name: str, words: tuple[str, ...], **more: int) -> argparse.Namespace:
-    """The words before the script's name, which are for this file: --gpu and, with `more`, --containers."""
+def read_words(name: str, words: tuple[str, ...]) -> argparse.Namespace:
+    """The script with its command line, and what stands before it: --gpu, for generate --containers."""
     parser = argparse.ArgumentParser(f"modal run cloud/modal_app.py::{name} --", allow_abbrev=False)
-    parser.add_argument("--gpu", help="such as L4, A100-80GB, H100 or H100:4")
-    if more:
-        parser.add_argument("--containers", type=int, choices=range(1, 101), metavar="N", default=more["containers"])
+    parser.add_argument("--gpu", default=FUNCTIONS[name].get("gpu"), help="such as L4, A100-80GB, H100 or H100:4")
+    if name == "generate":
+        parser.add_argument("--containers", type=int, default=1, metavar="N", help="that share the images")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT …", help="a script and its command line")
     args = parser.parse_args(words)
     if not args.command:
         parser.error("no script; `-- train_lora.py --max_train_steps 3000`")
+    if name == "generate" and not 1 <= args.containers <= 100:
+        parser.error(f"argument --containers: {args.containers}: expected 1 to 100")
     return args
 
 

@@ -124,9 +124,13 @@ def test_generate_is_split_over_containers_and_finished_by_one():
 
 
 def test_a_mistake_is_told_in_one_line(monkeypatch, capsys):
-    for words, said in (((), "no script; `-- train_lora.py"), (("--gpu",), "argument --gpu: expected one argument")):
+    for words, said in {
+        (): "no script; `-- train_lora.py --max_train_steps 3000`",
+        ("--gpu",): "argument --gpu: expected one argument",
+        ("--containers", "0", "generate.py"): "argument --containers: 0: expected 1 to 100",
+    }.items():
         with pytest.raises(SystemExit):
-            modal_app.read_words("train", words)
+            modal_app.read_words("generate", words)
         assert said in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setenv("CLOUD_SECRETS", "wandb-secret,hf")
     with pytest.raises(SystemExit, match="error: CLOUD_SECRETS=hf: expected huggingface-secret, wandb-secret, "):
