@@ -291,14 +291,18 @@ def read_words(name: str, words: tuple[str, ...]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(f"modal run cloud/modal_app.py::{name} --", allow_abbrev=False)
     parser.add_argument("--gpu", default=FUNCTIONS[name].get("gpu"), help="such as L4, A100-80GB, H100 or H100:4")
     if name == "generate":
-        parser.add_argument("--containers", type=int, default=1, metavar="N", help="that share the images")
+        parser.add_argument("--containers", type=up_to_100, default=1, metavar="N", help="that share the images")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT …", help="a script and its command line")
     args = parser.parse_args(words)
     if not args.command:
         parser.error("no script; `-- train_lora.py --max_train_steps 3000`")
-    if name == "generate" and not 1 <= args.containers <= 100:
-        parser.error(f"argument --containers: {args.containers}: expected 1 to 100")
     return args
+
+
+def up_to_100(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 100):
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 100")
+    return int(text)
 
 
 def end(code: int, command: list[str]) -> None:

@@ -3,7 +3,6 @@ command lines of its functions run here, stop when a machine is taken away, and 
 
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from modal._serialization import deserialize
 from modal_proto import api_pb2 as api
 
 import evaluate
@@ -109,7 +109,7 @@ def test_what_follows_the_dashes_is_the_script_with_its_command_line(asked):
 
 def called(requests: dict[str, list[Any]]) -> tuple[Any, ...]:
     (call,) = requests["FunctionMap"]
-    return pickle.loads(call.pipelined_inputs[0].input.args)[0]
+    return deserialize(call.pipelined_inputs[0].input.args, None)[0]
 
 
 def test_generate_is_split_over_containers_and_finished_by_one():
