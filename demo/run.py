@@ -38,9 +38,8 @@ def steps(output_dir: Path, seed: int, train_steps: int, images: int) -> list[tu
         ),
         (
             "prepare the casual shoes",
-            f'prepare_dataset.py --catalogue {at[catalogue]} --category "Casual Shoes" --output_dir {at[dataset]} '
-            f"--resolution 128 --tokenizer demo --split_ratio 0.5 0.15 0.35 --write_prompt_plan {images} "
-            "--balance colour",
+            f"prepare_dataset.py --config configs/demo_dataset.yaml --catalogue {at[catalogue]} "
+            f"--output_dir {at[dataset]} --write_prompt_plan {images}",
             dataset / "figures/samples.png",
         ),
         ("generate with the demo pipeline", f"demo/sample_grid.py --output {at[grid]} --seed {seed}", grid),
