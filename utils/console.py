@@ -23,9 +23,10 @@ NUMBER = re.compile(r"[-−+]?[\d.,]+( ?%)?|")
 
 @functools.lru_cache(4)
 def _open_console(stream: TextIO) -> Console:
-    """Colours and wrapped lines on a terminal alone."""
+    """Colours and wrapped lines on a terminal alone; in a notebook plain lines too."""
     on_terminal = stream.isatty()
-    return Console(file=stream, force_terminal=on_terminal, width=None if on_terminal else 10_000)
+    width = None if on_terminal else 10_000
+    return Console(file=stream, force_terminal=on_terminal, force_jupyter=False, width=width)
 
 
 def open_console(stream: TextIO) -> Console:

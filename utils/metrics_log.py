@@ -189,6 +189,20 @@ def summary_rows(records: list[Record], facts: dict[str, Any]) -> dict[str, str]
     return shown | {name.replace("_", " "): str(value) for name, value in rest.items()}
 
 
+def seconds_left(records: list[Record], last: int) -> float | None:
+    """How long the steps up to `last` will take, validations and checkpoints included; None before there is a rate.
+
+    The rate is that of the second half of the steps: a run may have been resumed on other hardware.
+    """
+    steps = sorted({record["step"] for record in records if "step" in record})
+    if len(steps) < 2:
+        return None
+    first = max(step for step in steps if step <= steps[-1] / 2 or step == steps[0])
+    recent = [record for record in records if record.get("step", 0) > first]
+    seconds = sum(sum(series(recent, f"seconds_{name}")[1]) for name in TIMED)
+    return max(0, last - steps[-1]) * seconds / (steps[-1] - first)
+
+
 def _describe_speed(records: list[Record], samples: int | None, seconds: float) -> str:
     if samples is not None and seconds:
         return f"{samples / seconds:.3g} ({samples:,} samples, everything included)"

@@ -21,7 +21,7 @@ import yaml
 
 from utils.cli import UserError, mask_text, refuse_deep
 from utils.files import find_changed, lock_folder, parse_json, read_text, write_json, write_text, written_list
-from utils.metrics_log import read_metrics
+from utils.metrics_log import duration, read_metrics, seconds_left, summary_rows
 from utils.outputs import check_movable, claim_folder, discard_folder, foreign_files, remove_stale, set_aside
 
 RECORDED = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors", "numpy", "pillow")
@@ -261,6 +261,22 @@ def read_summary(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def describe_progress(folder: Path) -> tuple[dict[str, str], bool]:
+    """The results of a run so far by label, and whether it has ended; also of a copy that another machine writes."""
+    path, summary = folder / "metrics.jsonl", read_summary(folder)
+    records = read_metrics(path)
+    step = max((record.get("step", 0) for record in records), default=0)
+    if summary.get("steps") == step:
+        return summary_rows(records, {name: summary[name] for name in summary if name not in ("asked", "files")}), True
+    facts: dict[str, Any] = {}
+    if records:
+        facts["newest_record"] = f"written {duration(max(0.0, time.time() - path.stat().st_mtime))} ago"
+    if last := read_settings(folder).get("max_train_steps"):  # None where epochs are counted
+        left = seconds_left(records, last)
+        facts |= {"last_step": f"{last:,}", "time_left": "not known yet" if left is None else duration(left)}
+    return summary_rows(records, facts), False
 
 
 def _checkpoint_step(folder: Path, resume: str) -> int:

@@ -12,6 +12,7 @@ from utils.metrics_log import (
     draw_losses,
     plot_losses,
     read_metrics,
+    seconds_left,
     summary_rows,
 )
 
@@ -145,3 +146,12 @@ def test_the_summary_has_time_memory_and_losses():
     assert rows["time spent"] == "data 8%, step 52%, validation 15%, other 25%"
     assert rows["invalid validation images"] == "6" and rows["best checkpoint"] == "best/"
     assert summary_rows([], {})  # a run that ended before its first record
+
+
+def test_the_time_left_counts_validations_and_forgets_the_hardware_of_before():
+    assert seconds_left([], 100) is seconds_left([{"step": 0, "val_loss": 1.0}], 100) is None
+    assert seconds_left([{"step": 0, "seconds_validation": 60.0}, {"step": 5, "seconds_step": 10.0}], 100) == 190
+    some = records(300)  # 8 s for 10 steps, and 10 s for a validation every 50
+    assert seconds_left(some, 400) == pytest.approx(100) and seconds_left(some, 300) == seconds_left(some, 200) == 0
+    slow = [one | {"seconds_step": 700.0} if one["step"] < 100 else one for one in some]
+    assert seconds_left(slow, 400) == pytest.approx(100)

@@ -391,3 +391,20 @@ def test_a_length_that_can_not_change_is_refused_with_the_reason():
     old = {"max_train_steps": 300, "lr_scheduler": "cosine"}
     (change,) = runs.training_changes(old, old | {"max_train_steps": 600}, [])
     assert change.startswith("max_train_steps was 300, now 600: --lr_scheduler cosine spreads the rate over the length")
+
+
+def test_the_progress_of_a_run_can_be_read_while_it_goes_on(tmp_path):
+    assert runs.describe_progress(tmp_path) == ({"steps": "0", "time": "0.0 s", "skipped steps": "0"}, False)
+    path = tmp_path / "metrics.jsonl"
+    for step in (0, 10, 20):
+        metrics_log.append_metrics(path, {"step": step, "seconds_step": 100.0 if step < 20 else 5.0, "loss": 0.5})
+    assert "time left" not in runs.describe_progress(tmp_path)[0]  # its length is in epochs
+    (tmp_path / "config.yaml").write_text("max_train_steps: 1000")
+    rows, has_ended = runs.describe_progress(tmp_path)
+    assert rows["steps"] == "20" and rows["last step"] == "1,000" and not has_ended
+    assert rows["time left"] == "8 min 10 s" and rows["newest record"].startswith("written 0.")  # 980 steps of 0.5 s
+    files.write_json(tmp_path / "summary.json", {"steps": 20, "seconds": 205.0, "asked": [20, None], "files": {}})
+    rows, has_ended = runs.describe_progress(tmp_path)
+    assert has_ended and rows["time"] == "3 min 25 s" and not {"asked", "files", "time left"} & rows.keys()
+    metrics_log.append_metrics(path, {"step": 30, "seconds_step": 5.0})  # resumed with more --max_train_steps
+    assert not runs.describe_progress(tmp_path)[1]
