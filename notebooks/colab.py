@@ -1,0 +1,302 @@
+"""What the notebooks need of Colab: packages, Drive, secrets, uploads, and scripts whose output is seen as it comes.
+
+It is imported by the notebook's own Python, which has none of the pinned packages; the scripts run in .venv. Outside
+Colab all but an upload works too.
+"""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = ROOT / ".venv/bin/python"
+DRIVE = Path("/content/drive")
+# Colab sets these for its own packages; in another environment they do harm.
+NOT_INHERITED = "MPLBACKEND PYTHONPATH UV_SYSTEM_PYTHON UV_CONSTRAINT UV_BUILD_CONSTRAINT UV_PRERELEASE".split()
+
+# Commands
+
+
+def run(script: str, *words: object) -> None:
+    """Run a script of this repository with these words as its command line; show the command, then its output.
+
+    An error ends the cell, and with it `Run all`. The Stop button ends the script as SIGTERM does: a trainer saves a
+    checkpoint first.
+    """
+    given = [script, *map(str, words)]
+    print(f"$ python3 {shlex.join(given)}", flush=True)
+    stream([str(PYTHON), *given])
+
+
+def split(text: str) -> list[str]:
+    """The words of a form field, as a shell reads them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        sys.exit(f"{text}: {error}; each quote needs its second one")
+
+
+def stream(command: list[str]) -> None:
+    """Run a command and show each line when it comes; exit with one line if it fails."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=script_environment(),
+        start_new_session=True,  # or Jupyter's interrupt would reach it too: a trainer stops at once at the second one
+    )
+    with process:
+        try:
+            show_lines(process.stdout)
+        except KeyboardInterrupt:
+            process.terminate()
+            show_lines(process.stdout)
+            raise
+    if process.returncode:
+        name = Path(command[1] if command[0] == str(PYTHON) else command[0]).name
+        sys.exit(f"{name} ended with exit code {process.returncode}; its message is above")
+
+
+def script_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in os.environ if name not in NOT_INHERITED} | {"PYTHONUNBUFFERED": "1"}
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, end="", flush=True)
+
+
+# Packages
+
+
+def install() -> None:
+    """Make .venv with the pinned packages, unless there is one that works."""
+    gpus = describe_gpus()
+    advice = "none; for more than the demo choose one: Runtime, Change runtime type"
+    print("GPU:", "; ".join(gpus) or advice, flush=True)
+    attempt = [str(PYTHON), "-c", "import torch"]
+    if PYTHON.exists() and subprocess.run(attempt, env=script_environment(), capture_output=True).returncode == 0:
+        print(f"packages: {PYTHON.parent.parent} is ready")
+        return
+    if not shutil.which("uv"):
+        stream([sys.executable, "-m", "pip", "install", "--quiet", "uv"])
+    began = time.monotonic()
+    for command in install_commands(gpus):
+        stream(command)
+    print(f"packages: installed in {time.monotonic() - began:.0f} s")
+
+
+def describe_gpus() -> list[str]:
+    """`name, compute capability, driver` of each NVIDIA GPU."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def install_commands(gpus: list[str]) -> list[list[str]]:
+    """uv's commands for these GPUs.
+
+    torch's usual build, CUDA 13, needs a GPU of the Turing generation (7.5) and a driver of the 580 series or newer.
+    P100, V100 and older drivers get its build for CUDA 12.6, which brings its own libraries (docs/setup.md).
+    """
+    venv, requirements = str(PYTHON.parent.parent), str(ROOT / "requirements-training.txt")
+    make = [] if PYTHON.exists() else [["uv", "venv", "--quiet", "--python", ">=3.11,<3.15", venv]]
+    install = ["uv", "pip", "install", "--quiet", "--python", venv]
+    if not any(is_older(*gpu.split(", ")[-2:]) for gpu in gpus):
+        return [*make, [*install, "-r", requirements]]
+    without = f"grep -Ev '^(cuda|nvidia|triton)' {shlex.quote(requirements)}"
+    return [*make, ["bash", "-o", "pipefail", "-c", f"{without} | {shlex.join(install)} --torch-backend cu126 -r -"]]
+
+
+def is_older(capability: str, driver: str) -> bool:
+    return float(capability) < 7.5 or int(driver.partition(".")[0]) < 580
+
+
+# Drive, secrets, folders, data
+
+
+def open_place(text: str) -> Path | None:
+    """The folder or file of this path, with Drive mounted where it lies there; None for an empty text."""
+    if not text.strip():
+        return None
+    place = Path(text.strip())
+    if place.is_relative_to(DRIVE) and not DRIVE.is_mount():
+        try:
+            from google.colab import drive
+        except ImportError:
+            sys.exit(f"{place}: Drive can only be mounted in Colab; give another folder, or leave the field empty")
+        drive.mount(str(DRIVE))
+    return place
+
+
+def read_secrets(names: str) -> None:
+    """Copy secrets of Colab (the key on the left) into the environment, where the scripts look for them."""
+    try:
+        from google.colab import userdata
+    except ImportError:
+        return
+    for name in names.split():
+        try:
+            os.environ[name] = userdata.get(name)
+            print(f"{name}: from Colab's secrets")
+        except (userdata.SecretNotFoundError, userdata.NotebookAccessError, userdata.TimeoutException):
+            print(f"{name}: not among Colab's secrets, or this notebook has no access to it")
+
+
+def sync_flags(keep: Path | None, folder: Path) -> list[str]:
+    """Flags that mirror a folder where it is kept, under the same path."""
+    if keep is None:
+        return []
+    (keep / folder).parent.mkdir(parents=True, exist_ok=True)
+    return ["--sync_to", str(keep / folder)]
+
+
+def name_folders(run_name: str) -> tuple[Path, Path, Path]:
+    """The folders of the run, of the images generated with it, and of their evaluation."""
+    if not re.fullmatch(r"\w[\w.-]*", run_name):
+        sys.exit(f"run_name: {run_name or 'empty'}; give letters, digits, `_`, `-` and `.`, as for a folder")
+    return Path("runs") / run_name, Path("data/generated") / run_name, Path("runs") / f"{run_name}_evaluation"
+
+
+def find_data(source: str, place: str, trainer: str, uploads: Path) -> Path | str:
+    """What the form names: a hub dataset, a folder, an unpacked zip file, what is uploaded, or the demo's drawings."""
+    if source == "demo":
+        return draw_demo(trainer)
+    if source == "hub":
+        return place
+    if source == "upload":
+        return open_archive(upload(uploads))
+    found = open_place(place)
+    if found is None or not found.exists():
+        sys.exit(f"place: {place or 'empty'}; give the path of a folder or of a .zip file that exists")
+    return open_archive(found)
+
+
+def draw_demo(trainer: str) -> Path:
+    """The demo's subject for train_dreambooth.py, its catalogue for train_lora.py."""
+    if trainer == "train_dreambooth.py":
+        folder, script, words = Path("data/drawn_subject"), "demo/subject.py", []
+    else:
+        folder, script, words = Path("data/drawn"), "demo/catalogue.py", ["--num_images", "1800", "--size", "128"]
+    if not folder.exists():
+        run(script, "--output_dir", folder, *words)
+    return folder
+
+
+def prepare(found: Path | str, run_name: str, flags: str) -> Path:
+    """The prepared dataset: the folder itself if it is one, else what prepare_dataset.py makes of it."""
+    if (Path(found) / "splits.json").is_file():
+        return Path(found)
+    folder = Path("data") / run_name
+    run("prepare_dataset.py", "--catalogue", found, "--output_dir", folder, *split(flags))
+    return folder
+
+
+def upload(folder: Path) -> Path:
+    """The folder with the uploaded files, asked for where it is empty."""
+    if not (folder.is_dir() and any(folder.iterdir())):
+        try:
+            from google.colab import files
+        except ImportError:
+            sys.exit("source upload: works in Colab only; choose `folder` and give its path")
+        files.upload(str(folder))
+    return folder
+
+
+def open_archive(found: Path) -> Path:
+    """The folder itself; or, of a zip file or of a folder that holds nothing else, what is in it, on the local disk."""
+    if found.is_dir():
+        inside = list(found.iterdir())
+        if len(inside) != 1 or inside[0].suffix != ".zip":
+            return found
+        found = inside[0]
+    folder = Path("data/unpacked") / found.stem
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.unpack_archive(found, partial, "zip")
+        partial.rename(folder)
+    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+# Results
+
+
+def find_run(keep: Path | None, run_name: str) -> Path:
+    """The folder in which a run is kept; exits with the names of the runs there if it has none of that name."""
+    folder = (keep or Path()) / name_folders(run_name)[0]
+    if not (folder / "config.yaml").is_file():
+        beside = sorted(path.parent.name for path in folder.parent.glob("*/config.yaml"))
+        sys.exit(f"run_name: no run in {folder}; there are: {', '.join(beside) or 'none'}")
+    return folder
+
+
+def watch(run: Path, minutes: float = 0) -> None:
+    """Show a run again every so many minutes until it is finished; once with 0."""
+    from IPython.display import clear_output
+
+    while not show_run(run) and minutes:
+        time.sleep(60 * minutes)
+        clear_output(wait=True)
+
+
+def show_run(run: Path) -> bool:
+    """Show the figures of a run, its loss curve and its newest validation images; whether it has ended."""
+    from IPython.display import Image, display
+
+    from utils.console import print_table
+    from utils.metrics_log import draw_losses, read_metrics
+    from utils.runs import describe_progress
+
+    rows, has_ended = describe_progress(run)
+    print_table(rows.items())
+    curve = io.BytesIO()
+    draw_losses(read_metrics(run / "metrics.jsonl")).savefig(curve, format="png", dpi=80)
+    display(Image(curve.getvalue()))
+    for newest in sorted(run.glob("validation/step-*.png"))[-1:]:
+        print(f"\n{newest}")
+        display(Image(newest))
+    return has_ended
+
+
+def show_sheet(images: Path) -> None:
+    """Show the first contact sheet of a generated set, if it has one."""
+    from IPython.display import Image, display
+
+    for sheet in sorted(images.glob("sheets/*"))[:1]:
+        display(Image(sheet))
+
+
+def copy_results(folder: Path, keep: Path | None) -> None:
+    """Copy a folder, without its cache, to where results are kept."""
+    if keep:
+        shutil.copytree(folder, keep / folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("features", ".*"))
+        print(f"copied to {keep / folder}")
+
+
+def download(*folders: Path) -> None:
+    """Pack what lies in these folders, but no logs and no folders of checkpoints; the browser downloads it."""
+    archive = Path(f"{folders[0]}.zip")
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(path for folder in folders for path in folder.glob("[!.]*")):
+            if path.is_file():
+                packed.write(path)
+    try:
+        from google.colab import files
+    except ImportError:
+        print(f"packed: {archive}")
+    else:
+        files.download(str(archive))
