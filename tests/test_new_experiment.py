@@ -136,6 +136,7 @@ def test_the_command_runs_a_script_with_its_recipe_and_keeps_its_exit_code(exper
 def test_the_command_finds_the_repository_by_its_link_and_says_what_to_do_when_it_was_moved(experiment, tmp_path):
     command = (sys.executable, "-m", "my_shoes_2")
     assert "--data_dir" in run(experiment, *command, "check_environment", "--help", FINETUNING_SCRIPTS="").stdout
+    assert "my-shoes-2 train_lora" in run(experiment, *command, "--help").stdout
     unknown = run(experiment, *command, "train_it")
     assert unknown.returncode == 1 and re.fullmatch("my-shoes-2: error: train_it: .* train_lora.*\n", unknown.stderr)
     moved = shutil.copytree(experiment, tmp_path / "a/b/c", symlinks=True)

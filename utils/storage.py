@@ -66,7 +66,9 @@ def open_place(name: str, flag: str) -> Place:
     if kind and not is_remote(name):
         raise UserError(f"{given}: expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive")
     if kind and not re.match(r"\w+://[^/]+/+[^/]", name):
-        raise UserError(f"{given}: expected a folder in the bucket, as {name.rstrip('/')}/runs/shoes")
+        raise UserError(f"{given}: expected a folder in a bucket, as {kind}://bucket/runs/shoes")
+    if not name.strip():
+        raise UserError(f"{given}: expected a folder; name one, or leave the flag out")
     if not kind and not Path(name).absolute().parent.is_dir():
         raise UserError(f"{given}: {Path(name).absolute().parent} does not exist; mount the drive, or make that folder")
     try:
@@ -101,7 +103,8 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
             raise
         except Exception as error:  # botocore, aiohttp and gcsfs each have their own
             if is_refused(error):
-                raise UserError(f"{place.given}: {describe(error)}; {ACCESS}") from error
+                advice = "create it, or correct the name" if "bucket does not exist" in str(error) else ACCESS
+                raise UserError(f"{place.given}: {describe(error)}; {advice}") from error
             if isinstance(error, FileNotFoundError):
                 raise
             if time.monotonic() > end:

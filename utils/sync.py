@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,17 @@ def steps_here(folder: Path) -> int:
     whole = (path for path in list_checkpoints(folder) if checkpoint_damage(path) is None)
     saved = next((int(path.name.rpartition("-")[2]) for path in whole), 0)
     return max(saved, runs.read_summary(folder).get("steps", 0))
+
+
+def describe_places(places: list[Place]) -> list[tuple[str, str]]:
+    """What a dry run says of the place of --sync_to, if it is given."""
+    rows = []
+    for place in places:
+        steps = whole_checkpoints(storage.patiently(place, partial(storage.list_place, place)))
+        done = read_steps(place)
+        what = f"a finished run of {done:,} steps" if done else f"checkpoint-{steps[0]}" if steps else "no checkpoint"
+        rows.append(("kept in", f"{place.given.partition(' ')[2]}, where there is {what}"))
+    return rows
 
 
 def refuse_changes(place: Place, settings: dict[str, Any], free: Iterable[str]) -> None:

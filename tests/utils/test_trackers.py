@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -295,6 +296,33 @@ def test_a_training_moved_to_another_machine_goes_on_in_every_tracker_and_shows_
     assert b"a shoe, ***" in b"".join(path.read_bytes() for path in second.rglob("*.wandb"))
     shown = capfd.readouterr()
     assert SECRET not in caplog.text + shown.out + shown.err
+
+
+@pytest.mark.very_slow
+@pytest.mark.parametrize("address", ["", "sqlite:///{}/logs/mlflow.db"])
+def test_after_a_kill_another_machine_goes_on_with_each_step_once(trainer_data, tmp_path, monkeypatch, address):
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    words = ["--report_to", "tensorboard,wandb,mlflow", "--max_train_steps", 9, "--checkpointing_steps", 3]
+    words += ["--validation_steps", 3, "--num_validation_images", 1, "--sync_to", tmp_path / "drive"]
+    quick = {("utils.sync", "EVERY"): 0.1, ("utils.storage", "RENEWED"): 0.2, ("utils.storage", "EXPIRES"): 0.6}
+    told, ids = tmp_path / "told", []
+    for number, dies_in in enumerate([("train_lora", "log_step", 8), ("train_lora", "log_step", 2), None]):
+        out = tmp_path / f"machine{number}" / "shoes"
+        command = tiny_runs.flags(trainer_data, out, *words)
+        environment = {"MLFLOW_TRACKING_URI": address.format(out), "WANDB_MODE": "offline"}
+        process = tiny_runs.start(command, told, dies_in, environment=environment, values=quick)
+        process.join(120)
+        assert process.exitcode == (-signal.SIGKILL if dies_in else 0), told.read_text()
+        ids.append((tmp_path / "drive/logs/trackers.json").read_text())
+        if dies_in:
+            shutil.rmtree(out)
+    assert len({*ids}) == 1 and "training continues without" not in told.read_text()
+    events = EventAccumulator(str(out / "logs/tensorboard")).Reload()
+    _, steps = mlflow_run(MlflowClient(tracking_uri=address.format(out) or f"{out}/logs/mlflow"))
+    assert [event.step for event in events.Scalars("loss")] == steps["loss"] == list(range(1, 10))
 
 
 def test_another_mlflow_store_gets_a_run_of_its_own(tmp_path, monkeypatch):
