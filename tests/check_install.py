@@ -21,10 +21,17 @@ product = torch.arange(6.0).reshape(2, 3) @ torch.ones(3, 2)
 assert product.tolist() == [[3.0, 3.0], [12.0, 12.0]], product
 print("torch", torch.__version__, "multiplies, built for CUDA", torch.version.cuda)
 """
+# What the README.md of an experiment shows, with small numbers.
+ON_THE_DEMO = (
+    "demo/catalogue --output_dir data/drawn --num_images 40 --size 128",
+    "prepare_dataset --catalogue data/drawn --output_dir data/demo --resolution 128 --tokenizer demo",
+    "train_lora --config repository/configs/demo_lora.yaml --train_data_dir data/demo --output_dir runs/demo "
+    "--max_train_steps 3 --validation_steps 0 --num_validation_images 0",
+)
 
 
-def run(*words: str | Path) -> None:
-    subprocess.run(words, cwd=ROOT, check=True)
+def run(*words: str | Path, folder: Path = ROOT) -> None:
+    subprocess.run(words, cwd=folder, check=True)
 
 
 def install(tool: str, python: Path, files: list[str]) -> None:
@@ -49,6 +56,15 @@ def check(python: Path) -> None:
     run(python, "check_environment.py")
 
 
+def check_experiment(python: Path, folder: Path) -> None:
+    """An experiment of one's own, installed beside the packages of this `python`, trains on the demo by its command."""
+    run(sys.executable, "new_experiment/create.py", "--name", "my_check", "--output_dir", folder)
+    run(sys.executable, *"-m uv pip install --quiet --no-deps --python".split(), python, "--editable", folder)
+    for step in ON_THE_DEMO:
+        run(python.parent / "my-check", *step.split(), folder=folder)
+    run(python, "-m", "my_check.data", "data/demo", folder=folder)
+
+
 def main() -> None:
     for tool in ("uv", "pip-tools", "pip"):
         with tempfile.TemporaryDirectory(prefix="check_install_") as folder:
@@ -56,6 +72,7 @@ def main() -> None:
             install(tool, python, sys.argv[1:] or FILES)
             seconds = time.perf_counter() - start
             check(python)
+            check_experiment(python, Path(folder, "experiment"))
             print(f"{tool}: the environment works; installed in {seconds:.0f} s\n", flush=True)
 
 
