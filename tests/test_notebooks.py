@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TRAIN, MONITOR = ROOT / "notebooks/train_colab.ipynb", ROOT / "notebooks/monitor_colab.ipynb"
 FIELD = re.compile(r"^(\w+) = (.*?)  # @param\b.*$", re.M)
+needs_venv = pytest.mark.skipif(not colab.PYTHON.exists(), reason="the notebooks use .venv: run `make setup`")
 # A stand-in for the part of Colab that the notebooks use: a secret, an upload, a mounted Drive.
 GOOGLE_COLAB = {
     "__init__": "",
@@ -218,6 +219,7 @@ def test_every_command_of_the_monitor_is_one_that_its_script_accepts(recording, 
         check_command(command)
 
 
+@needs_venv
 def test_a_command_is_shown_and_its_lines_appear_as_they_come(checkout, capsys):
     began, seen = time.monotonic(), []
 
@@ -237,6 +239,7 @@ def test_a_command_is_shown_and_its_lines_appear_as_they_come(checkout, capsys):
     assert "data/x: no such folder" in capsys.readouterr().out
 
 
+@needs_venv
 def test_the_stop_button_lets_a_trainer_save_its_checkpoint(checkout, capsys):
     saves = "import signal, time\nfrom utils.runs import catch_signals\ngot = catch_signals()\nprint('training')\n"
     Path("trains.py").write_text(saves + "while not got: time.sleep(0.05)\nprint('saved', *map(int, got))")
@@ -247,6 +250,7 @@ def test_the_stop_button_lets_a_trainer_save_its_checkpoint(checkout, capsys):
     assert "saved 15" in capsys.readouterr().out
 
 
+@needs_venv
 def test_the_notebooks_settings_stay_out_of_the_scripts(checkout, capsys, monkeypatch):
     """Colab's own would make matplotlib look for a package that .venv lacks, and uv for constraints that are gone."""
     for name in colab.NOT_INHERITED:
@@ -283,6 +287,7 @@ def test_gpus_and_drivers_that_cuda_13_leaves_out_get_the_build_for_cuda_12(gpus
         assert {"torch", "diffusers"} <= names and not any(name.startswith(("nvidia", "cuda")) for name in names)
 
 
+@needs_venv
 def test_an_environment_that_works_is_left_as_it_is(capsys):
     colab.install()
     assert capsys.readouterr().out.splitlines()[-1] == f"packages: {ROOT / '.venv'} is ready"
@@ -357,6 +362,7 @@ def kill_once_kept(run: Path) -> None:
             process.kill()
 
 
+@needs_venv
 @pytest.mark.very_slow
 def test_run_all_again_elsewhere_resumes_and_the_monitor_follows(checkout, tmp_path, monkeypatch):
     drive, run = tmp_path / "drive", tmp_path / "drive/runs/demo_lora"
