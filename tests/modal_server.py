@@ -33,6 +33,7 @@ class Service:
 
     def __init__(self) -> None:
         self.requests: dict[str, list[Any]] = defaultdict(list)  # of each method, in order
+        self.ended: list[api.FunctionGetOutputsItem] = []  # calls whose result was not asked for yet
 
     def __mapping__(self) -> dict[str, Handler]:
         methods = ModalClientBase.__mapping__(Mock())  # paths and types of all methods
@@ -44,47 +45,59 @@ class Service:
         async def handle(stream: Stream[Any, Any]) -> None:
             request = await stream.recv_message()
             self.requests[name].append(request)
-            await stream.send_message(reply(**answer(name, request, len(self.requests[name]))))
+            await stream.send_message(reply(**self.answer(name, request, len(self.requests[name]))))
 
         return handle
 
+    def answer(self, name: str, request: Any, number: int) -> dict[str, Any]:
+        """The fields without which the SDK does not go on."""
+        handle = api.FunctionHandleMetadata(
+            function_name="any",
+            function_type=api.Function.FUNCTION_TYPE_FUNCTION,
+            supported_input_formats=[FORMAT],
+            supported_output_formats=[FORMAT],
+        )
+        match name:
+            case "EnvironmentGetOrCreate":
+                settings = api.EnvironmentSettings(image_builder_version=BUILDER)
+                return {"environment_id": "en-1", "metadata": api.EnvironmentMetadata(settings=settings)}
+            case "AppCreate":
+                return {"app_id": "ap-1"}
+            case "MountGetOrCreate":
+                return {"mount_id": f"mo-{number}"}
+            case "SecretGetOrCreate":
+                return {"secret_id": f"st-{number}"}
+            case "VolumeGetOrCreate":
+                return {"volume_id": f"vo-{number}", "metadata": api.VolumeMetadata(version=request.version)}
+            case "ImageGetOrCreate":
+                metadata = api.ImageMetadata(image_builder_version=BUILDER)
+                return {"image_id": f"im-{number}", "result": api.GenericResult(status=SUCCESS), "metadata": metadata}
+            case "FunctionPrecreate":
+                return {"function_id": f"fu-{number}", "handle_metadata": handle}
+            case "FunctionCreate":
+                ranked = [api.FunctionData.RankedFunction(function=request.function)]
+                created = {"function_id": request.existing_function_id, "handle_metadata": handle}
+                return created | {"function_data": api.FunctionData(ranked_functions=ranked)}
+            case "FunctionBindParams":  # of a function with other options
+                return {"bound_function_id": f"{request.function_id}-{number}", "handle_metadata": handle}
+            case "FunctionMap":
+                return {"function_call_id": f"fc-{number}", "pipelined_inputs": self.call(request.pipelined_inputs)}
+            case "FunctionPutInputs":
+                return {"inputs": self.call(request.inputs)}
+            case "FunctionGetOutputs":
+                ended, self.ended = self.ended, []
+                return {"outputs": ended}
+            case "AppGetLogs":
+                return {"app_done": True}
+        return {}
 
-def answer(name: str, request: Any, number: int) -> dict[str, Any]:
-    """The fields without which the SDK does not go on."""
-    handle = api.FunctionHandleMetadata(function_name="any", function_type=api.Function.FUNCTION_TYPE_FUNCTION)
-    handle.MergeFrom(api.FunctionHandleMetadata(supported_input_formats=[FORMAT], supported_output_formats=[FORMAT]))
-    match name:
-        case "EnvironmentGetOrCreate":
-            settings = api.EnvironmentSettings(image_builder_version=BUILDER)
-            return {"environment_id": "en-1", "metadata": api.EnvironmentMetadata(settings=settings)}
-        case "AppCreate":
-            return {"app_id": "ap-1"}
-        case "MountGetOrCreate":
-            return {"mount_id": f"mo-{number}"}
-        case "SecretGetOrCreate":
-            return {"secret_id": f"st-{number}"}
-        case "VolumeGetOrCreate":
-            return {"volume_id": f"vo-{number}", "metadata": api.VolumeMetadata(version=request.version)}
-        case "ImageGetOrCreate":
-            metadata = api.ImageMetadata(image_builder_version=BUILDER)
-            return {"image_id": f"im-{number}", "result": api.GenericResult(status=SUCCESS), "metadata": metadata}
-        case "FunctionPrecreate":
-            return {"function_id": f"fu-{number}", "handle_metadata": handle}
-        case "FunctionCreate":
-            ranked = [api.FunctionData.RankedFunction(function=request.function)]
-            created = {"function_id": request.existing_function_id, "handle_metadata": handle}
-            return created | {"function_data": api.FunctionData(ranked_functions=ranked)}
-        case "FunctionBindParams":  # of a function with other options
-            return {"bound_function_id": f"{request.function_id}-{number}", "handle_metadata": handle}
-        case "FunctionMap":
-            started = api.FunctionPutInputsResponseItem(input_id="in-1")
-            return {"function_call_id": "fc-1", "pipelined_inputs": [started]}
-        case "FunctionGetOutputs":
-            result = api.GenericResult(status=SUCCESS, data=serialize_data_format(0, FORMAT))
-            return {"outputs": [api.FunctionGetOutputsItem(input_id="in-1", data_format=FORMAT, result=result)]}
-        case "AppGetLogs":
-            return {"app_done": True}
-    return {}
+    def call(self, inputs: Any) -> list[api.FunctionPutInputsResponseItem]:
+        """What each input is called from now on; all of them end at once."""
+        names = {one.idx: f"in-{len(self.requests['FunctionMap'])}-{one.idx}" for one in inputs}
+        result = api.GenericResult(status=SUCCESS, data=serialize_data_format(0, FORMAT))
+        for idx, name in names.items():
+            self.ended.append(api.FunctionGetOutputsItem(idx=idx, input_id=name, data_format=FORMAT, result=result))
+        return [api.FunctionPutInputsResponseItem(idx=idx, input_id=name) for idx, name in names.items()]
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from modal._serialization import deserialize
+from modal.app import LocalEntrypoint
 from modal_proto import api_pb2 as api
 
 import evaluate
@@ -121,6 +122,18 @@ def test_generate_is_split_over_containers_and_finished_by_one():
     for share in shares:
         assert generate.parse_args(list(share[1:])).shard == share[-1]
     assert modal_app.split_command(words, 1) == [words]
+
+
+def test_the_containers_of_a_set_work_at_the_same_time_and_the_last_one_after_them():
+    code = "from cloud.modal_app import app, run_generate_set\n"
+    code += "with app.run(): run_generate_set.local('T4', [('a', '1'), ('a', '2'), ('a',)])"
+    with modal_server() as (requests, environment):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, check=True, timeout=60)
+    assert requests["FunctionBindParams"][0].function_options.resources.gpu_config.gpu_type == "T4"
+    at_once, last = requests["FunctionMap"]
+    shares = [one.input.args for request in requests["FunctionPutInputs"] for one in request.inputs]
+    assert [deserialize(args, None)[0] for args in shares] == [("a", "1"), ("a", "2")]
+    assert at_once.function_call_type == api.FUNCTION_CALL_TYPE_MAP and called({"FunctionMap": [last]}) == ("a",)
 
 
 def test_a_mistake_is_told_in_one_line(monkeypatch, capsys):
@@ -234,6 +247,15 @@ def test_the_persona_recipe_is_a_training_of_sdxl_that_its_docs_describe():
     assert args.checkpointing_steps <= args.max_train_steps / 10  # a lost machine costs minutes
     assert any(subject in prompt for prompt in args.validation_prompt)
     assert "configs/persona.yaml" in (ROOT / "docs/portraits.md").read_text()
+
+
+def test_the_page_calls_only_functions_and_volumes_that_exist():
+    page = (ROOT / "docs/cloud.md").read_text()
+    named = set(re.findall(r"modal_app\.py::(\w+)", page))
+    assert named == {"prepare", "train", "generate", "evaluate", "nightly"}
+    assert all(isinstance(getattr(modal_app, name), LocalEntrypoint) for name in named)
+    assert set(re.findall(rf"{modal_app.NAME}-\w+", page)) == set(modal_app.VOLUMES.values())
+    assert set(re.findall(r"\w+-secret\b", page)) == set(modal_app.SECRETS)
 
 
 @pytest.fixture
