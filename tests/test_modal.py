@@ -22,7 +22,7 @@ import generate
 import train_dreambooth
 from cloud import modal_app
 from tests.modal_server import modal_server
-from tests.test_cloud import TRACKED, is_in_context
+from tests.test_cloud import TRACKED, is_in_context, write_command
 from tests.tiny_runs import same_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,18 +214,24 @@ def test_only_a_script_that_a_signal_ended_is_tried_again(ends, again):
         assert keep_handler(modal_app.run_script, words) == int(ends[-1])
 
 
-def test_each_new_checkpoint_is_committed_once(tmp_path, monkeypatch, capfd):
+def test_each_new_checkpoint_is_committed_once(tmp_path, monkeypatch):
+    write_command(tmp_path, "sync", 'echo "$@" >> committed')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     for name in ("old/checkpoint-1", "x/checkpoint-1", "x/checkpoint-2", "x/best"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     (tmp_path / "runs/old/checkpoint-1/MANIFEST.json").touch()
-    saves = (
-        "touch runs/x/best/MANIFEST.json; for i in 1 2; do touch runs/x/checkpoint-$i/MANIFEST.json; sleep 0.15; done"
-    )
-    assert (
-        keep_handler(modal_app.run_script, ("bash", "-c", f"{saves}; rm runs/x/checkpoint-1/*; sleep 0.1"), 0.03) == 0
-    )
-    assert capfd.readouterr().out == "modal_app.py: runs/ is committed\n" * 2
+    script = """
+    touch committed runs/x/best/MANIFEST.json
+    for step in 1 2; do
+      touch runs/x/checkpoint-$step/MANIFEST.json
+      until (($(wc -l < committed) == step)); do sleep 0.02; done
+    done
+    rm runs/x/checkpoint-1/MANIFEST.json
+    sleep 0.2
+    """
+    assert keep_handler(modal_app.run_script, ("bash", "-c", script), 0.03) == 0
+    assert (tmp_path / "committed").read_text() == "runs\n" * 2
 
 
 def test_googles_account_comes_to_the_script_in_a_file_of_its_own(monkeypatch, capfd):
