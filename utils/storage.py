@@ -23,7 +23,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from utils.cli import UserError, mask_text
+from utils.cli import ADVICE, UserError, mask_text
 from utils.files import MANIFEST, parse_json, read_text, replaced_file, write_text
 from utils.parallel import thread_map
 
@@ -105,7 +105,7 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
             if is_refused(error):
                 advice = "create it, or correct the name" if "bucket does not exist" in str(error) else ACCESS
                 raise UserError(f"{place.given}: {describe(error)}; {advice}") from error
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in ADVICE:  # as of a full disk
                 raise
             if time.monotonic() > end:
                 what = f"can't be reached ({describe(error)})"
@@ -181,8 +181,9 @@ def fetch_files(place: Place, names: Iterable[str], folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            patiently(place, lambda: place.fs.get_file(place.path(name), str(partial)))
-            os.replace(partial, target)
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                patiently(place, lambda: place.fs.get_file(place.path(name), str(partial)))
+                os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
 
