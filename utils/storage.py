@@ -71,6 +71,7 @@ def open_place(name: str, flag: str) -> Place:
         raise UserError(f"{given}: expected a folder; name one, or leave the flag out")
     if not kind and not Path(name).absolute().parent.is_dir():
         raise UserError(f"{given}: {Path(name).absolute().parent} does not exist; mount the drive, or make that folder")
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else each request asks for the bucket's kind
     try:
         fs, root = url_to_fs(name.rstrip("/"), skip_instance_cache=True, use_listings_cache=False)
     except ImportError as error:
