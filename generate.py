@@ -339,6 +339,7 @@ def make_set(
     return 0
 
 
+@sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     loras = [lora_mix.parse_lora(spec).path for spec in args.lora]
     models_read = {name: getattr(args, name) for name in OF_MODELS} | {"lora": loras}
@@ -369,8 +370,7 @@ def main(args: argparse.Namespace) -> int:
 
     if places:
         in_main_process(accelerator, fill)
-    with sent_after_fault(syncs):
-        code = make_set(args, plan, settings, precision, accelerator, syncs)
+    code = make_set(args, plan, settings, precision, accelerator, syncs)
     if places:
         accelerator.wait_for_everyone()  # the main process sends what all of them make
     all_sent = all([finish_sending(sync, GRACE if code else PATIENCE) for sync in syncs])

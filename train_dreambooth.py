@@ -312,6 +312,7 @@ def describe_result(
     }
 
 
+@sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
     start = setup.start_trainer(args, args.dataset_name or args.instance_data_dir)
@@ -444,7 +445,7 @@ def main(args: argparse.Namespace) -> int:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
-    with sent_after_fault(syncs), contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
+    with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
         validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step

@@ -142,6 +142,7 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
     }
 
 
+@sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
     place = args.dataset_name or args.train_data_dir
@@ -250,7 +251,7 @@ def main(args: argparse.Namespace) -> int:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
-    with sent_after_fault(syncs), contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
+    with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
         validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step

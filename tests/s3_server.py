@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +11,12 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-BUCKET = "bucket"
+HANG_UP = -1
 
 
 @dataclass
 class S3Server:
-    """`fault` is asked before each request: None to serve it, or the status to answer, or -1 to hang up."""
+    """`fault` is asked before each request: None to serve it, the status to answer, or HANG_UP. It may also wait."""
 
     url: str
     fault: Callable[[dict[str, Any]], int | None] = lambda request: None
@@ -31,10 +32,6 @@ class S3Server:
         }
 
 
-class _HangUp(Exception):
-    pass
-
-
 @contextlib.contextmanager
 def s3_server() -> Iterator[S3Server]:
     """A server on a free port, with one bucket."""
@@ -44,8 +41,9 @@ def s3_server() -> Iterator[S3Server]:
     def serve(request: dict[str, Any], start_response: Callable) -> Any:
         server.requests.append(f"{request['REQUEST_METHOD']} {request['PATH_INFO']}")
         status = server.fault(request)
-        if status == -1:
-            raise _HangUp
+        if status == HANG_UP:
+            request["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionAbortedError  # of which werkzeug says nothing
         if status is not None:
             request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
             start_response(f"{status} Fault", [("Content-Type", "application/xml")])

@@ -26,7 +26,7 @@ from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
 from utils.console import Bar, print_table, show_progress
 from utils.parallel import in_main_process
-from utils.sync import GRACE, PATIENCE, Sync, finish_sending, start_sending
+from utils.sync import GRACE, PATIENCE, Sync, finish_sending
 from utils.trackers import Tracker
 
 
@@ -84,8 +84,6 @@ def start_run(
         runs.write_environment(folder / "environment.json", device, precision, dataset=training.identity["data"])
         logs = folder / tracking.logging_dir
         started = trackers.start_trackers(tracking.names, logs, folder.name, tracking.settings, step)
-    for one in syncs:
-        start_sending(one)
     return Run(accelerator, folder, seconds, started, runs.catch_signals(), [saved] if saved else [], syncs)
 
 

@@ -193,6 +193,8 @@ def open_folder(
 
     message = in_main_process(start.accelerator, open_here)
     if not message:
+        for one in syncs:
+            sync.start_sending(one)
         return syncs
     start.accelerator.print(message)
     if not all([sync.finish_sending(one) for one in syncs]):

@@ -30,7 +30,9 @@ from utils.parallel import thread_map
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 AT_ONCE = 8  # files that are transferred at the same time
+PARTS, PART_BYTES = 4, 16 << 20  # of a large file, sent at the same time: all together, half a GiB of memory at most
 PATIENCE = 120.0  # seconds for which a place may be out of reach at the start
+S3_OPTIONS: dict[str, Any] = {"max_concurrency": PARTS, "config_kwargs": {"retries": {"total_max_attempts": 2}}}
 RENEWED, EXPIRES = 60.0, 180.0  # seconds from one renewal of a lease to the next, and to its end
 LEASE = re.compile(r"\.lease(-\d+-of-\d+)?\.json")
 ACCESS = "give the credentials of an account that may read and write it (docs/cloud.md)"
@@ -69,11 +71,16 @@ def open_place(name: str, flag: str) -> Place:
         raise UserError(f"{given}: expected a folder in a bucket, as {kind}://bucket/runs/shoes")
     if not name.strip():
         raise UserError(f"{given}: expected a folder; name one, or leave the flag out")
+    if not kind and Path(name).exists() and not Path(name).is_dir():
+        raise UserError(f"{given}: is a file; give a folder")
     if not kind and not Path(name).absolute().parent.is_dir():
         raise UserError(f"{given}: {Path(name).absolute().parent} does not exist; mount the drive, or make that folder")
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else each request asks for the bucket's kind
     try:
-        fs, root = url_to_fs(name.rstrip("/"), skip_instance_cache=True, use_listings_cache=False)
+        options = S3_OPTIONS if kind == "s3" else {}
+        fs, root = url_to_fs(name.rstrip("/"), skip_instance_cache=True, use_listings_cache=False, **options)
+        if kind == "s3":
+            fs.retries = 1  # else five times two, of 15 s each where nobody answers
     except ImportError as error:
         raise UserError(f"{given}: {error}; pip install -r requirements-cloud.txt") from None
     return Place(fs, str(root), given)
@@ -91,7 +98,7 @@ def is_refused(error: Exception) -> bool:
 
 def describe(error: BaseException) -> str:
     """One line without secrets, of an error of any library."""
-    return mask_text(" ".join(str(error).split())[:200]) or type(error).__name__
+    return mask_text(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def patiently(place: Place, act: Callable[[], Result]) -> Result:
@@ -104,7 +111,9 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
             raise
         except Exception as error:  # botocore, aiohttp and gcsfs each have their own
             if is_refused(error):
-                advice = "create it, or correct the name" if "bucket does not exist" in str(error) else ACCESS
+                advice = "give a folder that can be written" if place.is_folder else ACCESS
+                if "bucket does not exist" in str(error):
+                    advice = "create it, or correct the name"
                 raise UserError(f"{place.given}: {describe(error)}; {advice}") from error
             if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in ADVICE:  # as of a full disk
                 raise
@@ -120,10 +129,14 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
 
 
 def list_place(place: Place) -> dict[str, int]:
-    """{name: bytes} of all that is there, but for what is half-written."""
+    """{name: bytes} of all that is there, but for what is half-written, and names that lead out of the folder."""
     found = place.fs.find(place.root, detail=True)
     names = {path.removeprefix(f"{place.root}/"): entry["size"] for path, entry in found.items()}
-    return {name: size for name, size in sorted(names.items()) if not name.endswith(".partial")}
+    return {name: size for name, size in sorted(names.items()) if is_kept(name)}
+
+
+def is_kept(name: str) -> bool:
+    return not (name.endswith(".partial") or ".." in name.split("/"))
 
 
 def send_bytes(place: Place, name: str, content: bytes) -> None:
@@ -141,21 +154,27 @@ def send_file(place: Place, name: str, source: Path) -> None:
         with replaced_file(Path(place.path(name))) as file, open(source, "rb") as content:
             shutil.copyfileobj(content, file, 1 << 20)
     else:
-        place.fs.put_file(str(source), place.path(name))
+        place.fs.put_file(str(source), place.path(name), chunksize=PART_BYTES)
 
 
-def copy_file(place: Place, source: str, target: str) -> None:
-    """Copy a file within a place; in a bucket its content does not come here."""
+def replace_folder(place: Place, source: str, target: str) -> None:
+    """Put a folder of a place, whose manifest is whole, in the place of another; one of them is whole at any moment."""
+    there = list_place(place)
+    new, old = ([name for name in there if name.startswith(f"{folder}/")] for folder in (source, target))
     if place.is_folder:
-        send_file(place, target, Path(place.path(source)))
-    else:
-        place.fs.cp_file(place.path(source), place.path(target))
+        shutil.rmtree(place.path(target), ignore_errors=True)
+        os.rename(place.path(source), place.path(target))
+        return
+    kept = {name: name.replace(source, target, 1) for name in sorted(new, key=lambda name: name.endswith(MANIFEST))}
+    for name in kept:  # in the bucket: their content does not come here
+        place.fs.cp_file(place.path(name), place.path(kept[name]))
+    remove_files(place, [*new, *(name for name in old if name not in kept.values())])
 
 
 def _make_parent(place: Place, name: str) -> None:
-    """The folder that a file goes into; an error where the drive has been unmounted, which leaves an empty folder."""
-    if not os.path.isdir(os.path.dirname(place.root)):
-        raise FileNotFoundError(f"{os.path.dirname(place.root)} is gone: the drive is not mounted")
+    """The folder that a file goes into; an error where the place is gone, as when its drive is unmounted."""
+    if not os.path.isdir(place.root):
+        raise FileNotFoundError(f"{place.root} is gone: its drive is not mounted, or it was removed")
     os.makedirs(os.path.dirname(place.path(name)), exist_ok=True)
 
 
@@ -197,7 +216,7 @@ def remove_files(place: Place, names: Iterable[str]) -> None:
     for name in sorted(names, key=lambda name: (not name.endswith(MANIFEST), name)):
         with contextlib.suppress(FileNotFoundError):
             place.fs.rm_file(place.path(name))
-        if place.is_folder:
+        if place.is_folder and "/" in name:
             with contextlib.suppress(OSError):  # not empty yet
                 os.rmdir(os.path.dirname(place.path(name)))
 
@@ -226,6 +245,8 @@ def take_lease(place: Place, name: str, folder: Path) -> Lease:
     One that was not renewed for three minutes is a dead machine's and is taken over; so is one of this folder, which
     this process has locked.
     """
+    if place.is_folder:
+        patiently(place, lambda: Path(place.root).mkdir(exist_ok=True))
     kept = folder / name
     owner = read_text(kept) if kept.is_file() else uuid.uuid4().hex
     write_text(kept, owner)
@@ -244,8 +265,6 @@ def _create(lease: Lease) -> bool:
     """Whether the lease could be created: nobody had it."""
     place = lease.place
     try:
-        if place.is_folder:
-            _make_parent(place, lease.name)
         place.fs.pipe_file(place.path(lease.name), lease.content(), mode="create")
     except FileExistsError:
         return _is_ours(lease)
@@ -289,8 +308,14 @@ def _age(lease: Lease) -> float:
 
 
 def holds(lease: Lease) -> bool:
-    """Whether the place is still this process's: after minutes out of reach, another may have taken it over."""
-    if not lease.lost.is_set() and not _is_ours(lease):
+    """Whether the place is still this process's: after minutes out of reach, another may have taken it over.
+
+    An error where there is no lease any more: the drive is not mounted, or somebody has removed what was there.
+    """
+    owner = read_json(lease.place, lease.name).get("owner")
+    if owner is None:
+        raise FileNotFoundError(f"{lease.name} is gone there: the drive is not mounted, or the folder was removed")
+    if owner != lease.owner and not lease.lost.is_set():
         lease.lost.set()
         logger.error("%s: another process has taken it over; nothing more is sent there", lease.place.given)
     return not lease.lost.is_set()

@@ -24,7 +24,7 @@ import yaml
 from utils import runs, storage
 from utils.checkpoints import checkpoint_damage, list_checkpoints
 from utils.cli import UserError, counted
-from utils.files import MANIFEST, list_files, read_written, written_list
+from utils.files import MANIFEST, list_files, read_manifest, read_written, written_list
 from utils.outputs import check_apart, flush_folder, partial_folder, put_in_place
 from utils.parallel import thread_map
 from utils.storage import Lease, Place
@@ -36,12 +36,13 @@ Stamp = tuple[int, int]  # a file's size and time of change
 CHECKPOINT = re.compile(r"checkpoint-(\d+)/")
 UNIT = re.compile(r"(checkpoint-\d+|best)/")  # folders that are sent as a whole, their manifest last
 NEW_BEST = "best.new"  # where best/ is written first, so that a whole one is there at any moment
-GROWING = (".jsonl", ".written")  # read before the checkpoint is sent that they belong to
+_open: list["Sync"] = []  # those whose place this process has taken
 
 
 @dataclass
 class Sync:
-    """An output folder and its place elsewhere. `sent`: size and time of what is known to be there; `left`: what isn't.
+    """An output folder and its place elsewhere. `sent`: size and time of what is known to be there; `left`: what could
+    not be sent, with the reason.
 
     `kind`: of the script that writes the folder; `limit`: the number of checkpoints that are kept there.
     """
@@ -67,13 +68,23 @@ def add_sync_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def own_files(folder: Path, kind: str) -> dict[str, Stamp]:
-    """{name: (size, time)} of what the script wrote, with the list of it: what anybody else put there is not sent."""
+    """{name: (size, time)} of what the script wrote, with the list of it: what anybody else put there is not sent.
+
+    A checkpoint that appears meanwhile is left out: what comes before it, as best/, may have been looked at already.
+    """
+    saved = {path.parent.name for path in folder.glob(f"checkpoint-*/{MANIFEST}")}
     listed = read_written(folder, kind)
     folders = tuple(name for name in listed if name.endswith("/"))
     found = {name: one for name, one in list_files(folder).items() if name in listed or name.startswith(folders)}
     with contextlib.suppress(FileNotFoundError):
         found[written_list(folder, kind).name] = os.stat(written_list(folder, kind))
-    return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}
+    return {
+        name: stamp(one) for name, one in found.items() if not CHECKPOINT.match(name) or name.partition("/")[0] in saved
+    }
+
+
+def stamp(found: os.stat_result) -> Stamp:
+    return found.st_size, found.st_mtime_ns
 
 
 # Sending
@@ -109,10 +120,16 @@ def send_rest(sync: Sync, patience: float = PATIENCE) -> None:
 def finish_sending(sync: Sync, patience: float = PATIENCE) -> bool:
     """Send the rest (see `send_rest`), and give the place back; whether all of it is there."""
     send_rest(sync, patience)
-    storage.give_back(sync.lease)
+    give_back(sync)
     if sync.left:
         logger.error("%s: %s not sent; the same command sends the rest", sync.place.given, _describe_left(sync))
     return not sync.left
+
+
+def give_back(sync: Sync) -> None:
+    """Leave the place to the next process."""
+    storage.give_back(sync.lease)
+    _open.remove(sync)
 
 
 def _describe_left(sync: Sync) -> str:
@@ -121,39 +138,60 @@ def _describe_left(sync: Sync) -> str:
 
 
 @contextlib.contextmanager
-def sent_after_fault(syncs: Iterable[Sync]) -> Iterator[None]:
-    """If the block fails, what was written until then is sent first."""
+def sent_after_fault() -> Iterator[None]:
+    """If the block fails, what was written until then is sent first, and every place given back.
+
+    What was never begun to be sent stays here: the folder or the place may have been refused.
+    """
     try:
         yield
     except Exception:
-        for sync in syncs:
-            finish_sending(sync, GRACE)
+        for sync in [*_open]:
+            if sync.thread:
+                finish_sending(sync, GRACE)
+            else:
+                give_back(sync)
         raise
 
 
 def send_changes(sync: Sync) -> dict[str, str]:
     """Send what has changed since it was sent; {name: reason} of what could not be."""
     try:
-        if storage.holds(sync.lease):
-            _send_round(sync)
+        fault = _send_round(sync) if storage.holds(sync.lease) else "another process has taken the place over"
     except Exception as error:  # of many libraries, at any request
-        sync.left = sync.left or {"files": storage.describe(error)}
-        logger.info("%s: %s", sync.place.given, storage.describe(error))
+        fault = storage.describe(error)
+    sync.left = dict.fromkeys(_changed(sync, own_files(sync.folder, sync.kind)), fault) if fault else {}
     return sync.left
 
 
-def _send_round(sync: Sync) -> None:
-    now = own_files(sync.folder, sync.kind)
-    changed = [name for name, stamp in now.items() if sync.sent.get(name) != stamp]
-    sync.left = _send_files(sync, {name: (sync.folder / name, name) for name in changed if not UNIT.match(name)}, now)
+def _changed(sync: Sync, now: dict[str, Stamp]) -> list[str]:
+    return [name for name, one in now.items() if sync.sent.get(name) != one]
+
+
+def _send_round(sync: Sync) -> str:
+    """Send each change, in an order in which nothing is there before what it needs; the reason if one could not be.
+
+    The list of the files comes first, then records and settings, best/, the checkpoints from the newest on, the rest.
+    """
+    now, at_end = own_files(sync.folder, sync.kind), sync.ended.is_set()
+    changed = _changed(sync, now)
     units = sorted({name.partition("/")[0] for name in changed if UNIT.match(name)}, key=_newest_first)
-    if not any(name.endswith(GROWING) for name in sync.left):  # else a checkpoint would be ahead of the log
-        for unit in units:
-            sync.left |= _send_unit(sync, unit, now)
-    if units and sync.limit:
+    plain = {name: (sync.folder / name, name, now[name]) for name in changed if not UNIT.match(name)}
+    first = {name: one for name, one in plain.items() if name.endswith(".written")}
+    second = {name: one for name, one in plain.items() if name.endswith((".jsonl", ".yaml"))}
+    if fault := _send_files(sync, first) or _send_files(sync, second):
+        return fault
+    for unit in units:
+        if fault := _send_unit(sync, unit):
+            return fault
+    if sync.limit and (units or at_end):
         _rotate(sync.place, sync.limit)
-    storage.remove_files(sync.place, [name for name in sync.sent if name not in now and not UNIT.match(name)])
-    sync.sent = {name: stamp for name, stamp in sync.sent.items() if name in now}
+    if fault := _send_files(sync, {name: one for name, one in plain.items() if name not in {*first, *second}}):
+        return fault
+    if at_end and written_list(sync.folder, sync.kind).name in now:  # else all of the folder is gone, by the user
+        storage.remove_files(sync.place, [name for name in sync.sent if name not in now and not UNIT.match(name)])
+    sync.sent = {name: one for name, one in sync.sent.items() if name in now}
+    return ""
 
 
 def _newest_first(unit: str) -> int:
@@ -161,72 +199,72 @@ def _newest_first(unit: str) -> int:
     return -int(unit.rpartition("-")[2]) if unit != "best" else -sys.maxsize
 
 
-def _send_files(sync: Sync, files: dict[str, tuple[Path, str]], now: dict[str, Stamp]) -> dict[str, str]:
-    """Send {name: (file, name there)}, several at once; {name: reason} of what could not be."""
-    left: dict[str, str] = {}
+def _send_files(sync: Sync, files: dict[str, tuple[Path, str, Stamp]]) -> str:
+    """Send {name: (file, name there, stamp)}, several at once; the reason if one could not be."""
+    faults: list[str] = []
 
     def send(name: str) -> None:
-        path, there = files[name]
+        path, there, one = files[name]
         try:
             if not sync.lease.lost.is_set():
                 storage.send_file(sync.place, there, path)
-                sync.sent[name] = now[name]
+                sync.sent[name] = one
         except Exception as error:  # of many libraries; the next round tries again
-            if path.exists():
-                left[name] = storage.describe(error)
+            faults.append(storage.describe(error))
 
     for _ in thread_map(send, files, storage.AT_ONCE):
         pass
-    return left
+    return faults[0] if faults else ""
 
 
-def _send_unit(sync: Sync, unit: str, now: dict[str, Stamp]) -> dict[str, str]:
-    """Send a checkpoint or best/, its manifest last; {name: reason} of what could not be."""
+def _send_unit(sync: Sync, unit: str) -> str:
+    """Send a checkpoint or best/, its manifest last; the reason if a file could not be sent."""
     place, target = sync.place, NEW_BEST if unit == "best" else unit
-    own = {name: stamp for name, stamp in now.items() if name.startswith(f"{unit}/")}
     with _held(sync.folder / unit) as copy:
-        manifest = (copy / MANIFEST).read_bytes() if copy else None
-        if copy and manifest != storage.read_bytes(place, f"{unit}/{MANIFEST}"):
-            begun = storage.read_bytes(place, f"{target}/{MANIFEST}")
-            if begun not in (None, manifest):  # of another version, whose files are replaced now
-                storage.remove_files(place, [f"{target}/{MANIFEST}"])
+        if copy is None:
+            return ""
+        manifest, names = (copy / MANIFEST).read_bytes(), [*read_manifest(copy), MANIFEST]
+        own = {f"{unit}/{name}": stamp(os.stat(copy / name)) for name in names}
+        if manifest != storage.read_bytes(place, f"{unit}/{MANIFEST}"):
+            if storage.read_bytes(place, f"{target}/{MANIFEST}") not in (None, manifest):
+                storage.remove_files(
+                    place, [f"{target}/{MANIFEST}"]
+                )  # of another version, whose files are replaced now
             files = {
-                name: (copy / name.removeprefix(f"{unit}/"), name.replace(unit, target, 1))
-                for name, stamp in own.items()
-                if sync.sent.get(name) != stamp and not name.endswith(f"/{MANIFEST}")
+                name: (copy / name.removeprefix(f"{unit}/"), name.replace(unit, target, 1), one)
+                for name, one in own.items()
+                if sync.sent.get(name) != one and not name.endswith(f"/{MANIFEST}")
             }
-            if left := _send_files(sync, files, now):
-                return left
+            if fault := _send_files(sync, files):
+                return fault
             storage.send_bytes(place, f"{target}/{MANIFEST}", manifest)
-            if unit == "best":
-                _put_best(place)
+            if target != unit:
+                storage.replace_folder(place, target, unit)
     sync.sent |= own
-    return {}
+    return ""
 
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[Path | None]:
-    """The files of a folder under second names, so that they stay while they are sent; None if it is gone already."""
-    copy: Path | None = folder.with_name(f".{folder.name}.sent.partial")
+    """The files of a folder under second names, so that they stay while they are sent; None if it is not whole."""
+    copy = folder.with_name(f".{folder.name}.sent.partial")
+    shutil.rmtree(copy, ignore_errors=True)
     try:
-        shutil.rmtree(copy, ignore_errors=True)
+        first = os.stat(folder).st_ino
         try:
             shutil.copytree(folder, copy, copy_function=os.link)
-        except (OSError, shutil.Error):
-            copy = folder if (folder / MANIFEST).exists() else None  # a drive without hard links, or a folder removed
-        yield copy
+        except OSError:  # a drive without hard links
+            shutil.rmtree(copy, ignore_errors=True)
+            copy = folder
+        sizes = {name: entry["bytes"] for name, entry in read_manifest(copy).items()}
+        is_whole = sizes and all(os.stat(copy / name).st_size == size for name, size in sizes.items())
+        held = copy if is_whole and os.stat(folder).st_ino == first else None  # another: replaced meanwhile
+    except OSError:  # removed meanwhile, as the oldest checkpoint is
+        held = None
+    try:
+        yield held
     finally:
         shutil.rmtree(folder.with_name(f".{folder.name}.sent.partial"), ignore_errors=True)
-
-
-def _put_best(place: Place) -> None:
-    """Put the new best/ in the place of the old one; whenever this ends, one of them is whole."""
-    there = storage.list_place(place)
-    new = [name for name in there if name.startswith(f"{NEW_BEST}/")]
-    for name in sorted(new, key=lambda name: name.endswith(MANIFEST)):
-        storage.copy_file(place, name, name.replace(NEW_BEST, "best", 1))
-    kept = {name.replace(NEW_BEST, "best", 1) for name in new}
-    storage.remove_files(place, [*new, *(name for name in there if name.startswith("best/") and name not in kept)])
 
 
 def _rotate(place: Place, limit: int) -> None:
@@ -269,12 +307,14 @@ def open_sync(place: Place, folder: Path, kind: str, share: str = "", limit: int
     """
     listed = written_list(folder, kind).name
     there = storage.patiently(place, lambda: storage.list_place(place))
-    if listed not in there and (other := [name for name in there if not storage.LEASE.fullmatch(name)]):
+    if listed not in there and (other := [name for name in there if not name.startswith(".")]):
         raise UserError(f"{place.given}: holds files that this script did not write ({other[0]}); give another place")
     lease = storage.take_lease(place, f".lease-{share}.json" if share else ".lease.json", folder)
     if listed not in there:  # before any other file: a kill leaves none that nobody knows
         storage.patiently(place, lambda: storage.send_bytes(place, listed, b""))
-    return Sync(place, folder, kind, lease, limit)
+    sync = Sync(place, folder, kind, lease, limit)
+    _open.append(sync)
+    return sync
 
 
 def erase(sync: Sync) -> None:
