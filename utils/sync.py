@@ -240,6 +240,8 @@ def _send_unit(sync: Sync, unit: str) -> str:
             storage.send_bytes(place, f"{target}/{MANIFEST}", manifest)
             if target != unit:
                 storage.replace_folder(place, target, unit)
+        elif target != unit:  # what a kill left of replacing it
+            storage.remove_files(place, [name for name in storage.list_place(place) if name.startswith(f"{target}/")])
     sync.sent |= own
     return ""
 
