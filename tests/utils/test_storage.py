@@ -47,8 +47,8 @@ def abandon(lease):
     "name, said",
     [
         ("ftp://host/x", "expected s3://bucket/folder"),
-        ("s3://bucket", "expected a folder in the bucket, as s3://bucket/runs/shoes"),
-        ("s3://bucket/", "expected a folder in the bucket"),
+        ("s3://bucket", "expected a folder in a bucket, as s3://bucket/runs/shoes"),
+        ("s3://bucket/", "expected a folder in a bucket"),
         ("{tmp}/nowhere/run", "{tmp}/nowhere does not exist; mount the drive"),
         ("{tmp}/file", "is a file; give a folder"),
     ],
