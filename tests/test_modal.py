@@ -230,7 +230,7 @@ def test_each_new_checkpoint_is_committed_once(tmp_path, monkeypatch):
     rm runs/x/checkpoint-1/MANIFEST.json
     sleep 0.2
     """
-    assert keep_handler(modal_app.run_script, ("bash", "-c", script), 0.03) == 0
+    assert keep_handler(modal_app.run_script, ("timeout", "20", "bash", "-c", script), 0.03) == 0
     assert (tmp_path / "committed").read_text() == "runs\n" * 2
 
 
