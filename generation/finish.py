@@ -1,8 +1,6 @@
 """The end of a generated set: a dataset in the prepared layout, contact sheets, a report."""
 
 import json
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from PIL import Image
 from generation.prompts import Prompt
 from utils import dataset
 from utils.dataset import index_of, read_parts
-from utils.files import file_sha256, read_written, replaced_file, write_json, write_manifest, write_text
+from utils.files import file_sha256, link_or_copy, read_written, replaced_file, write_json, write_manifest, write_text
 from utils.images import make_grid, require_image
 from utils.metrics_log import read_metrics
 from utils.outputs import replaced_folder
@@ -93,13 +91,6 @@ def write_metadata(folder: Path, settings: dict[str, Any], sums: dict[str, str],
         "fingerprint": dataset.content_fingerprint(sums),
     }
     write_json(folder / "metadata.json", metadata)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a drive without hard links
-        shutil.copyfile(source, target)
 
 
 def write_sheets(folder: Path, images: list[Path], captions: list[str]) -> None:

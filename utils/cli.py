@@ -33,6 +33,11 @@ class UserError(Exception):
     """A mistake that the user can correct. The message names the flag, file or row, the value, and what to do."""
 
 
+def is_remote(name: str) -> bool:
+    """Whether it names what lies in a bucket (utils/storage.py), and not a file or folder here."""
+    return re.match(r"(s3|gs|gcs)://", name) is not None
+
+
 def counted(number: int, noun: str) -> str:
     """`1 pair`, `2,000 pairs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
@@ -160,6 +165,8 @@ def batch_size(text: str) -> int | str:
 
 def read_path(text: str) -> Path:
     """Any path but an empty one, which would be the folder that the script is started in."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a file or folder here; this flag reads none from a bucket")
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty path; name a file or folder, or leave the flag out")
     try:
@@ -169,9 +176,34 @@ def read_path(text: str) -> Path:
     return Path(text)
 
 
+def read_place(text: str) -> Path | str:
+    """A path, or the name of what lies in a bucket (utils.storage.fetch), which is none."""
+    return text if is_remote(text) else read_path(text)
+
+
 def mapped(word: str) -> str:
     """A word of a list that a recipe may also write as keys with values: `clip: folder` is the word `clip=folder`."""
     return word
+
+
+# Copies of what lies in a bucket: {(flag, path of the copy): the name that the flag gave}
+
+_copies: dict[tuple[str, str], str] = {}
+
+
+def note_copy(flag: str, copy: Path, name: str) -> None:
+    """From now on an error about the copy names what the user gave (see `name_copies`)."""
+    _copies[flag, str(copy)] = name
+
+
+def name_copies(message: str) -> str:
+    """A message with the user's own value after a flag, and with what any other path of a copy is."""
+    for (flag, copy), name in _copies.items():
+        message = message.replace(f"{flag} {copy}", f"{flag} {name}")
+    named = {copy: name for (_, copy), name in _copies.items() if copy in message}
+    return message + "".join(
+        f" ({copy} is a copy of {name}: removed, it is fetched anew)" for copy, name in named.items()
+    )
 
 
 # The parser
@@ -220,7 +252,7 @@ def _hint(message: str, flags: list[str]) -> str:
 
 def _name_value(message: str) -> str:
     """`argument --rank: 0: expected …` as `--rank 0: expected …`."""
-    return re.sub(r"^argument (--[\w-]+): (?=[^:]*: expected )", r"\1 ", message)
+    return re.sub(r"^argument (--[\w-]+): (?=[^:]*(://[^:]*)?: expected )", r"\1 ", message)
 
 
 class Parser(argparse.ArgumentParser):
@@ -582,7 +614,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
         if args.debug:
             traceback.print_exc()
         said = describe_fault(error, args) if isinstance(error, OSError) else str(error)
-        message = f"{name}: error: {mask_text(' '.join(said.split()))}"
+        message = f"{name}: error: {mask_text(name_copies(' '.join(said.split())))}"
         report_fault(message)
         code = 1
     except SystemExit as ended:  # another process has said why

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -148,10 +149,25 @@ def write_manifest(folder: Path, known: dict[str, str] | None = None, names: Ite
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """{name: {"bytes", "sha256"}} of MANIFEST.json; empty where there is none, or where it is damaged."""
     try:
-        entries = parse_json(read_text(folder / MANIFEST))
-        return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return parse_manifest(read_file(folder / MANIFEST))
+    except OSError:
         return {}
+
+
+def parse_manifest(content: bytes) -> dict[str, dict[str, Any]]:
+    """The entries of a manifest; empty where it is damaged."""
+    try:
+        entries = parse_json(content)
+        return {name: {"bytes": int(one["bytes"]), "sha256": str(one["sha256"])} for name, one in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a drive without hard links
+        shutil.copyfile(source, target)
 
 
 def find_changed(folder: Path, sums: dict[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.cli import UserError
+from utils.cli import UserError, is_remote
 from utils.files import (
     MANIFEST,
     flock,
@@ -122,7 +122,7 @@ def check_apart(output: Path, data: dict[str, Any], models: dict[str, Any] | Non
     for flag, value in {**data, **(models or {})}.items():
         for one in value if isinstance(value, (list, tuple)) else [value]:
             place = DEMO / "model" if one == "demo" and flag not in data else Path(os.path.realpath(one or ""))
-            if not one or (flag not in data and not place.exists()):
+            if not one or is_remote(str(one)) or (flag not in data and not place.exists()):
                 continue
             inside = out.is_relative_to(place) and (flag in data or not nested or out == place)
             if inside or place.is_relative_to(out):

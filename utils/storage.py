@@ -1,10 +1,13 @@
 """Folders that lie elsewhere: in S3, in Google Cloud Storage, or on a mounted drive, which is a folder like any other.
 
 A file is there whole or not at all. Only one process at a time may write to a place: the one that holds its lease.
+What is only read is fetched into a cache, once, and verified.
 """
 
 import contextlib
 import datetime
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,19 +26,34 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from utils.cli import ADVICE, UserError, mask_text
-from utils.files import MANIFEST, parse_json, read_text, replaced_file, write_text
+from utils.cli import ADVICE, UserError, counted, is_remote, mask_text, note_copy
+from utils.console import track
+from utils.dataset import SPLITS
+from utils.files import (
+    MANIFEST,
+    file_sha256,
+    link_or_copy,
+    locked_folder,
+    parse_json,
+    parse_manifest,
+    read_text,
+    replaced_file,
+    write_text,
+)
+from utils.outputs import remove_stale
 from utils.parallel import thread_map
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Entry = dict[str, Any]  # of a file: its "bytes", and "sha256" or, where nobody has noted that, the bucket's "version"
 AT_ONCE = 8  # files that are transferred at the same time
 PARTS, PART_BYTES = 4, 16 << 20  # of a large file, sent at the same time: all together, half a GiB of memory at most
 PATIENCE = 120.0  # seconds for which a place may be out of reach at the start
 S3_OPTIONS: dict[str, Any] = {"max_concurrency": PARTS, "config_kwargs": {"retries": {"total_max_attempts": 2}}}
 RENEWED, EXPIRES = 60.0, 180.0  # seconds from one renewal of a lease to the next, and to its end
 LEASE = re.compile(r"\.lease(-\d+-of-\d+)?\.json")
-ACCESS = "give the credentials of an account that may read and write it (docs/cloud.md)"
+DAMAGED = "its size or sha256 is not that of its MANIFEST.json or summary.json"
+ACCESS = "give the credentials of an account that may use it (docs/cloud.md)"
 
 
 @dataclass(frozen=True)
@@ -57,13 +75,9 @@ class Place:
         return replace(self, root=self.path(folder))
 
 
-def is_remote(name: str) -> bool:
-    return re.match(r"(s3|gs|gcs)://", name) is not None
-
-
 def open_place(name: str, flag: str) -> Place:
     """The place that a flag names. That a folder is on a drive that is mounted shows by the folder above it."""
-    given = f"{flag} {name}"
+    given = mask_text(f"{flag} {name}")
     kind = name.partition("://")[0] if "://" in name else None
     if kind and not is_remote(name):
         raise UserError(f"{given}: expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive")
@@ -130,13 +144,19 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
 
 def list_place(place: Place) -> dict[str, int]:
     """{name: bytes} of all that is there, but for what is half-written, and names that lead out of the folder."""
+    return {name: entry["size"] for name, entry in list_details(place).items()}
+
+
+def list_details(place: Place) -> dict[str, dict[str, Any]]:
+    """{name: what the library tells of it} of the same."""
     found = place.fs.find(place.root, detail=True)
-    names = {path.removeprefix(f"{place.root}/"): entry["size"] for path, entry in found.items()}
-    return {name: size for name, size in sorted(names.items()) if is_kept(name)}
+    names = {path.removeprefix(f"{place.root}/"): entry for path, entry in found.items()}
+    return {name: entry for name, entry in sorted(names.items()) if is_kept(name)}
 
 
 def is_kept(name: str) -> bool:
-    return not (name.endswith(".partial") or ".." in name.split("/"))
+    """Not so the empty objects `folder/` that a bucket's web page makes."""
+    return bool(name) and not (name.endswith((".partial", "/")) or ".." in name.split("/"))
 
 
 def send_bytes(place: Place, name: str, content: bytes) -> None:
@@ -193,22 +213,36 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
     return {}
 
 
-def fetch_files(place: Place, names: Iterable[str], folder: Path) -> None:
-    """Copy files of a place into a folder, each whole or not at all."""
+def fetch_files(place: Place, names: Sequence[str], folder: Path, expected: Mapping[str, Entry] | None = None) -> None:
+    """Copy files of a place into a folder, each whole or not at all.
 
-    def fetch(name: str) -> None:
+    `expected`: what is known of them. A file that isn't so is fetched once more, then refused.
+    """
+
+    def get(name: str) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            for _ in range(2):
                 patiently(place, lambda: place.fs.get_file(place.path(name), str(partial)))
-                os.replace(partial, target)
+                if expected is None or is_as(partial, expected[name]):
+                    os.replace(partial, target)
+                    return
+            raise UserError(f"{place.given}: {name} there is damaged: {DAMAGED}; upload it again")
+        except FileNotFoundError:
+            if expected is not None:  # else it was removed since it was listed
+                raise UserError(f"{place.given}: {name} is missing there; upload it again") from None
         finally:
             partial.unlink(missing_ok=True)
 
-    for _ in thread_map(fetch, names, AT_ONCE):
+    for _ in track(thread_map(get, names, AT_ONCE), len(names), "files", "fetching", shown=expected is not None):
         pass
+
+
+def is_as(path: Path, entry: Entry) -> bool:
+    """Whether a file has the size, and the sha256 if one is known, of its entry."""
+    return path.stat().st_size == entry["bytes"] and entry.get("sha256") in (None, file_sha256(path))
 
 
 def remove_files(place: Place, names: Iterable[str]) -> None:
@@ -219,6 +253,107 @@ def remove_files(place: Place, names: Iterable[str]) -> None:
         if place.is_folder and "/" in name:
             with contextlib.suppress(OSError):  # not empty yet
                 os.rmdir(os.path.dirname(place.path(name)))
+
+
+# What a flag names, to be read
+
+
+@functools.cache
+def fetch(name: str, cache: Path, flag: str, wanted: tuple[str, ...] = ()) -> Path:
+    """The path of what a flag names; what lies in a bucket is fetched into `cache`/fetched, unless it is there already.
+
+    Each file is verified before it gets its name. What has changed there since is another copy: no process finds its
+    data changed. `wanted`: those files of a folder that are of use, the others are left.
+    """
+    if not is_remote(name):
+        return Path(name)
+    place, files, named = _find_files(open_place(name, flag), wanted)
+    for one in (place.root, *files):
+        if ".." in one.split("/") or one.startswith("/") or "\0" in one:
+            raise UserError(f"{place.given}: holds a file of the name {one!r}, which leads elsewhere; remove it there")
+    key = hashlib.sha256(json.dumps([place.root, files], sort_keys=True).encode()).hexdigest()[:12]
+    home = cache / "fetched" / key
+    folder = home / place.root
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(home):  # several processes fetch it once
+        _fetch_missing(place, files, folder)
+    note_copy(flag, folder / named, name)
+    return folder / named
+
+
+def _find_files(place: Place, wanted: tuple[str, ...]) -> tuple[Place, dict[str, Entry], str]:
+    """The folder to fetch from, {name: entry} of what to fetch, and what of it was named (empty: the folder)."""
+    parent, _, last = place.root.rpartition("/")
+    above = replace(place, root=parent)
+    if last in SPLITS:  # is read with the metadata of its dataset
+        files = _read_manifest(above)
+        if any(name.startswith(f"{last}/") for name in files):
+            own = (f"{last}/", "metadata.json", MANIFEST)
+            return above, {name: entry for name, entry in files.items() if name.startswith(own)}, last
+    files = _read_manifest(place) or _list_entries(place)
+    if place.root in files:
+        return above, {last: files[place.root]}, last
+    files = {name: entry for name, entry in files.items() if not wanted or name in wanted}
+    if not files:
+        what = f"holds none of {', '.join(wanted)}" if wanted else "no such file or folder"
+        raise UserError(f"{place.given}: {what}; check the names of bucket and folder")
+    return place, files, ""
+
+
+def _read_manifest(place: Place) -> dict[str, Entry]:
+    """The entries of the MANIFEST.json there, and its own; empty if it has none."""
+    content = patiently(place, lambda: read_bytes(place, MANIFEST)) or b""
+    own = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return entries | {MANIFEST: own} if (entries := parse_manifest(content)) else {}
+
+
+def _list_entries(place: Place) -> dict[str, Entry]:
+    """What is there, without hidden files; the files of a finished training have their sha256 in its summary.json."""
+    entries = {}
+    for name, one in patiently(place, lambda: list_details(place)).items():
+        if not any(part.startswith(".") for part in name.split("/")):
+            version = one.get("ETag") or one.get("etag") or one.get("mtime")
+            entries[name] = {"bytes": one["size"], "version": str(version)}
+    if "summary.json" in entries:
+        sums = patiently(place, lambda: read_json(place, "summary.json")).get("files")
+        for name in sums.keys() & entries.keys() if isinstance(sums, dict) else ():
+            entries[name]["sha256"] = str(sums[name])
+    return entries
+
+
+def _fetch_missing(place: Place, files: dict[str, Entry], folder: Path) -> None:
+    """Fetch what is not in the folder yet, each content once: a generated set names its images twice."""
+
+    def is_there(name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(folder / name).st_size == files[name]["bytes"]
+        return False
+
+    missing = {name for name in files if not is_there(name)}
+    if not missing:
+        return
+    remove_stale(folder)
+    first: dict[str, str] = {}  # the file of each content, one that is there before one that is missing
+    for name in sorted(files, key=lambda name: name in missing):
+        first.setdefault(files[name].get("sha256", name), name)
+    if names := [name for name in first.values() if name in missing]:
+        size = sum(files[name]["bytes"] for name in names)
+        _check_room(place, size, folder)
+        print(f"{place.given}: fetching {counted(len(names), 'file')}, {size / 1e6:,.1f} MB, into {folder}", flush=True)
+        if not any("sha256" in files[name] for name in names):
+            logger.warning("%s: no MANIFEST.json there, so nothing but sizes can be verified", place.given)
+        fetch_files(place, names, folder, files)
+    for name in missing.difference(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        link_or_copy(folder / first[files[name]["sha256"]], folder / name)
+
+
+def _check_room(place: Place, size: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        room = f"{size / 1e6:,.1f} MB to fetch, and {folder} has room for {free / 1e6:,.1f} MB"
+        raise UserError(f"{place.given}: {room}; make room, or let a link lead to a larger disk from there")
 
 
 # The lease
