@@ -1,5 +1,7 @@
 """Is a generated set good, does it match its prompts, is it varied and new? Every figure with its 95 % interval.
 
+A folder in a bucket (s3://, gs://) is fetched once.
+
     python evaluate.py --real data/casual_shoes/test --train data/casual_shoes/train \\
         --generated data/synthetic/casual_shoes --output_dir runs/casual_shoes/evaluation
     python evaluate.py --real data/x/test --generated images --encoders clip --targets "clip_score>0.25" \\
@@ -22,16 +24,26 @@ from utils import cli, devices, runs  # first: it says in one line which package
 from evaluation import adherence, encoder_check, features, human_study, judge, subject, targets
 from evaluation.feature_cache import content_keys
 from evaluation.identity import compare_identity
-from evaluation.image_sets import Work, check_new, count_texts, describe_set, encode_sets, read_images, spell_alike
+from evaluation.image_sets import (
+    Record,
+    Work,
+    check_new,
+    count_texts,
+    describe_set,
+    encode_sets,
+    read_images,
+    spell_alike,
+)
 from evaluation.report import summary
 from evaluation.report.comparison_page import read_runs, write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
 from utils.catalogue import canonical
-from utils.cli import Range, UserError, at_once, seed_number, workers
+from utils.cli import Range, UserError, at_once, read_place, seed_number, workers
 from utils.faces import add_face_flags, load_faces
 from utils.files import lock_folder, read_written, write_json
 from utils.outputs import check_apart, check_writable, claim_folder, remove_stale, set_aside
 from utils.parallel import available_cores
+from utils.storage import fetch
 
 logger = logging.getLogger("evaluate")
 RESULTS = ("metrics.json", "report.html")
@@ -46,21 +58,26 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     title = "images: a split of a prepared dataset, what generate.py made, or any folder"
     add = parser.add_argument_group(title).add_argument
-    add("--real", type=Path, metavar="DIR", help="real images that nothing was trained on; needed for quality")
-    add("--train", type=Path, metavar="DIR", help="what the model was trained on; needed for novelty")
-    add("--generated", type=Path, metavar="DIR", help="the set to evaluate")
+    add(
+        "--real",
+        type=read_place,
+        metavar="DIR|s3://…",
+        help="real images that nothing was trained on; needed for quality",
+    )
+    add("--train", type=read_place, metavar="DIR|s3://…", help="what the model was trained on; needed for novelty")
+    add("--generated", type=read_place, metavar="DIR|s3://…", help="the set to evaluate")
     group = parser.add_argument_group("one person or subject")
     add = group.add_argument
     add(
         "--identity_reference",
-        type=Path,
-        metavar="DIR",
+        type=read_place,
+        metavar="DIR|s3://…",
         help="several photos of one person, best not used for training",
     )
     add_face_flags(group, crop=False, embedder=True)
-    add("--instance_data_dir", type=Path, metavar="DIR", help="photos of the subject that was trained")
-    add("--prior_before", type=Path, metavar="DIR", help="class images generated without the training")
-    add("--prior_after", type=Path, metavar="DIR", help="the same prompts and seeds generated with it")
+    add("--instance_data_dir", type=read_place, metavar="DIR|s3://…", help="photos of the subject that was trained")
+    add("--prior_before", type=read_place, metavar="DIR|s3://…", help="class images generated without the training")
+    add("--prior_after", type=read_place, metavar="DIR|s3://…", help="the same prompts and seeds generated with it")
     add = parser.add_argument_group("figures").add_argument
     names = f"of {', '.join(features.NAMES)}; a hub id or folder after `=`; `none` for figures that need no encoder"
     add("--encoders", nargs="+", type=cli.mapped, default=["clip", "dinov2"], metavar="NAME[=SOURCE]", help=names)
@@ -150,7 +167,7 @@ def open_results(out: Path, names: Sequence[str]) -> int:
     return lock
 
 
-def check_output(out: Path, folders: dict[str, Path], overwrite: bool) -> None:
+def check_output(out: Path, folders: dict[str, Path | str], overwrite: bool) -> None:
     """Refuse to replace an evaluation of other sets. `folders`: {flag: its value}."""
     check_results(out, RESULTS, overwrite)
     if overwrite or not (out / "metrics.json").is_file():
@@ -181,11 +198,17 @@ def compare_evaluations(args: argparse.Namespace) -> int:
     return 0
 
 
+def read_set(args: argparse.Namespace, name: str) -> list[Record]:
+    """The images of the folder that the flag of this name gives; one in a bucket is fetched."""
+    folder = fetch(str(getattr(args, name)), args.output_dir.parent / "cache", f"--{name}")
+    return read_images(folder, f"--{name}")
+
+
 def make_study(args: argparse.Namespace) -> int:
     cli.show_settings(args)
     names = ["study.html"]  # a key is looked at by write_study
     check_results(args.output_dir, names, args.overwrite)
-    real, generated = read_images(args.real, "--real"), read_images(args.generated, "--generated")
+    real, generated = (read_set(args, name) for name in ("real", "generated"))
     print(f"real: {count_texts(real)}\ngenerated: {count_texts(generated)}")
     if not args.dry_run:
         out, count = args.output_dir, args.human_study
@@ -210,7 +233,7 @@ def main(args: argparse.Namespace) -> int:
     accelerator, _ = devices.start_accelerator("no")  # features are float32 on every device
     given = {name for name, value in vars(args).items() if value is not None}
     subject.check_flags(given, list(sources))
-    records = spell_alike({name: read_images(folders[name], f"--{name}") for name in SETS if name in folders})
+    records = spell_alike({name: read_set(args, name) for name in SETS if name in folders})
     compared = [records[name] for name in ("real", "generated") if name in records]
     adherence.check_attributes(compared, args.attributes)
     columns = adherence.usable_attributes(compared, args.attributes)
@@ -220,7 +243,7 @@ def main(args: argparse.Namespace) -> int:
     faces, references = None, []
     if args.identity_reference:
         faces = load_faces(args.face_detector or "yunet", args.face_embedder or "sface")
-        references = read_images(args.identity_reference, "--identity_reference")
+        references = read_set(args, "identity_reference")
     others = {name: records[name] for name in ("real", "instance_data_dir") if name in records}
     check_new(records["generated"], others | {"identity_reference": references})
     if args.prior_before:

@@ -1,6 +1,7 @@
 """Make thousands of synthetic images: one seed each, every image checked.
 
 Started again after an interruption, it makes the missing images. The complete set is a dataset in the prepared layout.
+What lies in a bucket (s3://, gs://), as a LoRA, is fetched once.
 
     python generate.py --lora runs/casual_shoes --prompt "a product photo of red casual shoes" --num_images 4
     python generate.py --pretrained_model_name_or_path demo --prompt_plan plan.jsonl --output_dir data/synthetic/shoes
@@ -14,6 +15,7 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from utils import cli, devices, runs  # first: it says in one line which package is missing
@@ -36,6 +38,7 @@ from utils.console import Bar, show_progress
 from utils.files import file_sha256, locked_folder
 from utils.outputs import check_apart
 from utils.parallel import in_main_process
+from utils.storage import fetch
 from utils.sync import (
     GRACE,
     PATIENCE,
@@ -72,9 +75,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 
+def read_loras(args: argparse.Namespace) -> tuple[lora_mix.Lora, ...]:
+    return tuple(lora_mix.parse_lora(lora_mix.fetch_lora(spec, cache_folder(args))) for spec in args.lora)
+
+
+def read_here(args: argparse.Namespace, name: str) -> Path | None:
+    """The path of what the flag of this name gives, if it does; what lies in a bucket is fetched."""
+    given = getattr(args, name)
+    return fetch(str(given), cache_folder(args), f"--{name}") if given else None
+
+
+def cache_folder(args: argparse.Namespace) -> Path:
+    return args.output_dir.parent / "cache"
+
+
 def find_parts(args: argparse.Namespace) -> SamplerParts:
     """The model and the LoRAs; refuses those that do not go together. Of args, this settles the model's name."""
-    loras = tuple(lora_mix.parse_lora(spec) for spec in args.lora)
+    loras = read_loras(args)
     if args.pretrained_model_name_or_path is None:
         if base := lora_mix.named_base(loras):
             logger.warning("no --pretrained_model_name_or_path: taking %s, which the LoRA was trained on", base)
@@ -83,7 +100,7 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
     words = lora_mix.learnt_words(loras)
     for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
         lora_mix.check_base(lora, name)
-    model = models.resolve_model(name, args.output_dir.parent / "cache" / "models", args.model_config)
+    model = models.resolve_model(name, cache_folder(args) / "models", args.model_config)
     family = models.model_family(model)
     for lora in loras:
         lora_mix.check_lora(lora, name, model, family)
@@ -113,7 +130,7 @@ def find_conditions(args: argparse.Namespace, count: int, size: int) -> Conditio
     """The files of the images to start from and to follow. A depth model is loaded later, when images are missing."""
     files = {}
     for flag in ("init_images", "control_images"):
-        place = getattr(args, flag)
+        place = read_here(args, flag)
         files[flag] = list_images(f"--{flag}", place, count) if place else []
     return Conditions(**files, size=size, to_control=canny_edges if args.control_type == "canny" else None)
 
@@ -132,9 +149,8 @@ class Plan:
 def make_plan(args: argparse.Namespace, share: Share) -> Plan:
     parts = find_parts(args)
     how = find_sampling(args, parts.model)
-    prompts = prompt_lists.read_prompts(
-        args.num_images, args.prompt, args.prompts_file, args.prompt_plan, args.template, args.attribute
-    )
+    file, listed = read_here(args, "prompts_file"), read_here(args, "prompt_plan")
+    prompts = prompt_lists.read_prompts(args.num_images, args.prompt, file, listed, args.template, args.attribute)
     return Plan(prompts, parts, how, find_conditions(args, len(prompts), how.size), share)
 
 
@@ -274,9 +290,8 @@ def make_missing(
     todo = deque(Job(i, tried[i]) for i in missing if i not in failed)
     if not todo:
         return failed
-    checks = load_checks(
-        args.reject_near_train, args.num_workers, args.min_clip_score, args.clip_model, execution.device
-    )
+    near = read_here(args, "reject_near_train")
+    checks = load_checks(near, args.num_workers, args.min_clip_score, args.clip_model, execution.device)
     if args.depth_model:
         to_control = load_depth(args.depth_model, execution.device)
         plan = replace(plan, conditions=replace(plan.conditions, to_control=to_control))
@@ -341,7 +356,7 @@ def make_set(
 
 @sent_after_fault()
 def main(args: argparse.Namespace) -> int:
-    loras = [lora_mix.parse_lora(spec).path for spec in args.lora]
+    loras = [one.path for one in read_loras(args)]
     models_read = {name: getattr(args, name) for name in OF_MODELS} | {"lora": loras}
     check_apart(args.output_dir, {name: getattr(args, name) for name in OF_DATA}, models_read)
     places = find_place(args.sync_to, args.output_dir)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from utils.dataset import SPLITS
 from utils.faces import Faces, load_faces
 from utils.files import file_sha256, write_json, write_manifest
 from utils.outputs import replaced_folder
+from utils.storage import fetch
 from utils.wording import PLACEHOLDER
 
 LEAST_TO_EVALUATE = 50  # real images, for evaluation/quality.py
@@ -184,7 +186,8 @@ def main(args: argparse.Namespace) -> int:
     faces = load_faces(args.face_detector) if args.face_detector else None
 
     # Read the catalogue.
-    found = read_catalogue(source)
+    copy = fetch(source.name, args.output_dir.parent / "cache", source.flag)
+    found = read_catalogue(replace(source, name=str(copy)))
     print("\n".join(report.catalogue_lines(found)))
 
     # Choose the products and write their captions.

@@ -1,6 +1,7 @@
 """Does the synthetic set help? The same classifier trained on real, on synthetic and on both, tested on real images.
 
 Every training has the same number of steps; each is saved as soon as it is done, and the same command resumes.
+A folder in a bucket (s3://, gs://) is fetched once.
 
     python train_classifier.py --real data/casual_shoes --synthetic data/synthetic/casual_shoes --target baseColour
     python train_classifier.py --real data/x --synthetic data/a data/b --target gender --model probe
@@ -27,13 +28,14 @@ from torch import nn
 from evaluation import classifier_scores as scoring
 from evaluation import classifiers, curves, labelled
 from evaluation.features import image_features, load_encoder
-from utils.cli import Range, UserError, at_once, positive, seed_number, workers
+from utils.cli import Range, UserError, at_once, positive, read_place, seed_number, workers
 from utils.console import print_table, track
 from utils.devices import key_seed, keyed_generator
 from utils.files import write_json
 from utils.metrics_log import append_metrics, read_metrics
 from utils.outputs import check_apart
 from utils.parallel import available_cores
+from utils.storage import fetch
 
 logger = logging.getLogger("train_classifier")
 RATES = {"cnn": 3e-3, "probe": 3e-3, "finetune": 1e-4}
@@ -44,8 +46,14 @@ FREE = set("output_dir overwrite seed seeds real_shares synthetic_ratios num_wor
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
-    add("--real", type=Path, metavar="DIR", help="a prepared dataset with the splits train and test")
-    add("--synthetic", type=Path, nargs="+", metavar="DIR", help="generated sets, each evaluated on its own")
+    add("--real", type=read_place, metavar="DIR|s3://…", help="a prepared dataset with the splits train and test")
+    add(
+        "--synthetic",
+        type=read_place,
+        nargs="+",
+        metavar="DIR|s3://…",
+        help="generated sets, each evaluated on its own",
+    )
     add("--target", metavar="COLUMN", help="what to classify: a column of metadata.jsonl, such as baseColour")
     fewest = "real images in train and in test; smaller classes are left out"
     add("--min_per_class", type=positive, default=5, help=fewest)
@@ -224,7 +232,10 @@ def main(args: argparse.Namespace) -> int:
     check_apart(args.output_dir, {"real": args.real, "synthetic": args.synthetic}, models)
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    data = labelled.read_data(args.real, args.synthetic, args.target, args.min_per_class)
+    cache = args.output_dir.parent / "cache"
+    real = fetch(str(args.real), cache, "--real")
+    synthetic = [fetch(str(one), cache, "--synthetic") for one in args.synthetic]
+    data = labelled.read_data(real, synthetic, args.target, args.min_per_class)
     arms, unused = labelled.plan_arms(data, args.real_shares, args.synthetic_ratios)
     left_out = [*data.left_out, *unused]
     seeds, n_test = range(args.seed, args.seed + args.seeds), len(data.parts["test"].paths)

@@ -1,6 +1,7 @@
 """Teach Stable Diffusion 1.x, 2.x or XL one subject from 5 to 30 photos: as a LoRA, or as a whole pipeline.
 
 With --with_prior_preservation it also trains on what the model itself generates of the class, so that it forgets less.
+A folder in a bucket (s3://, gs://) is fetched once.
 
     python3 train_dreambooth.py --instance_data_dir photos --instance_prompt "a photo of sks shoes"
     python3 train_dreambooth.py --config configs/demo_dreambooth.yaml --instance_data_dir runs/demo/subject
@@ -69,7 +70,7 @@ from training.run import (
     write_results,
 )
 from training.state import update_average
-from utils.cli import Range, UserError, at_once
+from utils.cli import Range, UserError, at_once, counted, is_remote, read_place
 from utils.console import print_table
 from utils.sync import describe_places, sent_after_fault
 
@@ -110,10 +111,12 @@ OF_PRIOR = (
 
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("subject")
-    group.add_argument("--instance_data_dir", metavar="DIR", help="5 to 30 photos, with captions or without")
+    group.add_argument("--instance_data_dir", metavar="DIR|s3://…", help="5 to 30 photos, with captions or without")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --instance_data_dir")
     group.add_argument("--instance_prompt", metavar="TEXT", help="with a rare word: a photo of sks shoes")
-    group.add_argument("--mask_loss", type=Path, metavar="DIR", help="masks named as the photos: white is what counts")
+    group.add_argument(
+        "--mask_loss", type=read_place, metavar="DIR|s3://…", help="masks named as the photos: white is what counts"
+    )
     faces.add_face_flags(group)
     flags.add_column_flags(group)
     flags.add_image_flags(group)
@@ -136,7 +139,10 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prior preservation")
     group.add_argument("--with_prior_preservation", action=OnOff, default=False, help="train on class images too")
     group.add_argument(
-        "--class_data_dir", type=Path, metavar="DIR", help="what is missing is generated, as validation images are"
+        "--class_data_dir",
+        type=read_place,
+        metavar="DIR|s3://…",
+        help="what is missing is generated, as validation images are; one in a bucket has to be complete",
     )
     group.add_argument("--class_prompt", metavar="TEXT", help="the subject's kind: a photo of shoes")
     group.add_argument("--num_class_images", type=Range(1, 100_000, int), default=100, metavar="N", help="in all")
@@ -244,8 +250,14 @@ def crop_heads(
 
 
 def class_images(args: argparse.Namespace) -> prior.ClassImages:
-    """The class images that --class_data_dir should hold."""
-    folder, count, model = args.class_data_dir, args.num_class_images, args.pretrained_model_name_or_path
+    """The class images that --class_data_dir should hold; refuses a folder in a bucket that lacks some of them."""
+    given, count, model = args.class_data_dir, args.num_class_images, args.pretrained_model_name_or_path
+    folder = setup.read_here(args, "class_data_dir")
+    if is_remote(str(given)) and (there := len(prior.list_class_images(folder))) < count:
+        raise UserError(
+            f"--class_data_dir {given}: {counted(there, 'image')} there, and none is generated into a bucket; give a "
+            f"folder here, or --num_class_images {there}"
+        )
     return prior.ClassImages(folder, args.class_prompt, count, args.seed, model, setup.read_sampling(args))
 
 
@@ -279,7 +291,7 @@ def describe_dry_run(
     train, held_out = (examples.load_examples(records, shapes) for records in read_photos(args))
     report_captions([one.text for one in train], args.instance_prompt)
     if args.mask_loss:
-        loss_masks.mask_reader(args.mask_loss, train)
+        loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
     there = []
     if args.with_prior_preservation:
         wanted = class_images(args)
@@ -315,7 +327,7 @@ def describe_result(
 @sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
-    start = setup.start_trainer(args, args.dataset_name or args.instance_data_dir)
+    start = setup.start_trainer(args, "instance_data_dir")
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
     model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
@@ -358,7 +370,9 @@ def main(args: argparse.Namespace) -> int:
             photos = crop_heads(args, *photos, start.cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)
         report_captions([one.text for one in train], args.instance_prompt)
-        masks, masks_sha256 = loss_masks.mask_reader(args.mask_loss, train) if args.mask_loss else (None, "")
+        masks, masks_sha256 = None, ""
+        if args.mask_loss:
+            masks, masks_sha256 = loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
         if args.with_prior_preservation:  # a damaged photo is refused before class images are generated
             examples.check_whole(train + held_out)
     of_class: list[examples.Example] = []

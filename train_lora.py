@@ -1,6 +1,7 @@
 """Train a LoRA on Stable Diffusion 1.x, 2.x or XL: exact on any hardware, resumed by the same command.
 
 The data is what prepare_dataset.py made, an imagefolder, images with <name>.txt captions, or a hub dataset.
+A folder in a bucket (s3://, gs://) is fetched once, and verified.
 
     python3 train_lora.py --max_train_steps 3000
     accelerate launch --config_file accelerate_configs/a100.yaml train_lora.py --train_batch_size auto
@@ -145,8 +146,7 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
 @sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
-    place = args.dataset_name or args.train_data_dir
-    start = setup.start_trainer(args, place)
+    start = setup.start_trainer(args, "train_data_dir")
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
     model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
@@ -194,7 +194,7 @@ def main(args: argparse.Namespace) -> int:
         moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator, vae)
 
         # What is trained.
-        trigger, fingerprint = read_preparation_option(place, "trigger_word"), examples.data_fingerprint(train)
+        trigger, fingerprint = read_preparation_option(start.data, "trigger_word"), examples.data_fingerprint(train)
         facts = setup.read_facts(args, start, recipe.adapter, fingerprint, len(train), trigger)
         built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint})
     training = built.training

@@ -52,7 +52,7 @@ class ImageSet:
         return replace(self, records=records, keys=keys, measures=self.measures[kept])
 
 
-def describe_set(folder: Path, keys: list[str]) -> dict[str, Any]:
+def describe_set(folder: Path | str, keys: list[str]) -> dict[str, Any]:
     """What metrics.json has of a set; its checksum shows another run whether the images are the same."""
     digest = hashlib.sha256(" ".join(sorted(keys)).encode()).hexdigest()
     return {"path": str(folder), "n": len(keys), "sha256": digest[:16]}

@@ -14,8 +14,10 @@ from families import tokens
 from families.lora import FILE_NAME, read_lora
 from families.models import read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
-from utils.cli import UserError
+from utils.cli import UserError, is_remote
+from utils.storage import fetch
 
+WHOLE = "model_index.json"  # of a complete pipeline
 WIDTHS = {module.TEXT_WIDTHS[name]: name for name, module in FAMILIES.items()}
 
 
@@ -36,6 +38,16 @@ def split_spec(spec: str) -> tuple[str, str, str | None]:
     return name, weight, word if renames else None
 
 
+def fetch_lora(spec: str, cache: Path) -> str:
+    """The same with the path of a copy, where the LoRA lies in a bucket; of a run, what `parse_lora` looks for."""
+    name = split_spec(spec)[0]
+    if not is_remote(name):
+        return spec
+    folder, _, file = name.rpartition("/") if name.endswith(".safetensors") else (name, "", "")
+    copy = fetch(folder, cache, "--lora", (file or FILE_NAME, *tokens.FILES, WHOLE))
+    return spec.replace(name, str(copy / file), 1)
+
+
 def parse_lora(spec: str) -> Lora:
     """`runs/x`, `runs/x/best` or `file.safetensors`, each with or without a weight, as in `runs/x:0.8`."""
     name, weight, word = split_spec(spec)
@@ -50,7 +62,7 @@ def parse_lora(spec: str) -> Lora:
         path = path / FILE_NAME
         if not path.is_file():
             advice = "name a finished run, its best/, or a file"
-            if (path.parent / "model_index.json").is_file():
+            if (path.parent / WHOLE).is_file():
                 advice = "it is a complete pipeline: give it as --pretrained_model_name_or_path"
             raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; {advice}")
     elif not path.is_file():

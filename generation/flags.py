@@ -9,7 +9,7 @@ from families.lora_mix import split_spec
 from families.names import DEFAULT_MODEL
 from families.sampling import SCHEDULERS
 from generation.prompts import MOST
-from utils.cli import Parser, Range, at_once, pixels, report_ignored, share, workers
+from utils.cli import Parser, Range, at_once, pixels, read_place, report_ignored, share, workers
 from utils.parallel import available_cores
 from utils.sync import add_sync_flag
 
@@ -31,8 +31,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts (one of these)")
     group.add_argument("--prompt", metavar="TEXT", help="one for all images")
-    group.add_argument("--prompts_file", type=Path, metavar="FILE.txt", help="one per line")
-    group.add_argument("--prompt_plan", type=Path, metavar="FILE.jsonl", help="text, attributes, weight in each line")
+    group.add_argument("--prompts_file", type=read_place, metavar="FILE.txt|s3://…", help="one per line")
+    group.add_argument(
+        "--prompt_plan", type=read_place, metavar="FILE.jsonl|s3://…", help="text, attributes, weight in each line"
+    )
     group.add_argument("--template", metavar="TEXT", help='"a photo of {colour} shoes", filled from --attribute')
     group.add_argument(
         "--attribute", action="append", metavar="NAME=A,B:2", help="values for --template, with shares; may be repeated"
@@ -48,7 +50,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         action="extend",
         nargs="+",
         default=[],
-        metavar="DIR|FILE[:WEIGHT][:word=WORD]",
+        metavar="DIR|FILE|s3://…[:WEIGHT][:word=WORD]",
         help="a run folder, its best/, or a .safetensors file, also of kohya; several are mixed, as a:0.8 b:0.4; "
         "word=<b>: what prompts say for the word that it has learnt",
     )
@@ -64,11 +66,16 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_condition_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images to start from or to follow")
-    group.add_argument("--init_images", type=Path, metavar="DIR|FILE", help="images to vary, in order, repeated")
+    group.add_argument(
+        "--init_images", type=read_place, metavar="DIR|FILE|s3://…", help="images to vary, in order, repeated"
+    )
     group.add_argument("--strength", type=share, default=0.6, help="how much to change: 0 keeps an image, 1 ignores it")
     group.add_argument("--controlnet", metavar="HUB_ID|DIR", help="a ControlNet of the model's family")
     group.add_argument(
-        "--control_images", type=Path, metavar="DIR|FILE", help="images the ControlNet follows, in order, repeated"
+        "--control_images",
+        type=read_place,
+        metavar="DIR|FILE|s3://…",
+        help="images the ControlNet follows, in order, repeated",
     )
     group.add_argument(
         "--control_type",
@@ -95,7 +102,9 @@ def add_check_flags(parser: argparse.ArgumentParser) -> None:
         metavar="HUB_ID|DIR|demo",
         help="computes that cosine; demo: only for the demo's shoes",
     )
-    group.add_argument("--reject_near_train", type=Path, metavar="DIR", help="reject near-copies of these images")
+    group.add_argument(
+        "--reject_near_train", type=read_place, metavar="DIR|s3://…", help="reject near-copies of these images"
+    )
 
 
 def add_performance_flags(parser: argparse.ArgumentParser) -> None:

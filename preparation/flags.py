@@ -34,7 +34,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_catalogue_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("catalogue")
-    group.add_argument("--catalogue", metavar="DIR|HUB_ID", help="a folder in one of the layouts above, or a hub id")
+    group.add_argument(
+        "--catalogue", metavar="DIR|HUB_ID|s3://…", help="a folder in one of the layouts above, or a hub id"
+    )
     group.add_argument(
         "--category", nargs="+", action="extend", metavar="NAME", help="categories to include (default: all)"
     )
@@ -47,7 +49,7 @@ def add_catalogue_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_portrait_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("portraits (in place of --catalogue)")
-    group.add_argument("--portraits", metavar="DIR", help="photos of one person or subject, to check and crop")
+    group.add_argument("--portraits", metavar="DIR|s3://…", help="photos of one person or subject, to check and crop")
     add_face_flags(group)
     group.add_argument("--use_aspect_ratio_buckets", action=OnOff, default=True, help="keep proportions, same area")
     cli.add_refused_flags(parser, RENAMED)

@@ -103,7 +103,8 @@ NEEDED = {
 NOT_BY_ATTRIBUTE = {
     "train_lora": {"use_8bit_adam", "set_grads_to_none"},
     "train_dreambooth": {"use_8bit_adam", "set_grads_to_none"},
-    "generate": {"control_images", "enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"},
+    "generate": {"control_images", "enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"}
+    | {"prompt_plan", "prompts_file", "reject_near_train"},
     "evaluate": {"generated", "instance_data_dir", "prior_after", "real", "train"},
 }
 

@@ -87,7 +87,9 @@ def add_column_flags(group: argparse._ArgumentGroup) -> None:
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--train_data_dir", default="data/casual_shoes", metavar="DIR", help="in a layout named above")
+    group.add_argument(
+        "--train_data_dir", default="data/casual_shoes", metavar="DIR|s3://…", help="in a layout named above"
+    )
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N images")
     add_column_flags(group)

@@ -33,7 +33,7 @@ from utils.cli import UserError
 from utils.devices import Precision, working_device
 from utils.outputs import check_apart
 from utils.parallel import in_main_process
-from utils.storage import Place
+from utils.storage import Place, fetch
 from utils.sync import Sync
 from utils.trackers import tracker_names
 
@@ -47,7 +47,8 @@ OF_MODELS = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path
 class Start:
     """What a trainer has before it looks at its data.
 
-    `places`: that of --sync_to, if it is given; `shapes`: those that images are fitted to.
+    `places`: that of --sync_to, if it is given; `data`: a folder here, or a hub id; `shapes`: those that images are
+    fitted to.
     """
 
     accelerator: Accelerator
@@ -55,6 +56,7 @@ class Start:
     plan: BatchPlan
     tracking: Tracking
     places: list[Place]
+    data: str
     cache: Path
     model: str
     family: str
@@ -72,8 +74,8 @@ def describe_shapes(args: argparse.Namespace, as_prepared: bool) -> str:
     return f"with their proportions, as large as {size}{', as the dataset was prepared' if as_prepared else ''}"
 
 
-def start_trainer(args: argparse.Namespace, data: str) -> Start:
-    """Start accelerate, settle and print the settings, and find the model; `data` is the folder or hub id of the data.
+def start_trainer(args: argparse.Namespace, folder_flag: str) -> Start:
+    """Start accelerate, settle and print the settings, find the model and the data (see `read_source`).
 
     Of args, this settles --effective_batch_size, --resolution and --use_aspect_ratio_buckets, which depend on other
     things.
@@ -88,7 +90,7 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
     batch = describe_batch(plan, args.effective_batch_size)
-    cache = args.latent_cache_dir or args.output_dir.parent / "cache"
+    cache, data = cache_folder(args), read_source(args, folder_flag).name
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     if args.pretrained_vae_model_name_or_path:
         models.check_vae(model, args.pretrained_vae_model_name_or_path)
@@ -112,6 +114,7 @@ def start_trainer(args: argparse.Namespace, data: str) -> Start:
         plan=plan,
         tracking=tracking,
         places=places,
+        data=data,
         cache=cache,
         model=model,
         family=models.model_family(model),
@@ -258,10 +261,19 @@ def read_schedule(args: argparse.Namespace) -> Schedule:
     return Schedule(args.lr_scheduler, args.lr_warmup_steps, args.lr_num_cycles, args.lr_power)
 
 
+def cache_folder(args: argparse.Namespace) -> Path:
+    return args.latent_cache_dir or args.output_dir.parent / "cache"
+
+
+def read_here(args: argparse.Namespace, name: str) -> Path:
+    """The path of what the flag of this name gives; what lies in a bucket is fetched."""
+    return fetch(str(getattr(args, name)), cache_folder(args), f"--{name}")
+
+
 def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
-    """The data that the flags name; `folder_flag` is the trainer's own for a folder."""
+    """The data that the flags name; `folder_flag` is the trainer's own for a folder, which is fetched from a bucket."""
     flag = "--dataset_name" if args.dataset_name else f"--{folder_flag}"
-    name = args.dataset_name or getattr(args, folder_flag)
+    name = args.dataset_name or str(read_here(args, folder_flag))
     return Source(name, flag, args.image_column, args.caption_column, args.dataset_config_name)
 
 
