@@ -133,7 +133,8 @@ def give_back(sync: Sync) -> None:
 
 
 def _describe_left(sync: Sync) -> str:
-    names, reason = list(sync.left), next(iter(sync.left.values()))
+    units = dict.fromkeys(found[0] for found in map(UNIT.match, sync.left) if found)
+    names, reason = [*units, *(name for name in sync.left if not UNIT.match(name))], next(iter(sync.left.values()))
     return f"{', '.join(names[:8])}{f' and {len(names) - 8:,} more' * (len(names) > 8)} ({reason})"
 
 
@@ -181,13 +182,12 @@ def _send_round(sync: Sync) -> str:
     second = {name: one for name, one in plain.items() if name.endswith((".jsonl", ".yaml"))}
     if fault := _send_files(sync, first) or _send_files(sync, second):
         return fault
-    for unit in units:
-        if fault := _send_unit(sync, unit):
-            return fault
+    fault = next((fault for unit in units if (fault := _send_unit(sync, unit))), "")  # none past one that failed
+    fault = _send_files(sync, {name: one for name, one in plain.items() if name not in {*first, *second}}) or fault
+    if fault:
+        return fault
     if sync.limit and (units or at_end):
         _rotate(sync.place, sync.limit)
-    if fault := _send_files(sync, {name: one for name, one in plain.items() if name not in {*first, *second}}):
-        return fault
     if at_end and written_list(sync.folder, sync.kind).name in now:  # else all of the folder is gone, by the user
         storage.remove_files(sync.place, [name for name in sync.sent if name not in now and not UNIT.match(name)])
     sync.sent = {name: one for name, one in sync.sent.items() if name in now}
@@ -200,13 +200,16 @@ def _newest_first(unit: str) -> int:
 
 
 def _send_files(sync: Sync, files: dict[str, tuple[Path, str, Stamp]]) -> str:
-    """Send {name: (file, name there, stamp)}, several at once; the reason if one could not be."""
+    """Send {name: (file, name there, stamp)}, several at once; the reason if one could not be.
+
+    After several faults the others wait for the next round: nobody answers.
+    """
     faults: list[str] = []
 
     def send(name: str) -> None:
         path, there, one = files[name]
         try:
-            if not sync.lease.lost.is_set():
+            if len(faults) < storage.AT_ONCE and not sync.lease.lost.is_set():
                 storage.send_file(sync.place, there, path)
                 sync.sent[name] = one
         except Exception as error:  # of many libraries; the next round tries again
