@@ -368,6 +368,7 @@ class Lease:
     owner: str
     ended: threading.Event
     lost: threading.Event
+    writing: threading.Lock
 
     def content(self) -> bytes:
         now = datetime.datetime.now(datetime.UTC).isoformat()
@@ -385,7 +386,7 @@ def take_lease(place: Place, name: str, folder: Path) -> Lease:
     kept = folder / name
     owner = read_text(kept) if kept.is_file() else uuid.uuid4().hex
     write_text(kept, owner)
-    lease = Lease(place, name, owner, threading.Event(), threading.Event())
+    lease = Lease(place, name, owner, threading.Event(), threading.Event(), threading.Lock())
     if not patiently(place, lambda: _create(lease)):
         _outwait(lease)
         patiently(place, lambda: send_bytes(place, name, lease.content()))
@@ -458,18 +459,20 @@ def holds(lease: Lease) -> bool:
 
 def _renew(lease: Lease) -> None:
     while not (lease.ended.wait(RENEWED) or lease.lost.is_set()):
-        try:
-            if holds(lease):
-                send_bytes(lease.place, lease.name, lease.content())
-        except Exception as error:  # of many libraries; the next renewal may succeed
-            logger.info("%s: its lease could not be renewed (%s)", lease.place.given, describe(error))
+        with lease.writing:
+            try:
+                if not lease.ended.is_set() and holds(lease):
+                    send_bytes(lease.place, lease.name, lease.content())
+            except Exception as error:  # of many libraries; the next renewal may succeed
+                logger.info("%s: its lease could not be renewed (%s)", lease.place.given, describe(error))
 
 
 def give_back(lease: Lease) -> None:
     """End the lease, so that the next process need not wait for it."""
-    lease.ended.set()
-    try:
-        if holds(lease):
-            remove_files(lease.place, [lease.name])
-    except Exception as error:  # of many libraries; the lease then ends by itself
-        logger.warning("%s: its lease could not be given back (%s)", lease.place.given, describe(error))
+    with lease.writing:  # a renewal at the same moment would write it once more
+        lease.ended.set()
+        try:
+            if holds(lease):
+                remove_files(lease.place, [lease.name])
+        except Exception as error:  # of many libraries; the lease then ends by itself
+            logger.warning("%s: its lease could not be given back (%s)", lease.place.given, describe(error))

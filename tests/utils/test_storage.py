@@ -162,6 +162,17 @@ def test_the_same_folder_started_again_takes_its_own_lease_at_once(place, tmp_pa
     assert time.monotonic() - began < 5
 
 
+def test_a_lease_that_is_given_back_while_it_is_renewed_stays_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "RENEWED", 0.0005)
+    place = storage.open_place(str(tmp_path / "drive"), "--sync_to")
+    for _ in range(40):
+        lease = take(place, tmp_path / "run")
+        time.sleep(0.002)
+        storage.give_back(lease)
+        time.sleep(0.002)
+        assert storage.list_place(place) == {}
+
+
 def test_a_lease_half_written_by_a_kill_blocks_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "EXPIRES", 0.3)
     place = storage.open_place(str(tmp_path / "drive"), "--sync_to")
