@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import time
 
 import pytest
 
@@ -317,3 +318,42 @@ def test_a_best_that_was_sent_but_not_put_in_place_is_found(name, tmp_path):
     storage.send_bytes(place, "best.new/weights", b"2")  # a kill before the last of it was removed
     send(name, tmp_path / "elsewhere")
     assert not any(found.startswith("best.new") for found in there(place))
+
+
+# A server with faults while the work goes on
+
+
+def test_a_slow_server_delays_nothing_here_and_has_all_at_the_end(in_s3, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sync, "EVERY", 0.05)
+    run = make_run(tmp_path / "run", 5)
+    one = enter(in_s3, run)
+    server.fault = lambda request: time.sleep(0.1)
+    sync.start_sending(one)
+    time.sleep(0.2)  # it has begun to send
+    began = time.monotonic()
+    add_checkpoint(run, 10)
+    assert time.monotonic() - began < 1
+    assert sync.finish_sending(one, 0)
+    assert there(one.place).keys() >= {"checkpoint-5/weights", "checkpoint-10/weights"}
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(61, marks=pytest.mark.very_slow)])
+def test_a_server_that_was_gone_has_all_once_it_is_back(in_s3, server, tmp_path, monkeypatch, caplog, seconds):
+    monkeypatch.setattr(sync, "EVERY", 0.1)
+    run = make_run(tmp_path / "run", 5)
+    one = enter(in_s3, run, limit=2)
+    sync.start_sending(one)
+    back = time.monotonic() + seconds
+    server.fault = lambda request: HANG_UP if time.monotonic() < back else None
+    step = 5
+    while time.monotonic() < back:
+        step += 5
+        add_checkpoint(run, step)
+        checkpoints.rotate_checkpoints(run, 2)
+        time.sleep(0.5)
+    assert sync.finish_sending(one, 30)
+    assert {path.split("/")[0] for path in there(one.place) if path.startswith("checkpoint")} == {
+        f"checkpoint-{step}",
+        f"checkpoint-{step - 5}",
+    }
+    assert "not sent yet; tried again" in caplog.text
