@@ -46,7 +46,7 @@ SECRETS = {
     "aws-secret": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
     "googlecloud-secret": ["SERVICE_ACCOUNT_JSON"],
 }
-# The image: the same Python, packages and files as in cloud/Dockerfile, and s3fs and gcsfs for --sync_to.
+# The image: the same Python, packages and files as in cloud/Dockerfile.
 PYTHON, UV = "3.12", "0.13.9"
 REQUIREMENTS = ["requirements-training.txt", "requirements-cuda.txt", "requirements-cloud.txt"]
 ENVIRONMENT = {"HF_HOME": "/hf_home", "PYTHONUNBUFFERED": "1"}

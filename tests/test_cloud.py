@@ -45,7 +45,7 @@ def arguments(name: str) -> list[str]:
 
 def test_every_file_that_the_image_copies_exists_and_is_in_the_build_context():
     sources = [word for copied in arguments("COPY") for word in copied.split()[:-1]]
-    assert sources == ["pyproject.toml", "requirements-training.txt", "requirements-cuda.txt", "."]
+    assert sources == ["pyproject.toml", *(f"requirements-{name}.txt" for name in ("training", "cuda", "cloud")), "."]
     assert all((ROOT / name).exists() and (name == "." or is_in_context(name)) for name in sources)
 
 
@@ -65,8 +65,9 @@ def test_the_build_context_has_all_that_the_scripts_need_and_nothing_else():
 def test_packages_come_before_the_source_and_from_the_pinned_files():
     order = [argument for name, argument in instructions() if name in ("COPY", "RUN")]
     install = next(i for i, argument in enumerate(order) if "uv pip install" in argument)
-    assert "requirements-cuda.txt" in order[install - 1] and order[install + 1] == ". ."
-    assert order[install].endswith("-r requirements-training.txt -r requirements-cuda.txt")
+    pinned = re.findall(r"-r (\S+)", order[install])
+    assert pinned == [f"requirements-{name}.txt" for name in ("training", "cuda", "cloud")]  # as on Modal
+    assert set(pinned) <= set(order[install - 1].split()) and order[install + 1] == ". ."
     assert "://" not in (CLOUD / "Dockerfile").read_text()
     uv = next(argument.partition("=")[2] for argument in arguments("ARG") if argument.startswith("UV_VERSION"))
     assert f"uv=={uv}" in (ROOT / "requirements-dev.txt").read_text().splitlines()
@@ -154,6 +155,7 @@ def test_the_compose_file_serves_a_gpu_a_cpu_and_tensorboard():
         assert (CLOUD / service["build"]["context"] / service["build"]["dockerfile"]).resolve() == CLOUD / "Dockerfile"
         mounted = [volume.rpartition(":")[2] for volume in service["volumes"]]
         assert mounted == ["/workspace", "/hf_home"] and not any(service["environment"].values())
+        assert service["environment"].keys() >= {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}  # for --sync_to s3://
     assert "deploy" in services["gpu"] and "deploy" not in services["cpu"]
     assert services["tensorboard"]["ports"] == ["127.0.0.1:6006:6006"]  # not open to the network
 
