@@ -200,7 +200,7 @@ def try_bitsandbytes() -> None:
 OPTIONAL = {
     "tensorboard": (try_tensorboard, "the default tracker", INSTALL),
     "wandb": (try_wandb, "--report_to wandb", INSTALL),
-    "xformers": (try_xformers, "an alternative to SDPA attention", INSTALL_CUDA),
+    "xformers": (try_xformers, "an alternative to SDPA attention", ""),
     "bitsandbytes": (try_bitsandbytes, "8-bit AdamW", INSTALL_CUDA),
 }
 

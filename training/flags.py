@@ -231,7 +231,10 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
     group.add_argument(
-        "--enable_xformers_memory_efficient_attention", action=OnOff, default=False, help="needs xformers"
+        "--enable_xformers_memory_efficient_attention",
+        action=OnOff,
+        default=False,
+        help="needs xformers, which is built for CUDA 12 (docs/setup.md)",
     )
     group.add_argument(
         "--dataloader_num_workers", type=Range(0, 256, int), default=1, help="0: no thread prepares batches ahead"
