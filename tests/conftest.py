@@ -78,3 +78,16 @@ def server():
             patch.setenv(name, value)
         storage.open_place("s3://bucket/x", "--sync_to").fs.makedirs("bucket", exist_ok=True)
         yield server
+
+
+@pytest.fixture
+def in_s3(server, tmp_path):
+    """The name of an empty place in S3, whose server may be given faults."""
+    yield f"s3://bucket/{tmp_path.name}"
+    server.fault = lambda request: None
+
+
+@pytest.fixture(params=["s3", "drive"])
+def place_name(request, tmp_path):
+    """The name of an empty place: in S3, and a folder, as on a mounted drive."""
+    return request.getfixturevalue("in_s3") if request.param == "s3" else str(tmp_path / "drive")

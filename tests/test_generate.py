@@ -27,8 +27,9 @@ from generation import conditions, set_folder
 from generation.finish import read_sessions
 from generation.prompts import Prompt, read_prompts
 from tests.tiny_models import build_tiny
+from tests.tiny_runs import QUICK
 from training.read_data import read_training_records
-from utils import image_checks, runs, storage, sync
+from utils import image_checks, runs, storage
 from utils.catalogue import Source
 from utils.cli import UserError
 from utils.files import write_safetensors
@@ -776,14 +777,15 @@ def test_an_attribute_never_hides_a_column_of_the_set(tmp_path):
 # Kept elsewhere too
 
 
-def fast_sync(monkeypatch) -> None:
-    for module, name, value in ((sync, "EVERY", 0.05), (storage, "RENEWED", 0.2), (storage, "EXPIRES", 0.6)):
-        monkeypatch.setattr(module, name, value)
+@pytest.fixture
+def quick_sync(monkeypatch):
+    for (module, name), value in QUICK.items():
+        monkeypatch.setattr(f"{module}.{name}", value)
 
 
-def test_a_set_that_is_kept_elsewhere_is_continued_on_another_machine(reference, server, tmp_path, monkeypatch):
-    fast_sync(monkeypatch)
-    place = f"s3://bucket/{tmp_path.name}"
+def test_a_set_that_is_kept_elsewhere_is_continued_on_another_machine(
+    reference, in_s3, quick_sync, tmp_path, monkeypatch
+):
     received, seen = [], []
 
     def stop_after_two(*args):
@@ -796,27 +798,25 @@ def test_a_set_that_is_kept_elsewhere_is_continued_on_another_machine(reference,
     with monkeypatch.context() as patch:
         patch.setattr(generate, "record_image", stop_after_two)
         patch.setattr(runs, "catch_signals", lambda doing: received)
-        assert make(tmp_path / "first", "--batch_size", 1, "--sync_to", place) == 128 + signal.SIGTERM
+        assert make(tmp_path / "first", "--batch_size", 1, "--sync_to", in_s3) == 128 + signal.SIGTERM
     made = len(list((tmp_path / "first/images").glob("*.png")))
     assert 2 <= made < 6
     shutil.rmtree(tmp_path / "first")
 
-    assert make(tmp_path / "second", "--sync_to", place) == 0
+    assert make(tmp_path / "second", "--sync_to", in_s3) == 0
     assert [one["made"] for one in read_sessions(tmp_path / "second")] == [made, 6 - made]
     assert apart(pixels(tmp_path / "second"), pixels(reference)) <= 1
-    there = storage.list_place(storage.open_place(place, "--sync_to"))
+    there = storage.list_place(storage.open_place(in_s3, "--sync_to"))
     assert there.keys() >= {"MANIFEST.json", "report.json", "train/images/000005.png", "images/000000.png"}
-    assert make(tmp_path / "third", "--sync_to", place) == 0  # finished there: only fetched
+    assert make(tmp_path / "third", "--sync_to", in_s3) == 0  # finished there: only fetched
     assert apart(pixels(tmp_path / "third"), pixels(tmp_path / "second")) == 0
 
 
-def test_shares_of_several_machines_come_together_in_their_place(reference, server, tmp_path, monkeypatch, capsys):
-    fast_sync(monkeypatch)
-    place = f"s3://bucket/{tmp_path.name}"
-    assert make(tmp_path / "a", "--shard", "1/2", "--sync_to", place) == 0
+def test_shares_of_several_machines_come_together_in_their_place(reference, in_s3, quick_sync, tmp_path, capsys):
+    assert make(tmp_path / "a", "--shard", "1/2", "--sync_to", in_s3) == 0
     assert "other shares still have to make 3 images" in capsys.readouterr().out
-    assert make(tmp_path / "b", "--shard", "0/2", "--sync_to", place) == 0
+    assert make(tmp_path / "b", "--shard", "0/2", "--sync_to", in_s3) == 0
     assert (tmp_path / "b/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
     assert apart(pixels(tmp_path / "b"), pixels(reference)) <= 1
     with pytest.raises(UserError, match="was made with other settings .*guidance_scale was 7.5, now 3"):
-        make(tmp_path / "c", "--guidance_scale", 3, "--sync_to", place)
+        make(tmp_path / "c", "--guidance_scale", 3, "--sync_to", in_s3)

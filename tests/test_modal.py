@@ -188,9 +188,8 @@ def test_a_script_whose_machine_is_taken_away_saves_and_its_volume_is_committed(
     container.send_signal(number)
     told, _ = container.communicate(timeout=20)
     assert told.splitlines()[:2] == ["saved --flag a b", "modal_app.py: runs/ is committed"]
-    assert container.returncode == -signal.SIGINT and told.endswith(
-        "KeyboardInterrupt\n"
-    )  # what Modal's runner expects
+    # What Modal's runner expects.
+    assert container.returncode == -signal.SIGINT and told.endswith("KeyboardInterrupt\n")
 
 
 def keep_handler(function, *words, **more):

@@ -93,9 +93,8 @@ def test_an_existing_folder_is_never_written_to(tmp_path):
 def test_make_experiment_passes_name_and_folder_on(tmp_path):
     done = run(ROOT, "make", "experiment", "NAME=My Shoes", f"DIR={tmp_path}/a b")
     assert done.returncode == 0 and (tmp_path / "a b/my_shoes").is_dir(), done.stderr
-    assert (tmp_path / "a b/repository").resolve() == ROOT and not os.path.isabs(
-        os.readlink(tmp_path / "a b/repository")
-    )
+    link = tmp_path / "a b/repository"
+    assert link.resolve() == ROOT and not os.path.isabs(os.readlink(link))
     assert "make experiment NAME=my_shoes" in run(ROOT, "make", "experiment").stderr
 
 

@@ -6,23 +6,13 @@ import signal
 
 import pytest
 
-from tests.tiny_runs import PRIOR, column, flags, same_bytes, start, teach, train
+from tests.tiny_runs import PRIOR, QUICK, column, flags, same_bytes, start, teach, train
 from training import run as training_run
 from utils import checkpoints, storage
 from utils.cli import UserError
 
-QUICK = {("utils.sync", "EVERY"): 0.1, ("utils.storage", "RENEWED"): 0.2, ("utils.storage", "EXPIRES"): 0.6}
 LONG = ["--max_train_steps", 36, "--checkpointing_steps", 3, "--checkpoints_total_limit", 2, "--validation_steps", 18]
 LONG += ["--use_ema", "--caption_dropout", 0.2, "--num_validation_samples", 4]
-
-
-@pytest.fixture(params=["s3", "drive"])
-def place(request, tmp_path):
-    """The name of an empty place."""
-    if request.param == "drive":
-        return str(tmp_path / "drive")
-    request.getfixturevalue("server")
-    return f"s3://bucket/{tmp_path.name}"
 
 
 def run(data, out, place, server, told, *dies):
@@ -52,8 +42,10 @@ def whole(trainer_data, tmp_path_factory):
     return folder
 
 
-def test_killed_stopped_and_started_elsewhere_it_ends_with_the_same_bytes(trainer_data, whole, place, server, tmp_path):
-    told = tmp_path / "told"
+def test_killed_stopped_and_started_elsewhere_it_ends_with_the_same_bytes(
+    trainer_data, whole, place_name, server, tmp_path
+):
+    place, told = place_name, tmp_path / "told"
     one, two, last = (tmp_path / name / "run" for name in ("one", "two", "three"))
     killed = run(trainer_data, one, place, server, told, ("utils.sync", "_rotate", 2))  # checkpoints are there
     assert killed == -signal.SIGKILL, told.read_text()
@@ -71,10 +63,10 @@ def test_killed_stopped_and_started_elsewhere_it_ends_with_the_same_bytes(traine
 
 
 def test_a_place_that_refuses_in_the_middle_of_a_run_does_not_stop_it(
-    trainer_data, server, tmp_path, monkeypatch, caplog
+    trainer_data, server, in_s3, tmp_path, monkeypatch, caplog
 ):
     """What is missing there is listed, the exit code says it, and the same command, finished by now, sends it."""
-    place, synced = f"s3://bucket/{tmp_path.name}", ["--sync_to", f"s3://bucket/{tmp_path.name}"]
+    synced = ["--sync_to", in_s3]
     monkeypatch.setattr(training_run, "PATIENCE", 0)
 
     def refuse(part):
@@ -92,12 +84,12 @@ def test_a_place_that_refuses_in_the_middle_of_a_run_does_not_stop_it(
     )
     assert server.environment["AWS_SECRET_ACCESS_KEY"] not in caplog.text
     server.fault = lambda request: None
-    assert not steps_there(place) and "summary.json" in names(place)
+    assert not steps_there(in_s3) and "summary.json" in names(in_s3)
     server.requests.clear()
     assert train(trainer_data, tmp_path / "run", *synced, "--dry_run") == 0
     assert server.requests and not any(one.startswith(("PUT", "POST", "DELETE")) for one in server.requests)
     assert train(trainer_data, tmp_path / "run", *synced) == 0
-    assert sorted(steps_there(place)) == [3, 6] and "summary.json" in names(place)
+    assert sorted(steps_there(in_s3)) == [3, 6] and "summary.json" in names(in_s3)
 
 
 def test_a_whole_pipeline_and_its_class_images_elsewhere(trainer_data, tmp_path):

@@ -34,11 +34,9 @@ def flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> list[
 
 def short_flags(data: dict[str, Path], out: Path, *more, family: str) -> list[str]:
     short = "--resolution 16 --learning_rate 1e-2 --lr_warmup_steps 2"
-    short += " --max_train_steps 6" * ("--num_train_epochs" not in more)  # which would not count beside it
+    short += " --max_train_steps 6" * ("--num_train_epochs" not in more)  # beside which steps would win
     short += " --train_batch_size 8 --effective_batch_size 8 --validation_steps 0 --checkpointing_steps 3"
     short += " --logging_steps 1 --num_validation_images 0 --validation_inference_steps 3 --report_to none"
-    if "--num_train_epochs" in more:  # beside which steps would win
-        short = short.replace(" --max_train_steps 6", "")
     words = [*short.split(), "--no-gradient_checkpointing", "--latent_cache_dir", data["cache"]]
     words += ["--pretrained_model_name_or_path", data[family], "--output_dir", out]
     return [str(word) for word in [*words, *more]]
@@ -55,6 +53,8 @@ def subject_flags(data: dict[str, Path], out: Path, *more, family: str = "sd1") 
 
 SMALL = ("--rank", 4, "--lora_alpha", 8)
 PRIOR = ("--with_prior_preservation", "--class_prompt", "a photo of shoes", "--num_class_images", 5)
+# Constants of --sync_to for runs of a second: rounds and leases are shorter, as the runs are.
+QUICK = {("utils.sync", "EVERY"): 0.1, ("utils.storage", "RENEWED"): 0.2, ("utils.storage", "EXPIRES"): 0.6}
 
 
 @contextlib.contextmanager

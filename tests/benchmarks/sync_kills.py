@@ -23,11 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.tiny_runs import column, flags, same_bytes, start
+from tests.tiny_runs import QUICK, column, flags, same_bytes, start
 from utils import runs, storage
 
-# Rounds, leases and pauses are shorter than in earnest, as the run is.
-QUICK = {("utils.sync", "EVERY"): 0.1, ("utils.storage", "RENEWED"): 0.2, ("utils.storage", "EXPIRES"): 0.6}
 LONG = "--max_train_steps 200 --checkpointing_steps 4 --checkpoints_total_limit 2 --validation_steps 24 --use_ema"
 LONG += " --caption_dropout 0.2 --num_validation_samples 8"
 

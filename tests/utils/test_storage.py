@@ -11,19 +11,15 @@ from utils import storage
 from utils.cli import UserError
 
 
-@pytest.fixture(params=["s3", "drive"])
-def place(request, tmp_path):
-    """An empty place."""
-    if request.param == "s3":
-        request.getfixturevalue("server")
-        return storage.open_place(f"s3://bucket/{tmp_path.name}", "--sync_to")
-    return storage.open_place(str(tmp_path / "drive"), "--sync_to")
+@pytest.fixture
+def place(place_name):
+    """An empty place, in S3 and on a drive."""
+    return storage.open_place(place_name, "--sync_to")
 
 
 @pytest.fixture
-def in_s3(server, tmp_path):
-    yield storage.open_place(f"s3://bucket/{tmp_path.name}", "--sync_to")
-    server.fault = lambda request: None
+def bucket(in_s3):
+    return storage.open_place(in_s3, "--sync_to")
 
 
 @pytest.fixture(autouse=True)
@@ -77,22 +73,22 @@ def test_the_files_of_a_place_are_those_that_were_sent(place, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("fault", [500, 503, HANG_UP])
-def test_a_fault_that_passes_is_waited_for_and_one_that_lasts_is_one_line(fault, server, in_s3, monkeypatch, caplog):
+def test_a_fault_that_passes_is_waited_for_and_one_that_lasts_is_one_line(fault, server, bucket, monkeypatch, caplog):
     monkeypatch.setattr(storage, "PATIENCE", 5.0)
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
     server.fault = lambda request: None if caplog.text.count("trying again") == 2 else fault
-    assert storage.patiently(in_s3, lambda: storage.list_place(in_s3)) == {}
+    assert storage.patiently(bucket, lambda: storage.list_place(bucket)) == {}
 
     monkeypatch.setattr(storage, "PATIENCE", 0.0)
     server.fault = lambda request: fault
     with pytest.raises(UserError, match=r"^--sync_to s3://bucket/.*: can't be reached \(.+\); check the connection"):
-        storage.patiently(in_s3, lambda: storage.list_place(in_s3))
+        storage.patiently(bucket, lambda: storage.list_place(bucket))
 
 
-def test_a_place_without_rights_is_one_line_without_secrets(server, in_s3, tmp_path):
+def test_a_place_without_rights_is_one_line_without_secrets(server, bucket, tmp_path):
     server.fault = lambda request: 403
     with pytest.raises(UserError, match="--sync_to .*Access Denied; give the credentials of an account") as error:
-        take(in_s3, tmp_path / "run")
+        take(bucket, tmp_path / "run")
     assert not any(value in str(error.value) for name, value in server.environment.items() if "KEY" in name)
 
 
@@ -113,7 +109,7 @@ def test_a_secret_in_an_error_is_masked_also_where_the_line_is_cut(monkeypatch):
     assert "bbb" not in storage.describe(OSError("x" * 180 + " " + "b" * 40))
 
 
-def test_an_upload_that_is_cut_in_the_middle_leaves_nothing(server, in_s3, tmp_path):
+def test_an_upload_that_is_cut_in_the_middle_leaves_nothing(server, bucket, tmp_path):
     (tmp_path / "file").write_bytes(os.urandom(8 << 20))
 
     def cut(request):
@@ -122,9 +118,9 @@ def test_an_upload_that_is_cut_in_the_middle_leaves_nothing(server, in_s3, tmp_p
 
     server.fault = cut
     with pytest.raises(Exception, match="onnect"):
-        storage.send_file(in_s3, "file", tmp_path / "file")
+        storage.send_file(bucket, "file", tmp_path / "file")
     server.fault = lambda request: None
-    assert storage.list_place(in_s3) == {}
+    assert storage.list_place(bucket) == {}
 
 
 # The lease
@@ -216,6 +212,6 @@ def test_a_folder_replaces_another_with_all_that_is_in_it(place, tmp_path):
     assert all(storage.read_bytes(place, name) == b"best.new" for name in there)
 
 
-def test_names_that_lead_out_of_a_place_are_not_fetched(in_s3):
-    in_s3.fs.pipe_file(f"{in_s3.root}/a/../../evil", b"1")
-    assert storage.list_place(in_s3) == {}
+def test_names_that_lead_out_of_a_place_are_not_fetched(bucket):
+    bucket.fs.pipe_file(f"{bucket.root}/a/../../evil", b"1")
+    assert storage.list_place(bucket) == {}

@@ -14,21 +14,6 @@ from utils.cli import UserError
 SETTINGS = {"output_dir": "run", "rank": 4}
 
 
-@pytest.fixture(params=["s3", "drive"])
-def name(request, tmp_path):
-    """The name of an empty place."""
-    if request.param == "drive":
-        return str(tmp_path / "drive")
-    request.getfixturevalue("server")
-    return f"s3://bucket/{tmp_path.name}"
-
-
-@pytest.fixture
-def in_s3(server, tmp_path):
-    yield f"s3://bucket/{tmp_path.name}"
-    server.fault = lambda request: None
-
-
 @pytest.fixture(autouse=True)
 def places(monkeypatch):
     """Those that a test opened are given back at its end, whatever its server says then."""
@@ -86,12 +71,12 @@ def there(place):
     return names
 
 
-def test_an_empty_folder_is_filled_and_goes_on_from_the_newest_checkpoint(name, tmp_path, capsys):
+def test_an_empty_folder_is_filled_and_goes_on_from_the_newest_checkpoint(place_name, tmp_path, capsys):
     run = make_run(tmp_path / "run", 5, 10)
-    place = send(name, run)
+    place = send(place_name, run)
     assert ".lease.json" not in there(place)
     shutil.rmtree(run)
-    send(name, tmp_path / "elsewhere")
+    send(place_name, tmp_path / "elsewhere")
     assert "checkpoint-10 is further than" in capsys.readouterr().out
     assert checkpoints.find_checkpoint(tmp_path / "elsewhere", "latest").name == "checkpoint-10"
     for one in ("metrics.jsonl", "config.yaml", ".train.written", "best/weights"):
@@ -112,11 +97,11 @@ def test_the_further_one_goes_on_whichever_it_is(tmp_path, capsys):
     assert storage.read_bytes(place, "metrics.jsonl") == (run / "metrics.jsonl").read_bytes()
 
 
-def test_a_damaged_checkpoint_there_is_skipped_for_the_one_before(name, tmp_path, caplog):
+def test_a_damaged_checkpoint_there_is_skipped_for_the_one_before(place_name, tmp_path, caplog):
     run = make_run(tmp_path / "run", 5, 10)
-    place = send(name, run)
+    place = send(place_name, run)
     storage.send_bytes(place, "checkpoint-10/weights", b"damaged")
-    sync.finish_sending(enter(name, tmp_path / "elsewhere"), 0)
+    sync.finish_sending(enter(place_name, tmp_path / "elsewhere"), 0)
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "elsewhere")] == ["checkpoint-5"]
     assert "checkpoint-10 is skipped: weights has 7 bytes" in caplog.text
 
@@ -148,9 +133,9 @@ def test_a_fault_sends_what_was_written_until_then(tmp_path):
     assert "checkpoint-10/MANIFEST.json" in there(one.place) and ".lease.json" not in there(one.place)
 
 
-def test_overwrite_erases_what_the_script_wrote_there_and_nothing_else(name, tmp_path):
+def test_overwrite_erases_what_the_script_wrote_there_and_nothing_else(place_name, tmp_path):
     run = make_run(tmp_path / "run", 5, 10)
-    place = send(name, run)
+    place = send(place_name, run)
     storage.send_bytes(place, "notes.txt", b"mine")
     storage.send_bytes(place, "checkpoint-5/notes.txt", b"mine")
     sync.erase(sync.open_sync(place, run, "train"))
@@ -170,9 +155,9 @@ def test_a_place_with_files_of_others_is_refused_and_hidden_ones_don_t_count(tmp
     assert not (drive / ".lease.json").exists()
 
 
-def test_old_checkpoints_go_there_too_and_best_stays(name, tmp_path):
+def test_old_checkpoints_go_there_too_and_best_stays(place_name, tmp_path):
     run = make_run(tmp_path / "run", 5)
-    one = enter(name, run, limit=2)
+    one = enter(place_name, run, limit=2)
     for step in (10, 15, 20):
         write_unit(run / "best", str(step).encode())
         add_checkpoint(run, step)
@@ -250,9 +235,9 @@ def test_a_drive_that_vanishes_gets_no_folder_in_its_place_and_all_of_it_when_it
     assert not sync.send_changes(one) and sync.whole_checkpoints(there(one.place)) == [10, 5]
 
 
-def test_a_folder_that_is_removed_here_stays_there(name, tmp_path):
+def test_a_folder_that_is_removed_here_stays_there(place_name, tmp_path):
     run = make_run(tmp_path / "run", 5)
-    one = enter(name, run)
+    one = enter(place_name, run)
     assert not sync.send_changes(one)
     before = there(one.place)
     shutil.rmtree(run)
@@ -307,16 +292,16 @@ def test_a_checkpoint_that_goes_while_it_is_sent_never_counts_there(server, in_s
     assert sync.whole_checkpoints(storage.list_place(one.place)) == []
 
 
-def test_a_best_that_was_sent_but_not_put_in_place_is_found(name, tmp_path):
+def test_a_best_that_was_sent_but_not_put_in_place_is_found(place_name, tmp_path):
     run = make_run(tmp_path / "run", 5)
-    place = send(name, run)
+    place = send(place_name, run)
     write_unit(run / "best", b"2")
     for part in ("weights", "state.json", "MANIFEST.json"):
         storage.send_bytes(place, f"best.new/{part}", (run / "best" / part).read_bytes())
-    send(name, tmp_path / "elsewhere")
+    send(place_name, tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere/best/weights").read_bytes() == b"2"
     storage.send_bytes(place, "best.new/weights", b"2")  # a kill before the last of it was removed
-    send(name, tmp_path / "elsewhere")
+    send(place_name, tmp_path / "elsewhere")
     assert not any(found.startswith("best.new") for found in there(place))
 
 

@@ -245,16 +245,8 @@ def test_a_training_moved_to_another_machine_goes_on_in_every_tracker_and_shows_
     def train_in(out: Path) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(out))
         words = ["--report_to", "tensorboard,wandb,mlflow", "--max_train_steps", 4, "--checkpointing_steps", 2]
-        words += [
-            "--sync_to",
-            drive,
-            "--validation_steps",
-            2,
-            "--num_validation_images",
-            1,
-            "--validation_prompt",
-            f"a shoe, {SECRET}",
-        ]
+        words += ["--validation_steps", 2, "--num_validation_images", 1, "--validation_prompt", f"a shoe, {SECRET}"]
+        words += ["--sync_to", drive]
         monkeypatch.setattr(sys, "argv", ["train_lora.py", *map(str, words)])
         assert tiny_runs.train(trainer_data, out, *words) == 0
 
@@ -307,13 +299,12 @@ def test_after_a_kill_another_machine_goes_on_with_each_step_once(trainer_data, 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     words = ["--report_to", "tensorboard,wandb,mlflow", "--max_train_steps", 9, "--checkpointing_steps", 3]
     words += ["--validation_steps", 3, "--num_validation_images", 1, "--sync_to", tmp_path / "drive"]
-    quick = {("utils.sync", "EVERY"): 0.1, ("utils.storage", "RENEWED"): 0.2, ("utils.storage", "EXPIRES"): 0.6}
     told, ids = tmp_path / "told", []
     for number, dies_in in enumerate([("train_lora", "log_step", 8), ("train_lora", "log_step", 2), None]):
         out = tmp_path / f"machine{number}" / "shoes"
         command = tiny_runs.flags(trainer_data, out, *words)
         environment = {"MLFLOW_TRACKING_URI": address.format(out), "WANDB_MODE": "offline"}
-        process = tiny_runs.start(command, told, dies_in, environment=environment, values=quick)
+        process = tiny_runs.start(command, told, dies_in, environment=environment, values=tiny_runs.QUICK)
         process.join(120)
         assert process.exitcode == (-signal.SIGKILL if dies_in else 0), told.read_text()
         ids.append((tmp_path / "drive/logs/trackers.json").read_text())
