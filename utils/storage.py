@@ -53,7 +53,6 @@ S3_OPTIONS: dict[str, Any] = {"max_concurrency": PARTS, "config_kwargs": {"retri
 RENEWED, EXPIRES = 60.0, 180.0  # seconds from one renewal of a lease to the next, and to its end
 LEASE = re.compile(r"\.lease(-\d+-of-\d+)?\.json")
 DAMAGED = "its size or sha256 is not that of its MANIFEST.json or summary.json"
-ACCESS = "give the credentials of an account that may use it (docs/cloud.md)"
 
 
 @dataclass(frozen=True)
@@ -76,38 +75,51 @@ class Place:
 
 
 def open_place(name: str, flag: str) -> Place:
-    """The place that a flag names. That a folder is on a drive that is mounted shows by the folder above it."""
+    """The place that a flag names, in a bucket or on a drive."""
     given = mask_text(f"{flag} {name}")
-    kind = name.partition("://")[0] if "://" in name else None
-    if kind and not is_remote(name):
-        raise UserError(f"{given}: expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive")
-    if kind and not re.match(r"\w+://[^/]+/+[^/]", name):
-        raise UserError(f"{given}: expected a folder in a bucket, as {kind}://bucket/runs/shoes")
-    if not name.strip():
-        raise UserError(f"{given}: expected a folder; name one, or leave the flag out")
-    if not kind and Path(name).exists() and not Path(name).is_dir():
-        raise UserError(f"{given}: is a file; give a folder")
-    if not kind and not Path(name).absolute().parent.is_dir():
-        raise UserError(f"{given}: {Path(name).absolute().parent} does not exist; mount the drive, or make that folder")
+    (_check_address if "://" in name else _check_folder)(name, given)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else each request asks for the bucket's kind
+    options = S3_OPTIONS if name.startswith("s3://") else {}
     try:
-        options = S3_OPTIONS if kind == "s3" else {}
         fs, root = url_to_fs(name.rstrip("/"), skip_instance_cache=True, use_listings_cache=False, **options)
-        if kind == "s3":
-            fs.retries = 1  # else five times two, of 15 s each where nobody answers
     except ImportError as error:
         raise UserError(f"{given}: {error}; pip install -r requirements-cloud.txt") from None
+    if options:
+        fs.retries = 1  # else five times two, of 15 s each where nobody answers
     return Place(fs, str(root), given)
+
+
+def _check_address(name: str, given: str) -> None:
+    if not is_remote(name):
+        raise UserError(f"{given}: expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive")
+    if not re.match(r"\w+://[^/]+/+[^/]", name):
+        raise UserError(f"{given}: expected a folder in a bucket, as {name.partition(':')[0]}://bucket/runs/shoes")
+
+
+def _check_folder(name: str, given: str) -> None:
+    """Refuse a folder whose parent is missing, too: the drive that it is on is then not mounted."""
+    if not name.strip():
+        raise UserError(f"{given}: expected a folder; name one, or leave the flag out")
+    path = Path(name).absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{given}: is a file; give a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{given}: {path.parent} does not exist; mount the drive, or make that folder")
 
 
 # Faults
 
 
-def is_refused(error: Exception) -> bool:
-    """Whether a fault is for the user to mend: no credentials, no rights, no bucket. Others may pass."""
-    if isinstance(error, (PermissionError, NotADirectoryError)) or getattr(error, "code", None) in (401, 403):
-        return True
-    return "Credential" in type(error).__name__ or "bucket does not exist" in str(error)
+def _repair(place: Place, error: Exception) -> str | None:
+    """What the user can do about a missing bucket, credentials or rights; None for a fault that may pass."""
+    if "bucket does not exist" in str(error):
+        return "create it, or correct the name"
+    is_refused = isinstance(error, (PermissionError, NotADirectoryError)) or getattr(error, "code", None) in (401, 403)
+    if not is_refused and "Credential" not in type(error).__name__:
+        return None
+    if place.is_folder:
+        return "give a folder that can be written"
+    return "give the credentials of an account that may use it (docs/cloud.md)"
 
 
 def describe(error: BaseException) -> str:
@@ -124,11 +136,8 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
         except (FileExistsError, UserError):
             raise
         except Exception as error:  # botocore, aiohttp and gcsfs each have their own
-            if is_refused(error):
-                advice = "give a folder that can be written" if place.is_folder else ACCESS
-                if "bucket does not exist" in str(error):
-                    advice = "create it, or correct the name"
-                raise UserError(f"{place.given}: {describe(error)}; {advice}") from error
+            if repair := _repair(place, error):
+                raise UserError(f"{place.given}: {describe(error)}; {repair}") from error
             if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in ADVICE:  # as of a full disk
                 raise
             if time.monotonic() > end:
@@ -258,7 +267,7 @@ def remove_files(place: Place, names: Iterable[str]) -> None:
 # What a flag names, to be read
 
 
-@functools.cache
+@functools.cache  # a script asks for one name several times
 def fetch(name: str, cache: Path, flag: str, wanted: tuple[str, ...] = ()) -> Path:
     """The path of what a flag names; what lies in a bucket is fetched into `cache`/fetched, unless it is there already.
 
@@ -268,9 +277,7 @@ def fetch(name: str, cache: Path, flag: str, wanted: tuple[str, ...] = ()) -> Pa
     if not is_remote(name):
         return Path(name)
     place, files, named = _find_files(open_place(name, flag), wanted)
-    for one in (place.root, *files):
-        if ".." in one.split("/") or one.startswith("/") or "\0" in one:
-            raise UserError(f"{place.given}: holds a file of the name {one!r}, which leads elsewhere; remove it there")
+    _check_names(place, files)
     key = hashlib.sha256(json.dumps([place.root, files], sort_keys=True).encode()).hexdigest()[:12]
     home = cache / "fetched" / key
     folder = home / place.root
@@ -279,6 +286,13 @@ def fetch(name: str, cache: Path, flag: str, wanted: tuple[str, ...] = ()) -> Pa
         _fetch_missing(place, files, folder)
     note_copy(flag, folder / named, name)
     return folder / named
+
+
+def _check_names(place: Place, files: Iterable[str]) -> None:
+    """Refuse names that would lead out of the cache."""
+    for name in (place.root, *files):
+        if ".." in name.split("/") or name.startswith("/") or "\0" in name:
+            raise UserError(f"{place.given}: holds a file of the name {name!r}, which leads elsewhere; remove it there")
 
 
 def _find_files(place: Place, wanted: tuple[str, ...]) -> tuple[Place, dict[str, Entry], str]:

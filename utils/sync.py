@@ -229,23 +229,29 @@ def _send_unit(sync: Sync, unit: str) -> str:
         manifest, names = (copy / MANIFEST).read_bytes(), [*read_manifest(copy), MANIFEST]
         own = {f"{unit}/{name}": stamp(os.stat(copy / name)) for name in names}
         if manifest != storage.read_bytes(place, f"{unit}/{MANIFEST}"):
-            if storage.read_bytes(place, f"{target}/{MANIFEST}") not in (None, manifest):
-                storage.remove_files(
-                    place, [f"{target}/{MANIFEST}"]
-                )  # of another version, whose files are replaced now
             files = {
                 name: (copy / name.removeprefix(f"{unit}/"), name.replace(unit, target, 1), one)
                 for name, one in own.items()
                 if sync.sent.get(name) != one and not name.endswith(f"/{MANIFEST}")
             }
-            if fault := _send_files(sync, files):
+            if fault := _send_whole(sync, files, target, manifest):
                 return fault
-            storage.send_bytes(place, f"{target}/{MANIFEST}", manifest)
             if target != unit:
                 storage.replace_folder(place, target, unit)
         elif target != unit:  # what a kill left of replacing it
             storage.remove_files(place, [name for name in storage.list_place(place) if name.startswith(f"{target}/")])
     sync.sent |= own
+    return ""
+
+
+def _send_whole(sync: Sync, files: dict[str, tuple[Path, str, Stamp]], target: str, manifest: bytes) -> str:
+    """Send files, and then their folder's manifest; the reason if a file could not be sent."""
+    name = f"{target}/{MANIFEST}"
+    if storage.read_bytes(sync.place, name) not in (None, manifest):
+        storage.remove_files(sync.place, [name])  # of another version, whose files are replaced now
+    if fault := _send_files(sync, files):
+        return fault
+    storage.send_bytes(sync.place, name, manifest)
     return ""
 
 
