@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils import cli, devices, runs  # first: it says in one line which package is missing
+from utils import cli, devices, runs, sync  # first: it says in one line which package is missing
 
 # isort: split
 import torch
@@ -39,17 +39,7 @@ from utils.files import file_sha256, locked_folder
 from utils.outputs import check_apart
 from utils.parallel import in_main_process
 from utils.storage import fetch
-from utils.sync import (
-    GRACE,
-    PATIENCE,
-    Sync,
-    fetch_set,
-    find_place,
-    finish_sending,
-    send_rest,
-    sent_after_fault,
-    start_sending,
-)
+from utils.sync import Sync
 
 logger = logging.getLogger("generate")
 NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a precision too low looks like
@@ -314,8 +304,8 @@ def make_set(
         if is_main:
             print(f"{out}: this set is finished; nothing to do")
         return 0
-    for sync in syncs:
-        start_sending(sync)
+    for one in syncs:
+        sync.start_sending(one)
     try:
         facts: dict[str, Any] = {"device": devices.describe_device(device), "shares": plan.share.of}
         digest = settings["prompts_sha256"]
@@ -338,28 +328,33 @@ def make_set(
             f"{counted(len(failed), 'image')} rejected with each of {counted(args.max_retries + 1, 'seed')}: "
             f"{some}; look at {out / 'rejected'}, and run the same command with a higher --max_retries"
         )
-    for sync in syncs:  # what other machines have made: whoever sends last, finds all
-        send_rest(sync)
-        fetch_set(sync, settings, FREE)
+    for one in syncs:  # what other machines have made: whoever sends last, finds all
+        sync.send_rest(one)
+        sync.fetch_set(one, settings, FREE)
     with locked_folder(out):  # the process that comes last finds the set complete
-        if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
-            print(f"{out}: this share is complete; other shares still have to make {counted(missing, 'image')}")
-        elif not set_folder.is_finished(out, len(plan.prompts)):
-            facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
-            report = finish_set(out, plan.prompts, settings, facts)
-            each = ", each process" if plan.share.of > 1 else ""
-            rate = f" ({report['images_per_second']:.3g} images/s{each})" if report["images_per_second"] else ""
-            print(f"{out}: {counted(report['made'], 'image')} made{rate}")
-            print(f"look at {out / 'sheets/sheet-0001.jpg'}")
+        facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
+        end_share(out, plan, settings, facts)
     return 0
 
 
-@sent_after_fault()
+def end_share(out: Path, plan: Plan, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write what describes the set if it is complete; else say how many images are missing."""
+    if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
+        print(f"{out}: this share is complete; other shares still have to make {counted(missing, 'image')}")
+    elif not set_folder.is_finished(out, len(plan.prompts)):
+        report = finish_set(out, plan.prompts, settings, facts)
+        each = ", each process" if plan.share.of > 1 else ""
+        rate = f" ({report['images_per_second']:.3g} images/s{each})" if report["images_per_second"] else ""
+        print(f"{out}: {counted(report['made'], 'image')} made{rate}")
+        print(f"look at {out / 'sheets/sheet-0001.jpg'}")
+
+
+@sync.sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     loras = [one.path for one in read_loras(args)]
     models_read = {name: getattr(args, name) for name in OF_MODELS} | {"lora": loras}
     check_apart(args.output_dir, {name: getattr(args, name) for name in OF_DATA}, models_read)
-    places = find_place(args.sync_to, args.output_dir)
+    places = sync.find_place(args.sync_to, args.output_dir)
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     if args.enable_cpu_offload and device.type == "cpu":
@@ -388,7 +383,7 @@ def main(args: argparse.Namespace) -> int:
     code = make_set(args, plan, settings, precision, accelerator, syncs)
     if places:
         accelerator.wait_for_everyone()  # the main process sends what all of them make
-    all_sent = all([finish_sending(sync, GRACE if code else PATIENCE) for sync in syncs])
+    all_sent = sync.finish_all(syncs, sync.GRACE if code else sync.PATIENCE)
     return code or (0 if all_sent else 1)
 
 

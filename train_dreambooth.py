@@ -72,7 +72,7 @@ from training.run import (
 from training.state import update_average
 from utils.cli import Range, UserError, at_once, counted, is_remote, read_place
 from utils.console import print_table
-from utils.sync import describe_places, sent_after_fault
+from utils.sync import sent_after_fault
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
@@ -349,12 +349,7 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
-            start_rows = [
-                ("precision", precision.reason),
-                ("batch", str(plan)),
-                ("run", state),
-                *describe_places(start.places),
-            ]
+            start_rows = setup.describe_start(start, plan, state)
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
             print_table(start_rows + more)
         return 0

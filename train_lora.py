@@ -49,7 +49,7 @@ from training.run import (
 )
 from training.state import update_average
 from utils.console import print_table
-from utils.sync import describe_places, sent_after_fault
+from utils.sync import sent_after_fault
 
 STEPS, ACCUMULATION = 3000, 8
 # Flags of diffusers' text_to_image scripts that are refused, and why.
@@ -167,12 +167,7 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
-            start_rows = [
-                ("precision", precision.reason),
-                ("batch", str(plan)),
-                ("run", state),
-                *describe_places(start.places),
-            ]
+            start_rows = setup.describe_start(start, plan, state)
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0

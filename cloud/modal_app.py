@@ -267,7 +267,7 @@ def train(*words: str) -> None:
 def generate(*words: str) -> None:
     args = read_words("generate", words)
     commands = split_command(tuple(args.command), args.containers)
-    end(run_generate_set.spawn(args.gpu, commands).get(), args.command)
+    exit_after_error(run_generate_set.spawn(args.gpu, commands).get(), args.command)
 
 
 @app.local_entrypoint()
@@ -283,7 +283,7 @@ def nightly() -> None:
 def start(name: str, function: modal.Function, words: tuple[str, ...]) -> None:
     """Run the command in the cloud; with `modal run --detach` it goes on when this machine is switched off."""
     args = read_words(name, words)
-    end(function.with_options(gpu=args.gpu).spawn(*args.command).get(), args.command)
+    exit_after_error(function.with_options(gpu=args.gpu).spawn(*args.command).get(), args.command)
 
 
 def read_words(name: str, words: tuple[str, ...]) -> argparse.Namespace:
@@ -305,6 +305,6 @@ def up_to_100(text: str) -> int:
     return int(text)
 
 
-def end(code: int, command: list[str]) -> None:
+def exit_after_error(code: int, command: list[str]) -> None:
     if code:
         sys.exit(f"modal_app.py: {command[0]} ended with exit code {code}; its message is above")

@@ -26,7 +26,7 @@ from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
 from utils.console import Bar, print_table, show_progress
 from utils.parallel import in_main_process
-from utils.sync import GRACE, PATIENCE, Sync, finish_sending
+from utils.sync import GRACE, PATIENCE, Sync, finish_all
 from utils.trackers import Tracker
 
 
@@ -212,7 +212,7 @@ def end_run(run: Run, finished: bool) -> int:
     if not finished:
         saved = f"{run.saved[-1]} is saved" if run.saved else "nothing is trained yet"
         run.accelerator.print(f"stopped; {saved}; the same command resumes")
-    all_sent = all([finish_sending(one, PATIENCE if finished else GRACE) for one in run.syncs])
+    all_sent = finish_all(run.syncs, PATIENCE if finished else GRACE)
     if finished:
         return 0 if all_sent else 1
     return 128 + (run.signals or [signal.SIGTERM])[0]

@@ -174,6 +174,12 @@ def fit_batch(plan: BatchPlan, device: torch.device, estimate: Callable[[int], P
     return plan
 
 
+def describe_start(start: Start, plan: BatchPlan, run: str) -> list[tuple[str, str]]:
+    """What a dry run says first; `run`: the state of the run folder."""
+    rows = [("precision", start.precision.reason), ("batch", str(plan)), ("run", run)]
+    return rows + sync.describe_places(start.places)
+
+
 def open_folder(
     args: argparse.Namespace, start: Start, free: set[str], describe_end: Callable[[], str | None]
 ) -> list[Sync] | None:
@@ -200,7 +206,7 @@ def open_folder(
             sync.start_sending(one)
         return syncs
     start.accelerator.print(message)
-    if not all([sync.finish_sending(one) for one in syncs]):
+    if not sync.finish_all(syncs):
         raise UserError(f"--sync_to {args.sync_to}: not all of it is there; give the same command again")
     if args.push_to_hub and start.accelerator.is_main_process:
         push_run(args.output_dir, args.hub_model_id)

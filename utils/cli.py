@@ -93,15 +93,8 @@ def mask_secrets(value: Any, name: str = "") -> Any:
 
 def read_env_file(path: Path) -> None:
     """Set the variables of a .env file, if there is one, that are not set yet. An error shows nothing of its text."""
-    try:
-        if not path.is_file():  # also a virtual environment of that name
-            return
-        if path.stat().st_size > MOST_OF_A_RECIPE:
-            raise OSError(errno.EFBIG, f"has more than {MOST_OF_A_RECIPE:,} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
-        raise UserError(f"{path}: {reason}; expected lines of NAME=value") from None
+    if not (text := _read_env_text(path)):
+        return
     try:
         from dotenv import load_dotenv, parser  # here: check_environment.py must start where packages are missing
     except ModuleNotFoundError:
@@ -114,6 +107,19 @@ def read_env_file(path: Path) -> None:
             number = line.original.line + written[: -len(written.lstrip())].count("\n")
             raise UserError(f"{path}, line {number}: expected NAME=value; a quote needs its second one")
     load_dotenv(stream=io.StringIO(text))
+
+
+def _read_env_text(path: Path) -> str:
+    """The text of a .env file; empty where there is none, or a virtual environment of that name."""
+    try:
+        if not path.is_file():
+            return ""
+        if path.stat().st_size > MOST_OF_A_RECIPE:
+            raise OSError(errno.EFBIG, f"has more than {MOST_OF_A_RECIPE:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no UTF-8 text"
+        raise UserError(f"{path}: {reason}; expected lines of NAME=value") from None
 
 
 # Types of values, for add_argument(type=...)
@@ -197,7 +203,7 @@ def note_copy(flag: str, copy: Path, name: str) -> None:
 
 
 def name_copies(message: str) -> str:
-    """A message with the user's own value after a flag, and with what any other path of a copy is."""
+    """A message where a copy's path after its flag is what the user gave, and any other one is explained at the end."""
     for (flag, copy), name in _copies.items():
         message = message.replace(f"{flag} {copy}", f"{flag} {name}")
     named = {copy: name for (_, copy), name in _copies.items() if copy in message}

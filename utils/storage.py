@@ -164,7 +164,7 @@ def list_details(place: Place) -> dict[str, dict[str, Any]]:
 
 
 def is_kept(name: str) -> bool:
-    """Not so the empty objects `folder/` that a bucket's web page makes."""
+    """Whether a name counts: not that of a half-written file, nor of the empty `folder/` that a bucket's page makes."""
     return bool(name) and not (name.endswith((".partial", "/")) or ".." in name.split("/"))
 
 
@@ -402,7 +402,7 @@ def take_lease(place: Place, name: str, folder: Path) -> Lease:
     write_text(kept, owner)
     lease = Lease(place, name, owner, threading.Event(), threading.Event(), threading.Lock())
     if not patiently(place, lambda: _create(lease)):
-        _outwait(lease)
+        _wait_for_end(lease)
         patiently(place, lambda: send_bytes(place, name, lease.content()))
         time.sleep(min(2.0, EXPIRES / 10))  # another process may have seen its end at the same moment
         if not patiently(place, lambda: _is_ours(lease)):
@@ -425,7 +425,7 @@ def _is_ours(lease: Lease) -> bool:
     return read_json(lease.place, lease.name).get("owner") == lease.owner
 
 
-def _outwait(lease: Lease) -> None:
+def _wait_for_end(lease: Lease) -> None:
     """Return once another's lease has ended, and refuse as soon as it is renewed."""
     place = lease.place
     first = patiently(place, lambda: read_json(place, lease.name))

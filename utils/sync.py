@@ -126,6 +126,11 @@ def finish_sending(sync: Sync, patience: float = PATIENCE) -> bool:
     return not sync.left
 
 
+def finish_all(syncs: list[Sync], patience: float = PATIENCE) -> bool:
+    """The same for each of them; whether all of it is there."""
+    return all([finish_sending(one, patience) for one in syncs])  # a list, so that none is left out
+
+
 def give_back(sync: Sync) -> None:
     """Leave the place to the next process."""
     storage.give_back(sync.lease)
@@ -257,7 +262,7 @@ def _send_whole(sync: Sync, files: dict[str, tuple[Path, str, Stamp]], target: s
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[Path | None]:
-    """The files of a folder under second names, so that they stay while they are sent; None if it is not whole."""
+    """Hard links to a folder's files, so that they stay while they are sent; None if the folder is not whole."""
     copy = folder.with_name(f".{folder.name}.sent.partial")
     shutil.rmtree(copy, ignore_errors=True)
     try:
