@@ -1,9 +1,11 @@
 import os
+import signal
 
 import pytest
 import torch
 
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # no test reads a developer's own .env
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores what some tests send
 
 # Left out of `make test-fast` as whole files: they start scripts or train, for up to minutes each. Slow tests of other
 # files have the marker themselves.
