@@ -244,8 +244,11 @@ def validation_prompts(settings: dict[str, Any]) -> list[str]:
     """What a run was validated with: its prompts, its instance prompt, or else the first captions of its dataset."""
     prompts = settings.get("validation_prompt") or [settings.get("instance_prompt")]
     if not prompts[0]:
-        tables = [Path(settings["train_data_dir"], split, "captions.json") for split in ("val", "train")]
-        captions = json.loads(next(table for table in tables if table.exists()).read_text())
+        data = settings["train_data_dir"]
+        tables = [table for split in ("val", "train") if (table := Path(data, split, "captions.json")).exists()]
+        if not tables:  # of a bucket or the hub
+            raise RuntimeError(f"{data} holds no captions here; train with --validation_prompt, which the nights draw")
+        captions = json.loads(tables[0].read_text())
         prompts = list(dict.fromkeys(captions.values()))[:4]
     return [" ".join(prompt.split()) for prompt in prompts]
 

@@ -307,6 +307,8 @@ def test_the_prompts_of_a_run_are_those_of_its_validation(tmp_path):
     assert prompts({"validation_prompt": ["a"], "instance_prompt": "b"}) == ["a"]
     assert prompts({"validation_prompt": None, "instance_prompt": "b"}) == ["b"]
     assert prompts({"train_data_dir": str(tmp_path)}) == ["one", "two", "three", "four"]
+    with pytest.raises(RuntimeError, match="s3://b/shoes holds no captions here; train with --validation_prompt"):
+        prompts({"train_data_dir": "s3://b/shoes"})
 
 
 @pytest.mark.very_slow
