@@ -200,7 +200,7 @@ def compare_evaluations(args: argparse.Namespace) -> int:
 
 def read_set(args: argparse.Namespace, name: str) -> list[Record]:
     """The images of the folder that the flag of this name gives; one in a bucket is fetched."""
-    folder = fetch(str(getattr(args, name)), args.output_dir.parent / "cache", f"--{name}")
+    folder = fetch(getattr(args, name), args.output_dir.parent / "cache", f"--{name}")
     return read_images(folder, f"--{name}")
 
 

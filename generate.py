@@ -72,7 +72,7 @@ def read_loras(args: argparse.Namespace) -> tuple[lora_mix.Lora, ...]:
 def read_here(args: argparse.Namespace, name: str) -> Path | None:
     """The path of what the flag of this name gives, if it does; what lies in a bucket is fetched."""
     given = getattr(args, name)
-    return fetch(str(given), cache_folder(args), f"--{name}") if given else None
+    return fetch(given, cache_folder(args), f"--{name}") if given else None
 
 
 def cache_folder(args: argparse.Namespace) -> Path:

@@ -233,8 +233,8 @@ def main(args: argparse.Namespace) -> int:
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     cache = args.output_dir.parent / "cache"
-    real = fetch(str(args.real), cache, "--real")
-    synthetic = [fetch(str(one), cache, "--synthetic") for one in args.synthetic]
+    real = fetch(args.real, cache, "--real")
+    synthetic = [fetch(one, cache, "--synthetic") for one in args.synthetic]
     data = labelled.read_data(real, synthetic, args.target, args.min_per_class)
     arms, unused = labelled.plan_arms(data, args.real_shares, args.synthetic_ratios)
     left_out = [*data.left_out, *unused]

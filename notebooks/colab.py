@@ -4,6 +4,8 @@ It is imported by the notebook's own Python, which has none of the pinned packag
 Colab all but an upload works too.
 """
 
+import contextlib
+import importlib
 import io
 import os
 import re
@@ -15,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv/bin/python"
@@ -127,15 +130,20 @@ def is_older(capability: str, driver: str) -> bool:
 # Drive, secrets, folders, data
 
 
+def import_colab(name: str) -> Any:
+    """A module of google.colab; None outside Colab."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module(f"google.colab.{name}")
+    return None
+
+
 def open_place(text: str) -> Path | None:
     """The folder or file of this path, with Drive mounted where it lies there; None for an empty text."""
     if not text.strip():
         return None
     place = Path(text.strip())
     if place.is_relative_to(DRIVE) and not DRIVE.is_mount():
-        try:
-            from google.colab import drive
-        except ImportError:
+        if not (drive := import_colab("drive")):
             sys.exit(f"{place}: Drive can only be mounted in Colab; give another folder, or leave the field empty")
         drive.mount(str(DRIVE))
     return place
@@ -143,11 +151,8 @@ def open_place(text: str) -> Path | None:
 
 def read_secrets(names: str) -> None:
     """Copy secrets of Colab (the key on the left) into the environment, where the scripts look for them."""
-    try:
-        from google.colab import userdata
-    except ImportError:
-        return
-    for name in names.split():
+    userdata = import_colab("userdata")
+    for name in names.split() if userdata else ():
         try:
             os.environ[name] = userdata.get(name)
             print(f"{name}: from Colab's secrets")
@@ -207,9 +212,7 @@ def prepare(found: Path | str, run_name: str, flags: str) -> Path:
 def upload(folder: Path) -> Path:
     """The folder with the uploaded files, asked for where it is empty."""
     if not (folder.is_dir() and any(folder.iterdir())):
-        try:
-            from google.colab import files
-        except ImportError:
+        if not (files := import_colab("files")):
             sys.exit("source upload: works in Colab only; choose `folder` and give its path")
         files.upload(str(folder))
     return folder
@@ -294,9 +297,7 @@ def download(*folders: Path) -> None:
         for path in sorted(path for folder in folders for path in folder.glob("[!.]*")):
             if path.is_file():
                 packed.write(path)
-    try:
-        from google.colab import files
-    except ImportError:
-        print(f"packed: {archive}")
-    else:
+    if files := import_colab("files"):
         files.download(str(archive))
+    else:
+        print(f"packed: {archive}")

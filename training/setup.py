@@ -273,7 +273,7 @@ def cache_folder(args: argparse.Namespace) -> Path:
 
 def read_here(args: argparse.Namespace, name: str) -> Path:
     """The path of what the flag of this name gives; what lies in a bucket is fetched."""
-    return fetch(str(getattr(args, name)), cache_folder(args), f"--{name}")
+    return fetch(getattr(args, name), cache_folder(args), f"--{name}")
 
 
 def read_source(args: argparse.Namespace, folder_flag: str) -> Source:

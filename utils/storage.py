@@ -268,13 +268,13 @@ def remove_files(place: Place, names: Iterable[str]) -> None:
 
 
 @functools.cache  # a script asks for one name several times
-def fetch(name: str, cache: Path, flag: str, wanted: tuple[str, ...] = ()) -> Path:
+def fetch(name: str | Path, cache: Path, flag: str, wanted: tuple[str, ...] = ()) -> Path:
     """The path of what a flag names; what lies in a bucket is fetched into `cache`/fetched, unless it is there already.
 
     Each file is verified before it gets its name. What has changed there since is another copy: no process finds its
     data changed. `wanted`: those files of a folder that are of use, the others are left.
     """
-    if not is_remote(name):
+    if isinstance(name, Path) or not is_remote(name):
         return Path(name)
     place, files, named = _find_files(open_place(name, flag), wanted)
     _check_names(place, files)
