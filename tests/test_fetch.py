@@ -162,7 +162,7 @@ def test_what_can_not_be_fetched_is_one_line(dataset, server, tmp_path, monkeypa
         return str(error.value)
 
     assert "no such file or folder; check the names" in refusal("s3://bucket/nothing/here")
-    assert "The specified bucket does not exist; create it, or correct the name" in refusal("s3://elsewhere/x")
+    assert "The specified bucket does not exist; correct the name, or create it" in refusal("s3://elsewhere/x")
     assert "expected a folder in a bucket" in refusal("s3://bucket")
     assert "holds none of a.txt" in pytest.raises(UserError, fetch, dataset, tmp_path, "a.txt").value.args[0]
     manifest = json.dumps({"../../out.txt": {"bytes": 1, "sha256": "a"}}).encode()

@@ -125,10 +125,16 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
 
 
 def list_files(folder: Path) -> dict[str, os.stat_result]:
-    """{relative name with `/`: stat} of every file in a folder and its subfolders, sorted, without hidden ones."""
+    """{relative name with `/`: stat} of every file in a folder and its subfolders, sorted, without hidden ones.
+
+    Links are followed, but not back into a folder that was walked before: one may lead to a folder above it.
+    """
     found: dict[str, os.stat_result] = {}
+    seen: set[str] = set()
     for base, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(base))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(base, name)) not in seen]
         for name in sorted(names):
             if not name.startswith("."):
                 path = os.path.join(base, name)

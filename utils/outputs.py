@@ -180,8 +180,9 @@ def put_in_place(new: Path, target: Path) -> None:
     os.rename(new, target)  # a kill before this leaves `old`, which recover_folder puts back
     if old.exists():
         discard_folder(old, target=target)
-    for path in [target / name for name in list_files(target)] if target.is_dir() else [target]:
-        note_written(path)
+    if lists_above(target):
+        for path in [target / name for name in list_files(target)] if target.is_dir() else [target]:
+            note_written(path)
 
 
 def recover_folder(target: Path) -> None:

@@ -46,6 +46,7 @@ from utils.parallel import thread_map
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Entry = dict[str, Any]  # of a file: its "bytes", and "sha256" or, where nobody has noted that, the bucket's "version"
+EXPECTED = "expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive"
 AT_ONCE = 8  # files that are transferred at the same time
 PARTS, PART_BYTES = 4, 16 << 20  # of a large file, sent at the same time: all together, half a GiB of memory at most
 PATIENCE = 120.0  # seconds for which a place may be out of reach at the start
@@ -76,9 +77,10 @@ class Place:
 
 def open_place(name: str, flag: str) -> Place:
     """The place that a flag names, in a bucket or on a drive."""
-    given = mask_text(f"{flag} {name}")
+    given = mask_text(f"{flag} {name.strip() or repr(name)}")
     (_check_address if "://" in name else _check_folder)(name, given)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else each request asks for the bucket's kind
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it would show a traceback for each of its tries
     options = S3_OPTIONS if name.startswith("s3://") else {}
     try:
         fs, root = url_to_fs(name.rstrip("/"), skip_instance_cache=True, use_listings_cache=False, **options)
@@ -91,15 +93,18 @@ def open_place(name: str, flag: str) -> Place:
 
 def _check_address(name: str, given: str) -> None:
     if not is_remote(name):
-        raise UserError(f"{given}: expected s3://bucket/folder, gs://bucket/folder or a folder, such as one on a drive")
+        raise UserError(f"{given}: {EXPECTED}")
     if not re.match(r"\w+://[^/]+/+[^/]", name):
-        raise UserError(f"{given}: expected a folder in a bucket, as {name.partition(':')[0]}://bucket/runs/shoes")
+        raise UserError(f"{given}: expected a folder in a bucket, as {name.partition(':')[0]}://bucket/folder")
+    if not re.match(r"\w+://[\w.:-]+/", name) or ".." in name.split("/"):
+        characters = "letters, digits, `-` and `.` in a bucket's name, no `..`, and no password: that is for .env"
+        raise UserError(f"{given}: expected {characters}")
 
 
 def _check_folder(name: str, given: str) -> None:
     """Refuse a folder whose parent is missing, too: the drive that it is on is then not mounted."""
-    if not name.strip():
-        raise UserError(f"{given}: expected a folder; name one, or leave the flag out")
+    if not name.strip() or re.match(r"\w+:/", name):
+        raise UserError(f"{given}: {EXPECTED}")
     path = Path(name).absolute()
     if path.exists() and not path.is_dir():
         raise UserError(f"{given}: is a file; give a folder")
@@ -113,7 +118,7 @@ def _check_folder(name: str, given: str) -> None:
 def _repair(place: Place, error: Exception) -> str | None:
     """What the user can do about a missing bucket, credentials or rights; None for a fault that may pass."""
     if "bucket does not exist" in str(error):
-        return "create it, or correct the name"
+        return "correct the name, or create it"
     is_refused = isinstance(error, (PermissionError, NotADirectoryError)) or getattr(error, "code", None) in (401, 403)
     if not is_refused and "Credential" not in type(error).__name__:
         return None

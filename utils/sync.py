@@ -444,9 +444,9 @@ def _fetch_plain(sync: Sync, names: list[str]) -> None:
     """Fetch files: first the list of them, which is joined with the one here, and what vouches for others last."""
     listed = written_list(sync.folder, sync.kind)
     content = storage.patiently(sync.place, lambda: storage.read_bytes(sync.place, listed.name)) or b""
-    with open(listed, "a", encoding="utf-8") as file:  # another process may add to it at the same time
-        new = set(content.decode().splitlines()) - read_written(sync.folder, sync.kind)
-        file.writelines(f"{name}\n" for name in sorted(new))
+    if new := set(content.decode().splitlines()) - read_written(sync.folder, sync.kind):
+        with open(listed, "a", encoding="utf-8") as file:  # another process may add to it at the same time
+            file.writelines(f"{name}\n" for name in sorted(new))
     names = [name for name in names if name != listed.name]
     storage.fetch_files(sync.place, sorted(names, key=lambda name: name in ("summary.json", MANIFEST)), sync.folder)
     _note_sent(sync, names)

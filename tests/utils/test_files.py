@@ -86,3 +86,13 @@ def test_json_that_is_nested_too_deeply_is_an_error_that_names_the_file(tmp_path
     (tmp_path / "a.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="a.json: damaged .nested too deeply.; expected a list"):
         files.read_object(tmp_path / "a.json", "a list")
+
+
+def test_a_link_to_a_folder_above_is_not_followed_round_and_round(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        (tmp_path / name / "up").symlink_to(tmp_path)
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    assert set(files.list_files(tmp_path)) == {"a/file", "b/file", "c/file"}
+    assert "file" in files.list_files(tmp_path / "c")

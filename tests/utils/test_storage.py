@@ -43,8 +43,12 @@ def abandon(lease):
     "name, said",
     [
         ("ftp://host/x", "expected s3://bucket/folder"),
-        ("s3://bucket", "expected a folder in a bucket, as s3://bucket/runs/shoes"),
+        ("s3://bucket", "expected a folder in a bucket, as s3://bucket/folder"),
         ("s3://bucket/", "expected a folder in a bucket"),
+        ("s3://me:password-1@bucket/x", "s3://\\*\\*\\*@bucket/x: expected letters.* and no password"),
+        ("s3://bucket/../x", "no `..`"),
+        ("s3:/bucket/x", "expected s3://bucket/folder"),
+        ("", "'': expected s3://bucket/folder"),
         ("{tmp}/nowhere/run", "{tmp}/nowhere does not exist; mount the drive"),
         ("{tmp}/file", "is a file; give a folder"),
     ],
@@ -53,7 +57,7 @@ def test_a_place_that_can_t_be_one_is_refused_in_one_line(name, said, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=said.format(tmp=tmp_path)) as error:
         storage.open_place(name.format(tmp=tmp_path), "--sync_to")
-    assert str(error.value).startswith("--sync_to ")
+    assert str(error.value).startswith("--sync_to ") and "password-1" not in str(error.value)
 
 
 def test_the_files_of_a_place_are_those_that_were_sent(place, tmp_path, monkeypatch):
