@@ -5,9 +5,13 @@ whose cores are all busy; the server is a process on the other cores, so that it
 the seconds that the steps, validations and checkpoints of the training took (seconds_* of metrics.jsonl, without the
 loading and without the rest that is sent after the last step), those of the whole process, and its CPU seconds.
 
+Such times vary by several per cent from run to run. So the sending is also done alone, with nothing else in the
+process: its CPU seconds are what it can take from a training whose cores are all busy.
+
     python tests/benchmarks/sync_speed.py --rounds 5
     python tests/benchmarks/sync_speed.py --rounds 5 --method full        # checkpoints of 68 MB
     python tests/benchmarks/sync_speed.py --rounds 5 --method full --place folder
+    python tests/benchmarks/sync_speed.py --rounds 1 --large 500          # the sending alone, also of 500 MB
 
 Run it on a machine that does nothing else, with two cores or more.
 """
@@ -23,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +35,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.benchmarks.side_by_side import others_busy
-from utils import runs, storage
-from utils.metrics_log import TIMED, read_metrics, series
+from utils import runs, storage, sync
+from utils.checkpoints import list_checkpoints, save_checkpoint
+from utils.files import note_written, start_list
+from utils.metrics_log import TIMED, append_metrics, read_metrics, series
 
 SERVER = """
 import time
@@ -112,6 +118,45 @@ def measure(words: list[str], run: Path, core: int) -> Run:
     return Run(training, whole, cpu, (others_busy() - busy - cpu) / whole)
 
 
+def send_alone(run: Path, name: str, large: int) -> None:
+    """Print the CPU milliseconds of what is done every 10 seconds, and of sending each checkpoint."""
+    one = sync.open_sync(storage.open_place(name, "--sync_to"), run, "train")
+    saved = {unit: sum(path.stat().st_size for path in unit.iterdir()) for unit in list_checkpoints(run)}
+    sync.send_changes(one)
+
+    def cost(count: int, change: Callable[[], object]) -> float:
+        spent = []
+        for _ in range(count):
+            change()
+            began = time.process_time()
+            assert not sync.send_changes(one)
+            spent.append(1000 * (time.process_time() - began))
+        return statistics.median(spent)
+
+    def add_checkpoint() -> None:
+        unit = run / f"checkpoint-{1000 + len(list_checkpoints(run))}"
+        save_checkpoint(unit, lambda new: shutil.copytree(newest, new, dirs_exist_ok=True), {}, {})
+        for path in unit.iterdir():
+            note_written(path)
+
+    def add_large() -> None:
+        (run / "large.safetensors").write_bytes(os.urandom(1_000_000) * large)
+        note_written(run / "large.safetensors")
+
+    newest, size = max(saved.items())
+    start_list(run, "train")
+    every = sync.EVERY * 1000
+    for what, spent in {
+        "nothing has changed": cost(20, lambda: None),
+        "metrics.jsonl has a new line": cost(20, lambda: append_metrics(run / "metrics.jsonl", {"step": 10**6})),
+    }.items():
+        print(f"alone, {what}: {spent:.1f} ms, every {sync.EVERY:.0f} s: {spent / every:.2%} of a core")
+    print(f"alone, a checkpoint of {size / 1e6:.1f} MB: {cost(5, add_checkpoint):.0f} ms")
+    if large:
+        print(f"alone, a file of {large} MB: {cost(3, add_large):.0f} ms")
+    sync.finish_sending(one)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=["lora", "full"], default="lora")
@@ -120,6 +165,7 @@ def main() -> None:
     parser.add_argument("--max_train_steps", type=int, default=200)
     parser.add_argument("--checkpointing_steps", type=int, default=50)
     parser.add_argument("--train_batch_size", type=int, default=4)
+    parser.add_argument("--large", type=int, default=0, metavar="MB", help="send a file of that size alone, too")
     parser.add_argument("--core", type=int, default=0, help="of the trainer; the server has the others")
     args = parser.parse_args()
     others = os.sched_getaffinity(0) - {args.core}
@@ -143,6 +189,7 @@ def main() -> None:
         for part in ("training", "whole", "cpu"):
             ratios = sorted(getattr(b, part) / getattr(a, part) - 1 for a, b in pairs)
             print(f"{part}: {statistics.median(ratios):+.2%} (from {ratios[0]:+.2%} to {ratios[-1]:+.2%})")
+        send_alone(folder / "run_with", f"{place}_alone", args.large)
 
 
 if __name__ == "__main__":
