@@ -36,6 +36,7 @@ Stamp = tuple[int, int]  # a file's size and time of change
 CHECKPOINT = re.compile(r"checkpoint-(\d+)/")
 UNIT = re.compile(r"(checkpoint-\d+|best)/")  # folders that are sent as a whole, their manifest last
 NEW_BEST = "best.new"  # where best/ is written first, so that a whole one is there at any moment
+TAKEN_OVER = "another process has taken the place over"
 _open: list["Sync"] = []  # those whose place this process has taken
 
 
@@ -163,7 +164,7 @@ def sent_after_fault() -> Iterator[None]:
 def send_changes(sync: Sync) -> dict[str, str]:
     """Send what has changed since it was sent; {name: reason} of what could not be."""
     try:
-        fault = _send_round(sync) if storage.holds(sync.lease) else "another process has taken the place over"
+        fault = _send_round(sync) if storage.holds(sync.lease) else TAKEN_OVER
     except Exception as error:  # of many libraries, at any request
         fault = storage.describe(error)
     sync.left = dict.fromkeys(_changed(sync, own_files(sync.folder, sync.kind)), fault) if fault else {}
@@ -222,7 +223,7 @@ def _send_files(sync: Sync, files: dict[str, tuple[Path, str, Stamp]]) -> str:
 
     for _ in thread_map(send, files, storage.AT_ONCE):
         pass
-    return faults[0] if faults else ""
+    return faults[0] if faults else TAKEN_OVER * sync.lease.lost.is_set()
 
 
 def _send_unit(sync: Sync, unit: str) -> str:

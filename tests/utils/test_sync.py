@@ -342,3 +342,16 @@ def test_a_server_that_was_gone_has_all_once_it_is_back(in_s3, server, tmp_path,
         f"checkpoint-{step - 5}",
     }
     assert "not sent yet; tried again" in caplog.text
+
+
+def test_a_place_that_is_taken_over_in_the_middle_of_a_checkpoint_gets_no_manifest_of_it(in_s3, server, tmp_path):
+    one = enter(in_s3, make_run(tmp_path / "run", 5))
+
+    def lose(request):
+        if request["REQUEST_METHOD"] == "PUT" and "checkpoint-5" in request["PATH_INFO"]:
+            one.lease.lost.set()
+
+    server.fault = lose
+    assert "checkpoint-5/MANIFEST.json" in sync.send_changes(one)
+    server.fault = lambda request: None
+    assert "checkpoint-5/MANIFEST.json" not in storage.list_place(one.place)
