@@ -15,6 +15,7 @@ import pytest
 import yaml
 from modal._serialization import deserialize
 from modal.app import LocalEntrypoint
+from modal.mount import ROOT_DIR
 from modal_proto import api_pb2 as api
 
 import evaluate
@@ -96,7 +97,7 @@ def test_the_image_has_the_pinned_packages_and_then_the_code_and_nothing_else(as
         "ENV PYTHONUNBUFFERED=1",
         "WORKDIR /workspace",
     ]
-    added = {file.filename for one in asked["MountGetOrCreate"] for file in one.files} - {"/root/modal_app.py"}
+    added = {file.filename for one in asked["MountGetOrCreate"] for file in one.files} - {f"{ROOT_DIR}/modal_app.py"}
     assert added >= {f"/app/{name}" for name in TRACKED if is_in_context(name)}
     assert all(name.startswith("/app/") and is_in_context(name.removeprefix("/app/")) for name in added)
 
@@ -160,7 +161,7 @@ def start_container(folder: Path, *words: str, **more: str) -> subprocess.Popen[
     )
 
 
-# What a trainer does that is told to end: it saves a checkpoint, and its exit code names the signal.
+# In the place of a trainer: at SIGTERM it saves a checkpoint, and its exit code names the signal.
 SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
