@@ -176,18 +176,18 @@ class Load:
     vae_batch: int = 1
 
 
-def estimate_memory(model: str, family: str, load: Load) -> Phases:
-    """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
-    encoders = [build_part(model, part, load.dtype) for part in FAMILIES[family].TEXT_ENCODERS]
-    vae = build_part(model, "vae")
-    with torch.no_grad():
-        texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch))
-        images = most_live_bytes(lambda: vae.encode(_meta(vae, load.vae_batch, 3, load.height, load.width)))
-        encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch)
-    phases = {
-        "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
-        "VAE encoding": {"weights": _bytes(vae), "activations": images},
-    }
+class Step(NamedTuple):
+    """A training step on the meta device: what runs it, the models in it, and their trained weights."""
+
+    run: Callable[[], None]
+    parts: list[Module]
+    trained: list[torch.nn.Parameter]
+
+
+def build_step(model: str, family: str, load: Load) -> Step:
+    """Forward and backward of a micro-batch, from the model's configs alone; texts are encoded in it if trained."""
+    encoders = _build_encoders(model, family, load)
+    encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch)
     unet = build_part(model, "unet", load.dtype).train()
     trained, parts = choose_parameters(unet, load.adapter), [unet]
     if load.train_text_encoder:
@@ -203,11 +203,9 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
         unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
         for encoder in parts[1:]:
             encoder.activation_checkpointing_enable(options)
-    for parameter in trained:  # they are there from the second micro-batch on, and have a line of their own
-        parameter.grad = torch.empty_like(parameter)
-    latents = [side // vae_step(vae.config) for side in (load.height, load.width)]
+    latents = [side // vae_step(read_config(model, "vae/config.json")) for side in (load.height, load.width)]
 
-    def step():
+    def run() -> None:
         embeds, pooled = encoded or _encode_text(family, encoders, load.micro_batch)
         noisy = _meta(unet, load.micro_batch, unet.config.in_channels, *latents)
         more = {"text_embeds": pooled, "time_ids": _meta(unet, load.micro_batch, 6)} if pooled is not None else None
@@ -215,16 +213,35 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
         predicted = unet(noisy, times, embeds, added_cond_kwargs=more).sample.float()
         torch.autograd.backward(F.mse_loss(predicted, torch.empty_like(predicted)))
 
-    floats = 4 * _count(trained)
-    phases["training"] = {
-        "frozen weights": sum(map(_bytes, parts)),
-        "trained weights": floats,
-        "gradients": floats,
-        "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(trained)),
-        "EMA": floats if load.ema else 0,
-        "activations": most_live_bytes(step, load.autocast),
+    return Step(run, parts, trained)
+
+
+def estimate_memory(model: str, family: str, load: Load) -> Phases:
+    """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
+    encoders, vae = _build_encoders(model, family, load), build_part(model, "vae")
+    with torch.no_grad():
+        texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch))
+        images = most_live_bytes(lambda: vae.encode(_meta(vae, load.vae_batch, 3, load.height, load.width)))
+    step = build_step(model, family, load)
+    for parameter in step.trained:  # they are there from the second micro-batch on, and have a line of their own
+        parameter.grad = torch.empty_like(parameter)
+    floats = 4 * _count(step.trained)
+    return {
+        "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
+        "VAE encoding": {"weights": _bytes(vae), "activations": images},
+        "training": {
+            "frozen weights": sum(map(_bytes, step.parts)),
+            "trained weights": floats,
+            "gradients": floats,
+            "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
+            "EMA": floats if load.ema else 0,
+            "activations": most_live_bytes(step.run, load.autocast),
+        },
     }
-    return phases
+
+
+def _build_encoders(model: str, family: str, load: Load) -> list[Module]:
+    return [build_part(model, part, load.dtype) for part in FAMILIES[family].TEXT_ENCODERS]
 
 
 def _meta(module: Module, *shape: int) -> torch.Tensor:
