@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -423,21 +424,25 @@ def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
     return max(size for size in range(1, effective + 1) if effective % size == 0 and size <= fits)
 
 
-def suggest_config(device_type: str, gpu_name: str, count: int) -> str:
+def suggest_config(device_type: str, gpu_name: str, memory_gib: float, count: int) -> str:
     """The file of accelerate_configs/ for this hardware."""
     import torch
 
     from utils import devices
 
+    known = {"T4", "P100", "V100", "L4"} & set(re.findall(r"\w+", gpu_name))  # whole words: L40S is no L4, T400 no T4
     if device_type != "cuda":
         name = device_type
     elif count > 1:
         name = "multi_gpu"
+    elif known:
+        name = known.pop().lower()
+    elif re.search(r"\bG?H[12]00\b", gpu_name):
+        name = "h100"
+    elif not devices.has_real_bf16(torch.device("cuda")):
+        name = "t4"
     else:
-        known = {"T4": "t4", "P100": "p100", "V100": "v100", "A100": "a100", "H100": "h100", "H200": "h100"}
-        # Any other GPU: the settings of the A100 if bf16 is real, else those of the T4.
-        other = "a100" if devices.has_real_bf16(torch.device("cuda")) else "t4"
-        name = next((config for part, config in known.items() if part in gpu_name), other)
+        name = "rtx_4090" if memory_gib < 36 else "a100_40gb" if memory_gib < 60 else "a100"
     return f"accelerate_configs/{name}.yaml"
 
 
@@ -474,7 +479,7 @@ def recommend(dataset: Path | None, model: bool) -> dict[str, Any]:
     share = max(1, EFFECTIVE_BATCH // count)
     batch = suggest_batch(device.type, total / GIB, share)
     accumulation = share // batch
-    config = suggest_config(device.type, torch.cuda.get_device_name() if on_cuda else "", count)
+    config = suggest_config(device.type, torch.cuda.get_device_name() if on_cuda else "", total / GIB, count)
     launch = f"accelerate launch --config_file {config} --mixed_precision {precision.mixed_precision}"
     if count > 1:
         launch += f" --num_processes {count}"

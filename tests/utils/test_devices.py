@@ -116,6 +116,8 @@ def test_memory_of_this_machine_is_plausible():
         ("mps", 24, 16, 2),
         ("cpu", 8, 16, 2),
         ("cuda", 16, 16, 16),
+        ("cuda", 22, 64, 16),
+        ("cuda", 39.4, 64, 32),
         ("cuda", 8, 16, 4),
         ("cuda", 4, 16, 1),
         ("cuda", 80, 6, 6),
@@ -126,15 +128,28 @@ def test_suggested_batch_divides_the_effective_one(kind, memory, effective, batc
 
 
 @pytest.mark.parametrize(
-    ("gpu", "count", "real_bf16", "config"),
-    [("Tesla T4", 1, False, "t4"), ("NVIDIA A100-SXM4-80GB", 1, True, "a100"), ("NVIDIA H200", 1, True, "h100")]
-    + [("Tesla V100-SXM2-16GB", 1, False, "v100"), ("Tesla P100-PCIE-16GB", 1, False, "p100")]
-    + [
-        ("NVIDIA RTX 4090", 1, True, "a100"),
-        ("NVIDIA GTX 1080", 1, False, "t4"),
-        ("NVIDIA H100", 8, True, "multi_gpu"),
+    ("gpu", "memory", "real_bf16", "config"),
+    [
+        ("Tesla T4", 14.6, False, "t4"),
+        ("NVIDIA T400 4GB", 3.8, False, "t4"),
+        ("NVIDIA GeForce GTX 1080", 7.9, False, "t4"),
+        ("Tesla V100-SXM2-16GB", 15.8, False, "v100"),
+        ("Tesla P100-PCIE-16GB", 15.9, False, "p100"),
+        ("NVIDIA L4", 22.0, True, "l4"),
+        ("NVIDIA A10G", 22.1, True, "rtx_4090"),
+        ("NVIDIA GeForce RTX 3090", 23.7, True, "rtx_4090"),
+        ("NVIDIA GeForce RTX 4090", 23.5, True, "rtx_4090"),
+        ("NVIDIA GeForce RTX 5090", 31.4, True, "rtx_4090"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, True, "a100_40gb"),
+        ("NVIDIA L40S", 44.4, True, "a100_40gb"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, True, "a100"),
+        ("NVIDIA B200", 178.4, True, "a100"),
+        ("NVIDIA H100 80GB HBM3", 79.1, True, "h100"),
+        ("NVIDIA GH200 480GB", 95.0, True, "h100"),
+        ("NVIDIA H200", 139.8, True, "h100"),
     ],
 )
-def test_suggested_config_fits_the_gpu(monkeypatch, gpu, count, real_bf16, config):
+def test_suggested_config_fits_the_gpu(monkeypatch, gpu, memory, real_bf16, config):
     monkeypatch.setattr(devices, "has_real_bf16", lambda device: real_bf16)
-    assert suggest_config("cuda", gpu, count) == f"accelerate_configs/{config}.yaml"
+    assert suggest_config("cuda", gpu, memory, 1) == f"accelerate_configs/{config}.yaml"
+    assert suggest_config("cuda", gpu, memory, 8) == "accelerate_configs/multi_gpu.yaml"
