@@ -438,12 +438,16 @@ class Settings(argparse.Namespace):
     interpolated: dict[str, Any]
 
 
+def start_script() -> list[str]:
+    """The words of the command line, at the start of a script."""
+    gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
+    ignore_closed_pipes()
+    return sys.argv[1:]
+
+
 def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; with --config, on top of that file's settings."""
-    if argv is None:  # the script's own start
-        gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
-        ignore_closed_pipes()
-        argv = sys.argv[1:]
+    argv = start_script() if argv is None else argv
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     path = peek.parse_known_args(argv)[0].config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -99,6 +100,28 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
     except BrokenProcessPool:
         raise UserError("a worker process was killed, probably for lack of memory; use fewer --num_workers") from None
     finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def other_process() -> Iterator[Callable[..., Any]]:
+    """A function that calls another one, with its arguments, in a process of its own: the same one each time.
+
+    What those hold of the device's memory is free again after the block.
+    """
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+    def call(function: Callable[..., Result], *values: Any) -> Result:
+        try:
+            return pool.submit(function, *values).result()
+        except BrokenProcessPool:
+            raise UserError("a process was killed, probably for lack of memory") from None
+
+    try:
+        yield call
+    finally:
+        for process in (pool._processes or {}).values():  # its work is of no use any more, as after Ctrl-C
+            process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

