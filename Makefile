@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
-PACKAGES := utils families preparation training generation evaluation notebooks
+PACKAGES := utils families preparation training generation evaluation benchmarking notebooks
 
 .PHONY: help setup experiment demo test test-fast test-slow lint format lock check-install clean
 help:  ## list the targets

@@ -42,7 +42,6 @@ from benchmarking.search import Row, Trial
 from benchmarking.trainer import lacks_memory, launch_words, read_launch_config, run_trainer, why_failed
 from families import models, sampler
 from families.names import DEFAULT_MODEL, FAMILIES
-from families.published import read_published, write_configs, write_random_model
 from training import encoding, examples, memory, prior, setup
 from training.batches import plan_batch
 from training.build import Recipe
@@ -112,14 +111,16 @@ def make_parser() -> cli.Parser:
     )
     group.add_argument("--family", choices=list(FAMILIES), help="of a model with random weights")
     group.add_argument("--random_weights", action="store_true", help="of the family's published sizes; no download")
-    group.add_argument("--train_data_dir", metavar="DIR|s3://…", help="default: the recipe's; without, images are drawn")
+    group.add_argument("--train_data_dir", metavar="DIR|s3://…", help="default: the recipe's; if none, drawn")
     group.add_argument("--resolution", type=cli.pixels, help="default: the recipe's, else the model's own")
-    group.add_argument("--effective_batch_size", type=cli.positive, metavar="N", help="samples a step; default: the recipe's")
+    group.add_argument(
+        "--effective_batch_size", type=cli.positive, metavar="N", help="samples a step; default: the recipe's"
+    )
     group.add_argument("--max_train_steps", type=cli.positive, help="to estimate the time of; default: the recipe's")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: as the trainer chooses")
     group.add_argument("--trainer_flags", default="", metavar='"--rank 64"', help="more; or write them after `--`")
     group = parser.add_argument_group("how it is measured")
-    group.add_argument("--config_file", type=Path, metavar="FILE", help="of accelerate_configs/: start it by accelerate")
+    group.add_argument("--config_file", type=Path, metavar="FILE", help="as accelerate_configs/a100.yaml")
     group.add_argument("--repeats", type=cli.Range(1, 1000, int), default=8, metavar="N", help="steps, after a warm-up")
     group.add_argument(
         "--generate_batch_sizes",
@@ -234,54 +235,63 @@ def prepare(job: Job) -> Prepared:
     return Prepared(args, start, read_recipe(args, effective), effective)
 
 
+def make_random_model(job: Job) -> None:
+    """The model of published sizes; in bfloat16 for a GPU, which takes half the room."""
+    from families.published import write_random_model
+
+    half = devices.pick_device().type == "cuda"
+    write_random_model(job.model, job.out / "model", torch.bfloat16 if half else torch.float32)
+
+
+def with_configs_alone(job: Job, folder: Path) -> Job:
+    """The job with a model of configs, which are enough for a dry run."""
+    from families.published import read_published, write_configs
+
+    model = str(write_configs(read_published(job.model), folder))
+    return replace(job, words=tuple(model if word == str(job.out / "model") else word for word in job.words))
+
+
 def describe_job(job: Job, dry_run: bool) -> dict[str, Any]:
     """The facts of the machine, of the training, and the memory that it is estimated to take.
 
     Unless `dry_run`, the model with random weights and the images that are missing are made.
     """
-    if job.model and not dry_run:
-        half = devices.pick_device().type == "cuda"
-        write_random_model(job.model, job.out / "model", torch.bfloat16 if half else torch.float32)
-    with contextlib.ExitStack() as stack:
-        if job.model and dry_run:  # configs are enough
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_configs(read_published(job.model), place)
-            job = replace(job, words=tuple(str(place) if word == str(job.out / "model") else word for word in job.words))
-        args, start, recipe, effective = prepare(job)
-        images = drawings.NUMBER
-        if not (job.drawn and dry_run):
-            if job.drawn:
-                drawings.draw_images(job.out / "images", args.resolution)
-            images = count_images(job, args)
-        facts = {
-            "machine": describe_machine(start.accelerator.device),
-            "settings": cli.settings_of(args) | {"effective_batch_size": effective},
-            "estimates": estimate_peaks(args, start, recipe),
-            "class_images": missing_class_images(job, args, dry_run),
-            "views": images * setup.read_views(args).crops * (1 + args.random_flip),
-        }
-        steps = setup.count_steps(args, images)
-        precision = start.precision
-        facts["recipe"] = {
+    with tempfile.TemporaryDirectory() as name:
+        if job.model and dry_run:
+            job = with_configs_alone(job, Path(name))
+        elif job.model:
+            make_random_model(job)
+        return describe_prepared(job, dry_run)
+
+
+def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
+    args, start, recipe, effective = prepare(job)
+    if job.drawn and not dry_run:
+        drawings.draw_images(job.out / "images", args.resolution)
+    images = drawings.NUMBER if job.drawn else len(read_records(job, args)[0])
+    steps, validation_steps = setup.count_steps(args, images)
+    return {
+        "machine": describe_machine(start.accelerator.device),
+        "settings": cli.settings_of(args) | {"effective_batch_size": effective},
+        "estimates": estimate_peaks(args, start, recipe),
+        "class_images": missing_class_images(job, args, dry_run),
+        "views": images * setup.read_views(args).crops * (1 + args.random_flip),
+        "recipe": {
             "script": job.script,
             "model": MODELS[job.model] if job.model else args.pretrained_model_name_or_path,
             "random_weights": bool(job.model),
             "family": start.family,
             "resolution": args.resolution,
-            "mixed_precision": precision.mixed_precision,
-            "precision": precision.reason,
+            "mixed_precision": start.precision.mixed_precision,
+            "precision": start.precision.reason,
             "effective_batch_size": effective,
             "processes": job.processes,
             "images": images,
             "drawn": job.drawn,
-            "max_train_steps": steps[0],
-            "validation_steps": steps[1],
-        }
-        return facts
-
-
-def count_images(job: Job, args: argparse.Namespace) -> int:
-    return len(read_records(job, args)[0])
+            "max_train_steps": steps,
+            "validation_steps": validation_steps,
+        },
+    }
 
 
 def read_records(job: Job, args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
@@ -352,7 +362,7 @@ def time_repeatedly(work: Callable[[], object], items: int, repeats: int) -> dic
 
 
 def time_rates(job: Job, repeats: int) -> dict[str, Any]:
-    """Images a second read, cropped and resized by one thread; images and captions a second encoded, as for the cache."""
+    """Images a second read, cropped and resized by one thread; images and captions encoded, as for the cache."""
     args, start = prepare(job)[:2]
     device = start.accelerator.device
     some = examples.load_examples(read_records(job, args)[0][: drawings.NUMBER], start.shapes)

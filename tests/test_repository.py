@@ -97,6 +97,7 @@ NEEDED = {
     "train_classifier": "--real r --synthetic s --target t",
     "generate": "--prompt x --num_images 1",
     "evaluate": "--real r --generated g --output_dir o",
+    "benchmark": "",
 }
 # Read in loops over names, as getattr(args, name). Of the trainers: use_8bit_adam sets --optimizer, and published
 # diffusers commands carry set_grads_to_none, for which there is a warning that it is always done.
@@ -105,6 +106,7 @@ NOT_BY_ATTRIBUTE = {
     "train_dreambooth": {"use_8bit_adam", "set_grads_to_none"},
     "generate": {"control_images", "enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"}
     | {"prompt_plan", "prompts_file", "reject_near_train"},
+    "benchmark": {"effective_batch_size", "max_train_steps", "mixed_precision", "resolution"},
     "evaluate": {"generated", "instance_data_dir", "prior_after", "real", "train"},
 }
 
