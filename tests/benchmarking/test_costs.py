@@ -50,8 +50,8 @@ def test_validations_and_checkpoints_are_counted_as_the_trainers_do(plan, valida
 
 
 def test_the_estimate_adds_the_parts_of_a_longer_training():
-    validation = [{"step": 0, "seconds_validation": 5.0, "seconds_loading": 7.0}, {"step": 6, "seconds_validation": 3.0}]
-    records = [*validation, *log([4.0, 2.0, 1.0, 1.0, 1.0, 1.0]), {"step": 6, "seconds_checkpoint": 0.5}]
+    first, last = {"step": 0, "seconds_validation": 5.0, "seconds_loading": 7.0}, {"step": 6, "seconds_validation": 3.0}
+    records = [first, last, *log([4.0, 2.0, 1.0, 1.0, 1.0, 1.0]), {"step": 6, "seconds_checkpoint": 0.5}]
     whole = 10 + 7 + 8 + 0.5 + 10  # start and end, loading, validations, a checkpoint, steps
     found = costs.costs_of(records, whole, rounds=2)
     assert found["start_and_end"] == pytest.approx(14)  # with what the first steps took longer
