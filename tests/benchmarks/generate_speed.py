@@ -65,6 +65,8 @@ def plain_loop(args: argparse.Namespace) -> None:
             generator=torch.Generator().manual_seed(args.seed + i),
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
+            height=args.resolution,
+            width=args.resolution,
         ).images[0]
         image.save(args.plain_loop / f"{i:06d}.png")
     rate = len(prompts) / (time.perf_counter() - began)
@@ -100,6 +102,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lora", help="the folder of a run, for both; default: none")
     parser.add_argument("--plain_loop", type=Path, metavar="DIR", help="draw the loop's images there, no more")
     parser.add_argument("--loop_images", type=int, help="that the plain loop draws; default: as many")
+    parser.add_argument("--resolution", type=int, help="pixels a side; default: the model's own")
     parser.add_argument("--ours_flags", default="", help="more flags for generate.py, in one string")
     values = {"pretrained_model_name_or_path": "demo", "num_images": 64, "num_inference_steps": 25, "seed": 0}
     values |= {"guidance_scale": 7.5, "batch_size": 8, "mixed_precision": "no", "repeats": 1, "threads": os.cpu_count()}
@@ -121,7 +124,8 @@ def main(args: argparse.Namespace) -> None:
         same = "pretrained_model_name_or_path num_inference_steps guidance_scale seed mixed_precision"
         for flag in same.split():
             shared += f" --{flag} {shlex.quote(str(getattr(args, flag)))}"
-        shared += f" --lora {shlex.quote(args.lora)}" if args.lora else ""
+        for flag in ("lora", "resolution"):
+            shared += f" --{flag} {shlex.quote(str(value))}" if (value := getattr(args, flag)) else ""
         for turn in range(args.repeats):
             folder = {"ours": Path(name) / f"ours{turn}", "plain loop": Path(name) / f"loop{turn}"}
             folder["plain loop"].mkdir()

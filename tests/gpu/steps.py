@@ -1,0 +1,515 @@
+"""The steps of check.py, in order of importance: each runs commands as a user would, and returns a figure.
+
+A step raises Skipped where it can't be run and Failed where something did not do what it should. As a script, this
+runs one step of a check that is under way, in its folder:
+
+    python tests/gpu/steps.py --folder runs/gpu_check --step resume
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.gpu import commands
+from tests.gpu.commands import MODELS, Failed, Machine, Model, Setup, Skipped
+from utils.files import write_json
+
+SD = commands.find_model("sd1")  # of the steps that need no particular size
+CONFIGS = {"cuda": "multi_gpu", "cpu": "cpu_2proc"}
+CLOSE = {"no": 1e-4, "bf16": 0.03, "fp16": 0.03}  # losses of one plan, relative, after 8 steps
+
+
+class Step(NamedTuple):
+    """`limit`: seconds; `needs`: steps that have to pass before; `alone`: it measures time or fills the memory."""
+
+    name: str
+    title: str
+    run: Callable[[Setup], str]
+    limit: int
+    needs: tuple[str, ...] = ()
+    alone: bool = False
+
+
+# The machine
+
+
+def check_environment(setup: Setup) -> str:
+    words = [sys.executable, "check_environment.py", "--json"]
+    done = subprocess.run(words, cwd=ROOT, env=commands.environment(setup), capture_output=True, text=True)
+    if not done.stdout.startswith("{"):
+        raise Failed(commands.last_words(done.stderr))
+    (setup.folder / "environment.json").write_text(done.stdout)
+    found = json.loads(done.stdout)
+    if not found["ready"]:
+        errors = [one for one in found["checks"] if one["status"] == "error" and one["critical"]]
+        raise Failed("; ".join(f"{one['name']}: {one['detail']}" for one in errors))
+    advice = found["recommendation"]
+    if advice["device"].startswith("CPU") != (setup.device == "cpu"):
+        raise Failed(f"the scripts would compute on {advice['device']}")
+    return f"{advice['reason']}; suggested batch {advice['train_batch_size']}, {advice['accelerate_config']}"
+
+
+def write_weights(setup: Setup, family: str) -> str:
+    folder, began = commands.weights_of(setup, family), time.monotonic()
+    if setup.tiny:
+        from tests.tiny_models import build_tiny
+
+        build_tiny(folder, family)
+    else:
+        import torch
+        from families.published import write_random_model
+
+        write_random_model(family, folder, torch.bfloat16)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{size / 1e9:.1f} GB in {time.monotonic() - began:.0f} s"
+
+
+# The trainers
+
+
+def train_in(setup: Setup, precision: str) -> str:
+    """train_lora.py, with what a GPU does otherwise: half precision, validation with an image."""
+    name = f"lora_{precision}"
+    words = "--mixed_precision", precision, "--held_out", 0.25, "--validation_steps", 8, "--num_validation_samples", 8
+    words += "--num_validation_images", 1, "--validation_inference_steps", 2, "--checkpointing_steps", 4
+    done = commands.train_lora(setup, SD, name, *words)
+    commands.check_precision(name, done.log, precision)
+    losses, held_out = commands.losses_of(setup, name), commands.losses_of(setup, name, "val_loss")
+    change = f"held-out loss {held_out[0]:.4f} → {held_out[-1]:.4f}"
+    return f"{len(losses)} losses finite, {change}; peak {done.peak:.1f} GiB"
+
+
+def dreambooth_words(setup: Setup, name: str, *more: object) -> list[object]:
+    side = commands.side_of(setup, SD)
+    short = "--train_batch_size 1 --gradient_accumulation_steps 2 --max_train_steps 6 --validation_steps 0 --seed 0"
+    short += " --checkpointing_steps 0 --logging_steps 1 --report_to none --resolution"
+    words = ["--pretrained_model_name_or_path", commands.weights_of(setup, SD.family), *short.split(), side]
+    words += ["--instance_data_dir", commands.photos(setup, 6, side, captions=False)]
+    words += ["--instance_prompt", "a photo of sks shapes", "--output_dir", commands.run_folder(setup, name)]
+    return [*words, *more]
+
+
+def teach_lora(setup: Setup) -> str:
+    name, half = "dreambooth_lora", setup.machine.half
+    words = dreambooth_words(setup, name, "--mixed_precision", half, "--train_text_encoder", "--no-output_kohya_format")
+    done = commands.measure(setup, name, "train_dreambooth.py", words)
+    commands.check_precision(name, done.log, half)
+    losses = commands.losses_of(setup, name)
+    return f"{half}, text encoder too: {len(losses)} losses finite; peak {done.peak:.1f} GiB"
+
+
+def teach_all_weights(setup: Setup) -> str:
+    """All weights, with prior preservation, whose class images are generated here."""
+    if setup.device == "cuda" and setup.machine.memory_gib < 23:
+        raise Skipped(f"weights, gradients and optimizer take 20 GiB, and this GPU has {setup.machine.memory_gib:.0f}")
+    name, half = "dreambooth_full", setup.machine.half
+    classes = setup.folder / "data/class"
+    more = "--mixed_precision", half, "--method", "full", "--with_prior_preservation", "--class_data_dir", classes
+    more += "--class_prompt", "a photo of shapes", "--num_class_images", 2, "--validation_inference_steps", 2
+    words = dreambooth_words(setup, name, *more)
+    done = commands.measure(setup, name, "train_dreambooth.py", words, "--keep_noise")
+    commands.check_precision(name, done.log, half)
+    losses = commands.losses_of(setup, name) + commands.losses_of(setup, name, "prior_loss")
+    shutil.rmtree(commands.run_folder(setup, name) / "unet")  # the largest file of all
+    return f"{half} with prior preservation: {len(losses)} losses finite; peak {done.peak:.1f} GiB"
+
+
+def classify(setup: Setup) -> str:
+    data, out, half = setup.folder / "data/classes", setup.folder / "runs/classifier", setup.machine.half
+    commands.coloured(data / "real/train", 0, 40)
+    commands.coloured(data / "real/test", 100, 28)
+    commands.coloured(data / "synthetic", 200, 40)
+    words = ["--real", data / "real", "--synthetic", data / "synthetic", "--target", "colour", "--output_dir", out]
+    short = "--real_shares 1 --synthetic_ratios 1 --max_train_steps 30 --train_batch_size 16 --num_workers 2"
+    words += [*short.split(), "--resolution", 32, "--mixed_precision", half]
+    done = commands.measure(setup, "classifier", "train_classifier.py", words)
+    commands.check_precision("classifier", done.log, half)
+    best = max(arm["accuracy_interval"][0] for arm in commands.read_json(out / "results.json")["arms"])
+    return f"{half}: accuracy {best:.2f} of 4 colours; peak {done.peak:.1f} GiB"
+
+
+# Exactness
+
+
+def kill_and_resume(setup: Setup, whole: str, name: str, *options: object) -> tuple[bool, float, float]:
+    """The training `whole` again, killed after its sixth step and resumed: see commands.compare_loras."""
+    precision = setup.machine.half
+    words = "--mixed_precision", precision, "--checkpointing_steps", 4, "--held_out", 0.25
+    if whole != f"lora_{precision}":
+        commands.train_lora(setup, SD, whole, *words, options=options)
+    killed = f"{name}_killed"
+    again = commands.lora_words(setup, SD, name, *words)
+    process = commands.start(
+        setup, killed, commands.command(setup, killed, "train_lora.py", again, "--kill_after", 6, *options)
+    )
+    commands.finish(setup, killed, process, expected=-signal.SIGKILL)
+    done = commands.measure(setup, name, "train_lora.py", again, *options)
+    if "resuming from" not in done.log:
+        raise Failed(f"{name} began anew: {commands.last_words(done.log)}")
+    return commands.compare_loras(commands.run_folder(setup, whole), commands.run_folder(setup, name))
+
+
+def resume(setup: Setup) -> str:
+    """Equal to the byte, or else how far off, and whether the device's kernels or the resuming are the cause."""
+    equal, largest, relative = kill_and_resume(setup, f"lora_{setup.machine.half}", "resumed")
+    if equal:
+        return "killed after step 6 of 8 and resumed: equal to the byte"
+    off = f"off by {largest:.1e} at most, {relative:.1e} relative"
+    equal, largest, _ = kill_and_resume(setup, "deterministic", "resumed_deterministic", "--deterministic")
+    if not equal:
+        raise Failed(f"{off}; with deterministic kernels still by {largest:.1e}")
+    return f"{off}; with torch's deterministic kernels equal to the byte"
+
+
+def precision(setup: Setup) -> str:
+    half = setup.machine.half
+    commands.train_lora(setup, SD, "lora_no", "--mixed_precision", "no", "--held_out", 0.25)
+    off = commands.apart(commands.losses_of(setup, "lora_no"), commands.losses_of(setup, f"lora_{half}"))
+    return within(off, CLOSE[half], f"losses of {half} against float32")
+
+
+def within(off: float, limit: float, what: str) -> str:
+    if not off <= limit:
+        raise Failed(f"{what} are {off:.1e} apart (at most {limit:.0e} expected)")
+    return f"{what}: {off:.1e} apart at most"
+
+
+# Full memory
+
+
+def size_of_batches(setup: Setup) -> float:
+    """GiB in which a sample fits and a batch of 16 does not, by the estimate."""
+    import torch
+
+    from families.lora import UNET_TARGETS, Adapter
+    from training.memory import Load, estimate_memory
+
+    side = commands.side_of(setup, SD)
+    dtype = torch.float16 if setup.machine.half == "fp16" else torch.bfloat16
+
+    def needed(micro: int) -> float:
+        adapter = Adapter(8, 16, 0.0, tuple(UNET_TARGETS), False, False)
+        load = Load(adapter, micro, side, side, dtype=dtype, autocast=dtype, gradient_checkpointing=False)
+        phases = estimate_memory(str(commands.weights_of(setup, SD.family)), SD.family, load)
+        return sum(phases["training"].values()) / 2**30
+
+    return (needed(1) + needed(16)) / 2
+
+
+def fill_memory(setup: Setup, leave_gib: float, samples: int) -> tuple[tuple[object, ...], str]:
+    """What measured.py does to fill the memory, and how to say it; on a CPU the error comes from nowhere."""
+    if setup.device == "cpu":
+        return ("--refuse_samples", samples), "as if the memory were full"
+    return ("--leave_gib", leave_gib), f"{leave_gib:.1f} GiB free"
+
+
+def train_out_of_memory(setup: Setup) -> str:
+    options, free = fill_memory(setup, size_of_batches(setup), 4)
+    shared = "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing", "--max_train_steps", 2
+    large = "--train_batch_size", 16, "--gradient_accumulation_steps", 1
+    done = commands.train_lora(setup, SD, "full_memory", *shared, *large, options=options)
+    sizes = re.findall(r"out of memory: (\d+) samples at once", done.log)
+    if not sizes:
+        raise Failed(f"16 samples at once did not run out of memory ({free}), against the estimate")
+    small = "--train_batch_size", sizes[-1], "--gradient_accumulation_steps", 16 // int(sizes[-1])
+    commands.train_lora(setup, SD, "small_batch", *shared, *small)
+    folders = [commands.run_folder(setup, name) for name in ("small_batch", "full_memory")]
+    equal, largest, relative = commands.compare_loras(*folders)
+    found = f"16 samples at once, {free}: halved to {sizes[-1]}, result"
+    if relative > 1e-2:
+        raise Failed(f"{found} {relative:.1e} from that of {sizes[-1]} at once")
+    return f"{found} equal to the byte" if equal else f"{found} within {largest:.1e} ({relative:.1e} relative)"
+
+
+def generate_words(setup: Setup, model: Model, name: str, *more: object) -> list[object]:
+    words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), "--seed", 0]
+    words += ["--output_dir", setup.folder / "runs" / name, "--resolution", commands.side_of(setup, model)]
+    return [*words, "--mixed_precision", setup.machine.half, *more]
+
+
+def generate_out_of_memory(setup: Setup) -> str:
+    options, free = fill_memory(setup, min(10.0, 0.8 * setup.machine.memory_gib), 32)
+    name, count = "generate_full_memory", 32 if setup.tiny else 128
+    words = "--prompt", "a photo of shapes", "--num_images", count, "--num_inference_steps", 2, "--batch_size"
+    large = generate_words(setup, SD, name, *words, count)
+    done = commands.measure(setup, name, "generate.py", large, "--keep_noise", *options)
+    sizes = re.findall(r"out of memory: (\d+) images? at once", done.log)
+    if not sizes:
+        raise Failed(f"{count} images at once did not run out of memory ({free})")
+    from tests.benchmarks.generate_speed import largest_difference  # here: it imports torch, which takes seconds
+
+    small = generate_words(setup, SD, "generate_small_batch", *words, sizes[-1])
+    commands.measure(setup, "generate_small_batch", "generate.py", small, "--keep_noise")
+    levels = largest_difference(
+        *(setup.folder / "runs" / one / "images" for one in (name, "generate_small_batch")), count
+    )
+    found = f"{count} images at once, {free}: halved to {sizes[-1]}, all made, {levels} levels of 255 apart at most"
+    if levels > 8:
+        raise Failed(f"{found} from those of {sizes[-1]} at once")
+    return found
+
+
+# Options
+
+
+def train_8bit(setup: Setup) -> str:
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # whatever its binary raises
+        reason = f"bitsandbytes can't be used ({' '.join(str(error).split())[:100]})"
+        raise Skipped(f"{reason}: pip install -r requirements-cuda.txt") from error
+    half = setup.machine.half
+    words = "--mixed_precision", half, "--held_out", 0.25, "--optimizer", "adamw8bit"
+    commands.train_lora(setup, SD, "adamw8bit", *words)
+    off = commands.apart(commands.losses_of(setup, f"lora_{half}"), commands.losses_of(setup, "adamw8bit"))
+    return within(off, 0.05, "losses of 8-bit and of 32-bit AdamW")
+
+
+def speed_run(setup: Setup, model: Model, name: str, *more: object) -> commands.Measured:
+    """A training for its speed and memory: no accumulation, no gradient checkpointing unless `more` says so."""
+    steps = 24 if model.resolution <= 512 else 12
+    words = "--train_batch_size", model.batch, "--gradient_accumulation_steps", 1, "--max_train_steps", steps
+    words += "--max_train_samples", 64, "--lora_alpha", 8
+    words += "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing"
+    return commands.train_lora(setup, model, name, *words, *more)
+
+
+def faster(plain: commands.Measured, other: commands.Measured) -> str:
+    rates = [commands.steps_per_second(done.steps) for done in (plain, other)]
+    return f"{rates[0]:.2f} → {rates[1]:.2f} steps/s ({rates[1] / rates[0]:.2f}×)"
+
+
+def compile_unet(setup: Setup) -> str:
+    plain = speed_run(setup, SD, "speed_sd1")
+    other = speed_run(setup, SD, "compiled", "--compile")
+    off = commands.apart(commands.losses_of(setup, "speed_sd1"), commands.losses_of(setup, "compiled"))
+    same = within(off, CLOSE[setup.machine.half], "losses")
+    return f"{faster(plain, other)}, {other.steps[0] - plain.steps[0]:.0f} s to compile; {same}"
+
+
+def allow_tf32(setup: Setup) -> str:
+    if setup.device == "cpu":
+        raise Skipped("a CPU has no TF32")
+    plain = speed_run(setup, SD, "float32", "--mixed_precision", "no")
+    other = speed_run(setup, SD, "tf32", "--mixed_precision", "no", "--allow_tf32")
+    off = commands.apart(commands.losses_of(setup, "float32"), commands.losses_of(setup, "tf32"))
+    return f"{faster(plain, other)}; {within(off, 0.01, 'losses')}"
+
+
+# Memory and speed at published sizes
+
+
+def read_estimate(log: str) -> float:
+    """GiB at the peak, as --dry_run prints it."""
+    return int(re.search(r"([\d,]+) MiB at the peak", log)[1].replace(",", "")) / 1024
+
+
+def compare_memory(setup: Setup, model: Model) -> str:
+    """The estimate against what tensors held at the peak; what torch reserves beside it is given, not judged."""
+    runs = {f"checkpointed_{model.family}": "--gradient_checkpointing"}
+    runs |= {f"speed_{model.family}": "--no-gradient_checkpointing"}  # later steps look at its speed
+    words = "--train_batch_size", model.batch, "--gradient_accumulation_steps", 1, "--mixed_precision"
+    words = [*commands.lora_words(setup, model, "dry", *words, setup.machine.half), "--dry_run"]
+    dry = {
+        name: commands.start(setup, f"dry_{name}", [sys.executable, "train_lora.py", *words, switch])
+        for name, switch in runs.items()
+    }
+    shown, far = [], []
+    for name, switch in runs.items():
+        peaks = speed_run(setup, model, name, switch).peak_gib  # the first one beside the dry runs
+        estimated = read_estimate(commands.finish(setup, f"dry_{name}", dry[name]))
+        held = peaks.get("allocated", peaks["reserved"])
+        shown.append(f"{switch}: estimated {estimated:.2f} GiB, held {held:.2f}, reserved {peaks['reserved']:.2f}")
+        if "allocated" in peaks and not 0.75 <= estimated / held <= 1.25:
+            far.append(switch)
+    figure = f"batch {model.batch}; {'; '.join(shown)}"
+    if far:
+        raise Failed(f"the estimate with {' and '.join(far)} is off by more than 25 %: {figure}")
+    return figure + " with Python and its libraries" * (setup.device == "cpu")
+
+
+def find_peer(setup: Setup, model: Model) -> Path:
+    if setup.baseline is None:
+        raise Skipped("no --baseline PATH, a checkout of diffusers")
+    script = setup.baseline / "examples/text_to_image" / model.peer
+    if not script.is_file():
+        raise Skipped(f"--baseline {setup.baseline}: has no {script.relative_to(setup.baseline)}")
+    environment = commands.environment(setup)
+    tried = subprocess.run(
+        [sys.executable, "-c", "import torchvision"], env=environment, capture_output=True, text=True
+    )
+    if tried.returncode:
+        raise Skipped(f"{model.peer} imports torchvision, which can't be imported: {commands.last_words(tried.stderr)}")
+    return script
+
+
+def train_beside(setup: Setup, model: Model) -> str:
+    """train_lora.py against diffusers' script: the same model, data, batch, rank, steps and precision."""
+    script = find_peer(setup, model)
+    ours = speed_run(setup, model, f"speed_{model.family}")
+    name, side, steps = f"peer_{model.family}", commands.side_of(setup, model), len(ours.steps)
+    words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), "--rank", 8, "--seed", 0]
+    words += ["--train_data_dir", commands.photos_of(setup, model), "--resolution", side, "--center_crop"]
+    words += ["--train_batch_size", model.batch, "--max_train_steps", steps, "--learning_rate", 1e-3]
+    words += ["--lr_scheduler", "constant", "--mixed_precision", setup.machine.half, "--dataloader_num_workers", 4]
+    words += ["--output_dir", setup.folder / "runs" / name, "--checkpointing_steps", 10**9]
+    cache = {"HF_DATASETS_CACHE": str(setup.folder / "runs" / f"{name}_datasets")}
+    theirs = commands.measure(setup, name, script, words, more=cache)
+    rates = [model.batch * commands.steps_per_second(done.steps) for done in (ours, theirs)]
+    figure = f"{rates[0]:.2f} samples/s against {rates[1]:.2f} ({rates[0] / rates[1]:.2f}×), peak {ours.peak:.1f} GiB"
+    return f"{figure} against {theirs.peak:.1f}; {steps} steps in all {ours.seconds:.0f} s against {theirs.seconds:.0f}"
+
+
+def generate_beside(setup: Setup, model: Model) -> str:
+    """generate.py against the plain diffusers loop: the same prompts, seeds, scheduler, steps and precision."""
+    many, few, batch = (16, 4, 8) if model.resolution <= 512 else (8, 2, 4)
+    folder, name = setup.folder / "runs", f"generated_{model.family}"
+    (folder / f"loop_{model.family}").mkdir(parents=True, exist_ok=True)
+    prompts = folder / f"loop_{model.family}" / "prompts.txt"
+    prompts.write_text("".join(f"a photo of {i} shapes\n" for i in range(many)))
+    steps = 2 if setup.tiny else 25
+    shared = "--prompts_file", prompts, "--num_inference_steps", steps
+    words = generate_words(setup, model, name, *shared, "--num_images", many, "--batch_size", batch)
+    ours = commands.measure(setup, name, "generate.py", words, "--keep_noise")
+    words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), *shared, "--seed", 0]
+    words += ["--mixed_precision", setup.machine.half, "--resolution", commands.side_of(setup, model)]
+    words += ["--plain_loop", folder / f"loop_{model.family}", "--loop_images", few]
+    theirs = commands.measure(setup, f"loop_{model.family}", "tests/benchmarks/generate_speed.py", words)
+    reports = folder / name / "report.json", folder / f"loop_{model.family}/report.json"
+    rates = [commands.read_json(path)["images_per_second"] for path in reports]
+    figure = f"{rates[0]:.2f} images/s, {batch} at once, against {rates[1]:.2f} ({rates[0] / rates[1]:.2f}×)"
+    return f"{figure}; peak {ours.peak:.1f} GiB against {theirs.peak:.1f}"
+
+
+# Several GPUs
+
+
+def train_with_two(setup: Setup, name: str, *more: object) -> tuple[float, float]:
+    """The training of the half precision as two processes: how far its losses and its LoRA are off."""
+    if setup.device == "cuda" and setup.machine.gpus < 2:
+        raise Skipped("this machine has one GPU")
+    half = setup.machine.half
+    words = commands.lora_words(setup, SD, name, "--gradient_accumulation_steps", 1, "--held_out", 0.25, *more)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 2, "--mixed_precision", half]
+    launch += ["--main_process_port", 0, "--config_file", f"accelerate_configs/{CONFIGS[setup.device]}.yaml"]
+    environment = {"ACCELERATE_USE_CPU": "false"} if setup.device == "cpu" else {}
+    process = commands.start(setup, name, [*launch, "train_lora.py", *words], environment)
+    commands.finish(setup, name, process)
+    folders = [commands.run_folder(setup, one) for one in (f"lora_{half}", name)]
+    off = commands.apart(commands.losses_of(setup, f"lora_{half}"), commands.losses_of(setup, name))
+    return off, commands.compare_loras(*folders)[2]
+
+
+def two_processes(setup: Setup) -> str:
+    off, relative = train_with_two(setup, "two_processes")
+    same = within(off, 1e-3, "losses of two processes and of one")
+    return f"{'NCCL' if setup.device == 'cuda' else 'gloo'}: {same}, LoRA {relative:.1e}"
+
+
+def of_each(kind: str, title: str, run: Callable[[Setup, Model], str], limit: int) -> list[Step]:
+    """A step for each family of MODELS."""
+    return [
+        Step(
+            f"{kind}_{model.family}",
+            f"{title}, {model.family} at {model.resolution}²",
+            partial(run, model=model),
+            limit,
+            (f"weights_{model.family}",),
+            alone=True,
+        )
+        for model in MODELS
+    ]
+
+
+def list_steps(half: str) -> list[Step]:
+    """All steps, the most important first; `half` is the precision that this machine has in hardware."""
+    weights = ("weights_sd1",)
+    base = (f"lora_{half}",)
+    return [
+        Step("environment", "check_environment.py", check_environment, 120),
+        *(
+            Step(
+                f"weights_{model.family}",
+                f"random weights of {model.family}",
+                partial(write_weights, family=model.family),
+                240,
+            )
+            for model in MODELS
+        ),
+        Step("lora_bf16", "train_lora.py in bf16", partial(train_in, precision="bf16"), 150, weights),
+        Step("lora_fp16", "train_lora.py in fp16 with a loss scale", partial(train_in, precision="fp16"), 150, weights),
+        Step("dreambooth_lora", "train_dreambooth.py, a LoRA", teach_lora, 150, weights),
+        Step("dreambooth_full", "train_dreambooth.py, all weights", teach_all_weights, 200, weights),
+        Step("classifier", "train_classifier.py", classify, 120),
+        Step("resume", "a killed training resumed", resume, 300, base),
+        Step("precision", "half precision against float32", precision, 150, base),
+        Step("out_of_memory", "train_lora.py with too little memory", train_out_of_memory, 200, weights, alone=True),
+        Step("generate_oom", "generate.py with too little memory", generate_out_of_memory, 240, weights, alone=True),
+        Step("adamw8bit", "--optimizer adamw8bit", train_8bit, 150, base),
+        Step("compile", "--compile", compile_unet, 300, weights, alone=True),
+        Step("tf32", "--allow_tf32", allow_tf32, 200, weights, alone=True),
+        *of_each("memory", "the memory that --dry_run estimates", compare_memory, 300),
+        *of_each("train", "train_lora.py against diffusers' script", train_beside, 300),
+        *of_each("generate", "generate.py against the plain loop", generate_beside, 300),
+        Step("two_processes", "two processes against one", two_processes, 200, base, alone=True),
+    ]
+
+
+# One step, as a process
+
+
+def read_setup(folder: Path) -> Setup:
+    values = commands.read_json(folder / "setup.json")
+    baseline = Path(values["baseline"]) if values["baseline"] else None
+    return Setup(folder, values["device"], values["tiny"], baseline, Machine(**values["machine"]))
+
+
+def run_step(setup: Setup, step: Step) -> dict[str, str]:
+    """Its status, its figure, and why it was skipped or failed."""
+    try:
+        return {"status": "pass", "figure": step.run(setup), "reason": ""}
+    except Skipped as why:
+        return {"status": "skipped", "figure": "", "reason": str(why)}
+    except Failed as why:
+        return {"status": "fail", "figure": "", "reason": str(why)}
+    except Exception as error:  # whatever it is, the other steps still run
+        traceback.print_exc()
+        return {"status": "fail", "figure": "", "reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def end_with_parent() -> None:
+    """End this process and what it has started once check.py is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of the check, with its setup.json")
+    parser.add_argument("--step", required=True, help="its name; check.py --list")
+    given = parser.parse_args()
+    end_with_parent()
+    found = read_setup(given.folder.resolve())
+    chosen = next(one for one in list_steps(found.machine.half) if one.name == given.step)
+    write_json(found.folder / "results" / f"{given.step}.json", run_step(found, chosen))
