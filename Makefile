@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := utils families preparation training generation evaluation benchmarking notebooks
 
-.PHONY: help setup experiment demo test test-fast test-slow lint format lock check-install clean
+.PHONY: help setup experiment demo test test-fast test-slow gpu-check lint format lock check-install clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -34,6 +34,9 @@ test-fast: setup  ## the tests without the marker slow: under 90 s on 2 cores
 
 test-slow: setup  ## the very slow tests, which `make test` leaves out
 	$(PYTEST) -m very_slow
+
+gpu-check: setup  ## check and measure an NVIDIA GPU (FLAGS="--baseline ../diffusers"); docs/gpu_check.md
+	$(PY) tests/gpu/check.py $(FLAGS)
 
 lint: setup  ## check style with ruff and types with mypy
 	$(PY) -m ruff check .

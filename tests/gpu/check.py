@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,9 +143,12 @@ def next_step(todo: list[Step], running: list[Step], passed: set[str], jobs: int
     return None
 
 
-def begin(setup: Setup, step: Step) -> Running:
+def step_command(setup: Setup, step: Step) -> list[str]:
+    return [sys.executable, str(ROOT / "tests/gpu/steps.py"), "--folder", str(setup.folder), "--step", step.name]
+
+
+def begin(setup: Setup, step: Step, words: list[str]) -> Running:
     """Start the step, in a session of its own, so that its end can be that of all that it has started."""
-    words = [sys.executable, str(ROOT / "tests/gpu/steps.py"), "--folder", str(setup.folder), "--step", step.name]
     with open(setup.folder / "logs" / f"step-{step.name}.txt", "wb") as log:
         process = subprocess.Popen(
             words, env=environment(setup), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -181,7 +185,13 @@ def has_ended(one: Running) -> bool:
     return one.process.poll() is not None or time.monotonic() - one.began > one.step.limit
 
 
-def run_all(setup: Setup, steps: list[Step], jobs: int, time_limit: float) -> list[report.Row]:
+def run_all(
+    setup: Setup,
+    steps: list[Step],
+    jobs: int,
+    time_limit: float,
+    command: Callable[[Setup, Step], list[str]] = step_command,
+) -> list[report.Row]:
     """What each step has found. Both files are written after each; Ctrl-C, too, leaves them complete."""
     began, todo = time.monotonic(), list(steps)
     running: list[Running] = []
@@ -206,7 +216,7 @@ def run_all(setup: Setup, steps: list[Step], jobs: int, time_limit: float) -> li
             passed = {name for name in status if status[name] == "pass"}
             while step := next_step(todo, [one.step for one in running], passed, jobs):
                 todo.remove(step)
-                running.append(begin(setup, step))
+                running.append(begin(setup, step, command(setup, step)))
             for one in [one for one in running if has_ended(one)]:
                 late = one.process.poll() is None
                 kill(one)  # also what it may have left behind

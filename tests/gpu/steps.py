@@ -286,7 +286,10 @@ def speed_run(setup: Setup, model: Model, name: str, *more: object) -> commands.
     words = "--train_batch_size", model.batch, "--gradient_accumulation_steps", 1, "--max_train_steps", steps
     words += "--max_train_samples", 64, "--lora_alpha", 8
     words += "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing"
-    return commands.train_lora(setup, model, name, *words, *more)
+    done = commands.train_lora(setup, model, name, *words, *more)
+    if "out of memory" in done.log:
+        raise Skipped(f"{model.batch} samples at once did not fit into {setup.machine.memory_gib:.0f} GiB ({name})")
+    return done
 
 
 def faster(plain: commands.Measured, other: commands.Measured) -> str:
@@ -409,7 +412,8 @@ def train_with_two(setup: Setup, name: str, *more: object) -> tuple[float, float
     launch += ["--main_process_port", 0, "--config_file", f"accelerate_configs/{CONFIGS[setup.device]}.yaml"]
     environment = {"ACCELERATE_USE_CPU": "false"} if setup.device == "cpu" else {}
     process = commands.start(setup, name, [*launch, "train_lora.py", *words], environment)
-    commands.finish(setup, name, process)
+    if " x 2 processes" not in commands.finish(setup, name, process):
+        raise Failed(f"{name}: it was not started as two processes (logs/{name}.txt)")
     folders = [commands.run_folder(setup, one) for one in (f"lora_{half}", name)]
     off = commands.apart(commands.losses_of(setup, f"lora_{half}"), commands.losses_of(setup, name))
     return off, commands.compare_loras(*folders)[2]
