@@ -164,6 +164,27 @@ def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[lis
     return load_tokenizers(model, family), encoders
 
 
+def build_part(model: str, part: str, dtype: torch.dtype | None = None) -> ModelMixin | PreTrainedModel:
+    """`unet`, `vae`, `text_encoder` or `text_encoder_2` on the meta device, from its config alone, frozen.
+
+    By default it is in float32.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = read_config(model, f"{part}/config.json")
+    with torch.device("meta"):
+        if part in ("unet", "vae"):
+            module = (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config)
+        else:
+            kind = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
+            module = kind._from_config(CLIPTextConfig.from_dict(config))
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype or torch.float32)
+    return module.eval().requires_grad_(False)
+
+
 def _load_frozen(kind: str, model: str, part: str, dtype: torch.dtype) -> Any:
     """A part of a class of diffusers or transformers, with all of its weights."""
     import diffusers

@@ -4,8 +4,8 @@ import pytest
 
 import train_dreambooth
 import train_lora
+from families.published import write_configs
 from families.sampling import native_size
-from tests.published_configs import SD15, SDXL, write_configs
 
 CONSTANT = "--lr_scheduler=constant --lr_warmup_steps=0"
 # The flags of every command for Stable Diffusion and SDXL in the READMEs of diffusers' examples, at commit 58eb52c.
@@ -92,5 +92,5 @@ def test_an_absolute_folder_of_logs_and_every_filter_of_diffusers_are_accepted()
 
 def test_the_default_resolution_is_the_models_own(tmp_path):
     assert train_lora.parse_args([]).resolution is None
-    assert native_size(write_configs(tmp_path / "xl", SDXL)) == 1024
-    assert native_size(write_configs(tmp_path / "sd", SD15)) == 512
+    for family, side in {"sd1": 512, "sd2": 768, "sdxl": 1024}.items():
+        assert native_size(str(write_configs(family, tmp_path / family))) == side

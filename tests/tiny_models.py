@@ -79,3 +79,21 @@ def build_tiny(folder: Path, family: str) -> str:
         )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return str(folder)
+
+
+def smaller(family: str) -> dict:
+    """Changes that make the published configs of a family (families/published.py) a model of its kind, quickly made."""
+    width = {"sd1": 32, "sd2": 1024, "sdxl": 48}[family]  # of all text features; 1024 is what tells sd2
+    sizes = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 700}
+    unet = BLOCKS | {"attention_head_dim": 4, "cross_attention_dim": width}
+    changes = {
+        "unet/config.json": unet,
+        "vae/config.json": {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1},
+        "text_encoder/config.json": sizes | {"hidden_size": width},
+    }
+    if family == "sdxl":
+        unet |= {"transformer_layers_per_block": (1, 2), "addition_time_embed_dim": 8}
+        unet |= {"projection_class_embeddings_input_dim": 6 * 8 + 20}
+        changes["text_encoder/config.json"] = sizes | {"hidden_size": 16}
+        changes["text_encoder_2/config.json"] = sizes | {"hidden_size": 32, "projection_dim": 20}
+    return changes

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from families.diffusion import Text
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
-from families.models import read_config, vae_step
+from families.models import build_part, read_config, vae_step
 from families.names import FAMILIES
 
 Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
@@ -39,23 +39,6 @@ OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.5}
 class Count(NamedTuple):
     trainable: int
     total: int  # without the adapter's
-
-
-def build_part(model: str, part: str, dtype: torch.dtype = torch.float32) -> Module:
-    """`unet`, `vae`, `text_encoder` or `text_encoder_2` on the meta device, frozen."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = read_config(model, f"{part}/config.json")
-    with torch.device("meta"):
-        if part in ("unet", "vae"):
-            module = (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config)
-        else:
-            kind = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
-            module = kind._from_config(CLIPTextConfig.from_dict(config))
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return module.eval().requires_grad_(False)
 
 
 def count_parameters(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> dict[str, Count]:

@@ -21,7 +21,7 @@ from training.build import Recipe
 from training.dry_run import largest_batch
 from training.encoding import encoded_at_once
 from training.examples import Example, Record, Views, fitting_shapes, largest_shape
-from training.memory import Load, Phases, build_part
+from training.memory import Load, Phases
 from training.model_card import hub_token, push_run
 from training.optimizers import OptimizerSettings, Schedule, load_adamw8bit
 from training.read_data import choose_buckets
@@ -137,7 +137,7 @@ def check_needs(args: argparse.Namespace, model: str) -> None:
     if args.optimizer == "adamw8bit":
         load_adamw8bit()
     if args.lora_layers != list(UNET_TARGETS):
-        check_targets(build_part(model, "unet"), args.lora_layers)
+        check_targets(models.build_part(model, "unet"), args.lora_layers)
 
 
 def check_kept(output: Path, resume: str) -> None:

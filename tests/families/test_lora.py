@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from families import kohya, lora, models, sd, sdxl
 from families.lora import Adapter, DirectLinear
-from tests.published_configs import SDXL
+from families.published import read_published
 from tests.tiny_models import build_tiny
 from training.build import writes_kohya
 from utils.cli import UserError
@@ -283,12 +283,12 @@ def test_more_layers_keep_their_outputs_in_both_formats(folders, tmp_path):
 def published_layers(config):
     """The names of all layers that a LoRA may train in the UNet of this configuration."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**config["unet/config.json"])
+        unet = UNet2DConditionModel.from_config(config["unet/config.json"])
     return [name for name, layer in unet.named_modules() if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d))]
 
 
 def test_every_layer_of_sdxl_has_the_kohya_name_that_stability_ai_gave_it():
-    names = {layer: sdxl.kohya_layer(layer, 2) for layer in published_layers(SDXL)}
+    names = {layer: sdxl.kohya_layer(layer, 2) for layer in published_layers(read_published("sdxl"))}
     assert len(names) == 794 and len(set(names.values())) == 794 and None not in names.values()
     known = {  # from the keys of the published sd_xl_base_1.0.safetensors
         "conv_in": "input_blocks.0.0",

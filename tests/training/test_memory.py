@@ -12,7 +12,7 @@ from PIL import Image
 import train_lora
 from families import models
 from families.lora import Adapter
-from tests.published_configs import SD15, SDXL, write_configs
+from families.published import write_configs
 from tests.tiny_models import build_tiny
 from training import dry_run, memory
 from training.memory import Load
@@ -31,14 +31,17 @@ def estimate(model=DEMO, family="sd1", **settings):
 
 
 def test_parameters_are_the_published_ones(tmp_path):
-    sd15 = write_configs(tmp_path / "sd15", SD15)
+    sd15 = str(write_configs("sd1", tmp_path / "sd15"))
     counts = memory.count_parameters(sd15, models.model_family(sd15), Adapter(8, 16), False)
     assert counts == {"unet": (1_594_368, 859_520_964), "text_encoder": (0, 123_060_480), "vae": (0, 83_653_863)}
-    sdxl = write_configs(tmp_path / "sdxl", SDXL)
+    sdxl = str(write_configs("sdxl", tmp_path / "sdxl"))
     assert models.model_family(sdxl) == "sdxl"
     counts = memory.count_parameters(sdxl, "sdxl", Adapter(8, 16), True)
     assert [count.total for count in counts.values()] == [2_567_463_684, 123_060_480, 694_659_840, 83_653_863]
     assert counts["text_encoder"].trainable == 12 * 4 * 2 * 8 * 768
+    sd21 = str(write_configs("sd2", tmp_path / "sd21"))
+    counts = memory.count_parameters(sd21, models.model_family(sd21), None, False)
+    assert [count.total for count in counts.values()] == [865_910_724, 340_387_840, 83_653_863]
 
 
 def test_without_an_adapter_all_weights_of_what_is_trained_count():
@@ -52,7 +55,7 @@ def test_without_an_adapter_all_weights_of_what_is_trained_count():
 
 
 def test_the_memory_of_sd15_on_a_small_gpu_is_estimated_from_configs_alone(tmp_path):
-    model = write_configs(tmp_path, SD15)
+    model = str(write_configs("sd1", tmp_path))
     half = {"dtype": torch.float16, "autocast": torch.float16}
     phases = estimate(model, height=512, width=512, **half)
     training, (name, peak) = phases["training"], memory.peak_phase(phases)
@@ -149,8 +152,7 @@ def test_the_largest_batch_divides_the_share_and_fits():
 
 
 def test_a_dry_run_needs_configs_alone(tmp_path, capsys):
-
-    model = write_configs(tmp_path / "sd15", SD15)
+    model = str(write_configs("sd1", tmp_path / "sd15"))
     (tmp_path / "data").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (64, 64), name == "a" and "red" or "blue").save(tmp_path / "data" / f"{name}.png")

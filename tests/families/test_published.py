@@ -1,0 +1,95 @@
+"""Models with random weights: whole, the same every time, fit to train and to generate with."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import generate
+from families import models
+from families.names import FAMILIES
+from families.published import read_published, write_configs, write_random_model
+from tests.tiny_models import smaller
+from tests.tiny_runs import LORA, train
+from utils.cli import UserError
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A small model of each family."""
+    place = tmp_path_factory.mktemp("random")
+    return {one: write_random_model(one, place / one, torch.float32, smaller(one)) for one in FAMILIES}
+
+
+def weights(folder):
+    return {path.relative_to(folder): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_random_model_trains_and_generates(trainer_data, folders, family, tmp_path):
+    model = str(folders[family])
+    assert models.model_family(model) == family
+    data = {**trainer_data, family: model}
+    assert train(data, tmp_path / "run", "--max_train_steps", 1, family=family) == 0
+    assert (tmp_path / "run" / LORA).is_file()
+    words = ["--prompt", "red shoes", "--num_images", "1", "--resolution", "64", "--output_dir"]
+    words += [str(tmp_path / "images"), "--pretrained_model_name_or_path", model, "--num_inference_steps", "2"]
+    generate.main(generate.parse_args(words))
+    image = np.asarray(Image.open(tmp_path / "images/images/000000.png"))
+    assert image.shape == (64, 64, 3) and image.std() > 1
+
+
+def test_the_configs_of_a_random_model_are_the_published_ones(folders):
+    for family, folder in folders.items():
+        for name, wanted in read_published(family, smaller(family)).items():
+            found = json.loads((folder / name).read_text())
+            assert {key: found.get(key) for key in wanted} == json.loads(json.dumps(wanted)), (family, name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_of_a_random_model_are_those_that_its_encoders_expect(folders, family):
+    tokenizers, encoders = models.load_text_encoders(str(folders[family]), family, torch.float32)
+    for tokenizer, encoder in zip(tokenizers, encoders):
+        assert len(tokenizer) == encoder.config.vocab_size
+        first, *_, end = tokenizer("shoes", max_length=77, truncation=True).input_ids
+        assert (first, end) == (len(tokenizer) - 2, len(tokenizer) - 1)  # the highest: where CLIP pools
+        assert tokenizer.model_max_length == encoder.config.max_position_embeddings == 77
+    embeds, pooled = FAMILIES[family].encode_text(tokenizers, encoders, ["red shoes", "blue shoes", "red shoes"])
+    for features in (embeds, pooled) if family == "sdxl" else (embeds,):
+        assert torch.equal(features[0], features[2]) and not torch.allclose(features[0], features[1])
+
+
+def test_equal_arguments_give_equal_weights_and_half_precision_is_kept(folders, tmp_path):
+    again = weights(write_random_model("sd1", tmp_path / "again", torch.float32, smaller("sd1")))
+    for name, tensors in weights(folders["sd1"]).items():
+        assert all(torch.equal(tensor, again[name][key]) for key, tensor in tensors.items())
+    half = weights(write_random_model("sd1", tmp_path / "half", torch.float16, smaller("sd1")))
+    assert {tensor.dtype for tensors in half.values() for tensor in tensors.values()} == {torch.float16}
+
+
+def test_a_whole_model_is_used_again_and_any_other_folder_is_refused(tmp_path):
+    folder, small = tmp_path / "model", smaller("sd1")
+    write_random_model("sd1", folder, torch.float32, small)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert write_random_model("sd1", folder, torch.float32, small) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(UserError, match="holds random weights of sd1 in float32, not sd1 in float16; delete it"):
+        write_random_model("sd1", folder, torch.float16, small)
+    with pytest.raises(UserError, match="of sd1 in float32 from other configs; delete it"):
+        write_random_model("sd1", folder, torch.float32)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="vae/diffusion_pytorch_model.safetensors is missing or has another size"):
+        write_random_model("sd1", folder, torch.float32, small)
+    write_configs("sd1", tmp_path / "other")
+    with pytest.raises(UserError, match="other: holds something else than a model with random weights"):
+        write_random_model("sd1", tmp_path / "other", torch.float32)
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 3_000_000_000}))
+    with pytest.raises(UserError, match=r"xl: the random weights take 6.9 GB, and the disk has 3.0 GB free; give a "):
+        write_random_model("sdxl", tmp_path / "xl", torch.float16)
+    assert list(tmp_path.iterdir()) == []
