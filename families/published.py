@@ -107,7 +107,7 @@ def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 def _make_tokenizer(configs: Configs, part: str) -> CLIPTokenizer:
-    """The demo's tokenizer with as many tokens as the encoder knows; the special ones are the last two, as in CLIP's."""
+    """The demo's tokenizer with as many tokens as the encoder knows; the special ones come last, as in CLIP."""
     encoder = configs[f"{part.replace('tokenizer', 'text_encoder')}/config.json"]
     settings = configs[f"{part}/tokenizer_config.json"]
     model = parse_json(read_text(DEMO_MODEL / "tokenizer" / "tokenizer.json"))["model"]

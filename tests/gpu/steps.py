@@ -72,6 +72,7 @@ def write_weights(setup: Setup, family: str) -> str:
         build_tiny(folder, family)
     else:
         import torch
+
         from families.published import write_random_model
 
         write_random_model(family, folder, torch.bfloat16)
