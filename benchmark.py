@@ -245,9 +245,9 @@ def make_random_model(job: Job) -> None:
 
 def with_configs_alone(job: Job, folder: Path) -> Job:
     """The job with a model of configs, which are enough for a dry run."""
-    from families.published import read_published, write_configs
+    from families.published import write_configs
 
-    model = str(write_configs(read_published(job.model), folder))
+    model = str(write_configs(job.model, folder))
     return replace(job, words=tuple(model if word == str(job.out / "model") else word for word in job.words))
 
 
