@@ -194,7 +194,7 @@ def read_measured(setup: Setup, name: str, log: str) -> Measured:
 def lora_words(setup: Setup, model: Model, name: str, *more: object) -> list[object]:
     """A command line of train_lora.py: 8 steps of 4 samples, 2 at once. `more` wins."""
     side = side_of(setup, model)
-    short = "--train_batch_size 2 --gradient_accumulation_steps 2 --max_train_steps 8 --max_train_samples 8 --rank 8"
+    short = "--train_batch_size 2 --effective_batch_size 4 --max_train_steps 8 --max_train_samples 8 --rank 8"
     short += " --learning_rate 1e-3 --lr_scheduler constant --validation_steps 0 --checkpointing_steps 0 --seed 0"
     short += " --logging_steps 1 --report_to none --no-output_kohya_format"
     words = ["--pretrained_model_name_or_path", weights_of(setup, model.family), "--resolution", side]

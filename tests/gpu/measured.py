@@ -64,11 +64,11 @@ def refuse_samples(most: int) -> None:
 
 
 def be_deterministic() -> None:
-    """Kernels that give the same bytes each time; a warning where torch has none."""
+    """Kernels that give the same bytes each time; an error where torch has none."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts
     import torch
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward pass would not be among them
     torch.backends.cudnn.benchmark = False
 
 

@@ -171,7 +171,10 @@ def resume(setup: Setup) -> str:
     if equal:
         return "killed after step 6 of 8 and resumed: equal to the byte"
     off = f"off by {largest:.1e} at most, {relative:.1e} relative"
-    equal, largest, _ = kill_and_resume(setup, "deterministic", "resumed_deterministic", "--deterministic")
+    try:
+        equal, largest, _ = kill_and_resume(setup, "deterministic", "resumed_deterministic", "--deterministic")
+    except Failed as why:
+        raise Failed(f"{off}; why is not known: {why}") from None
     if not equal:
         raise Failed(f"{off}; with deterministic kernels still by {largest:.1e}")
     return f"{off}; with torch's deterministic kernels equal to the byte"
@@ -222,12 +225,12 @@ def fill_memory(setup: Setup, leave_gib: float, samples: int) -> tuple[tuple[obj
 def train_out_of_memory(setup: Setup) -> str:
     options, free = fill_memory(setup, size_of_batches(setup), 4)
     shared = "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing", "--max_train_steps", 2
-    large = "--train_batch_size", 16, "--gradient_accumulation_steps", 1
+    large = "--train_batch_size", 16, "--effective_batch_size", 16
     done = commands.train_lora(setup, SD, "full_memory", *shared, *large, options=options)
     sizes = re.findall(r"out of memory: (\d+) samples at once", done.log)
     if not sizes:
         raise Failed(f"16 samples at once did not run out of memory ({free}), against the estimate")
-    small = "--train_batch_size", sizes[-1], "--gradient_accumulation_steps", 16 // int(sizes[-1])
+    small = "--train_batch_size", sizes[-1], "--effective_batch_size", 16
     commands.train_lora(setup, SD, "small_batch", *shared, *small)
     folders = [commands.run_folder(setup, name) for name in ("small_batch", "full_memory")]
     equal, largest, relative = commands.compare_loras(*folders)
@@ -235,6 +238,18 @@ def train_out_of_memory(setup: Setup) -> str:
     if relative > 1e-2:
         raise Failed(f"{found} {relative:.1e} from that of {sizes[-1]} at once")
     return f"{found} equal to the byte" if equal else f"{found} within {largest:.1e} ({relative:.1e} relative)"
+
+
+def choose_batch(setup: Setup) -> str:
+    """--train_batch_size auto, where not all 16 samples fit: what it chooses has to."""
+    options, free = fill_memory(setup, size_of_batches(setup), 16)
+    words = "--train_batch_size", "auto", "--effective_batch_size", 16, "--max_train_steps", 1
+    words += "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing"
+    done = commands.train_lora(setup, SD, "auto_batch", *words, options=options)
+    chosen = re.search(r"--train_batch_size auto: (.*)", done.log)
+    if "out of memory" in done.log or not chosen:
+        raise Failed(f"{free}: {chosen[1] if chosen else 'nothing'} was chosen, and ran out of memory")
+    return f"{free}: {chosen[1]}"
 
 
 def generate_words(setup: Setup, model: Model, name: str, *more: object) -> list[object]:
@@ -284,7 +299,7 @@ def train_8bit(setup: Setup) -> str:
 def speed_run(setup: Setup, model: Model, name: str, *more: object) -> commands.Measured:
     """A training for its speed and memory: no accumulation, no gradient checkpointing unless `more` says so."""
     steps = 24 if model.resolution <= 512 else 12
-    words = "--train_batch_size", model.batch, "--gradient_accumulation_steps", 1, "--max_train_steps", steps
+    words = "--train_batch_size", model.batch, "--effective_batch_size", model.batch, "--max_train_steps", steps
     words += "--max_train_samples", 64, "--lora_alpha", 8
     words += "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing"
     done = commands.train_lora(setup, model, name, *words, *more)
@@ -327,7 +342,7 @@ def compare_memory(setup: Setup, model: Model) -> str:
     """The estimate against what tensors held at the peak; what torch reserves beside it is given, not judged."""
     runs = {f"checkpointed_{model.family}": "--gradient_checkpointing"}
     runs |= {f"speed_{model.family}": "--no-gradient_checkpointing"}  # later steps look at its speed
-    words = "--train_batch_size", model.batch, "--gradient_accumulation_steps", 1, "--mixed_precision"
+    words = "--train_batch_size", model.batch, "--effective_batch_size", model.batch, "--mixed_precision"
     words = [*commands.lora_words(setup, model, "dry", *words, setup.machine.half), "--dry_run"]
     dry = {
         name: commands.start(setup, f"dry_{name}", [sys.executable, "train_lora.py", *words, switch])
@@ -408,7 +423,7 @@ def train_with_two(setup: Setup, name: str, *more: object) -> tuple[float, float
     if setup.device == "cuda" and setup.machine.gpus < 2:
         raise Skipped("this machine has one GPU")
     half = setup.machine.half
-    words = commands.lora_words(setup, SD, name, "--gradient_accumulation_steps", 1, "--held_out", 0.25, *more)
+    words = commands.lora_words(setup, SD, name, "--held_out", 0.25, *more)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 2, "--mixed_precision", half]
     launch += ["--main_process_port", 0, "--config_file", f"accelerate_configs/{CONFIGS[setup.device]}.yaml"]
     environment = {"ACCELERATE_USE_CPU": "false"} if setup.device == "cpu" else {}
@@ -464,13 +479,14 @@ def list_steps(half: str) -> list[Step]:
         Step("resume", "a killed training resumed", resume, 300, base),
         Step("precision", "half precision against float32", precision, 150, base),
         Step("out_of_memory", "train_lora.py with too little memory", train_out_of_memory, 200, weights, alone=True),
+        Step("auto_batch", "--train_batch_size auto", choose_batch, 150, weights, alone=True),
         Step("generate_oom", "generate.py with too little memory", generate_out_of_memory, 240, weights, alone=True),
         Step("adamw8bit", "--optimizer adamw8bit", train_8bit, 150, base),
         Step("compile", "--compile", compile_unet, 300, weights, alone=True),
         Step("tf32", "--allow_tf32", allow_tf32, 200, weights, alone=True),
-        *of_each("memory", "the memory that --dry_run estimates", compare_memory, 300),
-        *of_each("train", "train_lora.py against diffusers' script", train_beside, 300),
-        *of_each("generate", "generate.py against the plain loop", generate_beside, 300),
+        *of_each("memory", "the memory that --dry_run estimates", compare_memory, 400),
+        *of_each("train", "train_lora.py against diffusers' script", train_beside, 400),
+        *of_each("generate", "generate.py against the plain loop", generate_beside, 400),
         Step("two_processes", "two processes against one", two_processes, 200, base, alone=True),
     ]
 
