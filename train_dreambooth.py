@@ -42,13 +42,14 @@ from training import (
     sample_plan,
     setup,
 )
-from training.batches import Batch
+from training.batches import Batch, BatchPlan
 from training.build import NewWord, Recipe, build_training
 from training.gradients import (
     Backward,
     Row,
     add_gradients,
     all_finite,
+    clip_gradients,
     diagnose,
     gather_rows,
     overflowed,
@@ -210,13 +211,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
+def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
     """What is trained, and how."""
-    recipe = setup.read_recipe(args, effective)
+    recipe = setup.read_recipe(args, plan)
     if args.train_token:
         text_rate = args.text_encoder_lr if args.train_text_encoder else None
         rate = args.token_learning_rate or text_rate or args.learning_rate
-        word = NewWord(args.train_token, args.initializer_token, rate * (effective if args.scale_lr else 1))
+        word = NewWord(args.train_token, args.initializer_token, rate * (plan.effective if args.scale_lr else 1))
         recipe = replace(recipe, new_word=word)
     if args.method == "full":
         recipe = replace(recipe, adapter=None)
@@ -303,7 +304,7 @@ def describe_dry_run(
     examples.check_whole(train + held_out + there)
     total_steps = setup.count_steps(args, len(train))[0]
     length = dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size)
-    return rows + dry_run.describe_memory(phases) + length
+    return rows + dry_run.describe_memory(phases, recipe.shards) + length
 
 
 def describe_result(
@@ -331,7 +332,7 @@ def main(args: argparse.Namespace) -> int:
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
     model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    recipe = read_recipe(args, plan.effective)
+    recipe = read_recipe(args, plan)
 
     def estimate(micro: int) -> memory.Phases:
         together = micro * (1 + args.with_prior_preservation)  # as many class images as photos
@@ -339,7 +340,7 @@ def main(args: argparse.Namespace) -> int:
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
-        plan = setup.fit_batch(plan, device, estimate)
+        plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
@@ -425,7 +426,8 @@ def main(args: argparse.Namespace) -> int:
 
     scaling = models.latent_scale(model, vae)
     loader = batches.Loader(train + of_class, moments, scaling, views.crops, args.noise_offset, masks)
-    steps = batches.load_steps(range(progress.step, total_steps), plan, accelerator.process_index, draw, loader)
+    wanted_steps = range(progress.step, total_steps)
+    steps = batches.load_steps(wanted_steps, plan, accelerator.process_index, draw, loader, training.sharded)
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
 
@@ -449,8 +451,8 @@ def main(args: argparse.Namespace) -> int:
     micro = plan.micro * (1 + bool(of_class))  # samples at once
     rows_to_log: list[Row] = []  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
-    cores = None  # dropout needs one generator
-    if device.type == "cpu" and not args.lora_dropout:
+    cores = None  # dropout needs one generator, and divided weights are gathered for one pass at a time
+    if device.type == "cpu" and not args.lora_dropout and not training.sharded:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
@@ -473,12 +475,12 @@ def main(args: argparse.Namespace) -> int:
                             ]
                         )
                     if rows is None:
-                        micro = smaller_micro_batch(micro)
+                        micro = smaller_micro_batch(micro, training.sharded)
                         optimizer.zero_grad()
                         free_memory()
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)  # does nothing unless in fp16
-                norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                norm = clip_gradients(parameters, args.max_grad_norm)
                 step_rows, grad_norm = gather_rows(accelerator, rows, norm)  # of all processes, as numbers
                 if overflowed(scaler, step_rows, grad_norm):  # again with the same samples, at half the scale
                     scaler.update()

@@ -27,6 +27,7 @@ from training.gradients import (
     Row,
     add_gradients,
     all_finite,
+    clip_gradients,
     diagnose,
     gather_rows,
     overflowed,
@@ -125,7 +126,7 @@ def describe_dry_run(
     total_steps = setup.count_steps(args, len(train))[0]
     return [
         *dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder),
-        *dry_run.describe_memory(phases),
+        *dry_run.describe_memory(phases, recipe.shards),
         *dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size),
         *dry_run.describe_cache(model, family, examples.largest_shape(shapes), shown, captions, dtype),
     ]
@@ -150,14 +151,14 @@ def main(args: argparse.Namespace) -> int:
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
     model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    recipe = setup.read_recipe(args, plan.effective)
+    recipe = setup.read_recipe(args, plan)
 
     def estimate(micro: int) -> memory.Phases:
         load = setup.read_load(args, recipe, precision, shapes, micro)
         return memory.estimate_memory(model, family, load)
 
     if args.train_batch_size == "auto":
-        plan = setup.fit_batch(plan, device, estimate)
+        plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
@@ -219,6 +220,7 @@ def main(args: argparse.Namespace) -> int:
         accelerator.process_index,
         lambda position: [sample_plan.draw_position(samples, position)],
         loader,
+        training.sharded,
     )
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
@@ -241,8 +243,8 @@ def main(args: argparse.Namespace) -> int:
     micro = plan.micro  # samples at once
     rows_to_log: list[Row] = []  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
-    cores = None  # dropout needs one generator
-    if device.type == "cpu" and not args.lora_dropout:
+    cores = None  # dropout needs one generator, and divided weights are gathered for one pass at a time
+    if device.type == "cpu" and not args.lora_dropout and not training.sharded:
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
@@ -265,12 +267,12 @@ def main(args: argparse.Namespace) -> int:
                             ]
                         )
                     if rows is None:
-                        micro = smaller_micro_batch(micro)
+                        micro = smaller_micro_batch(micro, training.sharded)
                         optimizer.zero_grad()
                         free_memory()
                 sum_gradients(accelerator, parameters)
                 scaler.unscale_(optimizer)  # does nothing unless in fp16
-                norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                norm = clip_gradients(parameters, args.max_grad_norm)
                 step_rows, grad_norm = gather_rows(accelerator, rows, norm)  # of all processes, as numbers
                 if overflowed(scaler, step_rows, grad_norm):  # again with the same samples, at half the scale
                     scaler.update()

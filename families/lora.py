@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from families.shards import divide, gather
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
@@ -127,9 +128,10 @@ def _named_adapters(unet: Module | None, text_encoders: Iterable[Module]) -> dic
 
 
 def lora_state(unet: Module | None = None, text_encoders: Iterable[Module] = ()) -> dict[str, torch.Tensor]:
-    """The adapters' weights, copied to the CPU in float32, by their keys in a diffusers file."""
+    """The adapters' weights, whole (see shards.gather), on the CPU in float32, by their keys in a diffusers file."""
     named = _named_adapters(unet, text_encoders)
-    return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in named.items()}
+    whole = {key: gather(value) for key, value in named.items()}
+    return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in whole.items()}
 
 
 @torch.no_grad()
@@ -147,7 +149,7 @@ def load_lora_state(
                 "base model, --rank, --lora_layers, --use_dora and --train_text_encoder must be those it was made with"
             )
     for key, parameter in named.items():
-        parameter.copy_(state[key])
+        parameter.copy_(divide(state[key], parameter))
 
 
 def _settings(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, Any]:

@@ -151,15 +151,20 @@ def held_out_loader(loader: Loader, examples: list[Example]) -> Loader:
 
 
 def load_steps(
-    steps: Iterable[int], plan: BatchPlan, rank: int, draw: Callable[[int], list[Draw]], loader: Loader
+    steps: Iterable[int],
+    plan: BatchPlan,
+    rank: int,
+    draw: Callable[[int], list[Draw]],
+    loader: Loader,
+    equally: bool = False,
 ) -> Generator[list[Batch], None, None]:
     """One process's micro-batches of every step, by the sample plan: what a position means depends on it alone.
 
-    `draw` gives the samples of a position: one, or several that are trained together.
+    `draw` gives the samples of a position: one, or several that are trained together; `equally`: see `split_step`.
     """
     shapes = [one.shape for one in loader.examples]
     for step in steps:
         by_position = [draw(position) for position in range(step * plan.effective, (step + 1) * plan.effective)]
         together, draws = len(by_position[0]), [one for several in by_position for one in several]
-        parts = split_step(draws, shapes, plan.micro * together, rank, plan.processes)
+        parts = split_step(draws, shapes, plan.micro * together, rank, plan.processes, equally)
         yield [load_batch(part, loader) for part in parts]

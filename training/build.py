@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from families import kohya, lora, models, pipelines, tokens
+from families import kohya, lora, models, pipelines, shards, tokens
 from families.diffusion import Text
 from families.models import report_long_captions
 from families.names import FAMILIES
@@ -33,7 +34,10 @@ class NewWord:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained of a model, and how. Without an `adapter` all weights of the parts that are trained."""
+    """What is trained of a model, and how. Without an `adapter` all weights of the parts that are trained.
+
+    `shards`: the processes that the weights are divided among.
+    """
 
     adapter: lora.Adapter | None
     learning_rate: float
@@ -49,6 +53,7 @@ class Recipe:
     kohya_format: bool | None = None  # whether the LoRA is also written for A1111 and ComfyUI; None: where it can be
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
     vae: str | None = None  # None: the model's own
+    shards: int = 1
 
     @property
     def trains_texts(self) -> bool:
@@ -81,35 +86,38 @@ def build_training(
     devices.seed_everything(recipe.seed)  # the adapters' first weights are drawn on the CPU
     dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
     unet = models.load_unet(model, dtype)
-    groups: list[dict[str, Any]] = [
-        {"params": lora.choose_parameters(unet, recipe.adapter), "lr": recipe.learning_rate}
-    ]
+    lora.choose_parameters(unet, recipe.adapter)
     models.tune_unet(unet, recipe.gradient_checkpointing, recipe.xformers, recipe.compiled)
     modules: dict[str, lora.Module] = {"unet": unet}
-    token, encode = None, None
+    token, of_word, encode = None, [], None
     if recipe.trains_texts:
         tokenizers, encoders = models.load_text_encoders(model, family, dtype)
         modules |= dict(zip(FAMILIES[family].TEXT_ENCODERS, encoders))
         if recipe.new_word:
             token, group = _add_word(recipe.new_word, tokenizers, encoders, device)
-            groups.append(group)
+            of_word = [group]
         for encoder in encoders:
             if recipe.train_text_encoder:
-                chosen = lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
-                groups.append({"params": chosen, "lr": recipe.text_encoder_lr})
+                lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
             if recipe.gradient_checkpointing:
                 encoder.activation_checkpointing_enable()
         report_long_captions(tokenizers[0], texts)
         encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():
-        module.to(device).train()
-    if device.type == "cuda":  # the layout that its convolutions prefer; on a CPU it is slower
-        unet.to(memory_format=torch.channels_last)
+        place(module.train(), device, recipe.shards)
+    groups = [trained_group(unet, recipe.learning_rate), *of_word]
+    if recipe.train_text_encoder:
+        groups += [
+            trained_group(encoder, recipe.text_encoder_lr) for name, encoder in modules.items() if name != "unet"
+        ]
     parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = make_optimizer(recipe.optimizer, groups, device)
+    if recipe.shards > 1:
+        shards.keep_state_whole(optimizer)
     training = Training(
         modules=modules,
         parameters=parameters,
-        optimizer=make_optimizer(recipe.optimizer, groups, device),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16"),
         average=[parameter.detach().clone() for parameter in parameters] if recipe.use_ema else None,
         facts=facts,
@@ -117,8 +125,24 @@ def build_training(
         token=token,
         whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae),
         kohya=family if recipe.adapter and writes_kohya(recipe.kohya_format, modules, family) else None,
+        sharded=recipe.shards > 1,
     )
     return Built(training, encode)
+
+
+def place(module: lora.Module, device: torch.device, processes: int) -> None:
+    """Bring a module to the device, or of several processes' module this one's share."""
+    if processes > 1:
+        shards.shard_module(module, device, processes)
+        return
+    module.to(device)
+    if device.type == "cuda" and isinstance(module, UNet2DConditionModel):
+        module.to(memory_format=torch.channels_last)  # which its convolutions prefer there; on a CPU it is slower
+
+
+def trained_group(module: lora.Module, rate: float) -> dict[str, Any]:
+    """The optimizer's group of what is trained of a module."""
+    return {"params": [one for one in module.parameters() if one.requires_grad], "lr": rate}
 
 
 def writes_kohya(wanted: bool | None, modules: dict[str, lora.Module], family: str) -> bool:

@@ -22,10 +22,11 @@ def describe_model(model: str, family: str, adapter: Adapter | None, train_text_
     return [("family", LABELS[family]), ("parameters", shown)]
 
 
-def describe_memory(phases: memory.Phases) -> Rows:
-    """The peak and the parts of every phase."""
+def describe_memory(phases: memory.Phases, shards: int) -> Rows:
+    """The peak and the parts of every phase, on each device where weights are divided among several."""
     peak, size = memory.peak_phase(phases)
-    rows = [("memory", f"{size / 2**20:,.0f} MiB at the peak, in {peak}; Python and the device take more")]
+    each = f" on each of {shards} devices" if shards > 1 else ""
+    rows = [("memory", f"{size / 2**20:,.0f} MiB{each} at the peak, in {peak}; Python and the device take more")]
     for phase, parts in phases.items():
         shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
         rows.append(("", f"{phase}: {shown}"))

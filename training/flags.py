@@ -40,7 +40,7 @@ NOT_IN_TRAINING = (
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
-    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none sync_to"
+    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none shard sync_to"
 ).split()
 
 
@@ -229,6 +229,12 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache_latents", action=OnOff, default=True, help="encode images once, and free the VAE")
     group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
+    group.add_argument(
+        "--shard",
+        action=OnOff,
+        default=None,
+        help="divide weights and optimizer state among the processes (FSDP2); default: as the launch config says",
+    )
     group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
     group.add_argument(
         "--enable_xformers_memory_efficient_attention",

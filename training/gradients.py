@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import UNet2DConditionModel
+from torch.distributed.tensor import DTensor
 
 from training.batches import Batch
 from training.state import Progress
@@ -69,11 +70,17 @@ def sum_gradients(accelerator: Accelerator, parameters: list[torch.nn.Parameter]
     """
     # SDXL takes its text encoders' last layer but one: adapters in the last one have no gradient, in any process.
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if accelerator.num_processes == 1 or not gradients:
+    if accelerator.num_processes == 1 or not gradients or isinstance(gradients[0], DTensor):  # FSDP has summed them
         return
     total = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
     for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients])):
         gradient.copy_(part.view_as(gradient))
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], most: float) -> torch.Tensor:
+    """Scale the gradients down where their norm, over all shards, is more than `most`; the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def gather_rows(accelerator: Accelerator, rows: torch.Tensor, norm: torch.Tensor) -> tuple[list[Row], float]:
@@ -93,10 +100,15 @@ def overflowed(scaler: torch.amp.GradScaler, rows: list[Row], norm: float) -> bo
     return scaler.is_enabled() and scaler.get_scale() > 1 and all_finite(rows) and not math.isfinite(norm)
 
 
-def smaller_micro_batch(samples: int) -> int:
-    """Half as many samples at once, after the device's memory was full."""
+def smaller_micro_batch(samples: int, sharded: bool) -> int:
+    """Half as many samples at once, after the device's memory was full; refused where others take part in each pass."""
     if samples == 1:
         raise UserError(OUT_OF_MEMORY)
+    if sharded:
+        raise UserError(
+            f"out of memory with {samples} samples at once; with --shard a step can't be repeated with fewer: give a "
+            "smaller --train_batch_size with the same --effective_batch_size, or start more processes"
+        )
     half = math.ceil(samples / 2)
     logger.warning("out of memory: %d samples at once from here on, as many a step as before", half)
     return half

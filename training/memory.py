@@ -30,6 +30,7 @@ from families.diffusion import Text
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
 from families.models import build_part, read_config, vae_step
 from families.names import FAMILIES
+from families.shards import find_blocks
 
 Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
@@ -157,6 +158,7 @@ class Load:
     ema: bool = False
     text_batch: int = 1
     vae_batch: int = 1
+    shards: int = 1  # the processes that weights and all that belongs to them are divided among
 
 
 class Step(NamedTuple):
@@ -209,15 +211,19 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     for parameter in step.trained:  # they are there from the second micro-batch on, and have a line of their own
         parameter.grad = torch.empty_like(parameter)
     floats = 4 * _count(step.trained)
+    kept = {
+        "frozen weights": sum(map(_bytes, step.parts)),
+        "trained weights": floats,
+        "gradients": floats,
+        "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
+        "EMA": floats if load.ema else 0,
+    }
     return {
         "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
         "VAE encoding": {"weights": _bytes(vae), "activations": images},
         "training": {
-            "frozen weights": sum(map(_bytes, step.parts)),
-            "trained weights": floats,
-            "gradients": floats,
-            "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
-            "EMA": floats if load.ema else 0,
+            **{name: size // load.shards for name, size in kept.items()},
+            "gathered weights": sum(map(_gathered_bytes, step.parts)) if load.shards > 1 else 0,
             "activations": most_live_bytes(step.run, load.autocast),
         },
     }
@@ -225,6 +231,15 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
 
 def _build_encoders(model: str, family: str, load: Load) -> list[Module]:
     return [build_part(model, part, load.dtype) for part in FAMILIES[family].TEXT_ENCODERS]
+
+
+def _gathered_bytes(module: Module) -> int:
+    """What a divided module holds whole at once: what lies in no block, two blocks, and the gradients of one."""
+    blocks = [list(block.parameters()) for block in find_blocks(module)]
+    sizes = [sum(one.nbytes for one in block) for block in blocks]
+    gradients = [sum(one.nbytes for one in block if one.requires_grad) for block in blocks]
+    outside = sum(one.nbytes for one in module.parameters()) - sum(sizes)
+    return outside + 2 * max(sizes, default=0) + max(gradients, default=0)
 
 
 def _meta(module: Module, *shape: int) -> torch.Tensor:

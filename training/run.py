@@ -3,10 +3,11 @@
 import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from PIL import Image
@@ -20,6 +21,8 @@ from training.state import (
     restore_training,
     save_best,
     save_training,
+    take_snapshot,
+    whole_weights,
     write_result,
 )
 from utils import checkpoints, devices, metrics_log, runs, trackers
@@ -28,6 +31,8 @@ from utils.console import Bar, print_table, show_progress
 from utils.parallel import in_main_process
 from utils.sync import GRACE, PATIENCE, Sync, finish_all
 from utils.trackers import Tracker
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,11 @@ def start_run(
     return Run(accelerator, folder, seconds, started, runs.catch_signals(), [saved] if saved else [], syncs)
 
 
+def with_shards(run: Run, training: Training, work: Callable[[], Result]) -> Result | None:
+    """What `work` returns in the main process; it runs in all of them where the weights are divided among them."""
+    return work() if run.is_main or training.sharded else None
+
+
 def log(run: Run, record: dict[str, Any], activities: list[str]) -> None:
     """A line of metrics.jsonl and for the trackers, with the seconds spent on activities since their last line."""
     record |= {f"seconds_{name}": round(run.seconds.pop(name), 3) for name in activities}
@@ -118,6 +128,18 @@ def stop_requested(run: Run) -> bool:
     return any_process(run.accelerator, bool(run.signals))
 
 
+def validate(run: Run, training: Training, checks: validation.Checks, grid: Path) -> dict[str, float] | None:
+    """The figures of a validation in the main process; None where a signal came."""
+
+    def compute(stopped: Callable[[], bool]) -> dict[str, float] | None:
+        return validation.validate(training, checks, grid if run.is_main else None, stopped)
+
+    if not training.sharded:
+        return in_main_process(run.accelerator, lambda: compute(lambda: bool(run.signals)))
+    figures = compute(lambda: stop_requested(run))  # in all processes, as each pass through the weights takes all
+    return in_main_process(run.accelerator, lambda: figures)
+
+
 def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int, bar: Bar) -> None:
     """Every so many steps and at the end: held-out loss and images, in the main process; the best weights are kept.
 
@@ -130,13 +152,15 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
     grid = run.folder / "validation" / f"step-{step:06d}.png"
     began = time.monotonic()
     with runs.timed(run.seconds, "validation"), bar.paused():
-        figures = in_main_process(run.accelerator, lambda: validation.validate(training, checks, grid, run.signals))
+        figures = validate(run, training, checks, grid)
     if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
         return
     bar.later = (time.monotonic() - began) * math.ceil((last - step) / every)
     loss = figures.get("val_loss")
     if validation.note_loss(progress, loss):
-        in_main_process(run.accelerator, lambda: save_best(run.folder / "best", training))
+        with averaged_weights(training):
+            weights = with_shards(run, training, lambda: whole_weights(training))
+            in_main_process(run.accelerator, lambda: save_best(run.folder / "best", training, weights))
     # Those of the steps stay for the next log_step, which divides its samples by them.
     log(run, {"step": step, **figures}, [name for name in run.seconds if name not in ("data", "step")])
     if step >= last and not math.isfinite(loss or 0):
@@ -172,10 +196,11 @@ def save_now(run: Run, training: Training, limit: int | None) -> None:
         return
 
     def save() -> None:
-        save_training(path, training)
+        save_training(path, training, snapshot)
         checkpoints.rotate_checkpoints(run.folder, limit)
 
     with runs.timed(run.seconds, "checkpoint"):
+        snapshot = with_shards(run, training, lambda: take_snapshot(training))
         in_main_process(run.accelerator, save)
     run.saved[:] = [path]
 
@@ -190,10 +215,12 @@ def write_results(
     progress = training.progress
     if progress.skipped_in_a_row:
         raise UserError(f"the run ends with steps that were not finite; nothing is written. {ADVICE}")
+    with averaged_weights(training):
+        weights = with_shards(run, training, lambda: whole_weights(training))
+        if run.is_main:
+            write_result(run.folder, training, weights, run.folder.resolve().name)
     if not run.is_main:
         return
-    with averaged_weights(training):
-        write_result(run.folder, training, run.folder.resolve().name)
     counts: dict[str, Any] = {"steps": progress.step, "samples": progress.step * effective}
     counts["skipped_steps"] = len(progress.skipped)
     if progress.step < last:

@@ -82,9 +82,27 @@ def draw_noise(key: tuple[Hashable, ...], shape: Sequence[int]) -> tuple[torch.T
 
 
 def split_step(
+    draws: list[Draw], shapes: Sequence[Shape], micro_batch: int, rank: int, processes: int, equally: bool = False
+) -> list[list[Draw]]:
+    """One process's share of a step's draws, in micro-batches of one shape and at most `micro_batch` samples.
+
+    `equally`: in as many as every other process has. Shapes may need more in one than in another; then those that have
+    fewer halve their largest.
+    """
+    batches = split_share(draws, shapes, micro_batch, rank, processes)
+    others = range(processes) if equally else ()
+    most = max((len(split_share(draws, shapes, micro_batch, other, processes)) for other in others), default=0)
+    while len(batches) < most:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        whole = batches[largest]
+        batches[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    return batches
+
+
+def split_share(
     draws: list[Draw], shapes: Sequence[Shape], micro_batch: int, rank: int, processes: int
 ) -> list[list[Draw]]:
-    """One process's share of a step's draws, in micro-batches of one shape and at most `micro_batch` samples."""
+    """One process's share, in as few micro-batches as its shapes allow."""
     draws = sorted(draws, key=lambda draw: shapes[draw.index])  # stable: nothing moves where all are of one shape
     share = draws[len(draws) * rank // processes : len(draws) * (rank + 1) // processes]
     batches: list[list[Draw]] = []

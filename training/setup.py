@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> Start:
         args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, accelerator.num_processes
     )
     batch = describe_batch(plan, args.effective_batch_size)
+    args.shard = settle_sharding(args, plan.processes)
     cache, data = cache_folder(args), read_source(args, folder_flag).name
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     if args.pretrained_vae_model_name_or_path:
@@ -123,6 +125,21 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> Start:
     )
 
 
+def settle_sharding(args: argparse.Namespace, processes: int) -> bool:
+    """Whether weights are divided among the processes: --shard, or without it a launch config for FSDP, says so."""
+    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+    if not (by_launcher if args.shard is None else args.shard):
+        return False
+    if args.optimizer != "adamw":
+        raise UserError(f"--shard: not with --optimizer {args.optimizer}, which needs whole weights; use adamw")
+    if getattr(args, "train_token", None):
+        raise UserError(f"--shard: not with --train_token {args.train_token}; leave one of the two out")
+    if processes == 1:
+        start = "accelerate launch --config_file accelerate_configs/fsdp.yaml"
+        logger.warning("--shard: one process has all the weights; start several with %s", start)
+    return processes > 1
+
+
 def describe_batch(plan: BatchPlan, effective: int | None) -> str:
     """`effective`: --effective_batch_size, if it is given."""
     if plan.processes == 1:
@@ -152,10 +169,11 @@ def check_kept(output: Path, resume: str) -> None:
 
 def describe_trained(args: argparse.Namespace) -> str:
     """All weights, or the LoRA's rank and alpha, with the factor that they make."""
+    divided = ", divided among the processes with all other weights" if args.shard else ""
     if getattr(args, "method", "lora") == "full":
-        return "all weights"
+        return f"all weights{', divided among the processes' if args.shard else ''}"
     scale = args.lora_alpha / (args.rank**0.5 if args.use_rslora else args.rank)
-    return f"a LoRA of rank {args.rank}, alpha {args.lora_alpha:g} (scaled by {scale:.3g})"
+    return f"a LoRA of rank {args.rank}, alpha {args.lora_alpha:g} (scaled by {scale:.3g}){divided}"
 
 
 def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None:
@@ -167,9 +185,18 @@ def check_patience(args: argparse.Namespace, held_out: Sequence[Record]) -> None
         )
 
 
-def fit_batch(plan: BatchPlan, device: torch.device, estimate: Callable[[int], Phases]) -> BatchPlan:
-    """The plan with the largest micro-batch whose estimate fits in the device's free memory."""
-    plan = plan._replace(micro=largest_batch(plan.micro, devices.device_memory(device)[1], estimate))
+def fit_batch(
+    plan: BatchPlan, accelerator: Accelerator, together: bool, estimate: Callable[[int], Phases]
+) -> BatchPlan:
+    """The plan with the largest micro-batch whose estimate fits in the device's free memory.
+
+    Where the processes compute `together`, it is the main process's.
+    """
+
+    def fit() -> int:
+        return largest_batch(plan.micro, devices.device_memory(accelerator.device)[1], estimate)
+
+    plan = plan._replace(micro=in_main_process(accelerator, fit) if together else fit())
     logger.warning("--train_batch_size auto: %s", plan)
     return plan
 
@@ -283,9 +310,9 @@ def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
     return Source(name, flag, args.image_column, args.caption_column, args.dataset_config_name)
 
 
-def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
-    """What is trained, and how, as far as the shared flags say; `effective` is the batch for --scale_lr."""
-    scale = effective if args.scale_lr else 1
+def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
+    """What is trained, and how, as far as the shared flags say."""
+    scale = plan.effective if args.scale_lr else 1
     return Recipe(
         adapter=read_adapter(args),
         learning_rate=args.learning_rate * scale,
@@ -299,6 +326,7 @@ def read_recipe(args: argparse.Namespace, effective: int) -> Recipe:
         compiled=args.compile,
         vae=args.pretrained_vae_model_name_or_path,
         kohya_format=args.output_kohya_format,
+        shards=plan.processes if args.shard else 1,
     )
 
 
@@ -364,4 +392,5 @@ def read_load(
         optimizer=args.optimizer,
         ema=args.use_ema,
         vae_batch=encoded_at_once(working_device()),
+        shards=recipe.shards,
     )

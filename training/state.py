@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from families import kohya, lora, pipelines, tokens
+from families import kohya, lora, pipelines, shards, tokens
 from utils import checkpoints
 from utils.cli import UserError
 from utils.metrics_log import SMOOTHING
@@ -63,6 +64,7 @@ class Training:
     token: tokens.Token | None = None  # a new word, whose embedding is trained too
     whole: pipelines.BaseModel | None = None
     kohya: str | None = None  # the model's family, where the result is written for A1111 and ComfyUI too
+    sharded: bool = False  # whether weights and optimizer state are divided among the processes
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -81,7 +83,7 @@ def update_average(average: list[torch.Tensor], parameters: Sequence[torch.Tenso
     """
     decay = min(decay, (1 + step) / (10 + step)) if step else 0.0
     with torch.no_grad():
-        torch._foreach_lerp_(average, list(parameters), 1 - decay)
+        torch._foreach_lerp_(shards.local(average), shards.local(parameters), 1 - decay)
 
 
 @contextmanager
@@ -90,53 +92,68 @@ def averaged_weights(training: Training) -> Iterator[None]:
     if training.average is None:
         yield
         return
-    weights: list[torch.Tensor] = [*training.parameters]
+    weights, average = shards.local(training.parameters), shards.local(training.average)
     own = [one.detach().clone() for one in weights]
     with torch.no_grad():
-        torch._foreach_copy_(weights, training.average)
+        torch._foreach_copy_(weights, average)
         try:
             yield
         finally:
             torch._foreach_copy_(weights, own)
 
 
-def write_weights(folder: Path, training: Training) -> None:
-    """The weights as they are now: the LoRA in the file that diffusers loads, or of all weights each part's folder."""
+@dataclass(frozen=True)
+class Weights:
+    """What is trained, whole: a LoRA by the keys of its file, or modules with all their weights."""
+
+    adapters: dict[str, torch.Tensor]
+    modules: dict[str, lora.Module]
+
+
+def whole_weights(training: Training) -> Weights:
+    """The weights as they are now. Where they are divided, all processes take part, and the first one gets them."""
     if training.whole:
-        for name, module in training.modules.items():
+        found = {name: shards.gather_module(module) for name, module in training.modules.items()}
+        return Weights({}, {name: module for name, module in found.items() if module is not None})
+    return Weights(lora.lora_state(training.unet, training.text_encoders), {})
+
+
+def write_weights(folder: Path, training: Training, weights: Weights) -> None:
+    """The LoRA in the file that diffusers loads, or of all weights each part's folder."""
+    if training.whole:
+        for name, module in weights.modules.items():
             module.save_pretrained(folder / name)
         return
-    state = lora.lora_state(training.unet, training.text_encoders)
-    lora.save_lora(folder, state, training.unet, training.text_encoders, training.facts)
+    lora.save_lora(folder, weights.adapters, training.unet, training.text_encoders, training.facts)
     if training.token:
         tokens.write_token(folder, training.token, training.facts)
 
 
-def write_result(folder: Path, training: Training, name: str) -> None:
+def write_result(folder: Path, training: Training, weights: Weights, name: str) -> None:
     """The result for users: the LoRA, or where all weights were trained, a whole pipeline.
 
     `name` is that of the LoRA in A1111 and ComfyUI, if it is written for them.
     """
     if training.whole:
-        pipelines.write_pipeline(folder, training.whole, training.modules, training.facts)
+        pipelines.write_pipeline(folder, training.whole, weights.modules, training.facts)
         return
-    write_weights(folder, training)
+    write_weights(folder, training, weights)
     paths = folder / kohya.lora_name(name), folder / kohya.word_name(name)
     if training.kohya:
-        write_kohya(*paths, training, training.kohya)
+        write_kohya(*paths, training, weights, training.kohya)
     else:
         for path in paths:  # of fewer steps
             remove_written(path)
 
 
-def write_kohya(lora_path: Path, word_path: Path, training: Training, family: str) -> None:
+def write_kohya(lora_path: Path, word_path: Path, training: Training, weights: Weights, family: str) -> None:
     """The LoRA for A1111 and ComfyUI, and the new word, where there is one."""
     unet, encoders = training.unet, training.text_encoders
     facts = training.facts | {"training_started_at": str(training.progress.began)}
     if training.token:  # whose place the name of its file takes there
         triggers = {name: facts[name] for name in ("instance_prompt", "trigger_word") if name in facts}
         facts |= {name: text.replace(training.token.text, word_path.stem) for name, text in triggers.items()}
-    kohya.save_kohya(lora_path, lora.lora_state(unet, encoders), unet, encoders, family, facts)
+    kohya.save_kohya(lora_path, weights.adapters, unet, encoders, family, facts)
     if training.token:
         kohya.save_word(word_path, training.token, family, facts)
 
@@ -148,8 +165,11 @@ def read_weights(folder: Path, files: dict[str, dict[str, torch.Tensor]], traini
             if name not in files and not (folder / name).is_dir():
                 raise UserError(f"the checkpoint holds no {name}; give the --method and the parts it was made with")
             # Earlier versions wrote a file for each part.
-            state = files.get(name) or type(module).from_pretrained(folder / name, dtype=torch.float32).state_dict()
-            module.load_state_dict(state)
+            state = files.get(name)
+            if state is None:
+                kind = shards.own_class(module)
+                state = kind.from_pretrained(folder / name, dtype=torch.float32).state_dict()
+            shards.load_whole(module, state)
         return
     if "pytorch_lora_weights" not in files:
         raise UserError("the checkpoint holds no LoRA; give the --method that it was made with")
@@ -158,18 +178,36 @@ def read_weights(folder: Path, files: dict[str, dict[str, torch.Tensor]], traini
         tokens.load_token(files, training.token)
 
 
-def save_training(folder: Path, training: Training) -> None:
-    """A checkpoint: weights, optimizer, average, progress."""
+@dataclass(frozen=True)
+class Snapshot:
+    """The tensors of a checkpoint, whole: the weights, `files` of optimizer and average, and what is no tensor."""
+
+    weights: Weights
+    files: dict[str, checkpoints.Tensors]
+    optimizers: dict[str, Any]
+
+
+def take_snapshot(training: Training) -> Snapshot:
+    """Of the training as it is now. Where it is divided, all processes take part, and the first one gets it."""
     files, optimizers = checkpoints.pack_optimizers({"optimizer": training.optimizer})
     if training.average is not None:
-        files["average"] = {str(i): tensor for i, tensor in enumerate(training.average)}
+        files["average"] = {str(i): shards.gather(tensor) for i, tensor in enumerate(training.average)}
+    return Snapshot(whole_weights(training), files, optimizers)
+
+
+def save_training(folder: Path, training: Training, snapshot: Snapshot) -> None:
+    """A checkpoint: weights, optimizer, average, progress."""
     state = {
         "progress": asdict(training.progress),
         "identity": training.identity,
-        **optimizers,
+        **snapshot.optimizers,
         "scaler": training.scaler.state_dict(),
     }
-    checkpoints.save_checkpoint(folder, lambda partial: write_weights(partial, training), files, state)
+
+    def write(partial: Path) -> None:
+        write_weights(partial, training, snapshot.weights)
+
+    checkpoints.save_checkpoint(folder, write, snapshot.files, state)
 
 
 @torch.no_grad()
@@ -198,16 +236,15 @@ def restore_training(folder: Path, training: Training) -> None:
     if state["scaler"]:  # none where it was saved on hardware that trains without one
         training.scaler.load_state_dict(state["scaler"])
     for i, tensor in enumerate(training.average or []):
-        tensor.copy_(files["average"][str(i)])
+        tensor.copy_(shards.divide(files["average"][str(i)], tensor))
     training.progress.update(state["progress"])
 
 
-def save_best(folder: Path, training: Training) -> None:
+def save_best(folder: Path, training: Training, weights: Weights) -> None:
     """The result with the weights of the best validation, in the folder's place in one step."""
 
     def write(partial: Path) -> None:
-        with averaged_weights(training):
-            write_result(partial, training, f"{folder.resolve().parent.name}_{folder.name}")
+        write_result(partial, training, weights, f"{folder.resolve().parent.name}_{folder.name}")
 
     state = {"step": training.progress.best_step, "val_loss": training.progress.best_loss}
     checkpoints.save_checkpoint(folder, write, {}, state)

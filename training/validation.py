@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from families import diffusion, models, sampler
+from families import diffusion, models, sampler, shards
 from families.sampler import Execution, ImageRequest, Sampler, Sampling
 from families.sampling import make_scheduler
 from training.batches import Batch, Loader, held_out_loader, load_batch
@@ -71,9 +71,9 @@ def batch_losses(unet: UNet2DConditionModel, checks: Checks, batch: Batch) -> to
     return diffusion.sample_losses(prediction, target)
 
 
-def share_cores(device: torch.device, rows: int) -> Cores | None:
+def share_cores(unet: UNet2DConditionModel, rows: int) -> Cores | None:
     """Those of a CPU. Small layers on all cores at once wait for each other at every operation, where any is busy."""
-    return devices.share_cores(rows) if device.type == "cpu" else None
+    return devices.share_cores(rows) if unet.device.type == "cpu" and not shards.is_divided(unet) else None
 
 
 def on_each(cores: Cores | None, work: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
@@ -83,7 +83,7 @@ def on_each(cores: Cores | None, work: Callable[[Item], Result], items: list[Ite
 
 def held_out_loss(unet: UNet2DConditionModel, checks: Checks, bar: Bar | None = None) -> float:
     """The mean over all held-out samples."""
-    cores = share_cores(unet.device, BATCH)
+    cores = share_cores(unet, BATCH)
     parts = [part for batch in checks.held_out for part in batch.split(PART if cores else BATCH)]
     losses = []
     for found in on_each(cores, lambda part: batch_losses(unet, checks, part.to(unet.device)), parts):
@@ -114,17 +114,17 @@ def wrap_unet(unet: UNet2DConditionModel, checks: Checks) -> Sampler:
 
 @torch.no_grad()
 def generate_images(
-    unet: UNet2DConditionModel, checks: Checks, signals: list[int], bar: Bar | None = None
+    unet: UNet2DConditionModel, checks: Checks, stopped: Callable[[], bool], bar: Bar | None = None
 ) -> list[Image.Image] | None:
-    """One image for each prompt, as the pipeline with these weights would generate it; None once a signal has come."""
+    """One image for each prompt, as the pipeline with these weights would generate it; None once it is stopped."""
     wrapped = wrap_unet(unet, checks)
     requests = [ImageRequest(prompt, seed) for prompt, seed in zip(checks.prompts, checks.seeds)]
 
     def make(request: ImageRequest) -> Image.Image | None:
-        return None if signals else sampler.generate_images(wrapped, [request])[0].image
+        return None if stopped() else sampler.generate_images(wrapped, [request])[0].image
 
     made: list[Image.Image] = []
-    for image in on_each(share_cores(unet.device, PART * len(requests)), make, requests):
+    for image in on_each(share_cores(unet, PART * len(requests)), make, requests):
         if image is None:
             return None
         made.append(image)
@@ -147,10 +147,13 @@ def save_grid(path: Path, made: list[Image.Image], prompts: list[str], columns: 
     return len(invalid)
 
 
-def validate(training: Training, checks: Checks, grid: Path, signals: list[int]) -> dict[str, float] | None:
-    """The held-out loss, and the number of invalid images in the grid; None where a signal came before its end.
+def validate(
+    training: Training, checks: Checks, grid: Path | None, stopped: Callable[[], bool]
+) -> dict[str, float] | None:
+    """The held-out loss, and the number of invalid images in the grid; None where it was stopped before its end.
 
     With an average of the weights they are of the average; then the loss of the weights themselves stands beside it.
+    Without `grid`, as in processes that only take part, nothing is shown or written.
     """
     figures: dict[str, float] = {}
     for module in training.modules.values():
@@ -158,19 +161,21 @@ def validate(training: Training, checks: Checks, grid: Path, signals: list[int])
     made: list[Image.Image] | None = []
     total = sum(map(len, checks.held_out)) * (2 if training.average else 1)
     total += len(checks.prompts) * checks.passes_an_image
-    with show_progress(total, "passes", f"validation of step {training.progress.step:,}", shown=total > 0) as bar:
+    with show_progress(
+        total, "passes", f"validation of step {training.progress.step:,}", shown=bool(grid and total)
+    ) as bar:
         if checks.held_out and training.average:
             figures["val_loss_without_ema"] = held_out_loss(training.unet, checks, bar)
         with averaged_weights(training):
             if checks.held_out:
                 figures["val_loss"] = held_out_loss(training.unet, checks, bar)
             if checks.prompts:
-                made = generate_images(training.unet, checks, signals, bar)
+                made = generate_images(training.unet, checks, stopped, bar)
     for module in training.modules.values():
         module.train()
     if made is None:
         return None
-    return figures | ({"validation/invalid_images": save_grid(grid, made, checks.prompts)} if made else {})
+    return figures | ({"validation/invalid_images": save_grid(grid, made, checks.prompts)} if grid and made else {})
 
 
 def note_loss(progress: Progress, loss: float | None) -> bool:

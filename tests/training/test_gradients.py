@@ -111,11 +111,11 @@ def test_a_step_is_repeated_at_half_the_scale_only_where_that_can_help(rows, nor
 def test_micro_batches_are_halved_until_one_sample_is_left(caplog):
     sizes = [16]
     while sizes[-1] > 1:
-        sizes.append(gradients.smaller_micro_batch(sizes[-1]))
-    assert sizes == [16, 8, 4, 2, 1] and gradients.smaller_micro_batch(5) == 3
+        sizes.append(gradients.smaller_micro_batch(sizes[-1], False))
+    assert sizes == [16, 8, 4, 2, 1] and gradients.smaller_micro_batch(5, False) == 3
     assert "out of memory: 8 samples at once from here on" in caplog.messages[0]
     with pytest.raises(UserError, match="out of memory with one sample at once; .*--gradient_checkpointing"):
-        gradients.smaller_micro_batch(1)
+        gradients.smaller_micro_batch(1, False)
 
 
 class Net(torch.nn.Module):

@@ -55,13 +55,13 @@ def test_a_restored_training_goes_on_to_the_byte(tmp_path, name):
     whole = tiny_training(name)
     advance(whole, 3)
     whole.progress.best_loss, whole.progress.best_step, whole.progress.skipped = 0.1 + 0.2, 2, [1]
-    state.save_training(tmp_path / "checkpoint-3", whole)
+    state.save_training(tmp_path / "checkpoint-3", whole, state.take_snapshot(whole))
     resumed = tiny_training(name)
     state.restore_training(tmp_path / "checkpoint-3", resumed)
     assert resumed.progress == whole.progress == Progress(3, best_loss=0.1 + 0.2, best_step=2, skipped=[1])
     advance(whole, 2), advance(resumed, 2)
     for one, folder in ((whole, "a"), (resumed, "b")):
-        state.save_training(tmp_path / folder, one)
+        state.save_training(tmp_path / folder, one, state.take_snapshot(one))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -93,7 +93,7 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "checkpoint-1"
     one = tiny_training()
     advance(one, 1)
-    state.save_training(folder, one)
+    state.save_training(folder, one, state.take_snapshot(one))
     return folder
 
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_something_else_is_one_line(checkpoint, tmp_path):
 def test_best_is_no_checkpoint_to_resume_from(tmp_path):
     one = tiny_training()
     advance(one, 1)
-    state.save_best(tmp_path / "best", one)
+    state.save_best(tmp_path / "best", one, state.whole_weights(one))
     assert checkpoints.find_checkpoint(tmp_path, "best") == tmp_path / "best"  # whole, but
     with pytest.raises(UserError, match="holds a LoRA alone.*checkpoint-<step>"):
         state.restore_training(tmp_path / "best", one)
@@ -125,7 +125,8 @@ def test_best_holds_the_average_and_leaves_the_training_as_it_was(tmp_path):
     one = tiny_training()
     advance(one, 3)
     before = [parameter.detach().clone() for parameter in one.parameters]
-    state.save_best(tmp_path / "best", one)
+    with state.averaged_weights(one):
+        state.save_best(tmp_path / "best", one, state.whole_weights(one))
     assert all(torch.equal(a, b) for a, b in zip(before, one.parameters))
     found, _ = lora.read_lora(tmp_path / "best")
     with state.averaged_weights(one):
@@ -171,7 +172,7 @@ def test_all_weights_are_restored_from_the_folders_of_a_checkpoint_and_from_an_e
         tmp_path / "checkpoint-1",
         {key: value.clone().contiguous() for key, value in unet.state_dict().items()},
     )
-    state.save_training(folder, one)
+    state.save_training(folder, one, state.take_snapshot(one))
     found = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="checkpoint-1/unet").state_dict()
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
     shutil.copytree(folder, tmp_path / "earlier", ignore=shutil.ignore_patterns("unet"))

@@ -57,7 +57,7 @@ class Parts:
         )
 
     def images(self, texts=TEXTS, seeds=SEEDS, scheduler=None):
-        return validation.generate_images(self.unet, self.checks(texts, seeds, scheduler=scheduler), [])
+        return validation.generate_images(self.unet, self.checks(texts, seeds, scheduler=scheduler), lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_signal_ends_a_validation_between_two_images(parts):
 
     hook = parts["sd1"].unet.register_forward_hook(count_steps)
     try:
-        assert validation.generate_images(parts["sd1"].unet, parts["sd1"].checks(), signals) is None
+        assert validation.generate_images(parts["sd1"].unet, parts["sd1"].checks(), lambda: bool(signals)) is None
     finally:
         hook.remove()
     assert len(calls) == 3  # the steps of one image: it was finished, and no other begun
@@ -270,18 +270,18 @@ def test_validation_leaves_the_training_as_it_was(parts, tmp_path):
     training = Training({"unet": unet}, [parameter], None, None, average, facts, {})
     checks = parts["sd1"].checks(TEXTS[:2], SEEDS[:2], [batch(1, 2, 16)])
     before, state = parameter.detach().clone(), torch.get_rng_state()
-    found = validation.validate(training, checks, tmp_path / "grid.png", [])
+    found = validation.validate(training, checks, tmp_path / "grid.png", lambda: False)
     losses = {"val_loss", "val_loss_without_ema"}
     assert found.keys() == losses | {"validation/invalid_images"} and (tmp_path / "grid.png").exists()
     assert torch.equal(parameter, before) and unet.training and torch.equal(torch.get_rng_state(), state)
     own = dataclasses.replace(training, average=None)
-    other = validation.validate(own, checks, tmp_path / "grid.png", [])
+    other = validation.validate(own, checks, tmp_path / "grid.png", lambda: False)
     # Both the average and the weights in training are looked at.
     assert other["val_loss"] == found["val_loss_without_ema"] != found["val_loss"]
-    assert validation.validate(training, checks, tmp_path / "no.png", [15]) is None
+    assert validation.validate(training, checks, tmp_path / "no.png", lambda: True) is None
     assert torch.equal(parameter, before) and not (tmp_path / "no.png").exists()
     without_images = dataclasses.replace(checks, prompts=[], seeds=[])
-    assert validation.validate(training, without_images, tmp_path / "no.png", []) == {
+    assert validation.validate(training, without_images, tmp_path / "no.png", lambda: False) == {
         name: found[name] for name in losses
     }
     assert not (tmp_path / "no.png").exists() and unet.training
