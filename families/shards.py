@@ -16,6 +16,8 @@ from diffusers import ModelMixin
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 if TYPE_CHECKING:
     from families.lora import Module
@@ -41,6 +43,8 @@ def shard_module(module: Module, device: torch.device, processes: int) -> None:
         divided = fully_shard(part, mesh=mesh)
         divided.set_gradient_divide_factor(1.0)
         divided.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    if isinstance(module, PreTrainedModel):
+        _CAN_RECORD_REGISTRY[module] = module._can_record_outputs  # under its new class, or it gives no hidden states
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
