@@ -93,7 +93,7 @@ def test_two_processes_with_half_the_weights_each_train_the_same_lora(trainer_da
         assert all(torch.allclose(wanted[key], found[key], atol=1e-5) for key in wanted | found)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_two_processes_with_half_the_weights_each_train_all_weights_the_same(trainer_data, tmp_path):
     words = [*PRIOR, "--method", "full", "--train_text_encoder", "--use_ema", "--checkpointing_steps", 2]
     words += ["--mixed_precision", "no", "--lr_scheduler", "constant_with_warmup", "--learning_rate", 1e-3]

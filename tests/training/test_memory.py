@@ -141,6 +141,14 @@ def test_a_real_step_takes_the_memory_that_was_estimated():
         assert int(line) / MIB == pytest.approx(expected / MIB, rel=0.25)
 
 
+def test_each_of_several_devices_holds_its_share_and_the_blocks_that_compute():
+    whole, half = (estimate(adapter=None, shards=shards)["training"] for shards in (1, 2))
+    for name in ("frozen weights", "trained weights", "gradients", "optimizer"):
+        assert half[name] == whole[name] // 2
+    assert half["activations"] == whole["activations"] and not whole["gathered weights"]
+    assert 0 < half["gathered weights"] < whole["trained weights"] / 2
+
+
 def test_the_largest_batch_divides_the_share_and_fits():
     def estimate_at(size: int) -> dict:
         return {"encoding": {"weights": 60}, "training": {"weights": 100, "activations": 50 * size}}
