@@ -232,7 +232,8 @@ def prepare(job: Job) -> Prepared:
     effective = start.plan.effective * (job.processes if each else 1)
     plan_batch("auto", None, effective, job.processes)
     read_recipe = train_dreambooth.read_recipe if job.script == "train_dreambooth.py" else setup.read_recipe
-    return Prepared(args, start, read_recipe(args, effective), effective)
+    plan = start.plan._replace(processes=job.processes, effective=effective)
+    return Prepared(args, start, read_recipe(args, plan), effective)
 
 
 def make_random_model(job: Job) -> None:
