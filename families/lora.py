@@ -9,22 +9,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
-from families.shards import divide, gather
+from families.shards import Module, divide, gather
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
 
-Module: TypeAlias = ModelMixin | PreTrainedModel  # a UNet or a text encoder
 UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"

@@ -8,7 +8,7 @@ function here that makes something whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -19,8 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-if TYPE_CHECKING:
-    from families.lora import Module
+Module: TypeAlias = ModelMixin | PreTrainedModel  # a UNet or a text encoder
 
 
 def find_blocks(module: Module) -> list[torch.nn.Module]:
