@@ -93,10 +93,13 @@ def _with_article(phrase: str, words: dict[str, str | None], countable: bool, ca
     return (determiner.capitalize() if capital else determiner) + filled
 
 
-def make_environment(folder: Path) -> jinja2.Environment:
-    """The templates of a folder; a name that a template uses and that is not given is an error."""
+PAGES = Path(__file__).parent / "templates"  # what the HTML pages of all packages extend: base.html, its style
+
+
+def make_environment(*folders: Path) -> jinja2.Environment:
+    """The templates of these folders; a name that a template uses and that is not given is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader(folders),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

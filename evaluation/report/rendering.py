@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluation.report.formatting import format_difference, format_interval, read_estimate
 from utils.images import BadImage, read_image
-from utils.wording import make_environment
+from utils.wording import PAGES, make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 224  # pixels of an image on a page
@@ -28,7 +28,7 @@ class EmbeddedImage:
 
 
 def render_page(template: str, **values: Any) -> str:
-    environment = make_environment(TEMPLATES)
+    environment = make_environment(TEMPLATES, PAGES)
     environment.filters |= {"estimate": read_estimate}
     environment.globals |= {"interval": format_interval, "difference": format_difference, "embed_image": embed_image}
     return environment.get_template(template).render(contents=[], **values)
