@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +17,8 @@ class Peak(NamedTuple):
     bfloat16: float | None
 
 
-# As the makers publish them, in data sheets and white papers; a figure with sparsity is halved. The key matches the whole
-# name that torch gives, so that neither a part of a GPU (MIG) nor a variant (Ti, D, Laptop) gets another one's figure.
+# As the makers publish them, in data sheets and white papers; a figure with sparsity is halved. The key matches the
+# whole name that torch gives: neither a part of a GPU (MIG) nor a variant (Ti, D, Laptop) gets another one's figure.
 PEAKS = {
     r"Tesla P100-PCIE-\d+GB": Peak(9.3, 18.7, None),
     r"Tesla P100-SXM2-\d+GB": Peak(10.6, 21.2, None),
@@ -52,18 +52,20 @@ PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as acce
 def count_flops(run: Callable[[], object]) -> int:
     """The floating-point operations of matrix products and convolutions in what `run` computes; an addition is one.
 
-    Attention counts as its two products and their gradients: what a fused kernel computes again is no work of the model.
-    Run it on the meta device without gradient checkpointing, whose recomputation is none either.
+    Attention counts as its two products and their gradients: what a fused kernel computes twice is work once. Run it on
+    the meta device, without gradient checkpointing, for the same reason.
     """
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
-def peak_flops(device: str, mixed_precision: str) -> float | None:
-    """FLOP/s of the device of this name at its best, as its maker gives them; None if that is not known."""
+def peak_flops(machine: dict[str, Any], mixed_precision: str) -> float | None:
+    """FLOP/s of a machine (see `describe_machine`) at its best, as its maker gives them; None if that is not known."""
+    if machine["type"] == "cpu":  # its name may be that of a chip that has a GPU too
+        return None
     for name, peak in PEAKS.items():
-        if re.fullmatch(name, device):
+        if re.fullmatch(name, machine["name"]):
             found = getattr(peak, PRECISIONS[mixed_precision])
             return found and found * 1e12
     return None

@@ -1,0 +1,200 @@
+"""What benchmark.json says, as tables and as a figure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.files import replaced_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Result = dict[str, Any]  # the content of benchmark.json (docs/benchmark.md)
+Rows = list[list[str]]
+COLOURS = ("#4a6fa5", "#d1682f", "#3a8a63", "#7a4a86", "#8a6d2f", "#b0476b", "#3a9ea5", "#777777")
+ROW_HEADERS = ("checkpointing", "compiled", "at once", "s a step", "images/s", "GiB", "estimated", "MFU", "")
+GENERATION_HEADERS = ("at once", "s an image")
+RATES = {
+    "encoding_images_per_second": "images encoded a second",
+    "captions_per_second": "captions encoded a second",
+    "loading_images_per_second": "images loaded a second",
+}
+
+
+def format_rate(value: float | None, digits: int = 3) -> str:
+    """A figure with so many significant digits and no exponent; nothing for None."""
+    if value is None:
+        return ""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:#.{digits}g}"
+
+
+def format_spread(spread: Mapping[str, float] | None) -> str:
+    """`1.24 (1.2 to 1.31)`: the median of the repeats, the smallest and the largest."""
+    if not spread:
+        return ""
+    median, low, high = (format_rate(spread[key]) for key in ("median", "low", "high"))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def format_share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def list_rows(result: Result) -> Rows:
+    """The cells of ROW_HEADERS, a line for each setting that was tried or given up."""
+    cells = []
+    for row in result["rows"]:
+        settings = ["yes" if row[key] else "no" for key in ("gradient_checkpointing", "compile")]
+        figures = [
+            format_spread(row.get("seconds_per_step")),
+            format_rate(row.get("images_per_second")),
+            format_rate(row.get("memory_gib")),
+            format_rate(row.get("estimated_gib")),
+            format_share(row.get("mfu")),
+        ]
+        cells.append([*settings, str(row["micro_batch"]), *figures, describe_status(row)])
+    return cells
+
+
+def describe_status(row: Mapping[str, Any]) -> str:
+    """Nothing for a row that was measured."""
+    return "" if row["status"] == "ok" else ": ".join(filter(None, [row["status"], row.get("why")]))
+
+
+def list_generation(result: Result) -> Rows:
+    """The cells of GENERATION_HEADERS."""
+    return [[str(one["batch_size"]), format_spread(one["seconds_per_image"])] for one in result["generation"]]
+
+
+def list_rates(result: Result) -> Rows:
+    """What each rate means, and its value."""
+    return [[text, format_rate(result["rates"].get(key))] for key, text in RATES.items() if result["rates"].get(key)]
+
+
+def find_recommended(result: Result) -> dict[str, Any] | None:
+    """The row of the settings that were recommended; None if nothing could be measured."""
+    wanted = result.get("recommended")
+    if not wanted:
+        return None
+    asked = (wanted["gradient_checkpointing"], wanted["compile"], wanted["train_batch_size"])
+    keys = ("gradient_checkpointing", "compile", "micro_batch")
+    return next((row for row in result["rows"] if tuple(row[key] for key in keys) == asked), None)
+
+
+def best_generation(result: Result) -> dict[str, Any] | None:
+    """The batch with the fewest seconds an image."""
+    return min(result["generation"], key=lambda one: one["seconds_per_image"]["median"], default=None)
+
+
+# The figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rows of benchmark.json that differ in the micro-batch alone."""
+
+    name: str
+    colour: str
+    style: str
+    rows: list[dict[str, Any]]
+
+
+def training_curves(results: Mapping[str, Result]) -> list[Curve]:
+    """One for each use of checkpointing and compile; of several machines, each has its colour."""
+    curves = []
+    for number, (name, result) in enumerate(results.items()):
+        for checkpointing in (False, True):
+            for compiled in (False, True):
+                kind = (checkpointing, compiled)
+                rows = [row for row in result["rows"] if (row["gradient_checkpointing"], row["compile"]) == kind]
+                words = [name] if len(results) > 1 else []
+                words += [f"{'with' if checkpointing else 'without'} checkpointing"] + ["compiled"] * compiled
+                colour = COLOURS[number if len(results) > 1 else checkpointing]
+                style = (":" if compiled else "--" if checkpointing and len(results) > 1 else "-") + "os"[compiled]
+                curves += [Curve(", ".join(words), colour, style, rows)] if rows else []
+    return curves
+
+
+def draw_benchmarks(results: Mapping[str, Result]) -> "Figure":
+    """Images a second and memory by micro-batch, and the seconds of a generated image by batch; of {name: result}."""
+    from matplotlib.figure import Figure  # no pyplot: no display and no global state
+
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    speed, memory, generation = figure.subplots(1, 3)
+    for curve in training_curves(results):
+        _draw_speed(speed, curve)
+        _draw_memory(memory, curve)
+    for number, result in enumerate(results.values()):
+        _draw_generation(generation, result["generation"], COLOURS[number])
+        limit = result["machine"].get("memory_gib") if len(results) == 1 else None
+        if limit and memory.get_ylim()[1] > limit / 4:  # far above, it would flatten the curves
+            memory.axhline(limit, color="0.5", linestyle=":", label="the device's memory")
+    measured = [row["micro_batch"] for result in results.values() for row in result["rows"]]
+    generated = [one["batch_size"] for result in results.values() for one in result["generation"]]
+    _finish(speed, "Training: images a second", "samples at once", measured)
+    _finish(memory, "Memory, GiB (hollow: as estimated)", "samples at once", measured)
+    _finish(generation, "Generation: seconds an image", "images at once", generated)
+    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
+def plot_benchmark(result: Result, path: Path) -> None:
+    """Write benchmark.png."""
+    with replaced_file(path) as file:  # the same bytes whatever matplotlib's version says
+        draw_benchmarks({result["machine"]["name"]: result}).savefig(
+            file, format="png", dpi=110, metadata={"Software": None}
+        )
+
+
+def _measured(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["micro_batch"])
+
+
+def _reach(values: list[float], low: list[float], high: list[float]) -> list[list[float]]:
+    """How far the ends lie below and above the values, as matplotlib wants it."""
+    return [[value - end for value, end in zip(values, low)], [end - value for value, end in zip(values, high)]]
+
+
+def _draw_speed(axis: "Axes", curve: Curve) -> None:
+    rows = _measured(curve.rows)
+    speeds = [row["images_per_second"] for row in rows]
+    seconds = [row["seconds_per_step"] for row in rows]
+    low = [speed * one["median"] / one["high"] for speed, one in zip(speeds, seconds)]
+    high = [speed * one["median"] / one["low"] for speed, one in zip(speeds, seconds)]
+    places = [row["micro_batch"] for row in rows]
+    reach = _reach(speeds, low, high)
+    axis.errorbar(places, speeds, reach, fmt=curve.style, color=curve.colour, markersize=5, capsize=3, label=curve.name)
+
+
+def _draw_memory(axis: "Axes", curve: Curve) -> None:
+    rows = _measured(curve.rows)
+    axis.plot(
+        [row["micro_batch"] for row in rows], [row["memory_gib"] for row in rows], curve.style, color=curve.colour
+    )
+    known = [(row["micro_batch"], row["estimated_gib"]) for row in curve.rows if row.get("estimated_gib")]
+    if known:
+        axis.plot(*zip(*sorted(known)), curve.style[-1], color=curve.colour, fillstyle="none")
+
+
+def _draw_generation(axis: "Axes", generation: list[dict[str, Any]], colour: str) -> None:
+    spreads = [one["seconds_per_image"] for one in generation]
+    medians, low, high = ([one[key] for one in spreads] for key in ("median", "low", "high"))
+    places = [one["batch_size"] for one in generation]
+    axis.errorbar(places, medians, _reach(medians, low, high), fmt="-o", color=colour, markersize=5, capsize=3)
+
+
+def _finish(axis: "Axes", title: str, along: str, places: list[int]) -> None:
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_xlabel(along)
+    axis.set_ylim(bottom=0)
+    if places:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted(set(places)), [f"{place:,}" for place in sorted(set(places))])
+        axis.set_xticks([], minor=True)
+    axis.grid(axis="y", color="#e8e8e8", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
