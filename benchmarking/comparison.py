@@ -25,8 +25,14 @@ from utils.wording import PAGES, escape_cell, escape_code, make_environment
 TEMPLATES = Path(__file__).parent / "templates"
 MOST = 8  # files
 EXPECTED = "a benchmark.json, as benchmark.py writes it"
-# What is chosen for each machine, so that one recipe has several of them.
-OF_THE_MACHINE = ("mixed_precision",)
+# What two benchmarks must have in common, of their `recipe` and of the trainer's `settings`: all that decides the time but
+# for the precision, which is chosen for each machine.
+RECIPE = "script model resolution effective_batch_size".split()
+SETTINGS = (
+    "rank lora_layers use_dora method optimizer train_text_encoder use_ema with_prior_preservation cache_latents "
+    "lora_dropout validation_inference_steps validation_guidance_scale"
+).split()
+PARTS = {"recipe": RECIPE, "settings": SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def read_results(paths: list[Path]) -> dict[str, Result]:
 def read_result(path: Path) -> Result:
     """A benchmark.json; the error names --compare, the file, and what it lacks."""
     result = read_object(path, EXPECTED, "--compare")
-    parts = {"machine": dict, "recipe": dict, "rows": list, "generation": list, "rates": dict}
+    parts = {"machine": dict, "recipe": dict, "settings": dict, "rows": list, "generation": list, "rates": dict}
     if wrong := [name for name, kind in parts.items() if not isinstance(result.get(name), kind)]:
         raise UserError(f"--compare {path}: lacks `{wrong[0]}`; expected {EXPECTED}")
     try:
@@ -70,10 +76,9 @@ def read_result(path: Path) -> Result:
 
 def recipe_differences(results: Mapping[str, Result]) -> list[str]:
     """`resolution is 512 (Tesla T4) and 1024 (NVIDIA L4)`, for each key of the recipe that is not the same."""
-    recipes = {name: result["recipe"] for name, result in results.items()}
-    keys = dict.fromkeys(key for recipe in recipes.values() for key in recipe if key not in OF_THE_MACHINE)
+    recipes = {name: read_recipe(result) for name, result in results.items()}
     found = []
-    for key in keys:
+    for key in (*RECIPE, *SETTINGS):
         values: dict[str, list[str]] = {}
         for name, recipe in recipes.items():
             values.setdefault(str(recipe.get(key)), []).append(name)
@@ -81,6 +86,12 @@ def recipe_differences(results: Mapping[str, Result]) -> list[str]:
             shown = [f"{text} ({', '.join(names)})" for text, names in values.items()]
             found.append(f"{key} is {' and '.join(shown)}")
     return found
+
+
+def read_recipe(result: Result) -> dict[str, Any]:
+    """What decides the figures, besides the machine."""
+    recipe, settings = ({key: result[part].get(key) for key in keys} for part, keys in PARTS.items())
+    return recipe | settings
 
 
 def compare_lines(results: Mapping[str, Result]) -> list[Line]:
@@ -140,7 +151,14 @@ def describe_hardware(machine: Mapping[str, Any]) -> str:
 
 
 def describe_recipe(result: Result) -> str:
-    return ", ".join(f"{key} {value}" for key, value in result["recipe"].items() if key not in OF_THE_MACHINE)
+    """`train_lora.py, stable-diffusion-v1-5/stable-diffusion-v1-5, 512x512, 16 samples a step, rank 8`."""
+    found = read_recipe(result)
+    words = [
+        found["script"],
+        f"{found['model']}{' (random weights)' if result['recipe'].get('random_weights') else ''}",
+    ]
+    words += [f"{found['resolution']}x{found['resolution']}", f"{found['effective_batch_size']} samples a step"]
+    return ", ".join(map(str, words + [f"rank {found['rank']}"] * bool(found["rank"])))
 
 
 def write_comparison(paths: list[Path], output: Path) -> tuple[list[str], str]:

@@ -15,7 +15,7 @@ Result = dict[str, Any]  # the content of benchmark.json (docs/benchmark.md)
 Rows = list[list[str]]
 COLOURS = ("#4a6fa5", "#d1682f", "#3a8a63", "#7a4a86", "#8a6d2f", "#b0476b", "#3a9ea5", "#777777")
 ROW_HEADERS = ("checkpointing", "compiled", "at once", "s a step", "images/s", "GiB", "estimated", "MFU", "")
-GENERATION_HEADERS = ("at once", "s an image")
+GENERATION_HEADERS = ("at once", "s an image", "")
 RATES = {
     "encoding_images_per_second": "images encoded a second",
     "captions_per_second": "captions encoded a second",
@@ -66,7 +66,10 @@ def describe_status(row: Mapping[str, Any]) -> str:
 
 def list_generation(result: Result) -> Rows:
     """The cells of GENERATION_HEADERS."""
-    return [[str(one["batch_size"]), format_spread(one["seconds_per_image"])] for one in result["generation"]]
+    return [
+        [str(one["batch_size"]), format_spread(one.get("seconds_per_image")), describe_status(one)]
+        for one in result["generation"]
+    ]
 
 
 def list_rates(result: Result) -> Rows:
@@ -86,7 +89,8 @@ def find_recommended(result: Result) -> dict[str, Any] | None:
 
 def best_generation(result: Result) -> dict[str, Any] | None:
     """The batch with the fewest seconds an image."""
-    return min(result["generation"], key=lambda one: one["seconds_per_image"]["median"], default=None)
+    measured = [one for one in result["generation"] if one["status"] == "ok"]
+    return min(measured, key=lambda one: one["seconds_per_image"]["median"], default=None)
 
 
 # The figure
@@ -181,9 +185,9 @@ def _draw_memory(axis: "Axes", curve: Curve) -> None:
 
 
 def _draw_generation(axis: "Axes", generation: list[dict[str, Any]], colour: str) -> None:
-    spreads = [one["seconds_per_image"] for one in generation]
-    medians, low, high = ([one[key] for one in spreads] for key in ("median", "low", "high"))
-    places = [one["batch_size"] for one in generation]
+    measured = [one for one in generation if one["status"] == "ok"]
+    medians, low, high = ([one["seconds_per_image"][key] for one in measured] for key in ("median", "low", "high"))
+    places = [one["batch_size"] for one in measured]
     axis.errorbar(places, medians, _reach(medians, low, high), fmt="-o", color=colour, markersize=5, capsize=3)
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarking.comparison import compare_lines, read_results, recipe_differences, write_comparison
-from benchmarking.report import find_recommended, format_rate, list_rows, plot_benchmark
+from benchmarking.report import find_recommended, format_rate, list_generation, list_rows, plot_benchmark
 from tests.browser import open_browser, open_page
 from utils.cli import UserError
 
@@ -30,7 +30,16 @@ def t4():
     """A benchmark.json with a setting of each kind."""
     return {
         "machine": {"name": "Tesla T4", "type": "cuda", "memory_gib": 14.6, "cores": 2, "torch": "2.13.0"},
-        "recipe": {"model": "stable-diffusion", "resolution": 512, "mixed_precision": "fp16"},
+        "recipe": {
+            "script": "train_lora.py",
+            "model": "stable-diffusion",
+            "random_weights": False,
+            "resolution": 512,
+            "effective_batch_size": 16,
+            "mixed_precision": "fp16",
+            "images": 8,
+        },
+        "settings": {"rank": 4, "optimizer": "adamw", "seed": 0},
         "commit": "1234567",
         "command": "python benchmark.py --resolution 512",
         "date": "2026-11-27T01:00:00+00:00",
@@ -41,8 +50,9 @@ def t4():
             row(8, 6.4, checkpointing=True, mfu=None),
         ],
         "generation": [
-            {"batch_size": 1, "seconds_per_image": spread(9.0)},
-            {"batch_size": 4, "seconds_per_image": spread(6.5)},
+            {"batch_size": 1, "status": "ok", "why": "", "seconds_per_image": spread(9.0)},
+            {"batch_size": 4, "status": "ok", "why": "", "seconds_per_image": spread(6.5)},
+            {"batch_size": 8, "status": "out of memory", "why": "full"},
         ],
         "rates": {"encoding_images_per_second": 12.0, "loading_images_per_second": None},
         "recommended": {"train_batch_size": 4, "gradient_checkpointing": False, "compile": False},
@@ -54,7 +64,9 @@ def l4(t4):
     """The same recipe on another machine, where a step takes half as long."""
     other = copy.deepcopy(t4)
     other["machine"] |= {"name": "NVIDIA L4 <b>|"}
-    other["recipe"] |= {"mixed_precision": "bf16"}
+    other["recipe"] |= {"mixed_precision": "bf16", "images": 9}
+    other["recipe"] |= {"random_weights": True}
+    other["settings"] |= {"seed": 1}
     other["rows"][1] |= {"seconds_per_step": spread(2.5), "images_per_second": 6.4}
     return other
 
@@ -72,6 +84,7 @@ def test_the_table_has_a_line_for_each_setting_and_says_why_one_has_no_figures(t
     assert shown[1] == ["no", "no", "4", "5.00 (4.50 to 6.00)", "3.20", "10.0", "8.00", "21.0%", ""]
     assert shown[2][3:6] == ["", "", ""] and shown[2][-1] == "out of memory: the device's memory is full"
     assert shown[3][:3] == ["yes", "no", "8"] and shown[3][-2] == ""
+    assert list_generation(t4)[1:] == [["4", "6.50 (5.85 to 7.80)", ""], ["8", "", "out of memory: full"]]
     assert [format_rate(value) for value in (0.01234, 1.5, 123.4, 56789, None)] == [
         "0.0123",
         "1.50",
@@ -104,9 +117,10 @@ def test_each_machine_is_compared_with_the_first_in_its_recommended_settings(t4,
 
 def test_different_recipes_are_named_and_not_compared(t4, l4, tmp_path):
     assert recipe_differences({"a": t4, "b": l4}) == []  # each machine has its own precision
-    l4["recipe"] |= {"resolution": 1024, "rank": 8}
+    l4["recipe"] |= {"resolution": 1024}
+    l4["settings"] |= {"rank": 8}
     both = {"a": t4, "b": l4}
-    assert recipe_differences(both) == ["resolution is 512 (a) and 1024 (b)", "rank is None (a) and 8 (b)"]
+    assert recipe_differences(both) == ["resolution is 512 (a) and 1024 (b)", "rank is 4 (a) and 8 (b)"]
     assert not any("".join(line.ratios) for line in compare_lines(both))
     differences, markdown = write_comparison(write(tmp_path, t4=t4, l4=l4), tmp_path / "page.html")
     assert differences[0].startswith("resolution is 512 (Tesla T4) and 1024 (NVIDIA L4")
@@ -121,6 +135,7 @@ def test_the_markdown_is_a_table_with_command_and_commit_of_each(t4, l4, tmp_pat
     assert (
         table[0] == "|  | Tesla T4 | NVIDIA L4 &lt;b&gt;\\| |" and "| images a second | 3.20 | 6.40 × 2.00 |" in table
     )
+    assert "torch 2.13.0: train_lora.py, stable-diffusion, 512x512, 16 samples a step, rank 4. 2026-11-27T" in markdown
     assert markdown.count("commit 1234567:\n  `python benchmark.py --resolution 512`") == 2
 
 
