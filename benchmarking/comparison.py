@@ -25,8 +25,8 @@ from utils.wording import PAGES, escape_cell, escape_code, make_environment
 TEMPLATES = Path(__file__).parent / "templates"
 MOST = 8  # files
 EXPECTED = "a benchmark.json, as benchmark.py writes it"
-# What two benchmarks must have in common, of their `recipe` and of the trainer's `settings`: all that decides the time but
-# for the precision, which is chosen for each machine.
+# What two benchmarks must have in common, of their `recipe` and of the trainer's `settings`: all that decides the time,
+# but for the precision, which is chosen for each machine.
 RECIPE = "script model resolution effective_batch_size".split()
 SETTINGS = (
     "rank lora_layers use_dora method optimizer train_text_encoder use_ema with_prior_preservation cache_latents "

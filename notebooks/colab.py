@@ -5,8 +5,10 @@ Colab all but an upload works too.
 """
 
 import contextlib
+import hashlib
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -233,6 +235,40 @@ def open_archive(found: Path) -> Path:
         partial.rename(folder)
     inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+# Batch
+
+
+def choose_batch(
+    trainer: str, data_flags: list[object], flags: list[str], measure: str, keep: Path | None
+) -> list[str]:
+    """Flags for the batch that trains fastest on this GPU, which benchmark.py finds in some minutes.
+
+    The samples a step are those of `flags`, so that a run may go on with a batch of another GPU. What was measured is
+    kept, for each kind of GPU and `flags`. `measure`: with a GPU, always, never.
+    """
+    gpus = describe_gpus()
+    if measure == "never" or (measure == "with a GPU" and not gpus):
+        print("batch: not measured; train_flags or the defaults decide")
+        return []
+    device = gpus[0].partition(",")[0] if gpus else "CPU"
+    key = hashlib.sha256(json.dumps([trainer, *flags]).encode()).hexdigest()[:8]
+    folder = Path("runs/benchmarks") / f"{re.sub(r'[^a-z0-9]+', '-', device.lower())}-{key}"
+    measured = folder / "benchmark.json"
+    kept = (keep or Path()) / measured
+    if not (kept.is_file() and "recommended" in json.loads(kept.read_text())):
+        few = "--repeats", 3, "--generate_batch_sizes", "--output_dir", folder
+        run("benchmark.py", *few, "--", *data_flags, *flags)
+        if keep:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".partial").write_bytes(measured.read_bytes())
+            kept.with_suffix(".partial").rename(kept)
+    best = json.loads(kept.read_text())["recommended"]
+    words = [f"--{name}={best[name]}" for name in ("train_batch_size", "gradient_accumulation_steps")]
+    words += [f"--{'' if best[name] else 'no-'}{name}" for name in ("gradient_checkpointing", "compile")]
+    print(f"batch: {shlex.join(words)}, as measured on {device} ({kept})")
+    return words
 
 
 # Results

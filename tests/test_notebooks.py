@@ -23,8 +23,12 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+import train_lora
 from demo.catalogue import write_catalogue
 from notebooks import colab
+from training.batches import plan_batch
+from training.flags import free_to_change
+from utils.runs import training_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -327,6 +331,82 @@ def test_data_comes_from_a_folder_a_zip_file_an_upload_or_the_hub(checkout, in_c
     assert Path("uploads/shoe.txt").read_text() == "uploaded"
     with pytest.raises(SystemExit, match="place: gone.zip; give the path of a folder"):
         colab.find_data("folder", "gone.zip", "train_lora.py", Path("uploads"))
+
+
+# Batch
+
+
+MEASURES = """
+import json, pathlib, sys
+words = sys.argv[1:]
+place = pathlib.Path(words[words.index("--output_dir") + 1])
+place.mkdir(parents=True, exist_ok=True)
+best = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "gradient_checkpointing": False, "compile": False}
+place.joinpath("benchmark.json").write_text(json.dumps({"recommended": best, "words": words}))
+"""
+
+
+@pytest.fixture
+def measuring(checkout, tmp_path, monkeypatch):
+    """A checkout whose benchmark.py only writes its command line and a recommendation; nvidia-smi names a T4."""
+    Path("benchmark.py").unlink(missing_ok=True)
+    Path("benchmark.py").write_text(MEASURES)
+    smi = tmp_path / "bin/nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text('#!/bin/sh\necho "${GPU:-Tesla T4}, 7.5, 580.82.07"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    return smi
+
+
+CHOSEN = "--train_batch_size=4 --gradient_accumulation_steps=2 --no-gradient_checkpointing --no-compile".split()
+
+
+@needs_venv
+@pytest.mark.parametrize("trainer", ["train_lora", "train_dreambooth"])
+def test_the_batch_is_measured_once_for_a_gpu_and_its_flags_and_kept(measuring, tmp_path, monkeypatch, trainer):
+    drive, flags = tmp_path / "drive", ["--config", "configs/demo_lora.yaml"][: 2 * (trainer == "train_lora")]
+    data = ["--train_data_dir", "data/x"] if trainer == "train_lora" else ["--instance_data_dir", "photos"]
+    if trainer == "train_dreambooth":
+        flags += ["--instance_prompt", "a photo of sks shoes"]
+    asked = (f"{trainer}.py", data, flags, "with a GPU", drive)
+    assert colab.choose_batch(*asked) == CHOSEN
+    (kept,) = drive.glob("runs/benchmarks/tesla-t4-*/*")
+    words = json.loads(kept.read_text())["words"]
+    assert words[words.index("--") + 1 :] == [*data, *flags]
+    check_command(["benchmark.py", *words])
+    shutil.rmtree("runs")
+    Path("benchmark.py").unlink()  # measured again, this would fail
+    assert colab.choose_batch(*asked) == CHOSEN
+    for other in ({"flags": [*flags, "--rank", "4"]}, {"gpu": "NVIDIA L4"}):
+        monkeypatch.setenv("GPU", other.get("gpu", "Tesla T4"))
+        with pytest.raises(SystemExit, match="benchmark.py ended with exit code 2"):
+            colab.choose_batch(asked[0], data, other.get("flags", flags), *asked[3:])
+
+
+@needs_venv
+def test_without_a_gpu_or_unasked_the_batch_stays_that_of_the_flags(measuring, capsys):
+    assert colab.choose_batch("train_lora.py", [], [], "never", None) == []
+    measuring.write_text("#!/bin/sh\nexit 9\n")  # as without a driver
+    assert colab.choose_batch("train_lora.py", [], [], "with a GPU", None) == []
+    assert capsys.readouterr().out.count("batch: not measured") == 2 and not Path("runs").exists()
+    assert colab.choose_batch("train_lora.py", [], [], "always", None) == CHOSEN
+    assert len(list(Path("runs/benchmarks").glob("cpu-*/benchmark.json"))) == 1
+
+
+@pytest.mark.parametrize("own", [[], ["--train_batch_size", "8"], ["--config", "configs/demo_lora.yaml"]])
+def test_the_chosen_batch_resumes_a_run_that_began_with_another(own):
+    """What is compared of two runs is the effective batch, which benchmark.py only divides."""
+    before = train_lora.parse_args(own)
+    effective = plan_of(before).effective
+    again = train_lora.parse_args([*own, "--train_batch_size=1", f"--gradient_accumulation_steps={effective}"])
+    assert plan_of(again).effective == effective and plan_of(again).micro == 1 != plan_of(before).micro
+    old, new = (vars(args) | {"effective_batch_size": effective} for args in (before, again))
+    assert training_changes(old, new, free_to_change(again)) == []
+
+
+def plan_of(args):
+    return plan_batch(args.train_batch_size, args.gradient_accumulation_steps, args.effective_batch_size, 1)
 
 
 def test_a_run_that_is_not_there_is_answered_with_those_that_are(tmp_path):
