@@ -7,6 +7,7 @@ images are drawn. The same command goes on where it was stopped. What follows `-
     python benchmark.py --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512
     python benchmark.py --recipe configs/persona.yaml --config_file accelerate_configs/multi_gpu.yaml -- --rank 64
     python benchmark.py --family sdxl --random_weights   # no download: weights made from the known config
+    python benchmark.py --compare t4.json l4.json --output_dir runs/machines
 """
 
 import argparse
@@ -36,8 +37,11 @@ import yaml
 import train_dreambooth
 import train_lora
 from benchmarking import costs, drawings, search
+from benchmarking.comparison import read_results, write_comparison
+from benchmarking.flops import count_flops, flops_utilisation, peak_flops
 from benchmarking.folder import continue_or_refuse, open_folder, write_benchmark
 from benchmarking.machine import describe_machine
+from benchmarking.report import plot_benchmark, print_benchmark
 from benchmarking.search import Row, Trial
 from benchmarking.trainer import lacks_memory, launch_words, read_launch_config, run_trainer, why_failed
 from families import models, sampler
@@ -132,6 +136,14 @@ def make_parser() -> cli.Parser:
     )
     group.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"), help="of benchmark.json")
     group.add_argument("--overwrite", action="store_true", help="measure everything again")
+    group = parser.add_argument_group("machines side by side")
+    group.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="benchmark.json files, into comparison.html; measures nothing",
+    )
     return parser
 
 
@@ -142,6 +154,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         place = words.index("--")
         words = [*words[:place], f"--trainer_flags={shlex.join(words[place + 1 :])}"]
     args = cli.parse_args(parser, words)
+    if args.compare:
+        used = {"compare", "output_dir", "overwrite", "config", "dry_run", "verbose", "debug"}
+        needs = {name: ("a benchmark, which --compare does not make", name in used) for name in vars(args)}
+        cli.report_ignored(parser, args, needs)
     if bool(args.family) != args.random_weights:
         parser.error("--family and --random_weights belong together; give both, or neither")
     if args.random_weights and args.pretrained_model_name_or_path:
@@ -271,8 +287,13 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
         drawings.draw_images(job.out / "images", args.resolution)
     images = drawings.NUMBER if job.drawn else len(read_records(job, args)[0])
     steps, validation_steps = setup.count_steps(args, images)
+    machine = describe_machine(start.accelerator.device)
     return {
-        "machine": describe_machine(start.accelerator.device),
+        "machine": machine,
+        "flops": {
+            "per_image": count_image_flops(args, start, recipe),
+            "peak": peak_flops(machine, start.precision.mixed_precision),
+        },
         "settings": cli.settings_of(args) | {"effective_batch_size": effective},
         "estimates": estimate_peaks(args, start, recipe),
         "class_images": missing_class_images(job, args, dry_run),
@@ -324,6 +345,13 @@ def estimate_peaks(args: argparse.Namespace, start: setup.Start, recipe: Recipe)
         training = [sum(one.pop("training").values()) for one in phases]
         peaks[str(on)] = [memory.peak_phase(phases[0])[1], *training]
     return peaks
+
+
+def count_image_flops(args: argparse.Namespace, start: setup.Start, recipe: Recipe) -> int:
+    """Operations of a step for each image: forward and backward, without what gradient checkpointing repeats."""
+    pairs = 1 + getattr(args, "with_prior_preservation", False)
+    load = setup.read_load(args, recipe, start.precision, start.shapes, pairs)
+    return count_flops(memory.build_step(start.model, start.family, replace(load, gradient_checkpointing=False)).run)
 
 
 def time_generation(job: Job, at_once: int, repeats: int) -> Row:
@@ -565,6 +593,9 @@ def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], rep
         row = measure(job, facts, trial, rows, repeats)
         if row["status"] == "failed" and not rows:
             raise UserError(re.sub(r"^\w+\.py: error: ", "", row["why"]))
+        if row["status"] == "ok" and (peak := facts["flops"]["peak"]):
+            flops = facts["flops"]["per_image"]
+            row["mfu"] = flops_utilisation(flops, row["images_per_second"], peak * recipe["processes"])
         rows.append(row)
         write_benchmark(job.out, benchmark)
         print(describe_row(row), flush=True)
@@ -624,7 +655,22 @@ def describe_recipe(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Write the page of several benchmarks, and print them as Markdown."""
+    page = args.output_dir / "comparison.html"
+    if page.exists() and not args.overwrite:
+        raise UserError(f"--output_dir {args.output_dir}: holds a comparison.html; give another, or add --overwrite")
+    read_results(args.compare)
+    if not args.dry_run:
+        differences, markdown = write_comparison(args.compare, page)
+        print(markdown)
+        print(*(f"different recipes: {one}" for one in differences), page, sep="\n", file=sys.stderr)
+    return 0
+
+
 def main(args: argparse.Namespace) -> int:
+    if args.compare:
+        return compare(args)
     job = read_job(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the trainer ends too
     cli.show_settings(args)
@@ -636,7 +682,7 @@ def main(args: argparse.Namespace) -> int:
         describe_plan(facts)
         return 0
     made = {"command": runs.command_line(), "commit": runs.git_commit(), "date": now()}
-    new = made | {name: facts[name] for name in ("machine", "recipe", "settings")}
+    new = made | {name: facts[name] for name in ("machine", "recipe", "settings", "flops")}
     benchmark = continue_or_refuse(args.output_dir, new | EMPTY, args.overwrite)
     write_benchmark(job.out, benchmark)
     print_table(describe_recipe(facts))
@@ -651,22 +697,19 @@ def main(args: argparse.Namespace) -> int:
         used = train_briefly(job, benchmark, facts, best)
     settle(job, benchmark, best, used)
     write_benchmark(job.out, benchmark)
+    plot_benchmark(benchmark, job.out / "benchmark.png")
     show(benchmark)
     return 0
 
 
 def show(benchmark: dict[str, Any]) -> None:
     """The tables, the command line and the time that it takes."""
-    for row in benchmark["generation"]:
-        seconds = row.get("seconds_per_image", {}).get("median")
-        what = f"{seconds:.3g} s an image" if seconds else f"{row['status']}: {row['why']}"
-        print(f"generation, {row['batch_size']} at once: {what}")
-    rates = benchmark["rates"]
-    for name in ("encoding_images", "captions", "loading_images"):
-        print(f"{name.replace('_', ' ')}: {rates[f'{name}_per_second']:.3g}/s")
+    print_benchmark(benchmark)
     estimate = benchmark["estimate"]
     shown = {name: format_seconds(value) for name, value in estimate.items() if name != "max_train_steps"}
-    print(f"{estimate['max_train_steps']:,} steps take about {shown.pop('seconds')}:", shown)
+    whole = shown.pop("seconds")
+    parts = ", ".join(f"{name.replace('_', ' ')} {seconds}" for name, seconds in shown.items())
+    print(f"{estimate['max_train_steps']:,} steps take about {whole}: {parts}")
     print(benchmark["recommended"]["command"])
 
 

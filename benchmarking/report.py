@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.console import print_table
 from utils.files import replaced_file
 
 if TYPE_CHECKING:
@@ -57,6 +58,23 @@ def list_rows(result: Result) -> Rows:
         ]
         cells.append([*settings, str(row["micro_batch"]), *figures, describe_status(row)])
     return cells
+
+
+def print_benchmark(result: Result) -> None:
+    """The tables, and why there is no share of the device's peak."""
+    for rows, headers in (
+        (list_rows(result), ROW_HEADERS),
+        (list_generation(result), GENERATION_HEADERS),
+        (list_rates(result), ("rates", "")),
+    ):
+        if rows:
+            print_table(rows, headers)
+            print()
+    tera = f"{result['flops']['per_image'] / 1e12:.3g} TFLOPs an image"
+    if not result["flops"]["peak"]:
+        print(f"MFU (of {tera}): not known, for want of a published peak of {result['machine']['name']}")
+    else:
+        print(f"MFU: {tera} against the published peak, {result['flops']['peak'] / 1e12:,.4g} TFLOP/s")
 
 
 def describe_status(row: Mapping[str, Any]) -> str:

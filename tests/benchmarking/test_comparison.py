@@ -7,8 +7,16 @@ import re
 import pytest
 from PIL import Image
 
+import benchmark
 from benchmarking.comparison import compare_lines, read_results, recipe_differences, write_comparison
-from benchmarking.report import find_recommended, format_rate, list_generation, list_rows, plot_benchmark
+from benchmarking.report import (
+    find_recommended,
+    format_rate,
+    list_generation,
+    list_rows,
+    plot_benchmark,
+    print_benchmark,
+)
 from tests.browser import open_browser, open_page
 from utils.cli import UserError
 
@@ -155,6 +163,29 @@ def test_a_file_that_is_no_benchmark_is_named(t4, tmp_path):
         read_results([good, broken])
     with pytest.raises(UserError, match="--compare .*gone.json: No such file"):
         read_results([good, tmp_path / "gone.json"])
+
+
+def test_the_script_writes_the_page_once_and_prints_what_to_paste(t4, l4, tmp_path, capsys):
+    l4["recipe"] |= {"resolution": 1024}
+    files = [str(path) for path in write(tmp_path, t4=t4, l4=l4)]
+    words = ["--compare", *files, "--output_dir", str(tmp_path / "out")]
+    assert benchmark.main(benchmark.parse_args(words)) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("|  | Tesla T4 |") and "different recipes: resolution is 512 (Tesla T4) and 1024" in err
+    assert (tmp_path / "out/comparison.html").is_file()
+    with pytest.raises(UserError, match="holds a comparison.html; give another, or add --overwrite"):
+        benchmark.main(benchmark.parse_args(words))
+    with pytest.raises(SystemExit):
+        benchmark.parse_args([*words, "--resolution", "512"])
+    assert "--resolution" in capsys.readouterr().err
+
+
+def test_the_tables_say_whether_the_share_of_the_peak_is_known(t4, capsys):
+    print_benchmark(t4 | {"flops": {"per_image": 1_718_000_000_000, "peak": 65e12}})
+    shown = capsys.readouterr().out
+    assert "21.0%" in shown and "MFU: 1.72 TFLOPs an image against the published peak, 65 TFLOP/s" in shown
+    print_benchmark(t4 | {"flops": {"per_image": 1, "peak": None}})
+    assert "not known, for want of a published peak of Tesla T4" in capsys.readouterr().out
 
 
 def test_the_page_in_a_browser_needs_nothing_else_at_both_widths(t4, l4, tmp_path):

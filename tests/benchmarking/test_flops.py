@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarking.flops import count_flops, flops_utilisation, peak_flops
 from families import models
 from families.lora import Adapter
-from tests.published_configs import SD15, write_configs
+from families.published import write_configs
 from training import memory
 from training.memory import Load
 
@@ -18,7 +18,7 @@ LORA = Load(Adapter(8, 16), micro_batch=1, height=512, width=512, gradient_check
 
 @pytest.fixture(scope="module")
 def sd15(tmp_path_factory):
-    return write_configs(tmp_path_factory.mktemp("sd15"), SD15)
+    return str(write_configs("sd1", tmp_path_factory.mktemp("sd15")))
 
 
 def run_unet(model: str) -> None:
