@@ -521,6 +521,9 @@ def train_briefly(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], be
     settings |= {"validation_steps": steps if recipe["validation_steps"] else 0, "report_to": asked["report_to"]}
     settings["checkpointing_steps"] = max(1, steps // 2) if asked["checkpointing_steps"] else 0
     settings["latent_cache_dir"] = str(job.out / "cache" / "whole")
+    encoding_all = facts["views"] / rates["encoding_images_per_second"]
+    if "max_train_samples" in settings and encoding_all < WHOLE_SECONDS:
+        settings["max_train_samples"] = recipe["images"]
     shutil.rmtree(job.out / "cache" / "whole", ignore_errors=True)
     log, command = start_fresh(job), child_command(job, settings)
     with show_progress(steps, "steps", "a short training") as bar:
