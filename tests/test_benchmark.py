@@ -1,0 +1,182 @@
+"""benchmark.py as a user starts it, on a model far too small to draw anything."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import benchmark
+import train_lora
+from benchmarking import folder, trainer
+from benchmarking.measuring import Job
+from tests.tiny_models import build_tiny
+from utils.cli import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURE = "--resolution 16 --effective_batch_size 2 --max_train_steps 20 --repeats 2 --generate_batch_sizes 1"
+TRAIN = "--validation_inference_steps 2 --num_validation_images 1 --rank 4 --lr_warmup_steps 2 --logging_steps 5"
+
+
+def start(*words: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "benchmark.py", *words], cwd=ROOT, env=environment, **streams)
+
+
+def read_job(*words: str) -> Job:
+    return benchmark.read_job(benchmark.parse_args(list(words)))
+
+
+def test_words_after_two_dashes_are_flags_of_the_trainer(tmp_path):
+    args = benchmark.parse_args(["--resolution", "64", "--", "--rank", "64", "--validation_prompt", "two words"])
+    assert shlex.split(args.trainer_flags) == ["--rank", "64", "--validation_prompt", "two words"]
+    found = benchmark.read_trainer_args(
+        read_job("--output_dir", str(tmp_path), "--resolution", "64", "--", "--rank", "64")
+    )
+    assert (found.rank, found.resolution) == (64, 64)
+
+
+def test_the_trainer_is_the_one_that_the_recipe_is_for(tmp_path):
+    job = read_job("--recipe", "configs/persona.yaml", "--output_dir", str(tmp_path))
+    assert job.script == "train_dreambooth.py" and job.drawn  # its photos are not here
+    args = benchmark.read_trainer_args(job)
+    assert args.rank == 32 and args.instance_data_dir == str(tmp_path / "images")
+    (tmp_path / "mine").mkdir()
+    job = read_job("--recipe", "configs/demo_lora.yaml", "--train_data_dir", str(tmp_path / "mine"))
+    assert job.script == "train_lora.py" and not job.drawn
+    assert benchmark.read_trainer_args(job).train_data_dir == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--recipe", "no.yaml"], "--recipe no.yaml: No such file"),
+        (["--train_data_dir", "nowhere"], "--train_data_dir nowhere: is not there"),
+        (["--config_file", "no.yaml"], "--config_file no.yaml: No such file"),
+        (["--config_file", "accelerate_configs/multi_node.yaml"], "is for 2 machines"),
+    ],
+)
+def test_what_is_not_there_is_one_line(words, said):
+    with pytest.raises(UserError, match=said):
+        read_job(*words)
+
+
+@pytest.mark.parametrize(
+    "words", [["--family", "sdxl"], ["--random_weights"], ["--", "--rank", "0"], ["--trainer_flags", "'"]]
+)
+def test_flags_that_contradict_or_that_the_trainer_refuses_end_it(words, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.read_trainer_args(read_job(*words))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_launch_config_decides_processes_and_precision():
+    job = read_job("--config_file", "accelerate_configs/cpu_2proc.yaml")
+    assert (job.processes, job.mixed_precision) == (2, "no")
+    assert trainer.launch_words(job.config_file)[1:] == [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "accelerate_configs/cpu_2proc.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "status", "why"),
+    [
+        (
+            1,
+            "x\ntrain_lora.py: error: --rank 0: expected more\n",
+            "failed",
+            "train_lora.py: error: --rank 0: expected more",
+        ),
+        (None, "out of memory: 4 samples at once from here on, as many a step as before\n", "out of memory", "memory"),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", "out of memory", "memory"),
+        (-9, "training: 1/10 steps\n", "out of memory", "killed"),
+        (3, "", "failed", "exit code 3"),
+    ],
+)
+def test_why_a_trainer_ended_is_said(code, output, status, why):
+    found = trainer.why_failed(trainer.Ended(code, 1.0, output))
+    assert found[0] == status and why in found[1]
+
+
+def test_a_trainer_is_stopped_when_enough_is_known_and_when_its_memory_is_full(tmp_path):
+    def run(program: str, enough=lambda: False) -> trainer.Ended:
+        return trainer.run_trainer([sys.executable, "-uc", program], tmp_path / "log", enough)
+
+    began = time.monotonic()
+    assert run("import time; time.sleep(60)", lambda: time.monotonic() > began + 0.1).code is None
+    full = run("import time; print('MPS backend out of memory'); time.sleep(60)")
+    assert full.code is None and trainer.why_failed(full)[0] == "out of memory"
+    assert run("import sys; sys.exit(3)").code == 3 and time.monotonic() < began + 30
+
+
+def facts(**more) -> dict:
+    machine = {"device": "CPU", "name": "x", "torch": "2"}
+    return {
+        "machine": machine | more,
+        "settings": {"rank": 8, "max_train_steps": 5},
+        "rows": [1],
+        "recommended": {"a": 1},
+    }
+
+
+def test_a_folder_goes_on_with_the_same_and_refuses_others(tmp_path):
+    rest = {"command": "b", "commit": "c", "date": "d", "recipe": {}}
+    folder.write_benchmark(tmp_path, facts())
+    longer = {"settings": {"rank": 8, "max_train_steps": 9}}
+    assert folder.continue_or_refuse(tmp_path, facts() | rest | longer | {"rows": []}, False)["rows"] == [1]
+    for other, said in ((facts(device="MPS"), "was CPU, now MPS"), (facts() | {"settings": {"rank": 4}}, "rank was 8")):
+        with pytest.raises(UserError, match=said):
+            folder.continue_or_refuse(tmp_path, other | rest | {"rows": []}, False)
+        assert folder.continue_or_refuse(tmp_path, other | rest | {"rows": []}, True)["rows"] == []
+    again = folder.continue_or_refuse(tmp_path, facts() | rest | {"rows": []}, True)
+    assert again["before"] == {"a": 1} and again["rows"] == []
+
+
+@pytest.mark.very_slow
+def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
+    model, out = build_tiny(tmp_path / "tiny", "sd1"), tmp_path / "benchmark"
+    words = [*MEASURE.split(), "--pretrained_model_name_or_path", model, "--output_dir", str(out), "--", *TRAIN.split()]
+    process = start(*words)
+    while not (out / "training.log").exists() and process.poll() is None:
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130 and children
+    assert not psutil.wait_procs(children, timeout=10)[1]  # nothing runs on
+
+    process = start(*words)
+    said, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    found = json.loads((out / "benchmark.json").read_text())
+    assert [(one["micro_batch"], one["gradient_checkpointing"]) for one in found["rows"]][:2] == [
+        (1, False),
+        (2, False),
+    ]
+    for row in found["rows"]:
+        step = row["seconds_per_step"]
+        assert row["status"] == "ok" and step["low"] <= step["median"] <= step["high"] and step["repeats"] >= 2
+        assert row["memory_gib"] > 0 and row["images_per_second"] == pytest.approx(2 / step["median"])
+    assert found["generation"][0]["seconds_per_image"]["median"] > 0 and found["rates"]["captions_per_second"] > 0
+    command = found["recommended"]["command"]
+    assert command in said
+    args = train_lora.parse_args(shlex.split(command)[2:])
+    assert (args.effective_batch_size, args.rank, args.max_train_steps) == (2, 4, 20)
+    parts = {name: value for name, value in found["estimate"].items() if name not in ("seconds", "max_train_steps")}
+    assert found["estimate"]["seconds"] == pytest.approx(sum(parts.values())) and parts["steps"] > 0
+
+    began = time.time()
+    assert start(*words).wait(120) == 0
+    again = json.loads((out / "benchmark.json").read_text())
+    assert {**again, "date": ""} == {**found, "date": ""} and (out / "training.log").stat().st_mtime < began
+    refused = start(*words, "--use_ema")
+    assert "use_ema was False, now True" in refused.communicate(timeout=120)[1] and refused.returncode == 1
