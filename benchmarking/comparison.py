@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarking.flops import PRECISIONS
 from benchmarking.report import (
     RATES,
     Result,
@@ -100,7 +101,7 @@ def compare_lines(results: Mapping[str, Result]) -> list[Line]:
     rows = [find_recommended(result) or {} for result in several]
     generated = [best_generation(result) or {} for result in several]
     lines = [
-        text_line("precision", [str(result["recipe"].get("mixed_precision", "")) for result in several]),
+        text_line("precision", [PRECISIONS[result["recipe"]["mixed_precision"]] for result in several]),
         text_line("settings", [describe_settings(result) for result in several]),
         spread_line("seconds a step", [row.get("seconds_per_step") for row in rows]),
         number_line("images a second", [row.get("images_per_second") for row in rows]),

@@ -115,7 +115,7 @@ def test_the_figure_shows_every_setting_also_where_nothing_fits(t4, tmp_path):
 def test_each_machine_is_compared_with_the_first_in_its_recommended_settings(t4, l4):
     lines = {line.name: line for line in compare_lines({"a": t4, "b": l4})}
     assert lines["images a second"].cells == ["3.20", "6.40"] and lines["images a second"].ratios == ["", "× 2.00"]
-    assert lines["seconds a step"].ratios == ["", "× 0.500"] and lines["precision"].cells == ["fp16", "bf16"]
+    assert lines["seconds a step"].ratios == ["", "× 0.500"] and lines["precision"].cells == ["float16", "bfloat16"]
     assert lines["settings"].cells[0] == "4 at once" and "images loaded a second" not in lines
     nothing = {**l4, "rows": l4["rows"][2:3], "recommended": None}
     without = {line.name: line for line in compare_lines({"a": t4, "b": nothing})}
