@@ -441,6 +441,14 @@ def two_processes(setup: Setup) -> str:
     return f"{'NCCL' if setup.device == 'cuda' else 'gloo'}: {same}, LoRA {relative:.1e}"
 
 
+def sharded(setup: Setup) -> str:
+    """Weights and optimizer state divided among two processes: the same training, in half the memory each."""
+    off, relative = train_with_two(setup, "sharded", "--shard")
+    same = within(off, 0.01, "losses divided and whole")
+    memory = [max(commands.losses_of(setup, name, "memory_gib")) for name in (f"lora_{setup.machine.half}", "sharded")]
+    return f"{same}, LoRA {relative:.1e}; peak {memory[1]:.1f} GiB each, whole {memory[0]:.1f}"
+
+
 def of_each(kind: str, title: str, run: Callable[[Setup, Model], str], limit: int) -> list[Step]:
     """A step for each family of MODELS."""
     return [
@@ -488,6 +496,7 @@ def list_steps(half: str) -> list[Step]:
         *of_each("train", "train_lora.py against diffusers' script", train_beside, 400),
         *of_each("generate", "generate.py against the plain loop", generate_beside, 400),
         Step("two_processes", "two processes against one", two_processes, 200, base, alone=True),
+        Step("sharded", "--shard among two processes against one", sharded, 200, base, alone=True),
     ]
 
 
