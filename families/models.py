@@ -247,10 +247,12 @@ def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetMode
     return net
 
 
-def tune_unet(unet: UNet2DConditionModel, checkpointing: bool, xformers: bool, compiled: bool) -> None:
-    """Switch on what saves memory or time in training."""
+def tune_unet(unet: UNet2DConditionModel, checkpointing: dict[str, Any] | None, xformers: bool, compiled: bool) -> None:
+    """Switch on what saves memory or time in training; `checkpointing`: options for torch's checkpoint, if wanted."""
     if checkpointing:
-        unet.enable_gradient_checkpointing()
+        from torch.utils.checkpoint import checkpoint
+
+        unet.enable_gradient_checkpointing(functools.partial(checkpoint, **checkpointing))
     if xformers:
         unet.enable_xformers_memory_efficient_attention()
     if compiled:

@@ -23,6 +23,7 @@ SLOW_FILES = {
     "test_lora.py",
     "test_encoding.py",
     "test_memory.py",
+    "test_mps.py",
     "test_validation.py",
 }
 

@@ -87,7 +87,8 @@ def build_training(
     dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
     unet = models.load_unet(model, dtype)
     lora.choose_parameters(unet, recipe.adapter)
-    models.tune_unet(unet, recipe.gradient_checkpointing, recipe.xformers, recipe.compiled)
+    checkpointing = devices.checkpoint_options(device) if recipe.gradient_checkpointing else None
+    models.tune_unet(unet, checkpointing, recipe.xformers, recipe.compiled)
     modules: dict[str, lora.Module] = {"unet": unet}
     token, of_word, encode = None, [], None
     if recipe.trains_texts:
@@ -99,8 +100,8 @@ def build_training(
         for encoder in encoders:
             if recipe.train_text_encoder:
                 lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
-            if recipe.gradient_checkpointing:
-                encoder.activation_checkpointing_enable()
+            if checkpointing:
+                encoder.activation_checkpointing_enable(checkpointing)
         report_long_captions(tokenizers[0], texts)
         encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -176,6 +176,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _random_again(state: torch.Tensor) -> Iterator[None]:
+    now = torch.mps.get_rng_state()
+    torch.mps.set_rng_state(state)
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(now)
+
+
+def checkpoint_options(device: torch.device) -> dict[str, Any]:
+    """Options for torch's checkpoint: what is computed again in the backward pass draws the same dropout again.
+
+    On MPS, torch keeps no random state for that (its issue 127676): the gradients would be of another dropout.
+    """
+
+    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+        return contextlib.nullcontext(), _random_again(torch.mps.get_rng_state())
+
+    return {"use_reentrant": False} | ({"context_fn": contexts} if device.type == "mps" else {})
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
