@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from families.published import write_configs
@@ -49,7 +50,11 @@ def dry_run(name: str, folder: Path, more: list[str], capsys: pytest.CaptureFixt
     if keys.get("shard"):
         return launch(f"{script}.py", words)
     trainer = importlib.import_module(script)
-    assert trainer.main(trainer.parse_args(words)) in (None, 0)
+    AcceleratorState._reset_state(True)  # it keeps the first precision of a process
+    try:
+        assert trainer.main(trainer.parse_args(words)) in (None, 0)
+    finally:
+        AcceleratorState._reset_state(True)
     return capsys.readouterr().out
 
 

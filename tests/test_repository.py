@@ -5,6 +5,7 @@ import ast
 import contextlib
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -109,6 +110,30 @@ NOT_BY_ATTRIBUTE = {
     "benchmark": {"effective_batch_size", "max_train_steps", "mixed_precision", "resolution"},
     "evaluate": {"generated", "instance_data_dir", "prior_after", "real", "train"},
 }
+
+
+def commands_of(page: str) -> list[tuple[str, list[str]]]:
+    """The script and words of each complete command in a page's indented blocks, however it is launched."""
+    text = re.sub(r" *\\\n *", " ", page)
+    lines = re.findall(r"^    (?:python3?|accelerate launch --config_file \S+) (\w+)\.py\b(.*)", text, re.M)
+    return [(script, shlex.split(words, comments=True)) for script, words in lines if "…" not in words]
+
+
+def test_commands_are_found_in_pages_over_several_lines_and_without_comments():
+    found = commands_of((ROOT / "docs/train_dreambooth.md").read_text())
+    assert ("train_dreambooth", ["--config", "configs/sdxl_full.yaml"]) in found  # by accelerate launch
+    assert any("--class_data_dir" in words and "--class_prompt" in words for _, words in found)
+    assert ("train_lora", ["--max_train_steps", "3000"]) in commands_of((ROOT / "docs/train_lora.md").read_text())
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_every_command_in_the_docs_is_read_by_its_script(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for script, words in commands_of(path.read_text()):
+        if script in NEEDED and "recipe.yaml" not in words:  # which is the reader's own
+            importlib.import_module(script).parse_args(words)
 
 
 def names_read(source: str) -> set[str]:
