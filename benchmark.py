@@ -170,6 +170,7 @@ def read_job(args: argparse.Namespace) -> Job:
         config_file=args.config_file,
         processes=int(launch.get("num_processes") or 1),
         mixed_precision="no" if precision is False else precision,  # an unquoted no
+        sharded=launch.get("distributed_type") == "FSDP",
     )
 
 
@@ -203,10 +204,13 @@ def prepare(job: Job) -> Prepared:
     if job.mixed_precision and not args.mixed_precision:
         os.environ["ACCELERATE_MIXED_PRECISION"] = job.mixed_precision
     each = args.effective_batch_size is None  # --train_batch_size and accumulation count on each process
+    shard, args.shard = job.sharded if args.shard is None else args.shard, False  # in this one process
     with contextlib.redirect_stdout(io.StringIO()):
         start = setup.start_trainer(args, FOLDER_FLAGS[job.script])
     effective = start.plan.effective * (job.processes if each else 1)
     plan_batch("auto", None, effective, job.processes)
+    args.shard = shard
+    args.shard = setup.settle_sharding(args, job.processes)
     read_recipe = train_dreambooth.read_recipe if job.script == "train_dreambooth.py" else setup.read_recipe
     plan = start.plan._replace(processes=job.processes, effective=effective)
     return Prepared(args, start, read_recipe(args, plan), effective)

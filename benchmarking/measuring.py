@@ -43,7 +43,7 @@ ONLY_STEPS: dict[str, Any] = {
 class Job:
     """What is measured: the trainer with the words of its command line, in the benchmark's folder.
 
-    The last three are from --config_file; `drawn`: the images are our own.
+    The last four are from --config_file; `drawn`: the images are our own.
     """
 
     script: str
@@ -54,6 +54,7 @@ class Job:
     config_file: Path | None = None
     processes: int = 1
     mixed_precision: str | None = None
+    sharded: bool = False
 
 
 def child_command(job: Job, settings: dict[str, Any]) -> list[str]:

@@ -89,6 +89,19 @@ def test_a_launch_config_decides_processes_and_precision():
 
 
 @pytest.mark.parametrize(
+    ("config", "flag", "shards"), [("fsdp", [], 2), ("fsdp", ["--no-shard"], 1), ("multi_gpu", ["--shard"], 2)]
+)
+def test_weights_are_divided_as_the_launch_config_or_the_trainers_flag_says(config, flag, shards, tmp_path):
+    model = build_tiny(tmp_path / "tiny", "sd1")
+    words = ["--config_file", f"accelerate_configs/{config}.yaml", "--pretrained_model_name_or_path", model]
+    words += ["--resolution", "16", "--output_dir", str(tmp_path / "out"), "--mixed_precision", "no"]
+    job = read_job(*words, "--", *flag)
+    prepared = benchmark.prepare(job)
+    assert prepared.args.shard == (shards > 1)  # what the trainers that are measured get
+    assert prepared.recipe.shards == shards  # what the memory of a device is estimated for
+
+
+@pytest.mark.parametrize(
     ("code", "output", "status", "why"),
     [
         (
