@@ -496,11 +496,13 @@ def main(args: argparse.Namespace) -> int:
 def show(benchmark: dict[str, Any]) -> None:
     """The tables, the command line and the time that it takes."""
     print_benchmark(benchmark)
-    estimate = benchmark["estimate"]
+    estimate, script = benchmark["estimate"], benchmark["recipe"]["script"]
     shown = {name: format_seconds(value) for name, value in estimate.items() if name != "max_train_steps"}
     whole = shown.pop("seconds")
     parts = ", ".join(f"{name.replace('_', ' ')} {seconds}" for name, seconds in shown.items())
     print(f"{estimate['max_train_steps']:,} steps take about {whole}: {parts}")
+    if benchmark["recipe"]["drawn"]:
+        print(f"the images were drawn; for yours, add --{FOLDER_FLAGS[script]} DIR")
     print(benchmark["recommended"]["command"])
 
 

@@ -43,9 +43,9 @@ def training_command(job: Job, benchmark: dict[str, Any], trial: Trial) -> str:
 
 def describe_row(row: Row) -> str:
     """`4 at once: 0.52 s a step (0.50 to 0.55), 15.4 images/s, 3.1 GiB (estimated 2.8)`."""
-    name, estimated = trial_of(row), f"estimated {row['estimated_gib']:.1f} GiB"
+    name, estimated = trial_of(row), f"estimated {row['estimated_gib']:.3g} GiB"
     if row["status"] != "ok":
         return f"{name}: {row['status']}: {row['why']}"
     step = row["seconds_per_step"]
     took = f"{step['median']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
-    return f"{name}: {took}, {row['images_per_second']:.3g} images/s, {row['memory_gib']:.1f} GiB ({estimated})"
+    return f"{name}: {took}, {row['images_per_second']:.3g} images/s, {row['memory_gib']:.3g} GiB ({estimated})"

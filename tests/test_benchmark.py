@@ -14,7 +14,7 @@ import pytest
 
 import benchmark
 import train_lora
-from benchmarking import folder, trainer
+from benchmarking import folder, outcome, trainer
 from benchmarking.measuring import Job
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
@@ -181,7 +181,7 @@ def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
         assert row["memory_gib"] > 0 and row["images_per_second"] == pytest.approx(2 / step["median"])
     assert found["generation"][0]["seconds_per_image"]["median"] > 0 and found["rates"]["captions_per_second"] > 0
     command = found["recommended"]["command"]
-    assert command in said
+    assert f"the images were drawn; for yours, add --train_data_dir DIR\n{command}" in said
     args = train_lora.parse_args(shlex.split(command)[2:])
     assert (args.effective_batch_size, args.rank, args.max_train_steps) == (2, 4, 20)
     parts = {name: value for name, value in found["estimate"].items() if name not in ("seconds", "max_train_steps")}
@@ -193,3 +193,17 @@ def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
     assert {**again, "date": ""} == {**found, "date": ""} and (out / "training.log").stat().st_mtime < began
     refused = start(*words, "--use_ema")
     assert "use_ema was False, now True" in refused.communicate(timeout=120)[1] and refused.returncode == 1
+
+
+def test_the_memory_of_a_small_model_is_not_rounded_to_nothing():
+    step = {"median": 1.5, "low": 1.2, "high": 2.7}
+    row = {
+        "gradient_checkpointing": False,
+        "compile": False,
+        "micro_batch": 4,
+        "status": "ok",
+        "seconds_per_step": step,
+    }
+    row |= {"images_per_second": 2.68, "memory_gib": 51.26, "estimated_gib": 0.0184}
+    said = "4 at once: 1.5 s a step (1.2 to 2.7), 2.68 images/s, 51.3 GiB (estimated 0.0184 GiB)"
+    assert outcome.describe_row(row) == said
