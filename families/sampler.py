@@ -192,7 +192,7 @@ def _generate_batch(sampler: Sampler, requests: list[ImageRequest]) -> list[Gene
     return [image for part in parts for image in part]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a divided UNet keeps the buffers of its first pass, and trains with them
 def _denoise(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest]) -> list[GeneratedImage]:
     settings, device, dtype = sampler.settings, sampler.execution.device, sampler.execution.dtype
     # All random numbers of an image come from its own generator on the CPU: no other image changes it.

@@ -114,6 +114,15 @@ def test_two_processes_with_half_the_weights_each_train_all_weights_the_same(tra
     )
 
 
+@pytest.mark.slow
+def test_divided_weights_train_on_after_images_of_the_first_validation(trainer_data, tmp_path):
+    """Without held-out images, the first pass through the UNet is one that generates."""
+    words = ["--train_data_dir", trainer_data["folder"], "--num_validation_images", 1, "--validation_steps", 2]
+    words += ["--mixed_precision", "no", "--train_batch_size", 1, "--effective_batch_size", 2, "--max_train_steps", 2]
+    launch("train_lora.py", flags(trainer_data, tmp_path / "run", *words))
+    assert len(column(tmp_path / "run", "loss")) == 2
+
+
 def test_all_processes_divide_a_step_into_as_many_micro_batches():
     """Shapes would give one process more than another, which would wait for it forever."""
     shapes = [(1, 1)] * 5 + [(1, 2), (2, 1), (2, 2)]
