@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 PACKAGES := utils families preparation training generation evaluation benchmarking notebooks
 
-.PHONY: help setup experiment demo test test-fast test-slow gpu-check lint format lock check-install clean
+.PHONY: help setup experiment demo test test-fast test-slow gpu-check mac-check lint format lock check-install clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -37,6 +37,9 @@ test-slow: setup  ## the very slow tests, which `make test` leaves out
 
 gpu-check: setup  ## check and measure an NVIDIA GPU (FLAGS="--baseline ../diffusers"); docs/gpu_check.md
 	$(PY) tests/gpu/check.py $(FLAGS)
+
+mac-check: setup  ## check and measure a Mac's GPU; docs/mac.md
+	caffeinate -i $(PY) tests/gpu/check.py --device mps $(FLAGS)
 
 lint: setup  ## check style with ruff and types with mypy
 	$(PY) -m ruff check .

@@ -37,9 +37,9 @@ def names(chosen: list[Step]) -> list[str]:
 # Which steps, and in which order
 
 
-@pytest.mark.parametrize("half", ["bf16", "fp16"])
-def test_a_step_comes_after_those_that_it_needs(half):
-    all_steps = steps.list_steps(half)
+@pytest.mark.parametrize("half, device", [("bf16", "cuda"), ("fp16", "cuda"), ("no", "mps"), ("bf16", "cpu")])
+def test_a_step_comes_after_those_that_it_needs(half, device):
+    all_steps = steps.list_steps(half, device)
     assert len(set(names(all_steps))) == len(all_steps)
     for number, step in enumerate(all_steps):
         assert set(step.needs) <= set(names(all_steps[:number])), step.name
@@ -51,6 +51,23 @@ def test_the_most_important_steps_come_first_and_each_family_has_its_own():
     assert [order.index(name) for name in said.split()] == sorted(order.index(name) for name in said.split())
     for model in commands.MODELS:
         assert {f"{kind}_{model.family}" for kind in ("weights", "memory", "train", "generate")} <= set(order)
+
+
+def test_a_mac_gets_its_own_steps_and_a_gpu_none_of_them():
+    mac = names(steps.list_steps("bf16", "mps"))
+    assert mac == steps.ON_MAC
+    assert not {"precision", "lora_bf16", "lora_fp16", "adamw8bit", "tf32", "out_of_memory", "sharded"} & set(mac)
+    assert not set(steps.MAC_ONLY) & set(names(steps.list_steps("bf16")))
+    assert set(mac) <= set(names(steps.list_steps("bf16", "cpu")))  # there they are tested
+    assert {step.needs for step in steps.list_steps("bf16", "mps") if step.name == "resume"} == {("lora_no",)}
+
+
+def test_on_a_mac_one_step_runs_at_a_time_and_no_operator_goes_to_the_cpu(setup):
+    mac = setup._replace(device="mps")
+    assert check.count_jobs(mac) == 1
+    assert commands.environment(mac)["PYTORCH_ENABLE_MPS_FALLBACK"] == "0"
+    assert check.parse_args(["--device", "mps"]).output_dir.name.startswith("mac_check-")
+    assert check.parse_args([]).output_dir.name.startswith("gpu_check-")
 
 
 def test_only_takes_a_step_and_what_it_needs():
@@ -220,7 +237,7 @@ def test_the_rate_leaves_out_the_first_steps():
 def test_the_estimate_is_read_from_what_a_dry_run_prints():
     from training.dry_run import describe_memory
 
-    rows = describe_memory({"training": {"weights": 3 * 2**30, "activations": 2**29}})
+    rows = describe_memory({"training": {"weights": 3 * 2**30, "activations": 2**29}}, 1)
     assert steps.read_estimate("\n".join(map(str, rows))) == pytest.approx(3.5)
 
 
@@ -246,10 +263,13 @@ def test_a_script_is_measured_and_ends_as_it_would(tmp_path):
 @pytest.mark.very_slow
 def test_the_check_passes_on_a_cpu_with_tiny_models(tmp_path):
     out = tmp_path / "check"
-    words = "--device cpu --tiny --only resume generate_oom --output_dir".split()
+    words = "--device cpu --tiny --only resume generate_oom operators generate_cpu recipe --output_dir".split()
     subprocess.run([sys.executable, "tests/gpu/check.py", *words, out], cwd=check.ROOT, check=True)
     found = {one["name"]: one for one in json.loads((out / "gpu_check.json").read_text())["steps"]}
     assert {one["status"] for one in found.values()} == {"pass"}
     assert "equal to the byte" in found["resume"]["figure"]
     assert "halved to 16, all made" in found["generate_oom"]["figure"]
+    assert "UNet: 0.0e+00 apart" in found["operators"]["figure"]
+    assert found["generate_cpu"]["figure"].startswith("0 levels of 255")
+    assert "s a step of 2 samples" in found["recipe"]["figure"]
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["logs", "records", "results"]

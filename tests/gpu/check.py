@@ -1,4 +1,4 @@
-"""Check and measure these scripts on an NVIDIA GPU, in one command; it writes gpu_check.json and a Markdown table.
+"""Check and measure these scripts on an NVIDIA GPU or a Mac, in one command; writes gpu_check.json and a table.
 
 Each step is a process of its own with a time limit. It passes, fails or is skipped, with the reason and a figure; one
 that fails hides no other. Both files are written anew after each step. Nothing is downloaded: the models have random
@@ -7,10 +7,11 @@ weights, the photos are drawn. It needs requirements-training.txt and, for 8-bit
     python tests/gpu/check.py
     python tests/gpu/check.py --baseline ../diffusers --output_dir runs/gpu_check
     python tests/gpu/check.py --only resume generate_sd1
+    python tests/gpu/check.py --device mps
     python tests/gpu/check.py --device cpu --tiny
 
 With --baseline, diffusers' own scripts are run beside ours; they need torchvision. The last command tests the check
-itself, with tiny models. docs/gpu_check.md says what each step looks at.
+itself, with tiny models. docs/gpu_check.md and docs/mac.md say what each step looks at.
 """
 
 import argparse
@@ -40,20 +41,25 @@ from utils.cli import UserError
 from utils.files import write_json
 
 GIB = 2**30
-DISK_GIB = 30  # weights of SD 1.5 and XL in bf16, all weights of SD 1.5 in float32, and what is made of them
+# Weights of SD 1.5 and XL in bf16, all those of SD 1.5 in float32, and what is made of them; on a Mac SD 1.5 alone.
+DISK_GIB = {"cuda": 30, "mps": 8}
+SOUGHT = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 MEMORY_GIB = 24  # of a GPU, for each step that runs beside others
 # Asked in a process of its own, which gives the GPU back.
 ASK = """
-import json, torch
+import json, psutil, torch
+from benchmarking.machine import processor_name
 from utils import devices
 device = devices.pick_device()
 cuda = device.type == "cuda"
 if cuda and (fault := devices.kernel_error(device)):
     raise SystemExit(f"this build of torch can't compute on this GPU ({fault}); run check_environment.py")
+mps = device.type == "mps"
+mac = f"{processor_name()}, {psutil.virtual_memory().total / 2**30:.0f} GB"
 print(json.dumps({
     "device": device.type,
-    "name": devices.describe_device(device),
-    "half": "bf16" if devices.has_real_bf16(device) else "fp16",
+    "name": mac if mps else devices.describe_device(device),
+    "half": "no" if mps else "bf16" if devices.has_real_bf16(device) else "fp16",
     "gpus": torch.cuda.device_count() if cuda else 0,
     "memory_gib": devices.device_memory(device)[0] / 2**30,
 }))
@@ -70,11 +76,10 @@ class Running(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="default: cuda")
+    parser.add_argument("--device", choices=["cuda", "mps", "cpu"], default="cuda", help="default: cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test the check itself")
     parser.add_argument("--baseline", type=Path, metavar="PATH", help="a checkout of diffusers, to compare with")
-    day = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    parser.add_argument("--output_dir", type=Path, default=Path(f"runs/gpu_check-{day}"), help="a new folder")
+    parser.add_argument("--output_dir", type=Path, help="a new folder; default: runs/gpu_check-… or runs/mac_check-…")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps, and those that they need")
     parser.add_argument("--list", action="store_true", help="list the steps, and run none")
     parser.add_argument("--jobs", type=int, metavar="N", help="steps at the same time, but for those that measure time")
@@ -82,6 +87,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep_files", action="store_true", help="models, data and trained weights, up to 30 GB")
     args = parser.parse_args(argv)
     args.baseline = args.baseline.resolve() if args.baseline else None
+    day = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    args.output_dir = args.output_dir or Path(f"runs/{'mac' if args.device == 'mps' else 'gpu'}_check-{day}")
     return args
 
 
@@ -95,8 +102,8 @@ def find_machine(device: str) -> Machine:
     facts = json.loads(done.stdout.splitlines()[-1])
     if (found := facts.pop("device")) != device:
         raise UserError(
-            f"--device {device}: torch finds no NVIDIA GPU here, only {found}; check_environment.py says why, and "
-            "--device cpu --tiny tests the check itself"
+            f"--device {device}: torch finds no {SOUGHT[device]} here, only {found}; check_environment.py says why, "
+            "and --device cpu --tiny tests the check itself"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(**facts, cores=cores, packages=runs.package_versions())
@@ -121,7 +128,7 @@ def choose_steps(steps: list[Step], only: list[str] | None) -> list[Step]:
 
 def count_jobs(setup: Setup) -> int:
     """How many steps at the same time this machine has memory and cores for."""
-    if setup.device == "cpu":
+    if setup.device != "cuda":  # a Mac's GPU shares its memory with the CPU
         return 1
     return max(1, min(4, setup.machine.cores // 4, int(setup.machine.memory_gib / MEMORY_GIB)))
 
@@ -244,8 +251,10 @@ def prepare(args: argparse.Namespace) -> Setup:
     for name in ("logs", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / GIB
-    if free < DISK_GIB and not args.tiny:
-        raise UserError(f"--output_dir {args.output_dir}: {free:.0f} GiB free there; {DISK_GIB} are needed")
+    if not args.tiny and free < DISK_GIB[args.device]:
+        raise UserError(
+            f"--output_dir {args.output_dir}: {free:.0f} GiB free there; {DISK_GIB[args.device]} are needed"
+        )
     setup = Setup(folder, args.device, args.tiny, args.baseline, machine)
     write_json(
         folder / "setup.json",
@@ -261,12 +270,12 @@ def prepare(args: argparse.Namespace) -> Setup:
 
 def main(args: argparse.Namespace) -> int:
     if args.list:
-        for step in list_steps("bf16"):
+        for step in list_steps("bf16", args.device):
             print(f"{step.name:16} {step.title} (at most {step.limit} s)")
         return 0
-    choose_steps(list_steps("bf16"), args.only)  # a wrong name is refused before anything is made
+    choose_steps(list_steps("bf16", args.device), args.only)  # a wrong name is refused before anything is made
     setup = prepare(args)
-    steps = choose_steps(list_steps(setup.machine.half), args.only)
+    steps = choose_steps(list_steps(setup.machine.half, args.device), args.only)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jobs = args.jobs or count_jobs(setup)
     print(f"{setup.machine.name}: {len(steps)} steps, up to {jobs} at a time; in {args.output_dir}", flush=True)

@@ -20,7 +20,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHON_DOTENV_DISABL
 
 
 class Machine(NamedTuple):
-    """What decides how the steps are run. `half`: the half precision that this GPU has in hardware."""
+    """What decides how the steps are run. `half`: the half precision that this GPU has in hardware; a Mac's is `no`."""
 
     name: str
     half: str
@@ -137,8 +137,11 @@ def coloured(folder: Path, first: int, count: int) -> Path:
 
 
 def environment(setup: Setup, more: dict[str, str] | None = None) -> dict[str, str]:
-    device = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""} if setup.device == "cpu" else {}
-    return {**os.environ, **OFFLINE, **device, **(more or {})}
+    devices = {
+        "cpu": {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+        "mps": {"PYTORCH_ENABLE_MPS_FALLBACK": "0"},  # an operator that MPS lacks is a failure, not the CPU's work
+    }
+    return {**os.environ, **OFFLINE, **devices.get(setup.device, {}), **(more or {})}
 
 
 def last_words(log: str) -> str:

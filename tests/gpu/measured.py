@@ -31,12 +31,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def record_steps(steps: list[float], kill_after: int | None) -> None:
-    """Note when each optimizer step ended, whatever the optimizer."""
+def mps_gib() -> float:
+    """What Metal holds for this process; MPS records no peak."""
+    import torch
+
+    return torch.mps.driver_allocated_memory() / 2**30 if torch.backends.mps.is_available() else 0.0
+
+
+def record_steps(steps: list[float], held: list[float], kill_after: int | None) -> None:
+    """Note when each optimizer step ended, whatever the optimizer, and what Metal held then."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     def note(*_: object) -> None:
         steps.append(time.perf_counter())
+        held.append(mps_gib())
         if len(steps) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -85,15 +93,18 @@ def keep_noise() -> None:
     image_checks.find_fault = find_nan
 
 
-def read_peaks() -> dict[str, float]:
-    """GiB: on a GPU what torch reserved and what tensors held of it, on a CPU the process's resident memory."""
+def read_peaks(held: list[float]) -> dict[str, float]:
+    """GiB: on a GPU what torch reserved and what tensors held of it, on a CPU the process's resident memory.
+
+    On MPS the most that Metal held after a step or holds now.
+    """
     import torch
 
     sys.path.insert(0, str(ROOT))
     from utils.devices import peak_memory_gib
 
     if not torch.cuda.is_initialized():
-        return {"reserved": peak_memory_gib(torch.device("cpu"))}
+        return {"reserved": max(*held, mps_gib(), 0.0) or peak_memory_gib(torch.device("cpu"))}
     device = torch.device("cuda")
     return {"reserved": peak_memory_gib(device), "allocated": torch.cuda.max_memory_allocated() / 2**30}
 
@@ -102,10 +113,11 @@ def main(args: argparse.Namespace) -> None:
     sys.path[0] = str(args.script.resolve().parent)  # as Python itself would
     sys.argv = [str(args.script), *args.words]
     steps: list[float] = []
+    held: list[float] = []
     started = time.perf_counter()
     if args.deterministic:
         be_deterministic()
-    record_steps(steps, args.kill_after)
+    record_steps(steps, held, args.kill_after)
     if args.keep_noise:
         keep_noise()
     if args.refuse_samples:
@@ -116,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
     finally:
         del ballast
         seconds = time.perf_counter() - started
-        record = {"seconds": seconds, "steps": [at - started for at in steps], "peak_gib": read_peaks()}
+        record = {"seconds": seconds, "steps": [at - started for at in steps], "peak_gib": read_peaks(held)}
         args.record.write_text(json.dumps(record))
 
 

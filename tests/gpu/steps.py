@@ -29,6 +29,7 @@ from tests.gpu import commands
 from tests.gpu.commands import MODELS, Failed, Machine, Model, Setup, Skipped
 from utils.files import write_json
 
+FLOAT32 = ("--mixed_precision", "no")
 SD = commands.find_model("sd1")  # of the steps that need no particular size
 CONFIGS = {"cuda": "multi_gpu", "cpu": "cpu_2proc"}
 CLOSE = {"no": 1e-4, "bf16": 0.03, "fp16": 0.03}  # losses of one plan, relative, after 8 steps
@@ -107,11 +108,12 @@ def dreambooth_words(setup: Setup, name: str, *more: object) -> list[object]:
 
 def teach_lora(setup: Setup) -> str:
     name, half = "dreambooth_lora", setup.machine.half
+    shown = "float32" if half == "no" else half
     words = dreambooth_words(setup, name, "--mixed_precision", half, "--train_text_encoder", "--no-output_kohya_format")
     done = commands.measure(setup, name, "train_dreambooth.py", words)
     commands.check_precision(name, done.log, half)
     losses = commands.losses_of(setup, name)
-    return f"{half}, text encoder too: {len(losses)} losses finite; peak {done.peak:.1f} GiB"
+    return f"{shown}, text encoder too: {len(losses)} losses finite; peak {done.peak:.1f} GiB"
 
 
 def teach_all_weights(setup: Setup) -> str:
@@ -141,7 +143,7 @@ def classify(setup: Setup) -> str:
     done = commands.measure(setup, "classifier", "train_classifier.py", words)
     commands.check_precision("classifier", done.log, half)
     best = max(arm["accuracy_interval"][0] for arm in commands.read_json(out / "results.json")["arms"])
-    return f"{half}: accuracy {best:.2f} of 4 colours; peak {done.peak:.1f} GiB"
+    return f"{'float32' if half == 'no' else half}: accuracy {best:.2f} of 4 colours; peak {done.peak:.1f} GiB"
 
 
 # Exactness
@@ -449,6 +451,76 @@ def sharded(setup: Setup) -> str:
     return f"{same}, LoRA {relative:.1e}; peak {memory[1]:.1f} GiB each, whole {memory[0]:.1f}"
 
 
+# A Mac
+
+
+def compute_operators(setup: Setup) -> str:
+    """The demo model's parts, forward and backward, on the device and on the CPU: Metal's kernels can be wrong."""
+    import torch
+
+    from families.models import DEMO_MODEL, load_unet, load_vae
+
+    torch.manual_seed(0)
+    device = torch.device(setup.device)
+    unet, vae = (load(str(DEMO_MODEL), torch.float32).requires_grad_() for load in (load_unet, load_vae))
+    latents, text = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 7, unet.config.cross_attention_dim)
+    parts = {
+        "UNet": (unet, unet.forward, (latents, torch.tensor([10, 900]), text)),
+        "VAE's encoder": (vae, lambda image: (vae.encode(image).latent_dist.mean,), (torch.rand(2, 3, 32, 32),)),
+        "VAE's decoder": (vae, vae.decode, (latents,)),
+    }
+
+    def compute(module, function, inputs, where: torch.device) -> torch.Tensor:
+        """The output and every gradient, in one row."""
+        module.to(where).zero_grad()
+        output = function(*(one.to(where) for one in inputs))[0]
+        output.square().mean().backward()
+        gradients = [one.grad for one in module.parameters() if one.grad is not None]
+        return torch.cat([one.detach().cpu().double().flatten() for one in (output, *gradients)])
+
+    found = []
+    for name, part in parts.items():
+        expected, got = (compute(*part, where) for where in (torch.device("cpu"), device))
+        found.append(within(((got - expected).norm() / expected.norm()).item(), 1e-3, name))
+    return "; ".join(found)
+
+
+def generate_as_cpu(setup: Setup) -> str:
+    """generate.py's images on the device against those that it makes of the same seeds on the CPU."""
+    from tests.benchmarks.generate_speed import largest_difference  # here: it imports torch, which takes seconds
+
+    done, count = {}, 2
+    for name, more in {"generated": {}, "generated_on_cpu": {"ACCELERATE_USE_CPU": "true"}}.items():
+        words = "--prompt", "a photo of shapes", "--num_images", count, "--batch_size", 1, "--num_inference_steps", 4
+        words = generate_words(setup, SD, name, *words, *FLOAT32)
+        done[name] = commands.measure(setup, name, "generate.py", words, "--keep_noise", more=more)
+    levels = largest_difference(*(setup.folder / "runs" / name / "images" for name in done), count)
+    seconds = " against ".join(f"{one.seconds:.0f} s" for one in done.values())
+    if levels > 8:
+        raise Failed(f"the images are {levels} levels of 255 from the CPU's")
+    return f"{levels} levels of 255 from the CPU's at most; {count} images of 4 steps {seconds}"
+
+
+def train_recipe(setup: Setup) -> str:
+    """Seconds a step and memory of the recipe whose figures a Mac's owner has reported; nothing of it is judged."""
+    import psutil
+
+    name, steps = "recipe", 12
+    words = ["--config", "configs/casual_shoes.yaml", "--resolution", commands.side_of(setup, SD), *FLOAT32]
+    words += ["--pretrained_model_name_or_path", commands.weights_of(setup, SD.family), "--report_to", "none"]
+    words += ["--train_data_dir", commands.photos_of(setup, SD), "--output_dir", commands.run_folder(setup, name)]
+    words += ["--gradient_accumulation_steps", 1, "--max_train_steps", steps, "--lr_warmup_steps", 0]
+    words += ["--validation_steps", 0, "--checkpointing_steps", 0, "--no-output_kohya_format"]
+    dry = commands.start(setup, f"dry_{name}", [sys.executable, "train_lora.py", *words, "--dry_run"])
+    estimated = read_estimate(commands.finish(setup, f"dry_{name}", dry))
+    before = psutil.swap_memory().used
+    done = commands.measure(setup, name, "train_lora.py", words)
+    swapped = (psutil.swap_memory().used - before) / 2**30
+    seconds = 1 / commands.steps_per_second(done.steps)
+    figure = f"{seconds:.2f} s a step of 2 samples (an M2 Max: 2–3 s, reported), {8 * seconds:.1f} s of the recipe's 16"
+    return f"{figure}; estimated {estimated:.2f} GiB, held {done.peak:.2f}; swap {swapped:+.2f} GiB"
+
+
 def of_each(kind: str, title: str, run: Callable[[Setup, Model], str], limit: int) -> list[Step]:
     """A step for each family of MODELS."""
     return [
@@ -464,8 +536,20 @@ def of_each(kind: str, title: str, run: Callable[[Setup, Model], str], limit: in
     ]
 
 
-def list_steps(half: str) -> list[Step]:
-    """All steps, the most important first; `half` is the precision that this machine has in hardware."""
+# On a Mac: without half precision, several GPUs, a full memory (macOS would swap), and sizes that take hours there.
+ON_MAC = "environment operators weights_sd1 lora_no resume generate_cpu recipe dreambooth_lora classifier".split()
+MAC_ONLY = ("operators", "lora_no", "generate_cpu", "recipe")  # on a CPU too, to test them
+
+
+def list_steps(half: str, device: str = "cuda") -> list[Step]:
+    """The steps of a device, the most important first; `half` is the precision that this machine has in hardware."""
+    if device == "mps":
+        steps = {step.name: step for step in list_all_steps("no")}
+        return [steps[name]._replace(limit=4 * steps[name].limit) for name in ON_MAC]
+    return [step for step in list_all_steps(half) if device == "cpu" or step.name not in MAC_ONLY]
+
+
+def list_all_steps(half: str) -> list[Step]:
     weights = ("weights_sd1",)
     base = (f"lora_{half}",)
     return [
@@ -495,6 +579,10 @@ def list_steps(half: str) -> list[Step]:
         *of_each("memory", "the memory that --dry_run estimates", compare_memory, 400),
         *of_each("train", "train_lora.py against diffusers' script", train_beside, 400),
         *of_each("generate", "generate.py against the plain loop", generate_beside, 400),
+        Step("lora_no", "train_lora.py in float32", partial(train_in, precision="no"), 150, weights),
+        Step("operators", "the models' operators against the CPU's", compute_operators, 60),
+        Step("generate_cpu", "generate.py against the CPU", generate_as_cpu, 150, weights, alone=True),
+        Step("recipe", "configs/casual_shoes.yaml in float32", train_recipe, 150, weights, alone=True),
         Step("two_processes", "two processes against one", two_processes, 200, base, alone=True),
         Step("sharded", "--shard among two processes against one", sharded, 200, base, alone=True),
     ]
@@ -541,5 +629,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     end_with_parent()
     found = read_setup(given.folder.resolve())
-    chosen = next(one for one in list_steps(found.machine.half) if one.name == given.step)
+    chosen = next(one for one in list_steps(found.machine.half, found.device) if one.name == given.step)
     write_json(found.folder / "results" / f"{given.step}.json", run_step(found, chosen))
