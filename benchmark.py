@@ -451,9 +451,9 @@ def compare(args: argparse.Namespace) -> int:
     page = args.output_dir / "comparison.html"
     if page.exists() and not args.overwrite:
         raise UserError(f"--output_dir {args.output_dir}: holds a comparison.html; give another, or add --overwrite")
-    read_results(args.compare)
+    results = read_results(args.compare)
     if not args.dry_run:
-        differences, markdown = write_comparison(args.compare, page)
+        differences, markdown = write_comparison(results, page)
         print(markdown)
         print(*(f"different recipes: {one}" for one in differences), page, sep="\n", file=sys.stderr)
     return 0

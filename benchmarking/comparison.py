@@ -19,6 +19,7 @@ from benchmarking.report import (
     format_share,
     format_spread,
 )
+from benchmarking.search import trial_of
 from utils.cli import UserError
 from utils.files import read_object, write_text
 from utils.wording import PAGES, escape_cell, escape_code, make_environment
@@ -140,8 +141,7 @@ def describe_settings(result: Result) -> str:
     row = find_recommended(result)
     if row is None:
         return "; ".join(dict.fromkeys(filter(None, map(describe_status, result["rows"])))) or "none measured"
-    words = [f"{row['micro_batch']} at once"]
-    return ", ".join(words + ["gradient checkpointing"] * row["gradient_checkpointing"] + ["compiled"] * row["compile"])
+    return str(trial_of(row))
 
 
 def describe_hardware(machine: Mapping[str, Any]) -> str:
@@ -154,33 +154,27 @@ def describe_hardware(machine: Mapping[str, Any]) -> str:
 def describe_recipe(result: Result) -> str:
     """`train_lora.py, stable-diffusion-v1-5/stable-diffusion-v1-5, 512x512, 16 samples a step, rank 8`."""
     found = read_recipe(result)
-    words = [
-        found["script"],
-        f"{found['model']}{' (random weights)' if result['recipe'].get('random_weights') else ''}",
-    ]
-    words += [f"{found['resolution']}x{found['resolution']}", f"{found['effective_batch_size']} samples a step"]
-    return ", ".join(map(str, words + [f"rank {found['rank']}"] * bool(found["rank"])))
+    model = f"{found['model']}{' (random weights)' if result['recipe'].get('random_weights') else ''}"
+    size = f"{found['resolution']}x{found['resolution']}"
+    parts = [str(found["script"]), model, size, f"{found['effective_batch_size']} samples a step"]
+    return ", ".join(parts + [f"rank {found['rank']}"] * bool(found["rank"]))
 
 
-def write_comparison(paths: list[Path], output: Path) -> tuple[list[str], str]:
+def write_comparison(results: Mapping[str, Result], output: Path) -> tuple[list[str], str]:
     """Write one page of several benchmarks; returns the recipes' differences, and all of it as Markdown."""
-    results = read_results(paths)
     differences = recipe_differences(results)
     lines = compare_lines(results)
     figure = io.BytesIO()
     draw_benchmarks(results).savefig(figure, format="svg", metadata={"Date": None, "Creator": None})
-    page = (
-        make_environment(TEMPLATES, PAGES)
-        .get_template("comparison.html")
-        .render(
-            contents=[],
-            results=results,
-            lines=lines,
-            differences=differences,
-            figure=base64.b64encode(figure.getvalue()).decode(),
-            describe_hardware=describe_hardware,
-            describe_recipe=describe_recipe,
-        )
+    template = make_environment(TEMPLATES, PAGES).get_template("comparison.html")
+    page = template.render(
+        contents=[],
+        results=results,
+        lines=lines,
+        differences=differences,
+        figure=base64.b64encode(figure.getvalue()).decode(),
+        describe_hardware=describe_hardware,
+        describe_recipe=describe_recipe,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarking.search import read_trial, trial_of
 from utils.console import print_table
 from utils.files import replaced_file
 
@@ -98,11 +99,7 @@ def list_rates(result: Result) -> Rows:
 def find_recommended(result: Result) -> dict[str, Any] | None:
     """The row of the settings that were recommended; None if nothing could be measured."""
     wanted = result.get("recommended")
-    if not wanted:
-        return None
-    asked = (wanted["gradient_checkpointing"], wanted["compile"], wanted["train_batch_size"])
-    keys = ("gradient_checkpointing", "compile", "micro_batch")
-    return next((row for row in result["rows"] if tuple(row[key] for key in keys) == asked), None)
+    return next((row for row in result["rows"] if wanted and trial_of(row) == read_trial(wanted)), None)
 
 
 def best_generation(result: Result) -> dict[str, Any] | None:

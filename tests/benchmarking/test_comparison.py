@@ -130,14 +130,14 @@ def test_different_recipes_are_named_and_not_compared(t4, l4, tmp_path):
     both = {"a": t4, "b": l4}
     assert recipe_differences(both) == ["resolution is 512 (a) and 1024 (b)", "rank is 4 (a) and 8 (b)"]
     assert not any("".join(line.ratios) for line in compare_lines(both))
-    differences, markdown = write_comparison(write(tmp_path, t4=t4, l4=l4), tmp_path / "page.html")
+    differences, markdown = write_comparison(read_results(write(tmp_path, t4=t4, l4=l4)), tmp_path / "page.html")
     assert differences[0].startswith("resolution is 512 (Tesla T4) and 1024 (NVIDIA L4")
     assert "**Different recipes**: resolution is 512" in markdown
     assert "Different recipes: the figures can't be compared" in (tmp_path / "page.html").read_text()
 
 
 def test_the_markdown_is_a_table_with_command_and_commit_of_each(t4, l4, tmp_path):
-    _, markdown = write_comparison(write(tmp_path, t4=t4, l4=l4), tmp_path / "new/page.html")
+    _, markdown = write_comparison(read_results(write(tmp_path, t4=t4, l4=l4)), tmp_path / "new/page.html")
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {4}
     assert (
@@ -189,7 +189,7 @@ def test_the_tables_say_whether_the_share_of_the_peak_is_known(t4, capsys):
 
 
 def test_the_page_in_a_browser_needs_nothing_else_at_both_widths(t4, l4, tmp_path):
-    write_comparison(write(tmp_path, t4=t4, l4=l4), tmp_path / "page.html")
+    write_comparison(read_results(write(tmp_path, t4=t4, l4=l4)), tmp_path / "page.html")
     with open_browser() as browser:
         for width in (390, 1280):
             with open_page(browser, tmp_path / "page.html", width) as page:
