@@ -15,14 +15,13 @@ import contextlib
 import datetime
 import functools
 import io
+import math
 import os
 import re
 import shlex
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,15 +33,16 @@ import torch
 
 import train_dreambooth
 import train_lora
-from benchmarking import costs, drawings, search
+from benchmarking import drawings, search
 from benchmarking.comparison import read_results, write_comparison
 from benchmarking.flops import count_flops, flops_utilisation, peak_flops
 from benchmarking.folder import continue_or_refuse, open_folder, write_benchmark
 from benchmarking.machine import describe_machine
-from benchmarking.measuring import GENERATION_SECONDS, Job, estimated, measure, too_large, train_briefly
+from benchmarking.measuring import Job, measure, train_briefly
 from benchmarking.outcome import describe_row, settle
-from benchmarking.report import plot_benchmark, print_benchmark
-from benchmarking.search import Row, Trial
+from benchmarking.report import plot_benchmark, print_benchmark, print_estimate, print_plan, print_recipe
+from benchmarking.search import Row
+from benchmarking.timing import time_generation, time_repeatedly
 from benchmarking.trainer import read_launch_config
 from families import models, sampler
 from families.names import DEFAULT_MODEL, FAMILIES
@@ -50,8 +50,7 @@ from families.published import write_configs, write_random_model
 from training import encoding, examples, memory, prior, setup
 from training.batches import plan_batch
 from training.build import Recipe
-from utils.cli import UserError, counted
-from utils.console import format_seconds, print_table
+from utils.cli import UserError
 from utils.files import read_text
 from utils.parallel import other_process, thread_map
 
@@ -63,7 +62,6 @@ MODELS = {  # hub ids
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 PROMPT = "a photo of blurred noise"
-EMPTY: dict[str, Any] = {"rows": [], "generation": [], "rates": {}, "before": None}
 
 
 def make_parser() -> cli.Parser:
@@ -165,7 +163,7 @@ def read_job(args: argparse.Namespace) -> Job:
         script=script,
         words=tuple(words),
         out=out,
-        model=args.family,
+        random_family=args.family,
         drawn=not (named.dataset_name or is_there),
         config_file=args.config_file,
         processes=int(launch.get("num_processes") or 1),
@@ -208,7 +206,7 @@ def prepare(job: Job) -> Prepared:
     with contextlib.redirect_stdout(io.StringIO()):
         start = setup.start_trainer(args, FOLDER_FLAGS[job.script])
     effective = start.plan.effective * (job.processes if each else 1)
-    plan_batch("auto", None, effective, job.processes)
+    plan_batch("auto", None, effective, job.processes)  # refuses a batch that the processes can't divide
     args.shard = shard
     args.shard = setup.settle_sharding(args, job.processes)
     read_recipe = train_dreambooth.read_recipe if job.script == "train_dreambooth.py" else setup.read_recipe
@@ -219,12 +217,12 @@ def prepare(job: Job) -> Prepared:
 def make_random_model(job: Job) -> None:
     """The model of published sizes; in bfloat16 for a GPU, which takes half the room."""
     half = devices.pick_device().type == "cuda"
-    write_random_model(job.model, job.out / "model", torch.bfloat16 if half else torch.float32)
+    write_random_model(job.random_family, job.out / "model", torch.bfloat16 if half else torch.float32)
 
 
 def with_configs_alone(job: Job, folder: Path) -> Job:
     """The job with a model of configs, which are enough for a dry run."""
-    model = str(write_configs(job.model, folder))
+    model = str(write_configs(job.random_family, folder))
     return replace(job, words=tuple(model if word == str(job.out / "model") else word for word in job.words))
 
 
@@ -234,15 +232,16 @@ def describe_job(job: Job, dry_run: bool) -> dict[str, Any]:
     Unless `dry_run`, the model with random weights and the images that are missing are made.
     """
     with tempfile.TemporaryDirectory() as name:
-        if job.model and dry_run:
+        if job.random_family and dry_run:
             job = with_configs_alone(job, Path(name))
-        elif job.model:
+        elif job.random_family:
             make_random_model(job)
         return describe_prepared(job, dry_run)
 
 
 def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
-    args, start, recipe, effective = prepare(job)
+    """The same, of a model that is there."""
+    args, start, _, effective = prepared = prepare(job)
     if job.drawn and not dry_run:
         drawings.draw_images(job.out / "images", args.resolution)
     images = drawings.NUMBER if job.drawn else len(read_records(job, args)[0])
@@ -251,17 +250,17 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
     return {
         "machine": machine,
         "flops": {
-            "per_image": count_image_flops(args, start, recipe),
+            "per_image": count_image_flops(prepared),
             "peak": peak_flops(machine, start.precision.mixed_precision),
         },
         "settings": cli.settings_of(args) | {"effective_batch_size": effective},
-        "estimates": estimate_peaks(args, start, recipe),
+        "estimates": estimate_peaks(prepared),
         "class_images": missing_class_images(job, args, dry_run),
         "views": images * setup.read_views(args).crops * (1 + args.random_flip),
         "recipe": {
             "script": job.script,
-            "model": MODELS[job.model] if job.model else args.pretrained_model_name_or_path,
-            "random_weights": bool(job.model),
+            "model": MODELS[job.random_family] if job.random_family else args.pretrained_model_name_or_path,
+            "random_weights": bool(job.random_family),
             "family": start.family,
             "resolution": args.resolution,
             "mixed_precision": start.precision.mixed_precision,
@@ -292,62 +291,44 @@ def missing_class_images(job: Job, args: argparse.Namespace, dry_run: bool) -> i
     return max(0, missing)
 
 
-def estimate_peaks(args: argparse.Namespace, start: setup.Start, recipe: Recipe) -> dict[str, list[int]]:
+def read_load(prepared: Prepared, images: int) -> memory.Load:
+    """Of a micro-batch with so many images, each with a class image where the recipe has them."""
+    args, start, recipe, _ = prepared
+    together = images * (1 + getattr(args, "with_prior_preservation", False))
+    return setup.read_load(args, recipe, start.precision, start.shapes, together)
+
+
+def estimate_peaks(prepared: Prepared) -> dict[str, list[int]]:
     """Bytes as the dry run estimates them, without and with gradient checkpointing: of the encoding, and at the peak of
     the training with one sample at once and with two.
     """
-    peaks = {}
-    pairs = 1 + getattr(args, "with_prior_preservation", False)  # as many class images as photos
+    model, family, peaks = prepared.start.model, prepared.start.family, {}
     for on in (False, True):
-        args.gradient_checkpointing = on
-        loads = [setup.read_load(args, recipe, start.precision, start.shapes, pairs * micro) for micro in (1, 2)]
-        phases = [memory.estimate_memory(start.model, start.family, load) for load in loads]
+        loads = [replace(read_load(prepared, images), gradient_checkpointing=on) for images in (1, 2)]
+        phases = [memory.estimate_memory(model, family, load) for load in loads]
         training = [sum(one.pop("training").values()) for one in phases]
         peaks[str(on)] = [memory.peak_phase(phases[0])[1], *training]
     return peaks
 
 
-def count_image_flops(args: argparse.Namespace, start: setup.Start, recipe: Recipe) -> int:
+def count_image_flops(prepared: Prepared) -> int:
     """Operations of a step for each image: forward and backward, without what gradient checkpointing repeats."""
-    pairs = 1 + getattr(args, "with_prior_preservation", False)
-    load = setup.read_load(args, recipe, start.precision, start.shapes, pairs)
-    return count_flops(memory.build_step(start.model, start.family, replace(load, gradient_checkpointing=False)).run)
+    load = replace(read_load(prepared, 1), gradient_checkpointing=False)
+    return count_flops(memory.build_step(prepared.start.model, prepared.start.family, load).run)
 
 
-def time_generation(job: Job, at_once: int, repeats: int) -> Row:
-    """Seconds per image of so many images at once, without what comes before the first: loading, text encoding."""
-    args, start = prepare(job)[:2]
-    one = replace(load_sampler(job), batch_size=at_once)
-    rows = at_once * (1 + (one.settings.guidance_scale > 1))
-    one.cores = devices.share_cores(rows) if start.accelerator.device.type == "cpu" else None
-    one.execution = replace(one.execution, batch_size=at_once)
-    requests = [sampler.ImageRequest(PROMPT, seed) for seed in range(at_once)]
-    short = replace(one, settings=replace(one.settings, steps=2))
-    sampler.generate_images(short, requests)
-    row: Row = {"batch_size": at_once, "status": "out of memory", "why": "the device's memory is full"}
-    if short.batch_size == at_once:
-        row |= {"status": "ok", "why": ""}
-        row["seconds_per_image"] = time_repeatedly(lambda: sampler.generate_images(one, requests), at_once, repeats)
-    row["steps"] = one.settings.steps
-    return row | {"memory_gib": round(devices.peak_memory_gib(start.accelerator.device), 3)}
+def time_images(job: Job, at_once: int, repeats: int) -> Row:
+    """A row of `generation`, by the model that stays loaded from one row to the next."""
+    return time_generation(load_sampler(job), PROMPT, at_once, repeats)
 
 
 @functools.cache
 def load_sampler(job: Job) -> sampler.Sampler:
+    """What validates in the trainer, for PROMPT alone."""
     args, start = prepare(job)[:2]
     parts = sampler.SamplerParts(start.model, start.family, vae=args.pretrained_vae_model_name_or_path)
     execution = sampler.Execution(start.accelerator.device, start.precision.dtype, 1)
     return sampler.load_sampler(parts, setup.read_sampling(args), execution, [PROMPT])
-
-
-def time_repeatedly(work: Callable[[], object], items: int, repeats: int) -> dict[str, float]:
-    """The seconds of each item: `work` does so many at a time, and is repeated, but not for long."""
-    seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < GENERATION_SECONDS:
-        began = time.perf_counter()
-        work()
-        seconds.append((time.perf_counter() - began) / items)
-    return costs.spread(seconds)
 
 
 def time_rates(job: Job, repeats: int) -> dict[str, Any]:
@@ -355,7 +336,7 @@ def time_rates(job: Job, repeats: int) -> dict[str, Any]:
     args, start = prepare(job)[:2]
     device = start.accelerator.device
     some = examples.load_examples(read_records(job, args)[0][: drawings.NUMBER], start.shapes)
-    filter = args.image_interpolation_mode
+    interpolation = args.image_interpolation_mode
     vae = models.load_vae(start.model, vae=args.pretrained_vae_model_name_or_path).to(device)
     tokenizers, encoders = models.load_text_encoders(start.model, start.family, start.precision.dtype)
     for encoder in encoders:
@@ -365,10 +346,10 @@ def time_rates(job: Job, repeats: int) -> dict[str, Any]:
 
     def load() -> None:
         for one in some:
-            examples.example_tensor(one, examples.View(), filter)
+            examples.example_tensor(one, examples.View(), interpolation)
 
     def encode() -> None:
-        each = functools.partial(encoding.encode_example, vae, view=examples.View(), interpolation=filter)
+        each = functools.partial(encoding.encode_example, vae, view=examples.View(), interpolation=interpolation)
         list(thread_map(each, some, workers, begin))
 
     def encode_texts() -> None:
@@ -405,45 +386,23 @@ def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], rep
 def measure_rest(job: Job, benchmark: dict[str, Any], sizes: list[int], repeats: int) -> None:
     """Generation, encoding and loading, in a process of their own."""
     rows = benchmark["generation"]
-    if benchmark["rates"] and all(size in [row["batch_size"] for row in rows] for size in sizes):
+    too_many = min((row["batch_size"] for row in rows if row["status"] != "ok"), default=math.inf)
+    missing = [size for size in sizes if size < too_many and size not in [row["batch_size"] for row in rows]]
+    if benchmark["rates"] and not missing:
         return
     with other_process() as call:
         if not benchmark["rates"]:
             benchmark["rates"] = call(time_rates, job, repeats)
             write_benchmark(job.out, benchmark)
-        for size in sizes:
-            if any(row["batch_size"] == size for row in rows):
-                continue
+        for size in missing:
             try:
-                row = call(time_generation, job, size, min(repeats, 3))
+                row = call(time_images, job, size, min(repeats, 3))
             except UserError as error:
                 row = {"batch_size": size, "status": "out of memory", "why": str(error)}
             rows.append(row)
             write_benchmark(job.out, benchmark)
             if row["status"] != "ok":
                 break
-
-
-def describe_plan(facts: dict[str, Any]) -> None:
-    """What a dry run shows: what would be measured, and the estimated memory of each row that may be tried."""
-    recipe = facts["recipe"]
-    share = recipe["effective_batch_size"] // recipe["processes"]
-    print_table(describe_recipe(facts))
-    trials = [Trial(on, False, size) for on in (False, True) for size in search.doubled(share)]
-    rows = [(trial, f"{estimated(facts, trial) / 2**30:.2f}", too_large(facts, trial)) for trial in trials]
-    print_table(rows, ["may be tried", "GiB, estimated", ""])
-
-
-def describe_recipe(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    machine, recipe = facts["machine"], facts["recipe"]
-    images = "drawn, for want of data" if recipe["drawn"] else f"{recipe['images']:,}"
-    return [
-        ("machine", f"{machine['name']}, {machine['memory_gib']:.1f} GiB, {counted(machine['cores'], 'core')}"),
-        ("trainer", f"{recipe['script']}, {counted(recipe['processes'], 'process')}; {recipe['precision']}"),
-        ("model", f"{recipe['model']}, {recipe['resolution']}x{recipe['resolution']} pixels"),
-        ("images", images),
-        ("batch", f"{recipe['effective_batch_size']} a step"),
-    ]
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -469,41 +428,40 @@ def main(args: argparse.Namespace) -> int:
         open_folder(args.output_dir, cli.settings_of(args))
     with other_process() as call:
         facts = call(describe_job, job, args.dry_run)
+    print_recipe(facts)
     if args.dry_run:
-        describe_plan(facts)
+        print_plan(facts)
         return 0
-    made = {"command": runs.command_line(), "commit": runs.git_commit(), "date": now()}
-    new = made | {name: facts[name] for name in ("machine", "recipe", "settings", "flops")}
-    benchmark = continue_or_refuse(args.output_dir, new | EMPTY, args.overwrite)
+
+    # A new benchmark, or the one in the folder, to go on with.
+    new: dict[str, Any] = {"command": runs.command_line(), "commit": runs.git_commit(), "date": now()}
+    new |= {name: facts[name] for name in ("machine", "recipe", "settings", "flops")}
+    new |= {"rows": [], "generation": [], "rates": {}, "before": None}
+    benchmark = continue_or_refuse(args.output_dir, new, args.overwrite)
     write_benchmark(job.out, benchmark)
-    print_table(describe_recipe(facts))
+
+    # Trainings with one set of settings after the other, and the best of them.
     measure_rows(job, benchmark, facts, args.repeats)
     before = benchmark.get("before")
     best = search.recommend(benchmark["rows"], facts["recipe"]["max_train_steps"], before and search.read_trial(before))
     if best is None:
         raise UserError(f"nothing could be measured: {benchmark['rows'][-1]['why']}")
+
+    # What else a training takes: encoding, validations, checkpoints.
     measure_rest(job, benchmark, args.generate_batch_sizes, args.repeats)
-    used = benchmark.get("costs") or {}
-    if used.pop("trial", None) != list(search.trial_of(best)):
-        used = train_briefly(job, benchmark, facts, best)
-    settle(job, benchmark, best, used)
+    trial = list(search.trial_of(best))
+    if benchmark.get("costs", {}).get("trial") != trial:
+        benchmark["costs"] = {"trial": trial, **train_briefly(job, benchmark, facts, best)}
+
+    settle(job, benchmark, best)
     write_benchmark(job.out, benchmark)
     plot_benchmark(benchmark, job.out / "benchmark.png")
-    show(benchmark)
-    return 0
-
-
-def show(benchmark: dict[str, Any]) -> None:
-    """The tables, the command line and the time that it takes."""
     print_benchmark(benchmark)
-    estimate, script = benchmark["estimate"], benchmark["recipe"]["script"]
-    shown = {name: format_seconds(value) for name, value in estimate.items() if name != "max_train_steps"}
-    whole = shown.pop("seconds")
-    parts = ", ".join(f"{name.replace('_', ' ')} {seconds}" for name, seconds in shown.items())
-    print(f"{estimate['max_train_steps']:,} steps take about {whole}: {parts}")
+    print_estimate(benchmark)
     if benchmark["recipe"]["drawn"]:
-        print(f"the images were drawn; for yours, add --{FOLDER_FLAGS[script]} DIR")
+        print(f"the images were drawn; for yours, add --{FOLDER_FLAGS[job.script]} DIR")
     print(benchmark["recommended"]["command"])
+    return 0
 
 
 def now() -> str:

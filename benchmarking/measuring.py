@@ -18,7 +18,7 @@ from utils.outputs import discard_folder
 
 STEP_SECONDS = 4.0  # a step is measured whole up to so long; of a longer one, some of its micro-batches
 WHOLE_SECONDS = 40.0  # of the short training that does all that a training does
-GENERATION_SECONDS = 60.0  # for each number of images at once
+VALIDATION_SECONDS = 60.0  # of each of its validations, for the images
 LONGEST = 2000  # steps, after which a training that is measured ends by itself
 MOST_IMAGES = 32  # of the data, for the trainings that are measured
 # Of a training that is measured: nothing but steps, each in the log.
@@ -49,7 +49,7 @@ class Job:
     script: str
     words: tuple[str, ...]
     out: Path
-    model: str | None  # the family of one with random weights
+    random_family: str | None  # of a model with random weights
     drawn: bool
     config_file: Path | None = None
     processes: int = 1
@@ -173,7 +173,7 @@ def short_settings(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], b
     each, images = generation_seconds(benchmark, asked["num_validation_images"]), asked["num_validation_images"]
     settings |= {
         "latent_cache_dir": str(job.out / "cache" / "whole"),
-        "num_validation_images": min(images, max(1, int(GENERATION_SECONDS / each))) if each else images,
+        "num_validation_images": min(images, max(1, int(VALIDATION_SECONDS / each))) if each else images,
         "validation_steps": steps if recipe["validation_steps"] else 0,
         "checkpointing_steps": max(1, steps // 2) if asked["checkpointing_steps"] else 0,
         "report_to": asked["report_to"],

@@ -8,7 +8,7 @@ from benchmarking.measuring import Job
 from benchmarking.search import Row, Trial, trial_of
 
 
-def settle(job: Job, benchmark: dict[str, Any], best: Row, used: dict[str, float]) -> None:
+def settle(job: Job, benchmark: dict[str, Any], best: Row) -> None:
     """Write into the benchmark what is recommended, and the time that it takes."""
     recipe = benchmark["recipe"]
     trial, effective = trial_of(best), recipe["effective_batch_size"]
@@ -23,15 +23,14 @@ def settle(job: Job, benchmark: dict[str, Any], best: Row, used: dict[str, float
     settings = benchmark["settings"]
     limit, saves = settings["checkpoints_total_limit"], settings["checkpointing_steps"]
     plan = costs.Plan(recipe["max_train_steps"], recipe["validation_steps"], saves, limit)
-    parts = costs.estimate(used, plan)
-    benchmark["costs"] = {"trial": list(trial), **used}
+    parts = costs.estimate(benchmark["costs"], plan)
     benchmark["estimate"] = {"max_train_steps": plan.steps, "seconds": sum(parts.values()), **parts}
 
 
 def training_command(job: Job, benchmark: dict[str, Any], trial: Trial) -> str:
     """The command line to paste."""
     model, recipe = str(job.out / "model"), benchmark["recipe"]
-    words = [recipe["model"] if job.model and word == model else word for word in job.words]
+    words = [recipe["model"] if job.random_family and word == model else word for word in job.words]
     start = ["accelerate", "launch", "--config_file", str(job.config_file)] if job.config_file else ["python3"]
     switch = "--gradient_checkpointing" if trial.gradient_checkpointing else "--no-gradient_checkpointing"
     words += ["--train_batch_size", str(trial.micro_batch), switch, *["--compile"] * trial.compile]

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarking.search import read_trial, trial_of
-from utils.console import print_table
+from benchmarking.measuring import estimated, too_large
+from benchmarking.search import Trial, doubled, read_trial, trial_of
+from utils.cli import counted
+from utils.console import format_seconds, print_table
 from utils.files import replaced_file
 
 if TYPE_CHECKING:
@@ -73,9 +75,41 @@ def print_benchmark(result: Result) -> None:
             print()
     tera = f"{result['flops']['per_image'] / 1e12:.3g} TFLOPs an image"
     if not result["flops"]["peak"]:
-        print(f"MFU (of {tera}): not known, for want of a published peak of {result['machine']['name']}")
+        print(f"MFU (of {tera}): not known: no peak is published for {result['machine']['name']}")
     else:
         print(f"MFU: {tera} against the published peak, {result['flops']['peak'] / 1e12:,.4g} TFLOP/s")
+
+
+def print_recipe(facts: Result) -> None:
+    """What is measured, and on what."""
+    machine, recipe = facts["machine"], facts["recipe"]
+    side = recipe["resolution"]
+    lines = [
+        ("machine", f"{machine['name']}, {machine['memory_gib']:.1f} GiB, {counted(machine['cores'], 'core')}"),
+        ("trainer", f"{recipe['script']}, {counted(recipe['processes'], 'process')}; {recipe['precision']}"),
+        ("model", f"{recipe['model']}, {side}x{side} pixels"),
+        ("images", "drawn, since there are none" if recipe["drawn"] else f"{recipe['images']:,}"),
+        ("batch", f"{recipe['effective_batch_size']} a step"),
+    ]
+    print_table(lines)
+
+
+def print_plan(facts: Result) -> None:
+    """What a dry run shows: each row that may be tried, its estimated memory, and why it is not tried."""
+    recipe = facts["recipe"]
+    sizes = doubled(recipe["effective_batch_size"] // recipe["processes"])
+    trials = [Trial(on, False, size) for on in (False, True) for size in sizes]
+    rows = [(trial, f"{estimated(facts, trial) / 2**30:.2f}", too_large(facts, trial)) for trial in trials]
+    print_table(rows, ["may be tried", "GiB, estimated", ""])
+
+
+def print_estimate(result: Result) -> None:
+    """How long the training takes, in all and part by part."""
+    estimate = result["estimate"]
+    shown = {name: format_seconds(value) for name, value in estimate.items() if name != "max_train_steps"}
+    whole = shown.pop("seconds")
+    parts = ", ".join(f"{name.replace('_', ' ')} {seconds}" for name, seconds in shown.items())
+    print(f"{estimate['max_train_steps']:,} steps take about {whole}: {parts}")
 
 
 def describe_status(row: Mapping[str, Any]) -> str:

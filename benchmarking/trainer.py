@@ -96,4 +96,4 @@ def why_failed(ended: Ended) -> tuple[str, str]:
         return "out of memory", "the device's memory is full"
     if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL) or "SIGKILL" in ended.output:
         return "out of memory", "the system killed the trainer, probably for lack of memory"
-    return "failed", lines[-1][:500] if lines else f"it ended with exit code {ended.code} and said nothing"
+    return "failed", lines[-1][:500] if lines else f"it ended with exit code {ended.code} and printed nothing"

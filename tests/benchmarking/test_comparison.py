@@ -185,7 +185,7 @@ def test_the_tables_say_whether_the_share_of_the_peak_is_known(t4, capsys):
     shown = capsys.readouterr().out
     assert "21.0%" in shown and "MFU: 1.72 TFLOPs an image against the published peak, 65 TFLOP/s" in shown
     print_benchmark(t4 | {"flops": {"per_image": 1, "peak": None}})
-    assert "not known, for want of a published peak of Tesla T4" in capsys.readouterr().out
+    assert "not known: no peak is published for Tesla T4" in capsys.readouterr().out
 
 
 def test_the_page_in_a_browser_needs_nothing_else_at_both_widths(t4, l4, tmp_path):

@@ -23,7 +23,7 @@ def sd15(tmp_path_factory):
 
 def run_unet(model: str) -> None:
     """The UNet of SD 1.5 forward, for an image of 512x512."""
-    unet = memory.build_part(model, "unet")
+    unet = models.build_part(model, "unet")
     shapes = (1, 4, 64, 64), (1,), (1, 77, 768)
     with torch.no_grad():
         unet(*(torch.empty(shape, device="meta") for shape in shapes))
