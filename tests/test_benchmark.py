@@ -168,8 +168,8 @@ def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
     assert not psutil.wait_procs(children, timeout=10)[1]  # nothing runs on
 
     process = start(*words)
-    said, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     found = json.loads((out / "benchmark.json").read_text())
     assert [(one["micro_batch"], one["gradient_checkpointing"]) for one in found["rows"]][:2] == [
         (1, False),
@@ -181,7 +181,7 @@ def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
         assert row["memory_gib"] > 0 and row["images_per_second"] == pytest.approx(2 / step["median"])
     assert found["generation"][0]["seconds_per_image"]["median"] > 0 and found["rates"]["captions_per_second"] > 0
     command = found["recommended"]["command"]
-    assert f"the images were drawn; for yours, add --train_data_dir DIR\n{command}" in said
+    assert f"the images were drawn; for yours, add --train_data_dir DIR\n{command}" in shown
     args = train_lora.parse_args(shlex.split(command)[2:])
     assert (args.effective_batch_size, args.rank, args.max_train_steps) == (2, 4, 20)
     parts = {name: value for name, value in found["estimate"].items() if name not in ("seconds", "max_train_steps")}

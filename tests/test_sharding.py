@@ -139,6 +139,6 @@ def test_what_needs_whole_weights_is_refused(trainer_data, tmp_path, words):
         teach(trainer_data, tmp_path / "run", "--shard", *words)
 
 
-def test_one_process_is_told_that_it_divides_nothing(trainer_data, tmp_path, caplog):
+def test_one_process_is_warned_that_it_divides_nothing(trainer_data, tmp_path, caplog):
     assert train(trainer_data, tmp_path / "run", "--shard", "--dry_run") == 0
     assert "--shard: one process has all the weights" in caplog.text
