@@ -15,7 +15,6 @@ import contextlib
 import datetime
 import functools
 import io
-import math
 import os
 import re
 import shlex
@@ -386,8 +385,7 @@ def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], rep
 def measure_rest(job: Job, benchmark: dict[str, Any], sizes: list[int], repeats: int) -> None:
     """Generation, encoding and loading, in a process of their own."""
     rows = benchmark["generation"]
-    too_many = min((row["batch_size"] for row in rows if row["status"] != "ok"), default=math.inf)
-    missing = [size for size in sizes if size < too_many and size not in [row["batch_size"] for row in rows]]
+    missing = search.sizes_left(rows, sizes)
     if benchmark["rates"] and not missing:
         return
     with other_process() as call:

@@ -1,5 +1,6 @@
 """Which settings a benchmark tries, in which order, and which it recommends: from the rows measured so far alone."""
 
+import math
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]  # of benchmark.json (docs/benchmark.md)
@@ -39,6 +40,13 @@ def doubled(share: int) -> list[int]:
     while size := next((size for size in range(2 * sizes[-1], share + 1) if share % size == 0), None):
         sizes.append(size)
     return sizes
+
+
+def sizes_left(rows: list[Row], sizes: list[int]) -> list[int]:
+    """How many images at once are still to be generated: no more where fewer did not fit."""
+    done = [row["batch_size"] for row in rows]
+    too_many = min((row["batch_size"] for row in rows if row["status"] != "ok"), default=math.inf)
+    return [size for size in sizes if size < too_many and size not in done]
 
 
 def next_trial(rows: list[Row], share: int, steps: int) -> Trial | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarking.search import Trial, next_trial, recommend, trial_of
+from benchmarking.search import Trial, next_trial, recommend, sizes_left, trial_of
 
 
 def row(trial: Trial, seconds: float, status: str = "ok") -> dict:
@@ -91,3 +91,9 @@ def test_what_was_recommended_before_stays_unless_another_is_clearly_faster():
 def test_a_trainer_that_failed_ends_its_column():
     rows = [row(Trial(False, False, 1), 1.0), row(Trial(False, False, 2), 0.0, "failed")]
     assert next_trial(rows, 8, 10) == Trial(True, False, 1)
+
+
+def test_of_images_at_once_no_more_are_tried_where_fewer_did_not_fit():
+    rows = [{"batch_size": 2, "status": "ok"}]
+    assert sizes_left(rows, [1, 2, 4, 8]) == [1, 4, 8]
+    assert sizes_left([*rows, {"batch_size": 4, "status": "out of memory"}], [1, 2, 4, 8]) == [1]
