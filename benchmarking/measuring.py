@@ -130,7 +130,7 @@ def too_large(facts: dict[str, Any], trial: Trial) -> str:
     machine, needed = facts["machine"], estimated(facts, trial) / 2**30
     if machine["type"] == "cuda" or needed * facts["recipe"]["processes"] <= 0.9 * machine["free_gib"]:
         return ""
-    return f"estimated {needed:.1f} GiB, and {machine['free_gib']:.1f} GiB are free"
+    return f"estimated {needed:.1f} GiB, more than 90 % of the {machine['free_gib']:.1f} GiB that are free"
 
 
 def train_briefly(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], best: Row) -> dict[str, float]:

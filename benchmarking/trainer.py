@@ -96,4 +96,6 @@ def why_failed(ended: Ended) -> tuple[str, str]:
         return "out of memory", "the device's memory is full"
     if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL) or "SIGKILL" in ended.output:
         return "out of memory", "the system killed the trainer, probably for lack of memory"
-    return "failed", lines[-1][:500] if lines else f"it ended with exit code {ended.code} and printed nothing"
+    errors = [line for line in lines[-40:] if "error: " in line.lower()]  # a launcher prints more after it
+    said = [*lines, *errors][-1:]
+    return "failed", said[0][:500] if said else f"it ended with exit code {ended.code} and printed nothing"

@@ -169,9 +169,9 @@ def check_kept(output: Path, resume: str) -> None:
 
 def describe_trained(args: argparse.Namespace) -> str:
     """All weights, or the LoRA's rank and alpha, with the factor that they make."""
-    divided = ", divided among the processes with all other weights" if args.shard else ""
+    divided = "; all are divided among the processes" if args.shard else ""
     if getattr(args, "method", "lora") == "full":
-        return f"all weights{', divided among the processes' if args.shard else ''}"
+        return f"all weights{divided}"
     scale = args.lora_alpha / (args.rank**0.5 if args.use_rslora else args.rank)
     return f"a LoRA of rank {args.rank}, alpha {args.lora_alpha:g} (scaled by {scale:.3g}){divided}"
 
