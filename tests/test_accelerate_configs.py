@@ -24,7 +24,8 @@ accelerator, precision = devices.start_accelerator()  # as each script starts
 state = accelerator.state
 all_ranks = int(accelerator.reduce(torch.tensor([accelerator.process_index])))
 seen = state.distributed_type.value, state.num_processes, state.mixed_precision, state.device.type
-print(*seen, state.local_process_index, all_ranks)
+line = " ".join(map(str, (*seen, state.local_process_index, all_ranks)))
+print(line + "\\n", end="")  # in one piece: several processes write to one pipe
 accelerator.end_training()
 """
 
