@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -27,6 +28,15 @@ FAMILIES = {
 }
 QUICK = ("demo_lora.yaml",)  # the others take 4 to 30 seconds each
 STATED = r"([\d.]+) GiB in (float32|bf16)( on each of 2 devices)?( with --gradient_checkpointing)?"
+
+
+@pytest.fixture(autouse=True)
+def _encode_one_at_once():
+    """As a GPU does, whose memory the recipes state; a CPU encodes an image on each core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def read_comments(name: str) -> str:
