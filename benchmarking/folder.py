@@ -40,7 +40,8 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
 def read_benchmark(folder: Path) -> dict[str, Any]:
     """benchmark.json; empty where there is none."""
     path = folder / NAME
-    return read_object(path, "what benchmark.py wrote", "--output_dir") if path.exists() else {}
+    expected = "what benchmark.py wrote; remove the file, or give another folder"
+    return read_object(path, expected, "--output_dir") if path.exists() else {}
 
 
 def write_benchmark(folder: Path, benchmark: dict[str, Any]) -> None:
