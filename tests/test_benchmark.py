@@ -153,6 +153,9 @@ def test_a_folder_goes_on_with_the_same_and_refuses_others(tmp_path):
         assert folder.continue_or_refuse(tmp_path, other | rest | {"rows": []}, True)["rows"] == []
     again = folder.continue_or_refuse(tmp_path, facts() | rest | {"rows": []}, True)
     assert again["before"] == {"a": 1} and again["rows"] == []
+    (tmp_path / "benchmark.json").write_text('{"rows": [')
+    with pytest.raises(UserError, match="benchmark.json: damaged .* remove the file, or give another folder"):
+        folder.read_benchmark(tmp_path)
 
 
 @pytest.mark.very_slow
