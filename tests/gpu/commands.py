@@ -138,7 +138,7 @@ def coloured(folder: Path, first: int, count: int) -> Path:
 
 def environment(setup: Setup, more: dict[str, str] | None = None) -> dict[str, str]:
     devices = {
-        "cpu": {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
+        "cpu": {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         "mps": {"PYTORCH_ENABLE_MPS_FALLBACK": "0"},  # an operator that MPS lacks is a failure, not the CPU's work
     }
     return {**os.environ, **OFFLINE, **devices.get(setup.device, {}), **(more or {})}
