@@ -7,7 +7,7 @@ function here that makes something whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -102,19 +102,14 @@ def local(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 def keep_state_whole(optimizer: torch.optim.Optimizer) -> None:
     """From here on its state_dict() is whole, in the first process, and load_state_dict() takes a whole one."""
 
-    def gather_state(_: torch.optim.Optimizer, found: dict[str, Any]) -> dict[str, Any]:
-        def whole(values: dict[str, Any]) -> dict[str, Any]:
-            return {name: gather(one) if torch.is_tensor(one) else one for name, one in values.items()}
+    def changed(found: dict[str, Any], change: Callable[[torch.Tensor, int], torch.Tensor]) -> dict[str, Any]:
+        def of_one(index: int, values: dict[str, Any]) -> dict[str, Any]:
+            return {name: change(one, index) if torch.is_tensor(one) else one for name, one in values.items()}
 
-        return found | {"state": {index: whole(values) for index, values in found["state"].items()}}
+        return found | {"state": {index: of_one(index, values) for index, values in found["state"].items()}}
 
-    def divide_state(_: torch.optim.Optimizer, found: dict[str, Any]) -> dict[str, Any]:
-        parameters = [one for group in optimizer.param_groups for one in group["params"]]
-
-        def share(values: dict[str, Any], like: torch.Tensor) -> dict[str, Any]:
-            return {name: divide(one, like) if torch.is_tensor(one) else one for name, one in values.items()}
-
-        return found | {"state": {index: share(one, parameters[index]) for index, one in found["state"].items()}}
-
-    optimizer.register_state_dict_post_hook(gather_state)
-    optimizer.register_load_state_dict_pre_hook(divide_state)
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    optimizer.register_state_dict_post_hook(lambda _, found: changed(found, lambda one, _: gather(one)))
+    optimizer.register_load_state_dict_pre_hook(
+        lambda _, found: changed(found, lambda one, index: divide(one, parameters[index]))
+    )

@@ -3,13 +3,13 @@
 import argparse
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from diffusers import DDPMScheduler
 
 from families import kohya, lora, models
@@ -127,8 +127,7 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> Start:
 
 def settle_sharding(args: argparse.Namespace, processes: int) -> bool:
     """Whether weights are divided among the processes: --shard, or without it a launch config for FSDP, says so."""
-    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
-    if not (by_launcher if args.shard is None else args.shard):
+    if not (parse_flag_from_env("ACCELERATE_USE_FSDP") if args.shard is None else args.shard):
         return False
     if args.optimizer != "adamw":
         raise UserError(f"--shard: not with --optimizer {args.optimizer}, which needs whole weights; use adamw")
