@@ -169,9 +169,12 @@ class Step(NamedTuple):
     trained: list[torch.nn.Parameter]
 
 
-def build_step(model: str, family: str, load: Load) -> Step:
-    """Forward and backward of a micro-batch, from the model's configs alone; texts are encoded in it if trained."""
-    encoders = _build_encoders(model, family, load)
+def build_step(model: str, family: str, load: Load, encoders: list[Module] | None = None) -> Step:
+    """Forward and backward of a micro-batch, from the model's configs alone; texts are encoded in it if trained.
+
+    `encoders`: the model's, where they are built already.
+    """
+    encoders = encoders or _build_encoders(model, family, load)
     encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch)
     unet = build_part(model, "unet", load.dtype).train()
     trained, parts = choose_parameters(unet, load.adapter), [unet]
@@ -207,7 +210,7 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     with torch.no_grad():
         texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch))
         images = most_live_bytes(lambda: vae.encode(_meta(vae, load.vae_batch, 3, load.height, load.width)))
-    step = build_step(model, family, load)
+    step = build_step(model, family, load, encoders)
     for parameter in step.trained:  # they are there from the second micro-batch on, and have a line of their own
         parameter.grad = torch.empty_like(parameter)
     floats = 4 * _count(step.trained)
