@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from utils.cli import UserError
+from utils.console import last_words
 from utils.devices import NO_MEMORY
 from utils.files import read_text
 
@@ -91,11 +92,9 @@ def lacks_memory(output: str) -> bool:
 
 def why_failed(ended: Ended) -> tuple[str, str]:
     """The state of a row whose trainer did not get far enough, and the reason."""
-    lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
     if lacks_memory(ended.output):
         return "out of memory", "the device's memory is full"
     if ended.code in (-signal.SIGKILL, 128 + signal.SIGKILL) or "SIGKILL" in ended.output:
         return "out of memory", "the system killed the trainer, probably for lack of memory"
-    errors = [line for line in lines[-40:] if "error: " in line.lower()]  # a launcher prints more after it
-    said = [*lines, *errors][-1:]
-    return "failed", said[0][:500] if said else f"it ended with exit code {ended.code} and printed nothing"
+    said = last_words(ended.output)[:500]
+    return "failed", said or f"it ended with exit code {ended.code} and printed nothing"

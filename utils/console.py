@@ -177,3 +177,13 @@ def track(items: Iterable[Item], total: int, unit: str, doing: str = "", shown: 
         for item in items:
             yield item
             bar.update()
+
+
+def last_words(log: str) -> str:
+    """The last line of what a command printed that speaks of an error, or else that says something.
+
+    Where accelerate's launcher started it, more lines follow that of the error.
+    """
+    lines = [line.strip() for line in re.split(r"[\r\n]+", log) if re.search(r"\w", line)]
+    errors = [line for line in lines[-40:] if "error: " in line.lower()]
+    return [*lines, *errors][-1] if lines else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.drawings import drawn
+from utils import console
 from utils.files import locked_folder
 from utils.metrics_log import read_metrics
 
@@ -145,10 +146,7 @@ def environment(setup: Setup, more: dict[str, str] | None = None) -> dict[str, s
 
 
 def last_words(log: str) -> str:
-    """The last line of what a command printed that speaks of an error, or else that says something."""
-    lines = [line.strip() for line in re.split(r"[\r\n]+", log) if re.search(r"\w", line)]
-    errors = [line for line in lines[-40:] if re.search(r"error: ", line, re.IGNORECASE)]
-    return [*lines, *errors][-1][-500:] if lines else "it printed nothing"
+    return console.last_words(log)[-500:] or "it printed nothing"
 
 
 def start(setup: Setup, name: str, command: Iterable[object], more: dict[str, str] | None = None) -> subprocess.Popen:
