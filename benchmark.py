@@ -37,12 +37,11 @@ from benchmarking.comparison import read_results, write_comparison
 from benchmarking.flops import count_flops, flops_utilisation, peak_flops
 from benchmarking.folder import continue_or_refuse, open_folder, write_benchmark
 from benchmarking.machine import describe_machine
-from benchmarking.measuring import Job, measure, train_briefly
-from benchmarking.outcome import describe_row, settle
-from benchmarking.report import plot_benchmark, print_benchmark, print_estimate, print_plan, print_recipe
+from benchmarking.measuring import Job, measure, settle, train_briefly
+from benchmarking.report import describe_row, plot_benchmark, print_benchmark, print_estimate, print_plan, print_recipe
 from benchmarking.search import Row
 from benchmarking.timing import time_generation, time_repeatedly
-from benchmarking.trainer import read_launch_config
+from benchmarking.trainer import lacks_memory, read_launch_config
 from families import models, sampler
 from families.names import DEFAULT_MODEL, FAMILIES
 from families.published import write_configs, write_random_model
@@ -241,8 +240,9 @@ def describe_job(job: Job, dry_run: bool) -> dict[str, Any]:
 def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
     """The same, of a model that is there."""
     args, start, _, effective = prepared = prepare(job)
-    if job.drawn and not dry_run:
-        drawings.draw_images(job.out / "images", args.resolution)
+    missing = missing_class_images(args)
+    if not dry_run:
+        draw_what_is_missing(job, args.resolution, missing)
     images = drawings.NUMBER if job.drawn else len(read_records(job, args)[0])
     steps, validation_steps = setup.count_steps(args, images)
     machine = describe_machine(start.accelerator.device)
@@ -254,7 +254,7 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
         },
         "settings": cli.settings_of(args) | {"effective_batch_size": effective},
         "estimates": estimate_peaks(prepared),
-        "class_images": missing_class_images(job, args, dry_run),
+        "class_images": missing,
         "views": images * setup.read_views(args).crops * (1 + args.random_flip),
         "recipe": {
             "script": job.script,
@@ -279,15 +279,18 @@ def read_records(job: Job, args: argparse.Namespace) -> tuple[list[examples.Reco
     return train_dreambooth.read_photos(args) if job.script == "train_dreambooth.py" else train_lora.read_records(args)
 
 
-def missing_class_images(job: Job, args: argparse.Namespace, dry_run: bool) -> int:
-    """How many class images the training would first generate; to measure the steps, drawn ones take their place."""
+def missing_class_images(args: argparse.Namespace) -> int:
+    """How many class images the training would first generate."""
     if not getattr(args, "with_prior_preservation", False):
         return 0
     wanted = train_dreambooth.class_images(args)
-    missing = wanted.count - len(prior.list_class_images(wanted.folder))
-    if missing > 0 and not dry_run:
-        drawings.draw_images(job.out / "class_images", args.resolution)
-    return max(0, missing)
+    return max(0, wanted.count - len(prior.list_class_images(wanted.folder)))
+
+
+def draw_what_is_missing(job: Job, side: int, class_images: int) -> None:
+    """Drawn images in the place of those that are not here, to measure the steps."""
+    for folder in ["images"] * job.drawn + ["class_images"] * bool(class_images):
+        drawings.draw_images(job.out / folder, side)
 
 
 def read_load(prepared: Prepared, images: int) -> memory.Load:
@@ -396,7 +399,8 @@ def measure_rest(job: Job, benchmark: dict[str, Any], sizes: list[int], repeats:
             try:
                 row = call(time_images, job, size, min(repeats, 3))
             except UserError as error:
-                row = {"batch_size": size, "status": "out of memory", "why": str(error)}
+                status = "out of memory" if lacks_memory(str(error)) else "failed"
+                row = {"batch_size": size, "status": status, "why": str(error)}
             rows.append(row)
             write_benchmark(job.out, benchmark)
             if row["status"] != "ok":

@@ -1,4 +1,4 @@
-"""What this machine is: the facts by which figures of different machines are told apart."""
+"""What this machine is: the facts that stand beside its figures."""
 
 import platform
 import shutil

@@ -1,5 +1,6 @@
-"""Trainings that are measured: with one set of settings each, and a short one that does all that a training does."""
+"""Trainings that are measured, with one set of settings each, a short one that does all, and what follows from them."""
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,3 +188,35 @@ def generation_seconds(benchmark: dict[str, Any], images: int) -> float:
     """Seconds per image, generated as many at once as were measured and are needed; 0 where none was measured."""
     rows = [row for row in benchmark["generation"] if row["status"] == "ok" and row["batch_size"] <= max(1, images)]
     return rows[-1]["seconds_per_image"]["median"] if rows else 0.0
+
+
+def settle(job: Job, benchmark: dict[str, Any], best: Row) -> None:
+    """Write into the benchmark what is recommended, and the time that it takes."""
+    recipe = benchmark["recipe"]
+    trial, effective = trial_of(best), recipe["effective_batch_size"]
+    rounds = effective // (trial.micro_batch * recipe["processes"])
+    benchmark["recommended"] = {
+        "train_batch_size": trial.micro_batch,
+        "gradient_accumulation_steps": rounds,
+        "gradient_checkpointing": trial.gradient_checkpointing,
+        "compile": trial.compile,
+        "command": training_command(job, benchmark, trial),
+    }
+    settings = benchmark["settings"]
+    limit, saves = settings["checkpoints_total_limit"], settings["checkpointing_steps"]
+    plan = costs.Plan(recipe["max_train_steps"], recipe["validation_steps"], saves, limit)
+    parts = costs.estimate(benchmark["costs"], plan)
+    benchmark["estimate"] = {"max_train_steps": plan.steps, "seconds": sum(parts.values()), **parts}
+
+
+def training_command(job: Job, benchmark: dict[str, Any], trial: Trial) -> str:
+    """The command line to paste."""
+    model, recipe = str(job.out / "model"), benchmark["recipe"]
+    words = [recipe["model"] if job.random_family and word == model else word for word in job.words]
+    start = ["accelerate", "launch", "--config_file", str(job.config_file)] if job.config_file else ["python3"]
+    switch = "--gradient_checkpointing" if trial.gradient_checkpointing else "--no-gradient_checkpointing"
+    words += ["--train_batch_size", str(trial.micro_batch), switch, *["--compile"] * trial.compile]
+    for name in ("effective_batch_size", "max_train_steps"):
+        if f"--{name}" not in words:
+            words += [f"--{name}", str(recipe[name])]
+    return shlex.join([*start, job.script, *words])

@@ -14,7 +14,7 @@ import pytest
 
 import benchmark
 import train_lora
-from benchmarking import folder, outcome, trainer
+from benchmarking import folder, report, trainer
 from benchmarking.measuring import Job
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
@@ -209,4 +209,4 @@ def test_the_memory_of_a_small_model_is_not_rounded_to_nothing():
     }
     row |= {"images_per_second": 2.68, "memory_gib": 51.26, "estimated_gib": 0.0184}
     said = "4 at once: 1.5 s a step (1.2 to 2.7), 2.68 images/s, 51.3 GiB (estimated 0.0184 GiB)"
-    assert outcome.describe_row(row) == said
+    assert report.describe_row(row) == said
