@@ -42,7 +42,8 @@ for adapter in (lora.Adapter(4, 8), None):
         divided = all(isinstance(one, DTensor) for one in tensors)
         own, whole = sum(one.to_local().numel() for one in tensors), sum(one.numel() for one in tensors)
         kind = "full" if adapter is None else "lora"
-        print(json.dumps([f"{kind} {name}", accelerator.process_index, divided, own, whole]), flush=True)
+        line = json.dumps([f"{kind} {name}", accelerator.process_index, divided, own, whole])
+        print(line + "\\n", end="", flush=True)  # in one piece: two processes write to one pipe
 """
 
 
