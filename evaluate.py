@@ -11,11 +11,9 @@ A folder in a bucket (s3://, gs://) is fetched once.
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli, devices, runs  # first: it says in one line which package is missing
@@ -37,16 +35,16 @@ from evaluation.image_sets import (
 from evaluation.report import summary
 from evaluation.report.comparison_page import read_runs, write_comparison
 from evaluation.report.evaluation_page import read_evaluation, write_report
+from evaluation.results import RESULTS, check_results, open_results
 from utils.catalogue import canonical
 from utils.cli import Range, UserError, at_once, read_place, seed_number, workers
 from utils.faces import add_face_flags, load_faces
-from utils.files import lock_folder, read_written, write_json
-from utils.outputs import check_apart, check_writable, claim_folder, remove_stale, set_aside
+from utils.files import write_json
+from utils.outputs import check_apart
 from utils.parallel import available_cores
 from utils.storage import fetch
 
 logger = logging.getLogger("evaluate")
-RESULTS = ("metrics.json", "report.html")
 SETS = ("real", "train", "generated", *subject.SETS)  # each is the folder of a flag
 ALONE = {  # a task other than an evaluation: the flags that it uses
     "compare": {"output_dir", "overwrite"},
@@ -92,7 +90,7 @@ def make_parser() -> cli.Parser:
     add("--targets", nargs="+", type=cli.mapped, default=[], metavar="NAME<LIMIT", help=asked)
     add("--fail_under_targets", action="store_true", help="exit with 3 unless all are met")
     add("--utility", type=Path, metavar="DIR", help="where train_classifier.py wrote its results.json")
-    add("--human_study", type=Range(4, 10_000, int), metavar="N", help="write a page to rate N images on, and stop")
+    add("--human_study", type=human_study.half_real, metavar="N", help="write a page to rate N images on, and stop")
     add("--ratings", type=Path, nargs="+", metavar="JSON", help="the files that raters downloaded from that page")
     add("--compare", type=Path, nargs="+", metavar="DIR", help="compare these evaluations on one page")
     add = parser.add_argument_group("work").add_argument
@@ -118,7 +116,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     if missing := [f"--{name}" for name in needed.get(task or "", ["generated", "output_dir"]) if name not in given]:
         parser.error(f"missing: {'; '.join(missing)}")
     if task:
-        used = {task, "config", "dry_run", "verbose", "debug", *ALONE[task]}
+        used = {task, *cli.COMMON, *ALONE[task]}
         needs = {name: (f"an evaluation, which --{task} does not make", name in used) for name in vars(args)}
     else:
         inception = args.inception or any(word.partition("=")[0] == "inception" for word in args.encoders)
@@ -132,39 +130,6 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
             "fail_under_targets": ("--targets", bool(args.targets)),
         }
     cli.report_ignored(parser, args, needs)
-
-
-def foreign_results(out: Path, names: Sequence[str]) -> list[Path]:
-    """Those of the files that evaluate.py did not write; an earlier version noted nothing of what it wrote."""
-    own = read_written(out, "evaluate")
-    if not own and (out / "metrics.json").is_file():
-        with contextlib.suppress(UserError):
-            own = set(RESULTS) if read_evaluation(out) else own
-    return [out / name for name in names if (out / name).exists() and name not in own]
-
-
-def check_results(out: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Refuse a folder that can't be written, or in which other programs' files have the names of the results."""
-    check_writable(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--output_dir {out}: is a file; give a folder")
-    if not overwrite and (foreign := foreign_results(out, names)):
-        aside = f"{foreign[0].name}.replaced-<date>"
-        raise UserError(
-            f"--output_dir {out}: {foreign[0].name} was not written by evaluate.py; give another folder, or add "
-            f"--overwrite, which moves it to {aside}"
-        )
-
-
-def open_results(out: Path, names: Sequence[str]) -> int:
-    """The lock of the folder (see `lock_folder`); other programs' files of these names are moved aside."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(out)
-    for path in foreign_results(out, names):
-        logger.warning("%s was not written by evaluate.py and is now %s", path, set_aside(path))
-    remove_stale(out)
-    claim_folder(out, "evaluate")
-    return lock
 
 
 def check_output(out: Path, folders: dict[str, Path | str], overwrite: bool) -> None:

@@ -25,15 +25,16 @@ import torch
 from accelerate import Accelerator
 
 from families import lora_mix, models, sampling, tokens
-from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, image_seed, load_sampler
+from families.names import FAMILIES, LABELS
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
 from generation import flags, set_folder
 from generation import prompts as prompt_lists
-from generation.checks import Checks, Job, Result, check_and_save, load_checks
+from generation.checks import Checks, Result, check_and_save, load_checks
 from generation.conditions import Conditions, canny_edges, list_images, load_depth, nth
 from generation.finish import finish_set
 from generation.prompts import Prompt
-from generation.set_folder import Session, Share, record_image, record_session
-from utils.cli import UserError, counted
+from generation.set_folder import IMAGES, Job, Session, Share, record_item, record_session
+from utils.cli import OF_ONE_PROCESS, UserError, counted, spell_flag
 from utils.console import Bar, show_progress
 from utils.files import file_sha256, locked_folder
 from utils.outputs import check_apart
@@ -46,6 +47,8 @@ NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a 
 # Flags whose folders are read, those of data with all that is in them.
 OF_DATA = ("init_images", "control_images", "reject_near_train")
 OF_MODELS = ("pretrained_model_name_or_path", "model_config", "controlnet", "depth_model", "clip_model")
+# Flags that are refused for a model without a UNet.
+OF_UNETS = ("controlnet", "init_images", "control_images", "prediction_type", "enable_attention_slicing", "compile")
 # Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
@@ -80,7 +83,10 @@ def cache_folder(args: argparse.Namespace) -> Path:
 
 
 def find_parts(args: argparse.Namespace) -> SamplerParts:
-    """The model and the LoRAs; refuses those that do not go together. Of args, this settles the model's name."""
+    """The model and the LoRAs; refuses those that do not go together.
+
+    Of args, this settles the model's name, and how images are sampled.
+    """
     loras = read_loras(args)
     if args.pretrained_model_name_or_path is None:
         if base := lora_mix.named_base(loras):
@@ -92,6 +98,9 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
         lora_mix.check_base(lora, name)
     model = models.resolve_model(name, cache_folder(args) / "models", args.model_config)
     family = models.model_family(model)
+    refuse_unsupported(args, family)
+    models.check_sequence_length(family, args.max_sequence_length)
+    settle_sampling(args, model, family)
     for lora in loras:
         lora_mix.check_lora(lora, name, model, family)
         if not args.allow_other_base:
@@ -99,7 +108,33 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
     tokenizer = models.load_tokenizers(model, family)[0] if words else None
     for folder, word in words.items():
         tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
-    return SamplerParts(model, family, loras, args.controlnet, args.prediction_type)
+    length = args.max_sequence_length
+    return SamplerParts(model, family, loras, args.controlnet, args.prediction_type, max_sequence_length=length)
+
+
+def refuse_unsupported(args: argparse.Namespace, family: str) -> None:
+    """Refuse what only a UNet's images can have."""
+    if FAMILIES[family].DENOISER == "unet":
+        return
+    for name in OF_UNETS:
+        if value := getattr(args, name):
+            raise UserError(f"{spell_flag(name, value)}: not for {LABELS[family]}; leave it out")
+
+
+def settle_sampling(args: argparse.Namespace, model: str, family: str) -> None:
+    """The defaults that depend on the model; refuses a scheduler of the other kind of noise."""
+    steps, guidance = sampling.default_sampling(model)
+    args.num_inference_steps = args.num_inference_steps or steps
+    args.guidance_scale = guidance if args.guidance_scale is None else args.guidance_scale
+    if args.negative_prompt and args.guidance_scale <= FAMILIES[family].NO_GUIDANCE:
+        raise UserError(
+            f"--negative_prompt {args.negative_prompt}: does nothing at a --guidance_scale of {args.guidance_scale:g}; "
+            "give a higher one, or leave it out"
+        )
+    known = sampling.family_schedulers(family)
+    args.scheduler = args.scheduler or known[0]
+    if args.scheduler not in known:
+        raise UserError(f"--scheduler {args.scheduler}: not for {LABELS[family]}; choose from {', '.join(known)}")
 
 
 def find_sampling(args: argparse.Namespace, model: str) -> Sampling:
@@ -147,7 +182,7 @@ def make_plan(args: argparse.Namespace, share: Share) -> Plan:
 def describe_settings(args: argparse.Namespace, plan: Plan, precision: str) -> dict[str, Any]:
     """All settings that the images depend on, with checksums of the given files."""
     settings = cli.settings_of(args) | {"resolution": plan.sampling.size, "precision": precision}
-    settings |= {"num_images": len(plan.prompts), "prompts_sha256": set_folder.prompts_digest(plan.prompts)}
+    settings |= {"num_images": len(plan.prompts), "prompts_sha256": set_folder.items_digest(plan.prompts)}
     files = [path for lora in plan.parts.loras for path in (lora.path, *tokens.token_files(lora.path.parent))]
     settings["lora_sha256"] = [file_sha256(path)[:16] for path in files]
     for flag in ("init_images", "control_images"):
@@ -170,8 +205,9 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str)
 
 def report_long_prompts(plan: Plan) -> None:
     """Warn of prompts that a run would cut off, by the tokenizer alone."""
-    tokenizer = models.load_tokenizers(plan.parts.model, plan.parts.family)[0]
-    tokenizer.add_tokens(list(lora_mix.learnt_words(plan.parts.loras).values()))
+    parts = plan.parts
+    tokenizer = models.load_tokenizers(parts.model, parts.family, parts.max_sequence_length)[0]
+    tokenizer.add_tokens(list(lora_mix.learnt_words(parts.loras).values()))
     prompts = [one.text for one in plan.prompts] + [plan.sampling.negative_prompt]
     models.report_long_captions(tokenizer, prompts, "prompts")
 
@@ -179,7 +215,7 @@ def report_long_prompts(plan: Plan) -> None:
 def make_request(args: argparse.Namespace, plan: Plan, job: Job) -> ImageRequest:
     return ImageRequest(
         prompt=plan.prompts[job.index].text,
-        seed=image_seed(args.seed, job.index, job.retry),
+        seed=devices.nth_seed(args.seed, job.index, job.retry),
         init_image=plan.conditions.init_image(job.index),
         control_image=plan.conditions.control_image(job.index),
     )
@@ -189,7 +225,7 @@ def make_record(args: argparse.Namespace, plan: Plan, job: Job, dtype: torch.dty
     """The image's line in metadata.jsonl, but for the name of its file."""
     record = {
         "text": plan.prompts[job.index].text,
-        "seed": image_seed(args.seed, job.index, job.retry),
+        "seed": devices.nth_seed(args.seed, job.index, job.retry),
         "negative_prompt": args.negative_prompt,
         "steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
@@ -239,7 +275,7 @@ def make_images(
 
             # Record what was saved or rejected.
             for result in results:
-                record_image(session, result.record)
+                record_item(session, result.record)
                 bar.update(not result.reason)
             rejected = [result for result in results if result.reason]
 
@@ -247,7 +283,7 @@ def make_images(
             if is_first and rejected and all(one.reason in NUMERIC for one in results):
                 problem = f"all of the first {counted(len(jobs), 'image')} are invalid ({rejected[0].reason})"
                 if execution.dtype != torch.float32:
-                    logger.warning("%s in %s; continuing in float32", problem, execution.dtype)
+                    logger.warning("%s in %s; continuing in float32", problem, execution.dtype, extra=OF_ONE_PROCESS)
                     (args.output_dir / ".float32").touch()
                     execution = replace(execution, dtype=torch.float32)
                     sampler = None  # its memory is free before the next one is loaded
@@ -274,10 +310,7 @@ def make_missing(
 ) -> dict[int, str]:
     """Make the images of this share that are not there yet; {index: reason} of those without a good seed."""
     out, mine = args.output_dir, plan.share.indices(len(plan.prompts))
-    done, tried = set_folder.done_indices(out), set_folder.count_rejected(out, dtype_name(execution.dtype))
-    missing = [i for i in mine if i not in done]
-    failed = {i: "rejected before" for i in missing if tried[i] > args.max_retries}
-    todo = deque(Job(i, tried[i]) for i in missing if i not in failed)
+    todo, failed = set_folder.find_missing(out, IMAGES, mine, dtype_name(execution.dtype), args.max_retries)
     if not todo:
         return failed
     near = read_here(args, "reject_near_train")
@@ -299,7 +332,7 @@ def make_set(
 ) -> int:
     """Make the images of this share that are missing, and what describes the set once all are there; the exit code."""
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    lock = set_folder.enter_folder(out, settings, plan.prompts, FREE, plan.share)
+    lock = set_folder.enter_folder(out, IMAGES, settings, plan.prompts, FREE, plan.share)
     if lock is None:
         if is_main:
             print(f"{out}: this set is finished; nothing to do")
@@ -319,7 +352,7 @@ def make_set(
         os.close(lock)
 
     if received:
-        saved = len(set_folder.done_indices(out))
+        saved = len(set_folder.done_indices(out, IMAGES))
         print(f"{out}: stopped; {saved:,} of {counted(len(plan.prompts), 'image')} are saved; the same command goes on")
         return 128 + received[0]
     if failed:
@@ -330,7 +363,7 @@ def make_set(
         )
     for one in syncs:  # what other machines have made: whoever sends last, finds all
         sync.send_rest(one)
-        sync.fetch_set(one, settings, FREE)
+        sync.fetch_set(one, IMAGES, settings, FREE)
     with locked_folder(out):  # the process that comes last finds the set complete
         facts["precision"] = "float32" if (out / ".float32").exists() else dtype_name(dtype)
         end_share(out, plan, settings, facts)
@@ -339,9 +372,9 @@ def make_set(
 
 def end_share(out: Path, plan: Plan, settings: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write what describes the set if it is complete; else say how many images are missing."""
-    if missing := len(plan.prompts) - len(set_folder.done_indices(out)):
+    if missing := len(plan.prompts) - len(set_folder.done_indices(out, IMAGES)):
         print(f"{out}: this share is complete; other shares still have to make {counted(missing, 'image')}")
-    elif not set_folder.is_finished(out, len(plan.prompts)):
+    elif not set_folder.is_finished(out, IMAGES, len(plan.prompts)):
         report = finish_set(out, plan.prompts, settings, facts)
         each = ", each process" if plan.share.of > 1 else ""
         rate = f" ({report['images_per_second']:.3g} images/s{each})" if report["images_per_second"] else ""
@@ -361,10 +394,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--enable_cpu_offload: this machine has no GPU to offload from; leave it out")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
-    # Image i belongs to one share, by its number alone: processes and jobs need not communicate.
-    shard, shards = map(int, args.shard.split("/"))
-    number = shard * accelerator.num_processes + accelerator.process_index
-    plan = make_plan(args, Share(number, shards * accelerator.num_processes))
+    plan = make_plan(args, set_folder.find_share(args.shard, accelerator))
     settings = describe_settings(args, plan, precision.mixed_precision)
     if is_main:
         show_plan(args, plan, devices.describe_device(device), precision.reason)
@@ -376,7 +406,7 @@ def main(args: argparse.Namespace) -> int:
     syncs: list[Sync] = []
 
     def fill() -> None:
-        syncs.extend(set_folder.fill_folder(out, one, settings, FREE, args.shard) for one in places)
+        syncs.extend(set_folder.fill_folder(out, IMAGES, one, settings, FREE, args.shard) for one in places)
 
     if places:
         in_main_process(accelerator, fill)

@@ -11,12 +11,8 @@ Photos of one person or subject go through --portraits instead: checked and crop
 """
 
 import argparse
-import hashlib
-import json
 import sys
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from utils import cli  # first: it says in one line which package is missing
@@ -24,13 +20,13 @@ from utils import cli  # first: it says in one line which package is missing
 # isort: split
 from PIL import Image
 
-from preparation import captions, existing, flags, labels, portraits, report, selection, splits, writing
+from preparation import captions, existing, flags, labels, messages, portraits, report, selection, splits, writing
 from preparation.look_alikes import find_look_alikes
 from preparation.processing import Framing, fit_image, process_images
 from preparation.prompt_plan import write_prompt_plan
 from preparation.records import Example
 from preparation.verify import verify_dataset
-from utils.catalogue import Product, Rejected, Source, image_source, read_catalogue, reject_product
+from utils.catalogue import Product, Rejected, Source, file_or_bytes, read_catalogue, reject_product
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.faces import Faces, load_faces
@@ -59,14 +55,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return flags.check_flags(parser, cli.parse_args(parser, argv))
 
 
-def report_verification(folder: Path, workers: int) -> int:
-    """Print every check that the dataset fails; returns the exit code."""
-    count, broken = verify_dataset(folder, workers)
-    verdict = f"failed checks: {len(broken)}" if broken else "all checks passed"
-    print("\n".join([*broken, f"{folder}: {counted(count, 'image')}, {verdict}"]))
-    return 1 if broken else 0
-
-
 def check_columns(args: argparse.Namespace, columns: list[str], template: str | None) -> None:
     """Refuse flags that name a missing column."""
     selection.check_columns("--stratify_by", args.stratify_by, columns)
@@ -79,30 +67,9 @@ def check_columns(args: argparse.Namespace, columns: list[str], template: str | 
             raise UserError(f"--caption_columns {name}: the template has no {{{name}}}; add it to --caption_template")
 
 
-def refuse_without_images(source: Source, rejected: list[Rejected]) -> None:
-    """The error for a catalogue without a usable image, with the most frequent reasons."""
-    counts = Counter(one.reason for one in rejected).most_common(3)
-    why = ", ".join(f"{count}: {reason}" for reason, count in counts)
-    first = "".join(f"; the first, {one}" for one in rejected[:1])
-    raise UserError(f"{source.flag} {source.name}: no image can be used ({why or 'it has no rows'}){first}")
-
-
-def refuse_rejected(rejected: list[Rejected]) -> None:
-    """For --strict: anything left out is an error, except what --drop_duplicates removes."""
-    faults = [one for one in rejected if one.reason != "near duplicate"]
-    if faults:
-        print("\n".join(map(str, faults)), file=sys.stderr)
-        raise UserError(f"--strict: {counted(len(faults), 'row')} can't be used, see above; nothing was written")
-
-
 def warn_of_small_splits(args: argparse.Namespace, counts: dict[str, int]) -> None:
     """Warn of a split without images, and of a test split against which evaluate.py can't judge quality."""
-    for split, share in zip(SPLITS, args.split_ratio):
-        if share and not counts[split]:
-            print(
-                f"warning: {split} gets no images; there are too few for --split_ratio {args.split_ratio}",
-                file=sys.stderr,
-            )
+    messages.warn_of_empty_splits(args.split_ratio, counts, "image")
     if not args.portraits and 0 < counts["test"] < LEAST_TO_EVALUATE:
         print(
             f"warning: test gets {counted(counts['test'], 'image')}: evaluate.py judges quality from "
@@ -168,7 +135,7 @@ def print_result(args: argparse.Namespace, metadata: dict[str, Any]) -> None:
 
 def main(args: argparse.Namespace) -> int:
     if args.verify:
-        return report_verification(args.verify, args.num_workers)
+        return messages.report_verification(args.verify, "image", *verify_dataset(args.verify, args.num_workers))
     cli.show_settings(args)
     source = Source(
         args.portraits or args.catalogue,
@@ -180,7 +147,7 @@ def main(args: argparse.Namespace) -> int:
         images_needed=not args.analyse_only,
     )
     models = {"tokenizer": args.tokenizer, "face_detector": args.face_detector}
-    existing.check_output(args.output_dir, source, args.overwrite, args.analyse_only, models)
+    existing.check_output(args.output_dir, (source.flag, source.name), args.overwrite, args.analyse_only, models)
     # Models that may be missing are loaded before any work.
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)
     faces = load_faces(args.face_detector) if args.face_detector else None
@@ -205,20 +172,17 @@ def main(args: argparse.Namespace) -> int:
         )
         products, rejected = [one for one in products if one.id in texts], rejected + without
     if not products and not (args.analyse_only and rows):
-        refuse_without_images(source, rejected)
+        messages.refuse_all(f"{source.flag} {source.name}", "image", rejected)
 
     # Compare with what the folder holds.
     kept = existing.read_kept_splits(args.output_dir, args.keep_splits, args.new_splits)
     fingerprint = selection.source_fingerprint(found, products, rejected)
-    kept_digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest() if args.keep_splits else None
-    request = existing.Request(options_of(args, faces), fingerprint, kept_digest)
+    request = existing.make_request(options_of(args, faces), fingerprint, kept if args.keep_splits else None)
     if existing.is_up_to_date(args.output_dir, request, args.new_splits, args.overwrite):
         return 0
     if args.strict:
-        refuse_rejected(rejected)
-    left_out = f", {counted(len(rejected), 'row')} left out already" if rejected else ""
-    keeping = f", {counted(len(kept), 'split')} to keep" if kept else ""
-    print(f"{counted(len(products), 'image')} to read{left_out}{keeping}")
+        messages.refuse_any(rejected, "near duplicate")
+    print(messages.describe_work(products, "image", rejected, kept))
     if args.dry_run:
         print_plan(args, rows, len(products), list(texts.values()))
         return 0
@@ -243,10 +207,10 @@ def main(args: argparse.Namespace) -> int:
         placed = splits.place_products(good, [pair[:2] for pair in look_alikes.pairs], kept, rules)
         rejected = rejected + bad + placed.rejected
         if args.strict:
-            refuse_rejected(rejected)
+            messages.refuse_any(rejected, "near duplicate")
         usable = [one for one in good if one.id in placed.splits]
         if not usable and not args.analyse_only:
-            refuse_without_images(source, rejected)
+            messages.refuse_all(f"{source.flag} {source.name}", "image", rejected)
         if template and not args.caption_template:
             texts = captions.correct_background(products, texts, {one.id for one in usable if facts[one.id].on_white})
 
@@ -268,7 +232,7 @@ def main(args: argparse.Namespace) -> int:
         def load_image(product: Product) -> Image.Image:
             if images:
                 return Image.open(images / f"{product.id}.png")
-            return fit_image(image_source(found.dataset, product.image), framing).image
+            return fit_image(file_or_bytes(found.dataset, product.image), framing).image
 
         report.write_analysis(folder, analysis, good, load_image)
 

@@ -1,4 +1,4 @@
-"""Teach Stable Diffusion 1.x, 2.x or XL one subject from 5 to 30 photos: as a LoRA, or as a whole pipeline.
+"""Teach Stable Diffusion or a model of flow matching one subject from 5 to 30 photos: a LoRA, or a whole pipeline.
 
 With --with_prior_preservation it also trains on what the model itself generates of the class, so that it forgets less.
 A folder in a bucket (s3://, gs://) is fetched once.
@@ -12,6 +12,7 @@ A folder in a bucket (s3://, gs://) is fetched once.
 
 import argparse
 import contextlib
+import functools
 from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Hashable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 
 from families import diffusion, models, tokens
+from families.names import FAMILIES
 from families.sampler import Execution, Sampler, SamplerParts, load_sampler
 from preparation import portraits
 from training import (
@@ -41,6 +43,8 @@ from training import (
     prior,
     sample_plan,
     setup,
+    starting,
+    validation,
 )
 from training.batches import Batch, BatchPlan
 from training.build import NewWord, Recipe, build_training
@@ -95,6 +99,13 @@ REFUSED = (
         "prodigy_safeguard_warmup": "it is always on; leave it out",
         "do_edm_style_training": "models with an EDM noise schedule are not supported",
         "tokenizer_max_length": "it is the tokenizer's own; leave it out",
+        "bnb_quantization_config_path": "use --quantize_base nf4 or int8",
+        "do_fp8_training": "it is not supported; leave it out, or use --quantize_base int8",
+        "final_validation_prompt": "use --validation_prompt: images are drawn at the end too",
+        "skip_final_inference": "use --num_validation_images 0",
+        "fsdp_text_encoder": "the text encoder is freed before the training; leave it out",
+        "offload": "encoders are freed before the model is loaded; leave it out",
+        "upcast_before_saving": "a LoRA is always trained and saved in float32; leave it out",
         "skip_save_text_encoder": "a LoRA holds it only if it is trained, a pipeline always; leave it out",
     }
     | dict.fromkeys(
@@ -104,7 +115,7 @@ REFUSED = (
 )
 STEPS, ACCUMULATION = 800, 1
 LEARNING_RATES = {"lora": 1e-4, "full": 5e-6}
-OF_LORA = "rank lora_alpha lora_dropout lora_layers use_dora use_rslora".split()
+OF_LORA = "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora".split()
 OF_PRIOR = (
     "class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size prior_generation_precision"
 ).split()
@@ -167,7 +178,8 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
 
     for name in ("output_kohya_format", "train_token") if args.method == "full" else ():
         given = getattr(args, name)
-        need(not given, f"--{name} {given}: not with --method full; leave it out, or use --method lora")
+        problem = "not with --method full; leave it out, or use --method lora"
+        need(not given, f"{cli.spell_flag(name, given)}: {problem}")
     places = [place for place in (args.instance_data_dir, args.dataset_name) if place]
     need(len(places) == 1, "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two")
     need(not (args.face_crop and args.mask_loss), "--face_crop: the masks of --mask_loss are of whole photos")
@@ -182,7 +194,9 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     needs |= dict.fromkeys(("initializer_token", "token_learning_rate"), ("--train_token", bool(word)))
     cli.report_ignored(parser, args, needs | {"face_detector": ("--face_crop", args.face_crop)})
     args.learning_rate = LEARNING_RATES[args.method] if args.learning_rate is None else args.learning_rate
-    flags.settle_defaults(parser, args, STEPS, ACCUMULATION, alpha=1)
+    flags.settle_defaults(parser, args, STEPS, ACCUMULATION)
+    flags.settle_alpha(args, alpha=1)
+    flags.check_image_flags(parser, args)
     flags.check_training_flags(parser, args)
 
 
@@ -194,9 +208,11 @@ def make_parser() -> cli.Parser:
     add_prior_flags(parser)
     flags.add_lora_flags(parser, alpha="--rank")
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
+    flags.add_noise_flags(parser)
+    flags.add_flow_flags(parser)
     flags.add_optimizer_flags(parser)
-    flags.add_performance_flags(parser)
-    flags.add_validation_flags(parser)
+    flags.add_image_performance_flags(parser)
+    flags.add_image_validation_flags(parser)
     flags.add_run_flags(parser, "runs/dreambooth")
     cli.add_refused_flags(parser, REFUSED)
     parser.set_defaults(learning_rate=None, lr_scheduler="constant", lr_warmup_steps=0)
@@ -269,7 +285,10 @@ def make_class_images(
     if wanted := args.prior_generation_precision:
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
     vae = args.pretrained_vae_model_name_or_path
-    parts, images = SamplerParts(model, family, prediction_type=args.prediction_type, vae=vae), class_images(args)
+    parts = SamplerParts(
+        model, family, prediction_type=args.prediction_type, vae=vae, max_sequence_length=args.max_sequence_length
+    )
+    images = class_images(args)
     execution = Execution(accelerator.device, precision.dtype, args.sample_batch_size)
 
     def load() -> Sampler:
@@ -302,7 +321,7 @@ def describe_dry_run(
         shown = f"{wanted.count:,}: {len(there):,} in {wanted.folder}, {missing:,} to be generated into it"
         rows.append(("class images", shown))
     examples.check_whole(train + held_out + there)
-    total_steps = setup.count_steps(args, len(train))[0]
+    total_steps = starting.count_steps(args, len(train))[0]
     length = dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size)
     return rows + dry_run.describe_memory(phases, recipe.shards) + length
 
@@ -330,7 +349,7 @@ def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
     start = setup.start_trainer(args, "instance_data_dir")
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
-    model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
+    model, family, noising, shapes = start.model, start.family, start.noising, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     recipe = read_recipe(args, plan)
 
@@ -339,22 +358,24 @@ def main(args: argparse.Namespace) -> int:
         load = setup.read_load(args, recipe, precision, shapes, together)
         return memory.estimate_memory(model, family, load)
 
+    if args.memory:
+        recipe = setup.fit_checkpointing(args, recipe, start, estimate)
     if args.train_batch_size == "auto":
         plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
-        return setup.describe_end(args, lambda: len(read_photos(args)[0]))
+        return starting.describe_end(args, lambda: len(read_photos(args)[0]), setup.lacks_kohya(args))
 
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
-            start_rows = setup.describe_start(start, plan, state)
+            start_rows = starting.describe_start(start, plan, state)
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
             print_table(start_rows + more)
         return 0
-    syncs = setup.open_folder(args, start, free, describe_end)
+    syncs = starting.open_folder(args, start, tracking, free, describe_end)
     if syncs is None:
         return 0
 
@@ -382,7 +403,8 @@ def main(args: argparse.Namespace) -> int:
         texts = [one.text for one in train + of_class + held_out] + prompts
         encode = None
         if not recipe.trains_texts:
-            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
+            how = args.max_sequence_length, args.quantize_text_encoder
+            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator, *how)
         views = setup.read_views(args)
         wanted = views.of(train + of_class) + views.centre().of(held_out)
         vae = args.pretrained_vae_model_name_or_path
@@ -391,27 +413,26 @@ def main(args: argparse.Namespace) -> int:
         # What is trained.
         identity = {"data": examples.data_fingerprint(train + of_class)}
         identity |= {"masks": masks_sha256} if masks else {}
-        facts = setup.read_facts(args, start, recipe.adapter, identity["data"], len(train), args.train_token)
+        facts = setup.read_facts(args, start, recipe, identity["data"], len(train), args.train_token)
         if args.instance_prompt in [one.text for one in train]:  # captions of their own may have overruled it
             facts["instance_prompt"] = args.instance_prompt
         built = build_training(model, family, recipe, precision, device, texts, facts, identity)
     training = built.training
     encode = encode or built.encode
-    unet, parameters, progress = training.unet, training.parameters, training.progress
-    optimizer, scaler = training.optimizer, training.scaler
-    total_steps, validate_every = setup.count_steps(args, len(train))
+    denoiser, parameters, progress = training.modules[FAMILIES[family].DENOISER], training.parameters, training.progress
+    optimizer, scaler = training.optimizers["optimizer"], training.scaler
+    total_steps, validate_every = starting.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
-    rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, total_steps)
+    rates_at = optimizers.rate_schedule(starting.read_schedule(args), rates, total_steps)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
-    num_timesteps = noise_scheduler.config.num_train_timesteps
     autocast = devices.autocast(device, precision)
 
     def plan_samples(part: list[examples.Example], seed: Hashable) -> sample_plan.SamplePlan:
         shapes = tuple(one.shape for one in part)
         flip, dropout = 0.5 * args.random_flip, args.caption_dropout
-        return sample_plan.SamplePlan(seed, shapes, plan.effective, num_timesteps, flip, dropout)
+        return sample_plan.SamplePlan(seed, shapes, plan.effective, noising.draw_time, flip, dropout)
 
     photo_plan = plan_samples(train, args.seed)
     class_plan = plan_samples(of_class, ("class", args.seed))
@@ -424,27 +445,28 @@ def main(args: argparse.Namespace) -> int:
             draws.append(other._replace(index=len(train) + other.index))
         return draws
 
-    scaling = models.latent_scale(model, vae)
-    loader = batches.Loader(train + of_class, moments, scaling, views.crops, args.noise_offset, masks)
+    to_latents, posterior = models.latent_scaler(model, vae), FAMILIES[family].SAMPLES_POSTERIOR
+    loader = batches.Loader(train + of_class, moments, to_latents, views.crops, args.noise_offset, masks, posterior)
     wanted_steps = range(progress.step, total_steps)
     steps = batches.load_steps(wanted_steps, plan, accelerator.process_index, draw, loader, training.sharded)
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
+    check = functools.partial(validation.validate, training, checks)
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
-        """Forward and backward of the step's n-th micro-batch; loss, timestep and whether a class image, by sample."""
+        """Forward and backward of the step's n-th micro-batch; loss, time and whether a class image, by sample."""
         if args.lora_dropout:  # its mask depends on the step and on the micro-batch
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
-        noisy = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        noisy = noising.add_noise(batch.latents, batch.noise, batch.times)
         with autocast():
-            prediction = diffusion.predict(unet, noisy, batch.timesteps, encode(batch.texts), batch.time_ids)
-        target = diffusion.prediction_target(noise_scheduler, batch.latents, batch.noise, batch.timesteps)
-        weights = diffusion.snr_weights(noise_scheduler, batch.timesteps, args.snr_gamma)
+            prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, encode(batch.texts), batch.time_ids)
+        target = noising.target(batch.latents, batch.noise, batch.times)
+        weights = noising.loss_weights(batch.times)
         losses = diffusion.sample_losses(prediction, target, weights, batch.mask)
         is_class = batch.index >= len(train)
         counted = losses * torch.where(is_class, args.prior_loss_weight, 1.0)
         backward(scaler.scale(counted.sum() / plan.effective))
-        return torch.stack([losses.detach(), batch.timesteps, is_class], 1)
+        return torch.stack([losses.detach(), batch.times, is_class], 1)
 
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
@@ -457,7 +479,7 @@ def main(args: argparse.Namespace) -> int:
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
     with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
-        validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
+        validate_if_due(run, training, check, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step
             with runs.timed(seconds, "data"):
@@ -493,21 +515,23 @@ def main(args: argparse.Namespace) -> int:
                     progress.skipped_in_a_row = 0
                     rows_to_log += step_rows
                 else:
-                    skip_step(progress, args.on_nonfinite, grad_norm, diagnose(unet, checks, parts))
+                    losses_of = functools.partial(validation.batch_losses, denoiser, checks)
+                    own = diagnose(denoiser, losses_of, parts, device)
+                    skip_step(progress, args.on_nonfinite, grad_norm, own)
                 scaler.update()  # after a skipped step too: it refuses to unscale twice without
                 optimizer.zero_grad()
             progress.step, parts = step + 1, None
 
             if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == total_steps):
-                losses = diffusion.mean_losses([row for row in rows_to_log if not row[2]], num_timesteps)
+                losses = diffusion.mean_losses([row for row in rows_to_log if not row[2]], noising.end)
                 if of_class:
                     class_rows = [row for row in rows_to_log if row[2]]
-                    losses["prior_loss"] = diffusion.mean_losses(class_rows, num_timesteps)["loss"]
+                    losses["prior_loss"] = diffusion.mean_losses(class_rows, noising.end)["loss"]
                 log_step(run, progress, losses, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
                 bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()
-            validate_if_due(run, training, checks, validate_every, total_steps, bar)
+            validate_if_due(run, training, check, validate_every, total_steps, bar)
             save_if_due(run, training, save_every, limit)
 
     # The end: the last step, no better loss for too long, or a signal.
@@ -515,8 +539,9 @@ def main(args: argparse.Namespace) -> int:
     save_last(run, training, save_every, limit, finished)
     if finished:
         counts = {"photos": len(train), "held-out": len(held_out), "class images": len(of_class)}
-        card = describe_result(args, prompts[0], counts, training.token)
-        write_results(run, training, card, plan.effective, setup.asked_length(args), total_steps)
+        known = facts | describe_result(args, prompts[0], counts, built.token)
+        card = functools.partial(model_card.write_card, facts=model_card.read_facts(known))
+        write_results(run, training, card, plan.effective, starting.asked_length(args), total_steps)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

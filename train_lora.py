@@ -1,4 +1,4 @@
-"""Train a LoRA on Stable Diffusion 1.x, 2.x or XL: exact on any hardware, resumed by the same command.
+"""Train a LoRA on Stable Diffusion, Z-Image, FLUX.2 Klein or Qwen-Image: exact, and resumed by the same command.
 
 The data is what prepare_dataset.py made, an imagefolder, images with <name>.txt captions, or a hub dataset.
 A folder in a bucket (s3://, gs://) is fetched once, and verified.
@@ -10,6 +10,7 @@ A folder in a bucket (s3://, gs://) is fetched once, and verified.
 
 import argparse
 import contextlib
+import functools
 from typing import Any
 
 from utils import cli, devices, runs  # first: it says in one line which package is missing
@@ -19,7 +20,21 @@ import torch
 from diffusers.training_utils import free_memory
 
 from families import diffusion, models
-from training import batches, dry_run, encoding, examples, flags, memory, model_card, optimizers, sample_plan, setup
+from families.names import FAMILIES
+from training import (
+    batches,
+    dry_run,
+    encoding,
+    examples,
+    flags,
+    memory,
+    model_card,
+    optimizers,
+    sample_plan,
+    setup,
+    starting,
+    validation,
+)
 from training.batches import Batch
 from training.build import Recipe, build_training
 from training.gradients import (
@@ -84,9 +99,11 @@ def make_parser() -> cli.Parser:
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser, alpha="2 x --rank")
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
+    flags.add_noise_flags(parser)
+    flags.add_flow_flags(parser)
     flags.add_optimizer_flags(parser)
-    flags.add_performance_flags(parser)
-    flags.add_validation_flags(parser)
+    flags.add_image_performance_flags(parser)
+    flags.add_image_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")
     cli.add_refused_flags(parser, REFUSED)
     return parser
@@ -95,7 +112,9 @@ def make_parser() -> cli.Parser:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     args = cli.parse_args(parser, argv)
-    flags.settle_defaults(parser, args, STEPS, ACCUMULATION, alpha=2)
+    flags.settle_defaults(parser, args, STEPS, ACCUMULATION)
+    flags.settle_alpha(args, alpha=2)
+    flags.check_image_flags(parser, args)
     flags.check_training_flags(parser, args)
     return args
 
@@ -123,12 +142,14 @@ def describe_dry_run(
     views = setup.read_views(args)
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
     captions = 0 if recipe.trains_texts else len({one.text for one in train + held_out} | {""})
-    total_steps = setup.count_steps(args, len(train))[0]
+    total_steps = starting.count_steps(args, len(train))[0]
     return [
         *dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder),
         *dry_run.describe_memory(phases, recipe.shards),
         *dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size),
-        *dry_run.describe_cache(model, family, examples.largest_shape(shapes), shown, captions, dtype),
+        *dry_run.describe_cache(
+            model, family, examples.largest_shape(shapes), shown, captions, args.max_sequence_length, dtype
+        ),
     ]
 
 
@@ -149,7 +170,7 @@ def main(args: argparse.Namespace) -> int:
     # The device, the batch, the model.
     start = setup.start_trainer(args, "train_data_dir")
     accelerator, precision, plan, tracking = start.accelerator, start.precision, start.plan, start.tracking
-    model, family, noise_scheduler, shapes = start.model, start.family, start.noise_scheduler, start.shapes
+    model, family, noising, shapes = start.model, start.family, start.noising, start.shapes
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     recipe = setup.read_recipe(args, plan)
 
@@ -157,22 +178,24 @@ def main(args: argparse.Namespace) -> int:
         load = setup.read_load(args, recipe, precision, shapes, micro)
         return memory.estimate_memory(model, family, load)
 
+    if args.memory:
+        recipe = setup.fit_checkpointing(args, recipe, start, estimate)
     if args.train_batch_size == "auto":
         plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
     # The run's folder: new, to be resumed, or finished.
     def describe_end() -> str | None:
-        return setup.describe_end(args, lambda: len(read_records(args)[0]))
+        return starting.describe_end(args, lambda: len(read_records(args)[0]), setup.lacks_kohya(args))
 
     free = flags.free_to_change(args)
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
-            start_rows = setup.describe_start(start, plan, state)
+            start_rows = starting.describe_start(start, plan, state)
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
-    syncs = setup.open_folder(args, start, free, describe_end)
+    syncs = starting.open_folder(args, start, tracking, free, describe_end)
     if syncs is None:
         return 0
 
@@ -184,36 +207,37 @@ def main(args: argparse.Namespace) -> int:
         texts = [one.text for one in train + held_out] + prompts
         encode = None
         if not recipe.trains_texts:
-            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator)
+            how = args.max_sequence_length, args.quantize_text_encoder
+            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator, *how)
         views = setup.read_views(args)
         wanted, vae = views.of(train) + views.centre().of(held_out), args.pretrained_vae_model_name_or_path
         moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator, vae)
 
         # What is trained.
         trigger, fingerprint = read_preparation_option(start.data, "trigger_word"), examples.data_fingerprint(train)
-        facts = setup.read_facts(args, start, recipe.adapter, fingerprint, len(train), trigger)
+        facts = setup.read_facts(args, start, recipe, fingerprint, len(train), trigger)
         built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint})
     training = built.training
     encode = encode or built.encode
-    unet, parameters, progress = training.unet, training.parameters, training.progress
-    optimizer, scaler = training.optimizer, training.scaler
-    total_steps, validate_every = setup.count_steps(args, len(train))
+    denoiser, parameters, progress = training.modules[FAMILIES[family].DENOISER], training.parameters, training.progress
+    optimizer, scaler = training.optimizers["optimizer"], training.scaler
+    total_steps, validate_every = starting.count_steps(args, len(train))
     rates = [group["lr"] for group in optimizer.param_groups]
-    rates_at = optimizers.rate_schedule(setup.read_schedule(args), rates, total_steps)
+    rates_at = optimizers.rate_schedule(starting.read_schedule(args), rates, total_steps)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
 
     # What a position of the sample plan means, and what a validation computes.
-    num_timesteps = noise_scheduler.config.num_train_timesteps
     autocast = devices.autocast(device, precision)
     samples = sample_plan.SamplePlan(
         args.seed,
         tuple(one.shape for one in train),
         plan.effective,
-        num_timesteps,
+        noising.draw_time,
         0.5 * args.random_flip,
         args.caption_dropout,
     )
-    loader = batches.Loader(train, moments, models.latent_scale(model, vae), views.crops, args.noise_offset)
+    to_latents, posterior = models.latent_scaler(model, vae), FAMILIES[family].SAMPLES_POSTERIOR
+    loader = batches.Loader(train, moments, to_latents, views.crops, args.noise_offset, sample_posterior=posterior)
     steps = batches.load_steps(
         range(progress.step, total_steps),
         plan,
@@ -224,19 +248,20 @@ def main(args: argparse.Namespace) -> int:
     )
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
+    check = functools.partial(validation.validate, training, checks)
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
-        """Forward and backward of the step's n-th micro-batch; the loss and the timestep of each of its samples."""
+        """Forward and backward of the step's n-th micro-batch; the loss and the time of each of its samples."""
         if args.lora_dropout:  # its mask depends on the step and on the micro-batch
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
-        noisy = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        noisy = noising.add_noise(batch.latents, batch.noise, batch.times)
         with autocast():
-            prediction = diffusion.predict(unet, noisy, batch.timesteps, encode(batch.texts), batch.time_ids)
-        target = diffusion.prediction_target(noise_scheduler, batch.latents, batch.noise, batch.timesteps)
-        weights = diffusion.snr_weights(noise_scheduler, batch.timesteps, args.snr_gamma)
+            prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, encode(batch.texts), batch.time_ids)
+        target = noising.target(batch.latents, batch.noise, batch.times)
+        weights = noising.loss_weights(batch.times)
         losses = diffusion.sample_losses(prediction, target, weights)
         backward(scaler.scale(losses.sum() / plan.effective))
-        return torch.stack([losses.detach(), batch.timesteps], 1)
+        return torch.stack([losses.detach(), batch.times], 1)
 
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
@@ -249,7 +274,7 @@ def main(args: argparse.Namespace) -> int:
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
     with contextlib.closing(steps), progress_bar(run, progress, total_steps) as bar:
-        validate_if_due(run, training, checks, validate_every, total_steps, bar)  # to compare with
+        validate_if_due(run, training, check, validate_every, total_steps, bar)  # to compare with
         while not (is_finished(progress, total_steps, patience) or stop_requested(run)):
             step = progress.step
             with runs.timed(seconds, "data"):
@@ -285,26 +310,29 @@ def main(args: argparse.Namespace) -> int:
                     progress.skipped_in_a_row = 0
                     rows_to_log += step_rows
                 else:
-                    skip_step(progress, args.on_nonfinite, grad_norm, diagnose(unet, checks, parts))
+                    losses_of = functools.partial(validation.batch_losses, denoiser, checks)
+                    own = diagnose(denoiser, losses_of, parts, device)
+                    skip_step(progress, args.on_nonfinite, grad_norm, own)
                 scaler.update()  # after a skipped step too: it refuses to unscale twice without
                 optimizer.zero_grad()
             progress.step, parts = step + 1, None
 
             if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == total_steps):
-                means = diffusion.mean_losses(rows_to_log, num_timesteps)
+                means = diffusion.mean_losses(rows_to_log, noising.end)
                 log_step(run, progress, means, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
                 bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()
-            validate_if_due(run, training, checks, validate_every, total_steps, bar)
+            validate_if_due(run, training, check, validate_every, total_steps, bar)
             save_if_due(run, training, save_every, limit)
 
     # The end: the last step, no better loss for too long, or a signal.
     finished = is_finished(progress, total_steps, patience)
     save_last(run, training, save_every, limit, finished)
     if finished:
-        card = describe_result(args, prompts[0], len(train), len(held_out))
-        write_results(run, training, card, plan.effective, setup.asked_length(args), total_steps)
+        known = facts | describe_result(args, prompts[0], len(train), len(held_out))
+        card = functools.partial(model_card.write_card, facts=model_card.read_facts(known))
+        write_results(run, training, card, plan.effective, starting.asked_length(args), total_steps)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

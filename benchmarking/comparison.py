@@ -1,6 +1,5 @@
 """Machines side by side: several files of benchmark.py as one page, and as Markdown to paste into docs/hardware.md."""
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from benchmarking.report import (
 from benchmarking.search import trial_of
 from utils.cli import UserError
 from utils.files import read_object, write_text
-from utils.wording import PAGES, escape_cell, escape_code, make_environment
+from utils.wording import PAGES, data_address, escape_cell, escape_code, make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST = 8  # files
@@ -32,7 +31,7 @@ EXPECTED = "a benchmark.json, as benchmark.py writes it"
 RECIPE = "script model resolution effective_batch_size".split()
 SETTINGS = (
     "rank lora_layers use_dora method optimizer train_text_encoder use_ema with_prior_preservation cache_latents "
-    "lora_dropout validation_inference_steps validation_guidance_scale"
+    "lora_dropout validation_inference_steps validation_guidance_scale segment_frames discriminators"
 ).split()
 PARTS = {"recipe": RECIPE, "settings": SETTINGS}
 
@@ -105,7 +104,7 @@ def compare_lines(results: Mapping[str, Result]) -> list[Line]:
         text_line("precision", [PRECISIONS[result["recipe"]["mixed_precision"]] for result in several]),
         text_line("settings", [describe_settings(result) for result in several]),
         spread_line("seconds a step", [row.get("seconds_per_step") for row in rows]),
-        number_line("images a second", [row.get("images_per_second") for row in rows]),
+        number_line("samples a second", [row.get("samples_per_second") for row in rows]),
         number_line("memory, GiB", [row.get("memory_gib") for row in rows]),
         text_line("FLOPs utilisation", [format_share(row.get("mfu")) for row in rows]),
         spread_line("seconds an image, generated", [one.get("seconds_per_image") for one in generated]),
@@ -172,7 +171,7 @@ def write_comparison(results: Mapping[str, Result], output: Path) -> tuple[list[
         results=results,
         lines=lines,
         differences=differences,
-        figure=base64.b64encode(figure.getvalue()).decode(),
+        figure=data_address(figure.getvalue(), "image/svg+xml"),
         describe_hardware=describe_hardware,
         describe_recipe=describe_recipe,
     )

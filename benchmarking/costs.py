@@ -53,7 +53,7 @@ def measured_row(records: list[Record], samples: int, effective: int) -> Record:
         "status": "ok",
         "why": "",
         "seconds_per_step": step,
-        "images_per_second": effective / step["median"],
+        "samples_per_second": effective / step["median"],
         "memory_gib": round(max(record["memory_gib"] for record in records if "memory_gib" in record), 3),
         "warm_up_seconds": round(max(0.0, sum(first) - len(first) * statistics.median(seconds)), 3),
     }

@@ -71,6 +71,6 @@ def peak_flops(machine: dict[str, Any], mixed_precision: str) -> float | None:
     return None
 
 
-def flops_utilisation(flops: int, images_per_second: float, peak: float | None) -> float | None:
+def flops_utilisation(flops: int, samples_per_second: float, peak: float | None) -> float | None:
     """The share of the peak that so many operations an image make: MFU (Chowdhery et al. 2022, arXiv 2204.02311)."""
-    return flops * images_per_second / peak if peak else None
+    return flops * samples_per_second / peak if peak else None

@@ -12,7 +12,7 @@ from benchmarking import costs, drawings
 from benchmarking.search import Row, Trial, trial_of
 from benchmarking.trainer import ROOT, lacks_memory, launch_words, run_trainer, why_failed
 from utils.cli import UserError
-from utils.console import show_progress
+from utils.console import Bar, show_progress
 from utils.files import write_text
 from utils.metrics_log import read_metrics
 from utils.outputs import discard_folder
@@ -29,6 +29,7 @@ ONLY_STEPS: dict[str, Any] = {
     "validation_steps": 0,
     "validation_epochs": None,
     "early_stopping_patience": None,
+    "discriminator_start": 0,
     "checkpointing_steps": 0,
     "logging_steps": 1,
     "report_to": "none",
@@ -67,13 +68,13 @@ def child_command(job: Job, settings: dict[str, Any]) -> list[str]:
 
 def run_settings(job: Job, facts: dict[str, Any], trial: Trial, samples: int, steps: int) -> dict[str, Any]:
     """The settings of a training of `steps` steps with so many samples each."""
-    settings = facts["settings"] | ONLY_STEPS
+    settings = facts["settings"] | ONLY_STEPS | trial._asdict()
     settings |= {"train_batch_size": trial.micro_batch, "effective_batch_size": samples, "max_train_steps": steps}
-    settings |= {"gradient_checkpointing": trial.gradient_checkpointing, "compile": trial.compile}
+    settings = {name: settings[name] for name in facts["settings"]}  # a voice has no --compile, and no `micro_batch`
     if facts["class_images"]:
         settings |= {"class_data_dir": str(job.out / "class_images"), "num_class_images": drawings.NUMBER}
-    if "max_train_samples" in settings:
-        settings["max_train_samples"] = min(facts["recipe"]["images"], MOST_IMAGES)
+    if "cache_latents" in settings and "max_train_samples" in settings:
+        settings["max_train_samples"] = min(facts["recipe"]["examples"], MOST_IMAGES)
     return settings
 
 
@@ -99,8 +100,7 @@ def measure(job: Job, facts: dict[str, Any], trial: Trial, rows: list[Row], repe
 
         def has_enough() -> bool:
             records = read_metrics(log)
-            done = min(len(costs.warm_steps(records)), repeats)
-            bar.update(done - bar.done)
+            show_steps(bar, min(len(costs.warm_steps(records)), repeats))
             return costs.is_enough(records, effort)
 
         ended = run_trainer(command, job.out / "training.log", has_enough)
@@ -111,9 +111,17 @@ def measure(job: Job, facts: dict[str, Any], trial: Trial, rows: list[Row], repe
     return row | {"status": status, "why": why}
 
 
+def show_steps(bar: Bar, done: int) -> None:
+    """The rate is that of the steps after the first one, without the start of the trainer."""
+    if done > bar.done:
+        if not bar.done:
+            bar.marks.clear()
+        bar.update(done - bar.done)
+
+
 def rounds_to_measure(rows: list[Row], at_once: int, effective: int) -> int:
     """How many micro-batches a measured step has: all of them, unless that takes long, which the first row shows."""
-    known = [row["images_per_second"] for row in rows if row["status"] == "ok"]
+    known = [row["samples_per_second"] for row in rows if row["status"] == "ok"]
     if not known:
         return 1
     wanted = int(STEP_SECONDS * known[-1] / at_once)
@@ -141,22 +149,25 @@ def train_briefly(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], be
     """
     asked, effective = facts["settings"], benchmark["recipe"]["effective_batch_size"]
     settings = short_settings(job, benchmark, facts, best)
-    shutil.rmtree(settings["latent_cache_dir"], ignore_errors=True)
+    if cache := settings.get("latent_cache_dir"):
+        shutil.rmtree(cache, ignore_errors=True)
     log, command = start_fresh(job), child_command(job, settings)
     with show_progress(settings["max_train_steps"], "steps", "a short training") as bar:
 
         def watch() -> bool:
-            bar.update(len(costs.all_steps(read_metrics(log))) - bar.done)
+            show_steps(bar, len(costs.all_steps(read_metrics(log))))
             return False
 
         ended = run_trainer(command, job.out / "training.log", watch)
     if ended.code:
         raise UserError(f"the training with what is recommended failed: {why_failed(ended)[1]}")
     found = costs.costs_of(read_metrics(log), ended.seconds, effective / settings["effective_batch_size"])
+    if "cache_latents" not in asked:  # a voice: all of its data was loaded, and all sounds were spoken
+        return found
     left_out = asked["num_validation_images"] - settings["num_validation_images"]
     for name in ("first_validation", "validation"):
         found[name] += left_out * generation_seconds(benchmark, asked["num_validation_images"])
-    images = benchmark["recipe"]["images"]
+    images = benchmark["recipe"]["examples"]
     left_out = facts["views"] * (1 - (settings.get("max_train_samples") or images) / images) * asked["cache_latents"]
     found["loading"] += left_out / benchmark["rates"]["encoding_images_per_second"]
     found["class_images"] += facts["class_images"] * generation_seconds(benchmark, facts["class_images"])
@@ -170,17 +181,20 @@ def short_settings(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], b
     samples = at_once * rounds_to_measure([best], at_once, recipe["effective_batch_size"])
     step = best["seconds_per_step"]["median"] * samples / recipe["effective_batch_size"]
     steps = max(4, min(100, int(WHOLE_SECONDS / step)))
-    settings = run_settings(job, facts, trial, samples, steps)
-    each, images = generation_seconds(benchmark, asked["num_validation_images"]), asked["num_validation_images"]
-    settings |= {
-        "latent_cache_dir": str(job.out / "cache" / "whole"),
-        "num_validation_images": min(images, max(1, int(VALIDATION_SECONDS / each))) if each else images,
+    settings = run_settings(job, facts, trial, samples, steps) | {
         "validation_steps": steps if recipe["validation_steps"] else 0,
         "checkpointing_steps": max(1, steps // 2) if asked["checkpointing_steps"] else 0,
         "report_to": asked["report_to"],
     }
+    if "cache_latents" not in asked:
+        return settings
+    each, images = generation_seconds(benchmark, asked["num_validation_images"]), asked["num_validation_images"]
+    settings |= {
+        "latent_cache_dir": str(job.out / "cache" / "whole"),
+        "num_validation_images": min(images, max(1, int(VALIDATION_SECONDS / each))) if each else images,
+    }
     if facts["views"] < WHOLE_SECONDS * benchmark["rates"]["encoding_images_per_second"]:
-        settings |= {"max_train_samples": recipe["images"]} if "max_train_samples" in settings else {}
+        settings |= {"max_train_samples": recipe["examples"]} if "max_train_samples" in settings else {}
     return settings
 
 
@@ -217,6 +231,7 @@ def training_command(job: Job, benchmark: dict[str, Any], trial: Trial) -> str:
     switch = "--gradient_checkpointing" if trial.gradient_checkpointing else "--no-gradient_checkpointing"
     words += ["--train_batch_size", str(trial.micro_batch), switch, *["--compile"] * trial.compile]
     for name in ("effective_batch_size", "max_train_steps"):
-        if f"--{name}" not in words:
+        in_epochs = name == "max_train_steps" and benchmark["settings"]["num_train_epochs"]
+        if f"--{name}" not in words and not in_epochs:
             words += [f"--{name}", str(recipe[name])]
     return shlex.join([*start, job.script, *words])

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 Result = dict[str, Any]  # the content of benchmark.json (docs/benchmark.md)
 Rows = list[list[str]]
 COLOURS = ("#4a6fa5", "#d1682f", "#3a8a63", "#7a4a86", "#8a6d2f", "#b0476b", "#3a9ea5", "#777777")
-ROW_HEADERS = ("checkpointing", "compiled", "at once", "s a step", "images/s", "GiB", "estimated", "MFU", "")
+ROW_HEADERS = ("checkpointing", "compiled", "at once", "s a step", "samples/s", "GiB", "estimated", "MFU", "")
 GENERATION_HEADERS = ("at once", "s an image", "")
 RATES = {
     "encoding_images_per_second": "images encoded a second",
     "captions_per_second": "captions encoded a second",
     "loading_images_per_second": "images loaded a second",
+    "loading_utterances_per_second": "utterances loaded a second",
+    "spoken_seconds_per_second": "seconds of sound spoken a second",
 }
 
 
@@ -54,7 +56,7 @@ def list_rows(result: Result) -> Rows:
         settings = ["yes" if row[key] else "no" for key in ("gradient_checkpointing", "compile")]
         figures = [
             format_spread(row.get("seconds_per_step")),
-            format_rate(row.get("images_per_second")),
+            format_rate(row.get("samples_per_second")),
             format_rate(row.get("memory_gib")),
             format_rate(row.get("estimated_gib")),
             format_share(row.get("mfu")),
@@ -73,7 +75,7 @@ def print_benchmark(result: Result) -> None:
         if rows:
             print_table(rows, headers)
             print()
-    tera = f"{result['flops']['per_image'] / 1e12:.3g} TFLOPs an image"
+    tera = f"{result['flops']['per_sample'] / 1e12:.3g} TFLOPs a sample"
     if not result["flops"]["peak"]:
         print(f"MFU (of {tera}): not known: no peak is published for {result['machine']['name']}")
     else:
@@ -83,12 +85,12 @@ def print_benchmark(result: Result) -> None:
 def print_recipe(facts: Result) -> None:
     """What is measured, and on what."""
     machine, recipe = facts["machine"], facts["recipe"]
-    side = recipe["resolution"]
+    side = recipe.get("resolution")
     lines = [
         ("machine", f"{machine['name']}, {machine['memory_gib']:.1f} GiB, {counted(machine['cores'], 'core')}"),
         ("trainer", f"{recipe['script']}, {counted(recipe['processes'], 'process')}; {recipe['precision']}"),
-        ("model", f"{recipe['model']}, {side}x{side} pixels"),
-        ("images", "drawn, since there are none" if recipe["drawn"] else f"{recipe['images']:,}"),
+        ("model", f"{recipe['model']}, {side}x{side} pixels" if side else recipe["model"]),
+        ("data", "drawn, since there is none" if recipe["drawn"] else counted(recipe["examples"], "example")),
         ("batch", f"{recipe['effective_batch_size']} a step"),
     ]
     print_table(lines)
@@ -109,7 +111,9 @@ def print_estimate(result: Result) -> None:
     shown = {name: format_seconds(value) for name, value in estimate.items() if name != "max_train_steps"}
     whole = shown.pop("seconds")
     parts = ", ".join(f"{name.replace('_', ' ')} {seconds}" for name, seconds in shown.items())
-    print(f"{estimate['max_train_steps']:,} steps take about {whole}: {parts}")
+    epochs = result["settings"]["num_train_epochs"]
+    length = f"{estimate['max_train_steps']:,} steps" + (f" ({counted(epochs, 'epoch')})" if epochs else "")
+    print(f"{length} take about {whole}: {parts}")
 
 
 def describe_status(row: Mapping[str, Any]) -> str:
@@ -187,7 +191,7 @@ def draw_benchmarks(results: Mapping[str, Result]) -> "Figure":
             memory.axhline(limit, color="0.5", linestyle=":", label="the device's memory")
     measured = [row["micro_batch"] for result in results.values() for row in result["rows"]]
     generated = [one["batch_size"] for result in results.values() for one in result["generation"]]
-    _finish(speed, "Training: images a second", "samples at once", measured)
+    _finish(speed, "Training: samples a second", "samples at once", measured)
     _finish(memory, "Memory, GiB (hollow: as estimated)", "samples at once", measured)
     _finish(generation, "Generation: seconds an image", "images at once", generated)
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
@@ -214,7 +218,7 @@ def _reach(values: list[float], low: list[float], high: list[float]) -> list[lis
 
 def _draw_speed(axis: "Axes", curve: Curve) -> None:
     rows = _measured(curve.rows)
-    speeds = [row["images_per_second"] for row in rows]
+    speeds = [row["samples_per_second"] for row in rows]
     seconds = [row["seconds_per_step"] for row in rows]
     low = [speed * one["median"] / one["high"] for speed, one in zip(speeds, seconds)]
     high = [speed * one["median"] / one["low"] for speed, one in zip(speeds, seconds)]
@@ -254,10 +258,10 @@ def _finish(axis: "Axes", title: str, along: str, places: list[int]) -> None:
 
 
 def describe_row(row: Row) -> str:
-    """`4 at once: 0.52 s a step (0.50 to 0.55), 15.4 images/s, 3.1 GiB (estimated 2.8)`."""
+    """`4 at once: 0.52 s a step (0.50 to 0.55), 15.4 samples/s, 3.1 GiB (estimated 2.8)`."""
     name, estimated = trial_of(row), f"estimated {row['estimated_gib']:.3g} GiB"
     if row["status"] != "ok":
         return f"{name}: {row['status']}: {row['why']}"
     step = row["seconds_per_step"]
     took = f"{step['median']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
-    return f"{name}: {took}, {row['images_per_second']:.3g} images/s, {row['memory_gib']:.3g} GiB ({estimated})"
+    return f"{name}: {took}, {row['samples_per_second']:.3g} samples/s, {row['memory_gib']:.3g} GiB ({estimated})"

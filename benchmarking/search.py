@@ -49,10 +49,11 @@ def sizes_left(rows: list[Row], sizes: list[int]) -> list[int]:
     return [size for size in sizes if size < too_many and size not in done]
 
 
-def next_trial(rows: list[Row], share: int, steps: int) -> Trial | None:
+def next_trial(rows: list[Row], share: int, steps: int, compiles: bool = True) -> Trial | None:
     """What to measure next; None where enough is known.
 
-    `share`: samples a step on each process, which a micro-batch divides evenly; `steps`: the length of the training.
+    `share`: samples a step on each process, which a micro-batch divides evenly; `steps`: the length of the training;
+    `compiles`: whether the trainer can compile the model.
     Without gradient checkpointing the sizes grow from 1 on, while that is faster and fits; with it from there on,
     if it was the memory that ended them. Last, the best of all compiled, if it can pay.
     """
@@ -65,7 +66,7 @@ def next_trial(rows: list[Row], share: int, steps: int) -> Trial | None:
         if size := _next_size(checkpointed, share, max(fitting, default=1)):
             return Trial(True, False, size)
     best = recommend(rows, steps)
-    if best is None or any(row["compile"] for row in rows) or not can_pay(best, steps):
+    if best is None or not compiles or any(row["compile"] for row in rows) or not can_pay(best, steps):
         return None
     return trial_of(best)._replace(compile=True)
 

@@ -16,6 +16,7 @@ from utils.cli import UserError
 from utils.console import last_words
 from utils.devices import NO_MEMORY
 from utils.files import read_text
+from utils.parallel import ENDS_WITH_STDIN
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.25  # seconds
@@ -55,9 +56,16 @@ def read_launch_config(path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _started(command: list[str], output: Path) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, all of which is gone at the end of the block."""
+    """A process in a group of its own, all of which is gone at the end of the block, or after a kill -9 of this one."""
     with open(output, "wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {ENDS_WITH_STDIN: "1"},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             yield process
         finally:

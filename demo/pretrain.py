@@ -10,12 +10,9 @@ held-back kind). Working files stay in --work_dir. demo/measure.py then says how
 import argparse
 import hashlib
 import json
-import math
 import os
 import random
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -47,21 +44,20 @@ from transformers import (
 from demo.captions import MAX_TOKENS, caption, make_tokenizer, tokens_of
 from demo.catalogue import draw_product, product
 from demo.shoes import COLOURS, KINDS, KNOWN_KINDS
+from demo.stages import Plan, Stage, train
 
 HERE = Path(__file__).resolve().parent
 SIZE, CLIP_SIZE = 128, 64
 SEED, JUDGE_SEED = 1_000, 2_000  # of the catalogues to train on, with no product of one that users or tests draw
 SCALING = 0.18215  # as in Stable Diffusion 1.x: latents times this have unit variance
 
-StepLoss = Callable[[torch.nn.Module, int, np.random.Generator], torch.Tensor]
-
-# stage: optimizer steps, batch, peak learning rate
 PLAN = {
-    "clip": (1600, 128, 1e-3),
-    "judge": (2200, 128, 1e-3),
-    "autoencoder": (4400, 12, 1.5e-3),
-    "unet": (2600, 48, 1e-3),
+    "clip": Plan(1600, 128, 1e-3),
+    "judge": Plan(2200, 128, 1e-3),
+    "autoencoder": Plan(4400, 12, 1.5e-3),
+    "unet": Plan(2600, 48, 1e-3),
 }
+STAGES = {name: Stage(name, plan, (number, SEED)) for number, (name, plan) in enumerate(PLAN.items())}
 
 
 # --- data
@@ -92,71 +88,6 @@ def draw_images(
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 NHWC to float NCHW in -1..1."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-# --- one training loop for all stages
-
-
-def train(
-    stage: str, work: Path, model: torch.nn.Module, step_loss: StepLoss, device: str, average: float = 0.0
-) -> torch.nn.Module:
-    """Warm-up, cosine decay, clipping, a state to resume from every 200 steps; `average` > 0 returns the weights' EMA.
-
-    `step_loss(model, step, rng)` takes its batch from `rng`, which depends on the stage and the step alone.
-    """
-    steps, _, peak = PLAN[stage]
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))
-    shadow = {key: value.detach().clone() for key, value in model.state_dict().items()} if average else None
-    state_path, log_path = work / f"{stage}.pt", work / f"{stage}.jsonl"
-    first, seconds = 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        if state["plan"] != list(PLAN[stage]):
-            raise cli.UserError(
-                f"{state_path} is of {state['plan']}, the plan is now {PLAN[stage]}; remove it to start again"
-            )
-        first, seconds = state["step"], state["seconds"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        shadow = state["shadow"]
-    began, losses = time.monotonic() - seconds, []
-    for step in range(first, steps):
-        done = step / steps
-        rate = peak * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = step_loss(model, step, np.random.default_rng([list(PLAN).index(stage), SEED, step]))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        if not np.isfinite(losses[-1]):
-            raise cli.UserError(f"{stage}: loss {losses[-1]} at step {step}; the last good state is {state_path}")
-        if shadow is not None:
-            keep = min(average, (step + 1) / (step + 10))
-            for key, value in model.state_dict().items():
-                shadow[key].lerp_(value, 1 - keep)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            seconds = time.monotonic() - began
-            line = {"step": step + 1, "loss": round(float(np.mean(losses)), 5), "seconds": round(seconds)}
-            print(f"{stage} {line}", flush=True)
-            with open(log_path, "a") as log:
-                log.write(json.dumps(line) + "\n")
-            losses.clear()
-            state = {
-                "step": step + 1,
-                "seconds": seconds,
-                "plan": list(PLAN[stage]),
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            torch.save({**state, "shadow": shadow}, state_path.with_suffix(".tmp"))
-            os.replace(state_path.with_suffix(".tmp"), state_path)
-    if shadow is not None:
-        model.load_state_dict(shadow)
-    return model.eval().requires_grad_(False)
 
 
 # --- CLIP: the pipeline's own, and the judge
@@ -195,7 +126,7 @@ def train_clip(stage: str, work: Path, tokenizer: CLIPTokenizer, device: str, ki
     labels = torch.tensor(
         [list(KINDS).index(r["articleType"]) * 100 + list(COLOURS).index(r["baseColour"]) for r in rows]
     )
-    batch = PLAN[stage][1]
+    batch = PLAN[stage].batch
 
     def step_loss(model: torch.nn.Module, step: int, rng: np.random.Generator) -> torch.Tensor:
         index = np.sort(rng.choice(len(rows), batch, replace=False))
@@ -215,7 +146,7 @@ def train_clip(stage: str, work: Path, tokenizer: CLIPTokenizer, device: str, ki
             F.cross_entropy(out.logits_per_image.float(), target) + F.cross_entropy(out.logits_per_text.float(), target)
         ) / 2
 
-    return train(stage, work, make_clip(tokenizer), step_loss, device)
+    return train(STAGES[stage], work, make_clip(tokenizer), step_loss, device)
 
 
 # --- autoencoder
@@ -296,7 +227,7 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train_autoencoder(work: Path, device: str) -> AutoencoderKL:
     rows, images = draw_images(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
-    steps, batch, _ = PLAN["autoencoder"]
+    steps, batch = PLAN["autoencoder"].steps, PLAN["autoencoder"].batch
 
     def step_loss(model: torch.nn.Module, step: int, rng: np.random.Generator) -> torch.Tensor:
         whole = step >= steps * 0.93  # finish on whole images
@@ -316,7 +247,7 @@ def train_autoencoder(work: Path, device: str) -> AutoencoderKL:
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         return (made - x).abs().mean() + sharp + colour + 1e-5 * kl
 
-    model = train("autoencoder", work, make_autoencoder(), step_loss, device, average=0.998)
+    model = train(STAGES["autoencoder"], work, make_autoencoder(), step_loss, device, average=0.998)
     whiten(model, to_tensor(images[:1024:2]), device)
     return model
 
@@ -376,7 +307,7 @@ def train_unet(
     rows, images = draw_images(work, "shoes", SEED, 24_000, list(KNOWN_KINDS))
     weights = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())).hexdigest()
     latents = encode_all(vae, images, device, work / f"latents-{weights[:12]}.safetensors")
-    scheduler, batch = make_scheduler(), PLAN["unet"][1]
+    scheduler, batch = make_scheduler(), PLAN["unet"].batch
     text = clip.text_model.to(device)
     alphas = scheduler.alphas_cumprod.to(device)
 
@@ -396,7 +327,9 @@ def train_unet(
         weight = snr.clamp(max=5.0) / snr  # min-SNR, gamma 5 (Hang et al., 2023, arXiv 2303.09556)
         return (weight * ((made - noise) ** 2).mean((1, 2, 3))).mean()
 
-    return train("unet", work, make_unet().to(memory_format=torch.channels_last), step_loss, device, average=0.9985)
+    return train(
+        STAGES["unet"], work, make_unet().to(memory_format=torch.channels_last), step_loss, device, average=0.9985
+    )
 
 
 def save_models(
@@ -432,9 +365,14 @@ def save_models(
         image_std=half,
     ).save_pretrained(HERE / "clip")
     stages = {}
-    for stage, (steps, batch, _) in PLAN.items():
+    for stage, plan in PLAN.items():
         last = json.loads((work / f"{stage}.jsonl").read_text().splitlines()[-1])
-        stages[stage] = {"steps": steps, "batch": batch, "last loss": last["loss"], "minutes": last["seconds"] // 60}
+        stages[stage] = {
+            "steps": plan.steps,
+            "batch": plan.batch,
+            "last loss": last["loss"],
+            "minutes": last["seconds"] // 60,
+        }
     files.write_json(HERE / "model" / "training.json", {"git_commit": runs.git_commit(), "stages": stages})
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from evaluation.kernels import blocks, squared_distances
-from utils.cli import UserError, counted
+from utils.cli import UserError, counted, name_some
 
 
 def as_features(features: ArrayLike, names: Sequence[object] | None = None, what: str = "features") -> np.ndarray:
@@ -22,9 +22,8 @@ def as_features(features: ArrayLike, names: Sequence[object] | None = None, what
         raise UserError(f"{what}: expected a table of items by dimensions, found shape {features.shape}")
     bad = np.flatnonzero(~np.isfinite(features).all(1))
     if len(bad):
-        shown = ", ".join(str(names[i]) if names is not None else f"item {i}" for i in bad[:3])
-        more = f" and {len(bad) - 3:,} more" if len(bad) > 3 else ""
-        raise UserError(f"{what}: not a number in those of {shown}{more}; leave it out, or run the encoder in float32")
+        shown = name_some([str(names[i]) if names is not None else f"item {i}" for i in bad.tolist()], 3)
+        raise UserError(f"{what}: not a number in those of {shown}; leave it out, or run the encoder in float32")
     return features
 
 

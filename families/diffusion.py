@@ -2,15 +2,45 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from utils.cli import UserError
 
-Text = tuple[torch.Tensor, torch.Tensor | None]  # what the UNet sees of texts: (n, length, width), and SDXL's pooled
+Features = dict[str, torch.Tensor]  # what a denoiser reads of one text, by the names in its family's FEATURES
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """DDPM's noise, whose times are whole steps of the model's schedule; the same methods as families.flow.Flow."""
+
+    scheduler: DDPMScheduler
+    snr_gamma: float | None = None  # min-SNR weighting; None: all weights are 1
+
+    @property
+    def end(self) -> float:
+        """The end of the times, behind that of the most noise."""
+        return self.scheduler.config.num_train_timesteps
+
+    def draw_time(self, generator: torch.Generator, size: tuple[int, int]) -> float:
+        """A random time; all are equally likely, for an image of any size."""
+        return self.time_at(torch.rand((), generator=generator, dtype=torch.float64).item())
+
+    def time_at(self, share: float) -> float:
+        return int(share * self.end)
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(latents, noise, times)
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return prediction_target(self.scheduler, latents, noise, times)
+
+    def loss_weights(self, times: torch.Tensor) -> torch.Tensor | None:
+        return snr_weights(self.scheduler, times, self.snr_gamma)
 
 
 def schedule_changes(prediction_type: str | None, zero_terminal_snr: bool) -> dict[str, str | bool]:
@@ -51,13 +81,16 @@ def prediction_target(
     return scheduler.get_velocity(latents, noise, timesteps) if kind == "v_prediction" else latents
 
 
-def predict(
-    unet: UNet2DConditionModel, noisy: torch.Tensor, timesteps: torch.Tensor, text: Text, time_ids: torch.Tensor
-) -> torch.Tensor:
-    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, other families do not see them."""
-    embeds, pooled = text
-    conditions = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
-    return unet(noisy, timesteps, embeds, added_cond_kwargs=conditions).sample
+def size_conditions(texts: list[Features], time_ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    """The further arguments that SDXL's UNet takes; none for other families."""
+    if "pooled" not in texts[0]:
+        return {}
+    return {"added_cond_kwargs": {"text_embeds": stack(texts, "pooled"), "time_ids": time_ids}}
+
+
+def stack(texts: list[Features], name: str) -> torch.Tensor:
+    """One of the features of all texts, which are equally long."""
+    return torch.stack([text[name] for text in texts])
 
 
 def snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float | None) -> torch.Tensor | None:
@@ -96,13 +129,13 @@ def sample_losses(
     return losses if weights is None else losses * weights
 
 
-def mean_losses(rows: Sequence[Sequence[float]], timesteps: int) -> dict[str, float]:
-    """Mean loss of rows that begin with loss and timestep, over all and over each quarter of the timesteps.
+def mean_losses(rows: Sequence[Sequence[float]], end: float) -> dict[str, float]:
+    """Mean loss of rows that begin with loss and time, over all and over each quarter of the times up to `end`.
 
     The first quarter, q1, has the least noise.
     """
     quarters: list[list[float]] = [[], [], [], []]
-    for loss, timestep, *_ in rows:
-        quarters[min(3, int(timestep * 4 / timesteps))].append(loss)
+    for loss, time, *_ in rows:
+        quarters[min(3, int(time * 4 / end))].append(loss)
     means = {"loss": math.fsum(row[0] for row in rows) / len(rows)}
     return means | {f"loss_q{n}": math.fsum(part) / len(part) for n, part in enumerate(quarters, 1) if part}

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import save
 
 from families.lora import ADAPTER, Module
-from families.names import FAMILIES
+from families.names import FAMILIES, LABELS
 from families.tokens import Token
 from utils.files import write_safetensors
 
@@ -30,6 +30,8 @@ def word_name(run: str) -> str:
 
 def find_obstacle(unet: Module, text_encoders: Iterable[Module], family: str) -> str | None:
     """Why these adapters can't be written in this format; None where they can."""
+    if family not in FAMILIES[family].KOHYA_BASES:
+        return f"it has no names for {LABELS[family]}"
     if unet.peft_config[ADAPTER].use_dora:
         return "its readers compute a DoRA (--use_dora) in another way, and the images would change"
     layers = [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
 
+from families.sd import ATTENTION
 from families.shards import Module, divide, gather
 from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
 
-UNET_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
+UNET_TARGETS = ATTENTION
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
@@ -114,9 +116,14 @@ def _adapter(module: Module) -> dict[str, torch.nn.Parameter]:
     return parameters
 
 
+def prefix_of(denoiser: Module | None) -> str:
+    """What the keys of its adapter begin with in a diffusers file."""
+    return "unet" if denoiser is None or isinstance(denoiser, UNet2DConditionModel) else "transformer"
+
+
 def _named_adapters(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
     """Every adapter's parameters by their keys in a diffusers file."""
-    named = {} if unet is None else {f"unet.{key}": value for key, value in _adapter(unet).items()}
+    named = {} if unet is None else {f"{prefix_of(unet)}.{key}": value for key, value in _adapter(unet).items()}
     for prefix, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders):
         for key, value in _adapter(encoder).items():
             # transformers 5 dropped this level; files kept it, and older versions need it
@@ -154,7 +161,7 @@ def _settings(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str,
 
     Only those that matter: an older peft refuses a file with a setting that it doesn't know.
     """
-    parts = {"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    parts = {prefix_of(unet): unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
     settings = {}
     for prefix, module in parts.items():
         if module is not None and ADAPTER in getattr(module, "peft_config", {}):
@@ -189,7 +196,9 @@ def save_lora(
     return path
 
 
-def read_lora(path: Path, facts_only: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_lora(
+    path: Path, facts_only: bool = False, flag: str = "--lora"
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors and the facts of a LoRA file, or of the one in a run folder."""
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     try:
@@ -198,5 +207,5 @@ def read_lora(path: Path, facts_only: bool = False) -> tuple[dict[str, torch.Ten
             return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"--lora {path}: can't be read ({' '.join(str(error).split())[:200]}); copy or train it again"
+            f"{flag} {path}: can't be read ({' '.join(str(error).split())[:200]}); copy or train it again"
         ) from None

@@ -7,24 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import diffusers
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
 from families import tokens
 from families.lora import FILE_NAME, read_lora
-from families.models import read_config
+from families.models import build_part, read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
 from utils.cli import UserError, is_remote
+from utils.files import file_sha256
 from utils.storage import fetch
 
 WHOLE = "model_index.json"  # of a complete pipeline
-WIDTHS = {module.TEXT_WIDTHS[name]: name for name, module in FAMILIES.items()}
+WIDTHS = {width: name for module in FAMILIES.values() for name, width in module.TEXT_WIDTHS.items()}
 
 
 class Lora(NamedTuple):
     path: Path  # of the file
     weight: float
     word: str | None = None  # what prompts say for the word that was learnt with it; None: the word itself
+    flag: str = "--lora"  # that it was given by
 
 
 def split_spec(spec: str) -> tuple[str, str, str | None]:
@@ -38,25 +41,25 @@ def split_spec(spec: str) -> tuple[str, str, str | None]:
     return name, weight, word if renames else None
 
 
-def fetch_lora(spec: str, cache: Path) -> str:
+def fetch_lora(spec: str, cache: Path, flag: str = "--lora") -> str:
     """The same with the path of a copy, where the LoRA lies in a bucket; of a run, what `parse_lora` looks for."""
     name = split_spec(spec)[0]
     if not is_remote(name):
         return spec
     folder, _, file = name.rpartition("/") if name.endswith(".safetensors") else (name, "", "")
-    copy = fetch(folder, cache, "--lora", (file or FILE_NAME, *tokens.FILES, WHOLE))
+    copy = fetch(folder, cache, flag, (file or FILE_NAME, *tokens.FILES, WHOLE))
     return spec.replace(name, str(copy / file), 1)
 
 
-def parse_lora(spec: str) -> Lora:
+def parse_lora(spec: str, flag: str = "--lora") -> Lora:
     """`runs/x`, `runs/x/best` or `file.safetensors`, each with or without a weight, as in `runs/x:0.8`."""
     name, weight, word = split_spec(spec)
     if word is not None and not re.fullmatch(r"[^\s:]+", word):
-        raise UserError(f"--lora {spec}: its word is `{word}`; expected one word, last, as in {name}:0.8:word=<b>")
+        raise UserError(f"{flag} {spec}: its word is `{word}`; expected one word, last, as in {name}:0.8:word=<b>")
     if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", weight) or abs(float(weight)) > 100:
-        raise UserError(f"--lora {spec}: its weight is `{weight}`; expected a number, -100 to 100, as in {name}:0.8")
+        raise UserError(f"{flag} {spec}: its weight is `{weight}`; expected a number, -100 to 100, as in {name}:0.8")
     if not float(weight):
-        raise UserError(f"--lora {spec}: a LoRA of weight 0 does nothing; leave it out, or give another weight")
+        raise UserError(f"{flag} {spec}: a LoRA of weight 0 does nothing; leave it out, or give another weight")
     path = Path(name)
     if path.is_dir():
         path = path / FILE_NAME
@@ -64,12 +67,12 @@ def parse_lora(spec: str) -> Lora:
             advice = "name a finished run, its best/, or a file"
             if (path.parent / WHOLE).is_file():
                 advice = "it is a complete pipeline: give it as --pretrained_model_name_or_path"
-            raise UserError(f"--lora {spec}: {name} holds no {FILE_NAME}; {advice}")
+            raise UserError(f"{flag} {spec}: {name} holds no {FILE_NAME}; {advice}")
     elif not path.is_file():
-        raise UserError(f"--lora {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
+        raise UserError(f"{flag} {spec}: no such file or folder; name a run folder, its best/, or a .safetensors file")
     elif path.suffix != ".safetensors":
-        raise UserError(f"--lora {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
-    return Lora(path, float(weight), word)
+        raise UserError(f"{flag} {spec}: not a .safetensors file; other kinds are pickles, which can run any program")
+    return Lora(path, float(weight), word, flag)
 
 
 def named_base(loras: Sequence[Lora]) -> str | None:
@@ -113,7 +116,10 @@ def lora_family(state: dict[str, torch.Tensor], facts: dict[str, str], own: str,
     `own` and `width` are those of the model; they are returned where the LoRA says nothing else.
     """
     named = facts.get("ss_base_model_version", "")
-    family = next((one for one, module in FAMILIES.items() if named.startswith(module.KOHYA_BASES[one][0])), None)
+    family = next(
+        (one for module in FAMILIES.values() for one, base in module.KOHYA_BASES.items() if named.startswith(base[0])),
+        None,
+    )
     if any(re.search(r"text_encoder_2|lora_te2_", key) for key in state):
         family = family or "sdxl"
     found = [
@@ -134,18 +140,25 @@ def same_base(first: str, second: str) -> bool:
     return place(first) == place(second)
 
 
-def check_whole(path: Path, state: dict[str, torch.Tensor]) -> None:
+def check_whole(lora: Lora, state: dict[str, torch.Tensor]) -> None:
     """Refuse a LoRA where a layer has one matrix of two (peft would fill in random numbers), or NaN."""
     halves: dict[bool, set[str]] = {True: set(), False: set()}
     for key, value in state.items():
         if found := re.search(r"[._]lora([._])(A|B|down|up)\b", key):
             halves[found[2] in ("A", "down")].add(key[: found.start()])
         if not value.isfinite().all():
-            raise UserError(f"--lora {path}: {key} holds NaN or infinity; take an earlier checkpoint, or train again")
+            raise UserError(
+                f"{lora.flag} {lora.path}: {key} holds NaN or infinity; take an earlier checkpoint, or train again"
+            )
     if odd := sorted(halves[True] ^ halves[False]):
         raise UserError(
-            f"--lora {path}: {len(odd)} layers have one matrix of two, such as {odd[0]}; the file is damaged"
+            f"{lora.flag} {lora.path}: {len(odd)} layers have one matrix of two, such as {odd[0]}; the file is damaged"
         )
+
+
+def describe(lora: Lora) -> str:
+    """Its file and its weight, with a checksum of the file."""
+    return f"{lora.path}:{lora.weight:g} (sha256 {file_sha256(lora.path)[:16]})"
 
 
 def check_base(lora: Lora, model_name: str) -> None:
@@ -153,23 +166,50 @@ def check_base(lora: Lora, model_name: str) -> None:
     base = read_lora(lora.path, facts_only=True)[1].get("base_model")
     if base and not same_base(base, model_name):
         raise UserError(
-            f"--lora {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give that "
-            "one, or add --allow_other_base where the two are known to go together"
+            f"{lora.flag} {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give "
+            "that one, or add --allow_other_base where the two are known to go together"
         )
 
 
-def check_lora(lora: Lora, model_name: str, model: str, family: str) -> None:
-    """Refuse a LoRA that is damaged or was made for another family of models."""
-    state, facts = read_lora(lora.path)
-    check_whole(lora.path, state)
+def check_lora(lora: Lora, model_name: str, model: str, family: str) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA; one that is damaged or was made for another family of models is refused."""
+    state, facts = read_lora(lora.path, flag=lora.flag)
+    check_whole(lora, state)
+    advice = "take the base model that it was trained on" + (f", {base}" if (base := facts.get("base_model")) else "")
+    if FAMILIES[family].DENOISER != "unet":
+        if not has_layer_of(state, model, family):
+            raise UserError(f"{lora.flag} {lora.path}: has no layer of {model_name}, {LABELS[family]}; {advice}")
+        return state
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
     theirs, reads = lora_family(state, facts, family, width)
     if theirs != family or reads != width:
         made_for = LABELS.get(theirs, "another kind of model")
         raise UserError(
-            f"--lora {lora.path}: made for {made_for} (text features {reads} wide), but {model_name} is "
-            f"{LABELS[family]} ({width} wide); take the base model that it was trained on"
-            + (f", {facts['base_model']}" if facts.get("base_model") else "")
+            f"{lora.flag} {lora.path}: made for {made_for} (text features {reads} wide), but {model_name} is "
+            f"{LABELS[family]} ({width} wide); {advice}"
+        )
+    return state
+
+
+def has_layer_of(state: dict[str, torch.Tensor], model: str, family: str) -> bool:
+    """Whether a LoRA has a layer of the model's transformer, by any of the names that diffusers reads."""
+    module = FAMILIES[family]
+    try:
+        state = getattr(diffusers, module.PIPELINE).lora_state_dict(dict(state))
+    except (ValueError, KeyError):  # what it can't name is of another model
+        return False
+    layers = {f"{module.DENOISER}.{name}" for name, _ in build_part(model, module.DENOISER).named_modules()}
+    return any(re.split(r"\.lo(ra|kr|ha)_", key)[0] in layers for key in state)
+
+
+def check_mergeable(lora: Lora, model_name: str, model: str, family: str) -> None:
+    """Refuse a LoRA that can't be merged into the frozen denoiser alone."""
+    state = check_lora(lora, model_name, model, family)
+    if lora.word or tokens.learnt_word(lora.path.parent):
+        raise UserError(f"{lora.flag} {lora.path}: comes with a learnt word, which can't be merged; give another LoRA")
+    if any(re.match(r"text_encoder|lora_te", key) for key in state):
+        raise UserError(
+            f"{lora.flag} {lora.path}: has layers of a text encoder, which are not merged; give another LoRA"
         )
 
 
@@ -179,7 +219,7 @@ def check_prediction(lora: Lora, model: str, prediction_type: str | None) -> Non
     own = prediction_type or read_config(model, "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
     if theirs and theirs != own:
         raise UserError(
-            f"--lora {lora.path}: trained to predict {theirs}, and the model predicts {own} here; add "
+            f"{lora.flag} {lora.path}: trained to predict {theirs}, and the model predicts {own} here; add "
             f"--prediction_type {theirs}, or --allow_other_base where the two are known to go together"
         )
 
@@ -198,14 +238,21 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # which is what mixing means
                 pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
         except (ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"--lora {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
+            raise UserError(f"{lora.flag} {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
-            raise UserError(f"--lora {lora.path}: has no layer of this model; is it a LoRA?")
+            raise UserError(f"{lora.flag} {lora.path}: has no layer of this model; is it a LoRA?")
     pipeline.set_adapters(names, [lora.weight for lora in loras])
-    parts = [part for part in ("unet", "text_encoder", "text_encoder_2") if getattr(pipeline, part, None) is not None]
+    parts = [part for part in pipeline._lora_loadable_modules if getattr(pipeline, part, None) is not None]
     if len(loras) == 1 or not any(_has_dora(getattr(pipeline, part)) for part in parts):
         pipeline.fuse_lora(components=parts, adapter_names=names)
         pipeline.unload_lora_weights()
+
+
+def merge_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:
+    """Add them to the weights for good; several are refused where one of them is a DoRA."""
+    apply_loras(pipeline, loras)
+    if any(pipeline.get_list_adapters().values()):
+        raise UserError(f"{loras[0].flag}: of several LoRAs none may be a DoRA; merge them one by one, or give one")
 
 
 def _says_what_matters(record: logging.LogRecord) -> bool:

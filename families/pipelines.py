@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from families import models
-from utils.files import write_json
+from utils.files import save_model, write_json
 from utils.outputs import flush_folder, partial_folder, put_in_place
 
 
@@ -27,7 +27,7 @@ def write_pipeline(folder: Path, base: BaseModel, trained: dict[str, torch.nn.Mo
     pipeline = models.fill_pipeline(base.model, trained | vae, torch.float32)
     pipeline.scheduler.register_to_config(**base.schedule)
     with partial_folder(folder / "pipeline") as new:
-        pipeline.save_pretrained(new, safe_serialization=True)
+        save_model(pipeline, new, safe_serialization=True)
         write_json(new / "unet" / "training.json", facts)
         flush_folder(new)
         index = folder / "model_index.json"

@@ -1,4 +1,6 @@
-"""The published configs of Stable Diffusion 1.5, 2.1 and XL, and models of their sizes with random weights.
+"""The published configs of a model of each family, and random models of their sizes.
+
+They are Stable Diffusion 1.5, 2.1 and XL, Z-Image-Turbo, FLUX.2 Klein base 4B, Qwen-Image.
 
 The configs are in published/<family>.json: {file of the diffusers folder: its content}, without the safety checker, and
 of the tokenizers only the settings.
@@ -12,18 +14,28 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from families.models import DEMO_MODEL, MODULES, build_part
+from families.models import DEMO_MODEL, build_part
 from families.names import FAMILIES
 from utils.cli import UserError
 from utils.devices import working_device
-from utils.files import list_files, parse_json, read_object, read_text, write_json
+from utils.files import list_files, parse_json, read_object, read_text, save_model, write_json
 from utils.hub import hide_weight_bars
 from utils.outputs import replaced_folder
 
 Configs: TypeAlias = dict[str, dict[str, Any]]  # by the name of the file in a diffusers folder
 PUBLISHED = Path(__file__).resolve().parent / "published"
+# As Qwen3's for a user's turn: its answer would begin here, behind a thought that is empty where none is wanted.
+CHAT = """{% for one in messages %}<|im_start|>{{ one.role }}
+{{ one.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
 RECORD = "random_weights.json"  # in a folder with random weights: what they were made from, and the size of every file
 
 
@@ -55,13 +67,16 @@ def write_random_model(family: str, folder: Path, dtype: torch.dtype, changes: C
     hide_weight_bars()
     with replaced_folder(folder) as new:
         write_configs(family, new, changes)
-        parts = {part: build_part(str(new), part, dtype) for part in (*MODULES, *FAMILIES[family].TEXT_ENCODERS)}
+        parts = {
+            part: build_part(str(new), part, dtype)
+            for part in (*FAMILIES[family].MODULES, *FAMILIES[family].TEXT_ENCODERS)
+        }
         _check_room(folder, new, parts)
         device = working_device()
         generator = torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(0)
         for part, module in parts.items():
             _fill(module.to_empty(device="cpu"), generator)
-            module.save_pretrained(new / part)
+            save_model(module, new / part)
             module.to("meta")  # one part at a time in memory
         for part in FAMILIES[family].TOKENIZERS:
             _make_tokenizer(configs, part).save_pretrained(new / part)
@@ -104,12 +119,27 @@ def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
             weight.copy_(values * weight[0].numel() ** -0.5)
         else:  # of a normalisation, or a bias
             weight.fill_(float(name.endswith("weight")))
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):  # whose statistics are no parameters
+            part.reset_running_stats()
 
 
-def _make_tokenizer(configs: Configs, part: str) -> CLIPTokenizer:
+def bytes_tokenizer(size: int, **settings: Any) -> Qwen2Tokenizer:
+    """Of Qwen's kind: a token for every byte, then unused ones, at last those that part the turns of a chat."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = list(bytes_to_unicode().values())
+    words += [f"<unused{n}>" for n in range(size - len(words) - len(special))] + special
+    vocab = {word: number for number, word in enumerate(words)}
+    return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=special[1:], chat_template=CHAT, **settings)
+
+
+def _make_tokenizer(configs: Configs, part: str) -> CLIPTokenizer | Qwen2Tokenizer:
     """The demo's tokenizer with as many tokens as the encoder knows; the special ones come last, as in CLIP."""
     encoder = configs[f"{part.replace('tokenizer', 'text_encoder')}/config.json"]
     settings = configs[f"{part}/tokenizer_config.json"]
+    if settings["tokenizer_class"] == "Qwen2Tokenizer":
+        limits = {name: settings[name] for name in ("model_max_length", "eos_token", "pad_token")}
+        return bytes_tokenizer(encoder.get("text_config", encoder)["vocab_size"], **limits)
     model = parse_json(read_text(DEMO_MODEL / "tokenizer" / "tokenizer.json"))["model"]
     special = (settings["bos_token"], settings["eos_token"])
     words = [word for word in sorted(model["vocab"], key=model["vocab"].get) if word not in special]

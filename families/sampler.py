@@ -21,13 +21,13 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from families import lora_mix, models, sampling, tokens
+from families.diffusion import Features, size_conditions, stack
+from families.latents import to_channels_last, unscale
 from families.names import FAMILIES
 from utils import devices, image_checks
-from utils.cli import UserError, counted
+from utils.cli import OF_ONE_PROCESS, UserError, counted
 
 logger = logging.getLogger(__name__)
-RETRY_SEEDS = 1_000_000_000  # between the seeds of one image's tries; the images of a set have neighbouring seeds
-Features = tuple[torch.Tensor, torch.Tensor | None]  # of a prompt: (length, width), and SDXL's pooled (width,)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class SamplerParts:
     controlnet: str | None = None
     prediction_type: str | None = None  # None: as the model says
     vae: str | None = None  # None: the model's own
+    max_sequence_length: int | None = None  # tokens of a prompt; None: as many as the family reads
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Sampling:
     """How every image is sampled."""
 
     steps: int
-    guidance_scale: float  # 1 or less: no guidance
+    guidance_scale: float  # up to the family's NO_GUIDANCE there is none
     size: int  # the side in pixels
     scheduler: str = "dpm++"
     negative_prompt: str = ""
@@ -88,11 +89,13 @@ class Sampler:
 
     settings: Sampling
     execution: Execution
-    unet: UNet2DConditionModel
+    family: str
+    unet: UNet2DConditionModel  # or a transformer in its place
     compiled_unet: Callable[..., Any]  # the same, for full batches: each other shape would be compiled again
     vae: AutoencoderKL
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin
+    index: dict[str, Any]  # the model's model_index.json
     features: dict[str, Features]  # by prompt, on the CPU
     cores: devices.Cores | None  # on a CPU each takes a part of a batch
     batch_size: int
@@ -108,8 +111,8 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     if parts.prediction_type:
         schedule.register_to_config(prediction_type=parts.prediction_type)
     first_dtype = torch.float32 if parts.loras else dtype  # a LoRA is fused before anything is rounded
-    unet = models.load_unet(parts.model, first_dtype)
-    tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, first_dtype)
+    unet = models.load_denoiser(parts.model, first_dtype)
+    tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, first_dtype, parts.max_sequence_length)
     if parts.loras:
         _add_loras(parts, unet, tokenizers, encoders, schedule)
     for encoder in encoders:
@@ -121,25 +124,28 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     vae = models.load_vae(parts.model, vae=parts.vae)
     torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
     for module in filter(None, (unet, vae, controlnet)):
-        module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        to_channels_last(module.eval().requires_grad_(False).to(device))
     for name in execution.memory_savers:
         sampling.enable_memory_saver(name, unet, vae, controlnet, device)
     on_cpu = device.type == "cpu"
-    rows = execution.batch_size * (1 + (settings.guidance_scale > 1))
+    rows = execution.batch_size * (1 + (settings.guidance_scale > FAMILIES[parts.family].NO_GUIDANCE))
     # On a CPU half of the gain is that frozen weights are laid out once for its kernels.
     options: dict[str, Any] | None = {"freezing": True} if on_cpu else None
+    savers = [] if on_cpu else sampling.memory_savers(unet)
     return Sampler(
         settings=settings,
         execution=execution,
+        family=parts.family,
         unet=unet,
         compiled_unet=torch.compile(unet, dynamic=False, options=options) if execution.compiled else unet,
         vae=vae,
         controlnet=controlnet,
         scheduler=sampling.make_scheduler(settings.scheduler, schedule),
+        index=models.read_config(parts.model, "model_index.json"),
         features=features,
         cores=devices.share_cores(rows) if on_cpu else None,
         batch_size=execution.batch_size,
-        unused_savers=[name for name in sampling.MEMORY_SAVERS if not on_cpu and name not in execution.memory_savers],
+        unused_savers=[name for name in savers if name not in execution.memory_savers],
     )
 
 
@@ -151,7 +157,8 @@ def _add_loras(
     schedule: DDPMScheduler,
 ) -> None:
     """Add the LoRAs to UNet and text encoders, and the words that were trained with them to the tokenizers."""
-    pipeline = sampling.build_pipeline(parts.family, unet, None, schedule)
+    index = models.read_config(parts.model, "model_index.json")
+    pipeline = sampling.build_pipeline(parts.family, unet, None, schedule, index)
     pipeline.register_modules(**dict(zip(("text_encoder", "text_encoder_2"), encoders)))
     lora_mix.apply_loras(pipeline, parts.loras)
     for folder, word in lora_mix.learnt_words(parts.loras).items():
@@ -161,13 +168,13 @@ def _add_loras(
 def _encode_prompts(
     parts: SamplerParts, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], prompts: list[str]
 ) -> dict[str, Features]:
-    prompts, zero, features = list(dict.fromkeys(prompts)), models.empty_prompt_is_zero(parts.model), {}
+    prompts, zero = list(dict.fromkeys(prompts)), models.empty_prompt_is_zero(parts.model)
+    features: dict[str, Features] = {}
     models.report_long_captions(tokenizers[0], prompts, "prompts")
     for start in range(0, len(prompts), 64):
         batch = prompts[start : start + 64]
-        embeds, pooled = FAMILIES[parts.family].encode_text(tokenizers, encoders, batch, zero)
-        for i, prompt in enumerate(batch):
-            features[prompt] = embeds[i].cpu(), None if pooled is None else pooled[i].cpu()
+        found = FAMILIES[parts.family].encode_text(tokenizers, encoders, batch, zero)
+        features |= {prompt: {name: t.cpu() for name, t in one.items()} for prompt, one in zip(batch, found)}
     return features
 
 
@@ -188,15 +195,48 @@ def generate_images(sampler: Sampler, requests: list[ImageRequest]) -> list[Gene
 def _generate_batch(sampler: Sampler, requests: list[ImageRequest]) -> list[GeneratedImage]:
     """One batch. Each core of a CPU generates its part from start to end: none waits for another at every step."""
     unet = sampler.compiled_unet if len(requests) == sampler.execution.batch_size else sampler.unet
-    parts = sampling.on_cores(sampler.cores, lambda rows: _denoise(sampler, unet, requests[rows]), len(requests))
+    parts = sampling.on_cores(sampler.cores, lambda rows: _generate(sampler, unet, requests[rows]), len(requests))
     return [image for part in parts for image in part]
 
 
 @torch.no_grad()  # not inference_mode: a divided UNet keeps the buffers of its first pass, and trains with them
-def _denoise(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest]) -> list[GeneratedImage]:
-    settings, device, dtype = sampler.settings, sampler.execution.device, sampler.execution.dtype
+def _generate(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest]) -> list[GeneratedImage]:
     # All random numbers of an image come from its own generator on the CPU: no other image changes it.
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    if FAMILIES[sampler.family].DENOISER == "unet":
+        latents = unscale(sampler.vae, _denoise(sampler, unet, requests, generators))
+    else:
+        latents = _sample_by_pipeline(sampler, requests, generators)
+    images = sampling.decode(sampler.vae, latents)
+    return [GeneratedImage(*one) for one in zip(images, image_checks.finite_images(latents))]
+
+
+def _sample_by_pipeline(
+    sampler: Sampler, requests: list[ImageRequest], generators: list[torch.Generator]
+) -> torch.Tensor:
+    """What the VAE decodes, of the latents that the family's own pipeline ends with."""
+    settings, module = sampler.settings, FAMILIES[sampler.family]
+    scheduler = copy.deepcopy(sampler.scheduler)  # it counts its steps
+    pipeline = sampling.build_pipeline(sampler.family, sampler.unet, sampler.vae, scheduler, sampler.index)
+    prompts = _read_features(sampler, [request.prompt for request in requests])
+    negative = _read_features(sampler, [settings.negative_prompt] * len(requests))
+    with sampler.execution.autocast():
+        latents = pipeline(
+            **module.prompt_arguments(prompts, negative, settings.guidance_scale),
+            height=settings.size,
+            width=settings.size,
+            num_inference_steps=settings.steps,
+            generator=generators,
+            output_type="latent",
+        ).images
+    return module.to_vae(sampler.vae, latents, settings.size // models.vae_step(sampler.vae.config))
+
+
+def _denoise(
+    sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest], generators: list[torch.Generator]
+) -> torch.Tensor:
+    """The latents that a UNet ends with."""
+    settings, device, dtype = sampler.settings, sampler.execution.device, sampler.execution.dtype
     guided = settings.guidance_scale > 1
     prompts = [settings.negative_prompt] * len(requests) * guided + [request.prompt for request in requests]
     embeds, added = _stack_features(sampler, prompts)
@@ -224,19 +264,21 @@ def _denoise(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageReq
             negative, positive = predicted.chunk(2)
             predicted = negative + settings.guidance_scale * (positive - negative)
         latents = scheduler.step(predicted, time, latents, return_dict=False, **options)[0]
-    images = sampling.decode_latents(sampler.vae, latents)
-    return [GeneratedImage(*one) for one in zip(images, image_checks.finite_images(latents))]
+    return latents
+
+
+def _read_features(sampler: Sampler, prompts: list[str]) -> list[Features]:
+    """Those of prompts, on the device."""
+    device = sampler.execution.device
+    return [{name: one.to(device) for name, one in sampler.features[prompt].items()} for prompt in prompts]
 
 
 def _stack_features(sampler: Sampler, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
     """The prompts' embeddings, and the further arguments that SDXL's UNet takes."""
     device, dtype, size = sampler.execution.device, sampler.execution.dtype, sampler.settings.size
-    embeds, pooled = zip(*(sampler.features[prompt] for prompt in prompts))
-    added = {}
-    if pooled[0] is not None:
-        ids = torch.tensor([[size, size, 0, 0, size, size]] * len(pooled), dtype=dtype, device=device)
-        added["added_cond_kwargs"] = {"text_embeds": torch.stack(pooled).to(device), "time_ids": ids}
-    return torch.stack(embeds).to(device), added
+    texts = _read_features(sampler, prompts)
+    ids = torch.tensor([[size, size, 0, 0, size, size]] * len(texts), dtype=dtype, device=device)
+    return stack(texts, "embeds"), size_conditions(texts, ids)
 
 
 def _first_latents(
@@ -273,14 +315,11 @@ def _use_less_memory(sampler: Sampler, batch_size: int) -> None:
     free_memory()
     if batch_size > 1:
         sampler.batch_size = math.ceil(batch_size / 2)
-        logger.warning("out of memory: %s at once from here on", counted(sampler.batch_size, "image"))
+        size = counted(sampler.batch_size, "image")
+        logger.warning("out of memory: %s at once from here on", size, extra=OF_ONE_PROCESS)
         return
     if not sampler.unused_savers:
         raise UserError("out of memory, at one image and with every memory saver; lower --resolution, or free memory")
     name = sampler.unused_savers.pop(0)
     sampling.enable_memory_saver(name, sampler.unet, sampler.vae, sampler.controlnet, sampler.execution.device)
-    logger.warning("out of memory with one image at once: --enable_%s from here on", name)
-
-
-def image_seed(seed: int, index: int, retry: int) -> int:
-    return seed + index + retry * RETRY_SEEDS
+    logger.warning("out of memory with one image at once: --enable_%s from here on", name, extra=OF_ONE_PROCESS)

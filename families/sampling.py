@@ -6,11 +6,20 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from einops import rearrange
 from PIL import Image
 
-from families.models import read_config, vae_step
+from families.latents import decode_pixels, unscale
+from families.models import denoiser_config, model_family, read_config, vae_step
 from families.names import FAMILIES
 from utils.cli import UserError
 from utils.devices import Cores
@@ -28,16 +37,34 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # the usual name: diffuse
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+FLOW_SCHEDULER = "flow_match_euler"  # diffusers' FlowMatchEulerDiscreteScheduler, the model's own
 MEMORY_SAVERS = ("vae_slicing", "attention_slicing", "vae_tiling", "cpu_offload")  # the cheapest in time first
 DECODED_AT_ONCE = 4  # images: for each the VAE needs far more memory than the UNet, and more are not faster
 
 
 def native_size(model: str) -> int:
     """The side of the images that the model was trained on."""
-    vae, unet = (read_config(model, f"{part}/config.json") for part in ("vae", "unet"))
-    if not isinstance(side := unet.get("sample_size"), int):
+    vae, module = read_config(model, "vae/config.json"), FAMILIES[model_family(model)]
+    if (side := module.native_latents(denoiser_config(model))) is None:
         raise UserError(f"--resolution: {model} names no one side that it was trained at; give it in pixels")
     return side * vae_step(vae)
+
+
+def default_sampling(model: str) -> tuple[int, float]:
+    """Steps and guidance scale of the model's images, where the user gives none."""
+    module = FAMILIES[model_family(model)]
+    configs = (read_config(model, name) for name in ("scheduler/scheduler_config.json", "model_index.json"))
+    return module.default_sampling(*configs)
+
+
+def family_schedulers(family: str) -> list[str]:
+    """The names of those that its images can be made with, the default first."""
+    return list(SCHEDULERS) if FAMILIES[family].SCHEDULER == "DDPMScheduler" else [FLOW_SCHEDULER]
+
+
+def memory_savers(denoiser: torch.nn.Module) -> list[str]:
+    """Those of MEMORY_SAVERS that it has."""
+    return [name for name in MEMORY_SAVERS if name != "attention_slicing" or hasattr(denoiser, "set_attention_slice")]
 
 
 def enable_memory_saver(
@@ -59,7 +86,9 @@ def enable_memory_saver(
 
 
 def make_scheduler(name: str, noise_schedule: SchedulerMixin) -> SchedulerMixin:
-    """A scheduler on the noise schedule that the model was trained with."""
+    """A scheduler on the noise schedule that the model was trained with; of flow matching there is one alone."""
+    if isinstance(noise_schedule, FlowMatchEulerDiscreteScheduler):
+        return noise_schedule
     kind, options = SCHEDULERS[name]
     return getattr(diffusers, kind).from_config(noise_schedule.config, **options)
 
@@ -69,10 +98,13 @@ def build_pipeline(
     unet: UNet2DConditionModel | None,
     vae: AutoencoderKL | None,
     scheduler: SchedulerMixin,
-    empty_is_zero: bool = False,
+    index: dict[str, Any],
 ) -> DiffusionPipeline:
-    """A pipeline around loaded parts, for prompts that are already encoded; DPM-Solver++ on their noise schedule."""
-    pipeline = FAMILIES[family].build_pipeline(unet, vae, make_scheduler("dpm++", scheduler), empty_is_zero)
+    """A pipeline around loaded parts, for prompts that are already encoded; DPM-Solver++ on their noise schedule.
+
+    `index`: what the model's model_index.json says, parts and settings.
+    """
+    pipeline = FAMILIES[family].build_pipeline(unet, vae, make_scheduler("dpm++", scheduler), index)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -106,12 +138,16 @@ def generate(
     return images
 
 
-@torch.inference_mode()
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
-    """The images, decoded by the VAE in its own dtype; black where latents are not finite."""
-    latents = latents.to(vae.dtype) / vae.config.scaling_factor
+    """The images of latents as a denoiser sees them; black where they are not finite."""
+    return decode(vae, unscale(vae, latents))
+
+
+@torch.inference_mode()
+def decode(vae: ModelMixin, latents: torch.Tensor) -> list[Image.Image]:
+    """The images of the VAE's own latents, in its dtype; black where they are not finite."""
     with torch.autocast(latents.device.type, enabled=False):  # else a VAE would run in float16, and give NaN
-        pixels = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(DECODED_AT_ONCE)])
+        pixels = torch.cat([decode_pixels(vae, part) for part in latents.split(DECODED_AT_ONCE)])
     pixels = (pixels.float().nan_to_num(-1, 1, -1) / 2 + 0.5).clamp(0, 1)
     levels = rearrange((pixels * 255).round().to(torch.uint8), "n c h w -> n h w c").contiguous().cpu()
     return [Image.fromarray(one.numpy()) for one in levels]

@@ -5,7 +5,7 @@ Every family has a module with these names; families.names.FAMILIES lists them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,19 +13,28 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from families.diffusion import Text
+    from families.diffusion import Features
 
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 LABELS = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x"}
 # Where the configs of a single file come from, which holds weights alone. Nothing for 2.x, whose files don't say
 # whether the model predicts noise (2.1-base) or velocity (2.1), and the wrong one would ruin the training unnoticed.
 CONFIGS = {"sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2": None}
 SINGLE_FILE_OPTIONS = {"safety_checker": None, "feature_extractor": None}
+DENOISER = "unet"
+MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+SCHEDULER = "DDPMScheduler"
+SAMPLES_POSTERIOR = True  # of the VAE in training; otherwise it takes the mean
+MAX_SEQUENCE_LENGTH = 77  # tokens of a text
+PADS_CAPTIONS = True  # to so many tokens
 PIPELINE = "StableDiffusionPipeline"
 PIPELINE_OPTIONS = {"safety_checker": None, "requires_safety_checker": False}
-TOKENIZERS = ("tokenizer",)
+TOKENIZERS = {"tokenizer": "CLIPTokenizer"}
 TEXT_ENCODERS = {"text_encoder": "CLIPTextModel"}
 TEXT_WIDTHS = {"sd1": 768, "sd2": 1024}  # of the text features that the attention layers read
-HAS_POOLED_TEXT = False
+FEATURES = ("embeds",)  # of a text: (length, width)
+STEPS = 25  # by DPM-Solver++
+NO_GUIDANCE = 1.0  # the highest guidance scale that is none
 # In other programs, where it predicts noise and where it predicts velocity
 KOHYA_BASES = {"sd1": ("sd_v1", "sd_v1_v"), "sd2": ("sd_v2", "sd_v2_v")}
 ARCHITECTURES = {"sd1": ("stable-diffusion-v1",) * 2, "sd2": ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v")}
@@ -66,17 +75,54 @@ def token_ids(tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], te
 
 def encode_text(
     tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
-) -> Text:
-    """What the pipeline computes from texts: (n, length, width); gradients flow to the encoder if the caller wants."""
+) -> list[Features]:
+    """What the pipeline computes from each text; gradients flow to the encoder if the caller wants."""
     return encode_tokens(encoders, token_ids(tokenizers, encoders, texts))
 
 
-def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> Text:
-    return encoders[0](ids[0]).last_hidden_state, None
+def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> list[Features]:
+    return [{"embeds": row} for row in encoders[0](ids[0]).last_hidden_state]
+
+
+def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> int:
+    """How many numbers the features of a caption of so many tokens have; `configs` reads one of the model's folder."""
+    length = min(length, configs("text_encoder/config.json")["max_position_embeddings"])
+    return length * configs("unet/config.json")["cross_attention_dim"]
+
+
+def lora_targets(unet_config: dict[str, Any]) -> tuple[str, ...]:
+    """The layers of the denoiser that a LoRA has by default."""
+    return ATTENTION
+
+
+def latent_multiple(unet_config: dict[str, Any]) -> int:
+    """What the sides of latents must be multiples of, so that every level of the UNet can halve them."""
+    levels = unet_config.get("block_out_channels", (320, 640, 1280, 1280))  # a config may leave out diffusers' defaults
+    return 2 ** (len(levels) - 1)
+
+
+def native_latents(unet_config: dict[str, Any]) -> int | None:
+    """The side of the latents that the model was trained on; None where its config names no one side."""
+    side = unet_config.get("sample_size")
+    return side if isinstance(side, int) else None
+
+
+def default_sampling(scheduler_config: dict[str, Any], index: dict[str, Any]) -> tuple[int, float]:
+    """Steps and guidance scale of images, where the user gives none."""
+    return STEPS, 7.5
+
+
+def predict(
+    unet: UNet2DConditionModel, noisy: torch.Tensor, times: torch.Tensor, texts: list[Features], time_ids: torch.Tensor
+) -> torch.Tensor:
+    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, other families do not see them."""
+    from families.diffusion import size_conditions, stack
+
+    return unet(noisy, times, stack(texts, "embeds"), **size_conditions(texts, time_ids)).sample
 
 
 def build_pipeline(
-    unet: UNet2DConditionModel | None, vae: AutoencoderKL | None, scheduler: SchedulerMixin, empty_is_zero: bool
+    unet: UNet2DConditionModel | None, vae: AutoencoderKL | None, scheduler: SchedulerMixin, index: dict[str, Any]
 ) -> StableDiffusionPipeline:
     """For prompts that are already encoded."""
     from diffusers import StableDiffusionPipeline

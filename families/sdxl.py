@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from families.sd import token_ids
+from families import sd
+from families.sd import NO_GUIDANCE, default_sampling, latent_multiple, lora_targets, native_latents, predict, token_ids
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from families.diffusion import Text
+    from families.diffusion import Features
 
+# as in Stable Diffusion 1.x and 2.x
+__all__ = [
+    "NO_GUIDANCE",
+    "default_sampling",
+    "latent_multiple",
+    "lora_targets",
+    "native_latents",
+    "predict",
+    "token_ids",
+]
 LABELS = {"sdxl": "Stable Diffusion XL"}
 CONFIGS = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0"}
 SINGLE_FILE_OPTIONS: dict[str, Any] = {}
+DENOISER = "unet"
+MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+SCHEDULER = "DDPMScheduler"
+SAMPLES_POSTERIOR = True
+MAX_SEQUENCE_LENGTH = 77  # tokens of a text
+PADS_CAPTIONS = True  # to so many tokens
 PIPELINE = "StableDiffusionXLPipeline"
 PIPELINE_OPTIONS: dict[str, Any] = {}
-TOKENIZERS = ("tokenizer", "tokenizer_2")
+TOKENIZERS = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
 TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 TEXT_WIDTHS = {"sdxl": 2048}
-HAS_POOLED_TEXT = True
+FEATURES = ("embeds", "pooled")  # of a text: (length, width) and (width,)
 KOHYA_BASES = {"sdxl": ("sdxl_base_v1-0",) * 2}
 ARCHITECTURES = {"sdxl": ("stable-diffusion-xl-v1-base",) * 2}
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
@@ -66,33 +83,37 @@ def empty_prompt_is_zero(index: dict[str, Any]) -> bool:
 
 def encode_text(
     tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
-) -> Text:
-    """The last layer but one of both encoders side by side, and the second one's pooled (n, width)."""
+) -> list[Features]:
+    """The last layer but one of both encoders side by side, and what the second one has pooled."""
     import torch
 
-    embeds, pooled = encode_tokens(encoders, token_ids(tokenizers, encoders, texts))
-    if empty_is_zero:
-        kept = torch.tensor([text != "" for text in texts], device=embeds.device)
-        embeds, pooled = torch.where(kept[:, None, None], embeds, 0), torch.where(kept[:, None], pooled, 0)
-    return embeds, pooled
+    made = encode_tokens(encoders, token_ids(tokenizers, encoders, texts))
+    return [
+        {name: torch.zeros_like(one) for name, one in found.items()} if empty_is_zero and text == "" else found
+        for text, found in zip(texts, made)
+    ]
 
 
-def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> Text:
+def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> list[Features]:
     import torch
 
     outputs = [encoder(one, output_hidden_states=True) for encoder, one in zip(encoders, ids)]
-    return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds
+    embeds = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return [{"embeds": row, "pooled": of_row} for row, of_row in zip(embeds, outputs[-1].text_embeds)]
+
+
+def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> int:
+    """How many numbers the features of a caption have, its pooled ones too."""
+    return sd.caption_numbers(configs, length) + configs("text_encoder_2/config.json")["projection_dim"]
 
 
 def build_pipeline(
-    unet: UNet2DConditionModel | None, vae: AutoencoderKL | None, scheduler: SchedulerMixin, empty_is_zero: bool
+    unet: UNet2DConditionModel | None, vae: AutoencoderKL | None, scheduler: SchedulerMixin, index: dict[str, Any]
 ) -> StableDiffusionXLPipeline:
     from diffusers import StableDiffusionXLPipeline
 
     missing = dict.fromkeys((*TEXT_ENCODERS, *TOKENIZERS, "feature_extractor"))
-    return StableDiffusionXLPipeline(
-        unet=unet, vae=vae, scheduler=scheduler, force_zeros_for_empty_prompt=empty_is_zero, **missing
-    )
+    return StableDiffusionXLPipeline(unet=unet, vae=vae, scheduler=scheduler, **missing)
 
 
 def kohya_layer(layer: str, layers_per_block: int) -> str | None:

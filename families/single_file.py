@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from families.names import FAMILIES, LABELS
 from utils.cli import UserError
-from utils.files import file_sha256
+from utils.files import file_sha256, save_model
 from utils.hub import quiet_hub
 from utils.outputs import remove_stale
 
@@ -88,7 +88,7 @@ def _save_folder(pipeline: DiffusionPipeline, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     partial.mkdir(exist_ok=True)
     try:
-        pipeline.save_pretrained(partial, safe_serialization=True)
+        save_model(pipeline, partial, safe_serialization=True)
         os.sync()  # the name must not reach the disk before the data does
         try:
             os.rename(partial, target)

@@ -8,15 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from families.sampler import GeneratedImage
+from generation.set_folder import IMAGES, Job
 from utils import image_checks
-from utils.dataset import image_name
 from utils.images import write_png
-
-
-@dataclass(frozen=True)
-class Job:
-    index: int  # of the image
-    retry: int  # 0 for its first seed
 
 
 class Result(NamedTuple):
@@ -75,6 +69,6 @@ def check_and_save(folder: Path, job: Job, record: dict[str, Any], made: Generat
         name = f"{job.index:06d}-{record['seed']}.png"
         write_png(folder / "rejected" / name, made.image)
         return Result(job, {"file_name": name, **record, "reason": reason, "detail": detail}, reason)
-    name = image_name(job.index)
+    name = IMAGES.name(job.index)
     write_png(folder / name, made.image)
     return Result(job, {"file_name": name, **record}, "")

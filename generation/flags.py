@@ -1,19 +1,18 @@
 """The flags of generate.py, in groups; their names are those of diffusers wherever it has one."""
 
 import argparse
-import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
 from families.lora_mix import split_spec
 from families.names import DEFAULT_MODEL
-from families.sampling import SCHEDULERS
+from families.sampling import FLOW_SCHEDULER, SCHEDULERS
+from families.sd import STEPS
 from generation.prompts import MOST
+from generation.set_folder import add_shard_flag, check_shard
 from utils.cli import Parser, Range, at_once, pixels, read_place, report_ignored, share, workers
 from utils.parallel import available_cores
 from utils.sync import add_sync_flag
-
-MOST_SHARES = 100_000
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_performance_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
-    group.add_argument("--shard", default="0/1", metavar="I/N", help="make only the I-th (from 0) of N shares")
+    add_shard_flag(group)
     add_sync_flag(group)
 
 
@@ -57,9 +56,21 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="accept a LoRA of another base model")
 
     group = parser.add_argument_group("sampling")
-    group.add_argument("--scheduler", choices=list(SCHEDULERS), default="dpm++", help="dpm++: DPM-Solver++, multistep")
-    group.add_argument("--num_inference_steps", type=Range(1, 1000, int), default=25, help="of the scheduler")
-    group.add_argument("--guidance_scale", type=Range(0, 100), default=7.5, help="1: no guidance, and half the work")
+    group.add_argument(
+        "--scheduler",
+        choices=[*SCHEDULERS, FLOW_SCHEDULER],
+        help="default: dpm++, which is DPM-Solver++, multistep; of Z-Image flow_match_euler, its only one",
+    )
+    group.add_argument(
+        "--num_inference_steps",
+        type=Range(1, 1000, int),
+        help="of the scheduler; default: 25; Z-Image's 28 and Turbo's 8",
+    )
+    group.add_argument(
+        "--guidance_scale",
+        type=Range(0, 100),
+        help="default: 7.5, where 1 is no guidance and half the work; Z-Image's 4 and Turbo's 0, where 0 is none",
+    )
     group.add_argument("--resolution", type=pixels, metavar="PIXELS", help="side of the square; default: the model's")
     group.add_argument("--seed", type=Range(0, 10**9 - 1, int), default=0, help="of image 0; the next has the next")
 
@@ -137,16 +148,14 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
             parser.error(message)
 
     leave_out_ignored(parser, args)
-    found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-    fits = found and int(found[1]) < int(found[2]) <= MOST_SHARES
-    need(fits, f"--shard {args.shard}: expected I/N with I from 0 to N - 1, as 0/4, and N at most {MOST_SHARES:,}")
+    check_shard(parser, args.shard)
     need(not (args.compile and args.enable_cpu_offload), "--compile does not go with --enable_cpu_offload")
     need(not args.controlnet or args.control_images, f"--controlnet {args.controlnet}: needs --control_images")
     need(
         args.control_type != "depth" or args.depth_model,
         "--control_type depth: needs --depth_model; for images that are depth maps already: none",
     )
-    steps = args.num_inference_steps
+    steps = args.num_inference_steps or STEPS  # init images are for UNets alone
     need(
         not args.init_images or int(steps * args.strength),
         f"--strength {args.strength:g}: leaves 0 of {steps} steps; increase --strength or --num_inference_steps",

@@ -122,9 +122,11 @@ def _plan_line(line: Any) -> Option:
         raise ValueError('expected {"text": a prompt, "attributes": {…}, "weight": a number}')
     attributes, weight = line.get("attributes") or {}, line.get("weight", 1)
     if not isinstance(attributes, dict) or any(isinstance(value, (dict, list)) for value in attributes.values()):
-        raise ValueError(f"attributes is {json.dumps(attributes)[:60]}; expected names and plain values")
+        raise ValueError(
+            f"attributes is {json.dumps(attributes, ensure_ascii=False)[:60]}; expected names and plain values"
+        )
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= MANY:
-        raise ValueError(f"weight is {json.dumps(weight)}; expected a number, 0 to {MANY:,}")
+        raise ValueError(f"weight is {json.dumps(weight, ensure_ascii=False)}; expected a number, 0 to {MANY:,}")
     return Option(line["text"].strip(), attributes, weight)
 
 

@@ -1,27 +1,30 @@
-"""A generation folder: which images a process makes, with which settings, and which are complete.
+"""A generated set's folder, of images or of speech: what a process makes, with which settings, and what is complete.
 
 Several processes may work in one folder and none waits for another: each appends to files of its own, and the one that
 finds the set complete merges them.
 """
 
+import argparse
 import hashlib
 import json
 import logging
 import math
 import os
+import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
 
-from generation.prompts import Prompt
 from utils import runs
-from utils.cli import UserError, counted
-from utils.dataset import image_name, index_of, read_parts
+from utils.cli import OF_ONE_PROCESS, UserError, counted
+from utils.dataset import SetKind, index_of, read_parts
 from utils.files import find_changed, lock_folder, locked_folder, note_written, read_manifest, write_text
 from utils.images import is_whole_png
 from utils.metrics_log import append_metrics
@@ -30,12 +33,14 @@ from utils.storage import Place
 from utils.sync import Sync, fetch_set, open_sync
 
 logger = logging.getLogger(__name__)
+IMAGES = SetKind("generate", "image", "prompt", "images", ".png", lambda path, record: is_whole_png(path))
+MOST_SHARES = 100_000
 OLD_SETTINGS = {"webdataset", "shard_size"}  # that config.yaml of earlier versions has
 
 
 @dataclass(frozen=True)
 class Share:
-    """The images of one process: every `of`-th, from `number` on."""
+    """The items of one process: every `of`-th, from `number` on."""
 
     number: int
     of: int
@@ -49,44 +54,68 @@ class Share:
         return "metadata.jsonl" if self.of == 1 else f"metadata.{self.number}-of-{self.of}.jsonl"
 
 
+def add_shard_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--shard", default="0/1", metavar="I/N", help="make only the I-th (from 0) of N shares")
+
+
+def check_shard(parser: argparse.ArgumentParser, shard: str) -> None:
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not (found and int(found[1]) < int(found[2]) <= MOST_SHARES):
+        parser.error(f"--shard {shard}: expected I/N with I from 0 to N - 1, as 0/4, and N at most {MOST_SHARES:,}")
+
+
+def find_share(shard: str, accelerator: Accelerator) -> Share:
+    """The share of this process in --shard: an item belongs to one by its number, so processes need not communicate."""
+    number, of = map(int, shard.split("/"))
+    processes = accelerator.num_processes
+    return Share(number * processes + accelerator.process_index, of * processes)
+
+
 def enter_folder(
-    folder: Path, settings: dict[str, Any], prompts: list[Prompt], free: set[str], share: Share
+    folder: Path, kind: SetKind, settings: dict[str, Any], requests: Sequence[Any], free: set[str], share: Share
 ) -> int | None:
     """Make or enter the folder of these settings, and lock one share of it; None where its set is finished.
 
-    Refuses a folder with images of other settings, and shows the difference.
+    Refuses a folder with items of other settings, and shows the difference. A request is a dataclass: a prompt, a text.
     """
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
-        runs.refuse_foreign(folder, "generate")
+        runs.refuse_foreign(folder, kind.script)
         old = read_settings(folder)
-        is_empty = not (read_parts(folder) or read_parts(folder / "rejected") or foreign_files(folder, "generate"))
+        is_empty = not (read_parts(folder) or read_parts(folder / "rejected") or foreign_files(folder, kind.script))
         if is_empty and runs.training_changes(old, settings, free):
-            for records in folder.glob("metadata*.jsonl"):
-                os.close(lock_folder(records, folder))  # an error where another process has just begun
+            refuse_busy(folder)
             old = {}
-        grows = check_settings(folder, old, settings, prompts, free)
+        grows = check_settings(folder, kind, old, settings, requests, free)
         remove_stale(folder)
         damaged = find_damaged(folder)
-        if is_finished(folder, len(prompts)) and not damaged:
+        if is_finished(folder, kind, len(requests)) and not damaged:
             return None
-        claim_folder(folder, "generate")
+        claim_folder(folder, kind.script)
         if grows or not old:
             write_text(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        forget_finish(folder, damaged)
-        return claim_share(folder, share)
+        forget_finish(folder, kind, damaged)
+        return claim_share(folder, kind, share)
 
 
-def fill_folder(folder: Path, place: Place, settings: dict[str, Any], free: set[str], shard: str) -> Sync:
-    """Fetch the images that others have made from the place that keeps this share (i/n) of the set too."""
+def refuse_busy(folder: Path) -> None:
+    """An error where another process is writing a share of the set."""
+    for records in folder.glob("metadata*.jsonl"):
+        os.close(lock_folder(records, folder))
+
+
+def fill_folder(
+    folder: Path, kind: SetKind, place: Place, settings: dict[str, Any], free: set[str], shard: str
+) -> Sync:
+    """Fetch the items that others have made from the place that keeps this share (i/n) of the set too."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
-        runs.refuse_foreign(folder, "generate")
-        sync = open_sync(place, folder, "generate", "" if shard == "0/1" else shard.replace("/", "-of-"))
-        fetch_set(sync, settings, free)
+        runs.refuse_foreign(folder, kind.script)
+        sync = open_sync(place, folder, kind.script, "" if shard == "0/1" else shard.replace("/", "-of-"))
+        fetch_set(sync, kind, settings, free)
     return sync
 
 
@@ -104,40 +133,44 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_settings(
-    folder: Path, old: dict[str, Any], settings: dict[str, Any], prompts: list[Prompt], free: set[str]
+    folder: Path, kind: SetKind, old: dict[str, Any], settings: dict[str, Any], requests: Sequence[Any], free: set[str]
 ) -> bool:
-    """Whether the set becomes larger; refuses settings that would change its images."""
-    number, before = len(prompts), old.get("num_images", len(prompts))
-    changes = runs.training_changes(old, settings, {*free, "num_images", "prompts_sha256"}) if old else []
+    """Whether the set becomes larger; refuses settings that would change its items."""
+    number, before = len(requests), old.get(kind.count, len(requests))
+    changes = runs.training_changes(old, settings, {*free, *kind.grows}) if old else []
     if number < before:
-        changes.append(f"num_images was {before}, now {number}: a set can't be made smaller")
-    elif old and not changes and prompts_digest(prompts[:before]) != old.get("prompts_sha256"):
-        more = f", because shares are balanced over {number:,}, or because the prompts have changed"
-        changes.append(f"some of its {counted(before, 'image')} would have another prompt{more * (number > before)}")
+        changes.append(f"{kind.count} was {before}, now {number}: a set can't be made smaller")
+    elif old and not changes and items_digest(requests[:before]) != old.get(kind.digest):
+        others = f"some of its {counted(before, kind.item)} would have another {kind.request}"
+        balanced = f"shares are balanced over {number:,}, or because " * (kind is IMAGES)
+        more = f", because {balanced}the {kind.request}s have changed"
+        changes.append(others + more * (number > before))
     if changes:
+        way = "" if kind is IMAGES else ", or --overwrite to begin anew"  # which generate.py doesn't have
         raise UserError(
-            f"--output_dir {folder} holds images of other settings ({'; '.join(changes)}); "
-            "give another folder, or those settings"
+            f"--output_dir {folder} holds {kind.item}s of other settings ({'; '.join(changes)}); "
+            f"give another folder, or those settings{way}"
         )
     return number > before
 
 
-def prompts_digest(prompts: list[Prompt]) -> str:
-    return hashlib.sha256(json.dumps([vars(one) for one in prompts], sort_keys=True).encode()).hexdigest()[:16]
+def items_digest(requests: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps([vars(one) for one in requests], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def claim_share(folder: Path, share: Share) -> int:
+def claim_share(folder: Path, kind: SetKind, share: Share) -> int:
     """The lock of one share, until this process ends: the same command started twice is an error, not a race."""
-    for name in ("images", "rejected"):
+    for name in (kind.folder, "rejected"):
         (folder / name).mkdir(exist_ok=True)
     note_written(folder / share.file_name)
     (folder / share.file_name).touch()
     return lock_folder(folder / share.file_name, folder)
 
 
-def done_indices(folder: Path) -> set[int]:
-    """The images that have a record and a complete file."""
-    return {i for i in map(index_of, read_parts(folder)) if is_whole_png(folder / image_name(i))}
+def done_indices(folder: Path, kind: SetKind) -> set[int]:
+    """The items that have a record and a complete file."""
+    records = read_parts(folder).items()
+    return {index_of(name) for name, record in records if kind.is_whole(folder / name, record)}
 
 
 def count_rejected(folder: Path, precision: str) -> Counter[int]:
@@ -146,9 +179,27 @@ def count_rejected(folder: Path, precision: str) -> Counter[int]:
     return Counter(index_of(name) for name, record in records if record["precision"] == precision)
 
 
-def is_finished(folder: Path, count: int) -> bool:
-    """Whether all images are there, and what describes them; a damaged MANIFEST.json is written again."""
-    return bool(read_manifest(folder)) and len(done_indices(folder)) == count
+@dataclass(frozen=True)
+class Job:
+    """An item to make with one of its seeds; `retry` is 0 for the first one."""
+
+    index: int
+    retry: int
+
+
+def find_missing(
+    folder: Path, kind: SetKind, mine: range, precision: str, max_retries: int
+) -> tuple[deque[Job], dict[int, str]]:
+    """What is not there of these items, each with its next seed; {index: reason} of those without a good seed."""
+    done, tried = done_indices(folder, kind), count_rejected(folder, precision)
+    missing = [i for i in mine if i not in done]
+    failed = {i: "rejected before" for i in missing if tried[i] > max_retries}
+    return deque(Job(i, tried[i]) for i in missing if i not in failed), failed
+
+
+def is_finished(folder: Path, kind: SetKind, count: int) -> bool:
+    """Whether all items are there, and what describes them; a damaged MANIFEST.json is written again."""
+    return bool(read_manifest(folder)) and len(done_indices(folder, kind)) == count
 
 
 def find_damaged(folder: Path) -> list[str]:
@@ -156,12 +207,13 @@ def find_damaged(folder: Path) -> list[str]:
     return find_changed(folder, {name: one["sha256"] for name, one in read_manifest(folder).items()})
 
 
-def forget_finish(folder: Path, damaged: list[str]) -> None:
-    """Begin to finish the set again, without its damaged images."""
-    images = [name for name in damaged if name.startswith("images/")]
+def forget_finish(folder: Path, kind: SetKind, damaged: list[str]) -> None:
+    """Begin to finish the set again, without its damaged items."""
+    items = [name for name in damaged if name.startswith(f"{kind.folder}/")]
     if damaged:
-        logger.warning("%s: missing or damaged, made again: %s", folder, ", ".join((images or damaged)[:5]))
-    for name in (*images, "MANIFEST.json", "report.json"):
+        named = ", ".join((items or damaged)[:5])
+        logger.warning("%s: missing or damaged, made again: %s", folder, named, extra=OF_ONE_PROCESS)
+    for name in (*items, "MANIFEST.json", "report.json"):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -174,11 +226,12 @@ class Session:
     began: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
     start: float = field(default_factory=time.monotonic)
     made: int = 0
+    amounts: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # of what else is added up
     written: float = -math.inf  # the time of the last line in sessions.jsonl
 
 
-def record_image(session: Session, record: dict[str, Any]) -> None:
-    """Write the record of an image that was saved or, where it has a reason, rejected."""
+def record_item(session: Session, record: dict[str, Any]) -> None:
+    """Write the record of an item that was saved or, where it has a reason, rejected."""
     place = session.folder / "rejected" if "reason" in record else session.folder
     append_metrics(place / session.share.file_name, record)
     session.made += "reason" not in record
@@ -190,4 +243,5 @@ def record_session(session: Session) -> None:
     session.written = time.monotonic()
     seconds = round(session.written - session.start, 3)
     line = {"share": session.share.number, "began": session.began, "made": session.made, "seconds": seconds}
+    line |= {name: round(amount, 3) for name, amount in session.amounts.items()}
     append_metrics(session.folder / "sessions.jsonl", line)

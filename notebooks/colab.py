@@ -6,6 +6,7 @@ Colab all but an upload works too.
 
 import contextlib
 import hashlib
+import html
 import importlib
 import io
 import json
@@ -20,10 +21,12 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv/bin/python"
 DRIVE = Path("/content/drive")
+VOICE_DEMO = Path("demo/voice/corpus/held_back")  # recordings of one of espeak-ng's voices
 # Colab sets these for its own packages; in another environment they do harm.
 NOT_INHERITED = "MPLBACKEND PYTHONPATH UV_SYSTEM_PYTHON UV_CONSTRAINT UV_BUILD_CONSTRAINT UV_PRERELEASE".split()
 
@@ -170,19 +173,21 @@ def sync_flags(keep: Path | None, folder: Path) -> list[str]:
     return ["--sync_to", str(keep / folder)]
 
 
-def name_folders(run_name: str) -> tuple[Path, Path, Path]:
-    """The folders of the run, of the images generated with it, and of their evaluation."""
+def name_folders(run_name: str, made: str = "data/generated") -> tuple[Path, Path, Path]:
+    """The folders of the run, of what is `made` with it, and of its evaluation."""
     if not re.fullmatch(r"\w[\w.-]*", run_name):
         sys.exit(f"run_name: {run_name or 'empty'}; give letters, digits, `_`, `-` and `.`, as for a folder")
-    return Path("runs") / run_name, Path("data/generated") / run_name, Path("runs") / f"{run_name}_evaluation"
+    return Path("runs") / run_name, Path(made) / run_name, Path("runs") / f"{run_name}_evaluation"
 
 
 def find_data(source: str, place: str, trainer: str, uploads: Path) -> Path | str:
-    """What the form names: a hub dataset, a folder, an unpacked zip file, what is uploaded, or the demo's drawings."""
+    """What the form names: a hub dataset, a folder, an unpacked zip file, what is uploaded, or the demo's data."""
     if source == "demo":
-        return draw_demo(trainer)
+        return VOICE_DEMO if trainer == "train_tts.py" else draw_demo(trainer)
     if source == "hub":
         return place
+    if source == "address":
+        return open_archive(download_archive(place))
     if source == "upload":
         return open_archive(upload(uploads))
     found = open_place(place)
@@ -211,6 +216,65 @@ def prepare(found: Path | str, run_name: str, flags: str) -> Path:
     return folder
 
 
+def prepare_voice(source: str, place: str, flags: list[str], run_name: str, keep: Path | None) -> Path:
+    """The prepared dataset: the folder itself if it is one, else what prepare_speech.py makes of the recordings.
+
+    It is kept in one file, with which a later session goes on: prepared anew on another machine, the last bit of a
+    sample might differ, and a run resumes with the same data only.
+    """
+    folder = Path("data") / run_name
+    key = hashlib.sha256(json.dumps([source, place, *flags]).encode()).hexdigest()[:8]
+    kept = keep / f"{folder}-{key}.zip" if keep else None
+    if kept and kept.is_file() and not folder.exists():
+        unpack(kept, folder)
+        print(f"data: {folder}, from {kept}")
+        return folder
+    found = find_data(source, place, "train_tts.py", (keep or Path("data")) / "uploads" / run_name)
+    if (Path(found) / "splits.json").is_file():
+        return Path(found)
+    if keep and "--segment" in flags:
+        keep_transcripts(keep)
+    run("prepare_speech.py", "--recordings", found, "--output_dir", folder, *flags)
+    if kept and not kept.is_file():
+        keep_dataset(folder, kept)
+    return folder
+
+
+def keep_dataset(folder: Path, kept: Path) -> None:
+    """Pack a dataset into a .zip file, and copy the page that corrects its transcripts, if it has one, beside it."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    packed = shutil.make_archive(str(kept.with_suffix(".partial")), "zip", folder)
+    Path(packed).rename(kept)
+    print(f"data: kept in {kept}")
+    for page in folder.glob("corrections.html"):
+        print("to correct the transcripts:", shutil.copy(page, kept.with_suffix(".corrections.html")))
+
+
+def keep_transcripts(keep: Path) -> None:
+    """Let prepare_speech.py keep there what takes it longest, the transcripts of long recordings."""
+    here, there = Path("data/cache/segments"), keep.absolute() / "data/segments"
+    there.mkdir(parents=True, exist_ok=True)
+    if not here.exists():
+        here.parent.mkdir(parents=True, exist_ok=True)
+        here.symlink_to(there)
+
+
+def download_archive(address: str) -> Path:
+    """A copy of the .zip file at an address; a download that was cut off goes on where it was."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.path.endswith(".zip"):
+        sys.exit(f"place: {address or 'empty'}; give the address of a .zip file, https://…/NAME.zip")
+    name = f"{Path(parts.path).stem}-{hashlib.sha256(address.encode()).hexdigest()[:8]}.zip"
+    file, partial = Path("data/downloads") / name, Path("data/downloads") / f".{name}.partial"
+    if not file.exists():
+        print(f"downloading {address}", flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        command = "curl --fail --location --silent --show-error --continue-at - --output".split()
+        stream([*command, str(partial), address])
+        partial.rename(file)
+    return file
+
+
 def upload(folder: Path) -> Path:
     """The folder with the uploaded files, asked for where it is empty."""
     if not (folder.is_dir() and any(folder.iterdir())):
@@ -229,12 +293,16 @@ def open_archive(found: Path) -> Path:
         found = inside[0]
     folder = Path("data/unpacked") / found.stem
     if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.unpack_archive(found, partial, "zip")
-        partial.rename(folder)
+        unpack(found, folder)
     inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.unpack_archive(archive, partial, "zip")
+    partial.rename(folder)
 
 
 # Batch
@@ -259,14 +327,15 @@ def choose_batch(
     kept = (keep or Path()) / measured
     if not (kept.is_file() and "recommended" in json.loads(kept.read_text())):
         few = "--repeats", 3, "--generate_batch_sizes", "--output_dir", folder
-        run("benchmark.py", *few, "--", *data_flags, *flags)
+        run("benchmark.py", "--trainer", trainer, *few, "--", *data_flags, *flags)
         if keep:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".partial").write_bytes(measured.read_bytes())
             kept.with_suffix(".partial").rename(kept)
     best = json.loads(kept.read_text())["recommended"]
     words = [f"--{name}={best[name]}" for name in ("train_batch_size", "gradient_accumulation_steps")]
-    words += [f"--{'' if best[name] else 'no-'}{name}" for name in ("gradient_checkpointing", "compile")]
+    switches = ["gradient_checkpointing", *["compile"] * (trainer != "train_tts.py")]  # which has no --compile
+    words += [f"--{'' if best[name] else 'no-'}{name}" for name in switches]
     print(f"batch: {shlex.join(words)}, as measured on {device} ({kept})")
     return words
 
@@ -293,7 +362,7 @@ def watch(run: Path, minutes: float = 0) -> None:
 
 
 def show_run(run: Path) -> bool:
-    """Show the figures of a run, its loss curve and its newest validation images; whether it has ended."""
+    """Show the figures of a run, its loss curve and its newest validation; whether it has ended."""
     from IPython.display import Image, display
 
     from utils.console import print_table
@@ -308,7 +377,49 @@ def show_run(run: Path) -> bool:
     for newest in sorted(run.glob("validation/step-*.png"))[-1:]:
         print(f"\n{newest}")
         display(Image(newest))
+    play((str(sound), sound) for sound in newest_sounds(run))
     return has_ended
+
+
+def newest_sounds(run: Path) -> list[Path]:
+    """What a voice said in its newest validation, each sentence with its recording where it has one."""
+    sounds = sorted(run.glob("validation/step-*.wav"))
+    real = [one for one in sounds if one.stem.endswith("_real")]
+    spoken = [one for one in sounds if one not in real]
+    newest = [one for one in spoken if one.name.partition("_")[0] == spoken[-1].name.partition("_")[0]]
+    return sorted(newest + real, key=lambda one: one.stem.partition("_")[2])
+
+
+def play(sounds: Iterable[tuple[str, Path]]) -> None:
+    """Show a player for each sound, below its title."""
+    from IPython.display import Audio, display
+
+    for title, sound in sounds:
+        print(f"\n{title}")
+        display(Audio(filename=str(sound)))
+
+
+def write_texts(texts: str, file: Path) -> Path:
+    """Write each of the texts, which bars divide, on a line of the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{' '.join(one.split())}\n" for one in texts.split("|")), "utf-8")
+    return file
+
+
+def play_set(folder: Path) -> None:
+    """Show players for what synthesize.py made."""
+    from utils.metrics_log import read_metrics
+
+    play((row["text"], folder / row["file_name"]) for row in read_metrics(folder / "metadata.jsonl"))
+
+
+def show_page(page: Path) -> None:
+    """Show a page that is one file, if it is there, in a frame of its own."""
+    from IPython.display import HTML, display
+
+    if page.is_file():
+        content = html.escape(page.read_text("utf-8"))
+        display(HTML(f'<div><iframe srcdoc="{content}" width="100%" height="800"></iframe></div>'))
 
 
 def show_sheet(images: Path) -> None:

@@ -1,11 +1,12 @@
 """What the output folder already holds: who wrote it, whether it is what is requested, and which splits it has."""
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.catalogue import Source
 from utils.cli import UserError
 from utils.dataset import SPLITS
 from utils.files import list_files, parse_json, read_text
@@ -23,11 +24,24 @@ class Request:
     kept_splits: str | None
 
 
+def make_request(options: dict[str, Any], source_fingerprint: str, kept: dict[str, str] | None) -> Request:
+    """`kept`: the splits of --keep_splits, of which a checksum is kept; None without the flag."""
+    digest = None if kept is None else hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    return Request(options, source_fingerprint, digest)
+
+
 def check_output(
-    folder: Path, source: Source, overwrite: bool, analyse_only: bool, models: dict[str, str | None] | None = None
+    folder: Path,
+    source: tuple[str, str],
+    overwrite: bool,
+    analyse_only: bool = False,
+    models: dict[str, str | None] | None = None,
 ) -> None:
-    """Refuse a folder that can't be written, or whose content this script did not write; `models`: see check_apart."""
-    check_apart(folder, {source.flag.removeprefix("--"): source.name}, models)
+    """Refuse a folder that can't be written, or whose content this script did not write.
+
+    `source`: the flag of what is read, and its value. `models`: see check_apart.
+    """
+    check_apart(folder, {source[0].removeprefix("--"): source[1]}, models)
     recover_folder(folder)
     if overwrite or not folder.exists():  # a dataset on a read-only disk may still be up to date
         check_writable(folder)
@@ -47,17 +61,17 @@ def check_output(
         )
 
 
-def is_up_to_date(folder: Path, request: Request, new_splits: bool, overwrite: bool) -> bool:
+def is_up_to_date(folder: Path, request: Request, new_splits: bool, overwrite: bool, what: str = "images") -> bool:
     """Whether the folder holds what is requested; refuses to replace anything else without --overwrite."""
     if not (folder.exists() and any(folder.iterdir())):
         return False
     changes = changes_since(folder, request) + (["--new_splits"] if new_splits else [])
     if not changes:
-        print(f"{folder} is up to date: same images, same options. Nothing to do. (--verify checks every file)")
+        print(f"{folder} is up to date: same {what}, same options. Nothing to do. (--verify checks every file)")
         return True
     if not overwrite:
-        what = f"--output_dir {folder} exists, and {'; '.join(changes)}"
-        raise UserError(f"{what}. Add --overwrite to replace it; splits are kept")
+        why = f"--output_dir {folder} exists, and {'; '.join(changes)}"
+        raise UserError(f"{why}. Add --overwrite to replace it; splits are kept")
     kept = f"; as it holds other files, it is kept as {folder.resolve().name}.replaced-<date>"
     print(f"{folder} will be replaced: {'; '.join(changes)}{kept if foreign_files(folder) else ''}")
     return False

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
+from preparation.messages import describe_ratio
 from utils import cli
 from utils.catalogue import canonical
 from utils.cli import Parser, Range, pixels, seed_number, share, workers, zero_or_more
@@ -195,7 +196,7 @@ def check_values(parser: Parser, args: argparse.Namespace) -> None:
     """Values that are out of range, and flags that exclude each other."""
     ratio, plan = args.split_ratio, args.write_prompt_plan
     if not ratio[0]:
-        parser.error(f"--split_ratio {ratio}: expected e.g. 70 15 15")
+        parser.error(f"{describe_ratio(ratio)}: expected e.g. 70 15 15")
     if plan and args.analyse_only:
         parser.error("--write_prompt_plan needs a dataset; leave out --analyse_only")
     if args.keep_splits and args.new_splits:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from preparation.portraits import PortraitRules, prepare_portrait
 from preparation.records import Fitted, ImageFacts
-from utils.catalogue import Product, image_source
+from utils.catalogue import Product, file_or_bytes
 from utils.console import track
 from utils.faces import Faces
 from utils.images import (
@@ -51,7 +51,7 @@ def process_images(
     products: list[Product], dataset: "datasets.Dataset | None", framing: Framing, folder: Path | None, workers: int
 ) -> dict[str, ImageFacts]:
     """{id: facts}, in the order of the products; writes <folder>/<id>.png if there is a folder."""
-    jobs = ((one.id, image_source(dataset, one.image)) for one in products)
+    jobs = ((one.id, file_or_bytes(dataset, one.image)) for one in products)
     results = parallel_map(partial(process_image, framing=framing, folder=folder), jobs, workers)
     tracked = track(results, len(products), "images", "reading")
     return {one.id: facts for one, facts in zip(products, tracked, strict=True)}

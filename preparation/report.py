@@ -15,7 +15,7 @@ from preparation.look_alikes import LookAlikes
 from preparation.portraits import photo_lines
 from preparation.selection import UNREADABLE
 from utils.catalogue import Catalogue, Product, Rejected
-from utils.cli import counted
+from utils.cli import counted, name_some
 from utils.console import format_table
 from utils.files import write_json
 from utils.images import fit_square
@@ -122,9 +122,7 @@ def _table(counts: Counts, most: int = 15) -> list[str]:
 
 
 def _list_lines(numbers: list[int | str]) -> str:
-    more = f" and {len(numbers) - 12} more" if len(numbers) > 12 else ""
-    listed = ", ".join(map(str, numbers[:12]))
-    return f"{len(numbers)} (line{'s' * (len(numbers) > 1)} {listed}{more})"
+    return f"{len(numbers)} (line{'s' * (len(numbers) > 1)} {name_some([*map(str, numbers)], 12)})"
 
 
 def catalogue_lines(found: Catalogue) -> list[str]:

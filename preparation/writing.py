@@ -9,11 +9,9 @@ from typing import Any
 from preparation.captions import CaptionLengths
 from preparation.records import Example
 from preparation.report import Analysis, count_values, describe_catalogue, with_shares
-from utils.dataset import FORMAT, SPLITS, content_fingerprint, write_tables
+from utils.dataset import FORMAT, SPLITS, content_fingerprint, size_category, write_tables
 from utils.files import file_sha256, write_json, write_manifest
 from utils.wording import make_environment
-
-SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000}  # the hub's names, and where each ends
 
 
 def write_split(
@@ -110,5 +108,4 @@ def front_matter(total: int) -> str:
     """What the hub reads, as YAML."""
     from huggingface_hub import DatasetCardData
 
-    size = next((name for name, limit in SIZES.items() if total < limit), "n>100K")
-    return DatasetCardData(task_categories=["text-to-image"], size_categories=[size]).to_yaml()
+    return DatasetCardData(task_categories=["text-to-image"], size_categories=[size_category(total)]).to_yaml()

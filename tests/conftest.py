@@ -12,11 +12,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 SLOW_FILES = {
     "test_train_lora.py",
     "test_train_lora_survives.py",
+    "test_train_flow.py",
     "test_train_dreambooth.py",
     "test_train_classifier.py",
     "test_generate.py",
     "test_evaluate.py",
     "test_prepare_dataset.py",
+    "test_prepare_speech.py",
     "test_demo.py",
     "test_pretrain.py",
     "test_sync_survives.py",
@@ -41,12 +43,12 @@ def trainer_data(tmp_path_factory):
     import prepare_dataset
     from demo.catalogue import write_catalogue
     from demo.shoes import draw_shoe
-    from tests.tiny_models import build_tiny
+    from tests.tiny_models import OF_FLOW, build_tiny
 
     root = tmp_path_factory.mktemp("trainer")
-    folders = {name: root / name for name in ("sd1", "sd2", "sdxl", "raw", "prepared", "folder", "cache")}
+    folders = {name: root / name for name in ("sd1", "sd2", "sdxl", *OF_FLOW, "raw", "prepared", "folder", "cache")}
     threads = torch.get_num_threads()
-    for family in ("sd1", "sd2", "sdxl"):
+    for family in ("sd1", "sd2", "sdxl", *OF_FLOW):
         build_tiny(folders[family], family)
     write_catalogue(folders["raw"], 32, (48, 64), 0, ["Casual Shoes", "Boots"], damage=False)
     words = f"--catalogue {folders['raw']} --output_dir {folders['prepared']} --resolution 32 --num_workers 1"
@@ -80,6 +82,15 @@ def server():
         for name, value in server.environment.items():
             patch.setenv(name, value)
         storage.open_place("s3://bucket/x", "--sync_to").fs.makedirs("bucket", exist_ok=True)
+        yield server
+
+
+@pytest.fixture
+def hub():
+    """A stand-in for the hub, with a token for it in the environment."""
+    from tests.hub_server import hub_server
+
+    with hub_server() as server:
         yield server
 
 

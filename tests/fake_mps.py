@@ -1,9 +1,9 @@
 """A device `mps` without a Mac: its tensors are on `mps` for torch and every library, and are computed on the CPU.
 
-`pretend()` makes this process believe in an Apple GPU, for good: call it in a process of its own. What MPS can't do
-raises the error that MPS raises: float64, an operator without a kernel, tensors of two devices, a generator of the CPU.
-What MPS could do but these scripts must not is counted in `Report.broken`: half precision, autocast, a loss scale,
-pinned memory, torch.cuda.
+`run` starts a script in a process of its own that believes in an Apple GPU, as do all Pythons that it starts. What MPS
+can't do raises the error that MPS raises: float64, an operator without a kernel, tensors of two devices, a generator of
+the CPU. What MPS could do but these scripts must not is noted in `Report.broken`: half precision, autocast, a loss
+scale, pinned memory, torch.cuda.
 
 Which operators have a kernel is read from torch's own list, native_functions.yaml. An operator that torch composes of
 others is composed here too, so that those are checked in their turn. What this can't know: whether Metal's results are
@@ -18,7 +18,6 @@ import os
 import runpy
 import sys
 import types
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,12 +58,28 @@ FACTORIES = {
 class Report:
     """What was computed on the device, and which rules were broken, with the place that broke them."""
 
-    operators: Counter = field(default_factory=Counter)
-    dtypes: Counter = field(default_factory=Counter)
-    broken: Counter = field(default_factory=Counter)
+    operators: set[str] = field(default_factory=set)
+    dtypes: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+
+    def note(self, kind: str, what: str) -> None:
+        """Also in the file of all processes, at once: some are killed."""
+        known = getattr(self, kind)
+        if what not in known:
+            known.add(what)
+            with open(os.environ[FILE], "a") as file:
+                file.write(json.dumps([kind, what]) + "\n")
 
 
 REPORT = Report()
+FILE = "FAKE_MPS_REPORT"  # the environment's variable with its path
+# What each Python that a script starts executes first; multiprocessing's tracker needs no device.
+SITE = """
+import sys
+if "resource_tracker" not in " ".join(sys.orig_argv):
+    from tests import fake_mps
+    fake_mps.pretend()
+"""
 
 
 @functools.cache
@@ -100,7 +115,7 @@ def require_kernel(name: str) -> str:
     """How the operator is computed; refuses one without a kernel as MPS does."""
     kind = kind_of_kernel(name)
     if kind == "missing":
-        REPORT.broken[f"{name} has no kernel for MPS, called at {place()}"] += 1
+        REPORT.note("broken", f"{name} has no kernel for MPS, called at {place()}")
         raise NotImplementedError(f"The operator '{name}' is not currently implemented for the MPS device")
     return kind
 
@@ -127,8 +142,8 @@ class MpsTensor(torch.Tensor):
         if inner.dtype in FLOAT64:
             raise TypeError(NO_FLOAT64)
         if inner.dtype in HALF:
-            REPORT.broken[f"{inner.dtype} at {place()}"] += 1
-        REPORT.dtypes[inner.dtype] += 1
+            REPORT.note("broken", f"{inner.dtype} at {place()}")
+        REPORT.note("dtypes", str(inner.dtype))
         options = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
         with torch.inference_mode(inner.is_inference()):  # a view of a tensor from outside is none of inference mode
             return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **options, device=f"{IN_CPP}:0")
@@ -183,7 +198,7 @@ class MpsTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         name, function = INSTEAD.get(func.name(), (func.name(), func))
-        REPORT.operators[name] += 1
+        REPORT.note("operators", name)
         if not is_plain_view(func) and name not in WHOLE and require_kernel(name) == "composed":
             return checked(name, func.redispatch(COMPOSED, *args, **kwargs or {}))
         return compute(name, function, args, with_generator(func, kwargs or {}))
@@ -287,10 +302,10 @@ def add_kernels() -> None:
 
     def made(function, name: str):
         def kernel(*args, dtype=None, layout=None, device=None, pin_memory=None, generator=None, **kwargs):
-            REPORT.operators[f"aten::{name}"] += 1
+            REPORT.note("operators", f"aten::{name}")
             require_kernel(f"aten::{FACTORIES.get(name, name)}")
             if pin_memory:
-                REPORT.broken[f"pinned memory at {place()}"] += 1
+                REPORT.note("broken", f"pinned memory at {place()}")
             return MpsTensor(function(*args, dtype=dtype, **kwargs))
 
         return kernel
@@ -338,7 +353,7 @@ def report_calls(module: types.ModuleType, allowed: set[str]) -> None:
         @functools.wraps(function)
         def call(*args, **kwargs):
             if is_ours(sys._getframe(1).f_code.co_filename):
-                REPORT.broken[f"{module.__name__}.{name} at {place()}"] += 1
+                REPORT.note("broken", f"{module.__name__}.{name} at {place()}")
             return function(*args, **kwargs)
 
         return call
@@ -349,7 +364,7 @@ def report_calls(module: types.ModuleType, allowed: set[str]) -> None:
 
 
 def pin_memory(tensor: torch.Tensor, *_) -> torch.Tensor:
-    REPORT.broken[f"pinned memory at {place()}"] += 1
+    REPORT.note("broken", f"pinned memory at {place()}")
     return tensor
 
 
@@ -360,7 +375,7 @@ def report_enabled(cls: type, method: str, enabled) -> None:
     def call(self, *args, **kwargs):
         result = original(self, *args, **kwargs)
         if enabled(self):
-            REPORT.broken[f"{cls.__name__} at {place()}"] += 1
+            REPORT.note("broken", f"{cls.__name__} at {place()}")
         return result
 
     setattr(cls, method, call)
@@ -405,21 +420,24 @@ def pretend() -> None:
 
 
 def run(script: str, words: list, folder: Path) -> Report:
-    """What a script computed on `mps` in a process of its own; fails unless it ended well.
+    """What a script, and all that it started, computed on `mps`; fails unless it ended well.
 
     `script`: its path, from the repository's folder on, without `.py`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_runs"])
     folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SITE)
+    (folder / "report.jsonl").touch()
     process = context.Process(target=_run, args=(script, [str(word) for word in words], folder))
     process.start()
     process.join()
-    said = (folder / "said.txt").read_text()
-    assert process.exitcode == 0, said
-    return Report(
-        **{name: Counter(dict(found)) for name, found in json.loads((folder / "report.json").read_text()).items()}
-    )
+    assert process.exitcode == 0, (folder / "said.txt").read_text()
+    report = Report()
+    for line in (folder / "report.jsonl").read_text().splitlines():
+        kind, what = json.loads(line)
+        getattr(report, kind).add(what)
+    return report
 
 
 def _run(script: str, words: list[str], folder: Path) -> None:
@@ -427,13 +445,7 @@ def _run(script: str, words: list[str], folder: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    os.environ |= {FILE: str(folder / "report.jsonl"), "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
     pretend()
     sys.argv = [str(Path(ROOT, f"{script}.py")), *words]
-    code = None
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    found = {name: [[str(key), count] for key, count in counter.items()] for name, counter in vars(REPORT).items()}
-    (folder / "report.json").write_text(json.dumps(found))
-    sys.exit(code)
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -14,9 +14,13 @@ import pytest
 
 import benchmark
 import train_lora
-from benchmarking import folder, report, trainer
-from benchmarking.measuring import Job
+import train_tts
+from benchmarking import drawings, folder, report, trainer
+from benchmarking.measuring import Job, run_settings
+from benchmarking.search import Trial
+from speech.voices import save_voice
 from tests.tiny_models import build_tiny
+from tests.tiny_voices import SPEAKERS, tiny_voice, write_speech
 from utils.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +53,8 @@ def test_the_trainer_is_the_one_that_the_recipe_is_for(tmp_path):
     args = benchmark.read_trainer_args(job)
     assert args.rank == 32 and args.instance_data_dir == str(tmp_path / "images")
     (tmp_path / "mine").mkdir()
+    (tmp_path / "voice.yaml").write_text("segment_frames: 32\nmax_train_steps: 5\n")
+    assert read_job("--recipe", str(tmp_path / "voice.yaml")).script == "train_tts.py"
     job = read_job("--recipe", "configs/demo_lora.yaml", "--train_data_dir", str(tmp_path / "mine"))
     assert job.script == "train_lora.py" and not job.drawn
     assert benchmark.read_trainer_args(job).train_data_dir == str(tmp_path / "mine")
@@ -153,9 +159,28 @@ def test_a_folder_goes_on_with_the_same_and_refuses_others(tmp_path):
         assert folder.continue_or_refuse(tmp_path, other | rest | {"rows": []}, True)["rows"] == []
     again = folder.continue_or_refuse(tmp_path, facts() | rest | {"rows": []}, True)
     assert again["before"] == {"a": 1} and again["rows"] == []
-    (tmp_path / "benchmark.json").write_text('{"rows": [')
-    with pytest.raises(UserError, match="benchmark.json: damaged .* remove the file, or give another folder"):
-        folder.read_benchmark(tmp_path)
+    for damage, said in (('{"rows": [', "damaged .*"), ('{"rows": []}', "has no machine;")):
+        (tmp_path / "benchmark.json").write_text(damage)
+        with pytest.raises(UserError, match=f"benchmark.json: {said} .* add --overwrite to measure anew"):
+            folder.continue_or_refuse(tmp_path, facts() | rest | {"rows": []}, False)
+        assert folder.continue_or_refuse(tmp_path, facts() | rest | {"rows": []}, True)["rows"] == []
+
+
+def test_a_folder_that_would_be_refused_is_refused_before_any_work(tmp_path):
+    out = tmp_path / "out"
+    folder.check_folder(out, False)
+    assert not out.exists()
+    out.mkdir()
+    (out / "benchmark.json").write_text('{"rows": [')
+    with pytest.raises(UserError, match=r"benchmark.json: damaged .* add --overwrite to measure anew"):
+        folder.check_folder(out, False)
+    folder.check_folder(out, True)
+    folder.write_benchmark(out, facts())
+    folder.check_folder(out, False)  # a copy of what another machine wrote
+    (out / "precious.txt").touch()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"holds files that no script wrote \(benchmark.json\)"):
+            folder.check_folder(out, overwrite)
 
 
 @pytest.mark.very_slow
@@ -181,10 +206,10 @@ def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
     for row in found["rows"]:
         step = row["seconds_per_step"]
         assert row["status"] == "ok" and step["low"] <= step["median"] <= step["high"] and step["repeats"] >= 2
-        assert row["memory_gib"] > 0 and row["images_per_second"] == pytest.approx(2 / step["median"])
+        assert row["memory_gib"] > 0 and row["samples_per_second"] == pytest.approx(2 / step["median"])
     assert found["generation"][0]["seconds_per_image"]["median"] > 0 and found["rates"]["captions_per_second"] > 0
     command = found["recommended"]["command"]
-    assert f"the images were drawn; for yours, add --train_data_dir DIR\n{command}" in shown
+    assert f"the data was made up; for yours, add --train_data_dir DIR\n{command}" in shown
     args = train_lora.parse_args(shlex.split(command)[2:])
     assert (args.effective_batch_size, args.rank, args.max_train_steps) == (2, 4, 20)
     parts = {name: value for name, value in found["estimate"].items() if name not in ("seconds", "max_train_steps")}
@@ -194,8 +219,50 @@ def test_a_tiny_benchmark_from_start_to_command_line_and_again(tmp_path):
     assert start(*words).wait(120) == 0
     again = json.loads((out / "benchmark.json").read_text())
     assert {**again, "date": ""} == {**found, "date": ""} and (out / "training.log").stat().st_mtime < began
+    settings = (out / "config.yaml").read_text()
     refused = start(*words, "--use_ema")
     assert "use_ema was False, now True" in refused.communicate(timeout=120)[1] and refused.returncode == 1
+    assert (out / "config.yaml").read_text() == settings
+
+
+@pytest.fixture(scope="module")
+def voice_words(tmp_path_factory):
+    """Of a benchmark of a tiny voice; its discriminators are small."""
+    folder = tmp_path_factory.mktemp("voice")
+    save_voice(folder / "voice", tiny_voice(speakers=2))
+    words = ["--trainer", "train_tts.py", "--pretrained_model_name_or_path", str(folder / "voice"), "--repeats", "1"]
+    return [*words, "--trainer_flags", "--segment_frames 8 --num_validation_samples 1 --num_train_epochs 2"]
+
+
+def test_a_voice_is_estimated_and_spoken_with_sounds_that_are_made_up(voice_words, tmp_path):
+    job = read_job(*voice_words, "--effective_batch_size", "4", "--output_dir", str(tmp_path / "out"))
+    facts = benchmark.describe_job(job, dry_run=True)
+    assert not (tmp_path / "out").exists()
+    assert facts["settings"]["train_data_dir"] == str(tmp_path / "out/sounds")  # to compare with the folder's benchmark
+    assert job.drawn and facts["recipe"]["examples"] == drawings.SOUNDS and facts["flops"]["per_sample"] > 0
+    assert facts["recipe"]["max_train_steps"] == 2 * drawings.SOUNDS / 4
+    plain, checkpointed = facts["estimates"]["False"], facts["estimates"]["True"]
+    assert plain[0] == 0 and plain[2] > plain[1] and checkpointed[2] < plain[2]
+    assert not {"compile", "latent_cache_dir"} & facts["settings"].keys()
+    settings = run_settings(job, facts, Trial(True, False, 2), 4, 3)
+    assert settings.keys() == facts["settings"].keys() and settings["gradient_checkpointing"]
+    rates = benchmark.time_voice(job, 1)
+    assert rates["loading_utterances_per_second"] > 0 and rates["spoken_seconds_per_second"] > 0
+
+
+@pytest.mark.very_slow
+def test_a_benchmark_of_a_voice_from_start_to_command_line(voice_words, tmp_path):
+    data = write_speech(tmp_path / "data", 4, 1, SPEAKERS)
+    out, more = tmp_path / "out", ["--effective_batch_size", "1", "--train_data_dir", str(data)]
+    process = start(*voice_words, *more, "--output_dir", str(out))
+    shown, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    found = json.loads((out / "benchmark.json").read_text())
+    assert {row["status"] for row in found["rows"]} == {"ok"} and not found["generation"]
+    assert "8 steps (2 epochs) take about" in shown and "utterances loaded a second" in shown
+    command = shlex.split(found["recommended"]["command"])
+    args = train_tts.parse_args(command[2:])
+    assert command[1] == "train_tts.py" and (args.num_train_epochs, args.effective_batch_size) == (2, 1)
 
 
 def test_the_memory_of_a_small_model_is_not_rounded_to_nothing():
@@ -207,6 +274,6 @@ def test_the_memory_of_a_small_model_is_not_rounded_to_nothing():
         "status": "ok",
         "seconds_per_step": step,
     }
-    row |= {"images_per_second": 2.68, "memory_gib": 51.26, "estimated_gib": 0.0184}
-    said = "4 at once: 1.5 s a step (1.2 to 2.7), 2.68 images/s, 51.3 GiB (estimated 0.0184 GiB)"
+    row |= {"samples_per_second": 2.68, "memory_gib": 51.26, "estimated_gib": 0.0184}
+    said = "4 at once: 1.5 s a step (1.2 to 2.7), 2.68 samples/s, 51.3 GiB (estimated 0.0184 GiB)"
     assert report.describe_row(row) == said

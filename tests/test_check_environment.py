@@ -161,7 +161,16 @@ def test_several_gpus_are_all_used_at_the_precision_they_have(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     found = check_environment.recommend(Path("data/casual_shoes"), True)
     assert found["effective_batch_size"] == 16 and found["mixed_precision"] == "fp16"
+    assert "models" not in found  # of fp16 nothing is known
     assert "multi_gpu.yaml --mixed_precision fp16 --num_processes 4 " in found["command"]
+
+
+def test_the_models_that_fit_are_named():
+    small, middle, large = (check_environment.fitting_models(gib) for gib in (7.8, 11.8, 23.6))
+    both = "Z-Image with --quantize_base nf4 --quantize_text_encoder nf4"
+    assert small == ["Stable Diffusion 1.5", "Stable Diffusion XL", both]
+    assert middle[3:] == ["Z-Image with --quantize_base nf4", "Z-Image with --quantize_base int8"]
+    assert large == [*middle, "Z-Image"]
 
 
 def test_an_env_file_that_others_can_read_is_named_with_the_command_that_closes_it(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ from families.published import write_configs
 from families.sampling import native_size
 
 CONSTANT = "--lr_scheduler=constant --lr_warmup_steps=0"
-# The flags of every command for Stable Diffusion and SDXL in the READMEs of diffusers' examples, at commit 58eb52c.
+# The flags of every command for Stable Diffusion and SDXL in the READMEs of diffusers' examples, at commit 58eb52c, and
+# of those for Z-Image at commit 9aabdc7, but for the one in FP8.
 LORA = [
     f"--dataset_name=a/b --caption_column=text --resolution=512 --random_flip --train_batch_size=1 {CONSTANT} "
     "--num_train_epochs=100 --checkpointing_steps=5000 --learning_rate=1e-04 --seed=42 --output_dir=out "
@@ -32,6 +33,10 @@ PRIOR += "--num_class_images=200 --max_train_steps=800 "
 LARGE = SUBJECT + f"--resolution=1024 --gradient_accumulation_steps=4 --learning_rate=1e-4 {CONSTANT} --push_to_hub "
 LARGE += "--mixed_precision=fp16 --report_to=wandb --max_train_steps=500 --validation_prompt=sks "
 LARGE += "--validation_epochs=25 --seed=0 "
+Z_IMAGE = (
+    "--use_8bit_adam --optimizer=adamW --lr_scheduler=constant --lr_warmup_steps=100",
+    "--optimizer=prodigy --learning_rate=1.0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100",
+)
 DREAMBOOTH = [
     SMALL + "--gradient_accumulation_steps=1 --learning_rate=5e-6 --max_train_steps=400",
     PRIOR + "--gradient_accumulation_steps=1 --learning_rate=5e-6",
@@ -44,6 +49,7 @@ DREAMBOOTH = [
     "--max_train_steps=500 --validation_prompt=sks --validation_epochs=50 --seed=0",
     LARGE + "--pretrained_vae_model_name_or_path=c/d",
     LARGE + "--use_8bit_adam",
+    *(LARGE + f"--cache_latents --gradient_checkpointing --guidance_scale=5.0 {more}" for more in Z_IMAGE),
 ]
 COMMANDS = [(train_lora, line) for line in LORA] + [(train_dreambooth, line) for line in DREAMBOOTH]
 
@@ -70,8 +76,9 @@ REFUSED = {
     train_dreambooth: "adam_weight_decay_text_encoder cache_dir class_labels_conditioning do_edm_style_training "
     "hub_token local_rank offset_noise pre_compute_text_embeddings prodigy_beta3 prodigy_decouple "
     "prodigy_safeguard_warmup prodigy_use_bias_correction repeats revision skip_save_text_encoder "
-    "text_encoder_use_attention_mask tokenizer_max_length tokenizer_name validation_images validation_scheduler "
-    "variant",
+    "bnb_quantization_config_path do_fp8_training final_validation_prompt fsdp_text_encoder offload "
+    "skip_final_inference text_encoder_use_attention_mask tokenizer_max_length tokenizer_name upcast_before_saving "
+    "validation_images validation_scheduler variant",
 }
 
 

@@ -1,8 +1,11 @@
 """The demo pipeline, loaded and used as users do."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +63,9 @@ def test_weights_are_float16_safetensors_and_small():
         weights = [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
         assert not weights and list(folder.rglob("*.safetensors"))
     tracked = subprocess.run(["git", "ls-files", "-z", "demo"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert sum((ROOT / name).stat().st_size for name in tracked.split("\0") if name) < 20e6
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked.split("\0") if name}
+    of_voice = sum(size for name, size in sizes.items() if name.startswith("demo/voice/"))
+    assert of_voice < 20e6 and sum(sizes.values()) - of_voice < 20e6
 
 
 @pytest.mark.very_slow
@@ -82,3 +87,37 @@ def test_the_demo_command_never_removes_a_folder_that_is_not_its_own(tmp_path):
     command = [sys.executable, "demo/run.py", "--output_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "no earlier demo" in done.stderr and (tmp_path / "thesis.txt").is_file()
+
+
+SAVES_FIRST = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+try:
+    (folder / "began").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    (folder / "saved").touch()
+"""
+STARTS_IT = """
+import pathlib, sys
+from demo.run import Step, run_steps
+from utils import cli
+folder = pathlib.Path(sys.argv.pop())
+step = Step("save", f"{folder}/child.py {folder}", folder)
+cli.run(lambda args: run_steps([step]), cli.parse_args(cli.make_parser("A demo.")))
+"""
+
+
+def test_a_step_that_saves_at_ctrl_c_is_waited_for(tmp_path):
+    """A terminal sends it to every process."""
+    (tmp_path / "child.py").write_text(SAVES_FIRST)
+    words = [sys.executable, "-c", STARTS_IT, tmp_path]
+    demo = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(demo.pid, signal.SIGINT)
+    said = demo.communicate(timeout=60)[1]
+    assert demo.returncode == 130 and said.endswith("interrupted (Ctrl-C)\n")
+    assert (tmp_path / "saved").exists()

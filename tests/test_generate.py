@@ -14,7 +14,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import ControlNetModel, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,11 +26,12 @@ from generation import conditions, set_folder
 from generation.finish import read_sessions
 from generation.prompts import Prompt, read_prompts
 from tests.tiny_models import build_tiny
-from tests.tiny_runs import QUICK
+from tests.tiny_runs import QUICK, make_images
 from training.read_data import read_training_records
 from utils import image_checks, runs, storage
 from utils.catalogue import Source
 from utils.cli import UserError
+from utils.devices import RETRY_SEEDS
 from utils.files import write_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,18 +54,7 @@ def words(out: Path, *more) -> list[str]:
 
 
 def make(out: Path, *more) -> int:
-    return make_plain(words(out, *more))
-
-
-def make_plain(command: list[str]) -> int:
-    """This command, here; what the end of a process would undo is undone."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return generate.main(generate.parse_args(command))
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision that it was given
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    return make_images(*words(out, *more))
 
 
 def pixels(out: Path) -> np.ndarray:
@@ -204,8 +193,10 @@ SETTINGS = {"num_images": 2, "seed": 0, "min_clip_score": None}
 def enter(folder: Path, prompts: list[str], settings: dict) -> int | None:
     """enter_folder with one prompt an image."""
     asked = [Prompt(text, {}) for text in prompts]
-    more = {"num_images": len(asked), "prompts_sha256": set_folder.prompts_digest(asked)}
-    return set_folder.enter_folder(folder, SETTINGS | settings | more, asked, {"free"}, set_folder.Share(0, 1))
+    more = {"num_images": len(asked), "prompts_sha256": set_folder.items_digest(asked)}
+    return set_folder.enter_folder(
+        folder, set_folder.IMAGES, SETTINGS | settings | more, asked, {"free"}, set_folder.Share(0, 1)
+    )
 
 
 def test_a_folder_without_an_image_takes_other_settings_but_not_from_under_a_running_process(tmp_path):
@@ -367,7 +358,7 @@ def test_rejected_images_are_kept_with_the_reason_and_get_the_next_seed(referenc
     monkeypatch.setattr(image_checks, "find_fault", third_is_noise)
     assert make(tmp_path / "set") == 0
     line = lines(tmp_path / "set/metadata.jsonl")[2]
-    assert line["seed"] == 2 + sampler.RETRY_SEEDS
+    assert line["seed"] == 2 + RETRY_SEEDS
     kept = lines(tmp_path / "set/rejected/metadata.jsonl")
     assert [(one["seed"], one["reason"]) for one in kept] == [(2, "noise")]
     assert (
@@ -388,8 +379,8 @@ def test_an_image_without_a_good_seed_is_an_error_and_more_retries_go_on(tmp_pat
     with pytest.raises(UserError, match="each of 3 seeds"):
         make(tmp_path / "set", *words, "--max_retries", 2)
     assert sorted(one["seed"] for one in lines(tmp_path / "set/rejected/metadata.jsonl"))[-2:] == [
-        2 * sampler.RETRY_SEEDS,
-        2 * sampler.RETRY_SEEDS + 1,
+        2 * RETRY_SEEDS,
+        2 * RETRY_SEEDS + 1,
     ]
 
 
@@ -411,7 +402,7 @@ def test_near_copies_of_training_images_are_rejected(reference, tmp_path):
 
 
 def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp_path, monkeypatch, caplog):
-    load = models.load_unet
+    load = models.load_denoiser
 
     def broken_in_half(model, dtype):
         unet = load(model, dtype)
@@ -419,7 +410,7 @@ def test_half_precision_that_gives_nan_falls_back_to_float32_once(reference, tmp
             unet.conv_out.weight.data.fill_(torch.nan)
         return unet
 
-    monkeypatch.setattr(generate.models, "load_unet", broken_in_half)
+    monkeypatch.setattr(generate.models, "load_denoiser", broken_in_half)
     assert make(tmp_path / "set", "--mixed_precision", "bf16", "--batch_size", 4) == 0
     assert "all of the first 4 images are invalid (NaN latents) in torch.bfloat16; continuing in float32" in caplog.text
     assert apart(pixels(tmp_path / "set"), pixels(reference)) <= 1
@@ -445,7 +436,7 @@ def write_lora(folder: Path, seed: int, base: str = "demo", model: str = str(mod
     """A LoRA on UNet and text encoder whose effect is plain to see, in our format and in kohya's."""
     torch.manual_seed(seed)
     unet, (_, encoders) = (
-        models.load_unet(model, torch.float32),
+        models.load_denoiser(model, torch.float32),
         models.load_text_encoders(model, family, torch.float32),
     )
     adapter = lora.Adapter(4, 8)
@@ -587,7 +578,8 @@ def test_a_controlnet_draws_what_the_diffusers_pipeline_draws(reference, tmp_pat
 
     torch.manual_seed(0)
     net = ControlNetModel.from_unet(
-        models.load_unet(str(models.DEMO_MODEL), torch.float32), conditioning_embedding_out_channels=(16, 32, 32, 64)
+        models.load_denoiser(str(models.DEMO_MODEL), torch.float32),
+        conditioning_embedding_out_channels=(16, 32, 32, 64),
     )
     for block in [*net.controlnet_down_blocks, net.controlnet_mid_block]:  # they begin at zero, with no effect
         torch.nn.init.normal_(block.weight, std=0.05)
@@ -661,7 +653,7 @@ def test_damaged_images_to_start_from_are_named_before_any_work(tmp_path):
 
 def test_a_controlnet_of_another_family_is_refused(reference, tmp_path):
     build_tiny(tmp_path / "tiny", "sd2")
-    net = ControlNetModel.from_unet(models.load_unet(str(tmp_path / "tiny"), torch.float32))
+    net = ControlNetModel.from_unet(models.load_denoiser(str(tmp_path / "tiny"), torch.float32))
     net.save_pretrained(tmp_path / "net")
     with pytest.raises(UserError, match="made for another family of models .cross_attention_dim 1024"):
         make(tmp_path / "set", "--controlnet", tmp_path / "net", "--control_images", reference / "images")
@@ -747,9 +739,9 @@ def test_dry_run_tells_of_prompts_that_are_cut_off_without_reading_weights(loras
     write_safetensors(folder / "learned_embeds.safetensors", {"<sks>": torch.zeros(1, 4)})
     command = ["--pretrained_model_name_or_path", "demo", "--output_dir", str(tmp_path / "set"), "--dry_run"]
     command += ["--prompt", "<sks> " * 20]
-    assert make_plain([*command, "--lora", str(folder), "--allow_other_base"]) == 0
+    assert make_images(*command, "--lora", folder, "--allow_other_base") == 0
     assert "longer than" not in caplog.text  # the LoRA's word is one token
-    assert make_plain(command) == 0
+    assert make_images(*command) == 0
     assert "1 of 1 prompts are longer than the tokenizer's limit of 32 tokens" in caplog.text
 
 
@@ -792,11 +784,11 @@ def test_a_set_that_is_kept_elsewhere_is_continued_on_another_machine(
         seen.append(1)
         if len(seen) == 2:
             received.append(signal.SIGTERM)
-        return record_image(*args)
+        return record_item(*args)
 
-    record_image = set_folder.record_image
+    record_item = set_folder.record_item
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "record_image", stop_after_two)
+        patch.setattr(generate, "record_item", stop_after_two)
         patch.setattr(runs, "catch_signals", lambda doing: received)
         assert make(tmp_path / "first", "--batch_size", 1, "--sync_to", in_s3) == 128 + signal.SIGTERM
     made = len(list((tmp_path / "first/images").glob("*.png")))

@@ -5,16 +5,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from diffusers import ControlNetModel, UNet2DConditionModel
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from demo.catalogue import write_catalogue
+from families.models import DEMO_MODEL
 from tests import fake_mps
 from tests.test_evaluate import draw_set
+from tests.tiny_models import build_tiny
 from tests.tiny_runs import PRIOR, flags, subject_flags
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it takes libc10.so; a Mac has the device itself")
 SHORT = "--max_train_steps 2 --train_batch_size 1 --effective_batch_size 2 --gradient_checkpointing".split()
 SHORT += "--num_validation_samples 1 --validation_steps 2 --num_validation_images 1".split()
-SHORT += "--held_out 0.2 --checkpointing_steps 2".split()
+SHORT += "--held_out 0.2 --checkpointing_steps 2".split()  # and a cache of its own: the last bits are the device's
 OURS = {"torch.float32", "torch.int64", "torch.int32", "torch.uint8", "torch.bool"}
 
 
@@ -30,8 +34,8 @@ def sets(tmp_path_factory):
 def check(report: fake_mps.Report, computes: set[str]) -> None:
     """That no rule was broken, and that the device really computed these operators."""
     assert not report.broken
-    assert set(report.dtypes) <= OURS
-    assert {f"aten::{name}" for name in computes} <= set(report.operators)
+    assert report.dtypes <= OURS
+    assert {f"aten::{name}" for name in computes} <= report.operators
 
 
 def run(script: str, words: list, folder: Path, *computes: str) -> fake_mps.Report:
@@ -51,6 +55,12 @@ def test_train_lora(trainer_data, tmp_path):
 
 
 @pytest.mark.very_slow
+def test_train_lora_of_sdxl(trainer_data, tmp_path):
+    words = flags(trainer_data, tmp_path / "run", *SHORT, "--latent_cache_dir", tmp_path / "cache", family="sdxl")
+    run("train_lora", words, tmp_path / "mps", *BACKWARD)
+
+
+@pytest.mark.very_slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_train_dreambooth(trainer_data, tmp_path, method):
     more = ("--method", "full") if method == "full" else ("--train_token", "<sks>", *PRIOR)
@@ -64,11 +74,38 @@ def test_generate(tmp_path):
     run("generate", words, tmp_path / "mps", "_scaled_dot_product_attention_math_for_mps", "_mps_convolution")
 
 
+@pytest.mark.very_slow
+def test_generate_with_a_controlnet(sets, tmp_path):
+    unet = UNet2DConditionModel.from_pretrained(DEMO_MODEL, subfolder="unet")
+    ControlNetModel.from_unet(unet, conditioning_channels=3).save_pretrained(tmp_path / "net")
+    words = ["--pretrained_model_name_or_path", "demo", "--prompt", "a photo of red boots", "--num_images", 1]
+    words += ["--resolution", 64, "--num_inference_steps", 2, "--num_workers", 1, "--output_dir", tmp_path / "set"]
+    words += ["--controlnet", tmp_path / "net", "--control_images", sets / "real/test"]
+    run("generate", words, tmp_path / "mps", "_scaled_dot_product_attention_math_for_mps", "_mps_convolution")
+
+
 def test_evaluate(sets, tmp_path):
     words = ["--generated", sets / "made", "--real", sets / "real/test", "--train", sets / "real/train"]
-    words += ["--encoders", "demo"]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(image_size=56, patch_size=14, **sizes)).save_pretrained(tmp_path / "net")
+    BitImageProcessorPil(crop_size={"height": 56, "width": 56}).save_pretrained(tmp_path / "net")
+    words += ["--encoders", "demo", f"dinov2={tmp_path / 'net'}"]
     words += ["--resamples", 20, "--num_workers", 1, "--output_dir", tmp_path / "evaluation"]
     run("evaluate", words, tmp_path / "mps", "_scaled_dot_product_attention_math_for_mps")
+
+
+@pytest.mark.very_slow
+def test_benchmark(tmp_path):
+    model, out = build_tiny(tmp_path / "tiny", "sd1"), tmp_path / "benchmark"
+    words = "--resolution 16 --effective_batch_size 1 --max_train_steps 4 --repeats 1 --generate_batch_sizes 1".split()
+    words += ["--pretrained_model_name_or_path", model, "--output_dir", out, "--"]
+    words += "--validation_inference_steps 2 --num_validation_images 1 --lr_warmup_steps 2".split()
+    computes = (*BACKWARD, "_scaled_dot_product_attention_math_for_mps")
+    run("benchmark", words, tmp_path / "mps", *computes)  # also the trainers and workers that it starts
+    found = json.loads((out / "benchmark.json").read_text())
+    assert found["machine"]["device"] == "Apple GPU (MPS)" and found["machine"]["memory_gib"] == 22
+    assert {row["status"] for row in found["rows"] + found["generation"]} == {"ok"}
+    assert {row["memory_gib"] for row in found["rows"]} == {3.0}  # what torch.mps says in a trainer
 
 
 @pytest.mark.very_slow

@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import functools
+import http.server
 import importlib
 import io
 import json
@@ -23,7 +25,9 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+import benchmark
 import train_lora
+import train_tts
 from demo.catalogue import write_catalogue
 from notebooks import colab
 from training.batches import plan_batch
@@ -32,8 +36,9 @@ from utils.runs import training_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TRAIN, MONITOR = ROOT / "notebooks/train_colab.ipynb", ROOT / "notebooks/monitor_colab.ipynb"
+TRAIN, VOICE, MONITOR = (ROOT / f"notebooks/{name}_colab.ipynb" for name in ("train", "voice", "monitor"))
 FIELD = re.compile(r"^(\w+) = (.*?)  # @param\b.*$", re.M)
+NEWEST = "Figures, time left, loss curve, newest validation"  # a step of the monitor
 needs_venv = pytest.mark.skipif(not colab.PYTHON.exists(), reason="the notebooks use .venv: run `make setup`")
 # A stand-in for the part of Colab that the notebooks use: a secret, an upload, a mounted Drive.
 GOOGLE_COLAB = {
@@ -107,8 +112,19 @@ def test_notebooks_are_valid_and_hold_no_output(path):
     assert not re.search(r"/(home|Users|root)/\w|hf_\w{8}", text)
 
 
-def test_both_notebooks_find_the_repository_in_the_same_way():
-    assert read_code(TRAIN)[0] == read_code(MONITOR)[0]
+def test_the_notebooks_begin_in_the_same_way():
+    assert read_code(TRAIN)[0] == read_code(VOICE)[0] == read_code(MONITOR)[0]
+    assert read_code(TRAIN)[1:3] == read_code(VOICE)[1:3]
+
+
+def test_every_field_of_the_voices_notebook_is_explained_and_so_is_the_licence():
+    for source in read_code(VOICE)[1:]:
+        lines = source.splitlines()
+        for above, line in zip(lines, lines[1:]):
+            assert not FIELD.match(line) or above.startswith("# @markdown "), line
+    assert "CC BY-NC" in nbformat.read(VOICE, as_version=4).cells[0].source
+    (choice,) = (source for source in read_code(VOICE) if "facebook/mms-tts-por" in source)
+    assert "may not be used commercially" in choice
 
 
 def test_without_an_address_the_notebook_says_what_is_missing_and_with_one_it_clones(tmp_path):
@@ -167,14 +183,17 @@ def read_commands(folder: Path, path: Path, **fields: Any) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "commands.jsonl").read_text().splitlines()]
 
 
-def suggested_fields(column: int) -> dict[str, str]:
-    """What the table in the notebook's first cell suggests for one's own images."""
-    rows = re.findall(r"^\| (`.*) \| (.*) \| (.*) \|$", nbformat.read(TRAIN, as_version=4).cells[0].source, re.M)
+WORDS = {"empty": "", "on": True, "off": False}
+
+
+def suggested_fields(path: Path, column: int) -> dict[str, Any]:
+    """What the table in the notebook's first cell suggests for one's own data."""
+    lines = nbformat.read(path, as_version=4).cells[0].source.splitlines()
     found = {}
-    for row in rows:
-        value = "" if row[column].startswith("empty") else row[column].strip("`")
-        found |= dict.fromkeys(re.findall(r"`(\w+)`", row[0]), value)
-    return found | {"source": "folder", "place": "photos", "run_name": "mine"}
+    for row in (line.split("|") for line in lines if line.startswith("| `")):
+        text = row[column + 1].strip()
+        found |= dict.fromkeys(re.findall(r"`(\w+)`", row[1]), WORDS.get(text.partition(":")[0], text.strip("`")))
+    return found | {"run_name": "mine"}
 
 
 def check_command(command: list[str]) -> None:
@@ -203,13 +222,38 @@ def test_every_command_of_the_training_notebook_is_one_that_its_script_accepts(r
 @pytest.mark.parametrize("trainer", ["train_lora", "train_dreambooth"])
 def test_what_the_training_notebook_suggests_for_own_images_is_accepted(recording, trainer):
     (recording / "photos").mkdir()
-    fields = suggested_fields(1 + (trainer == "train_dreambooth")) | {"keep_in": ""}
-    commands = read_commands(recording, TRAIN, **fields)
+    fields = suggested_fields(TRAIN, 1 + (trainer == "train_dreambooth"))
+    commands = read_commands(recording, TRAIN, **fields | {"keep_in": "", "source": "folder", "place": "photos"})
     middle = [] if trainer == "train_dreambooth" else ["prepare_dataset.py"]
     assert [command[0] for command in commands[1:]] == [*middle, f"{trainer}.py", "generate.py", "evaluate.py"]
     for command in commands[1:]:
         check_command(command)
         assert "--sync_to" not in command and "demo" not in " ".join(command)
+
+
+def test_every_command_of_the_voices_notebook_is_one_that_its_script_accepts(recording, tmp_path):
+    commands = read_commands(recording, VOICE, keep_in=str(tmp_path / "drive"), push_to="me/voice")
+    names = "check_environment prepare_speech train_tts synthesize evaluate_speech"
+    assert [command[0].removesuffix(".py") for command in commands] == names.split()
+    for command in commands:
+        check_command(command)
+    trained = commands[2]
+    assert trained[trained.index("--sync_to") + 1] == str(tmp_path / "drive/runs/demo_voice")
+    assert trained[-3:] == ["--push_to_hub", "--hub_model_id", "me/voice"]
+
+
+@pytest.mark.parametrize("column", [2, 3])  # the first is the second without --segment
+def test_what_the_voices_notebook_suggests_for_own_recordings_is_accepted(recording, column):
+    fields = suggested_fields(VOICE, column)
+    (recording / "recordings").mkdir()
+    found = {"keep_in": "", "source": "folder", "place": "recordings"}
+    commands = read_commands(recording, VOICE, **fields | found)
+    names = "check_environment prepare_speech train_tts synthesize evaluate_speech"
+    assert [command[0].removesuffix(".py") for command in commands] == names.split()
+    assert ("--segment" in commands[1]) == (column == 2)
+    for command in commands[1:]:
+        check_command(command)
+        assert "--sync_to" not in command and "--push_to_hub" not in command and "demo" not in " ".join(command)
 
 
 def test_every_command_of_the_monitor_is_one_that_its_script_accepts(recording, tmp_path):
@@ -333,6 +377,83 @@ def test_data_comes_from_a_folder_a_zip_file_an_upload_or_the_hub(checkout, in_c
         colab.find_data("folder", "gone.zip", "train_lora.py", Path("uploads"))
 
 
+@pytest.fixture
+def address(tmp_path):
+    """A server's address, and the folder that it serves."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(Quiet, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", tmp_path / "served"
+        server.shutdown()
+
+
+def test_a_zip_file_is_downloaded_once_from_its_address(checkout, address, capsys):
+    place, served = address
+    with zipfile.ZipFile(served / "corpus.zip", "w") as packed:
+        packed.writestr("corpus/texts.csv", "wavs/1.wav==bom dia")
+    for _ in range(2):
+        found = colab.find_data("address", f"{place}/corpus.zip?dl=1", "train_tts.py", Path("uploads"))
+        assert (found / "texts.csv").read_text() == "wavs/1.wav==bom dia"
+    assert capsys.readouterr().out.count("downloading") == 1
+    with pytest.raises(SystemExit, match="place: my/corpus; give the address of a .zip file"):
+        colab.find_data("address", "my/corpus", "train_tts.py", Path("uploads"))
+    with pytest.raises(SystemExit, match="curl ended with exit code 22"):
+        colab.find_data("address", f"{place}/gone.zip", "train_tts.py", Path("uploads"))
+    assert "404" in capsys.readouterr().out
+
+
+PREPARES = """
+import pathlib, sys
+words = sys.argv[1:]
+place = pathlib.Path(words[words.index("--output_dir") + 1])
+place.mkdir()
+place.joinpath("splits.json").write_text("{}")
+place.joinpath("corrections.html").write_text("a page")
+segments = place.parent / "cache/segments/transcripts"
+segments.mkdir(parents=True, exist_ok=True)
+segments.joinpath("some.jsonl").write_text("heard")
+"""
+
+
+@needs_venv
+def test_a_voices_data_and_transcripts_are_kept_and_not_prepared_again_elsewhere(checkout, tmp_path):
+    drive, script = tmp_path / "drive", Path("prepare_speech.py")
+    script.unlink()
+    script.write_text(PREPARES)
+    Path("recordings").mkdir()
+    Path("recordings/one.wav").touch()
+    asked = ("folder", "recordings", ["--segment"], "mine", drive)
+    assert colab.prepare_voice(*asked) == Path("data/mine")
+    (kept,) = drive.glob("data/mine-*.zip")
+    assert kept.with_suffix(".corrections.html").read_text() == "a page"
+    assert (drive / "data/segments/transcripts/some.jsonl").read_text() == "heard"
+    for place in ("data", "recordings"):
+        shutil.rmtree(place)
+    script.write_text("raise SystemExit('prepared again')")
+    assert colab.prepare_voice(*asked) == Path("data/mine")
+    assert Path("data/mine/splits.json").read_text() == "{}"
+    assert colab.prepare_voice("folder", "data/mine", [], "other", drive) == Path("data/mine")  # prepared already
+    Path("recordings").mkdir()
+    with pytest.raises(SystemExit, match="prepare_speech.py ended with exit code 1"):
+        colab.prepare_voice("folder", "recordings", ["--segment", "--asr", "demo"], "mine", drive)
+
+
+def test_the_newest_sounds_of_a_voice_come_with_their_recordings(tmp_path):
+    names = ["000000_1", "000000_1_real", "000000_2", "000000_2_real", "000100_1", "000100_2"]
+    (tmp_path / "validation").mkdir()
+    for name in names:
+        (tmp_path / f"validation/step-{name}.wav").touch()
+    shown = [path.stem.removeprefix("step-") for path in colab.newest_sounds(tmp_path)]
+    assert shown == ["000100_1", "000000_1_real", "000100_2", "000000_2_real"]
+    assert colab.newest_sounds(tmp_path / "validation") == []
+
+
 # Batch
 
 
@@ -363,22 +484,29 @@ CHOSEN = "--train_batch_size=4 --gradient_accumulation_steps=2 --no-gradient_che
 
 
 @needs_venv
-@pytest.mark.parametrize("trainer", ["train_lora", "train_dreambooth"])
-def test_the_batch_is_measured_once_for_a_gpu_and_its_flags_and_kept(measuring, tmp_path, monkeypatch, trainer):
-    drive, flags = tmp_path / "drive", ["--config", "configs/demo_lora.yaml"][: 2 * (trainer == "train_lora")]
-    data = ["--train_data_dir", "data/x"] if trainer == "train_lora" else ["--instance_data_dir", "photos"]
-    if trainer == "train_dreambooth":
-        flags += ["--instance_prompt", "a photo of sks shoes"]
+@pytest.mark.parametrize(
+    ("trainer", "data", "flags", "more"),
+    [
+        ("train_lora", ["--train_data_dir", "data/x"], ["--config", "configs/demo_lora.yaml"], ["--rank", "4"]),
+        ("train_dreambooth", ["--instance_data_dir", "x"], ["--instance_prompt", "a photo of sks"], ["--rank", "4"]),
+        ("train_tts", ["--train_data_dir", "data/x"], ["--config", "configs/voice_pt_br.yaml"], ["--seed", "4"]),
+    ],
+)
+def test_the_batch_is_measured_once_for_a_gpu_and_its_flags_and_kept(
+    measuring, tmp_path, monkeypatch, trainer, data, flags, more
+):
+    drive, chosen = tmp_path / "drive", CHOSEN[: 4 - (trainer == "train_tts")]
     asked = (f"{trainer}.py", data, flags, "with a GPU", drive)
-    assert colab.choose_batch(*asked) == CHOSEN
+    assert colab.choose_batch(*asked) == chosen
+    importlib.import_module(trainer).parse_args([*data, *flags, *chosen])
     (kept,) = drive.glob("runs/benchmarks/tesla-t4-*/*")
     words = json.loads(kept.read_text())["words"]
     assert words[words.index("--") + 1 :] == [*data, *flags]
-    check_command(["benchmark.py", *words])
+    assert benchmark.read_job(benchmark.parse_args(words)).script == f"{trainer}.py"
     shutil.rmtree("runs")
     Path("benchmark.py").unlink()  # measured again, this would fail
-    assert colab.choose_batch(*asked) == CHOSEN
-    for other in ({"flags": [*flags, "--rank", "4"]}, {"gpu": "NVIDIA L4"}):
+    assert colab.choose_batch(*asked) == chosen
+    for other in ({"flags": [*flags, *more]}, {"gpu": "NVIDIA L4"}):
         monkeypatch.setenv("GPU", other.get("gpu", "Tesla T4"))
         with pytest.raises(SystemExit, match="benchmark.py ended with exit code 2"):
             colab.choose_batch(asked[0], data, other.get("flags", flags), *asked[3:])
@@ -394,12 +522,21 @@ def test_without_a_gpu_or_unasked_the_batch_stays_that_of_the_flags(measuring, c
     assert len(list(Path("runs/benchmarks").glob("cpu-*/benchmark.json"))) == 1
 
 
-@pytest.mark.parametrize("own", [[], ["--train_batch_size", "8"], ["--config", "configs/demo_lora.yaml"]])
-def test_the_chosen_batch_resumes_a_run_that_began_with_another(own):
+@pytest.mark.parametrize(
+    ("trainer", "own"),
+    [
+        (train_lora, []),
+        (train_lora, ["--train_batch_size", "8"]),
+        (train_lora, ["--config", "configs/demo_lora.yaml"]),
+        (train_tts, []),
+        (train_tts, ["--config", "configs/voice_pt_br.yaml"]),
+    ],
+)
+def test_the_chosen_batch_resumes_a_run_that_began_with_another(trainer, own):
     """What is compared of two runs is the effective batch, which benchmark.py only divides."""
-    before = train_lora.parse_args(own)
+    before = trainer.parse_args(own)
     effective = plan_of(before).effective
-    again = train_lora.parse_args([*own, "--train_batch_size=1", f"--gradient_accumulation_steps={effective}"])
+    again = trainer.parse_args([*own, "--train_batch_size=1", f"--gradient_accumulation_steps={effective}"])
     assert plan_of(again).effective == effective and plan_of(again).micro == 1 != plan_of(before).micro
     old, new = (vars(args) | {"effective_batch_size": effective} for args in (before, again))
     assert training_changes(old, new, free_to_change(again)) == []
@@ -433,12 +570,12 @@ def run_all(path: Path, **fields: Any) -> dict[str, str]:
     return dict(zip((cell.source.splitlines()[0].partition(". ")[2] for cell in cells), texts))
 
 
-def kill_once_kept(run: Path) -> None:
-    """Kill the trainer, as when its machine goes, once a checkpoint of the run is kept."""
-    while not list(run.glob("checkpoint-*/MANIFEST.json")):
+def kill_once_kept(run: Path, trainer: str, *names: str) -> None:
+    """Kill the trainer, as when its machine goes, once a checkpoint of the run and files of these names are kept."""
+    while not all(list(run.glob(name)) for name in ("checkpoint-*/MANIFEST.json", *names)):
         time.sleep(0.1)
     for process in psutil.Process().children(recursive=True):
-        if "train_lora.py" in process.cmdline():
+        if trainer in process.cmdline():
             process.kill()
 
 
@@ -451,13 +588,12 @@ def test_run_all_again_elsewhere_resumes_and_the_monitor_follows(checkout, tmp_p
     short = "--config configs/demo_lora.yaml --lr_scheduler constant --checkpointing_steps 5 --validation_steps 50"
     short += " --num_validation_samples 8 --num_validation_images 2 --logging_steps 1 --max_train_steps"
     fields = {"keep_in": str(drive), "num_images": 8}
-    figures = "Figures, time left, loss curve, newest validation images"
 
     write_catalogue(Path("data/drawn"), 60, (128, 128), 0, ["Casual Shoes"], damage=False)
-    threading.Thread(target=kill_once_kept, args=[run], daemon=True).start()
+    threading.Thread(target=kill_once_kept, args=[run, "train_lora.py"], daemon=True).start()
     with pytest.raises(CellExecutionError, match="train_lora.py ended with exit code -9"):
         run_all(TRAIN, **fields, train_flags=f"{short} 2000")
-    shown = run_all(MONITOR, **fields)[figures]
+    shown = run_all(MONITOR, **fields)[NEWEST]
     assert re.search(r"^last step +2,000$", shown, re.M) and re.search(r"^time left +\d", shown, re.M), shown
 
     shutil.rmtree("runs")  # the machine is gone, and with it its lease, minutes later
@@ -473,5 +609,42 @@ def test_run_all_again_elsewhere_resumes_and_the_monitor_follows(checkout, tmp_p
     names = zipfile.ZipFile("runs/demo_lora.zip").namelist()
     assert {"runs/demo_lora/README.md", "runs/demo_lora_evaluation/report.html"} <= set(names)
     told = run_all(MONITOR, **fields, evaluate=True, evaluate_flags="--encoders demo --real data/demo_lora/test")
-    assert re.search(rf"^steps +{kept + 5}$", told[figures], re.M) and "time left" not in told[figures]
+    assert re.search(rf"^steps +{kept + 5}$", told[NEWEST], re.M) and "time left" not in told[NEWEST]
     assert len(list(drive.glob("runs/demo_lora_*_evaluation/report.html"))) == 1
+
+
+@needs_venv
+@pytest.mark.very_slow
+def test_run_all_of_the_voices_notebook_again_elsewhere_resumes_and_the_monitor_follows(
+    checkout, tmp_path, monkeypatch
+):
+    drive, run = tmp_path / "drive", tmp_path / "drive/runs/demo_voice"
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # where tensorboard is
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    short = "--effective_batch_size 4 --learning_rate 1e-5 --checkpointing_steps 5 --validation_steps 5"
+    short += " --num_validation_samples 4 --num_validation_sounds 2 --logging_steps 1 --max_train_steps"
+    fields = {"keep_in": str(drive)}
+    fields["evaluate_flags"] = "--asr demo --speaker_encoder demo --max_sentences 6 --num_workers 1"
+
+    heard = "validation/step-*_1.wav", "validation/step-*_1_real.wav"
+    threading.Thread(target=kill_once_kept, args=[run, "train_tts.py", *heard], daemon=True).start()
+    with pytest.raises(CellExecutionError, match="train_tts.py ended with exit code -9"):
+        run_all(VOICE, **fields, train_flags=f"{short} 2000")
+    shown = run_all(MONITOR, keep_in=str(drive), run_name="demo_voice")[NEWEST]
+    assert re.search(r"^last step +2,000$", shown, re.M) and re.search(r"step-\d+_1.wav.*_1_real.wav", shown, re.S), (
+        shown
+    )
+
+    shutil.rmtree("runs")  # the machine is gone, and with it its lease, minutes later
+    shutil.rmtree("data")
+    os.utime(run / ".lease.json", (time.time() - 600,) * 2)
+    kept = max(int(path.parent.name.partition("-")[2]) for path in run.glob("checkpoint-*/MANIFEST.json"))
+    told = run_all(VOICE, **fields, train_flags=f"{short} {kept + 5}")
+    assert told["Data"].startswith("data: data/demo_voice, from ")
+    assert f"resuming from runs/demo_voice/checkpoint-{kept}\n" in told["Train"]
+    assert f"step-{kept + 5:06d}_2.wav" in told["Figures, loss curve, validation"]
+    assert "Bom dia! Como posso ajudar?" in told["Listen"].splitlines() and "report.html" in told["Evaluate"]
+    results = "runs/demo_voice/model.safetensors", "runs/demo_voice_evaluation/report.html"
+    assert all((drive / name).is_file() for name in (*results, "data/spoken/demo_voice/audio/000001.wav"))
+    names = zipfile.ZipFile("runs/demo_voice.zip").namelist()
+    assert {*results, "data/spoken/demo_voice/audio/000001.wav"} <= set(names)

@@ -8,6 +8,7 @@ from demo import pretrain
 from demo.captions import MAX_TOKENS, caption, make_tokenizer
 from demo.catalogue import product
 from demo.shoes import HELD_BACK, KINDS, KNOWN_KINDS
+from demo.stages import Plan, Stage, train
 
 
 def captions(kinds, count=3000):
@@ -32,9 +33,9 @@ def test_every_caption_fits_the_tokenizer_and_is_read_back():
 
 
 @pytest.fixture
-def toy(monkeypatch, tmp_path):
+def toy(tmp_path):
     """A one-layer stage, and how to train it until `steps`."""
-    monkeypatch.setitem(pretrain.PLAN, "toy", (600, 4, 1e-2))
+    stage = Stage("toy", Plan(600, 4, 1e-2), (0,))
 
     def step_loss(model, step, rng):
         if step == step_loss.fail_at:
@@ -46,7 +47,7 @@ def toy(monkeypatch, tmp_path):
         step_loss.fail_at = fail_at
         torch.manual_seed(0)
         (tmp_path / name).mkdir(exist_ok=True)
-        return pretrain.train("toy", tmp_path / name, torch.nn.Linear(3, 3), step_loss, "cpu", average=0.9)
+        return train(stage, tmp_path / name, torch.nn.Linear(3, 3), step_loss, "cpu", average=0.9)
 
     return run
 

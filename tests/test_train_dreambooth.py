@@ -25,18 +25,10 @@ from families import diffusion, tokens
 from families.lora import read_lora
 from families.lora_mix import Lora, learnt_words, parse_lora
 from families.models import DEMO_MODEL
-from families.sampler import (
-    RETRY_SEEDS,
-    Execution,
-    ImageRequest,
-    Sampler,
-    SamplerParts,
-    Sampling,
-    generate_images,
-    load_sampler,
-)
+from families.sampler import Execution, ImageRequest, Sampler, SamplerParts, Sampling, generate_images, load_sampler
 from generation.set_folder import Share
 from tests.benchmarks import dreambooth_effect
+from tests.tiny_models import DDPM
 from tests.tiny_runs import (
     LORA,
     PRIOR,
@@ -135,7 +127,7 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2)
     sides = [("subject", "a photo of <sks> shoes", 0, 1), ("class", "a photo of shoes", ("class", 0), 0.3)]
     losses, shapes = [], ((16, 16),) * 5
-    plans = {name: sample_plan.SamplePlan(seed, shapes, 8, 1000) for name, _, seed, _ in sides}
+    plans = {name: sample_plan.SamplePlan(seed, shapes, 8, DDPM.draw_time) for name, _, seed, _ in sides}
     for step in range(2):
         total = {"subject": 0, "class": 0}
         for position in range(8 * step, 8 * step + 8):
@@ -149,7 +141,7 @@ def test_a_step_is_what_diffusers_does_by_hand(trainer_data, tmp_path):
                 with torch.no_grad():
                     moments, text = vae.encode(pixels).latent_dist, encoder(ids)[0]
                 latents = (moments.mean + moments.std * posterior) * vae.config.scaling_factor
-                timestep = torch.tensor([draw.timestep])
+                timestep = torch.tensor([draw.time])
                 noisy = scheduler.add_noise(latents, noise[None], timestep)
                 loss = F.mse_loss(unet(noisy, timestep, text).sample, noise[None]) / 8
                 total[name] = total[name] + loss.item()
@@ -294,7 +286,7 @@ def test_two_runs_with_one_learnt_word_are_mixed_where_one_of_them_is_renamed(tr
     assert "comes with the word" not in caplog.text and "which the LoRA was trained on" in caplog.text
     loras = parse_lora(f"{worded}:0.8"), parse_lora(f"{other}:0.5:word=<b>")
     sampler = load_sampler(SamplerParts(model, "sd1", loras), Sampling(2, 1.0, 16), on_cpu(1), ["<sks>", "<b>", "b"])
-    features = [sampler.features[prompt][0] for prompt in ("<sks>", "<b>", "b")]
+    features = [sampler.features[prompt]["embeds"] for prompt in ("<sks>", "<b>", "b")]
     assert torch.equal(features[0], features[1]) and not torch.equal(features[0], features[2])
 
 
@@ -303,10 +295,10 @@ def test_texts_that_repeat_are_encoded_once():
 
     def encode(texts):
         seen.append(texts)
-        return torch.tensor([[float(len(text))] for text in texts]), None
+        return [{"embeds": torch.tensor([float(len(text))])} for text in texts]
 
-    embeds, pooled = encoding.encode_distinct(encode, ["ab", "c", "ab"])
-    assert embeds.flatten().tolist() == [2, 1, 2] and pooled is None and seen == [["ab", "c"]]
+    found = encoding.encode_distinct(encode, ["ab", "c", "ab"])
+    assert [one["embeds"].item() for one in found] == [2, 1, 2] and seen == [["ab", "c"]]
 
 
 def test_repeated_texts_have_the_same_gradient_to_the_byte_every_time():
@@ -317,8 +309,9 @@ def test_repeated_texts_have_the_same_gradient_to_the_byte_every_time():
     factors = torch.randn(8, 77, 768, generator=torch.Generator().manual_seed(1))
     found = set()
     for _ in range(20):
-        embeds, _ = encoding.encode_distinct(lambda texts: (weights * 1.0, None), ["a"] * 6 + ["b"] * 2)
-        (gradient,) = torch.autograd.grad((embeds * factors).sum(), weights)
+        texts = ["a"] * 6 + ["b"] * 2
+        rows = encoding.encode_distinct(lambda _: [{"embeds": one} for one in weights * 1.0], texts)
+        (gradient,) = torch.autograd.grad((diffusion.stack(rows, "embeds") * factors).sum(), weights)
         found.add(gradient.numpy().tobytes())
     torch.set_num_threads(threads)
     assert len(found) == 1
@@ -504,7 +497,7 @@ def test_a_bad_class_image_is_drawn_again_from_another_seed(drawn, tmp_path, mon
     monkeypatch.setattr(prior, "find_fault", fault)
     draw(tmp_path, count=2)
     with Image.open(tmp_path / "000000.png") as one:
-        assert one.info["seed"] == str(3 + RETRY_SEEDS)
+        assert one.info["seed"] == str(3 + devices.RETRY_SEEDS)
     assert not np.array_equal(pixels_of(tmp_path)["000000.png"], pixels_of(folder)["000000.png"])
     monkeypatch.setattr(prior, "find_fault", lambda *args: "noise")
     with pytest.raises(UserError, match=r"--class_prompt .*: image \d is bad with each of 4 seeds \(noise\)"):
@@ -646,7 +639,7 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
             "--aspect_ratio_buckets 16,16 --no-use_aspect_ratio_buckets",
             "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets",
         ),
-        ("--method full --output_kohya_format", "--output_kohya_format True: not with --method full; leave it out"),
+        ("--method full --output_kohya_format", "--output_kohya_format: not with --method full; leave it out"),
         ("--method full --train_token sks", "--train_token sks: not with --method full; leave it out"),
         ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
         ("--learning_rate 0", "--learning_rate 0: expected a number, above 0, at most 100"),

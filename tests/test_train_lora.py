@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import train_lora
-from families import diffusion, sampler
+from families import diffusion, sampler, sd
 from families.lora import read_lora
+from tests.tiny_models import DDPM
 from tests.tiny_runs import (
     LORA,
     ROOT,
@@ -128,7 +129,7 @@ def by_hand(model: Path, data: Path, steps: int, effective: int = 8) -> tuple[li
     scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=1e-2)
     records, losses = read_split(data, "train"), []
-    plan = sample_plan.SamplePlan(0, ((16, 16),) * len(records), effective, 1000)
+    plan = sample_plan.SamplePlan(0, ((16, 16),) * len(records), effective, DDPM.draw_time)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-2 * min(1, step / 2)
         total = 0
@@ -143,7 +144,7 @@ def by_hand(model: Path, data: Path, steps: int, effective: int = 8) -> tuple[li
                 moments = vae.encode(pixels).latent_dist
                 text = encoder(ids)[0]
             latents = (moments.mean + moments.std * posterior) * vae.config.scaling_factor
-            timestep = torch.tensor([draw.timestep])
+            timestep = torch.tensor([draw.time])
             noisy = scheduler.add_noise(latents, noise[None], timestep)
             total = total + F.mse_loss(unet(noisy, timestep, text).sample, noise[None]) / effective
         total.backward()
@@ -219,14 +220,23 @@ def test_an_overflow_of_the_loss_scale_repeats_the_step_at_half_the_scale(traine
 
 
 def fail_beyond(limit: int, monkeypatch) -> None:
-    predict = diffusion.predict
+    predict = sd.predict
 
     def out_of_memory(unet, noisy, *args):
         if torch.is_grad_enabled() and len(noisy) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return predict(unet, noisy, *args)
 
-    monkeypatch.setattr(diffusion, "predict", out_of_memory)
+    monkeypatch.setattr(sd, "predict", out_of_memory)
+
+
+def test_memory_that_is_free_is_used(trainer_data, tmp_path, caplog, capsys):
+    words = ["--memory", "auto", "--gradient_checkpointing", "--dry_run"]
+    command = [word for word in flags(trainer_data, tmp_path / "run", *words) if word != "--no-gradient_checkpointing"]
+    at = command.index("--train_batch_size")
+    del command[at : at + 2]
+    assert train_lora.main(train_lora.parse_args(command)) == 0
+    assert "gradient checkpointing is off" in caplog.text and "8 at once x 1 accumulated" in capsys.readouterr().out
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
@@ -404,7 +414,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(
     trainer_data, reference, tmp_path, monkeypatch, number, code
 ):
     with monkeypatch.context() as patch:
-        send_in(patch, diffusion, "predict", 5, number)
+        send_in(patch, sd, "predict", 5, number)
         assert train(trainer_data, tmp_path / "run") == code
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-5", "checkpoint-3"]
     assert not (tmp_path / "run" / LORA).exists()
@@ -429,7 +439,7 @@ def test_a_signal_during_validation_too_and_the_validation_is_done_again(trainer
 
 
 def test_a_second_interrupt_stops_at_once(trainer_data, tmp_path, monkeypatch):
-    send_in(monkeypatch, diffusion, "predict", 5, signal.SIGINT, times=2)
+    send_in(monkeypatch, sd, "predict", 5, signal.SIGINT, times=2)
     with pytest.raises(KeyboardInterrupt):
         train(trainer_data, tmp_path / "run")
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]

@@ -6,16 +6,21 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
+import time
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
+import generate
 import train_dreambooth
 import train_lora
 from utils import checkpoints, cli, metrics_log, runs
@@ -85,6 +90,15 @@ def teach(data: dict[str, Path], out: Path, *more, family: str = "sd1") -> int:
         return train_dreambooth.main(train_dreambooth.parse_args(subject_flags(data, out, *more, family=family)))
 
 
+def make_images(*words: object) -> int:
+    """A command of generate.py, here; its exit code."""
+    try:
+        with as_in_a_process():
+            return generate.main(generate.parse_args([str(word) for word in words]))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision that it was given
+
+
 def forget_after(run: Path, step: int) -> None:
     """Leave the run as it was when the process ended after this step."""
     for path in checkpoints.list_checkpoints(run):
@@ -143,6 +157,7 @@ def column(folder: Path, name: str) -> list[float]:
 
 
 def _main(
+    script: str,
     words: list[str],
     told: Path,
     dies_in: tuple[str, str, int] | None,
@@ -170,8 +185,9 @@ def _main(
             return function(*args, **kwargs)
 
         setattr(module, name, counted)
-    sys.argv = ["train_lora.py", *words]
-    cli.run(train_lora.main, train_lora.parse_args(words))
+    sys.argv = [f"{script}.py", *words]
+    trainer = importlib.import_module(script)
+    cli.run(trainer.main, trainer.parse_args(words))
 
 
 def start(
@@ -181,6 +197,7 @@ def start(
     sends: tuple[int, ...] = (signal.SIGKILL,),
     environment: dict[str, str] | None = None,
     values: dict[tuple[str, str], float] | None = None,
+    script: str = "train_lora",
 ):
     """A process of its own that runs the command, forked where the libraries are loaded already.
 
@@ -190,7 +207,31 @@ def start(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_runs"])
     process = context.Process(
-        target=_main, args=(words, told, dies_in, sends, environment or {}, values or {}), daemon=True
+        target=_main, args=(script, words, told, dies_in, sends, environment or {}, values or {}), daemon=True
     )
     process.start()
     return process
+
+
+def end_together(processes: list, seconds: float) -> None:
+    """Wait until all have ended, as a launcher does: where one fails, the others end soon, too."""
+    until = time.monotonic() + seconds
+    while (running := [one for one in processes if one.is_alive()]) and time.monotonic() < until:
+        if any(one.exitcode for one in processes):
+            until = min(until, time.monotonic() + 5)  # in which they may say why
+        connection.wait([one.sentinel for one in running], max(0, until - time.monotonic()))
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def launch(script: str, words: list[str], told: Path, processes: int = 2) -> str:
+    """What a script says to the file `told` in several processes, which are as `accelerate launch` would start them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    ranks = [shared | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+    started = [start(words, told, environment=rank, script=script) for rank in ranks]
+    end_together(started, 500)
+    assert [process.exitcode for process in started] == [0] * processes, told.read_text()[-3000:]
+    return told.read_text()

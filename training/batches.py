@@ -4,13 +4,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from training.examples import Example, View, choose_view, time_ids
 from training.sample_plan import Draw, draw_noise, split_step
 from utils.cli import UserError
+from utils.devices import Rows
 
 MOST_A_STEP = 65_536  # samples
 
@@ -71,64 +72,45 @@ def check_accumulation(given: int | None, accumulation: int, effective: int, pro
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples that are trained together: one row each of every field."""
+class Batch(Rows):
+    """Images that are trained together; their `samples` are the examples' names."""
 
     latents: torch.Tensor
     noise: torch.Tensor
-    timesteps: torch.Tensor
+    times: torch.Tensor  # of the noise
     time_ids: torch.Tensor  # SDXL's sizes and crops
     texts: list[str]
-    samples: list[str]  # the examples' names, for messages
     index: torch.Tensor  # of the examples
     mask: torch.Tensor | None = None  # how much each place counts
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def to(self, device: torch.device) -> "Batch":
-        """On the device, asynchronously where it can."""
-
-        def move(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
-
-        return Batch(**{name: move(value) for name, value in vars(self).items()})
-
-    def split(self, size: int) -> list["Batch"]:
-        """In parts of at most `size` samples."""
-        return [
-            Batch(**{name: None if value is None else value[i : i + size] for name, value in vars(self).items()})
-            for i in range(0, len(self), size)
-        ]
 
 
 @dataclass(frozen=True)
 class Loader:
     """Where a batch's tensors come from. `moments` gives mean and deviation of a view's latents, as the VAE has them.
 
-    `scaling` is the VAE's factor to the UNet's latents. `masks` says how much each place of an image counts, in the
+    `to_latents` makes the VAE's latents those of the denoiser; they are a sample of what the VAE gives, or without
+    `sample_posterior` its mean. `masks` says how much each place of an image counts, in the
     size of its latents.
     """
 
     examples: list[Example]
     moments: Callable[[Example, View], torch.Tensor]
-    scaling: float
+    to_latents: Callable[[torch.Tensor], torch.Tensor]
     crops: int = 1
     noise_offset: float = 0.0
     masks: Callable[[Example, View, tuple[int, int]], torch.Tensor] | None = None
+    sample_posterior: bool = True
 
 
-def load_batch(draws: list[Draw], loader: Loader, sample_posterior: bool = True) -> Batch:
-    """The samples of some draws, on the CPU; without `sample_posterior` the latents are the VAE's means."""
+def load_batch(draws: list[Draw], loader: Loader) -> Batch:
+    """The samples of some draws, on the CPU."""
     latents, noises, ids, masks = [], [], [], []
     for draw in draws:
         example = loader.examples[draw.index]
         view = choose_view(example, draw.crop, loader.crops, draw.flip)
         mean, deviation = loader.moments(example, view)
         noise, posterior, offset = draw_noise(draw.noise_key, mean.shape)
-        latents.append((mean + deviation * posterior if sample_posterior else mean) * loader.scaling)
+        latents.append(loader.to_latents(mean + deviation * posterior if loader.sample_posterior else mean))
         noises.append(noise + loader.noise_offset * offset if loader.noise_offset else noise)
         ids.append(time_ids(example, view))
         if loader.masks:
@@ -136,7 +118,7 @@ def load_batch(draws: list[Draw], loader: Loader, sample_posterior: bool = True)
     return Batch(
         latents=torch.stack(latents),
         noise=torch.stack(noises),
-        timesteps=torch.tensor([draw.timestep for draw in draws]),
+        times=torch.tensor([draw.time for draw in draws]),
         time_ids=torch.tensor(ids, dtype=torch.float32),
         texts=["" if draw.drop_caption else loader.examples[draw.index].text for draw in draws],
         samples=[loader.examples[draw.index].id for draw in draws],
@@ -146,8 +128,8 @@ def load_batch(draws: list[Draw], loader: Loader, sample_posterior: bool = True)
 
 
 def held_out_loader(loader: Loader, examples: list[Example]) -> Loader:
-    """For a loss that can be compared: the centre of each image, no offset, no mask."""
-    return dataclasses.replace(loader, examples=examples, crops=1, noise_offset=0.0, masks=None)
+    """For a loss that can be compared: the centre of each image, the mean, no offset, no mask."""
+    return dataclasses.replace(loader, examples=examples, crops=1, noise_offset=0.0, masks=None, sample_posterior=False)
 
 
 def load_steps(

@@ -9,11 +9,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from families import kohya, lora, models, pipelines, shards, tokens
-from families.diffusion import Text
+from families import kohya, lora, lora_mix, models, pipelines, quantized, sampling, shards, tokens
+from families.diffusion import Features
 from families.models import report_long_captions
 from families.names import FAMILIES
 from training.encoding import encode_distinct
+from training.image_files import ImageFiles
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.state import Training
 from utils import devices
@@ -54,6 +55,8 @@ class Recipe:
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
     vae: str | None = None  # None: the model's own
     shards: int = 1
+    quantized: str | None = None  # nf4 or int8: how the frozen weights of the denoiser are kept
+    base_loras: tuple[lora_mix.Lora, ...] = ()  # merged into the model before an adapter is added
 
     @property
     def trains_texts(self) -> bool:
@@ -63,10 +66,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Built:
-    """The training, and what encodes texts where that is trained too."""
+    """The training, what encodes texts where that is trained too, and the new word, where there is one."""
 
     training: Training
-    encode: Callable[[list[str]], Text] | None
+    encode: Callable[[list[str]], list[Features]] | None
+    token: tokens.Token | None
 
 
 def build_training(
@@ -85,11 +89,17 @@ def build_training(
     """
     devices.seed_everything(recipe.seed)  # the adapters' first weights are drawn on the CPU
     dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
-    unet = models.load_unet(model, dtype)
-    lora.choose_parameters(unet, recipe.adapter)
+    denoiser = models.load_denoiser(model, dtype)
+    if recipe.base_loras:
+        pipeline = sampling.build_pipeline(family, denoiser, None, models.load_noise_scheduler(model), {})
+        lora_mix.merge_loras(pipeline, recipe.base_loras)
+        identity = identity | {"base_lora": facts["base_lora"]}
+    if recipe.quantized:
+        quantized.quantize(denoiser, recipe.quantized, dtype)
+    lora.choose_parameters(denoiser, recipe.adapter)
     checkpointing = devices.checkpoint_options(device) if recipe.gradient_checkpointing else None
-    models.tune_unet(unet, checkpointing, recipe.xformers, recipe.compiled)
-    modules: dict[str, lora.Module] = {"unet": unet}
+    models.tune_denoiser(denoiser, checkpointing, recipe.xformers, recipe.compiled)
+    modules: dict[str, lora.Module] = {FAMILIES[family].DENOISER: denoiser}
     token, of_word, encode = None, [], None
     if recipe.trains_texts:
         tokenizers, encoders = models.load_text_encoders(model, family, dtype)
@@ -106,11 +116,9 @@ def build_training(
         encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():
         place(module.train(), device, recipe.shards)
-    groups = [trained_group(unet, recipe.learning_rate), *of_word]
+    groups = [trained_group(denoiser, recipe.learning_rate), *of_word]
     if recipe.train_text_encoder:
-        groups += [
-            trained_group(encoder, recipe.text_encoder_lr) for name, encoder in modules.items() if name != "unet"
-        ]
+        groups += [trained_group(encoder, recipe.text_encoder_lr) for encoder in list(modules.values())[1:]]
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = make_optimizer(recipe.optimizer, groups, device)
     if recipe.shards > 1:
@@ -118,17 +126,21 @@ def build_training(
     training = Training(
         modules=modules,
         parameters=parameters,
-        optimizer=optimizer,
+        optimizers={"optimizer": optimizer},
         scaler=torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16"),
         average=[parameter.detach().clone() for parameter in parameters] if recipe.use_ema else None,
+        files=ImageFiles(
+            modules,
+            facts,
+            token,
+            whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae),
+            kohya=family if recipe.adapter and writes_kohya(recipe.kohya_format, modules, family) else None,
+        ),
         facts=facts,
         identity=identity,
-        token=token,
-        whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae),
-        kohya=family if recipe.adapter and writes_kohya(recipe.kohya_format, modules, family) else None,
         sharded=recipe.shards > 1,
     )
-    return Built(training, encode)
+    return Built(training, encode, token)
 
 
 def place(module: lora.Module, device: torch.device, processes: int) -> None:
@@ -161,10 +173,10 @@ def writes_kohya(wanted: bool | None, modules: dict[str, lora.Module], family: s
 
 def make_encode(
     family: str, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], empty_is_zero: bool
-) -> Callable[[list[str]], Text]:
+) -> Callable[[list[str]], list[Features]]:
     """What encodes texts by these encoders, with gradients."""
 
-    def encode_all(texts: list[str]) -> Text:
+    def encode_all(texts: list[str]) -> list[Features]:
         return FAMILIES[family].encode_text(tokenizers, encoders, texts, empty_is_zero)
 
     return lambda texts: encode_distinct(encode_all, texts)

@@ -1,5 +1,6 @@
 """What --dry_run prints of a training: parameters, memory, steps, the size of the cache; no weights are read."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,9 @@ from families.lora import Adapter
 from families.models import read_config
 from families.names import FAMILIES, LABELS
 from training import memory
+from utils.cli import counted
 
+logger = logging.getLogger(__name__)
 Rows = list[tuple[str, str]]  # label, text
 
 
@@ -33,42 +36,57 @@ def describe_memory(phases: memory.Phases, shards: int) -> Rows:
     return rows
 
 
-def describe_length(examples: int, held_out: int, steps: int, effective: int) -> Rows:
+def describe_length(examples: int, held_out: int, steps: int, effective: int, noun: str = "image") -> Rows:
     epoch = examples / effective
     return [
-        ("data", f"{examples:,} images, {held_out:,} held out; an epoch is {epoch:,.1f} steps"),
+        ("data", f"{counted(examples, noun)}, {held_out:,} held out; an epoch is {epoch:,.1f} steps"),
         ("length", f"{steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"),
     ]
 
 
 def describe_cache(
-    model: str, family: str, shape: tuple[int, int], views: int, captions: int, dtype: torch.dtype
+    model: str,
+    family: str,
+    shape: tuple[int, int],
+    views: int,
+    captions: int,
+    text_length: int | None,
+    dtype: torch.dtype,
 ) -> Rows:
-    """The cache's size on disk, if all images have this shape."""
+    """The cache's size on disk, if all images have this shape, and all captions so many tokens (None: the most)."""
     latents = views * latent_bytes(model, shape)
-    texts = captions * caption_bytes(model, family, dtype)
-    return [("cache", f"{latents / 2**20:,.0f} MiB of latents, {texts / 2**20:,.0f} MiB of captions, on disk")]
+    texts = captions * models.caption_bytes(model, family, text_length, dtype)
+    most = "" if FAMILIES[family].PADS_CAPTIONS else "at most "
+    return [("cache", f"{latents / 2**20:,.0f} MiB of latents, {most}{texts / 2**20:,.0f} MiB of captions, on disk")]
 
 
 def latent_bytes(model: str, shape: tuple[int, int]) -> int:
     """An image's entry in the latent cache: mean and standard deviation in float32."""
     vae = read_config(model, "vae/config.json")
     width, height = (side // models.vae_step(vae) for side in shape)
-    return 2 * 4 * vae.get("latent_channels", 4) * width * height
+    return 2 * 4 * models.latent_channels(vae) * width * height
 
 
-def caption_bytes(model: str, family: str, dtype: torch.dtype) -> int:
-    """A caption's entry in the cache of encoded ones."""
-    width = read_config(model, "unet/config.json")["cross_attention_dim"]
-    length = read_config(model, "text_encoder/config.json")["max_position_embeddings"]
-    pooled = 0
-    if FAMILIES[family].HAS_POOLED_TEXT:
-        pooled = read_config(model, f"{list(FAMILIES[family].TEXT_ENCODERS)[-1]}/config.json")["projection_dim"]
-    return (length * width + pooled) * dtype.itemsize
+def needs_checkpointing(free: int, estimate: Callable[[bool], memory.Phases]) -> bool:
+    """Whether a step fits in the free bytes only with gradient checkpointing; `estimate` takes whether it is on.
+
+    Warns where it does not fit with it either.
+    """
+    without, size = (memory.peak_phase(estimate(on))[1] for on in (False, True))
+    if size > 0.9 * free:
+        logger.warning(
+            "--memory auto: some %.1f GiB are needed and %.1f are free; what saves more changes the training: "
+            "--quantize_base nf4, --optimizer adamw8bit, a lower --resolution or --max_sequence_length",
+            *(size / 2**30, free / 2**30),
+        )
+    return without > 0.9 * free
 
 
 def largest_batch(share: int, free: int, estimate: Callable[[int], memory.Phases]) -> int:
-    """The largest divisor of `share` whose peak fits in the free bytes; memory grows evenly with the size."""
-    first, second = (memory.peak_phase(estimate(micro))[1] for micro in (1, 2))
-    sizes = [size for size in range(1, share + 1) if share % size == 0]
-    return max([size for size in sizes if first + (second - first) * (size - 1) <= 0.9 * free], default=1)
+    """The largest divisor of `share` that fits in the free bytes; what a phase needs grows evenly with the size."""
+    needs = [[sum(parts.values()) for parts in estimate(micro).values()] for micro in (1, 2)]
+
+    def fits(size: int) -> bool:
+        return all(first + (second - first) * (size - 1) <= 0.9 * free for first, second in zip(*needs))
+
+    return max([size for size in range(1, share + 1) if share % size == 0 and fits(size)], default=1)

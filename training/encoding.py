@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from diffusers.training_utils import free_memory
 from transformers import CLIPTokenizer
 
-from families import models
-from families.diffusion import Text
+from families import models, quantized
+from families.diffusion import Features
+from families.latents import encode_pixels
 from families.models import report_long_captions
 from families.names import FAMILIES
 from training.cache import Index, ensure_cached
@@ -22,29 +23,40 @@ from training.examples import Example, View, Views, describe, example_tensor, vi
 from utils.cli import UserError
 
 logger = logging.getLogger(__name__)
+KEPT_BYTES = 1 << 30  # of captions in memory: one of SDXL is 0.6 MB, of FLUX.2 Klein 8 or more
 MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
 
 
 def _tokenizer_sha256(tokenizer: CLIPTokenizer) -> str:
     """A checksum of all that decides which tokens a text becomes."""
     facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
+    facts += [tokenizer.chat_template] if tokenizer.chat_template else []
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @torch.no_grad()
 def _cache_captions(
-    folder: Path, model: str, family: str, texts: dict[str, str], dtype: torch.dtype, accelerator: Accelerator
+    folder: Path,
+    model: str,
+    family: str,
+    texts: dict[str, str],
+    dtype: torch.dtype,
+    accelerator: Accelerator,
+    length: int | None,
+    kind: str | None,
 ) -> Index:
     """The index of a cache that holds {key: text}; the encoders are gone when this returns."""
-    tokenizers, encoders = models.load_text_encoders(model, family, dtype)
+    tokenizers, encoders = models.load_text_encoders(model, family, dtype, length)
+    for encoder in encoders if kind else ():
+        quantized.quantize(encoder, kind, dtype)
     report_long_captions(tokenizers[0], list(texts.values()))
     for encoder in encoders:
         encoder.to(accelerator.device)
     zero = models.empty_prompt_is_zero(model)
 
     def compute(key: str) -> dict[str, torch.Tensor]:
-        embeds, pooled = FAMILIES[family].encode_text(tokenizers, encoders, [texts[key]], zero)
-        made = {key: embeds[0].cpu()} | ({} if pooled is None else {f"{key}.pooled": pooled[0].cpu()})
+        (found,) = FAMILIES[family].encode_text(tokenizers, encoders, [texts[key]], zero)
+        made = {place: found[name].cpu() for name, place in _places(family, key).items()}
         if not all(tensor.isfinite().all() for tensor in made.values()):
             raise UserError(f"the text encoder gives NaN in {dtype} for {texts[key]!r}; use --mixed_precision no")
         return made
@@ -54,38 +66,51 @@ def _cache_captions(
     return ensure_cached(folder / f"captions-{made_by}", texts, compute, "captions", accelerator)
 
 
+def _places(family: str, key: str) -> dict[str, str]:
+    """{feature: the name that the cache has for it} of a text; the first one has the text's own."""
+    first, *others = FAMILIES[family].FEATURES
+    return {first: key} | {name: f"{key}.{name}" for name in others}
+
+
 def encode_captions(
-    folder: Path, model: str, family: str, texts: list[str], dtype: torch.dtype, accelerator: Accelerator
-) -> Callable[[list[str]], Text]:
-    """Encode every text, and the empty one, into the cache; the function that is returned reads them from there."""
+    folder: Path,
+    model: str,
+    family: str,
+    texts: list[str],
+    dtype: torch.dtype,
+    accelerator: Accelerator,
+    length: int | None = None,
+    kind: str | None = None,
+) -> Callable[[list[str]], list[Features]]:
+    """Encode every text, and the empty one, into the cache; the function that is returned reads them from there.
+
+    `length`: at most so many tokens of each; None: as many as the family reads. `kind`: how the encoders' weights are
+    rounded, see families.quantized; None: not.
+    """
     keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
-    index = _cache_captions(folder, model, family, {key: text for text, key in keys.items()}, dtype, accelerator)
+    by_key = {key: text for text, key in keys.items()}
+    index = _cache_captions(folder, model, family, by_key, dtype, accelerator, length, kind)
     free_memory()
 
-    @functools.lru_cache(maxsize=256)  # of SDXL's, one is 0.6 MB
-    def read(text: str) -> Text:
-        shard, key = index[keys[text]], keys[text]
-        return shard.get_tensor(key), shard.get_tensor(f"{key}.pooled") if FAMILIES[family].HAS_POOLED_TEXT else None
+    most = min(256, KEPT_BYTES // models.caption_bytes(model, family, length, dtype))  # captions
 
-    def encode(texts: list[str]) -> Text:
-        embeds, pooled = zip(*(read(text) for text in texts))
+    @functools.lru_cache(maxsize=most)
+    def read(text: str) -> Features:
+        key = keys[text]
+        return {name: index[key].get_tensor(place) for name, place in _places(family, key).items()}
+
+    def encode(texts: list[str]) -> list[Features]:
         device = accelerator.device
-        return torch.stack(embeds).to(device), None if pooled[0] is None else torch.stack(pooled).to(device)
+        return [{name: one.to(device) for name, one in read(text).items()} for text in texts]
 
     return encode
 
 
-def encode_distinct(encode: Callable[[list[str]], Text], texts: list[str]) -> Text:
+def encode_distinct(encode: Callable[[list[str]], list[Features]], texts: list[str]) -> list[Features]:
     """What `encode` makes of texts, each of them encoded once: a batch of photos often shares one prompt."""
     distinct = list(dict.fromkeys(texts))
-    rows = [distinct.index(text) for text in texts]
-    embeds, pooled = encode(distinct)
-    # Stacked, not indexed: the backward pass of an index adds in any order, and equal runs would differ.
-    return _pick(embeds, rows), None if pooled is None else _pick(pooled, rows)
-
-
-def _pick(tensor: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    return torch.stack([tensor[row] for row in rows])
+    found = dict(zip(distinct, encode(distinct)))
+    return [found[text] for text in texts]
 
 
 @torch.no_grad()
@@ -93,8 +118,7 @@ def encode_example(vae: AutoencoderKL, example: Example, view: View, interpolati
     """(2, channels, height, width): mean and standard deviation of an image's latents, unscaled, in float32."""
     pixels = example_tensor(example, view, interpolation)[None].to(vae.device, vae.dtype)
     with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this
-        posterior = vae.encode(pixels).latent_dist
-    moments = torch.cat([posterior.mean, posterior.std]).float().cpu()
+        moments = torch.cat(encode_pixels(vae, pixels)).float().cpu()
     if not moments.isfinite().all():
         raise UserError(f"the latents of {describe(example)} hold NaN or infinity; look at the image, or remove it")
     return moments

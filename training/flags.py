@@ -10,7 +10,8 @@ import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from families.lora import UNET_TARGETS
+from families.flow import WEIGHTING_SCHEMES
+from families.quantized import BYTES
 from training.batches import MOST_A_STEP
 from utils import cli, sync
 from utils.cli import Range, at_once, batch_size, learning_rate, pixels, positive, seed_number, share, zero_or_more
@@ -35,12 +36,12 @@ REFUSED = {
 }
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
-    "config dry_run verbose debug output_dir overwrite train_batch_size gradient_accumulation_steps "
+    "guidance_scale config dry_run verbose debug output_dir overwrite train_batch_size gradient_accumulation_steps "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit latent_cache_dir cache_latents report_to "
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
-    "push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none shard sync_to"
+    "memory push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none shard sync_to"
 ).split()
 
 
@@ -140,14 +141,30 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
     group.add_argument(
         "--lora_layers",
         nargs="+",
-        default=list(UNET_TARGETS),
         metavar="NAME",
-        help="UNet layers, with blanks or commas",
+        help="layers of the UNet or transformer, with blanks or commas; default: those that diffusers' scripts train",
+    )
+    group.add_argument(
+        "--base_lora",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="DIR|FILE[:WEIGHT]",
+        help="LoRAs that are merged into the frozen model before training, such as Turbo's training adapter",
+    )
+    group.add_argument(
+        "--quantize_base",
+        choices=list(BYTES),
+        help="the frozen model's weights in 4 or 8 bits (QLoRA); needs bitsandbytes",
+    )
+    group.add_argument(
+        "--quantize_text_encoder",
+        choices=list(BYTES),
+        help="the same for what encodes captions, where it is not trained; they change a little",
     )
     group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
-    group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
-    group.add_argument("--ema_decay", type=BELOW_ONE, default=0.999, help="of that average, a step")
+    add_average_flags(group)
     group.add_argument(
         "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
     )
@@ -157,6 +174,11 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         action=OnOff,
         help="also a file for A1111 and ComfyUI; default: where the LoRA can be one",
     )
+
+
+def add_average_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--use_ema", action=OnOff, default=False, help="save and validate an average of the weights")
+    group.add_argument("--ema_decay", type=BELOW_ONE, default=0.999, help="of that average, a step")
 
 
 def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation: int) -> None:
@@ -186,6 +208,10 @@ def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation
     group.add_argument("--lr_warmup_steps", type=zero_or_more, default=500, help="optimizer steps")
     group.add_argument("--lr_num_cycles", type=positive, default=1, help="of cosine_with_restarts")
     group.add_argument("--lr_power", type=Range(0, 100, above=True), default=1.0, help="of polynomial")
+
+
+def add_noise_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("noise")
     group.add_argument(
         "--snr_gamma", type=Range(0, 1000, above=True), metavar="5.0", help="min-SNR weighting; default: all weights 1"
     )
@@ -193,6 +219,50 @@ def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation
         "--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0"
     )
     group.add_argument("--noise_offset", type=share, default=0.0, help="brightness learnt better at, say, 0.05")
+
+
+def add_flow_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("noise of flow matching (Z-Image, FLUX.2 Klein, Qwen-Image)")
+    group.add_argument(
+        "--weighting_scheme",
+        choices=WEIGHTING_SCHEMES,
+        help="logit_normal and mode draw some times more often, sigma_sqrt and cosmap weight them; default: none",
+    )
+    group.add_argument("--logit_mean", type=Range(-10, 10), help="of logit_normal; above 0: less noise; default: 0")
+    group.add_argument("--logit_std", type=Range(0, 10, above=True), help="of logit_normal; default: 1")
+    # Beyond these limits the density is none (Esser et al., 2024, section 3.1).
+    group.add_argument("--mode_scale", type=Range(-1, 1.75), help="of mode; 0: evenly; default: 1.29")
+    group.add_argument(
+        "--guidance_scale",
+        type=Range(0, 100),
+        help="accepted from diffusers' commands for flow matching, where it does nothing",
+    )
+    group.add_argument(
+        "--timestep_shift",
+        type=timestep_shift,
+        metavar="auto|none|3.0",
+        help="towards noise; default: auto, as the model's pipeline does at this size",
+    )
+
+
+def timestep_shift(text: str) -> str | float:
+    return text if text in ("auto", "none") else Range(0, 100, above=True, hint=", or auto, or none")(text)
+
+
+# Flags of one kind of noise
+OF_DIFFUSION = ("snr_gamma", "zero_terminal_snr", "prediction_type")
+OF_FLOW = ("guidance_scale", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "timestep_shift")
+
+
+def refuse_others(args: argparse.Namespace, is_flow: bool, family: str) -> None:
+    """Refuse flags of the kind of noise that the model's family does not have."""
+    for name in OF_DIFFUSION if is_flow else OF_FLOW:
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            kind = "flow matching" if is_flow else "DDPM"
+            raise cli.UserError(
+                f"{cli.spell_flag(name, value)}: does nothing for {family}, whose noise is that of {kind}; leave it out"
+            )
 
 
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
@@ -218,14 +288,13 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_performance_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("precision, memory and speed")
+def add_image_performance_flags(parser: argparse.ArgumentParser) -> None:
+    group = add_performance_flags(parser)
     group.add_argument(
-        "--mixed_precision",
-        choices=["no", "fp16", "bf16"],
-        help="default: what accelerate was launched with, or else the best that this device does right",
+        "--memory",
+        choices=["auto"],
+        help="auto: gradient checkpointing only where it is needed, and then the largest batch that fits",
     )
-    group.add_argument("--gradient_checkpointing", action=OnOff, default=True, help="less memory, some 25 %% slower")
     group.add_argument("--cache_latents", action=OnOff, default=True, help="encode images once, and free the VAE")
     group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
     group.add_argument("--compile", action=OnOff, default=False, help="torch.compile the UNet's repeated blocks")
@@ -235,36 +304,60 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="divide weights and optimizer state among the processes (FSDP2); default: as the launch config says",
     )
-    group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
     group.add_argument(
         "--enable_xformers_memory_efficient_attention",
         action=OnOff,
         default=False,
         help="needs xformers, which is built for CUDA 12 (docs/setup.md)",
     )
+
+
+def add_performance_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("precision, memory and speed")
+    group.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="default: what accelerate was launched with, or else the best that this device does right",
+    )
+    group.add_argument("--gradient_checkpointing", action=OnOff, default=True, help="less memory, some 25 %% slower")
+    group.add_argument("--allow_tf32", action=OnOff, default=False, help="float32 products in TF32 on NVIDIA GPUs")
     group.add_argument(
         "--dataloader_num_workers", type=Range(0, 256, int), default=1, help="0: no thread prepares batches ahead"
     )
+    return group
 
 
-def add_validation_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("validation")
-    group.add_argument("--validation_steps", type=zero_or_more, default=500, help="between validations; 0: none")
-    group.add_argument("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
+def add_image_validation_flags(parser: argparse.ArgumentParser) -> None:
+    group = add_validation_flags(parser)
     group.add_argument(
         "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
     )
     group.add_argument(
         "--num_validation_images", type=Range(0, 1000, int), default=4, help="images a validation; 0: loss only"
     )
-    group.add_argument("--validation_guidance_scale", type=Range(0, 100), default=7.5, help="1: without")
-    group.add_argument("--validation_inference_steps", type=Range(1, 1000, int), default=25, help="of DPM-Solver++")
+    group.add_argument(
+        "--validation_guidance_scale",
+        type=Range(0, 100),
+        help="default: 7.5, where 1 is none; Z-Image's 4 and Turbo's 0, where 0 is none",
+    )
+    group.add_argument(
+        "--validation_inference_steps",
+        type=Range(1, 1000, int),
+        help="default: 25 of DPM-Solver++; Z-Image's 28 and Turbo's 8",
+    )
+
+
+def add_validation_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("validation")
+    group.add_argument("--validation_steps", type=zero_or_more, default=500, help="between validations; 0: none")
+    group.add_argument("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
     group.add_argument(
         "--num_validation_samples", type=Range(1, 100_000, int), default=64, help="fixed samples of the held-out loss"
     )
     group.add_argument(
         "--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss"
     )
+    return group
 
 
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
@@ -297,10 +390,16 @@ def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
 
 
-def settle_defaults(parser: cli.Parser, args: argparse.Namespace, steps: int, accumulation: int, alpha: int) -> None:
-    """The defaults that depend on other flags: the length, the batch, and alpha as a multiple of the rank."""
+def settle_defaults(parser: cli.Parser, args: argparse.Namespace, steps: int, accumulation: int) -> None:
+    """The defaults that depend on other flags: the length and the batch."""
     settle_length(parser, args, steps)
+    if getattr(args, "memory", None):  # train_tts.py has no such flag
+        args.train_batch_size = args.train_batch_size or "auto"
     settle_batch(parser, args, accumulation)
+
+
+def settle_alpha(args: argparse.Namespace, alpha: int) -> None:
+    """--lora_alpha as a multiple of the rank, where it is not given."""
     args.lora_alpha = alpha * args.rank if args.lora_alpha is None else args.lora_alpha
 
 
@@ -339,7 +438,7 @@ def settle_batch(parser: cli.Parser, args: argparse.Namespace, accumulation: int
 
 
 def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
-    """What argparse can't check by itself; --lora_layers with commas and --use_8bit_adam become what they mean."""
+    """What argparse can't check by itself of any training; --use_8bit_adam becomes what it means."""
 
     def need(condition: object, message: str) -> None:
         if not condition:
@@ -347,6 +446,27 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
 
     logs = Path(args.logging_dir)
     need(".." not in logs.parts, f"--logging_dir {logs}: expected a name within --output_dir, or an absolute path")
+    within = Path(os.path.relpath(args.output_dir / logs, args.output_dir))  # also of an absolute path
+    taken = OF_A_RUN.fullmatch(within.as_posix())
+    need(not taken, f"--logging_dir {args.logging_dir}: the run itself writes that; give another name, such as logs")
+    if args.use_8bit_adam:
+        need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
+        args.optimizer = "adamw8bit"
+    patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
+    need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
+    check_ignored_flags(parser, args)
+    if args.lr_scheduler != "constant" and args.max_train_steps and args.lr_warmup_steps > args.max_train_steps:
+        message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"
+        logger.warning(message, args.lr_warmup_steps, args.max_train_steps)
+
+
+def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """What argparse can't check by itself of a training on images; --lora_layers with commas become several."""
+
+    def need(condition: object, message: str) -> None:
+        if not condition:
+            parser.error(message)
+
     single = args.pretrained_model_name_or_path.endswith(".safetensors")
     need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
     unlimited = not args.center_crop and args.cache_crops == 0 and args.cache_latents
@@ -355,18 +475,16 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(args.aspect_ratio_buckets != "", switch)
     contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
     need(not contradiction, "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
-    within = Path(os.path.relpath(args.output_dir / logs, args.output_dir))  # also of an absolute path
-    taken = OF_A_RUN.fullmatch(within.as_posix())
-    need(not taken, f"--logging_dir {args.logging_dir}: the run itself writes that; give another name, such as logs")
-    args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
-    if args.use_8bit_adam:
-        need(args.optimizer in ("adamw", "adamw8bit"), f"--use_8bit_adam: not with --optimizer {args.optimizer}")
-        args.optimizer = "adamw8bit"
+    if args.lora_layers:
+        args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
+    rounded = f"--quantize_base {args.quantize_base}: not with --use_dora, which needs whole weights; leave one out"
+    need(not (args.use_dora and args.quantize_base), rounded)
+    trains_texts = args.train_text_encoder or getattr(args, "train_token", None)
+    rounded = f"--quantize_text_encoder {args.quantize_text_encoder}: not where a text encoder or a word is trained"
+    need(not (trains_texts and args.quantize_text_encoder), f"{rounded}; leave one out")
     # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
     kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
     need(not (args.use_dora and args.output_kohya_format), kohya)
-    patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
-    need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
     folder = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
     if args.dataset_name and folder != parser.get_default("train_data_dir"):
         message = (
@@ -374,28 +492,30 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         )
         need("train_data_dir" in parser.recipe_keys, message)
         logger.warning("%s", message)
-    check_ignored_flags(parser, args)
-    if args.lr_scheduler != "constant" and args.max_train_steps and args.lr_warmup_steps > args.max_train_steps:
-        message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"
-        logger.warning(message, args.lr_warmup_steps, args.max_train_steps)
+    needs = {
+        "dataset_config_name": ("--dataset_name", bool(args.dataset_name)),
+        "cache_crops": ("--no-center_crop", not args.center_crop),
+        "logit_mean": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
+        "logit_std": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
+        "mode_scale": ("--weighting_scheme mode", args.weighting_scheme == "mode"),
+    }
+    cli.report_ignored(parser, args, needs)
+    if args.text_encoder_lr and not args.train_text_encoder:
+        logger.warning("--text_encoder_lr %g does nothing without --train_text_encoder", args.text_encoder_lr)
 
 
 def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Flags that do nothing without another one; those that published diffusers commands carry are only warned of."""
     schedule = args.lr_scheduler
     needs = {
-        "dataset_config_name": ("--dataset_name", bool(args.dataset_name)),
-        "cache_crops": ("--no-center_crop", not args.center_crop),
         "ema_decay": ("--use_ema", args.use_ema),
         "hub_model_id": ("--push_to_hub", args.push_to_hub),
         "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", schedule == "cosine_with_restarts"),
         "lr_power": ("--lr_scheduler polynomial", schedule == "polynomial"),
-        # Commands for diffusers say 0 with a constant rate, which is true.
-        "lr_warmup_steps": ("an --lr_scheduler that warms up", schedule != "constant" or not args.lr_warmup_steps),
     }
     cli.report_ignored(parser, args, needs)
-    if args.text_encoder_lr and not args.train_text_encoder:
-        logger.warning("--text_encoder_lr %g does nothing without --train_text_encoder", args.text_encoder_lr)
+    if schedule == "constant" and args.lr_warmup_steps not in (0, parser.get_default("lr_warmup_steps")):
+        logger.warning("--lr_warmup_steps %d does nothing with --lr_scheduler constant", args.lr_warmup_steps)
     if args.set_grads_to_none:
         logger.warning("--set_grads_to_none does nothing: it is always done")
 

@@ -5,21 +5,20 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import UNet2DConditionModel
 from torch.distributed.tensor import DTensor
 
-from training.batches import Batch
 from training.state import Progress
-from training.validation import Checks, batch_losses
-from utils.cli import UserError
-from utils.devices import Cores
+from utils.cli import OF_ONE_PROCESS, UserError
+from utils.devices import Cores, Rows
 
 logger = logging.getLogger(__name__)
-Backward = Callable[[torch.Tensor], None]
+Part = TypeVar("Part", bound=Rows)
+Backward = Callable[..., None]  # of a loss, as torch.Tensor.backward: by default of all parameters
 Row = list[float]  # what a trainer records of a sample, its loss first
 
 SKIPS_IN_A_ROW = 3
@@ -31,8 +30,8 @@ ADVICE = "Look at these images, lower --learning_rate, or use --mixed_precision 
 
 
 def add_gradients(
-    forward_backward: Callable[[Batch, int, Backward], torch.Tensor],
-    batch: Batch,
+    forward_backward: Callable[[Part, int, Backward], torch.Tensor],
+    batch: Part,
     number: int,
     parameters: list[torch.nn.Parameter],
     cores: Cores | None,
@@ -45,18 +44,21 @@ def add_gradients(
     if cores is None or len(batch) < 2 * cores.parts:
         return forward_backward(batch, number, torch.Tensor.backward)
 
-    def gradients_of(part: Batch) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        gradients: list[torch.Tensor | None] = []
+    def gradients_of(part: Part) -> tuple[torch.Tensor, list[tuple[torch.nn.Parameter, torch.Tensor | None]]]:
+        gradients: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
 
-        def backward(loss: torch.Tensor) -> None:
-            gradients.extend(torch.autograd.grad(loss, parameters, allow_unused=True))
+        def backward(
+            loss: torch.Tensor, *, inputs: list[torch.nn.Parameter] = parameters, retain_graph: bool = False
+        ) -> None:
+            found = torch.autograd.grad(loss, inputs, retain_graph=retain_graph, allow_unused=True)
+            gradients.extend(zip(inputs, found))
 
         return forward_backward(part, number, backward), gradients
 
     parts = batch.split(math.ceil(len(batch) / cores.parts))
     rows, all_gradients = zip(*cores.pool.map(gradients_of, parts))
     for gradients in all_gradients:
-        for parameter, gradient in zip(parameters, gradients):
+        for parameter, gradient in gradients:
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     return torch.cat(rows)
@@ -110,7 +112,8 @@ def smaller_micro_batch(samples: int, sharded: bool) -> int:
             "smaller --train_batch_size with the same --effective_batch_size, or start more processes"
         )
     half = math.ceil(samples / 2)
-    logger.warning("out of memory: %d samples at once from here on, as many a step as before", half)
+    message = "out of memory: %d samples at once from here on, as many a step as before"
+    logger.warning(message, half, extra=OF_ONE_PROCESS)
     return half
 
 
@@ -153,10 +156,12 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(unet: UNet2DConditionModel, checks: Checks, batches: list[Batch]) -> Diagnosis:
+def diagnose(
+    module: torch.nn.Module, losses_of: Callable[[Part], torch.Tensor], batches: list[Part], device: torch.device
+) -> Diagnosis:
     """Compute a step's losses once more, and watch every layer."""
-    with watch_activations(unet) as largest:
-        losses = [loss for batch in batches for loss in batch_losses(unet, checks, batch.to(unet.device)).tolist()]
+    with watch_activations(module) as largest:
+        losses = [loss for batch in batches for loss in losses_of(batch.to(device)).tolist()]
     names = [name for batch in batches for name in batch.samples]
     bad = [name for name, loss in zip(names, losses) if not math.isfinite(loss)]
     layer = max(largest, key=lambda name: largest[name])

@@ -15,9 +15,8 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
-from families.diffusion import Text
+from families import quantized
+from families.diffusion import Features
+from families.latents import encode_pixels
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
-from families.models import build_part, read_config, vae_step
+from families.models import build_part, latent_channels, read_config, vae_step
 from families.names import FAMILIES
 from families.shards import find_blocks
+from utils.devices import checkpoint_options
 
 Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
@@ -45,12 +47,13 @@ class Count(NamedTuple):
 def count_parameters(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> dict[str, Count]:
     """Trained weights and all weights of every part; without an adapter all weights of a part are trained."""
     counts = {}
-    for part in ("unet", *FAMILIES[family].TEXT_ENCODERS, "vae"):
+    denoiser = FAMILIES[family].DENOISER
+    for part in (denoiser, *FAMILIES[family].TEXT_ENCODERS, "vae"):
         module = build_part(model, part)
         total = _count(module.parameters())
-        is_trained = part == "unet" or (train_text_encoder and part != "vae")
+        is_trained = part == denoiser or (train_text_encoder and part != "vae")
         trained = (
-            _count(choose_parameters(module, adapter, None if part == "unet" else TEXT_TARGETS)) if is_trained else 0
+            _count(choose_parameters(module, adapter, None if part == denoiser else TEXT_TARGETS)) if is_trained else 0
         )
         counts[part] = Count(trained, total)
     return counts
@@ -114,7 +117,8 @@ class _Kernels(TorchFunctionMode):
 
     def __init__(self, autocast: torch.dtype | None):
         super().__init__()
-        half = (F.scaled_dot_product_attention, F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm)
+        half = [F.scaled_dot_product_attention, F.linear, torch.matmul, torch.bmm, torch.baddbmm]
+        half += [F.conv1d, F.conv2d, F.conv_transpose1d]
         full = (F.group_norm, F.layer_norm, F.mse_loss)
         self.casts = {**dict.fromkeys(half, autocast), **dict.fromkeys(full, torch.float32)} if autocast else {}
 
@@ -123,7 +127,7 @@ class _Kernels(TorchFunctionMode):
         if dtype := self.casts.get(function):
             args, kwargs = tree_map(lambda value: _cast(value, dtype), (args, kwargs))
         if function is F.scaled_dot_product_attention:
-            return _FusedAttention.apply(*args[:3])
+            return _FusedAttention.apply(*(args[:3] or [kwargs[name] for name in ("query", "key", "value")]))
         return function(*args, **kwargs)
 
 
@@ -156,7 +160,10 @@ class Load:
     gradient_checkpointing: bool = True
     optimizer: str = "adamw"
     ema: bool = False
+    quantized: str | None = None  # how the denoiser's frozen weights are kept: nf4 or int8
+    quantized_texts: str | None = None  # the same of the text encoders, where they are not trained
     text_batch: int = 1
+    text_length: int | None = None  # tokens of each; None: the most that the family reads
     vae_batch: int = 1
     shards: int = 1  # the processes that weights and all that belongs to them are divided among
 
@@ -175,30 +182,26 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
     `encoders`: the model's, where they are built already.
     """
     encoders = encoders or _build_encoders(model, family, load)
-    encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch)
-    unet = build_part(model, "unet", load.dtype).train()
+    encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch, load.text_length)
+    unet = build_part(model, FAMILIES[family].DENOISER, load.dtype).train()
     trained, parts = choose_parameters(unet, load.adapter), [unet]
     if load.train_text_encoder:
         for encoder in encoders:
             trained += choose_parameters(encoder.train(), load.adapter, TEXT_TARGETS)
         parts += encoders
     if load.gradient_checkpointing:
-        # a backward pass leaves the modes of the forward pass, and the recomputation must enter them again
-        options: dict[str, Any] = {
-            "use_reentrant": False,
-            "context_fn": lambda: (nullcontext(), _Kernels(load.autocast)),
-        }
+        options = checkpoint_options(torch.device("meta"))
         unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
         for encoder in parts[1:]:
             encoder.activation_checkpointing_enable(options)
-    latents = [side // vae_step(read_config(model, "vae/config.json")) for side in (load.height, load.width)]
+    vae = read_config(model, "vae/config.json")
+    latents = [side // vae_step(vae) for side in (load.height, load.width)]
 
     def run() -> None:
-        embeds, pooled = encoded or _encode_text(family, encoders, load.micro_batch)
-        noisy = _meta(unet, load.micro_batch, unet.config.in_channels, *latents)
-        more = {"text_embeds": pooled, "time_ids": _meta(unet, load.micro_batch, 6)} if pooled is not None else None
+        texts = encoded or _encode_text(family, encoders, load.micro_batch, load.text_length)
+        noisy = _meta(unet, load.micro_batch, latent_channels(vae), *latents)
         times = torch.empty(load.micro_batch, dtype=torch.long, device="meta")
-        predicted = unet(noisy, times, embeds, added_cond_kwargs=more).sample.float()
+        predicted = FAMILIES[family].predict(unet, noisy, times, texts, _meta(unet, load.micro_batch, 6)).float()
         torch.autograd.backward(F.mse_loss(predicted, torch.empty_like(predicted)))
 
     return Step(run, parts, trained)
@@ -208,24 +211,28 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
     encoders, vae = _build_encoders(model, family, load), build_part(model, "vae")
     with torch.no_grad():
-        texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch))
-        images = most_live_bytes(lambda: vae.encode(_meta(vae, load.vae_batch, 3, load.height, load.width)))
+        texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch, load.text_length))
+        images = most_live_bytes(lambda: encode_pixels(vae, _meta(vae, load.vae_batch, 3, load.height, load.width)))
     step = build_step(model, family, load, encoders)
     for parameter in step.trained:  # they are there from the second micro-batch on, and have a line of their own
         parameter.grad = torch.empty_like(parameter)
+    kind = load.quantized_texts
+    of_texts = sum(quantized.saved_bytes(encoder, kind) for encoder in encoders) if kind else 0
     floats = 4 * _count(step.trained)
+    saved = quantized.saved_bytes(step.parts[0], load.quantized) if load.quantized else 0
     kept = {
-        "frozen weights": sum(map(_bytes, step.parts)),
+        "frozen weights": sum(map(_bytes, step.parts)) - saved,
         "trained weights": floats,
         "gradients": floats,
         "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
         "EMA": floats if load.ema else 0,
     }
     return {
-        "text encoding": {"weights": sum(map(_bytes, encoders)), "activations": texts},
+        "text encoding": {"weights": sum(map(_bytes, encoders)) - of_texts, "activations": texts},
         "VAE encoding": {"weights": _bytes(vae), "activations": images},
         "training": {
             **{name: size // load.shards for name, size in kept.items()},
+            "unpacked weights": quantized.unpacked_bytes(step.parts[0]) if load.quantized else 0,
             "gathered weights": sum(map(_gathered_bytes, step.parts)) if load.shards > 1 else 0,
             "activations": most_live_bytes(step.run, load.autocast),
         },
@@ -249,8 +256,9 @@ def _meta(module: Module, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=module.dtype, device="meta")
 
 
-def _encode_text(family: str, encoders: list[Module], batch: int) -> Text:
-    sizes = [(batch, encoder.config.max_position_embeddings) for encoder in encoders]
+def _encode_text(family: str, encoders: list[Module], batch: int, length: int | None) -> list[Features]:
+    most = length or FAMILIES[family].MAX_SEQUENCE_LENGTH
+    sizes = [(batch, min(most, encoder.config.get_text_config().max_position_embeddings)) for encoder in encoders]
     ids = [torch.empty(size, dtype=torch.long, device="meta") for size in sizes]
     return FAMILIES[family].encode_tokens(encoders, ids)
 

@@ -1,10 +1,9 @@
 """README.md of a run (its model card), summary.json, and the folder on the hub."""
 
 import glob
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from utils.wording import make_environment
 # What is made for users, and what is pushed with it: neither checkpoints nor logs; environment.json describes the
 # machine, and stays on it.
 RESULT = re.compile(
-    r"[^/]+\.safetensors|model_index\.json|"
+    r"[^/]+\.safetensors|model_index\.json|(config|vocab|tokenizer_config|added_tokens|special_tokens_map)\.json|"
     r"(unet|vae|text_encoder(_2)?|tokenizer(_2)?|scheduler|feature_extractor)/[^/]+"
 )
 PUSHED = re.compile(rf"{RESULT.pattern}|README\.md|loss_curve\.png|config\.yaml|validation/[^/]+\.png")
@@ -45,6 +44,8 @@ class CardFacts:
     counts: dict[str, int] = field(default_factory=dict)  # images by split
     rank: int | str | None = None
     alpha: float | str | None = None
+    base_lora: str | None = None
+    sampling: str | None = None  # further arguments of the pipeline
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,32 +54,33 @@ def read_facts(values: dict[str, Any]) -> CardFacts:
     return CardFacts(**{one.name: values[one.name] for one in fields(CardFacts) if one.name in values})
 
 
-def write_results(folder: Path, facts: dict[str, Any], counts: dict[str, Any], asked: list[Any]) -> dict[str, str]:
+def write_results(
+    folder: Path, write_card: Callable[[Path, dict[str, str]], None], counts: dict[str, Any], asked: list[Any]
+) -> dict[str, str]:
     """Write the loss curve, the card, and last summary.json, which marks the run as finished; the results by label.
 
-    facts: the fields of CardFacts, others are ignored. counts: see summary_rows. asked: the length asked for.
+    write_card: gets the folder and the results. counts: see summary_rows. asked: the length asked for.
     """
     records = read_metrics(folder / "metrics.jsonl")
     plot_losses(records, folder / "loss_curve.png")
     seconds = sum(value for one in records for name, value in one.items() if name.startswith("seconds_"))
     summary = counts | {"seconds": seconds}
     rows = summary_rows(records, summary)
-    write_card(folder, read_facts(facts), rows if records else {})
+    write_card(folder, rows if records else {})
     own = list_files(folder).keys() & read_written(folder, "train")
     files = {name: file_sha256(folder / name) for name in sorted(own) if RESULT.fullmatch(name)}
     write_json(folder / "summary.json", summary | {"asked": asked, "files": files})
     return rows
 
 
-def write_card(folder: Path, facts: CardFacts, results: dict[str, str]) -> None:
+def write_card(folder: Path, results: dict[str, str], facts: CardFacts) -> None:
     """Write README.md; it shows the first and the last validation grid and the loss curve, if the folder has them."""
     environment = make_environment(Path(__file__).parent / "templates")
-    environment.filters["quoted"] = quote_text
     whole = facts.method == "full"
     facts = replace(facts, base_model=mask_text(facts.base_model))
     source = facts.repo_id or folder
     base = "demo/model" if facts.base_model == "demo" else facts.base_model
-    settings = {name: value for name in ("rank", "alpha") if (value := getattr(facts, name)) is not None}
+    settings = {name: value for name in ("rank", "alpha", "base_lora") if (value := getattr(facts, name)) is not None}
     card = environment.get_template("model_card.md.j2").render(
         front_matter=front_matter(facts),
         name=folder.name,
@@ -140,11 +142,6 @@ def describe_files(folder: Path) -> dict[str, str]:
     return {file: use for file, use in known.items() if (folder / file).is_file()}
 
 
-def quote_text(text: object) -> str:
-    """A Python literal of the text."""
-    return json.dumps(str(text), ensure_ascii=False)
-
-
 def describe_settings(settings: dict[str, Any]) -> dict[str, str]:
     return {name.replace("_", " "): describe_value(value) for name, value in settings.items()}
 
@@ -173,7 +170,7 @@ def push_folder(folder: Path, repo_id: str, private: bool) -> str:
     from huggingface_hub import HfApi
 
     token, names = hub_token(), files_to_push(folder)
-    if not {WEIGHTS, "model_index.json"} & set(names):
+    if not {WEIGHTS, "model_index.json", "config.json"} & set(names):  # a LoRA, a pipeline, a voice
         raise UserError(f"--push_to_hub {repo_id}: {folder} holds no {WEIGHTS}; train first")
     for name in names:
         if token.encode() in (folder / name).read_bytes():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 
+from families.quantized import load_bitsandbytes
 from utils.cli import UserError
 
 logger = logging.getLogger(__name__)
@@ -50,14 +51,7 @@ def make_optimizer(
 
 def load_adamw8bit() -> type[torch.optim.Optimizer]:
     """The class; refused where its package is missing or does not work."""
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except Exception as error:  # missing, or built for another CUDA: it raises what it likes
-        raise UserError(
-            f"--optimizer adamw8bit: bitsandbytes can't be used ({' '.join(str(error).split())[:200]}); "
-            "pip install -r requirements-cuda.txt, or use --optimizer adamw"
-        ) from None
-    return AdamW8bit
+    return load_bitsandbytes("optimizer", "adamw8bit", "use --optimizer adamw").optim.AdamW8bit
 
 
 def _check_prodigy(rates: list[float]) -> None:

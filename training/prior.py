@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from PIL import Image
 
-from families.sampler import ImageRequest, Sampler, Sampling, generate_images, image_seed
+from families.sampler import ImageRequest, Sampler, Sampling, generate_images
 from training.examples import Example, Record, load_examples
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.console import show_progress
+from utils.devices import nth_seed
 from utils.image_checks import find_fault
 from utils.images import is_whole_png, write_png
 from utils.outputs import remove_stale
@@ -117,7 +118,7 @@ def _generate_all(wanted: ClassImages, numbers: list[int], sampler: Sampler) -> 
     with show_progress(len(todo), "class images", "generating") as bar:
         while todo:
             batch = [todo.popleft() for _ in range(min(sampler.batch_size, len(todo)))]
-            seeds = [image_seed(wanted.seed, number, retry) for number, retry in batch]
+            seeds = [nth_seed(wanted.seed, number, retry) for number, retry in batch]
             images = generate_images(sampler, [ImageRequest(wanted.prompt, seed) for seed in seeds])
             for (number, retry), seed, made in zip(batch, seeds, images):
                 fault = find_fault(made.image, made.is_finite)

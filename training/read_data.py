@@ -7,19 +7,29 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from training.examples import Record
 from utils import dataset
-from utils.catalogue import Source, image_source, read_catalogue
+from utils.catalogue import Source, file_or_bytes, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.devices import keyed_generator
 from utils.images import ImageSource
 
 logger = logging.getLogger(__name__)
+
+
+class Identified(Protocol):
+    """What has an id."""
+
+    @property
+    def id(self) -> Any: ...
+
+
+Named = TypeVar("Named", bound=Identified)
 
 
 def read_records(source: Source) -> tuple[list[Record], list[Record]]:
@@ -73,13 +83,13 @@ def _read_catalogue(name: str, source: Source) -> list[Record]:
         logger.warning("%s: %s", name, note)
 
     def place(image: Path | int) -> ImageSource:
-        return functools.partial(image_source, catalogue.dataset, image) if isinstance(image, int) else image
+        return functools.partial(file_or_bytes, catalogue.dataset, image) if isinstance(image, int) else image
 
     return [Record(one.id, place(one.image), one.text) for one in catalogue.products]
 
 
-def hold_out(records: list[Record], fraction: float) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records; a hash of the id decides, so that growth moves nothing."""
+def hold_out(records: list[Named], fraction: float) -> tuple[list[Named], list[Named]]:
+    """What to train on, and what is held out; a hash of the id decides, so that growth moves nothing."""
     limit = fraction * 2**32
     held = [int.from_bytes(hashlib.sha256(str(one.id).encode()).digest()[:4], "big") < limit for one in records]
     return [one for one, out in zip(records, held) if not out], [one for one, out in zip(records, held) if out]
@@ -92,7 +102,16 @@ def read_training_records(
 
     Where there is no val split, `held_out_share` is held out.
     """
-    train, held_out = read_records(source)
+    train, held_out = choose_records(*read_records(source), held_out_share, max_samples, seed, "image")
+    if not train:
+        raise UserError(f"{source.flag} {source.name}: there is no image to train on")
+    return train, held_out
+
+
+def choose_records(
+    train: list[Named], held_out: list[Named], held_out_share: float, max_samples: int | None, seed: int, noun: str
+) -> tuple[list[Named], list[Named]]:
+    """The records of --held_out and --max_train_samples; `noun` is what an error calls one of them."""
     if held_out_share and not held_out:
         count = len(train)
         train, held_out = hold_out(train, held_out_share)
@@ -100,13 +119,11 @@ def read_training_records(
             advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
             raise UserError(
                 f"--held_out {held_out_share:g}: holds out {'all' if held_out else 'none'} of "
-                f"{counted(count, 'image')}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
+                f"{counted(count, noun)}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
             )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
         train = [train[i] for i in sorted(chosen.tolist())]
-    if not train:
-        raise UserError(f"{source.flag} {source.name}: there is no image to train on")
     return train, held_out
 
 

@@ -11,19 +11,19 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from PIL import Image
+from scipy.io import wavfile
 
-from training import model_card, validation
+from training import model_card
 from training.gradients import ADVICE, any_process
 from training.state import (
     Progress,
     Training,
     averaged_weights,
+    note_loss,
     restore_training,
     save_best,
     save_training,
     take_snapshot,
-    whole_weights,
-    write_result,
 )
 from utils import checkpoints, devices, metrics_log, runs, trackers
 from utils.cli import UserError
@@ -33,6 +33,9 @@ from utils.sync import GRACE, PATIENCE, Sync, finish_all
 from utils.trackers import Tracker
 
 Result = TypeVar("Result")
+# A validation: it writes what it shows under names that begin with the path (None: in a process that only takes part),
+# asks whether it is stopped, and returns its figures, the held-out loss as "val_loss"; None where it was stopped.
+Check = Callable[[Path | None, Callable[[], bool]], dict[str, float] | None]
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,11 @@ def stop_requested(run: Run) -> bool:
     return any_process(run.accelerator, bool(run.signals))
 
 
-def validate(run: Run, training: Training, checks: validation.Checks, grid: Path) -> dict[str, float] | None:
+def validate(run: Run, training: Training, check: Check, shown: Path) -> dict[str, float] | None:
     """The figures of a validation in the main process; None where a signal came."""
 
     def compute(stopped: Callable[[], bool]) -> dict[str, float] | None:
-        return validation.validate(training, checks, grid if run.is_main else None, stopped)
+        return check(shown if run.is_main else None, stopped)
 
     if not training.sharded:
         return in_main_process(run.accelerator, lambda: compute(lambda: bool(run.signals)))
@@ -140,8 +143,8 @@ def validate(run: Run, training: Training, checks: validation.Checks, grid: Path
     return in_main_process(run.accelerator, lambda: figures)
 
 
-def validate_if_due(run: Run, training: Training, checks: validation.Checks, every: int, last: int, bar: Bar) -> None:
-    """Every so many steps and at the end: held-out loss and images, in the main process; the best weights are kept.
+def validate_if_due(run: Run, training: Training, check: Check, every: int, last: int, bar: Bar) -> None:
+    """Every so many steps and at the end: held-out loss and samples, in the main process; the best weights are kept.
 
     The bar's rate leaves out the time that this takes, and its time left includes what is still to come of it.
     """
@@ -149,24 +152,35 @@ def validate_if_due(run: Run, training: Training, checks: validation.Checks, eve
     step = progress.step
     if not every or progress.validated >= step or (step % every and step < last):
         return
-    grid = run.folder / "validation" / f"step-{step:06d}.png"
+    shown = run.folder / "validation" / f"step-{step:06d}"
     began = time.monotonic()
     with runs.timed(run.seconds, "validation"), bar.paused():
-        figures = validate(run, training, checks, grid)
-    if not figures:  # nothing to check, or a signal came: then the resumed run validates this step
+        figures = validate(run, training, check, shown)
+    if figures is None:  # a signal came: the resumed run validates this step
         return
     bar.later = (time.monotonic() - began) * math.ceil((last - step) / every)
     loss = figures.get("val_loss")
-    if validation.note_loss(progress, loss):
+    if note_loss(progress, loss):
         with averaged_weights(training):
-            weights = with_shards(run, training, lambda: whole_weights(training))
+            weights = with_shards(run, training, training.files.gather)
             in_main_process(run.accelerator, lambda: save_best(run.folder / "best", training, weights))
     # Those of the steps stay for the next log_step, which divides its samples by them.
     log(run, {"step": step, **figures}, [name for name in run.seconds if name not in ("data", "step")])
     if step >= last and not math.isfinite(loss or 0):
         raise UserError(f"step {step}: the held-out loss is not finite, and nothing is written. {ADVICE}")
-    if run.is_main and checks.prompts:
-        trackers.log_images(run.trackers, "validation", Image.open(grid), step)
+    if run.is_main:
+        log_shown(run, shown, step)
+
+
+def log_shown(run: Run, shown: Path, step: int) -> None:
+    """For the trackers, the images and sounds that a validation has written: their names begin with `shown`."""
+    for path in sorted(shown.parent.glob(f"{shown.name}[._]*")):
+        name = "validation" + path.stem.removeprefix(shown.name)
+        if path.suffix == ".png":
+            trackers.log_images(run.trackers, name, Image.open(path), step)
+        elif path.suffix == ".wav":
+            rate, samples = wavfile.read(path)
+            trackers.log_audio(run.trackers, name, samples / 32768, rate, step)
 
 
 def save_if_due(run: Run, training: Training, every: int, limit: int | None) -> None:
@@ -206,19 +220,24 @@ def save_now(run: Run, training: Training, limit: int | None) -> None:
 
 
 def write_results(
-    run: Run, training: Training, card: dict[str, Any], effective: int, asked: list[int | None], last: int
+    run: Run,
+    training: Training,
+    write_card: Callable[[Path, dict[str, str]], None],
+    effective: int,
+    asked: list[int | None],
+    last: int,
 ) -> None:
     """The run's result, the loss curve, the card and the summary, in the main process.
 
-    `card`: see model_card.write_card; `asked`: the length that was asked for, `last` in steps.
+    `write_card` gets the folder and the results by label; `asked`: the length that was asked for, `last` in steps.
     """
     progress = training.progress
     if progress.skipped_in_a_row:
         raise UserError(f"the run ends with steps that were not finite; nothing is written. {ADVICE}")
     with averaged_weights(training):
-        weights = with_shards(run, training, lambda: whole_weights(training))
+        weights = with_shards(run, training, training.files.gather)
         if run.is_main:
-            write_result(run.folder, training, weights, run.folder.resolve().name)
+            training.files.write_result(run.folder, weights, run.folder.resolve().name, progress.began)
     if not run.is_main:
         return
     counts: dict[str, Any] = {"steps": progress.step, "samples": progress.step * effective}
@@ -228,9 +247,9 @@ def write_results(
             f"no better held-out loss in {progress.worse_in_a_row} validations; "
             f"the best was {progress.best_loss:.4g} at step {progress.best_step:,}"
         )
-    results = model_card.write_results(run.folder, training.facts | card, counts, asked)
+    results = model_card.write_results(run.folder, write_card, counts, asked)
     print_table(results.items())
-    print(f"{'the pipeline' if training.whole else 'the LoRA'} is in {run.folder}")
+    print(f"{training.files.noun} is in {run.folder}")
 
 
 def end_run(run: Run, finished: bool) -> int:

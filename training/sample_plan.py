@@ -7,7 +7,7 @@ change the training, and to resume, the step number is all that is needed.
 
 import functools
 from collections import defaultdict, deque
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -27,18 +27,21 @@ class Draw(NamedTuple):
     crop: float  # in [0, 1): which of the crops
     flip: bool
     drop_caption: bool
-    timestep: int
+    time: float  # of the noise
     noise_key: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: the shapes of 100,000 images would take 2 ms each time
 class SamplePlan:
-    """What decides a position: `shapes` are those of the examples, `flip` and `dropout` are probabilities."""
+    """What decides a position: `shapes` are those of the examples, `flip` and `dropout` are probabilities.
+
+    `draw_time`: see families.diffusion.Diffusion and families.flow.Flow; None where nothing is denoised.
+    """
 
     seed: Hashable
     shapes: tuple[Shape, ...]
     effective: int
-    timesteps: int
+    draw_time: Callable[[torch.Generator, Shape], float] | None = None
     flip: float = 0.0
     dropout: float = 0.0
 
@@ -62,15 +65,17 @@ def epoch_order(plan: SamplePlan, epoch: int) -> list[int]:
 def draw_position(plan: SamplePlan, position: int) -> Draw:
     """The meaning of one position."""
     epoch, place = divmod(position, len(plan.shapes))
-    u = torch.rand(4, generator=keyed_generator("draw", plan.seed, position), dtype=torch.float64).tolist()
-    index, timestep = epoch_order(plan, epoch)[place], int(u[3] * plan.timesteps)
-    return Draw(index, u[0], u[1] < plan.flip, u[2] < plan.dropout, timestep, ("noise", plan.seed, position))
+    generator = keyed_generator("draw", plan.seed, position)
+    u = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    index = epoch_order(plan, epoch)[place]
+    time = plan.draw_time(generator, plan.shapes[index]) if plan.draw_time else 0.0
+    return Draw(index, u[0], u[1] < plan.flip, u[2] < plan.dropout, time, ("noise", plan.seed, position))
 
 
-def validation_draws(count: int, examples: int, timesteps: int) -> list[Draw]:
-    """Fixed positions for a loss that can be compared: timesteps stratified, nothing depends on the run's seed."""
+def validation_draws(count: int, examples: int, time_at: Callable[[float], float]) -> list[Draw]:
+    """Fixed positions for a loss that can be compared: times stratified, nothing depends on the run's seed."""
     order = torch.randperm(count, generator=keyed_generator("validation")).tolist()
-    strata = [int((order[i] + 0.5) / count * timesteps) for i in range(count)]
+    strata = [time_at((order[i] + 0.5) / count) for i in range(count)]
     return [Draw(i % examples, 0.0, False, False, strata[i], ("validation", i)) for i in range(count)]
 
 

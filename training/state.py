@@ -1,18 +1,18 @@
 """All that a training changes, and how it is written: as a checkpoint, and as the result that others load."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from families import kohya, lora, pipelines, shards, tokens
+from families import shards
 from utils import checkpoints
 from utils.cli import UserError
 from utils.metrics_log import SMOOTHING
-from utils.outputs import remove_written
 
 
 @dataclass
@@ -46,34 +46,54 @@ class Progress:
                 setattr(self, one.name, saved[one.name])
 
 
+class Files(Protocol):
+    """How the weights of one kind of model are written and read."""
+
+    @property
+    def noun(self) -> str:
+        """What a message calls the result."""
+
+    def gather(self) -> Any:
+        """The weights as they are now, whole. Where they are divided, all take part, and the first one gets them."""
+
+    def write(self, folder: Path, weights: Any) -> None:
+        """As a checkpoint holds them."""
+
+    def read(self, folder: Path, files: dict[str, checkpoints.Tensors]) -> None:
+        """Put back what `write` wrote, to the byte; `files` are those in the folder itself."""
+
+    def write_result(self, folder: Path, weights: Any, name: str, began: float | None) -> None:
+        """The result for users, under this name where it has one; `began`: when the training did."""
+
+
 @dataclass(frozen=True)
 class Training:
-    """`average` is the EMA of `parameters`, `modules` have the names of their folders in a pipeline.
+    """`average` is the EMA of `parameters`; `files` say how the weights of the `modules` are kept.
 
-    Adapters are trained, or where there is a `whole` model, all weights of the modules. `facts` go into the files'
-    metadata; a run that resumes must have the same `identity`.
+    `facts` go into the files' metadata; a run that resumes must have the same `identity`.
     """
 
-    modules: dict[str, lora.Module]
+    modules: dict[str, torch.nn.Module]
     parameters: list[torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     average: list[torch.Tensor] | None
+    files: Files
     facts: dict[str, str]
     identity: dict[str, str]
-    token: tokens.Token | None = None  # a new word, whose embedding is trained too
-    whole: pipelines.BaseModel | None = None
-    kohya: str | None = None  # the model's family, where the result is written for A1111 and ComfyUI too
     sharded: bool = False  # whether weights and optimizer state are divided among the processes
     progress: Progress = field(default_factory=Progress)
 
-    @property
-    def unet(self) -> lora.Module:
-        return self.modules["unet"]
 
-    @property
-    def text_encoders(self) -> list[lora.Module]:
-        return [module for name, module in self.modules.items() if name != "unet"]
+def note_loss(progress: Progress, loss: float | None) -> bool:
+    """Note that this step is validated; whether its held-out loss is the best so far."""
+    progress.validated = progress.step
+    best = progress.best_loss
+    if loss is None or not math.isfinite(loss) or (best is not None and not loss < best):
+        progress.worse_in_a_row += loss is not None
+        return False
+    progress.best_loss, progress.best_step, progress.worse_in_a_row = loss, progress.step, 0
+    return True
 
 
 def update_average(average: list[torch.Tensor], parameters: Sequence[torch.Tensor], decay: float, step: int) -> None:
@@ -103,96 +123,20 @@ def averaged_weights(training: Training) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What is trained, whole: a LoRA by the keys of its file, or modules with all their weights."""
-
-    adapters: dict[str, torch.Tensor]
-    modules: dict[str, lora.Module]
-
-
-def whole_weights(training: Training) -> Weights:
-    """The weights as they are now. Where they are divided, all processes take part, and the first one gets them."""
-    if training.whole:
-        found = {name: shards.gather_module(module) for name, module in training.modules.items()}
-        return Weights({}, {name: module for name, module in found.items() if module is not None})
-    return Weights(lora.lora_state(training.unet, training.text_encoders), {})
-
-
-def write_weights(folder: Path, training: Training, weights: Weights) -> None:
-    """The LoRA in the file that diffusers loads, or of all weights each part's folder."""
-    if training.whole:
-        for name, module in weights.modules.items():
-            module.save_pretrained(folder / name)
-        return
-    lora.save_lora(folder, weights.adapters, training.unet, training.text_encoders, training.facts)
-    if training.token:
-        tokens.write_token(folder, training.token, training.facts)
-
-
-def write_result(folder: Path, training: Training, weights: Weights, name: str) -> None:
-    """The result for users: the LoRA, or where all weights were trained, a whole pipeline.
-
-    `name` is that of the LoRA in A1111 and ComfyUI, if it is written for them.
-    """
-    if training.whole:
-        pipelines.write_pipeline(folder, training.whole, weights.modules, training.facts)
-        return
-    write_weights(folder, training, weights)
-    paths = folder / kohya.lora_name(name), folder / kohya.word_name(name)
-    if training.kohya:
-        write_kohya(*paths, training, weights, training.kohya)
-    else:
-        for path in paths:  # of fewer steps
-            remove_written(path)
-
-
-def write_kohya(lora_path: Path, word_path: Path, training: Training, weights: Weights, family: str) -> None:
-    """The LoRA for A1111 and ComfyUI, and the new word, where there is one."""
-    unet, encoders = training.unet, training.text_encoders
-    facts = training.facts | {"training_started_at": str(training.progress.began)}
-    if training.token:  # whose place the name of its file takes there
-        triggers = {name: facts[name] for name in ("instance_prompt", "trigger_word") if name in facts}
-        facts |= {name: text.replace(training.token.text, word_path.stem) for name, text in triggers.items()}
-    kohya.save_kohya(lora_path, weights.adapters, unet, encoders, family, facts)
-    if training.token:
-        kohya.save_word(word_path, training.token, family, facts)
-
-
-def read_weights(folder: Path, files: dict[str, dict[str, torch.Tensor]], training: Training) -> None:
-    """Put back what `write_weights` wrote, to the byte; `files` are those in the folder itself."""
-    if training.whole:
-        for name, module in training.modules.items():
-            if name not in files and not (folder / name).is_dir():
-                raise UserError(f"the checkpoint holds no {name}; give the --method and the parts it was made with")
-            # Earlier versions wrote a file for each part.
-            state = files.get(name)
-            if state is None:
-                kind = shards.own_class(module)
-                state = kind.from_pretrained(folder / name, dtype=torch.float32).state_dict()
-            shards.load_whole(module, state)
-        return
-    if "pytorch_lora_weights" not in files:
-        raise UserError("the checkpoint holds no LoRA; give the --method that it was made with")
-    lora.load_lora_state(files["pytorch_lora_weights"], training.unet, training.text_encoders)
-    if training.token:
-        tokens.load_token(files, training.token)
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """The tensors of a checkpoint, whole: the weights, `files` of optimizer and average, and what is no tensor."""
 
-    weights: Weights
+    weights: Any
     files: dict[str, checkpoints.Tensors]
     optimizers: dict[str, Any]
 
 
 def take_snapshot(training: Training) -> Snapshot:
     """Of the training as it is now. Where it is divided, all processes take part, and the first one gets it."""
-    files, optimizers = checkpoints.pack_optimizers({"optimizer": training.optimizer})
+    files, optimizers = checkpoints.pack_optimizers(training.optimizers)
     if training.average is not None:
         files["average"] = {str(i): shards.gather(tensor) for i, tensor in enumerate(training.average)}
-    return Snapshot(whole_weights(training), files, optimizers)
+    return Snapshot(training.files.gather(), files, optimizers)
 
 
 def save_training(folder: Path, training: Training, snapshot: Snapshot) -> None:
@@ -205,7 +149,7 @@ def save_training(folder: Path, training: Training, snapshot: Snapshot) -> None:
     }
 
     def write(partial: Path) -> None:
-        write_weights(partial, training, snapshot.weights)
+        training.files.write(partial, snapshot.weights)
 
     checkpoints.save_checkpoint(folder, write, snapshot.files, state)
 
@@ -225,9 +169,9 @@ def restore_training(folder: Path, training: Training) -> None:
         )
     if (training.average is not None) != ("average" in files):
         raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
-    read_weights(folder, files, training)
+    training.files.read(folder, files)
     try:
-        checkpoints.restore_optimizers({"optimizer": training.optimizer}, files, state)
+        checkpoints.restore_optimizers(training.optimizers, files, state)
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{flag}: its optimizer's state doesn't fit ({' '.join(str(error).split())}); "
@@ -240,11 +184,12 @@ def restore_training(folder: Path, training: Training) -> None:
     training.progress.update(state["progress"])
 
 
-def save_best(folder: Path, training: Training, weights: Weights) -> None:
+def save_best(folder: Path, training: Training, weights: Any) -> None:
     """The result with the weights of the best validation, in the folder's place in one step."""
 
     def write(partial: Path) -> None:
-        write_result(partial, training, weights, f"{folder.resolve().parent.name}_{folder.name}")
+        name = f"{folder.resolve().parent.name}_{folder.name}"
+        training.files.write_result(partial, weights, name, training.progress.began)
 
     state = {"step": training.progress.best_step, "val_loss": training.progress.best_loss}
     checkpoints.save_checkpoint(folder, write, {}, state)

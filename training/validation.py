@@ -1,7 +1,6 @@
 """Does it learn? The loss at fixed positions of held-out images, and images of fixed seeds, each one checked."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,16 +8,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from families import diffusion, models, sampler, shards
+from families.flow import Noising
+from families.latents import to_channels_last
+from families.names import FAMILIES
 from families.sampler import Execution, ImageRequest, Sampler, Sampling
 from families.sampling import make_scheduler
 from training.batches import Batch, Loader, held_out_loader, load_batch
 from training.examples import Example
 from training.sample_plan import split_step, validation_draws
-from training.state import Progress, Training, averaged_weights
+from training.state import Training, averaged_weights
 from utils import devices, images
 from utils.console import Bar, show_progress
 from utils.devices import Cores
@@ -42,32 +44,35 @@ class Checks:
     model: str
     family: str
     sampling: Sampling
-    scheduler: DDPMScheduler
-    encode: Callable[[list[str]], diffusion.Text]
+    noising: Noising
+    encode: Callable[[list[str]], list[diffusion.Features]]
     autocast: Callable[[], AbstractContextManager]
     vae: str | None = None  # None: the model's own
 
     @property
     def passes_an_image(self) -> int:
         """Samples that go through the UNet for one image."""
-        return self.sampling.steps * (1 + (self.sampling.guidance_scale > 1))
+        guided = self.sampling.guidance_scale > FAMILIES[self.family].NO_GUIDANCE
+        return self.sampling.steps * (1 + guided)
 
 
-def held_out_batches(examples: list[Example], count: int, timesteps: int, loader: Loader) -> list[Batch]:
+def held_out_batches(examples: list[Example], count: int, noising: Noising, loader: Loader) -> list[Batch]:
     """The fixed samples that the held-out loss is measured on; none where no image is held out."""
-    draws = validation_draws(count if examples else 0, len(examples), timesteps)
+    draws = validation_draws(count if examples else 0, len(examples), noising.time_at)
     parts = split_step(draws, [one.shape for one in examples], BATCH, 0, 1)
     fixed = held_out_loader(loader, examples)
-    return [load_batch(part, fixed, sample_posterior=False) for part in parts]
+    return [load_batch(part, fixed) for part in parts]
 
 
 @torch.no_grad()
 def batch_losses(unet: UNet2DConditionModel, checks: Checks, batch: Batch) -> torch.Tensor:
     """The mean squared error of each sample, every sample of one weight, whatever the run's own weighting is."""
-    noisy = checks.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    noisy = checks.noising.add_noise(batch.latents, batch.noise, batch.times)
     with checks.autocast():
-        prediction = diffusion.predict(unet, noisy, batch.timesteps, checks.encode(batch.texts), batch.time_ids)
-    target = diffusion.prediction_target(checks.scheduler, batch.latents, batch.noise, batch.timesteps)
+        prediction = FAMILIES[checks.family].predict(
+            unet, noisy, batch.times, checks.encode(batch.texts), batch.time_ids
+        )
+    target = checks.noising.target(batch.latents, batch.noise, batch.times)
     return diffusion.sample_losses(prediction, target)
 
 
@@ -96,16 +101,17 @@ def held_out_loss(unet: UNet2DConditionModel, checks: Checks, bar: Bar | None = 
 def wrap_unet(unet: UNet2DConditionModel, checks: Checks) -> Sampler:
     """What generates an image of each prompt by the UNet in training, as generate.py does."""
     texts = [*checks.prompts, ""]
-    embeds, pooled = checks.encode(texts)
     return Sampler(
         settings=checks.sampling,
         execution=Execution(unet.device, torch.float32, 1, autocast=checks.autocast),
+        family=checks.family,
         unet=unet,
         compiled_unet=unet,
-        vae=models.load_vae(checks.model, vae=checks.vae).to(unet.device, memory_format=torch.channels_last),
+        vae=to_channels_last(models.load_vae(checks.model, vae=checks.vae).to(unet.device)),
         controlnet=None,
-        scheduler=make_scheduler(checks.sampling.scheduler, checks.scheduler),
-        features={text: (embeds[i], None if pooled is None else pooled[i]) for i, text in enumerate(texts)},
+        scheduler=make_scheduler(checks.sampling.scheduler, checks.noising.scheduler),
+        index=models.read_config(checks.model, "model_index.json"),
+        features=dict(zip(texts, checks.encode(texts))),
         cores=None,
         batch_size=1,
         unused_savers=[],
@@ -148,14 +154,16 @@ def save_grid(path: Path, made: list[Image.Image], prompts: list[str], columns: 
 
 
 def validate(
-    training: Training, checks: Checks, grid: Path | None, stopped: Callable[[], bool]
+    training: Training, checks: Checks, shown: Path | None, stopped: Callable[[], bool]
 ) -> dict[str, float] | None:
     """The held-out loss, and the number of invalid images in the grid; None where it was stopped before its end.
 
     With an average of the weights they are of the average; then the loss of the weights themselves stands beside it.
-    Without `grid`, as in processes that only take part, nothing is shown or written.
+    Without `shown`, the grid's path but for its suffix, as in processes that only take part, nothing is written.
     """
     figures: dict[str, float] = {}
+    denoiser = training.modules[FAMILIES[checks.family].DENOISER]
+    grid = shown and shown.with_suffix(".png")
     for module in training.modules.values():
         module.eval()
     made: list[Image.Image] | None = []
@@ -165,25 +173,14 @@ def validate(
         total, "passes", f"validation of step {training.progress.step:,}", shown=bool(grid and total)
     ) as bar:
         if checks.held_out and training.average:
-            figures["val_loss_without_ema"] = held_out_loss(training.unet, checks, bar)
+            figures["val_loss_without_ema"] = held_out_loss(denoiser, checks, bar)
         with averaged_weights(training):
             if checks.held_out:
-                figures["val_loss"] = held_out_loss(training.unet, checks, bar)
+                figures["val_loss"] = held_out_loss(denoiser, checks, bar)
             if checks.prompts:
-                made = generate_images(training.unet, checks, stopped, bar)
+                made = generate_images(denoiser, checks, stopped, bar)
     for module in training.modules.values():
         module.train()
     if made is None:
         return None
     return figures | ({"validation/invalid_images": save_grid(grid, made, checks.prompts)} if grid and made else {})
-
-
-def note_loss(progress: Progress, loss: float | None) -> bool:
-    """Note that this step is validated; whether its held-out loss is the best so far."""
-    progress.validated = progress.step
-    best = progress.best_loss
-    if loss is None or not math.isfinite(loss) or (best is not None and not loss < best):
-        progress.worse_in_a_row += loss is not None
-        return False
-    progress.best_loss, progress.best_step, progress.worse_in_a_row = loss, progress.step, 0
-    return True

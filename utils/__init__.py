@@ -6,6 +6,7 @@ and for the secrets of .env: libraries read some variables when they are importe
 
 from __future__ import annotations  # so that an older Python can start check_environment.py
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -39,5 +40,11 @@ def _read_env_files() -> None:
         sys.exit(2)
 
 
+def _quiet_bitsandbytes() -> None:
+    """Without its line, as it is imported, that it lacks a package which only inference on a CPU has a use for."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+_quiet_bitsandbytes()
 sys.excepthook = _explain_missing
 _read_env_files()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.cli import UserError, counted
+from utils.cli import UserError, counted, name_some
 from utils.files import list_files, parse_json, read_file
 from utils.hub import hub_failure
 from utils.images import CONVERT
@@ -87,8 +87,7 @@ class Catalogue:
 
     def note_names(self, what: str, names: list[str]) -> None:
         if names:
-            more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
-            self.notes.append(f"{what}: {', '.join(names[:12])}{more}")
+            self.notes.append(f"{what}: {name_some(names, 12)}")
 
 
 def is_image(name: str) -> bool:
@@ -119,7 +118,7 @@ def read_catalogue(source: Source) -> Catalogue:
 
 def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag: str) -> list[tuple[int, Attributes]]:
     """(line number, row) of a CSV file, damage repaired or noted in `catalogue`; every row has a `key`."""
-    lines, odd = decode_lines(read_file(path))
+    lines = read_lines(path, catalogue.notes)
     header = split_records(lines[:1], 1)
     columns = [canonical(cell) for cell in header[0][1]] if header else []
     while columns and not columns[-1]:
@@ -127,8 +126,6 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
     if key not in columns:
         found = ",".join(header[0][1])[:80] if header else "an empty file"
         raise UserError(f"{flag} {path}: line 1: found `{found}`; expected names of columns with `{key}` among them")
-    if odd:
-        catalogue.notes.append(f"{path.name}: {counted(odd, 'line')} not in UTF-8, read as Latin-1")
     free = columns.index(free_text) if free_text in columns else None
     records = split_records(lines, len(columns))[1:]
     catalogue.columns, catalogue.rows = columns, catalogue.rows + len(records)
@@ -137,7 +134,7 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
         fitted, repaired = fit_cells(cells, columns, free)
         if fitted is None:
             catalogue.reject(
-                cells[0].strip(), line, "row can't be read", f"{len(cells)} cells, expected {len(columns)}"
+                cells[0].strip(), line, "row can't be read", f"{counted(len(cells), 'cell')}, expected {len(columns)}"
             )
             continue
         if repaired:
@@ -154,7 +151,7 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
 def _read_jsonl(table: Path, key: str, caption: str, catalogue: Catalogue) -> list[tuple[int, Attributes]]:
     """(line number, row) of a JSONL file, without lists and objects, which are no attributes."""
     rows = []
-    for line, text in enumerate(decode_lines(read_file(table))[0], 1):
+    for line, text in enumerate(read_lines(table, catalogue.notes), 1):
         if not text.strip():
             continue
         catalogue.rows += 1
@@ -211,10 +208,10 @@ def read_styles(source: Source) -> Catalogue:
     return catalogue
 
 
-def _name_product(name: str, taken: set[str]) -> str:
+def make_id(name: str, taken: set[str], nameless: str = "picture") -> str:
     """An id from a file's name, which joins `taken`; `a.png` beside `a.jpg` is `a-png`."""
     stem, _, ending = name.rpartition(".")
-    stem = re.sub(r"[^\w.-]+", "_", stem).lstrip("._-") or "picture"
+    stem = re.sub(r"[^\w.-]+", "_", stem).lstrip("._-") or nameless
     product_id = stem if stem.lower() not in taken else f"{stem}-{ending}"
     while product_id.lower() in taken:  # a name given twice, or one that differs in case only
         product_id += "-2"
@@ -246,7 +243,7 @@ def read_imagefolder(tables: list[Path], source: Source) -> Catalogue:
             else:
                 listed[name] = line
                 base = name.rpartition("/")[2] if prefix else name.removeprefix("images/")
-                catalogue.products.append(Product(_name_product(base, taken), row_id, folder / name, text, attributes))
+                catalogue.products.append(Product(make_id(base, taken), row_id, folder / name, text, attributes))
     used = {one.image for one in catalogue.products}
     for folder in dict.fromkeys(table.parent for table in tables):
         unlisted = [name for name in list_files(folder) if is_image(name) and folder / name not in used]
@@ -260,15 +257,18 @@ def read_folder(source: Source) -> Catalogue:
     taken: set[str] = set()
     files = list_files(folder)
     other: Counter[str] = Counter()
+    guessed: list[str] = []
     for name in files:
         stem, dot, ending = name.rpartition(".")
         if is_image(name):
             caption = folder / f"{stem}.txt"
-            text = " ".join(decode_lines(read_file(caption))[0]) if f"{stem}.txt" in files else None
-            if odd := NO_TEXT.search(text or ""):
+            lines, not_utf8 = decode_lines(read_file(caption)) if f"{stem}.txt" in files else ([], 0)
+            guessed += [f"{stem}.txt"] * bool(not_utf8)
+            text = " ".join(lines)
+            if odd := NO_TEXT.search(text):
                 catalogue.reject(name, name, "caption is no text", f"{stem}.txt holds {odd[0]!r}; remove or rewrite it")
             else:
-                product_id = _name_product(name, taken)
+                product_id = make_id(name, taken)
                 catalogue.products.append(Product(product_id, name, folder / name, clean_cell(text), {}))
         elif ending.lower() in ("heic", "heif"):
             catalogue.reject(name, name, "HEIC is not read", CONVERT)
@@ -280,6 +280,7 @@ def read_folder(source: Source) -> Catalogue:
     stems = {name.rpartition(".")[0] for name in files if not name.endswith(".txt")}
     unused = [name for name in files if name.endswith(".txt") and name.removesuffix(".txt") not in stems]
     catalogue.note_names("captions without an image", unused)
+    catalogue.note_names("captions not in UTF-8, read as Latin-1", guessed)
     if other:
         counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(other.items()))
         catalogue.notes.append(f"other files, not read: {counts}")
@@ -292,7 +293,7 @@ def read_folder(source: Source) -> Catalogue:
     return catalogue
 
 
-def _load_dataset(source: Source) -> "datasets.Dataset":
+def load_dataset(source: Source) -> "datasets.Dataset":
     """A split of a dataset of the hub, or of a folder that `datasets` has saved or can load."""
     name, path = source.name, Path(source.name)
     if not path.exists() and (name.count("/") != 1 or name[0] in "./~" or path.parent.is_dir()):
@@ -305,14 +306,14 @@ def _load_dataset(source: Source) -> "datasets.Dataset":
             return dataset[source.split] if isinstance(dataset, datasets.DatasetDict) else dataset
         return datasets.load_dataset(name, source.config, split=source.split)
     except Exception as error:  # of the network, the hub, the loader: a dozen types
-        flag = " (--dataset_split)" if source.flag == "--catalogue" else ""
+        flag = " (--dataset_split)" if source.flag in ("--catalogue", "--recordings") else ""
         what = f"its split {source.split}{flag} can't be read" if path.exists() else "no such folder; as a hub id"
         raise UserError(f"{source.flag} {name}: {what}: {hub_failure(error)}") from error
 
 
 def read_hub(source: Source) -> Catalogue:
     """A dataset that `datasets` can load; images are read when they are needed."""
-    dataset, image_column = _load_dataset(source), source.image_column or "image"
+    dataset, image_column = load_dataset(source), source.image_column or "image"
     import datasets
 
     if image_column not in dataset.column_names:
@@ -322,7 +323,7 @@ def read_hub(source: Source) -> Catalogue:
     catalogue.dataset = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
     caption_column = canonical(source.caption_column)
     seen: dict[str, int] = {}
-    for index, row in enumerate(_plain_rows(dataset, image_column, caption_column)):
+    for index, row in enumerate(plain_rows(dataset, image_column, caption_column)):
         text = row.pop(caption_column, None)
         attributes = {key: clean_cell(value) for key, value in row.items()}
         product_id = attributes.pop("id", None) or f"{index:06d}"
@@ -337,25 +338,25 @@ def read_hub(source: Source) -> Catalogue:
     return catalogue
 
 
-def _plain_rows(dataset: "datasets.Dataset", image_column: str, caption_column: str) -> Iterable[dict[str, Any]]:
-    """The rows without their images, and without embeddings and boxes, which are not attributes; classes by name."""
+def plain_rows(dataset: "datasets.Dataset", data_column: str, text_column: str) -> Iterable[dict[str, Any]]:
+    """The rows without images, sounds, embeddings and boxes, which are not attributes; classes by name."""
     import datasets
 
     plain = (datasets.Value, datasets.ClassLabel)
     features = dataset.features.items()
-    columns = [key for key, kind in features if isinstance(kind, plain) or canonical(key) == caption_column]
-    table = dataset.select_columns([key for key in columns if key != image_column])
+    columns = [key for key, kind in features if isinstance(kind, plain) or canonical(key) == text_column]
+    table = dataset.select_columns([key for key in columns if key != data_column])
     classes = {key: value for key, value in table.features.items() if isinstance(value, datasets.ClassLabel)}
     for row in table if table.column_names else ({} for _ in range(len(dataset))):
         named = {key: classes[key].int2str(v) if key in classes and v is not None else v for key, v in row.items()}
         yield {canonical(key): value for key, value in named.items()}
 
 
-def image_source(dataset: "datasets.Dataset | None", image: Path | int) -> Path | bytes:
-    """Where a product's image is: its file, or the encoded bytes in a row of `Catalogue.dataset`."""
-    if isinstance(image, Path):
-        return image
-    cell = next(iter(dataset[image].values())) or {}
+def file_or_bytes(dataset: "datasets.Dataset | None", place: Path | int) -> Path | bytes:
+    """Where an image or a sound is: its file, or the encoded bytes in a row of a dataset of one column."""
+    if isinstance(place, Path):
+        return place
+    cell = next(iter(dataset[place].values())) or {}
     return cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else b"")
 
 
@@ -389,38 +390,46 @@ def decode_lines(data: bytes) -> tuple[list[str], int]:
     return lines, odd
 
 
-def split_records(lines: list[str], columns: int) -> list[tuple[int, list[str]]]:
+def read_lines(path: Path, notes: list[str]) -> list[str]:
+    """The lines of a table; `notes` gets how many were not UTF-8."""
+    lines, odd = decode_lines(read_file(path))
+    if odd:
+        notes.append(f"{path.name}: {counted(odd, 'line')} not in UTF-8, read as Latin-1")
+    return lines
+
+
+def split_records(lines: list[str], columns: int, mark: str = ",") -> list[tuple[int, list[str]]]:
     """(line number, cells) of each record. A quote that is never closed is a plain character; no row is lost by it."""
     records, at = [], 0
     while at < len(lines):
-        cells, taken = _split_record(lines, at, columns)
+        cells, taken = _split_record(lines, at, columns, mark)
         if cells:
             records.append((at + 1, cells))
         at += taken
     return records
 
 
-def _split_record(lines: list[str], at: int, columns: int) -> tuple[list[str], int]:
+def _split_record(lines: list[str], at: int, columns: int, mark: str) -> tuple[list[str], int]:
     """The cells of the record that begins at line `at`, and how many lines it takes.
 
     A quoted cell may hold line ends, but no line that looks like a record of its own.
     """
     for taken in range(1, 21):
         try:
-            rows = list(csv.reader([line + "\n" for line in lines[at : at + taken]], strict=True))
+            rows = list(csv.reader([line + "\n" for line in lines[at : at + taken]], strict=True, delimiter=mark))
             return (rows[0] if rows else []), taken
         except csv.Error:
             after = lines[at + taken : at + taken + 1]
-            if not after or after[0].count(",") >= columns - 1:
+            if not after or after[0].count(mark) >= columns - 1:
                 break
-    return lines[at].split(","), 1
+    return lines[at].split(mark), 1
 
 
-def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[list[str] | None, bool]:
+def fit_cells(cells: list[str], columns: list[str], free: int | None, mark: str = ",") -> tuple[list[str] | None, bool]:
     """Cells that match the columns, and whether that took a repair; None if they can't be matched.
 
-    Column `free` holds free text: unquoted commas in it have torn the row, so it takes the surplus cells; in a row that
-    was cut short it is empty.
+    Column `free` holds free text: unquoted marks (commas) in it have torn the row, so it takes the surplus cells; in a
+    row that was cut short it is empty.
     """
     while len(cells) > len(columns) and not cells[-1].strip():
         cells = cells[:-1]
@@ -430,7 +439,7 @@ def fit_cells(cells: list[str], columns: list[str], free: int | None) -> tuple[l
     if free is None or len(cells) < free or (over < 0 and free < len(columns) - 1):
         return None, False
     if over > 0:
-        cells = [*cells[:free], ",".join(cells[free : free + over + 1]), *cells[free + over + 1 :]]
+        cells = [*cells[:free], mark.join(cells[free : free + over + 1]), *cells[free + over + 1 :]]
     else:
         cells = [*cells, *[""] * -over]
     year = clean_cell(cells[columns.index("year")]) if "year" in columns else None

@@ -3,6 +3,7 @@
 from __future__ import annotations  # check_environment.py must start on an older Python to say that it is too old
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
@@ -18,7 +19,7 @@ import stat
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +42,17 @@ def is_remote(name: str) -> bool:
 def counted(number: int, noun: str) -> str:
     """`1 pair`, `2,000 pairs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def spell_flag(name: str, value: object) -> str:
+    """`--rank 8`; of a switch the name alone, as it is typed."""
+    return f"--{name}" if value is True else f"--{name} {value}"
+
+
+def name_some(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many there are besides: `a, b and 3 more`."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 # Secrets, which no message, record or card may show
@@ -312,7 +324,9 @@ def add_refused_flags(parser: argparse.ArgumentParser, reasons: dict[str, str]) 
 
 # Recipes
 
-RECORDED = re.compile(r"precision|\w+_sha256")  # what config.yaml holds besides settings, to compare a later run with
+RECORDED = re.compile(
+    r"precision|num_utterances|\w+_sha256"
+)  # what config.yaml holds besides settings, to compare a later run with
 
 
 def _resolve(recipe: Any) -> tuple[Any, Any]:
@@ -442,7 +456,19 @@ def start_script() -> list[str]:
     """The words of the command line, at the start of a script."""
     gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
     ignore_closed_pipes()
+    leave_warnings_to_main()
     return sys.argv[1:]
+
+
+OF_ONE_PROCESS = {"of_one_process": True}  # `extra` of a warning that each process gives by itself
+
+
+def leave_warnings_to_main() -> None:
+    """In a process beside the first, show no warning but those of its own: all find the same in flags and data."""
+    if os.environ.get("RANK", "0") != "0" and logging.lastResort:
+        logging.lastResort.addFilter(
+            lambda record: record.levelno > logging.WARNING or hasattr(record, "of_one_process")
+        )
 
 
 def parse_args(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -491,6 +517,7 @@ def report_ignored(parser: Parser, args: argparse.Namespace, needs: dict[str, tu
 
 # Settings and the start of a script
 
+COMMON = ("config", "verbose", "debug", "dry_run")  # flags of every script, which are no settings
 ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, then give the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give a place that this user can write and read"),
@@ -514,8 +541,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         text = str(value).replace("${", "\\${")  # a literal ${ would be resolved on reading back
         return re.sub(rf"{_MARK}([0-9a-f]+)_", lambda name: f"${{oc.env:{bytes.fromhex(name[1]).decode()}}}", text)
 
-    hidden = ("config", "verbose", "debug", "dry_run")
-    settings = {key: value for key, value in vars(args).items() if key not in hidden}
+    settings = {key: value for key, value in vars(args).items() if key not in COMMON}
     written = {key: value for key, value in args.interpolated.items() if key in settings}
     sums = {f"{key}_sha256": hashlib.sha256(str(settings[key]).encode()).hexdigest()[:4] for key in written}
     return mask_secrets(plain(settings | written)) | sums
@@ -562,6 +588,17 @@ def close_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def end_one_of_several(code: int) -> NoReturn:
+    """End a process of several without taking its interpreter apart.
+
+    A thread of gloo that drops a tensor of Python's meanwhile would abort it.
+    """
+    atexit._run_exitfuncs()  # of trackers and workers
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _is_of(path: Path, folder: Path) -> bool:
@@ -633,4 +670,6 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
         code = ended.code
     else:  # not after an error: another process may still wait for this one, until the launcher ends it
         close_process_group()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            end_one_of_several(code or 0)
     sys.exit(code or 0)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from utils.metrics_log import read_metrics
 
 FORMAT = "prepared dataset 1"
 SPLITS = ("train", "val", "test")
+SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000}  # the hub's names, and where each ends
 CHANGED = "has changed since it was written: its sha256 is not that of MANIFEST.json"
 
 
@@ -69,8 +72,32 @@ def content_fingerprint(sums: dict[str, str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def image_name(index: int) -> str:
-    return f"images/{index:06d}.png"
+@dataclass(frozen=True)
+class SetKind:
+    """What a generated set is made of, and under which names."""
+
+    script: str  # that makes it: `generate`
+    item: str  # one of it: `image`
+    request: str  # what it is made from: `prompt`
+    folder: str
+    suffix: str
+    is_whole: Callable[[Path, dict[str, Any]], bool]  # of an item's file and its record
+
+    @property
+    def grows(self) -> set[str]:
+        """The settings that are others in a larger set."""
+        return {self.count, self.digest}
+
+    @property
+    def count(self) -> str:
+        return f"num_{self.item}s"
+
+    @property
+    def digest(self) -> str:
+        return f"{self.request}s_sha256"
+
+    def name(self, index: int) -> str:
+        return f"{self.folder}/{index:06d}{self.suffix}"
 
 
 def index_of(name: str) -> int:
@@ -88,3 +115,8 @@ def read_parts(folder: Path) -> dict[str, dict[str, Any]]:
             found[name] = one
     found.pop("", None)  # lines of another kind
     return dict(sorted(found.items()))
+
+
+def size_category(total: int) -> str:
+    """The hub's name for a dataset of so many examples."""
+    return next((name for name, limit in SIZES.items() if total < limit), "n>100K")

@@ -12,12 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from utils.cli import UserError
 from utils.parallel import available_cores, end_with_launcher
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The largest relative error of a half-precision result that is accepted: about 8 times what rounding explains.
 TOLERANCE = {torch.float16: 0.01, torch.bfloat16: 0.06}
+RETRY_SEEDS = 1_000_000_000  # between the seeds of one item's tries
 
 
 class Precision(NamedTuple):
@@ -188,16 +191,29 @@ def _random_again(state: torch.Tensor) -> Iterator[None]:
         torch.mps.set_rng_state(now)
 
 
-def checkpoint_options(device: torch.device) -> dict[str, Any]:
-    """Options for torch's checkpoint: what is computed again in the backward pass draws the same dropout again.
+@contextlib.contextmanager
+def _in_modes(modes: list[TorchFunctionMode]) -> Iterator[None]:
+    with contextlib.ExitStack() as entered:
+        for one in modes:
+            entered.enter_context(one)
+        yield
 
-    On MPS, torch keeps no random state for that (its issue 127676): the gradients would be of another dropout.
+
+def checkpoint_options(device: torch.device) -> dict[str, Any]:
+    """Options for torch's checkpoint: what is computed again in the backward pass is computed as in the forward pass.
+
+    On MPS, torch keeps no random state for that (its issue 127676): the gradients would be of another dropout. On the
+    meta device, the backward pass leaves the modes that choose dtypes there, in place of autocast.
     """
+    again = {
+        "mps": lambda: _random_again(torch.mps.get_rng_state()),
+        "meta": lambda: _in_modes(_get_current_function_mode_stack()),
+    }
 
     def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-        return contextlib.nullcontext(), _random_again(torch.mps.get_rng_state())
+        return contextlib.nullcontext(), again[device.type]()
 
-    return {"use_reentrant": False} | ({"context_fn": contexts} if device.type == "mps" else {})
+    return {"use_reentrant": False} | ({"context_fn": contexts} if device.type in again else {})
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
@@ -260,6 +276,11 @@ def keyed_generator(*key: Hashable) -> torch.Generator:
     return torch.Generator().manual_seed(key_seed(*key))
 
 
+def nth_seed(seed: int, index: int, retry: int) -> int:
+    """The seed of one item of a set: neighbours have neighbouring ones, each further try another one."""
+    return seed + index + retry * RETRY_SEEDS
+
+
 # How CUDA, its libraries, MPS and the CPU's allocators report it; only CUDA's own allocator has an exception for it.
 # accelerate's should_reduce_batch_size knows three of these seven messages (tests/training/test_guards.py).
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
@@ -273,6 +294,34 @@ def suppress_out_of_memory() -> Iterator[None]:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples that are computed together: one row each of every field, which is a tensor, a list or None."""
+
+    samples: list[str]  # their names, for messages
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def to(self, device: torch.device) -> Self:
+        """On the device, asynchronously where it can."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+        return replace(self, **{name: move(value) for name, value in vars(self).items()})
+
+    def split(self, size: int) -> list[Self]:
+        """In parts of at most `size` samples."""
+
+        def take(start: int) -> dict[str, Any]:
+            return {name: None if value is None else value[start : start + size] for name, value in vars(self).items()}
+
+        return [replace(self, **take(start)) for start in range(0, len(self), size)]
 
 
 class Cores(NamedTuple):

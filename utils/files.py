@@ -124,6 +124,13 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
         file.write(memoryview(data)[8 + size :])
 
 
+def save_model(model: Any, folder: Path, **options: Any) -> None:
+    """As `save_pretrained`, whose weights only their owner can read: here all who can read the config beside them."""
+    model.save_pretrained(folder, **options)
+    for path in folder.rglob("*.safetensors"):
+        shutil.copymode(path.with_name("config.json"), path)
+
+
 def list_files(folder: Path) -> dict[str, os.stat_result]:
     """{relative name with `/`: stat} of every file in a folder and its subfolders, sorted, without hidden ones.
 

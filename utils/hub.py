@@ -14,12 +14,17 @@ Loaded = TypeVar("Loaded")
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
 
 
-def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded], advice: str = "") -> Loaded:
+def load_named(
+    flag: str, name: str, kind: str, load: Callable[[], Loaded], advice: str = "", place: str = ""
+) -> Loaded:
     """What `load` returns; an error of any library is one line that names the flag and what was expected.
 
-    `advice` says what to do, if that is more than to give another hub id or folder.
+    `advice` says what to do, if that is more than to give another hub id or folder; `place` is the folder of this
+    repository that `name` stands for, if it does.
     """
-    here = Path(name).is_dir()
+    here = Path(place or name).is_dir()
+    if place and not here:
+        raise UserError(f"{flag} {name}: is not in this copy of the repository; {advice}")
     if not here and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
     hide_weight_bars()
@@ -28,7 +33,8 @@ def load_named(flag: str, name: str, kind: str, load: Callable[[], Loaded], advi
     except Exception as error:  # each library raises its own
         said = hub_failure(error)
         if here:
-            said = f"does not contain a complete {kind} ({' '.join(str(error).split())[:120]})"
+            reason = " ".join(str(error).replace(place or name, name).split())
+            said = f"does not contain a complete {kind} ({reason[:120]})"
         raise UserError(f"{flag} {name}: {said}; {advice or f'give the hub id or folder of a {kind}'}") from error
 
 
@@ -56,6 +62,18 @@ def load_whole(kind: Any, name: str, may_lack: str = "(?!)", **options: Any) -> 
         what = f"{len(lacking)} of the weights of a {type(model).__name__}, such as {lacking[0]}"
         raise ValueError(f"its files lack {what}, or have them in another shape")
     return model
+
+
+def find_file(model: str, name: str) -> Path | None:
+    """A file of a folder or a hub repository, fetched if need be; None where there is none or it can't be fetched."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(model).is_dir():
+        return Path(model, name) if Path(model, name).is_file() else None
+    with quiet_hub(), contextlib.suppress(EntryNotFoundError):
+        return Path(hf_hub_download(model, name))
+    return None
 
 
 @contextlib.contextmanager

@@ -45,18 +45,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+ENDS_WITH_STDIN = "ENDS_WITH_STDIN"  # of the environment: who started this holds its standard input open, and lives
+
+
 def end_with_launcher() -> None:
-    """End as by SIGTERM once the launcher (torchrun, of `accelerate launch`) is gone: nobody else would end this."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
+    """End as by SIGTERM once the launcher is gone: nobody else would end this.
+
+    That is torchrun (of `accelerate launch`), or with ENDS_WITH_STDIN whoever started that.
+    """
     launcher = os.getppid()
 
-    def watch() -> None:
+    def wait_for_parent() -> None:
         while os.getppid() == launcher:
             time.sleep(0.5)
+
+    def end_after(wait: Callable[[], object]) -> None:
+        wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=end_after, args=[wait_for_parent], daemon=True).start()
+    if ENDS_WITH_STDIN in os.environ:
+        threading.Thread(target=end_after, args=[lambda: os.read(0, 1)], daemon=True).start()
 
 
 def _start_worker() -> None:

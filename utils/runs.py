@@ -186,8 +186,8 @@ def open_run(
             _start_over(place, kind)
         fill(place)
         aside = f"{place.name}.replaced-<date>"
-        refuse_foreign(place, kind, f"give another folder, or add --overwrite, which moves them to {aside}")
-        _settle_changes(place, _changes(place, settings, free), kind)
+        refuse_foreign(folder, kind, f"give another folder, or add --overwrite, which moves them to {aside}")
+        _settle_changes(folder, _changes(place, settings, free), kind)
         if message := end():
             return message
         claim_folder(place, kind)
@@ -210,7 +210,7 @@ def _start_over(folder: Path, kind: str) -> None:
 def _settle_changes(folder: Path, changes: list[str], kind: str) -> None:
     """Refuse a run with other settings, but start over one that failed before its first step."""
     if changes and not has_begun(folder) and not foreign_files(folder, kind):
-        _start_over(folder, kind)
+        _start_over(folder.resolve(), kind)
     elif changes:
         raise UserError(
             f"--output_dir {folder} holds a run with other settings ({'; '.join(changes)}); "

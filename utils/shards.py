@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from utils.cli import OF_ONE_PROCESS
 from utils.files import write_safetensors
 from utils.parallel import thread_map
 
@@ -71,4 +72,5 @@ def remove_damaged(folder: Path, shards: Sequence[Path], wanted: set[str] | None
     if damaged:
         named = "; ".join(f"{path.name}: {fault}" for path, fault in list(damaged.items())[:3])
         more = " …" if len(damaged) > 3 else ""
-        logger.warning("%s: %d damaged, computed again as needed (%s%s)", folder, len(damaged), named, more)
+        message = "%s: %d damaged, computed again as needed (%s%s)"
+        logger.warning(message, folder, len(damaged), named, more, extra=OF_ONE_PROCESS)

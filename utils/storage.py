@@ -26,7 +26,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from utils.cli import ADVICE, UserError, counted, is_remote, mask_text, note_copy
+from utils.cli import ADVICE, OF_ONE_PROCESS, UserError, counted, is_remote, mask_text, note_copy
 from utils.console import track
 from utils.dataset import SPLITS
 from utils.files import (
@@ -148,7 +148,7 @@ def patiently(place: Place, act: Callable[[], Result]) -> Result:
             if time.monotonic() > end:
                 what = f"can't be reached ({describe(error)})"
                 raise UserError(f"{place.given}: {what}; check the connection, then give the command again") from error
-            logger.warning("%s: %s; trying again in %.0f s", place.given, describe(error), pause)
+            logger.warning("%s: %s; trying again in %.0f s", place.given, describe(error), pause, extra=OF_ONE_PROCESS)
         time.sleep(pause)
         pause = min(2 * pause, 30)
 

@@ -23,7 +23,8 @@ import yaml
 
 from utils import runs, storage
 from utils.checkpoints import checkpoint_damage, list_checkpoints
-from utils.cli import UserError, counted
+from utils.cli import UserError, counted, name_some
+from utils.dataset import SetKind
 from utils.files import MANIFEST, list_files, read_manifest, read_written, written_list
 from utils.outputs import check_apart, flush_folder, partial_folder, put_in_place
 from utils.parallel import thread_map
@@ -141,7 +142,7 @@ def give_back(sync: Sync) -> None:
 def _describe_left(sync: Sync) -> str:
     units = dict.fromkeys(found[0] for found in map(UNIT.match, sync.left) if found)
     names, reason = [*units, *(name for name in sync.left if not UNIT.match(name))], next(iter(sync.left.values()))
-    return f"{', '.join(names[:8])}{f' and {len(names) - 8:,} more' * (len(names) > 8)} ({reason})"
+    return f"{name_some(names)} ({reason})"
 
 
 @contextlib.contextmanager
@@ -367,20 +368,20 @@ def fetch_run(sync: Sync, settings: dict[str, Any], free: Iterable[str], wanted:
     print(f"{place.given}: {what} is further than {folder} (step {here:,}), and is fetched")
 
 
-def fetch_set(sync: Sync, settings: dict[str, Any], free: Iterable[str]) -> None:
-    """Fetch the images of a generated set that are not here, and their records. Refused: a set of other settings."""
+def fetch_set(sync: Sync, kind: SetKind, settings: dict[str, Any], free: Iterable[str]) -> None:
+    """Fetch the items of a generated set that are not here, and their records. Refused: a set of other settings."""
     place, folder = sync.place, sync.folder
     there = storage.patiently(place, lambda: storage.list_place(place))
     if "config.yaml" in there:
-        refuse_changes(place, settings, {*free, "num_images", "prompts_sha256"})
+        refuse_changes(place, settings, {*free, *kind.grows})
     here = {name: one.st_size for name, one in list_files(folder).items()}
     ends = {MANIFEST, "report.json"} if (folder / "config.yaml").exists() else set()  # a set here may have grown since
     missing = [name for name in there if _is_plain(name) and name not in here and name not in ends]
     longer = [name for name in there if name.endswith(".jsonl") and name in here and there[name] > here[name]]
     _fetch_plain(sync, missing + longer)
-    _note_sent(sync, [name for name, size in there.items() if name.endswith(".png") and here.get(name) == size])
-    if images := [name for name in missing if name.startswith("images/")]:
-        print(f"{place.given}: {counted(len(images), 'image')} fetched into {folder}")
+    _note_sent(sync, [name for name, size in there.items() if name.endswith(kind.suffix) and here.get(name) == size])
+    if items := [name for name in missing if name.startswith(f"{kind.folder}/")]:
+        print(f"{place.given}: {counted(len(items), kind.item)} fetched into {folder}")
 
 
 def read_steps(place: Place) -> int:

@@ -1,6 +1,8 @@
 """Text for people: attributes in readable English, templates filled with them, and jinja2's pages and cards."""
 
+import base64
 import html
+import json
 import re
 from pathlib import Path
 
@@ -96,6 +98,11 @@ def _with_article(phrase: str, words: dict[str, str | None], countable: bool, ca
 PAGES = Path(__file__).parent / "templates"  # what the HTML pages of all packages extend: base.html, its style
 
 
+def data_address(content: bytes, kind: str) -> str:
+    """The address of a file inside a page; `kind` is its media type, such as image/png."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def make_environment(*folders: Path) -> jinja2.Environment:
     """The templates of these folders; a name that a template uses and that is not given is an error."""
     environment = jinja2.Environment(
@@ -107,7 +114,13 @@ def make_environment(*folders: Path) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"cell": escape_cell, "code": escape_code, "counted": counted, "plain": escape_text}
+    environment.filters["quoted"] = quote_text
     return environment
+
+
+def quote_text(text: object) -> str:
+    """A Python literal of the text."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def escape_text(value: object) -> str:

@@ -1,7 +1,7 @@
 """Several evaluations side by side: their figures, the differences with intervals, images of one seed."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,14 @@ class SharedImage:
     files: dict[str, Path]  # of each run
 
 
-def read_runs(folders: list[Path]) -> dict[str, dict[str, Any]]:
-    """{name: metrics.json} of 2 to 6 evaluations; refuses one that is given twice."""
+def read_runs(folders: list[Path], read: Callable[..., dict[str, Any]] = read_evaluation) -> dict[str, dict[str, Any]]:
+    """{name: metrics.json} of 2 to 6 evaluations, each by `read(folder, flag)`; refuses one that is given twice."""
     if not 2 <= len(folders) <= 6:
         raise UserError(f"--compare: takes 2 to 6 evaluations, found {len(folders)}")
     places = [folder.resolve() for folder in folders]
     if same := [str(folder) for folder, place in zip(folders, places) if places.count(place) > 1]:
         raise UserError(f"--compare {' '.join(same)}: the same evaluation; give different ones")
-    return {name: read_evaluation(folder, "--compare") for name, folder in zip(run_names(folders), folders)}
+    return {name: read(folder, "--compare") for name, folder in zip(run_names(folders), folders)}
 
 
 def write_comparison(folders: list[Path], output: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """HTML pages that need nothing but themselves, from templates/, with the images inside."""
 
-import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from PIL import Image
 
 from evaluation.report.formatting import format_difference, format_interval, read_estimate
 from utils.images import BadImage, read_image
-from utils.wording import PAGES, make_environment
+from utils.wording import PAGES, data_address, make_environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 224  # pixels of an image on a page
@@ -49,4 +48,4 @@ def encode_image(image: Image.Image, kind: str = "WEBP", quality: int = 82) -> s
     """The image as the address of an <img>."""
     file = io.BytesIO()
     image.save(file, kind, quality=quality)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_address(file.getvalue(), f"image/{kind.lower()}")

@@ -29,7 +29,7 @@ def row(micro, seconds, checkpointing=False, status="ok", **more):
     base = {"gradient_checkpointing": checkpointing, "compile": False, "micro_batch": micro, "status": status}
     base |= {"why": "", "estimated_gib": 2.0 * micro}
     if status == "ok":
-        base |= {"seconds_per_step": spread(seconds), "images_per_second": 16 / seconds, "memory_gib": 2.5 * micro}
+        base |= {"seconds_per_step": spread(seconds), "samples_per_second": 16 / seconds, "memory_gib": 2.5 * micro}
     return base | more
 
 
@@ -45,7 +45,7 @@ def t4():
             "resolution": 512,
             "effective_batch_size": 16,
             "mixed_precision": "fp16",
-            "images": 8,
+            "examples": 8,
         },
         "settings": {"rank": 4, "optimizer": "adamw", "seed": 0},
         "commit": "1234567",
@@ -72,10 +72,10 @@ def l4(t4):
     """The same recipe on another machine, where a step takes half as long."""
     other = copy.deepcopy(t4)
     other["machine"] |= {"name": "NVIDIA L4 <b>|"}
-    other["recipe"] |= {"mixed_precision": "bf16", "images": 9}
+    other["recipe"] |= {"mixed_precision": "bf16", "examples": 9}
     other["recipe"] |= {"random_weights": True}
     other["settings"] |= {"seed": 1}
-    other["rows"][1] |= {"seconds_per_step": spread(2.5), "images_per_second": 6.4}
+    other["rows"][1] |= {"seconds_per_step": spread(2.5), "samples_per_second": 6.4}
     return other
 
 
@@ -114,12 +114,12 @@ def test_the_figure_shows_every_setting_also_where_nothing_fits(t4, tmp_path):
 
 def test_each_machine_is_compared_with_the_first_in_its_recommended_settings(t4, l4):
     lines = {line.name: line for line in compare_lines({"a": t4, "b": l4})}
-    assert lines["images a second"].cells == ["3.20", "6.40"] and lines["images a second"].ratios == ["", "× 2.00"]
+    assert lines["samples a second"].cells == ["3.20", "6.40"] and lines["samples a second"].ratios == ["", "× 2.00"]
     assert lines["seconds a step"].ratios == ["", "× 0.500"] and lines["precision"].cells == ["float16", "bfloat16"]
     assert lines["settings"].cells[0] == "4 at once" and "images loaded a second" not in lines
     nothing = {**l4, "rows": l4["rows"][2:3], "recommended": None}
     without = {line.name: line for line in compare_lines({"a": t4, "b": nothing})}
-    assert without["images a second"].cells == ["3.20", ""] and without["images a second"].ratios == ["", ""]
+    assert without["samples a second"].cells == ["3.20", ""] and without["samples a second"].ratios == ["", ""]
     assert without["settings"].cells[1] == "out of memory: the device's memory is full"
 
 
@@ -141,7 +141,7 @@ def test_the_markdown_is_a_table_with_command_and_commit_of_each(t4, l4, tmp_pat
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {4}
     assert (
-        table[0] == "|  | Tesla T4 | NVIDIA L4 &lt;b&gt;\\| |" and "| images a second | 3.20 | 6.40 × 2.00 |" in table
+        table[0] == "|  | Tesla T4 | NVIDIA L4 &lt;b&gt;\\| |" and "| samples a second | 3.20 | 6.40 × 2.00 |" in table
     )
     assert "torch 2.13.0: train_lora.py, stable-diffusion, 512x512, 16 samples a step, rank 4. 2026-11-27T" in markdown
     assert markdown.count("commit 1234567:\n  `python benchmark.py --resolution 512`") == 2
@@ -181,10 +181,10 @@ def test_the_script_writes_the_page_once_and_prints_what_to_paste(t4, l4, tmp_pa
 
 
 def test_the_tables_say_whether_the_share_of_the_peak_is_known(t4, capsys):
-    print_benchmark(t4 | {"flops": {"per_image": 1_718_000_000_000, "peak": 65e12}})
+    print_benchmark(t4 | {"flops": {"per_sample": 1_718_000_000_000, "peak": 65e12}})
     shown = capsys.readouterr().out
-    assert "21.0%" in shown and "MFU: 1.72 TFLOPs an image against the published peak, 65 TFLOP/s" in shown
-    print_benchmark(t4 | {"flops": {"per_image": 1, "peak": None}})
+    assert "21.0%" in shown and "MFU: 1.72 TFLOPs a sample against the published peak, 65 TFLOP/s" in shown
+    print_benchmark(t4 | {"flops": {"per_sample": 1, "peak": None}})
     assert "not known: no peak is published for Tesla T4" in capsys.readouterr().out
 
 

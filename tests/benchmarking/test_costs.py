@@ -33,7 +33,7 @@ def test_a_measurement_has_enough_steps_and_time_but_ends(seconds, enough):
 def test_a_row_is_of_whole_steps_also_where_only_a_part_of_each_was_measured():
     row = costs.measured_row(log([10.0, 3.0, 1.0, 1.0, 1.2]), samples=4, effective=16)
     assert row["seconds_per_step"] == {"median": 4.0, "low": 4.0, "high": 4.8, "repeats": 3}
-    assert row["images_per_second"] == 4 and row["warm_up_seconds"] == 11 and row["memory_gib"] == 1
+    assert row["samples_per_second"] == 4 and row["warm_up_seconds"] == 11 and row["memory_gib"] == 1
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ def main(args: argparse.Namespace) -> None:
     side, lora = models.read_config(model, "unet/config.json")["sample_size"], lora_mix.parse_lora(args.lora)
     unets = {}
     for name in ("fused", "beside the weights"):
-        unet = models.load_unet(model, torch.float32)
-        pipeline = sampling.build_pipeline(models.model_family(model), unet, None, models.load_noise_scheduler(model))
+        unet = models.load_denoiser(model, torch.float32)
+        schedule = models.load_noise_scheduler(model)
+        pipeline = sampling.build_pipeline(models.model_family(model), unet, None, schedule, {})
         if name == "fused":
             lora_mix.apply_loras(pipeline, (lora,))
         else:

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     model, device = models.resolve_model(args.pretrained_model_name_or_path), working_device()
     unets, trained, dtype = {}, {}, getattr(torch, args.autocast)
     for kind in (DirectLinear, Linear):
-        unets[kind] = models.load_unet(model, dtype)
+        unets[kind] = models.load_denoiser(model, dtype)
         torch.manual_seed(0)
         trained[kind] = lora.attach_lora(unets[kind], lora.Adapter(args.rank, args.rank))
         for parameter in trained[kind]:  # B begins as 0, and A's gradient with it

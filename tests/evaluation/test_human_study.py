@@ -1,5 +1,6 @@
 """The blind study: what its page gives away, how people use it, and what their answers come to."""
 
+import argparse
 import base64
 import io
 import json
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from demo.shoes import draw_shoe
-from evaluation.human_study import merge_ratings, write_study
+from evaluation.human_study import half_real, merge_ratings, write_study
 from evaluation.intervals import crossed_interval
 from evaluation.report.summary import describe_people
 from tests.browser import open_browser, open_page
@@ -44,7 +45,7 @@ def key_of(study):
 
 
 def images_of(study):
-    return json.loads(re.search(r"const STUDY = (.*);", study.read_text())[1])["images"]
+    return sum(json.loads(re.search(r"const STUDY = (.*);", study.read_text())[1])["items"], [])
 
 
 def rate(page, folder, name, rating, guess, leave_out=(), **changes):
@@ -73,7 +74,7 @@ def test_the_page_does_not_tell_which_is_which(study, sets):
     text = study.read_text()
     assert not re.search(r"artificial|genuine|\.png|TellTale|https?://", text)
     scripts = text.split("const STUDY")[1]
-    assert set(json.loads(re.search(r"= (.*);", scripts)[1])) == {"id", "images"}
+    assert set(json.loads(re.search(r"= (.*);", scripts)[1])) == {"id", "items"}
     kinds = set()
     for uri in images_of(study):
         data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
@@ -118,10 +119,11 @@ def test_an_unreadable_image_is_replaced_by_another(sets, tmp_path):
         write_study(tmp_path, [*real[:2], {"path": tmp_path / "broken.png"}], generated, 6, 0)
 
 
-@pytest.mark.parametrize("n", [0, 2, 7])
-def test_half_must_be_real(sets, tmp_path, n):
-    with pytest.raises(UserError, match="even"):
-        write_study(tmp_path, *sets, n, 0)
+def test_half_must_be_real():
+    assert half_real("4") == 4
+    for text, said in {"2": "expected a whole number, 4 to 10,000", "7": "7: expected an even number, half of"}.items():
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
+            half_real(text)
 
 
 def test_a_keyboard_a_reload_and_a_second_thought(study, tmp_path):
@@ -268,9 +270,11 @@ def test_damaged_and_foreign_ratings_are_refused_by_name(study, tmp_path):
         "has no answers": rate(study, tmp_path, "X", fair, honest, answers=[]),
         "`rater` is not text": rate(study, tmp_path, "X", fair, honest, rater=["X"]),
         "damaged": tmp_path / "torn.json",
+        "other.json: has no `answers`; expected a file that study.html": tmp_path / "other.json",
         "gone.json: no such file": tmp_path / "gone.json",
     }
     (tmp_path / "torn.json").write_text(good.read_text()[:50])
+    (tmp_path / "other.json").write_text('{"study": "0000"}')
     for message, path in wrong.items():
         with pytest.raises(UserError, match=message) as caught:
             merge_ratings(key, [good, path])

@@ -13,6 +13,7 @@ from peft.tuners.lora import Linear
 from safetensors import safe_open
 
 from families import kohya, lora, models, sd, sdxl
+from families.diffusion import stack
 from families.lora import Adapter, DirectLinear
 from families.published import read_published
 from tests.tiny_models import build_tiny
@@ -33,7 +34,7 @@ def folders(tmp_path_factory):
 
 def train(folder, family, text=False, **options):
     """The parts with adapters that do something, as after training: rank 4, alpha 6."""
-    unet = models.load_unet(folder, torch.float32)
+    unet = models.load_denoiser(folder, torch.float32)
     tokenizers, encoders = models.load_text_encoders(folder, family, torch.float32)
     torch.manual_seed(0)
     adapter = Adapter(4, 6, **options)
@@ -55,8 +56,8 @@ def denoise(unet, embeds, pooled):
 
 @torch.no_grad()
 def outputs_of_ours(unet, tokenizers, encoders):
-    embeds, pooled = (sdxl if len(encoders) == 2 else sd).encode_text(tokenizers, encoders, ["red boots", "a heel"])
-    return denoise(unet, embeds, pooled)
+    found = (sdxl if len(encoders) == 2 else sd).encode_text(tokenizers, encoders, ["red boots", "a heel"])
+    return denoise(unet, stack(found, "embeds"), stack(found, "pooled") if "pooled" in found[0] else None)
 
 
 @torch.no_grad()
@@ -80,7 +81,7 @@ def test_sd15_at_rank_8_has_1_594_368_parameters():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_only_the_adapter_trains_in_float32_and_changes_nothing_at_first(folders, dtype):
-    unet = models.load_unet(folders["sd1"], dtype)
+    unet = models.load_denoiser(folders["sd1"], dtype)
     embeds, x = torch.randn(1, 32, 16, dtype=dtype), torch.randn(1, 4, 16, 16, dtype=dtype)
     before = unet(x, torch.tensor(5), embeds).sample
     trained = lora.attach_lora(unet, Adapter(4, 8))
@@ -135,7 +136,7 @@ CASES += [((0.0, {"use_dora": True}), Linear), ((0.1, {}), Linear)]
 @pytest.mark.parametrize("settings, kind", CASES)
 def test_our_layer_is_used_where_it_can_be(folders, settings, kind):
     dropout, options = settings
-    unet = models.load_unet(folders["sd1"], torch.float32)
+    unet = models.load_denoiser(folders["sd1"], torch.float32)
     lora.attach_lora(unet, Adapter(4, 8, dropout=dropout, **options))
     assert {type(layer) for layer in unet.modules() if isinstance(layer, Linear)} == {kind}
 
@@ -143,7 +144,7 @@ def test_our_layer_is_used_where_it_can_be(folders, settings, kind):
 def test_one_seed_one_adapter(folders):
     states = []
     for seed in (0, 0, 1):
-        unet = models.load_unet(folders["sd1"], torch.float32)
+        unet = models.load_denoiser(folders["sd1"], torch.float32)
         torch.manual_seed(seed)
         lora.attach_lora(unet, Adapter(4, 8))
         states.append(lora.lora_state(unet))
@@ -162,7 +163,7 @@ def test_dropout_is_of_the_adapter_in_training_alone(folders):
 @pytest.mark.parametrize("part", ["unet", "encoder"])
 def test_without_an_adapter_all_weights_are_chosen(folders, part):
     if part == "unet":
-        module, targets = models.load_unet(folders["sd1"], torch.float32), None
+        module, targets = models.load_denoiser(folders["sd1"], torch.float32), None
     else:
         module = models.load_text_encoders(folders["sd1"], "sd1", torch.float32)[1][0]
         targets = lora.TEXT_TARGETS
@@ -176,7 +177,7 @@ def test_without_an_adapter_all_weights_are_chosen(folders, part):
 
 @pytest.mark.parametrize("targets", [("to_k", "to_kk"), ("attn1",), ("q",), ()])
 def test_a_layer_name_that_matches_nothing_is_named_with_some_that_exist(folders, targets):
-    unet = models.load_unet(folders["sd1"], torch.float32)
+    unet = models.load_denoiser(folders["sd1"], torch.float32)
     with pytest.raises(UserError, match="--lora_layers.*there are, for example,.* to_[kqv]") as error:
         lora.attach_lora(unet, Adapter(4, 8, targets=targets))
     assert (targets or ("(none)",))[-1] in str(error.value)

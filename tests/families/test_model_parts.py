@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from families import models, sdxl
+from families.diffusion import stack
 from families.names import FAMILIES
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
@@ -31,10 +32,10 @@ def test_prompts_are_encoded_as_the_pipeline_does(folders, family):
     pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
     expected = pipeline.encode_prompt(TEXTS, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)
     tokenizers, encoders = models.load_text_encoders(folders[family], family, torch.float32)
-    embeds, pooled = FAMILIES[family].encode_text(tokenizers, encoders, TEXTS)
+    found = FAMILIES[family].encode_text(tokenizers, encoders, TEXTS)
     assert models.model_family(folders[family]) == family and len(encoders) == 1 + (family == "sdxl")
-    assert torch.equal(embeds, expected[0]) and embeds.shape[:2] == (3, 32)
-    assert torch.equal(pooled, expected[2]) if family == "sdxl" else pooled is None
+    assert torch.equal(stack(found, "embeds"), expected[0]) and len(found[0]["embeds"]) == 32
+    assert torch.equal(stack(found, "pooled"), expected[2]) if family == "sdxl" else "pooled" not in found[0]
 
 
 @torch.no_grad()
@@ -45,30 +46,28 @@ def test_no_prompt_is_what_the_pipeline_takes_for_it(folders):
         expected = pipeline.encode_prompt(
             "boots", device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
-        embeds, pooled = FAMILIES[family].encode_text(
-            *parts, ["", "boots"], models.empty_prompt_is_zero(folders[family])
-        )
-        assert torch.equal(embeds[:1], expected[1]) and bool(embeds[0].any()) == (family == "sd1")
+        empty, boots = FAMILIES[family].encode_text(*parts, ["", "boots"], models.empty_prompt_is_zero(folders[family]))
+        assert torch.equal(empty["embeds"][None], expected[1]) and bool(empty["embeds"].any()) == (family == "sd1")
         # a batch of two rounds differently from one
-        assert torch.allclose(embeds[1:], expected[0], atol=1e-5)
+        assert torch.allclose(boots["embeds"], expected[0], atol=1e-5)
         if family == "sdxl":
-            assert torch.equal(pooled[:1], expected[3]) and pooled[1].any()
+            assert torch.equal(empty["pooled"][None], expected[3]) and boots["pooled"].any()
 
 
 def test_gradients_reach_the_encoders_where_they_are_wanted(folders):
     tokenizers, encoders = models.load_text_encoders(folders["sdxl"], "sdxl", torch.float32)
-    assert not sdxl.encode_text(tokenizers, encoders, TEXTS)[0].requires_grad
+    assert not sdxl.encode_text(tokenizers, encoders, TEXTS)[0]["embeds"].requires_grad
     for encoder in encoders:
         encoder.requires_grad_(True)
-    embeds, pooled = sdxl.encode_text(tokenizers, encoders, TEXTS, empty_is_zero=True)
-    (embeds.square().sum() + pooled.square().sum()).backward()
+    found = sdxl.encode_text(tokenizers, encoders, TEXTS, empty_is_zero=True)
+    sum(value.square().sum() for one in found for value in one.values()).backward()
     for encoder in encoders:
         grads = [p.grad for name, p in encoder.named_parameters() if "layers.0" in name]
         assert all(grad is not None and grad.isfinite().all() for grad in grads)
 
 
 def test_parts_come_frozen_in_their_dtype(folders):
-    unet = models.load_unet(folders["sd1"], torch.bfloat16)
+    unet = models.load_denoiser(folders["sd1"], torch.bfloat16)
     vae = models.load_vae(folders["sd1"])
     _, encoders = models.load_text_encoders(folders["sd1"], "sd1", torch.bfloat16)
     for module, dtype in ((unet, torch.bfloat16), (vae, torch.float32), (encoders[0], torch.bfloat16)):
@@ -94,7 +93,7 @@ def test_a_part_that_is_not_there_is_one_line(folders, tmp_path):
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         shutil.rmtree(broken / part)
     for load in (
-        lambda: models.load_unet(str(broken), torch.float32),
+        lambda: models.load_denoiser(str(broken), torch.float32),
         lambda: models.load_vae(str(broken)),
         lambda: models.load_text_encoders(str(broken), "sd2", torch.float32),
         lambda: models.load_noise_scheduler(str(broken)),
@@ -215,7 +214,7 @@ def test_a_single_file_becomes_the_same_model_once(checkpoint, tmp_path):
     folder = Path(models.resolve_model(str(checkpoint), tmp_path / "cache", str(configs)))
     assert folder.parent == tmp_path / "cache" and models.model_family(str(folder)) == "sd1"
     assert models.load_noise_scheduler(str(folder)).config == models.load_noise_scheduler(demo).config
-    for load in (models.load_vae, models.load_unet, lambda m, d: models.load_text_encoders(m, "sd1", d)[1][0]):
+    for load in (models.load_vae, models.load_denoiser, lambda m, d: models.load_text_encoders(m, "sd1", d)[1][0]):
         one, other = load(str(folder), torch.float32).state_dict(), load(demo, torch.float32).state_dict()
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     written = (folder / "model_index.json").stat()

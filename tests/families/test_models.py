@@ -59,7 +59,7 @@ def test_a_model_without_a_unet_is_refused(tmp_path):
     folder = tmp_path / "flux"
     folder.mkdir()
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(UserError, match="FluxPipeline has no UNet"):
+    with pytest.raises(UserError, match="FluxPipeline can't be used"):
         models.model_family(str(folder))
     (folder / "model_index.json").write_text("[]")
     with pytest.raises(UserError, match=r"flux: model_index.json can't be read \(expected an object in braces"):
@@ -87,3 +87,5 @@ def test_a_hub_that_can_not_be_reached_is_one_line(monkeypatch):
     for read in models.model_family, models.load_noise_scheduler:  # diffusers says "does not appear to have a file"
         with pytest.raises(UserError, match="the hub can't be reached, .*`demo` needs no network"):
             read("nobody/no-such-model")
+    with pytest.raises(UserError, match="the hub can't be reached, .*docs/models.md#recipes"):
+        models.model_family("Tongyi-MAI/Z-Image")

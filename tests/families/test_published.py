@@ -44,14 +44,21 @@ def test_a_random_model_trains_and_generates(trainer_data, folders, family, tmp_
         assert values.std() > 20 and ((values == 0) | (values == 255)).mean() < 0.3  # neither flat nor overflown
 
 
+def has(found, wanted):
+    """Whether it has all of the keys, at every level, with these values."""
+    if isinstance(wanted, dict):
+        return all(key in found and has(found[key], value) for key, value in wanted.items())
+    return found == wanted
+
+
 def test_the_configs_of_a_random_model_are_the_published_ones(folders):
     for family, folder in folders.items():
         for name, wanted in read_published(family, smaller(family)).items():
             found = json.loads((folder / name).read_text())
-            assert {key: found.get(key) for key in wanted} == json.loads(json.dumps(wanted)), (family, name)
+            assert has(found, json.loads(json.dumps(wanted))), (family, name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_the_tokens_of_a_random_model_are_those_that_its_encoders_expect(folders, family):
     tokenizers, encoders = models.load_text_encoders(str(folders[family]), family, torch.float32)
     for tokenizer, encoder in zip(tokenizers, encoders):
@@ -59,9 +66,9 @@ def test_the_tokens_of_a_random_model_are_those_that_its_encoders_expect(folders
         first, *_, end = tokenizer("shoes", max_length=77, truncation=True).input_ids
         assert (first, end) == (len(tokenizer) - 2, len(tokenizer) - 1)  # the highest: where CLIP pools
         assert tokenizer.model_max_length == encoder.config.max_position_embeddings == 77
-    embeds, pooled = FAMILIES[family].encode_text(tokenizers, encoders, ["red shoes", "blue shoes", "red shoes"])
-    for features in (embeds, pooled) if family == "sdxl" else (embeds,):
-        assert torch.equal(features[0], features[2]) and not torch.allclose(features[0], features[1])
+    red, blue, again = FAMILIES[family].encode_text(tokenizers, encoders, ["red shoes", "blue shoes", "red shoes"])
+    for name in FAMILIES[family].FEATURES:
+        assert torch.equal(red[name], again[name]) and not torch.allclose(red[name], blue[name])
 
 
 def test_equal_arguments_give_equal_weights_and_half_precision_is_kept(folders, tmp_path):

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--baseline", type=Path, metavar="PATH", help="a checkout of diffusers, to compare with")
     parser.add_argument("--output_dir", type=Path, help="a new folder; default: runs/gpu_check-… or runs/mac_check-…")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps, and those that they need")
-    parser.add_argument("--list", action="store_true", help="list the steps, and run none")
+    parser.add_argument("--list", action="store_true", help="list the steps of --device, and run none")
     parser.add_argument("--jobs", type=int, metavar="N", help="steps at the same time, but for those that measure time")
     parser.add_argument("--time_limit", type=float, default=1800, metavar="SECONDS", help="of all; default: 1800")
     parser.add_argument("--keep_files", action="store_true", help="models, data and trained weights, up to 30 GB")
@@ -113,7 +114,9 @@ def choose_steps(steps: list[Step], only: list[str] | None) -> list[Step]:
     """Those asked for and those that they need, in order; refuses a name that there is not."""
     names = {step.name: step for step in steps}
     if unknown := [name for name in only or () if name not in names]:
-        raise UserError(f"--only {unknown[0]}: no such step{cli.suggest(unknown[0], names)}; --list shows all")
+        raise UserError(
+            f"--only {unknown[0]}: no such step{cli.suggest(unknown[0], names)}; --list shows those of --device"
+        )
     wanted: set[str] = set()
 
     def add(name: str) -> None:
@@ -192,6 +195,26 @@ def has_ended(one: Running) -> bool:
     return one.process.poll() is not None or time.monotonic() - one.began > one.step.limit
 
 
+@dataclass
+class Check:
+    """Where the check stands."""
+
+    setup: Setup
+    steps: list[Step]
+    began: float
+    todo: list[Step]
+    running: list[Running] = field(default_factory=list)
+    rows: list[report.Row] = field(default_factory=list)
+
+    def add(self, row: report.Row) -> None:
+        """Print a step's row, and write both files anew."""
+        self.rows.append(row)
+        print(report.describe_row(row, len(self.rows), len(self.steps)), flush=True)
+        order = [step.name for step in self.steps]
+        rows = sorted(self.rows, key=lambda one: order.index(one.name))
+        report.write_report(self.setup, rows, time.monotonic() - self.began)
+
+
 def run_all(
     setup: Setup,
     steps: list[Step],
@@ -200,42 +223,48 @@ def run_all(
     command: Callable[[Setup, Step], list[str]] = step_command,
 ) -> list[report.Row]:
     """What each step has found. Both files are written after each; Ctrl-C, too, leaves them complete."""
-    began, todo = time.monotonic(), list(steps)
-    running: list[Running] = []
-    rows: list[report.Row] = []
-
-    def add(row: report.Row) -> None:
-        rows.append(row)
-        print(report.describe_row(row, len(rows), len(steps)), flush=True)
-        order = [step.name for step in steps]
-        report.write_report(setup, sorted(rows, key=lambda one: order.index(one.name)), time.monotonic() - began)
-
+    check = Check(setup, steps, time.monotonic(), list(steps))
     reason = "interrupted"
     try:
-        while todo or running:
-            if time.monotonic() - began > time_limit:
+        while check.todo or check.running:
+            if time.monotonic() - check.began > time_limit:
                 reason = f"the check's --time_limit of {time_limit:g} s was over"
                 break
-            status = {row.name: row.status for row in rows}
-            for step in [one for one in todo if lacking(one, status)]:
-                todo.remove(step)
-                add(skip(step, f"it needs {lacking(step, status)[0]}"))
-            passed = {name for name in status if status[name] == "pass"}
-            while step := next_step(todo, [one.step for one in running], passed, jobs):
-                todo.remove(step)
-                running.append(begin(setup, step, command(setup, step)))
-            for one in [one for one in running if has_ended(one)]:
-                late = one.process.poll() is None
-                kill(one)  # also what it may have left behind
-                running.remove(one)
-                add(result_of(setup, one, late))
+            skip_lacking(check)
+            start_steps(check, jobs, command)
+            end_steps(check)
             time.sleep(0.05)
     finally:
-        for one in running:
+        for one in check.running:
             kill(one)
-        for step in [one.step for one in running] + todo:
-            add(skip(step, reason))
-    return rows
+        for step in [one.step for one in check.running] + check.todo:
+            check.add(skip(step, reason))
+    return check.rows
+
+
+def skip_lacking(check: Check) -> None:
+    """Skip the steps that need one which has ended without passing."""
+    status = {row.name: row.status for row in check.rows}
+    for step in [one for one in check.todo if lacking(one, status)]:
+        check.todo.remove(step)
+        check.add(skip(step, f"it needs {lacking(step, status)[0]}"))
+
+
+def start_steps(check: Check, jobs: int, command: Callable[[Setup, Step], list[str]]) -> None:
+    """Start as many steps as may run now."""
+    passed = {row.name for row in check.rows if row.status == "pass"}
+    while step := next_step(check.todo, [one.step for one in check.running], passed, jobs):
+        check.todo.remove(step)
+        check.running.append(begin(check.setup, step, command(check.setup, step)))
+
+
+def end_steps(check: Check) -> None:
+    """Add what the steps have found that have ended, and end those that are late."""
+    for one in [one for one in check.running if has_ended(one)]:
+        late = one.process.poll() is None
+        kill(one)  # also what it may have left behind
+        check.running.remove(one)
+        check.add(result_of(check.setup, one, late))
 
 
 def prepare(args: argparse.Namespace) -> Setup:

@@ -458,11 +458,11 @@ def compute_operators(setup: Setup) -> str:
     """The demo model's parts, forward and backward, on the device and on the CPU: Metal's kernels can be wrong."""
     import torch
 
-    from families.models import DEMO_MODEL, load_unet, load_vae
+    from families.models import DEMO_MODEL, load_denoiser, load_vae
 
     torch.manual_seed(0)
     device = torch.device(setup.device)
-    unet, vae = (load(str(DEMO_MODEL), torch.float32).requires_grad_() for load in (load_unet, load_vae))
+    unet, vae = (load(str(DEMO_MODEL), torch.float32).requires_grad_() for load in (load_denoiser, load_vae))
     latents, text = torch.randn(2, unet.config.in_channels, 8, 8), torch.randn(2, 7, unet.config.cross_attention_dim)
     parts = {
         "UNet": (unet, unet.forward, (latents, torch.tensor([10, 900]), text)),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny_models import DDPM
 from training import batches
 from training.batches import BatchPlan, Loader
 from training.examples import Example, View, time_ids
@@ -12,7 +13,11 @@ from training.sample_plan import SamplePlan, draw_noise, draw_position, validati
 from utils.cli import UserError
 
 IMAGES = [Example(f"p{i}", Path(f"p{i}.png"), f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
-PLAN = SamplePlan(0, ((64, 64),) * 3, 4, 1000, flip=0.5, dropout=0.5)
+PLAN = SamplePlan(0, ((64, 64),) * 3, 4, DDPM.draw_time, flip=0.5, dropout=0.5)
+
+
+def half(latents):
+    return latents * 0.5
 
 
 def moments(example, view):
@@ -58,7 +63,7 @@ def test_numbers_that_do_not_fit_are_in_the_message(given, problem):
 
 def load(positions, **more):
     draws = [draw_position(PLAN, position) for position in positions]
-    return draws, batches.load_batch(draws, Loader(IMAGES, moments, 0.5, 4, **more))
+    return draws, batches.load_batch(draws, Loader(IMAGES, moments, half, 4, **more))
 
 
 def test_a_batch_holds_what_its_draws_say():
@@ -67,7 +72,7 @@ def test_a_batch_holds_what_its_draws_say():
         noise, posterior, _ = draw_noise(draw.noise_key, (4, 8, 8))
         expected = (draw.index + 100 * draw.flip + 0.5 * posterior) * 0.5
         assert torch.equal(batch.latents[i], expected) and torch.equal(batch.noise[i], noise)
-        assert batch.timesteps[i] == draw.timestep and batch.samples[i] == f"p{draw.index}"
+        assert batch.times[i] == draw.time and batch.samples[i] == f"p{draw.index}"
         assert batch.texts[i] == ("" if draw.drop_caption else f"shoe {draw.index}") and batch.index[i] == draw.index
     assert len(batch) == 20 and batch.mask is None
     assert {one.flip for one in draws} == {one.drop_caption for one in draws} == {True, False}
@@ -94,9 +99,9 @@ def marks(example, view, shape):
 
 
 def test_held_out_samples_are_the_mean_of_the_posterior_in_the_centre():
-    fixed = validation_draws(3, 3, 1000)
-    loader = batches.held_out_loader(Loader([], moments, 0.5, 4, noise_offset=0.1, masks=marks), IMAGES)
-    batch = batches.load_batch(fixed, loader, sample_posterior=False)
+    fixed = validation_draws(3, 3, DDPM.time_at)
+    loader = batches.held_out_loader(Loader([], moments, half, 4, noise_offset=0.1, masks=marks), IMAGES)
+    batch = batches.load_batch(fixed, loader)
     assert [one.unique().tolist() for one in batch.latents] == [[0.0], [0.5], [1.0]]
     assert batch.time_ids.tolist() == [time_ids(one, View()) for one in IMAGES]
     noises = [draw_noise(one.noise_key, (4, 8, 8))[0] for one in fixed]
@@ -134,7 +139,7 @@ def test_moving_a_batch_changes_no_value():
 
 @pytest.mark.parametrize("micro, processes", [(8, 1), (3, 1), (2, 2), (4, 2)])
 def test_steps_hold_the_samples_of_their_positions_however_they_are_divided(micro, processes):
-    plan, loader = BatchPlan(micro, processes, 8), Loader(IMAGES, moments, 0.5, 4)
+    plan, loader = BatchPlan(micro, processes, 8), Loader(IMAGES, moments, half, 4)
     expected = {p: batches.load_batch([draw_position(PLAN, p)], loader) for p in range(8, 24)}
     found = [
         list(batches.load_steps(range(1, 3), plan, rank, lambda p: [draw_position(PLAN, p)], loader))
@@ -151,6 +156,6 @@ def test_samples_that_are_trained_together_stay_in_one_micro_batch():
     def draw(position):  # a photo and a class image, as in prior preservation
         return [draw_position(PLAN, position), draw_position(PLAN, position)._replace(index=2, drop_caption=False)]
 
-    (step,) = batches.load_steps([0], BatchPlan(2, 1, 4), 0, draw, Loader(IMAGES, moments, 0.5, 4))
+    (step,) = batches.load_steps([0], BatchPlan(2, 1, 4), 0, draw, Loader(IMAGES, moments, half, 4))
     assert [len(batch) for batch in step] == [4, 4]
     assert all(batch.samples[1::2] == ["p2", "p2"] for batch in step)

@@ -77,12 +77,12 @@ def test_cached_captions_are_what_the_encoders_make(folders, tmp_path, accelerat
     parts = models.load_text_encoders(folders[family], family, torch.float32)
     zero = models.empty_prompt_is_zero(folders[family])
     wanted = [*TEXTS, "", TEXTS[0]]
-    embeds, pooled = features(wanted)
-    for i, text in enumerate(wanted):
-        expected, expected_pooled = FAMILIES[family].encode_text(*parts, [text], zero)
-        assert torch.equal(embeds[i], expected[0])
-        assert pooled is None if family == "sd1" else torch.equal(pooled[i], expected_pooled[0])
-    assert (not embeds[2].any()) == (family == "sdxl")  # the empty caption is always there, for dropout
+    found = features(wanted)
+    for text, one in zip(wanted, found):
+        (expected,) = FAMILIES[family].encode_text(*parts, [text], zero)
+        assert one.keys() == expected.keys() == set(FAMILIES[family].FEATURES)
+        assert all(torch.equal(one[name], expected[name]) for name in one)
+    assert (not found[2]["embeds"].any()) == (family == "sdxl")  # the empty caption is always there, for dropout
 
 
 def test_captions_are_encoded_once(model, tmp_path, accelerator, encoded):
@@ -107,7 +107,8 @@ def test_captions_are_encoded_once(model, tmp_path, accelerator, encoded):
 )
 def test_another_text_encoder_or_tokenizer_makes_new_entries(model, tmp_path, accelerator, encoded, change):
     def encode():
-        return encoding.encode_captions(tmp_path / "cache", model, "sd1", TEXTS, torch.float32, accelerator)(TEXTS)[0]
+        read = encoding.encode_captions(tmp_path / "cache", model, "sd1", TEXTS, torch.float32, accelerator)
+        return read(TEXTS)[0]["embeds"]
 
     before = encode()
     change(model)
@@ -124,7 +125,7 @@ def test_the_empty_caption_of_another_convention_is_another(folders, tmp_path, a
         features = encoding.encode_captions(
             tmp_path / "cache", str(tmp_path / "model"), "sdxl", TEXTS, torch.float32, accelerator
         )
-        return features([""])[0]
+        return features([""])[0]["embeds"]
 
     assert not empty().any()
     change_json(tmp_path / "model/model_index.json", force_zeros_for_empty_prompt=False)

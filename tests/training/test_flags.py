@@ -16,9 +16,11 @@ def make_parser():
     flags.add_data_flags(parser)
     flags.add_lora_flags(parser, alpha="2 x --rank")
     flags.add_training_flags(parser, 3000, 8)
+    flags.add_noise_flags(parser)
+    flags.add_flow_flags(parser)
     flags.add_optimizer_flags(parser)
-    flags.add_performance_flags(parser)
-    flags.add_validation_flags(parser)
+    flags.add_image_performance_flags(parser)
+    flags.add_image_validation_flags(parser)
     flags.add_run_flags(parser, "runs/x")
     return parser
 
@@ -26,7 +28,9 @@ def make_parser():
 def parse(line="", recipe=None):
     parser = make_parser()
     args = cli.parse_args(parser, [*line.split(), *(["--config", str(recipe)] if recipe else [])])
-    flags.settle_defaults(parser, args, steps=3000, accumulation=8, alpha=2)
+    flags.settle_defaults(parser, args, steps=3000, accumulation=8)
+    flags.settle_alpha(args, alpha=2)
+    flags.check_image_flags(parser, args)
     flags.check_training_flags(parser, args)
     return args
 
@@ -36,7 +40,7 @@ def test_the_defaults_are_the_recipe():
     recipe = {"resolution": None, "train_batch_size": 2, "learning_rate": 1e-4, "lr_scheduler": "constant_with_warmup"}
     recipe |= {"lr_warmup_steps": 500, "rank": 8, "lora_alpha": 16, "lora_dropout": 0, "max_train_steps": 3000}
     recipe |= {"validation_steps": 500, "checkpointing_steps": 500, "gradient_checkpointing": True, "max_grad_norm": 1}
-    recipe |= {"lora_layers": ["to_k", "to_q", "to_v", "to_out.0"], "report_to": "tensorboard", "on_nonfinite": "skip"}
+    recipe |= {"lora_layers": None, "report_to": "tensorboard", "on_nonfinite": "skip"}
     assert {name: getattr(args, name) for name in recipe} == recipe
 
 
@@ -46,6 +50,10 @@ def test_the_defaults_are_the_recipe():
         "--learning_rate 0",
         "--learning_rate nan",
         "--text_encoder_lr 0",
+        "--timestep_shift 0",
+        "--timestep_shift dynamic",
+        "--mode_scale 2",
+        "--logit_mean 11",
         "--lora_alpha 0",
         "--snr_gamma 0",
         "--snr_gamma -5",
@@ -79,6 +87,12 @@ def test_a_value_that_can_not_be_is_one_line_with_the_flag(capsys, line):
     flag, value = line.split()
     assert ended.value.code == 2 and said.count("\n") == 1
     assert re.search(rf"{flag}:? (invalid (choice|\w+ value): ')?{re.escape(value)}", said)
+
+
+def test_a_shift_that_can_not_be_names_the_words_that_can(capsys):
+    with pytest.raises(SystemExit):
+        parse("--timestep_shift junk")
+    assert "--timestep_shift junk: expected a number, above 0, at most 100, or auto, or none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -190,7 +204,6 @@ IGNORED = [
     ("--lr_num_cycles 3 --lr_scheduler cosine", RESTARTS, RESTARTS),
     ("--cache_crops 9", "--no-center_crop", "--no-center_crop"),
     ("--dataset_config_name en", "--dataset_name", "--dataset_name a/b"),
-    ("--lr_warmup_steps 5 --lr_scheduler constant", "an --lr_scheduler that warms up", "--lr_scheduler cosine"),
 ]
 
 
@@ -250,6 +263,11 @@ def test_flags_that_published_commands_carry_are_only_warned_of(caplog, tmp_path
     assert not caplog.messages
 
 
+def test_a_warm_up_of_a_constant_rate_is_only_warned_of_since_published_commands_have_it(caplog):
+    parse("--lr_scheduler constant --lr_warmup_steps 5")
+    assert caplog.messages == ["--lr_warmup_steps 5 does nothing with --lr_scheduler constant"]
+
+
 @pytest.mark.parametrize("line", ["to_k,to_q", "to_k to_q", "to_k, to_q", "to_k,to_q,"])
 def test_layers_of_a_lora_are_given_with_commas_or_blanks(line, tmp_path):
     assert parse(f"--lora_layers {line}").lora_layers == ["to_k", "to_q"]
@@ -285,3 +303,13 @@ def test_the_former_switch_says_what_it_is_called_now(capsys):
     with pytest.raises(SystemExit):
         cli.parse_args(parser, ["--no-aspect_ratio_buckets"])
     assert "the switch is --no-use_aspect_ratio_buckets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["--logit_mean 0.5", "--logit_std 2", "--weighting_scheme logit_normal --mode_scale 1"]
+)
+def test_a_flag_of_another_weighting_is_an_error(line, capsys):
+    with pytest.raises(SystemExit):
+        parse(line)
+    assert "--weighting_scheme" in capsys.readouterr().err
+    assert parse("--weighting_scheme logit_normal --logit_mean 0.5").logit_mean == 0.5

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from families import diffusion, lora, models
+from families import diffusion, lora, models, sd
 from families.sampler import Sampling
 from tests.tiny_models import NOISE, build_tiny
 from training import gradients
 from training.batches import Batch
 from training.gradients import Diagnosis
 from training.state import Progress
-from training.validation import Checks
+from training.validation import Checks, batch_losses
 from utils import devices
 from utils.cli import UserError
 
@@ -163,12 +164,15 @@ def test_the_message_is_of_the_process_where_it_went_wrong(monkeypatch, caplog):
 def test_the_samples_and_the_layer_that_are_not_finite_are_found(tiny):
     unet, batch, encode = tiny
     how = Sampling(steps=1, guidance_scale=1.0, size=16)
-    checks = Checks([], [], [], "", "sd1", how, DDPMScheduler(**NOISE), encode, contextlib.nullcontext)
-    found = gradients.diagnose(unet, checks, [batch])
+    checks = Checks(
+        [], [], [], "", "sd1", how, diffusion.Diffusion(DDPMScheduler(**NOISE)), encode, contextlib.nullcontext
+    )
+    losses_of, device = functools.partial(batch_losses, unet, checks), torch.device("cpu")
+    found = gradients.diagnose(unet, losses_of, [batch], device)
     assert found.samples == batch.samples and not found.in_loss and math.isfinite(found.activation)
     sick = dataclasses.replace(batch, latents=batch.latents.clone())
     sick.latents[2] = math.nan
-    found = gradients.diagnose(unet, checks, sick.split(3))
+    found = gradients.diagnose(unet, losses_of, sick.split(3), device)
     assert found == Diagnosis(["p2"], True, math.inf, found.layer) and found.layer.startswith("conv_in")
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -176,21 +180,21 @@ def test_the_samples_and_the_layer_that_are_not_finite_are_found(tiny):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A UNet with a LoRA that does something, a batch of 16 samples, and what encodes their texts."""
-    unet = models.load_unet(build_tiny(tmp_path_factory.mktemp("tiny"), "sd1"), torch.float32)
+    unet = models.load_denoiser(build_tiny(tmp_path_factory.mktemp("tiny"), "sd1"), torch.float32)
     torch.manual_seed(0)
     for parameter in lora.attach_lora(unet, lora.Adapter(4, 8)):
         torch.nn.init.normal_(parameter, std=0.1)
     batch = Batch(
         latents=torch.randn(16, 4, 8, 8),
         noise=torch.randn(16, 4, 8, 8),
-        timesteps=torch.arange(16) * 60,
+        times=torch.arange(16) * 60,
         time_ids=torch.zeros(16, 6),
         texts=[str(i % 3) for i in range(16)],
         samples=[f"p{i}" for i in range(16)],
         index=torch.arange(16),
     )
     texts = torch.randn(3, 32, 16)
-    return unet.train(), batch, lambda names: (texts[[int(name) for name in names]], None)
+    return unet.train(), batch, lambda names: [{"embeds": texts[int(name)]} for name in names]
 
 
 @pytest.fixture
@@ -220,11 +224,11 @@ def add_up(tiny, cores, *sizes):
 
     def forward_backward(part, number, backward):
         seen.append((number, len(part)))
-        noisy = scheduler.add_noise(part.latents, part.noise, part.timesteps)
-        prediction = diffusion.predict(unet, noisy, part.timesteps, encode(part.texts), part.time_ids)
+        noisy = scheduler.add_noise(part.latents, part.noise, part.times)
+        prediction = sd.predict(unet, noisy, part.times, encode(part.texts), part.time_ids)
         losses = diffusion.sample_losses(prediction, part.noise)
         backward(losses.sum() / 16)
-        return torch.stack([losses.detach(), part.timesteps], 1)
+        return torch.stack([losses.detach(), part.times], 1)
 
     parts, start = [], 0
     for size in sizes:
@@ -258,7 +262,7 @@ def test_a_micro_batch_too_small_to_share_is_trained_whole(tiny, two_cores):
 
 
 def test_an_error_on_one_core_is_raised(two_cores):
-    batch = Batch(*[torch.zeros(8, 1)] * 4, ["x"] * 8, ["a"] * 4 + ["b"] * 4, torch.arange(8))
+    batch = Batch(["a"] * 4 + ["b"] * 4, *[torch.zeros(8, 1)] * 4, ["x"] * 8, torch.arange(8))
 
     def forward_backward(part, number, backward):
         if "b" in part.samples:
@@ -271,7 +275,7 @@ def test_an_error_on_one_core_is_raised(two_cores):
 
 def test_parameters_that_a_loss_does_not_reach_keep_no_gradient_on_several_cores(two_cores):
     used, unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
-    batch = Batch(*[torch.ones(8, 1)] * 4, ["x"] * 8, ["a"] * 8, torch.arange(8))
+    batch = Batch(["a"] * 8, *[torch.ones(8, 1)] * 4, ["x"] * 8, torch.arange(8))
 
     def forward_backward(part, number, backward):
         backward((used * part.latents).sum())

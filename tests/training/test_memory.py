@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+import check_environment
 import train_lora
-from families import models
+from families import models, quantized
 from families.lora import Adapter
 from families.published import write_configs
-from tests.tiny_models import build_tiny
+from tests.tiny_models import OF_FLOW, build_tiny
 from training import dry_run, memory
 from training.memory import Load
 
@@ -22,6 +23,15 @@ MIB = 2**20
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = str(models.DEMO_MODEL)
+KLEIN_9B = {  # what it has otherwise than 4B
+    "transformer/config.json": {
+        "num_layers": 8,
+        "num_single_layers": 24,
+        "num_attention_heads": 32,
+        "joint_attention_dim": 12288,
+    },
+    "text_encoder/config.json": {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
+}
 UNET, TEXT = 4_389_348, 684_032  # the demo's weights
 
 
@@ -39,6 +49,21 @@ def test_parameters_are_the_published_ones(tmp_path):
     counts = memory.count_parameters(sdxl, "sdxl", Adapter(8, 16), True)
     assert [count.total for count in counts.values()] == [2_567_463_684, 123_060_480, 694_659_840, 83_653_863]
     assert counts["text_encoder"].trainable == 12 * 4 * 2 * 8 * 768
+    z_image = str(write_configs("z_image", tmp_path / "z_image"))
+    counts = memory.count_parameters(z_image, models.model_family(z_image), Adapter(8, 16), False)
+    # diffusers' documentation shows 11.46 GiB for the transformer in half precision, and 7.49 for the text encoder
+    assert [round(2 * count.total / 2**30, 2) for count in counts.values()] == [11.46, 7.49, 0.16]
+    klein = [str(write_configs("flux2_klein", tmp_path / f"klein{len(one)}", one)) for one in ({}, KLEIN_9B)]
+    counts = [memory.count_parameters(one, "flux2_klein", Adapter(8, 16), False) for one in klein]
+    assert [one["transformer"].total for one in counts] == [3_875_544_576, 9_078_581_248]
+    assert counts[0]["text_encoder"].total == 4_022_468_096
+    qwen = str(write_configs("qwen_image", tmp_path / "qwen"))
+    counts = memory.count_parameters(qwen, models.model_family(qwen), Adapter(8, 16), False)
+    assert {name: round(one.total / 1e9, 2) for name, one in counts.items()} == {
+        "transformer": 20.43,
+        "text_encoder": 8.29,
+        "vae": 0.13,
+    }
     sd21 = str(write_configs("sd2", tmp_path / "sd21"))
     counts = memory.count_parameters(sd21, models.model_family(sd21), None, False)
     assert [count.total for count in counts.values()] == [865_910_724, 340_387_840, 83_653_863]
@@ -61,6 +86,44 @@ def test_the_memory_of_sd15_on_a_small_gpu_is_estimated_from_configs_alone(tmp_p
     training, (name, peak) = phases["training"], memory.peak_phase(phases)
     assert training["frozen weights"] == 2 * 859_520_964 and training["optimizer"] == 8 * 1_594_368
     assert name == "training" and peak == sum(training.values()) and 1.8 < peak / 2**30 < 3.5
+
+
+@pytest.mark.parametrize("family", OF_FLOW)
+def test_the_memory_of_a_transformer_is_estimated_from_configs_alone(tmp_path, family):
+    model = build_tiny(tmp_path, family)
+    phases = estimate(model, family, height=64, width=64)
+    weights = sum(part.numel() for part in models.build_part(model, "transformer").parameters())
+    assert phases["training"]["frozen weights"] == 4 * weights and phases["training"]["activations"] > 0
+    larger = estimate(model, family, height=128, width=128)["training"]
+    assert larger["activations"] > 1.5 * phases["training"]["activations"]
+
+
+def test_a_rounded_base_takes_a_quarter_or_a_half_of_its_weights_in_half_precision(tmp_path):
+    transformer = models.build_part(str(write_configs("z_image", tmp_path)), "transformer", torch.bfloat16)
+    whole = sum(weight.nbytes for weight in transformer.parameters())
+    left = {kind: (whole - quantized.saved_bytes(transformer, kind)) / 2**30 for kind in quantized.BYTES}
+    assert round(whole / 2**30, 2) == 11.46 and left == pytest.approx({"nf4": 2.97, "int8": 5.74}, abs=0.01)
+
+
+def test_a_rounded_base_counts_in_the_estimate(tmp_path):
+    model = build_tiny(tmp_path, "z_image")
+    plain, rounded = (estimate(model, "z_image", quantized=kind, height=64, width=64) for kind in (None, "nf4"))
+    assert rounded["training"]["frozen weights"] < plain["training"]["frozen weights"]
+    smaller = estimate(model, "z_image", quantized_texts="nf4", height=64, width=64)
+    assert smaller["text encoding"]["weights"] < plain["text encoding"]["weights"]
+    assert rounded["training"]["unpacked weights"] > 0 and "unpacked weights" in plain["training"]
+
+
+@pytest.mark.very_slow
+@pytest.mark.parametrize("name", check_environment.NEEDED)
+def test_what_check_environment_says_a_model_takes_is_estimated(tmp_path, name):
+    model, _, words = name.partition(" with ")
+    kinds = dict(zip(words.split()[::2], words.split()[1::2]))
+    family, side = {"Z-Image": ("z_image", 1024), "Stable Diffusion XL": ("sdxl", 1024)}.get(model, ("sd1", 512))
+    half = {"dtype": torch.bfloat16, "autocast": torch.bfloat16, "micro_batch": 1}
+    half |= {"quantized": kinds.get("--quantize_base"), "quantized_texts": kinds.get("--quantize_text_encoder")}
+    phases = estimate(str(write_configs(family, tmp_path)), family, height=side, width=side, **half)
+    assert memory.peak_phase(phases)[1] / 2**30 == pytest.approx(check_environment.NEEDED[name], abs=0.06)
 
 
 def test_weights_and_optimizer_by_their_sizes():
@@ -111,7 +174,7 @@ from utils import devices
 
 torch.manual_seed(0)
 model = models.resolve_model("demo")
-unet = models.load_unet(model, torch.float32).train()
+unet = models.load_denoiser(model, torch.float32).train()
 trained = lora.attach_lora(unet, lora.Adapter(8, 16))
 optimizer = torch.optim.AdamW(trained)
 
@@ -149,9 +212,18 @@ def test_each_of_several_devices_holds_its_share_and_the_blocks_that_compute():
     assert 0 < half["gathered weights"] < whole["trained weights"] / 2
 
 
+def test_checkpointing_is_chosen_where_it_is_needed(caplog):
+    def estimate_with(checkpointing):
+        return {"training": {"activations": 100 if checkpointing else 400}}
+
+    assert not dry_run.needs_checkpointing(450, estimate_with)
+    assert dry_run.needs_checkpointing(440, estimate_with) and not caplog.records
+    assert dry_run.needs_checkpointing(110, estimate_with) and "--quantize_base nf4" in caplog.text
+
+
 def test_the_largest_batch_divides_the_share_and_fits():
     def estimate_at(size: int) -> dict:
-        return {"encoding": {"weights": 60}, "training": {"weights": 100, "activations": 50 * size}}
+        return {"encoding": {"weights": 250}, "training": {"weights": 100, "activations": 50 * size}}
 
     assert dry_run.largest_batch(16, 10_000, estimate_at) == 16
     assert dry_run.largest_batch(16, 600, estimate_at) == 8  # 0.9 x 600 leaves room for 8.8

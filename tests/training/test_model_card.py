@@ -1,16 +1,14 @@
-import base64
 import json
 import re
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from tests.hub_server import pushed_files
 from training.model_card import CardFacts, files_to_push, push_folder, read_facts, write_card
 from utils import runs
 from utils.cli import UserError
@@ -45,7 +43,7 @@ def run(tmp_path):
 
 
 def card_of(run, **more) -> str:
-    write_card(run, read_facts(FACTS | more), RESULTS)
+    write_card(run, RESULTS, read_facts(FACTS | more))
     return (run / "README.md").read_text()
 
 
@@ -89,7 +87,7 @@ def test_the_snippet_is_python_that_names_this_lora(run):
 def test_what_is_not_known_is_left_out_and_a_local_base_is_no_hub_id(run, tmp_path):
     (run / "loss_curve.png").unlink()
     shutil.rmtree(run / "validation")
-    write_card(run, CardFacts(base_model=str(tmp_path), prompt="a", command="c"), {})
+    write_card(run, {}, CardFacts(base_model=str(tmp_path), prompt="a", command="c"))
     card = (run / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert "base_model" not in front and "license" not in front
@@ -106,68 +104,13 @@ def test_only_what_is_meant_is_pushed(run):
     ]
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as an upload speaks to."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        seen = self.server.seen
-        seen.append((self.path, self.headers.get("Authorization"), body))
-        if self.path == "/api/repos/create":
-            answer = {"url": f"{constants.ENDPOINT}/me/shoes", "id": "me/shoes"}
-        elif "/preupload/" in self.path:
-            files = json.loads(body)["files"]
-            answer = {
-                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
-            }
-        elif "/commit/" in self.path:
-            answer = {
-                "success": True,
-                "commitOid": "0" * 40,
-                "commitUrl": f"{constants.ENDPOINT}/me/shoes/commit/0",
-                "hookOutput": "",
-            }
-        else:
-            answer = {}
-        self.reply(answer)
-
-    def do_GET(self):
-        self.reply({"id": "me/shoes", "sha": "0" * 40, "siblings": []})
-
-    def reply(self, answer):
-        data = json.dumps(answer).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *words):
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.seen, server.status = [], 200
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_testtoken")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def test_a_push_sends_the_files_with_the_token_of_the_environment(run, hub):
     card_of(run)
     assert push_folder(run, "me/shoes", private=True).endswith("/me/shoes")
     (create,) = [json.loads(body) for path, _, body in hub.seen if path == "/api/repos/create"]
     assert create["name"] == "shoes" and (create.get("private") is True or create.get("visibility") == "private")
     assert {token for _, token, _ in hub.seen} == {"Bearer hf_testtoken"}
-    (commit,) = [body for path, _, body in hub.seen if "/commit/" in path]
-    sent = [json.loads(line) for line in commit.splitlines()]
-    sent = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in sent if line["key"] == "file"}
+    sent = pushed_files(hub)
     assert sorted(sent) == sorted(files_to_push(run)) and "README.md" in sent
     assert all(data == (run / name).read_bytes() for name, data in sent.items())
 

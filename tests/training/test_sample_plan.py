@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.tiny_models import DDPM
 from training import sample_plan
 from training.sample_plan import SamplePlan
 
@@ -15,7 +16,7 @@ MIXED = ((64, 64), (48, 96), (96, 48)) * 7 + ((64, 64),) * 4  # 11, 7 and 7 of a
 
 
 def draws(positions, seed=0, shapes=SQUARE, effective=4, **chances):
-    plan = SamplePlan(seed, shapes, effective, 1000, **chances)
+    plan = SamplePlan(seed, shapes, effective, DDPM.draw_time, **chances)
     return [sample_plan.draw_position(plan, position) for position in positions]
 
 
@@ -32,7 +33,7 @@ def test_a_draw_depends_on_seed_and_position_alone(shapes):
 
 def test_a_remembered_order_is_that_of_its_own_plan():
     for count in range(5, 40):  # plans that come and go: a new one may lie where an old one was
-        plan = SamplePlan(0, tuple((64, 64) for _ in range(count)), 4, 1000)
+        plan = SamplePlan(0, tuple((64, 64) for _ in range(count)), 4, DDPM.draw_time)
         assert sorted(sample_plan.epoch_order(plan, 0)) == list(range(count))
     assert sample_plan.epoch_order.cache_info().currsize <= 4
 
@@ -46,7 +47,7 @@ def test_an_epoch_sees_each_image_once_and_the_next_in_another_order(shapes):
 
 
 def test_buckets_come_in_runs_of_one_shape():
-    order = sample_plan.epoch_order(SamplePlan(0, MIXED, 4, 1000), 0)
+    order = sample_plan.epoch_order(SamplePlan(0, MIXED, 4, DDPM.draw_time), 0)
     runs = [{MIXED[i] for i in order[start : start + 4]} for start in range(0, 16, 4)]
     assert all(len(run) == 1 for run in runs)  # 11 = 4+4+3, 7 = 4+3: the four whole runs come first
 
@@ -55,8 +56,8 @@ def test_chances_are_what_was_asked_for():
     many = draws(range(4000), flip=0.5, dropout=0.1)
     assert 0.46 < sum(one.flip for one in many) / 4000 < 0.54
     assert 0.08 < sum(one.drop_caption for one in many) / 4000 < 0.12
-    assert Counter(one.timestep // 250 for one in many).keys() == {0, 1, 2, 3}
-    assert min(one.timestep for one in many) == 0 and max(one.timestep for one in many) == 999
+    assert Counter(one.time // 250 for one in many).keys() == {0, 1, 2, 3}
+    assert min(one.time for one in many) == 0 and max(one.time for one in many) == 999
     assert abs(sum(one.crop for one in many) / 4000 - 0.5) < 0.02
     assert not any(one.flip or one.drop_caption for one in draws(range(100)))
     assert len({one.noise_key for one in many}) == 4000
@@ -88,16 +89,16 @@ def test_noise_is_of_the_key_alone_and_no_two_are_equal():
 
 
 def test_validation_draws_cover_all_timesteps_evenly_and_know_no_seed():
-    fixed = sample_plan.validation_draws(8, 3, 1000)
-    assert sorted(one.timestep for one in fixed) == [62, 187, 312, 437, 562, 687, 812, 937]
+    fixed = sample_plan.validation_draws(8, 3, DDPM.time_at)
+    assert sorted(one.time for one in fixed) == [62, 187, 312, 437, 562, 687, 812, 937]
     assert Counter(one.index for one in fixed) == {0: 3, 1: 3, 2: 2}
     assert not any(one.flip or one.drop_caption or one.crop for one in fixed)
     torch.manual_seed(9)
-    assert sample_plan.validation_draws(8, 3, 1000) == fixed
+    assert sample_plan.validation_draws(8, 3, DDPM.time_at) == fixed
     assert len({one.noise_key for one in fixed}) == 8 and not {one.noise_key for one in fixed} & {
         one.noise_key for one in draws(range(50))
     }
-    assert sample_plan.validation_draws(0, 0, 1000) == []
+    assert sample_plan.validation_draws(0, 0, DDPM.time_at) == []
 
 
 def threads():

@@ -15,6 +15,7 @@ from families.lora import FILE_NAME as FILE
 from families.pipelines import BaseModel
 from tests.tiny_models import BLOCKS
 from training import state
+from training.image_files import ImageFiles
 from training.optimizers import OptimizerSettings, make_optimizer
 from training.state import Progress, Training
 from utils import checkpoints
@@ -32,7 +33,8 @@ def tiny_training(name="adamw", ema=True, rank=2, data="abc"):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     average = [parameter.detach().clone() for parameter in parameters] if ema else None
     facts, identity = {"rank": str(rank)}, {"data": data}
-    return Training({"unet": unet}, parameters, optimizer, scaler, average, facts, identity)
+    files = ImageFiles({"unet": unet}, facts)
+    return Training({"unet": unet}, parameters, {"optimizer": optimizer}, scaler, average, files, facts, identity)
 
 
 def advance(one, steps):
@@ -40,7 +42,7 @@ def advance(one, steps):
         generator = torch.Generator().manual_seed(one.progress.step)
         for parameter in one.parameters:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        one.optimizer.step()
+        one.optimizers["optimizer"].step()
         if one.average:
             state.update_average(one.average, one.parameters, 0.9, one.progress.step)
         one.progress.step += 1
@@ -104,7 +106,7 @@ def test_a_checkpoint_of_something_else_is_one_line(checkpoint, tmp_path):
         (tiny_training(rank=3), "--rank"),
     ]
     two = tiny_training()
-    two.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+    two.optimizers["optimizer"].add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
     cases.append((two, "--train_text_encoder"))
     for one, expected in cases:
         with pytest.raises(UserError, match=expected) as error:
@@ -115,7 +117,7 @@ def test_a_checkpoint_of_something_else_is_one_line(checkpoint, tmp_path):
 def test_best_is_no_checkpoint_to_resume_from(tmp_path):
     one = tiny_training()
     advance(one, 1)
-    state.save_best(tmp_path / "best", one, state.whole_weights(one))
+    state.save_best(tmp_path / "best", one, one.files.gather())
     assert checkpoints.find_checkpoint(tmp_path, "best") == tmp_path / "best"  # whole, but
     with pytest.raises(UserError, match="holds a LoRA alone.*checkpoint-<step>"):
         state.restore_training(tmp_path / "best", one)
@@ -126,13 +128,13 @@ def test_best_holds_the_average_and_leaves_the_training_as_it_was(tmp_path):
     advance(one, 3)
     before = [parameter.detach().clone() for parameter in one.parameters]
     with state.averaged_weights(one):
-        state.save_best(tmp_path / "best", one, state.whole_weights(one))
+        state.save_best(tmp_path / "best", one, one.files.gather())
     assert all(torch.equal(a, b) for a, b in zip(before, one.parameters))
     found, _ = lora.read_lora(tmp_path / "best")
     with state.averaged_weights(one):
-        expected = lora.lora_state(one.unet)
+        expected = lora.lora_state(one.modules["unet"])
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert not all(torch.equal(found[key], value) for key, value in lora.lora_state(one.unet).items())
+    assert not all(torch.equal(found[key], value) for key, value in lora.lora_state(one.modules["unet"]).items())
 
 
 def test_an_error_under_the_average_puts_the_weights_back():
@@ -167,7 +169,9 @@ def test_all_weights_are_restored_from_the_folders_of_a_checkpoint_and_from_an_e
     unet = UNet2DConditionModel(cross_attention_dim=16, attention_head_dim=4, **BLOCKS)
     unet.to(memory_format=torch.channels_last)  # as on a GPU
     optimizer, scaler = torch.optim.SGD(unet.parameters(), 1e-3), torch.amp.GradScaler("cpu", enabled=False)
-    one = Training({"unet": unet}, [*unet.parameters()], optimizer, scaler, None, {}, {}, whole=BaseModel("demo", {}))
+    files = ImageFiles({"unet": unet}, {}, whole=BaseModel("demo", {}))
+    optimizers = {"optimizer": optimizer}
+    one = Training({"unet": unet}, [*unet.parameters()], optimizers, scaler, None, files, {}, {})
     folder, wanted = (
         tmp_path / "checkpoint-1",
         {key: value.clone().contiguous() for key, value in unet.state_dict().items()},

@@ -14,11 +14,11 @@ from PIL import Image
 from families import diffusion, models, sampling
 from families.names import FAMILIES
 from families.sampler import Sampling
-from tests.tiny_models import build_tiny
+from tests.tiny_models import DDPM, build_tiny
 from training import validation
 from training.batches import Batch, Loader
 from training.examples import Example, View, time_ids
-from training.state import Progress, Training
+from training.state import Progress, Training, note_loss
 from training.validation import Checks
 from utils import image_checks
 from utils.parallel import available_cores
@@ -35,7 +35,7 @@ def folders(tmp_path_factory):
 class Parts:
     def __init__(self, model, family):
         self.model, self.family = model, family
-        self.unet = models.load_unet(model, torch.float32)
+        self.unet = models.load_denoiser(model, torch.float32)
         self.scheduler = models.load_noise_scheduler(model)
         self.encoders = models.load_text_encoders(model, family, torch.float32)
 
@@ -51,7 +51,7 @@ class Parts:
             model=self.model,
             family=self.family,
             sampling=Sampling(3, 5.0, 32),
-            scheduler=scheduler or self.scheduler,
+            noising=diffusion.Diffusion(scheduler or self.scheduler),
             encode=self.encode,
             autocast=contextlib.nullcontext,
         )
@@ -63,6 +63,10 @@ class Parts:
 @pytest.fixture(scope="module")
 def parts(folders):
     return {family: Parts(folders[family], family) for family in folders}
+
+
+def half(latents):
+    return latents * 0.5
 
 
 def pixels(images):
@@ -88,10 +92,10 @@ def test_an_image_depends_on_its_seed_and_not_on_its_company(parts):
     whole = parts["sd1"].images()
     alone = parts["sd1"].images(TEXTS[2:], SEEDS[2:])
     assert np.array_equal(pixels(whole[2:]), pixels(alone))
-    given = {"prompt_embeds": parts["sd1"].encode(TEXTS)[0]}
-    given["negative_prompt_embeds"] = parts["sd1"].encode([""] * 3)[0]
+    given = {"prompt_embeds": diffusion.stack(parts["sd1"].encode(TEXTS), "embeds")}
+    given["negative_prompt_embeds"] = diffusion.stack(parts["sd1"].encode([""] * 3), "embeds")
     vae = models.load_vae(parts["sd1"].model)
-    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
+    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler, {})
     for batch in (1, 2, 3):
         made = sampling.generate(pipeline, SEEDS, 3, 5.0, batch, 32, **given)
         assert np.abs(pixels(made) - pixels(whole)).max() <= 1
@@ -100,7 +104,7 @@ def test_an_image_depends_on_its_seed_and_not_on_its_company(parts):
 
 def test_the_vae_decodes_in_float32_under_autocast(parts):
     vae = models.load_vae(parts["sd1"].model)
-    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
+    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler, {})
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     dtypes = []
     vae.decoder.conv_out.register_forward_hook(lambda _m, _i, output: dtypes.append(output.dtype))
@@ -114,7 +118,7 @@ def test_the_vae_decodes_in_float32_under_autocast(parts):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_latents_that_are_not_finite_make_an_image_that_is_reported(parts, value):
     vae = models.load_vae(parts["sd1"].model)
-    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler)
+    pipeline = sampling.build_pipeline("sd1", parts["sd1"].unet, vae, parts["sd1"].scheduler, {})
     with torch.no_grad():
         (image,) = sampling.decode_latents(pipeline.vae, torch.full((1, 4, 16, 16), float(value)))
     assert image_checks.image_fault(image) == "black (or NaN)"
@@ -122,7 +126,7 @@ def test_latents_that_are_not_finite_make_an_image_that_is_reported(parts, value
 
 def test_zero_terminal_snr_starts_from_pure_noise(parts):
     rescaled = diffusion.training_scheduler(models.load_noise_scheduler(parts["sd2"].model), None, True)
-    pipeline = sampling.build_pipeline("sd2", parts["sd2"].unet, models.load_vae(parts["sd2"].model), rescaled)
+    pipeline = sampling.build_pipeline("sd2", parts["sd2"].unet, models.load_vae(parts["sd2"].model), rescaled, {})
     pipeline.scheduler.set_timesteps(3)
     assert pipeline.scheduler.timesteps[0] == 999 and pipeline.scheduler.alphas_cumprod[-1] < 1e-6
     made = parts["sd2"].images(scheduler=rescaled)
@@ -206,7 +210,7 @@ def batch(value, size, side=2):
     return Batch(
         latents=torch.zeros(size, 4, side, side),
         noise=torch.full((size, 4, side, side), float(value)),
-        timesteps=torch.zeros(size, dtype=torch.long),
+        times=torch.zeros(size, dtype=torch.long),
         time_ids=torch.zeros(size, 6),
         texts=[""] * size,
         samples=["a"] * size,
@@ -216,7 +220,7 @@ def batch(value, size, side=2):
 
 def test_every_held_out_sample_has_one_weight_however_they_are_batched(parts):
     checks = parts["sd1"].checks(held_out=[batch(1, 3), batch(3, 1)])
-    checks = dataclasses.replace(checks, encode=lambda texts: (torch.zeros(len(texts), 1, 1), None))
+    checks = dataclasses.replace(checks, encode=lambda texts: [{"embeds": torch.zeros(1, 1)}] * len(texts))
     assert validation.held_out_loss(Echo(), checks) == pytest.approx((3 * 1 + 9) / 4)
 
 
@@ -227,25 +231,25 @@ def test_held_out_samples_are_fixed_and_seen_in_the_centre():
         assert view == View()
         return torch.stack([torch.full((4, 8, 8), float(int(example.sha256))), torch.ones(4, 8, 8)])
 
-    training = Loader(images[:1], moments, 0.5, crops=0, noise_offset=0.1)  # the run's own crops have no part in it
-    first, again = (validation.held_out_batches(images, 20, 1000, training) for _ in range(2))
+    training = Loader(images[:1], moments, half, crops=0, noise_offset=0.1)  # the run's own crops have no part in it
+    first, again = (validation.held_out_batches(images, 20, DDPM, training) for _ in range(2))
     assert [len(one) for one in first] == [8, 8, 4]
     assert sorted(name for one in first for name in one.samples) == ["p0"] * 7 + ["p1"] * 7 + ["p2"] * 6
     for one, other in zip(first, again):
         assert torch.equal(one.latents, other.latents) and torch.equal(one.noise, other.noise)
-        assert torch.equal(one.timesteps, other.timesteps) and one.texts == [f"shoe {i}" for i in one.index]
+        assert torch.equal(one.times, other.times) and one.texts == [f"shoe {i}" for i in one.index]
         assert torch.equal(one.latents[:, 0, 0, 0], one.index * 0.5)  # the mean, without the deviation
         assert one.time_ids.tolist() == [time_ids(images[i], View()) for i in one.index]
-    assert len({int(timestep) for one in first for timestep in one.timesteps}) == 20
-    assert validation.held_out_batches([], 20, 1000, training) == []
+    assert len({int(time) for one in first for time in one.times}) == 20
+    assert validation.held_out_batches([], 20, DDPM, training) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_held_out_batches_go_to_the_models_device(parts):
-    unet = models.load_unet(parts["sd1"].model, torch.float32).cuda()
+    unet = models.load_denoiser(parts["sd1"].model, torch.float32).cuda()
 
     def encode(texts):
-        return parts["sd1"].encode(texts)[0].cuda(), None
+        return [{"embeds": one["embeds"].cuda()} for one in parts["sd1"].encode(texts)]
 
     checks = dataclasses.replace(parts["sd1"].checks(held_out=[batch(1, 2, 16)]), encode=encode)
     assert validation.held_out_loss(unet, checks) > 0
@@ -256,26 +260,26 @@ def test_the_best_loss_is_kept_and_what_is_worse_is_counted():
     best = []
     for step, loss in enumerate([float("nan"), 0.5, 0.6, 0.5, None, float("nan"), 0.4]):
         progress.step = step
-        best.append(validation.note_loss(progress, loss))
+        best.append(note_loss(progress, loss))
     assert best == [False, True, False, False, False, False, True]
     assert progress.best_loss == 0.4 and progress.best_step == 6 and progress.worse_in_a_row == 0
     progress.step = 7
-    assert not validation.note_loss(progress, 0.4) and progress.worse_in_a_row == 1 and progress.validated == 7
+    assert not note_loss(progress, 0.4) and progress.worse_in_a_row == 1 and progress.validated == 7
 
 
 def test_validation_leaves_the_training_as_it_was(parts, tmp_path):
-    unet = models.load_unet(parts["sd1"].model, torch.float32).train()
+    unet = models.load_denoiser(parts["sd1"].model, torch.float32).train()
     (parameter,) = (value for name, value in unet.named_parameters() if name == "conv_out.bias")
     average, facts = [parameter.detach() + 1], {"base_model": "tiny"}
-    training = Training({"unet": unet}, [parameter], None, None, average, facts, {})
+    training = Training({"unet": unet}, [parameter], {}, None, average, None, facts, {})
     checks = parts["sd1"].checks(TEXTS[:2], SEEDS[:2], [batch(1, 2, 16)])
     before, state = parameter.detach().clone(), torch.get_rng_state()
-    found = validation.validate(training, checks, tmp_path / "grid.png", lambda: False)
+    found = validation.validate(training, checks, tmp_path / "grid", lambda: False)
     losses = {"val_loss", "val_loss_without_ema"}
     assert found.keys() == losses | {"validation/invalid_images"} and (tmp_path / "grid.png").exists()
     assert torch.equal(parameter, before) and unet.training and torch.equal(torch.get_rng_state(), state)
     own = dataclasses.replace(training, average=None)
-    other = validation.validate(own, checks, tmp_path / "grid.png", lambda: False)
+    other = validation.validate(own, checks, tmp_path / "grid", lambda: False)
     # Both the average and the weights in training are looked at.
     assert other["val_loss"] == found["val_loss_without_ema"] != found["val_loss"]
     assert validation.validate(training, checks, tmp_path / "no.png", lambda: True) is None

@@ -1,6 +1,7 @@
 import argparse
 import errno
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -344,6 +345,30 @@ def test_a_script_that_ends_closes_the_process_group_that_it_was_started_in(pars
     assert ended.value.code == 3 and not distributed.is_initialized()
 
 
+@pytest.mark.parametrize(("processes", "end"), [("1", "taken apart\n"), ("2", "")])
+def test_one_process_of_several_ends_before_its_interpreter_is_taken_apart(processes, end):
+    """What gloo's threads still drop then would abort it; handlers run, and all that was printed is there."""
+    script = """
+import atexit, os, sys
+from utils import cli
+
+class Left:
+    def __del__(self, write=os.write):
+        write(1, b"taken apart\\n")
+
+def main(args):
+    print("done")
+    return 3
+
+sys.left = Left()
+atexit.register(print, "handler")
+cli.run(main, cli.parse_args(cli.make_parser("doc")))
+"""
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (3, f"done\nhandler\n{end}")
+
+
 @pytest.mark.slow
 def test_a_script_prints_no_warning_about_torchvision_which_nothing_needs():
     script = """
@@ -376,6 +401,16 @@ def test_a_flag_that_does_nothing_is_an_error_on_the_command_line(parser, capsys
         cli.report_ignored(parser, args, NEEDS)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_processes_beside_the_first_show_no_warning_but_their_own(monkeypatch):
+    for rank, shown in (("0", [True, True, True]), ("1", [False, True, True])):
+        monkeypatch.setattr(logging, "lastResort", logging.StreamHandler())
+        monkeypatch.setenv("RANK", rank)
+        cli.leave_warnings_to_main()
+        records = [logging.makeLogRecord({"levelno": level}) for level in (logging.WARNING, logging.ERROR)]
+        records.append(logging.makeLogRecord({"levelno": logging.WARNING, **cli.OF_ONE_PROCESS}))
+        assert [bool(logging.lastResort.filter(one)) for one in records] == shown
 
 
 def test_a_flag_that_does_nothing_is_a_warning_from_a_recipe(parser, tmp_path, caplog, capsys):
@@ -451,15 +486,20 @@ def test_one_process_prints_what_is_wrong_with_a_flag_and_the_launcher_ends_with
 
 LAUNCHED = """
 import os, subprocess, sys
+from utils.parallel import ENDS_WITH_STDIN
 child = "import sys, time; from utils import parallel; parallel.end_with_launcher(); print('up', file=sys.stderr); "
 child += "time.sleep(60)"
-process = subprocess.Popen([sys.executable, "-c", child], stderr=subprocess.PIPE)
+words = [sys.executable, "-c", child]
+if ENDS_WITH_STDIN in os.environ:  # another process stands between
+    words = [sys.executable, "-c", f"import subprocess; subprocess.run({words})"]
+process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
 process.stderr.readline()
 os.kill(os.getpid(), 9)
 """
 
 
-def test_a_process_ends_when_its_launcher_was_killed(monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RUN_ID", "ENDS_WITH_STDIN"])
+def test_a_process_ends_when_its_launcher_was_killed(monkeypatch, name):
+    monkeypatch.setenv(name, "none")
     # The child holds the pipe of stdout: its end is that of the child.
     subprocess.run([sys.executable, "-c", LAUNCHED], cwd=ROOT, stdout=subprocess.PIPE, timeout=30)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from preparation.selection import select_products
-from utils.catalogue import Source, image_source, read_catalogue, split_records
+from utils.catalogue import Source, file_or_bytes, read_catalogue, split_records
 from utils.cli import UserError
 
 HEADER = "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName"
@@ -87,6 +87,13 @@ def test_bom_crlf_and_latin1(tmp_path, encoding):
     found = read(write(tmp_path / "c", "\r\n".join([HEADER, row(1, "Café’s shoe"), row(2)]) + "\r\n", "12", encoding))
     assert ids(found) == ["1", "2"] and found.products[0].attributes["name"] == "Café’s shoe"
     assert bool(found.notes) == (encoding == "cp1252")
+
+
+def test_captions_of_an_unknown_encoding_are_noted(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("Café".encode("cp1252"))
+    found = read(tmp_path)
+    assert found.products[0].text == "Café" and found.notes == ["captions not in UTF-8, read as Latin-1: a.txt"]
 
 
 def test_empty_cells_are_missing_and_no_word(tmp_path):
@@ -223,7 +230,7 @@ def test_a_dataset_that_datasets_reads(tmp_path, kind):
         ("7", "a red shoe", "Red"),
         ("8", "a blue shoe", None),
     ]
-    assert image_source(found.dataset, found.products[0].image)[:4] == b"\x89PNG"
+    assert file_or_bytes(found.dataset, found.products[0].image)[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="--image_column photo"):
         read(tmp_path / "d", image_column="photo")
 

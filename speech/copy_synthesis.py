@@ -1,0 +1,23 @@
+"""A recording through a voice's own encoder and decoder: what its decoder can reach, whatever its text encoder does."""
+
+import numpy as np
+import torch
+
+from speech.features import settings_of, spectrogram
+from speech.vits import decode, embed_speakers, encode_speech, length_mask
+from speech.voices import Voice
+
+
+@torch.no_grad()
+def copy_sound(voice: Voice, samples: np.ndarray, speaker: int | None = None) -> np.ndarray:
+    """The waveform that the decoder makes of the posterior's mean; at the voice's rate, and cut to whole frames.
+
+    `speaker` is a row of the embedding, of a voice of several.
+    """
+    model, settings = voice.model, settings_of(voice.model.config)
+    padded = np.pad(samples, (0, max(0, settings.shortest - len(samples))))
+    spectra = spectrogram(torch.from_numpy(padded)[None].to(model.device), settings)
+    mask = length_mask(torch.tensor([spectra.shape[2]], device=model.device), spectra.shape[2])
+    row = embed_speakers(model, None if speaker is None else torch.tensor([speaker], device=model.device))
+    posterior = encode_speech(model, spectra, mask, row)
+    return decode(model.decoder, posterior.mean, row)[0].float().cpu().numpy()

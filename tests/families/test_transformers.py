@@ -1,0 +1,193 @@
+"""Families of flow matching against diffusers' own pipelines, and against its training scripts, written out by hand."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, Flux2KleinPipeline, QwenImagePipeline
+
+from families import latents as latent_scales
+from families import models
+from families.flow import Flow, Weighting, sigma_levels
+from families.names import FAMILIES
+from tests.tiny_models import OF_FLOW, build_tiny
+
+CPU = torch.device("cpu")
+TEXTS = ["a photo of red boots", "", "heels " * 200]
+TURN = [{"role": "user", "content": ""}]
+SIZE = (128, 64)  # in pixels
+CHANNELS = {"z_image": 16, "flux2_klein": 4, "qwen_image": 4}  # of the tiny VAE's latents, of two pixels each
+STEPS = {"z_image": 4, "flux2_klein": 50, "qwen_image": 50}  # of the pipeline; all but Z-Image's shift depend on them
+
+
+@pytest.fixture(scope="module", params=OF_FLOW)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return build_tiny(tmp_path_factory.mktemp("tiny"), family)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    found = DiffusionPipeline.from_pretrained(folder)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def encode(pipeline, family, texts):
+    pipeline.tokenizer.model_max_length = 512  # as models.load_tokenizers does
+    with torch.no_grad():
+        return FAMILIES[family].encode_text([pipeline.tokenizer], [pipeline.text_encoder], texts)
+
+
+def noise_of(family, scheduler, scheme="none"):
+    """The tiny VAE makes a latent of two pixels."""
+    mu = functools.partial(FAMILIES[family].mu, scheduler.config)
+    levels = sigma_levels(scheduler, "auto", lambda size: mu(size[0] // 2, size[1] // 2))
+    return Flow(scheduler, levels, Weighting(scheme))
+
+
+def drawn(family):
+    """Latents and their noise."""
+    return torch.randn(2, 3, CHANNELS[family], 8, 12, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_captions_are_encoded_as_the_pipeline_does(pipeline, family, folder):
+    for length in (512, 40):
+        wanted, mask, *_ = (*pipeline.encode_prompt(list(TEXTS), CPU, max_sequence_length=length), None)
+        if family == "qwen_image" and mask is not None:  # which pads them
+            wanted = [row[: kept.sum()] for row, kept in zip(wanted, mask)]
+        tokenizers = models.load_tokenizers(folder, family, length)
+        found = [one["embeds"] for one in FAMILIES[family].encode_text(tokenizers, [pipeline.text_encoder], TEXTS)]
+        assert [len(one) for one in found] == [len(one) for one in wanted] and len(found[2]) == length
+        assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, wanted))
+
+
+def test_what_stands_around_a_caption_counts_towards_its_limit(folder, family):
+    (tokenizer,) = models.load_tokenizers(folder, family, 40)
+    around = len(tokenizer(tokenizer.apply_chat_template(TURN, tokenize=False, add_generation_prompt=True)).input_ids)
+    fits, over = "b" * (40 - around), "b" * (41 - around)
+    assert models.too_long([fits, over], tokenizer) == (1, 40 - around, over) and around > 8
+
+
+def z_image_by_hand(pipeline, mixed, timesteps):
+    """As train_dreambooth_lora_z_image.py computes the prediction."""
+    texts = pipeline.encode_prompt(list(TEXTS), CPU, False)[0]
+    shown = pipeline.transformer([one[:, None] for one in mixed], (1000 - timesteps) / 1000, texts, return_dict=False)[
+        0
+    ]
+    return -torch.cat([one.transpose(0, 1) for one in shown])
+
+
+def flux2_klein_by_hand(pipeline, mixed, timesteps):
+    """As train_dreambooth_lora_flux2_klein.py computes the prediction, which it leaves in patches."""
+    embeds, text_ids = pipeline.encode_prompt(list(TEXTS), CPU)
+    patches = Flux2KleinPipeline._patchify_latents(mixed)
+    ids = Flux2KleinPipeline._prepare_latent_ids(patches)
+    found = pipeline.transformer(
+        hidden_states=Flux2KleinPipeline._pack_latents(patches),
+        timestep=timesteps / 1000,
+        guidance=None,
+        encoder_hidden_states=embeds,
+        txt_ids=text_ids,
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    return Flux2KleinPipeline._unpatchify_latents(Flux2KleinPipeline._unpack_latents_with_ids(found, ids))
+
+
+def qwen_image_by_hand(pipeline, mixed, timesteps):
+    """As train_dreambooth_lora_qwen_image.py computes the prediction."""
+    embeds, mask = pipeline.encode_prompt(list(TEXTS), CPU)
+    count, channels, height, width = mixed.shape
+    found = pipeline.transformer(
+        hidden_states=QwenImagePipeline._pack_latents(mixed[:, :, None].permute(0, 2, 1, 3, 4), *mixed.shape),
+        encoder_hidden_states=embeds[:, :512],
+        encoder_hidden_states_mask=mask[:, :512],
+        timestep=timesteps / 1000,
+        img_shapes=[(1, height // 2, width // 2)] * count,
+        return_dict=False,
+    )[0]
+    return QwenImagePipeline._unpack_latents(found, height * 2, width * 2, 2)[:, :, 0]
+
+
+BY_HAND = {"z_image": z_image_by_hand, "flux2_klein": flux2_klein_by_hand, "qwen_image": qwen_image_by_hand}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["none", "sigma_sqrt"])
+def test_prediction_target_and_weight_are_those_of_diffusers_script(pipeline, family, scheme):
+    """On given latents, noise and times, with captions of different lengths."""
+    latents, noise = drawn(family)
+    flow = noise_of(family, pipeline.scheduler, scheme)
+    times = flow.sigmas(SIZE)[[0, 400, 990]]
+    sigmas = times[:, None, None, None]
+    wanted = BY_HAND[family](pipeline, (1 - sigmas) * latents + sigmas * noise, times * 1000)
+
+    texts = encode(pipeline, family, TEXTS)
+    found = FAMILIES[family].predict(pipeline.transformer, flow.add_noise(latents, noise, times), times, texts)
+    assert torch.allclose(found, wanted, atol=1e-6) and found.std() > 0.01
+    assert torch.equal(flow.target(latents, noise, times), noise - latents)
+    weights = times**-2 if scheme == "sigma_sqrt" else torch.ones(3)
+    assert torch.allclose(flow.loss_weights(times), weights, rtol=1e-5)
+
+
+def stop_after_10(pipeline, step, time, values):
+    """The times are known then, and the other steps take as long."""
+    pipeline._interrupt = step == 9
+    return values
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_model_is_given_the_times_of_the_pipeline(pipeline, family, dynamic):
+    """At the steps of the pipeline that are levels of training."""
+    own = type(pipeline.scheduler).from_config(pipeline.scheduler.config, use_dynamic_shifting=dynamic)
+    sampled = type(pipeline)(own, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.transformer)
+    sampled.set_progress_bar_config(disable=True)
+    seen = []
+    watch = pipeline.transformer.register_forward_pre_hook(
+        lambda _, given, named: seen.append(named["timestep"] if "timestep" in named else given[1]), with_kwargs=True
+    )
+    width, height = SIZE
+    options = {"output_type": "latent", "width": width, "height": height, "callback_on_step_end": stop_after_10}
+    options |= {} if family == "qwen_image" else {"guidance_scale": 0.0}
+    steps = STEPS[family]
+    sampled(prompt="boots", num_inference_steps=steps, **options)
+    stretched = own.config.shift_terminal is not None
+    places = np.linspace(0, 999, 50) if stretched else np.arange(0, 1000, 1000 // steps)
+    levels = noise_of(family, own).sigmas(SIZE)
+    times = torch.from_numpy(np.interp(places, np.arange(1000), levels)).float()
+    noisy = torch.zeros(len(seen), CHANNELS[family], 8, 8)
+    texts = encode(pipeline, family, ["boots"]) * len(seen)
+    FAMILIES[family].predict(pipeline.transformer, noisy, times[: len(seen)], texts)
+    watch.remove()
+    *by_pipeline, ours = seen
+    assert len(by_pipeline) == min(steps, 10) and torch.allclose(times, own.sigmas[:-1], atol=1e-5)
+    assert torch.allclose(ours, torch.cat(by_pipeline), atol=1e-5)
+
+
+@torch.no_grad()
+def test_latents_are_scaled_as_the_pipeline_does(pipeline, family, folder):
+    latents, _ = drawn(family)
+    vae = pipeline.vae
+    if family == "flux2_klein":
+        patches = Flux2KleinPipeline._patchify_latents(latents)
+        mean, variance = (one.view(1, -1, 1, 1) for one in (vae.bn.running_mean, vae.bn.running_var))
+        wanted = (patches - mean) / torch.sqrt(variance + vae.config.batch_norm_eps)
+        wanted = Flux2KleinPipeline._unpatchify_latents(wanted)
+    elif family == "qwen_image":
+        mean, deviation = (
+            torch.tensor(one).view(1, -1, 1, 1) for one in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        wanted = (latents - mean) / deviation
+    else:
+        wanted = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    found = models.latent_scaler(folder)(latents)
+    assert torch.allclose(found, wanted, atol=1e-6) and not torch.allclose(found, latents, atol=0.1)
+    assert torch.allclose(latent_scales.unscale(vae, found), latents, atol=1e-5)

@@ -1,0 +1,70 @@
+"""The speaker encoders: unit rows that no other sound changes, from our own files and from transformers'."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
+
+from speech import speaker
+from speech.convolutions import RATE, Convolutions, Size, hear, pad
+from utils.cli import UserError
+
+
+def sounds() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 0.1, round(seconds * RATE)).astype(np.float32) for seconds in (0.31, 1.0, 0.7)]
+
+
+def assert_unit_rows_of_each_sound(encode: speaker.Encode) -> None:
+    rows = encode(sounds())
+    assert rows.dtype == np.float32 and len(rows) == 3
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+    for row, sound in zip(rows, sounds(), strict=True):
+        assert row == pytest.approx(encode([sound])[0], abs=1e-6)
+    assert len(encode([])) == 0
+
+
+@pytest.fixture
+def published(tmp_path):
+    """WavLM for speaker verification, too small to know anybody."""
+    config = WavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8, 8),
+        conv_stride=(5, 4),
+        conv_kernel=(10, 8),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        tdnn_dim=(8, 8),
+        tdnn_kernel=(3, 1),
+        tdnn_dilation=(1, 1),
+        xvector_output_dim=8,
+    )
+    torch.manual_seed(0)
+    WavLMForXVector(config).save_pretrained(tmp_path / "wavlm")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "wavlm")
+    return tmp_path / "wavlm"
+
+
+def test_a_published_model_gives_unit_rows(published) -> None:
+    assert_unit_rows_of_each_sound(speaker.load_speaker_encoder(str(published), "cpu"))
+
+
+def test_padding_is_left_out_of_an_embedding() -> None:
+    torch.manual_seed(0)
+    network = Convolutions(Size(channels=16, layers=2, outputs=8)).eval()
+    mels = [hear(sound) for sound in sounds()]
+    with torch.no_grad():
+        together = speaker.embed(network, *pad(mels))
+        alone = torch.cat([speaker.embed(network, *pad([mel])) for mel in mels])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_name_that_is_no_encoder_is_refused_in_one_line(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"^--speaker_encoder nowhere"):
+        speaker.load_speaker_encoder("nowhere", "cpu")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^--speaker_encoder .*speaker encoder"):
+        speaker.load_speaker_encoder(str(tmp_path), "cpu")

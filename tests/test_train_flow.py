@@ -1,0 +1,455 @@
+"""Whole runs of the scripts on tiny models of flow matching: exact, resumed, and sampled as diffusers samples."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from families import lora_mix, models
+from families.lora import read_lora
+from families.names import FAMILIES, LABELS
+from families.published import write_configs, write_random_model
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
+from tests.tiny_models import OF_FLOW, smaller
+from tests.tiny_runs import (
+    LORA,
+    PRIOR,
+    ROOT,
+    cells,
+    column,
+    difference,
+    flags,
+    forget_after,
+    lora_of,
+    make_images,
+    same_bytes,
+    teach,
+    train,
+)
+from utils.cli import UserError
+
+FAMILY = "z_image"
+# Of a tiny model, the changes that make a token wide enough for what an image holds, and the layers beside attention.
+WIDER = {
+    "z_image": (
+        {"dim": 128, "n_heads": 4, "n_kv_heads": 4, "axes_dims": (8, 12, 12)},
+        "to_q,to_k,to_v,to_out.0,w1,w2,w3,all_x_embedder.2-1,linear",
+    ),
+    "flux2_klein": (
+        {"attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (8, 8, 8, 8), "in_channels": 16},
+        "to_q,to_k,to_v,to_out.0,to_qkv_mlp_proj,linear_in,linear_out,x_embedder,proj_out,linear",
+    ),
+    "qwen_image": (
+        {"attention_head_dim": 32, "num_attention_heads": 4, "axes_dims_rope": (8, 12, 12)},
+        "to_q,to_k,to_v,to_out.0,net.0.proj,net.2,img_in,proj_out,linear,img_mod.1",
+    ),
+}
+FROZEN = {  # as published
+    "z_image": r"10,26\d,\d{3},\d{3} frozen",
+    "flux2_klein": r"7,98\d,\d{3},\d{3} frozen",
+    "qwen_image": r"28,8\d\d,\d{3},\d{3} frozen",
+}
+
+
+@pytest.fixture(scope="module", params=OF_FLOW)
+def family(request):
+    return request.param
+
+
+# What a trainer does whatever the family is: fast with the first one only.
+MOSTLY_SLOW = pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=[pytest.mark.very_slow] * (number > 0)) for number, one in enumerate(OF_FLOW)],
+    indirect=True,
+)
+OF_FIRST = pytest.mark.parametrize("family", [FAMILY], indirect=True)
+
+
+def plain_pipeline(model, lora=None, weight=1.0):
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if lora:
+        pipeline.load_lora_weights(lora, adapter_name="ours")
+        pipeline.set_adapters("ours", weight)
+    return pipeline
+
+
+def apart(image, pipeline, prompt, seed, steps):
+    """The largest difference, in levels, of an image from the pipeline's, which is Turbo's: without guidance."""
+    options = {"num_inference_steps": steps, "guidance_scale": 0.0, "height": 16, "width": 16}
+    wanted = pipeline(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0]
+    return np.abs(np.asarray(image, int) - np.asarray(wanted, int)).max()
+
+
+@pytest.fixture(scope="module")
+def reference(trainer_data, family, tmp_path_factory):
+    """6 steps of 8 samples at once, with checkpoints at 3 and 6, a held-out loss and an image of two prompts."""
+    out = tmp_path_factory.mktemp("flow") / "run"
+    more = ["--validation_steps", 3, "--num_validation_images", 2, "--validation_guidance_scale", 2.0]
+    prompts = ["--validation_prompt", "red boots", "--validation_prompt", "a photo of a blue sandal on grass"]
+    assert train(trainer_data, out, *more, *prompts, family=family) == 0
+    return out
+
+
+def test_a_lora_of_the_transformer_is_trained(trainer_data, family, reference):
+    state = lora_of(reference)
+    layers = {key.split(".lora_")[0].removeprefix("transformer.") for key in state}
+    assert all(key.startswith("transformer.") for key in state)
+    transformer = models.build_part(str(trainer_data[family]), "transformer")
+    targets = FAMILIES[family].lora_targets(transformer.config)
+    linear = {name for name, layer in transformer.named_modules() if isinstance(layer, torch.nn.Linear)}
+    assert layers == {name for name in linear if name.endswith(tuple(f".{one}" for one in targets)) or name in targets}
+    assert any(value.abs().max() > 0 for key, value in state.items() if ".lora_B." in key)
+    shown = f"num_inference_steps=3, {FAMILIES[family].GUIDANCE.format(2)}).images"
+    assert f'pipeline(prompt="red boots", {shown}' in (reference / "README.md").read_text()
+    losses = column(reference, "val_loss")
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def guidance(family, scale):
+    """Its pipeline's arguments for a guidance scale without a negative prompt."""
+    return {"true_cfg_scale": scale, "negative_prompt": ""} if family == "qwen_image" else {"guidance_scale": scale}
+
+
+def test_the_validation_images_are_those_of_the_plain_pipeline(trainer_data, family, reference):
+    pipeline = plain_pipeline(trainer_data[family])
+    options = {"num_inference_steps": 3, "height": 16, "width": 16, **guidance(family, 2.0)}
+    made = {"before": cells(reference / "validation/step-000000.png", 2, 16)}
+    made["after"] = cells(reference / "validation/step-000006.png", 2, 16)
+    for when, found in made.items():
+        if when == "after":
+            pipeline.load_lora_weights(reference)
+        for seed, prompt in enumerate(("red boots", "a photo of a blue sandal on grass")):
+            generator = torch.Generator().manual_seed(seed)
+            wanted = np.asarray(pipeline(prompt=prompt, generator=generator, **options).images[0], int)
+            assert np.abs(found[seed] - wanted).max() <= 1, when
+    assert np.abs(made["after"] - made["before"]).max() > 1
+
+
+def test_a_run_resumed_on_another_division_trains_the_same(trainer_data, family, reference, tmp_path):
+    out = tmp_path / "run"
+    words = ["--train_batch_size", 2, "--gradient_accumulation_steps", 4]
+    assert train(trainer_data, out, *words, family=family) == 0
+    assert difference(reference, out) < 1e-5
+    forget_after(out, 3)
+    assert train(trainer_data, out, family=family) == 0
+    assert difference(reference, out) < 1e-5
+
+
+@pytest.mark.very_slow
+def test_two_processes_train_the_same(trainer_data, family, reference, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", "accelerate_configs/cpu_2proc.yaml", "--main_process_port", "0", "train_lora.py"]
+    words = ["--train_batch_size", 2, "--gradient_accumulation_steps", 2]
+    launch += flags(trainer_data, tmp_path / "two", *words, family=family)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert np.allclose(column(tmp_path / "two", "loss"), column(reference, "loss"), rtol=1e-5)
+    assert difference(reference, tmp_path / "two") < 1e-5
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(trainer_data, family, reference, tmp_path):
+    out = tmp_path / "run"
+    assert train(trainer_data, out, family=family) == 0
+    assert same_bytes(reference, out)
+    forget_after(out, 3)
+    assert train(trainer_data, out, family=family) == 0
+    assert same_bytes(reference, out)
+
+
+def test_a_flag_of_the_other_kind_of_noise_is_refused(trainer_data, tmp_path):
+    cases = [(["--zero_terminal_snr"], FAMILY), (["--snr_gamma", 5], FAMILY)]
+    cases += [(["--timestep_shift", 3], "sd1"), (["--weighting_scheme", "mode"], "sd1")]
+    for words, family in cases:
+        with pytest.raises(UserError, match=f"^{' '.join(map(str, words))}(.0)?: does nothing for"):
+            train(trainer_data, tmp_path / "run", *words, family=family)
+        assert not (tmp_path / "run").exists()
+
+
+@OF_FIRST
+def test_a_limit_of_tokens_cuts_captions_and_has_its_own_cache(trainer_data, reference, tmp_path, caplog):
+    out = tmp_path / "run"
+    assert train(trainer_data, out, "--max_sequence_length", 16, "--max_train_steps", 1, family=FAMILY) == 0
+    assert column(out, "loss")[0] != column(reference, "loss")[0]
+    assert "captions are longer than the tokenizer's limit" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "family, length, said",
+    [
+        (FAMILY, 513, "Z-Image reads at most 512 .*; give 512 at most, or leave it out"),
+        ("sd1", 40, "Stable Diffusion 1.x always reads 77 tokens"),
+    ],
+)
+def test_a_limit_of_tokens_that_a_family_can_not_have_is_refused(trainer_data, tmp_path, family, length, said):
+    with pytest.raises(UserError, match=f"--max_sequence_length {length}: {said}"):
+        train(trainer_data, tmp_path / "run", "--max_sequence_length", length, family=family)
+    assert not (tmp_path / "run").exists()
+
+
+@OF_FIRST
+def test_a_lora_in_the_base_is_merged_before_training_and_named(trainer_data, reference, tmp_path):
+    out, given = tmp_path / "run", f"{reference}:0.5"
+    words = ["--base_lora", given, "--validation_steps", 6, "--num_validation_images", 1]
+    words += ["--validation_prompt", "red boots"]
+    assert train(trainer_data, out, *words, family=FAMILY) == 0
+    pipeline = plain_pipeline(trainer_data[FAMILY], reference, weight=0.5)
+    image = cells(out / "validation/step-000000.png", 1, 16)[0]
+    assert apart(image, pipeline, "red boots", 0, 3) <= 1
+    assert column(out, "loss")[0] != column(reference, "loss")[0]
+    assert re.search(rf"{LORA}:0.5 \(sha256 [0-9a-f]{{16}}\)", read_lora(out)[1]["base_lora"])
+    forget_after(out, 3)
+    shutil.copytree(out, tmp_path / "resumed")
+    for folder in (out, tmp_path / "resumed"):
+        assert train(trainer_data, folder, *words, family=FAMILY) == 0
+    assert same_bytes(out, tmp_path / "resumed")
+
+
+@OF_FIRST
+def test_a_base_lora_of_other_programs_is_merged(trainer_data, reference, tmp_path):
+    """As ai-toolkit names layers, which makes Turbo's training adapter."""
+    state = {key.replace("transformer.", "diffusion_model."): value for key, value in lora_of(reference).items()}
+    save_file(state, tmp_path / "adapter.safetensors")
+    assert train(trainer_data, tmp_path / "run", "--base_lora", tmp_path / "adapter.safetensors", family=FAMILY) == 0
+    assert column(tmp_path / "run", "loss")[0] != column(reference, "loss")[0]
+
+
+@OF_FIRST
+def test_a_base_lora_that_can_not_be_merged_is_refused(trainer_data, reference, tmp_path):
+    of_unet = {"unet.x.lora_A.weight": torch.ones(1), "unet.x.lora_B.weight": torch.ones(1)}
+    save_file(of_unet, tmp_path / "unet.safetensors")
+    cases = {"missing": "no such file", f"{reference}:0": "weight 0", tmp_path / "unet.safetensors": "has no layer of"}
+    for given, said in cases.items():
+        with pytest.raises(UserError, match=f"^--base_lora {given}.*{said}"):
+            train(trainer_data, tmp_path / "run", "--base_lora", given, family=FAMILY)
+    assert not (tmp_path / "run").exists()
+
+
+@OF_FIRST
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_lora_on_a_rounded_base_learns_and_fits_the_whole_one(trainer_data, reference, tmp_path, kind):
+    pytest.importorskip("bitsandbytes")
+    out, words = tmp_path / "run", ["--quantize_base", kind, "--validation_steps", 3, "--base_lora", f"{reference}:0.1"]
+    assert train(trainer_data, out, *words, family=FAMILY) == 0
+    losses = column(out, "val_loss")
+    assert losses[-1] < losses[0] and losses[0] != column(reference, "val_loss")[0]
+    assert read_lora(out)[1]["quantized_base"] == kind
+    pipeline = plain_pipeline(trainer_data[FAMILY], out)
+    assert lora_of(out).keys() == lora_of(reference).keys() and pipeline.get_list_adapters() == {
+        "transformer": ["ours"]
+    }
+    shutil.copytree(out, tmp_path / "resumed")
+    forget_after(tmp_path / "resumed", 3)
+    assert train(trainer_data, tmp_path / "resumed", *words, family=FAMILY) == 0
+    assert same_bytes(out, tmp_path / "resumed")
+
+
+@OF_FIRST
+def test_captions_of_a_rounded_encoder_change_a_little_and_have_their_own_cache(trainer_data, reference, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    words = ["--quantize_text_encoder", "int8", "--max_train_steps", 1]
+    assert train(trainer_data, tmp_path / "run", *words, family=FAMILY) == 0
+    loss, whole = column(tmp_path / "run", "loss")[0], column(reference, "loss")[0]
+    assert loss != whole and loss == pytest.approx(whole, rel=0.01)
+
+
+def test_rounding_without_its_package_says_what_to_do(trainer_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="--quantize_base nf4: bitsandbytes can't be used .*requirements-cuda.txt"):
+        train(trainer_data, tmp_path / "run", "--quantize_base", "nf4", family=FAMILY)
+    assert not (tmp_path / "run").exists()
+
+
+@MOSTLY_SLOW
+def test_what_saves_memory_changes_nothing_but_rounding(trainer_data, family, reference, tmp_path):
+    assert train(trainer_data, tmp_path / "checkpointing", "--gradient_checkpointing", family=family) == 0
+    assert difference(reference, tmp_path / "checkpointing") < 1e-5
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the first precision that it was given
+    assert train(trainer_data, tmp_path / "half", "--mixed_precision", "bf16", family=family) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert np.allclose(column(tmp_path / "half", "loss"), column(reference, "loss"), rtol=0.02)
+
+
+@pytest.mark.very_slow
+def test_four_images_are_learnt_by_heart(trainer_data, family, tmp_path):
+    wider, layers = WIDER[family]
+    sizes = smaller(family)
+    sizes["transformer/config.json"] |= wider
+    if family == "flux2_klein":  # whose patches are 128 numbers: a narrow model can't keep the noise of each
+        sizes["vae/config.json"] = sizes["vae/config.json"] | {"latent_channels": 4}
+    data = {**trainer_data, family: write_random_model(family, tmp_path / "model", torch.float32, sizes)}
+    if FAMILIES[family].SAMPLES_POSTERIOR:  # which of a random VAE is so wide that there is nothing to learn
+        path = data[family] / "vae/diffusion_pytorch_model.safetensors"
+        state = load_file(path)
+        state["quant_conv.bias"][len(state["quant_conv.bias"]) // 2 :] = -20
+        save_file(state, path, {"format": "pt"})
+    words = "--max_train_samples 4 --max_train_steps 240 --learning_rate 5e-3 --rank 128 --caption_dropout 0"
+    words += f" --resolution 32 --lora_layers {layers} --checkpointing_steps 0 --logging_steps 20"
+    assert train(data, tmp_path / "run", *words.split(), family=family) == 0
+    losses = column(tmp_path / "run", "loss")
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_guidance_scale_of_diffusers_commands_is_warned_of(trainer_data, tmp_path, caplog):
+    assert train(trainer_data, tmp_path / "run", "--guidance_scale", 5, "--dry_run", family="z_image") == 0
+    assert "--guidance_scale 5 does nothing for Z-Image" in caplog.text
+
+
+def test_a_guidance_scale_that_is_refused_is_not_warned_of_too(trainer_data, tmp_path, caplog):
+    for value in (5, 0):
+        with pytest.raises(UserError, match=f"--guidance_scale {value}.0: does nothing for Stable Diffusion 1.x"):
+            train(trainer_data, tmp_path / "run", "--guidance_scale", value, "--dry_run", family="sd1")
+    assert "--guidance_scale" not in caplog.text
+
+
+@MOSTLY_SLOW
+def test_another_way_to_draw_times_trains_otherwise(trainer_data, family, reference, tmp_path):
+    for words in (["--weighting_scheme", "logit_normal", "--logit_mean", 1], ["--timestep_shift", "none"]):
+        out = tmp_path / words[1]
+        assert train(trainer_data, out, *words, "--max_train_steps", 2, family=family) == 0
+        assert column(out, "loss")[0] != column(reference, "loss")[0]
+
+
+@MOSTLY_SLOW
+def test_what_only_a_unet_can_be_trained_for_is_refused(trainer_data, family, tmp_path):
+    name = LABELS[family]
+    alone = f"not for {name}, of which the transformer alone is trained; leave it out"
+    for word, problem in (("--train_text_encoder", alone), ("--output_kohya_format", f"it has no names for {name}")):
+        with pytest.raises(UserError, match=f"^{word}: {problem}"):
+            train(trainer_data, tmp_path / "run", word, "--dry_run", family=family)
+    with pytest.raises(UserError, match=f"^--method full: not for {name}, .*only a LoRA is .*leave --method out"):
+        teach(trainer_data, tmp_path / "run", "--method", "full", "--dry_run", family=family)
+
+
+def test_images_with_a_lora_are_those_of_the_plain_pipeline(trainer_data, family, reference):
+    model, prompts = str(trainer_data[family]), ["red boots", "a photo of a blue sandal on grass"]
+    parts = SamplerParts(model, family, (lora_mix.parse_lora(f"{reference}:0.5"),))
+    how, execution = Sampling(3, 2.0, 16, negative_prompt="grey"), Execution(torch.device("cpu"), torch.float32, 2)
+    lora_mix.check_lora(parts.loras[0], model, model, family)
+    requests = [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
+    made = generate_images(load_sampler(parts, how, execution, prompts), requests)
+    pipeline = plain_pipeline(model, reference, weight=0.5)
+    options = {"num_inference_steps": 3, "height": 16, "width": 16, **guidance(family, 2.0)}
+    if family == "flux2_klein":  # its pipeline takes no text for it
+        options["negative_prompt_embeds"] = pipeline.encode_prompt("grey")[0]
+    else:
+        options["negative_prompt"] = "grey"
+    for one, request in zip(made, requests):
+        generator = torch.Generator().manual_seed(request.seed)
+        wanted = pipeline(prompt=request.prompt, generator=generator, **options).images[0]
+        assert np.abs(np.asarray(one.image, int) - np.asarray(wanted, int)).max() <= 1 and one.is_finite
+
+
+@pytest.fixture(scope="module")
+def smooth(trainer_data, tmp_path_factory):
+    """The same with a VAE of larger steps, of whose images of 16 pixels not all are rejected as noise."""
+    model = write_random_model(FAMILY, tmp_path_factory.mktemp("smooth") / "model", torch.float32, smaller(FAMILY))
+    return {**trainer_data, FAMILY: model}
+
+
+def test_a_subject_is_taught_beside_class_images_that_the_model_draws(smooth, tmp_path):
+    words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--num_class_images", 2]
+    assert teach(smooth, tmp_path / "run", *words, family=FAMILY) == 0
+    pipeline = plain_pipeline(smooth[FAMILY])
+    for number in range(2):
+        image = Image.open(tmp_path / f"class/{number:06d}.png")
+        assert apart(image, pipeline, "a photo of shoes", int(image.info["seed"]), 3) <= 1
+    assert all(key.startswith("transformer.") for key in lora_of(tmp_path / "run"))
+    assert len(column(tmp_path / "run", "prior_loss")) == 6
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    forget_after(tmp_path / "resumed", 3)
+    assert teach(smooth, tmp_path / "resumed", *words, family=FAMILY) == 0
+    assert same_bytes(tmp_path / "run", tmp_path / "resumed")
+
+
+def test_a_mask_weights_the_loss_of_a_transformer(trainer_data, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for path in trainer_data["subject"].iterdir():
+        mask = Image.new("L", (32, 32))
+        mask.paste(255, (0, 0, 32, 16))
+        mask.save(tmp_path / "masks" / path.name)
+    for name, more in (("plain", []), ("masked", ["--mask_loss", tmp_path / "masks"])):
+        assert teach(trainer_data, tmp_path / name, *more, "--max_train_steps", 2, family=FAMILY) == 0
+    assert column(tmp_path / "plain", "loss")[0] != column(tmp_path / "masked", "loss")[0]
+
+
+@OF_FIRST
+def test_generated_images_and_their_records_are_those_of_the_pipeline(smooth, reference, tmp_path, capsys):
+    """Without flags of the sampling: Turbo's own."""
+    out, model = tmp_path / "set", smooth[FAMILY]
+    words = ["--pretrained_model_name_or_path", model, "--lora", reference, "--allow_other_base", "--resolution", 16]
+    words += ["--max_retries", 100]
+    assert make_images(*words, "--prompt", "red boots", "--num_images", 2, "--output_dir", out) == 0
+    pipeline = plain_pipeline(model, reference)
+    records = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    for record in records:
+        assert apart(Image.open(out / record["file_name"]), pipeline, "red boots", record["seed"], 8) <= 1
+        shown = record["steps"], record["guidance_scale"], record["scheduler"]
+        assert shown == (8, 0.0, "flow_match_euler") and record["model"] == str(model)
+    capsys.readouterr()
+    assert make_images("--config", out / "config.yaml") == 0 and "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--scheduler", "ddim"], "--scheduler ddim: not for Z-Image; choose from flow_match_euler"),
+        (["--compile"], "--compile: not for Z-Image"),
+        (["--negative_prompt", "grey"], "--negative_prompt grey: does nothing at a --guidance_scale of 0"),
+        (["--prediction_type", "sample"], "--prediction_type sample: not for Z-Image"),
+    ],
+)
+def test_what_images_of_a_transformer_can_not_have_is_refused(trainer_data, tmp_path, words, said):
+    model = ["--pretrained_model_name_or_path", trainer_data[FAMILY], "--prompt", "boots"]
+    with pytest.raises(UserError, match=re.escape(said)):
+        make_images(*model, "--output_dir", tmp_path / "set", *words)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_unet_is_not_sampled_by_the_scheduler_of_flow_matching(tmp_path):
+    words = ["--pretrained_model_name_or_path", "demo", "--prompt", "boots", "--output_dir", tmp_path / "set"]
+    with pytest.raises(UserError, match=r"--scheduler flow_match_euler: not for Stable Diffusion 1\.x; choose"):
+        make_images(*words, "--scheduler", "flow_match_euler")
+
+
+@MOSTLY_SLOW
+def test_photos_teach_a_subject_which_generate_draws(trainer_data, family, tmp_path):
+    """By the commands that a user gives."""
+    run, words = tmp_path / "run", ["--max_train_steps", 2, *PRIOR]
+    assert teach(trainer_data, run, *words, family=family) == 0
+    assert any(value.any() for key, value in lora_of(run).items() if ".lora_B." in key)
+    command = f"--pretrained_model_name_or_path {trainer_data[family]} --lora {run} --num_images 2 --resolution 16"
+    command += f" --num_inference_steps 2 --guidance_scale 2 --max_retries 0 --output_dir {tmp_path / 'set'}"
+    with pytest.raises(UserError, match="rejected .*noise"):  # which is all that so small a model draws
+        make_images(*command.split(), "--prompt", "a photo of <sks> shoes")
+    assert len(list((tmp_path / "set").rglob("*.png"))) == 2
+
+
+def test_a_lora_of_a_unet_is_refused(trainer_data, tmp_path):
+    model = str(trainer_data[FAMILY])
+    save_file(
+        {"unet.x.lora_A.weight": torch.ones(1), "unet.x.lora_B.weight": torch.ones(1)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(UserError, match="has no layer of .*, Z-Image"):
+        lora_mix.check_lora(lora_mix.parse_lora(str(tmp_path / "x.safetensors")), model, model, FAMILY)
+
+
+@MOSTLY_SLOW
+def test_a_dry_run_needs_configs_alone(trainer_data, family, tmp_path, capsys):
+    model = write_configs(family, tmp_path / "model")
+    data = {**trainer_data, family: model}
+    assert train(data, tmp_path / "run", "--dry_run", "--resolution", 1024, family=family) == 0
+    shown = capsys.readouterr().out
+    assert LABELS[family] in shown and re.search(FROZEN[family], shown) and not (tmp_path / "run").exists()
+    assert ("at most" in re.search(r"latents, (.*) of captions", shown)[1]) == (family != "flux2_klein")
