@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
-PACKAGES := utils families preparation training generation evaluation benchmarking speech notebooks
+PACKAGES := utils families preparation training generation evaluation benchmarking speech service notebooks
 
 .PHONY: help setup experiment demo demo-voice test test-fast test-slow gpu-check mac-check lint format lock check-install clean
 help:  ## list the targets

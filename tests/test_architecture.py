@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {"utils": set(), "families": {"utils"}}
 BELOW |= dict.fromkeys(
-    ("preparation", "training", "generation", "evaluation", "benchmarking", "speech"), {"utils", "families"}
+    ("preparation", "training", "generation", "evaluation", "benchmarking", "speech", "service"), {"utils", "families"}
 )
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 MODULES = [path for package in BELOW for path in sorted((ROOT / package).rglob("*.py"))]
