@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.utils._device
 import torch.utils._pytree as pytree
 import torchgen
 import yaml

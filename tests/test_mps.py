@@ -125,8 +125,8 @@ def test_prepare_dataset(tmp_path):
 @pytest.mark.very_slow
 def test_check_environment_finds_it_ready(tmp_path):
     report = fake_mps.run("check_environment", ["--data_dir", tmp_path], tmp_path / "mps")
-    half = [one for one in report.broken if one.startswith(("torch.float16", "torch.bfloat16"))]
-    assert half and len(half) == len(report.broken)  # its probes: the only half precision on MPS
+    probes = ("torch.float16", "torch.bfloat16", "bitsandbytes::")  # the only half precision and 8-bit AdamW on MPS
+    assert report.broken and all(one.startswith(probes) for one in report.broken)
     assert "Apple GPU (MPS)" in (tmp_path / "mps/said.txt").read_text()
 
 

@@ -31,6 +31,7 @@ else:
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: int(count)
     torch.cuda.set_device = lambda device: None
+    torch._C._cuda_getCurrentRawStream = lambda device: 0  # bitsandbytes imports it where there is a GPU
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
     torch.distributed.is_nccl_available = lambda: True
     torch.distributed.init_process_group = use_gloo
