@@ -1,8 +1,7 @@
 """Where somebody speaks: silero-vad, whose weights come with its package, run by onnxruntime."""
 
 import functools
-import importlib.util
-from pathlib import Path
+import importlib.metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +21,10 @@ def _load_network() -> "onnxruntime.InferenceSession":
     second for torch."""
     import onnxruntime
 
-    package = Path(importlib.util.find_spec("silero_vad").submodule_search_locations[0])
+    package = importlib.metadata.distribution("silero-vad")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    path = str(package / "data/silero_vad_16k_op15.onnx")
+    path = str(package.locate_file("silero_vad/data/silero_vad_16k_op15.onnx"))
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
