@@ -573,8 +573,12 @@ def main(args: argparse.Namespace) -> int:
     return 0 if ready else 1
 
 
-if __name__ == "__main__":
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of prepared datasets")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
-    cli.run(main, cli.parse_args(parser))
+    return cli.parse_args(parser, argv)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args())

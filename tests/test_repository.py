@@ -19,6 +19,7 @@ from utils import cli
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py")) + [ROOT / "new_experiment/create.py"]
 SCRIPTS += [path for path in sorted((ROOT / "demo").glob("*.py")) if "__main__" in path.read_text("utf-8")]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [ROOT / name for name in subprocess.check_output(["git", "ls-files", "*.py"], cwd=ROOT, text=True).split()]
 
 
@@ -59,17 +60,25 @@ def test_the_env_example_explains_each_secret_that_the_scripts_and_pages_name_an
     named = re.findall(r"^#(\w+)=", example, re.M)
     assert re.fullmatch(r"(#.*\n|\n)*", example) and len(named) == len({*named})  # copied as it is, it sets nothing
     assert all(block.startswith("# ") for block in example.split("\n\n"))
-    pages = "".join(path.read_text() for path in [*SOURCES, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+    pages = "".join(path.read_text() for path in [*SOURCES, *PAGES])
     secret = r"\b(?:HF|WANDB|MLFLOW|COMET|AWS|GOOGLE)_(?:[A-Z]+_)*(?:TOKEN|PASSWORD|KEY|KEY_ID|CREDENTIALS)\b"
     assert {*re.findall(secret, pages)} <= {*named}
     ignored = subprocess.run(["git", "check-ignore", ".env", ".env.example"], cwd=ROOT, capture_output=True, text=True)
     assert ignored.stdout.split() == [".env"]
 
 
-def test_every_page_that_is_linked_exists():
-    for page in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"\]\(.*?\)", "", one)).lower().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_page_and_heading_that_is_linked_exists(page):
+    for target, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        assert not heading or heading in anchors_of(linked), f"{page.name} links to {target}#{heading}"
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
@@ -88,6 +97,7 @@ def test_the_required_python_is_the_same_everywhere():
     assert "(3, 11) <= v <= (3, 14)" in (ROOT / "Makefile").read_text()
     for page in ("README.md", "docs/setup.md", "docs/check_environment.md", "CONTRIBUTING.md"):
         assert "3.11 to 3.14" in (ROOT / page).read_text(), page
+    assert "3.11 a 3.14" in (ROOT / "README.pt-BR.md").read_text("utf-8")
 
 
 # Each script with the flags that it needs to parse its command line.
@@ -117,7 +127,8 @@ NOT_BY_ATTRIBUTE = {
 def commands_of(page: str) -> list[tuple[str, list[str]]]:
     """The script and words of each complete command in a page's indented blocks, however it is launched."""
     text = re.sub(r" *\\\n *", " ", page)
-    lines = re.findall(r"^    (?:python3?|accelerate launch --config_file \S+) (\w+)\.py\b(.*)", text, re.M)
+    start = r"(?:caffeinate -i )?(?:python3?|accelerate launch --config_file \S+)"
+    lines = re.findall(rf"^    {start} (\w+)\.py\b(.*)", text, re.M)
     return [(script, shlex.split(words, comments=True)) for script, words in lines if "…" not in words]
 
 
@@ -128,13 +139,11 @@ def test_commands_are_found_in_pages_over_several_lines_and_without_comments():
     assert ("train_lora", ["--max_train_steps", "3000"]) in commands_of((ROOT / "docs/train_lora.md").read_text())
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_command_in_the_docs_is_read_by_its_script(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for script, words in commands_of(path.read_text()):
-        if script in NEEDED and "recipe.yaml" not in words:  # which is the reader's own
+        if "recipe.yaml" not in words:  # which is the reader's own
             importlib.import_module(script).parse_args(words)
 
 
