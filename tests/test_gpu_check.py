@@ -50,7 +50,8 @@ def test_the_most_important_steps_come_first_and_each_family_has_its_own():
     said = "environment lora_bf16 lora_fp16 resume out_of_memory adamw8bit compile memory_sd1 train_sd1 two_processes"
     assert [order.index(name) for name in said.split()] == sorted(order.index(name) for name in said.split())
     for model in commands.MODELS:
-        assert {f"{kind}_{model.family}" for kind in ("weights", "memory", "train", "generate")} <= set(order)
+        kinds = ("weights", "memory", "train", "generate") + ("nf4",) * model.is_flow
+        assert {f"{kind}_{model.family}" for kind in kinds} <= set(order)
 
 
 def test_a_mac_gets_its_own_steps_and_a_gpu_none_of_them():
@@ -92,6 +93,26 @@ def test_steps_run_beside_each_other_where_there_is_room(setup):
     assert check.count_jobs(setup) == 3
     assert check.count_jobs(setup._replace(machine=MACHINE._replace(memory_gib=15))) == 1
     assert check.count_jobs(setup._replace(device="cpu")) == 1
+
+
+def test_large_models_need_the_disk_of_one_at_a_time():
+    all_steps = steps.list_steps("bf16")
+    large = {model.family: model.disk for model in commands.MODELS if model.is_flow}
+    one = {family: check.needed_gib(check.choose_steps(all_steps, [f"train_{family}"])) for family in large}
+    assert one == {family: size + check.RESULTS_GIB for family, size in large.items()}
+    small = check.needed_gib([step for step in all_steps if not step.name.endswith(tuple(large))])
+    assert check.needed_gib(all_steps) == small + max(large.values())
+
+
+def test_a_large_model_is_deleted_once_no_step_needs_it(setup):
+    families = ("sd1", "z_image", "qwen_image")
+    for family in families:
+        (setup.folder / "models" / family).mkdir(parents=True)
+    todo = [fake("nf4_qwen_image", needs=("weights_qwen_image",))]
+    check.delete_unneeded(check.Check(setup, todo, 0, todo, keep_files=True))
+    assert {path.name for path in (setup.folder / "models").iterdir()} == set(families)
+    check.delete_unneeded(check.Check(setup, todo, 0, todo))
+    assert {path.name for path in (setup.folder / "models").iterdir()} == {"sd1", "qwen_image"}
 
 
 # What happens to a step

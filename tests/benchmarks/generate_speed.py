@@ -54,14 +54,15 @@ def plain_loop(args: argparse.Namespace) -> None:
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.mixed_precision]
     model = resolve_model(args.pretrained_model_name_or_path)
     pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, safety_checker=None).to(device)
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if hasattr(pipeline, "unet"):  # the others have flow matching, and keep their own
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     if args.lora:
         pipeline.load_lora_weights(args.lora)
     prompts, began = args.prompts_file.read_text("utf-8").splitlines()[: args.loop_images], time.perf_counter()
     for i, prompt in enumerate(prompts):
         image = pipeline(
-            prompt,
+            prompt=prompt,
             generator=torch.Generator().manual_seed(args.seed + i),
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,

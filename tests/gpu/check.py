@@ -36,14 +36,14 @@ from utils import cli, runs  # first: it says in one line which package is missi
 
 # isort: split
 from tests.gpu import report
-from tests.gpu.commands import Machine, Setup, environment, last_words
+from tests.gpu.commands import MODELS, Machine, Setup, environment, last_words
 from tests.gpu.steps import Step, list_steps
 from utils.cli import UserError
 from utils.files import write_json
 
 GIB = 2**30
-# Weights of SD 1.5 and XL in bf16, all those of SD 1.5 in float32, and what is made of them; on a Mac SD 1.5 alone.
-DISK_GIB = {"cuda": 30, "mps": 8}
+RESULTS_GIB = 4  # of all steps together
+LARGE = [f"weights_{model.family}" for model in MODELS if model.is_flow]
 SOUGHT = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 MEMORY_GIB = 24  # of a GPU, for each step that runs beside others
 # Asked in a process of its own, which gives the GPU back.
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the steps of --device, and run none")
     parser.add_argument("--jobs", type=int, metavar="N", help="steps at the same time, but for those that measure time")
     parser.add_argument("--time_limit", type=float, default=1800, metavar="SECONDS", help="of all; default: 1800")
-    parser.add_argument("--keep_files", action="store_true", help="models, data and trained weights, up to 30 GB")
+    parser.add_argument("--keep_files", action="store_true", help="models, data and trained weights, up to 110 GB")
     args = parser.parse_args(argv)
     args.baseline = args.baseline.resolve() if args.baseline else None
     day = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -205,6 +205,7 @@ class Check:
     todo: list[Step]
     running: list[Running] = field(default_factory=list)
     rows: list[report.Row] = field(default_factory=list)
+    keep_files: bool = False
 
     def add(self, row: report.Row) -> None:
         """Print a step's row, and write both files anew."""
@@ -221,9 +222,10 @@ def run_all(
     jobs: int,
     time_limit: float,
     command: Callable[[Setup, Step], list[str]] = step_command,
+    keep_files: bool = False,
 ) -> list[report.Row]:
     """What each step has found. Both files are written after each; Ctrl-C, too, leaves them complete."""
-    check = Check(setup, steps, time.monotonic(), list(steps))
+    check = Check(setup, steps, time.monotonic(), list(steps), keep_files=keep_files)
     reason = "interrupted"
     try:
         while check.todo or check.running:
@@ -265,24 +267,40 @@ def end_steps(check: Check) -> None:
         kill(one)  # also what it may have left behind
         check.running.remove(one)
         check.add(result_of(check.setup, one, late))
+        delete_unneeded(check)
 
 
-def prepare(args: argparse.Namespace) -> Setup:
+def needed_gib(steps: list[Step]) -> int:
+    """The most that they take on the disk at once: of the large models, one after the other, the largest alone."""
+    large = [step.disk for step in steps if step.name in LARGE]
+    return RESULTS_GIB + sum(step.disk for step in steps) - sum(large) + max(large, default=0)
+
+
+def delete_unneeded(check: Check) -> None:
+    """Delete the weights of each large model that no later step needs."""
+    needed = {name for step in check.todo + [one.step for one in check.running] for name in (step.name, *step.needs)}
+    for folder in (check.setup.folder / "models").glob("*"):
+        name = f"weights_{folder.name}"
+        if name in LARGE and name not in needed and not check.keep_files:
+            shutil.rmtree(folder)
+
+
+def prepare(args: argparse.Namespace, steps: list[Step]) -> Setup:
     """The folder of the check, new, with what its steps read."""
     if args.device == "cpu" and not args.tiny:
         raise UserError("--device cpu: the published sizes would take hours; add --tiny, which tests the check itself")
-    if args.baseline and not (args.baseline / "examples/text_to_image").is_dir():
-        raise UserError(f"--baseline {args.baseline}: has no examples/text_to_image; give a checkout of diffusers")
+    if args.baseline and not (args.baseline / "examples").is_dir():
+        raise UserError(f"--baseline {args.baseline}: has no examples/; give a checkout of diffusers")
     folder = args.output_dir.resolve()
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output_dir {args.output_dir}: is not empty; give a new folder")
     machine = find_machine(args.device)
     for name in ("logs", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / GIB
-    if not args.tiny and free < DISK_GIB[args.device]:
+    free, needed = shutil.disk_usage(folder).free / GIB, needed_gib(steps)
+    if not args.tiny and free < needed:
         raise UserError(
-            f"--output_dir {args.output_dir}: {free:.0f} GiB free there; {DISK_GIB[args.device]} are needed"
+            f"--output_dir {args.output_dir}: {free:.0f} GiB free there; {needed} are needed, less with --only"
         )
     setup = Setup(folder, args.device, args.tiny, args.baseline, machine)
     write_json(
@@ -300,16 +318,15 @@ def prepare(args: argparse.Namespace) -> Setup:
 def main(args: argparse.Namespace) -> int:
     if args.list:
         for step in list_steps("bf16", args.device):
-            print(f"{step.name:16} {step.title} (at most {step.limit} s)")
+            print(f"{step.name:20} {step.title} (at most {step.limit} s)")
         return 0
-    choose_steps(list_steps("bf16", args.device), args.only)  # a wrong name is refused before anything is made
-    setup = prepare(args)
+    setup = prepare(args, choose_steps(list_steps("bf16", args.device), args.only))
     steps = choose_steps(list_steps(setup.machine.half, args.device), args.only)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     jobs = args.jobs or count_jobs(setup)
     print(f"{setup.machine.name}: {len(steps)} steps, up to {jobs} at a time; in {args.output_dir}", flush=True)
     try:
-        rows = run_all(setup, steps, jobs, args.time_limit)
+        rows = run_all(setup, steps, jobs, args.time_limit, keep_files=args.keep_files)
         code = int(any(row.status == "fail" for row in rows))
     except KeyboardInterrupt:
         code = 130

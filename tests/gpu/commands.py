@@ -42,18 +42,34 @@ class Setup(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A family at the size that it was published with, samples at once, and diffusers' script for its LoRA."""
+    """A family at the size that it was published with, samples at once, and diffusers' script for its LoRA.
+
+    `reduced_text`: keys of a large text encoder's config that make it a small one. It encodes each caption once, so
+    that neither the speed nor the memory of a training depends on it, and its weights would take most of the time.
+    """
 
     family: str
     resolution: int
     batch: int
-    peer: str
+    disk: int  # GiB of its weights in half precision
+    peer: str  # in examples/ of a checkout
+    reduced_text: dict[str, int] = {}
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether it is one of today's large transformers: trained with gradient checkpointing, and in 4 bits."""
+        return bool(self.reduced_text)
 
 
+# FLUX.2 Klein reads the 27th layer: as many, but narrow inside.
+NARROW = {"num_hidden_layers": 27, "num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 512}
 # One row a family: its steps follow from it.
 MODELS = (
-    Model("sd1", 512, 4, "train_text_to_image_lora.py"),
-    Model("sdxl", 1024, 2, "train_text_to_image_lora_sdxl.py"),
+    Model("sd1", 512, 4, 3, "text_to_image/train_text_to_image_lora.py"),
+    Model("sdxl", 1024, 2, 7, "text_to_image/train_text_to_image_lora_sdxl.py"),
+    Model("z_image", 1024, 1, 14, "dreambooth/train_dreambooth_lora_z_image.py", {"num_hidden_layers": 2}),
+    Model("flux2_klein", 1024, 1, 10, "dreambooth/train_dreambooth_lora_flux2_klein.py", NARROW),
+    Model("qwen_image", 1024, 1, 44, "dreambooth/train_dreambooth_lora_qwen_image.py", {"num_hidden_layers": 2}),
 )
 TINY_SIDE = 32
 

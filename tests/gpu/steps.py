@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from families.flux2_klein import LAYERS
+from families.names import FAMILIES
 from tests.gpu import commands
 from tests.gpu.commands import MODELS, Failed, Machine, Model, Setup, Skipped
 from utils.files import write_json
@@ -36,7 +38,10 @@ CLOSE = {"no": 1e-4, "bf16": 0.03, "fp16": 0.03}  # losses of one plan, relative
 
 
 class Step(NamedTuple):
-    """`limit`: seconds; `needs`: steps that have to pass before; `alone`: it measures time or fills the memory."""
+    """`limit`: seconds; `needs`: steps that have to pass before; `alone`: it measures time or fills the memory.
+
+    `disk`: GiB that it leaves, or takes on its way.
+    """
 
     name: str
     title: str
@@ -44,6 +49,7 @@ class Step(NamedTuple):
     limit: int
     needs: tuple[str, ...] = ()
     alone: bool = False
+    disk: int = 0
 
 
 # The machine
@@ -65,20 +71,32 @@ def check_environment(setup: Setup) -> str:
     return f"{advice['reason']}; suggested batch {advice['train_batch_size']}, {advice['accelerate_config']}"
 
 
-def write_weights(setup: Setup, family: str) -> str:
-    folder, began = commands.weights_of(setup, family), time.monotonic()
+def write_weights(setup: Setup, model: Model) -> str:
+    folder, began = commands.weights_of(setup, model.family), time.monotonic()
     if setup.tiny:
         from tests.tiny_models import build_tiny
 
-        build_tiny(folder, family)
+        build_tiny(folder, model.family)
     else:
         import torch
 
         from families.published import write_random_model
 
-        write_random_model(family, folder, torch.bfloat16)
+        write_random_model(model.family, folder, torch.bfloat16, reduce_text(model))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return f"{size / 1e9:.1f} GB in {time.monotonic() - began:.0f} s"
+    said = f"{size / 1e9:.1f} GB in {time.monotonic() - began:.0f} s"
+    if setup.tiny or not model.reduced_text:
+        return said
+    return f"{said}; text encoder with {', '.join(f'{key} {size}' for key, size in model.reduced_text.items())}"
+
+
+def reduce_text(model: Model) -> dict[str, dict]:
+    """The changes of the published configs that make the text encoder a small one."""
+    from families.published import read_published
+
+    name = "text_encoder/config.json"
+    inner = read_published(model.family)[name].get("text_config")  # of one that can see, too
+    return {name: {"text_config": inner | model.reduced_text} if inner else model.reduced_text}
 
 
 # The trainers
@@ -285,12 +303,16 @@ def generate_out_of_memory(setup: Setup) -> str:
 # Options
 
 
-def train_8bit(setup: Setup) -> str:
+def need_bitsandbytes() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # whatever its binary raises
         reason = f"bitsandbytes can't be used ({' '.join(str(error).split())[:100]})"
         raise Skipped(f"{reason}: pip install -r requirements-cuda.txt") from error
+
+
+def train_8bit(setup: Setup) -> str:
+    need_bitsandbytes()
     half = setup.machine.half
     words = "--mixed_precision", half, "--held_out", 0.25, "--optimizer", "adamw8bit"
     commands.train_lora(setup, SD, "adamw8bit", *words)
@@ -299,15 +321,23 @@ def train_8bit(setup: Setup) -> str:
 
 
 def speed_run(setup: Setup, model: Model, name: str, *more: object) -> commands.Measured:
-    """A training for its speed and memory: no accumulation, no gradient checkpointing unless `more` says so."""
+    """A training for its speed and memory: no accumulation; gradient checkpointing if the model is large.
+
+    `more` wins.
+    """
     steps = 24 if model.resolution <= 512 else 12
     words = "--train_batch_size", model.batch, "--effective_batch_size", model.batch, "--max_train_steps", steps
     words += "--max_train_samples", 64, "--lora_alpha", 8
-    words += "--mixed_precision", setup.machine.half, "--no-gradient_checkpointing"
+    words += "--mixed_precision", setup.machine.half, checkpointing_of(model)
     done = commands.train_lora(setup, model, name, *words, *more)
     if "out of memory" in done.log:
         raise Skipped(f"{model.batch} samples at once did not fit into {setup.machine.memory_gib:.0f} GiB ({name})")
     return done
+
+
+def checkpointing_of(model: Model) -> str:
+    """As one trains it on a GPU that it fits."""
+    return "--gradient_checkpointing" if model.is_flow else "--no-gradient_checkpointing"
 
 
 def faster(plain: commands.Measured, other: commands.Measured) -> str:
@@ -341,23 +371,50 @@ def read_estimate(log: str) -> float:
 
 
 def compare_memory(setup: Setup, model: Model) -> str:
-    """The estimate against what tensors held at the peak; what torch reserves beside it is given, not judged."""
-    runs = {f"checkpointed_{model.family}": "--gradient_checkpointing"}
-    runs |= {f"speed_{model.family}": "--no-gradient_checkpointing"}  # later steps look at its speed
+    """The estimate with and without gradient checkpointing; of a large model with it alone."""
+    need_memory(setup, model, bytes_of_weight=2)
+    runs = {} if model.is_flow else {f"checkpointed_{model.family}": ("--gradient_checkpointing",)}
+    runs[f"speed_{model.family}"] = (checkpointing_of(model),)  # later steps look at its speed
+    return compare_estimates(setup, model, runs)
+
+
+def compare_nf4(setup: Setup, model: Model) -> str:
+    need_bitsandbytes()
+    need_memory(setup, model, bytes_of_weight=0.6)
+    runs = {f"nf4_{model.family}": (checkpointing_of(model), "--quantize_base", "nf4")}
+    return compare_estimates(setup, model, runs)
+
+
+def need_memory(setup: Setup, model: Model, bytes_of_weight: float) -> None:
+    """Skip a model that is larger than the GPU; the files have two bytes a weight."""
+    files = (commands.weights_of(setup, model.family) / "transformer").glob("*.safetensors")
+    size = sum(path.stat().st_size for path in files) / 2 * bytes_of_weight / 2**30
+    if setup.device == "cuda" and size > setup.machine.memory_gib - 2:
+        raise Skipped(f"the weights alone take {size:.0f} GiB, and this GPU has {setup.machine.memory_gib:.0f}")
+
+
+def compare_estimates(setup: Setup, model: Model, runs: dict[str, tuple[str, ...]]) -> str:
+    """The estimate against what tensors held at the peak; what torch reserves beside it is given, not judged.
+
+    `runs`: the switches of each training.
+    """
     words = "--train_batch_size", model.batch, "--effective_batch_size", model.batch, "--mixed_precision"
     words = [*commands.lora_words(setup, model, "dry", *words, setup.machine.half), "--dry_run"]
     dry = {
-        name: commands.start(setup, f"dry_{name}", [sys.executable, "train_lora.py", *words, switch])
-        for name, switch in runs.items()
+        name: commands.start(setup, f"dry_{name}", [sys.executable, "train_lora.py", *words, *switches])
+        for name, switches in runs.items()
     }
     shown, far = [], []
-    for name, switch in runs.items():
-        peaks = speed_run(setup, model, name, switch).peak_gib  # the first one beside the dry runs
+    for name, switches in runs.items():
+        done = speed_run(setup, model, name, *switches)  # the first one beside the dry runs
+        commands.losses_of(setup, name)
         estimated = read_estimate(commands.finish(setup, f"dry_{name}", dry[name]))
-        held = peaks.get("allocated", peaks["reserved"])
-        shown.append(f"{switch}: estimated {estimated:.2f} GiB, held {held:.2f}, reserved {peaks['reserved']:.2f}")
+        peaks, said = done.peak_gib, " ".join(switches)
+        held, rate = peaks.get("allocated", peaks["reserved"]), model.batch * commands.steps_per_second(done.steps)
+        figure = f"estimated {estimated:.2f} GiB, held {held:.2f}, reserved {peaks['reserved']:.2f}"
+        shown.append(f"{said}: {figure}, {rate:.2f} samples/s")
         if "allocated" in peaks and not 0.75 <= estimated / held <= 1.25:
-            far.append(switch)
+            far.append(said)
     figure = f"batch {model.batch}; {'; '.join(shown)}"
     if far:
         raise Failed(f"the estimate with {' and '.join(far)} is off by more than 25 %: {figure}")
@@ -367,7 +424,7 @@ def compare_memory(setup: Setup, model: Model) -> str:
 def find_peer(setup: Setup, model: Model) -> Path:
     if setup.baseline is None:
         raise Skipped("no --baseline PATH, a checkout of diffusers")
-    script = setup.baseline / "examples/text_to_image" / model.peer
+    script = setup.baseline / "examples" / model.peer
     if not script.is_file():
         raise Skipped(f"--baseline {setup.baseline}: has no {script.relative_to(setup.baseline)}")
     environment = commands.environment(setup)
@@ -375,20 +432,35 @@ def find_peer(setup: Setup, model: Model) -> Path:
         [sys.executable, "-c", "import torchvision"], env=environment, capture_output=True, text=True
     )
     if tried.returncode:
-        raise Skipped(f"{model.peer} imports torchvision, which can't be imported: {commands.last_words(tried.stderr)}")
+        raise Skipped(
+            f"{script.name} imports torchvision, which can't be imported: {commands.last_words(tried.stderr)}"
+        )
     return script
+
+
+def peer_words(setup: Setup, model: Model, steps: int) -> list[object]:
+    """What diffusers' script is called with, to do what `speed_run` does."""
+    name, photos = f"peer_{model.family}", commands.photos_of(setup, model)
+    words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), "--rank", 8, "--seed", 0]
+    words += ["--resolution", commands.side_of(setup, model), "--center_crop"]
+    words += ["--train_batch_size", model.batch, "--max_train_steps", steps, "--learning_rate", 1e-3]
+    words += ["--lr_scheduler", "constant", "--mixed_precision", setup.machine.half, "--dataloader_num_workers", 4]
+    words += ["--output_dir", setup.folder / "runs" / name, "--checkpointing_steps", 10**9]
+    if not model.is_flow:
+        return [*words, "--train_data_dir", photos]
+    # One prompt for all: at one photo a batch, Qwen-Image's script fails on captions of their own.
+    words += ["--dataset_name", photos, "--instance_prompt", "a photo of shapes", "--lora_alpha", 8]
+    layers = ["--text_encoder_out_layers", *LAYERS] if model.family == "flux2_klein" else []  # it takes others
+    return [*words, "--cache_latents", "--gradient_checkpointing", *layers]
 
 
 def train_beside(setup: Setup, model: Model) -> str:
     """train_lora.py against diffusers' script: the same model, data, batch, rank, steps and precision."""
     script = find_peer(setup, model)
+    need_memory(setup, model, bytes_of_weight=2)
     ours = speed_run(setup, model, f"speed_{model.family}")
-    name, side, steps = f"peer_{model.family}", commands.side_of(setup, model), len(ours.steps)
-    words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), "--rank", 8, "--seed", 0]
-    words += ["--train_data_dir", commands.photos_of(setup, model), "--resolution", side, "--center_crop"]
-    words += ["--train_batch_size", model.batch, "--max_train_steps", steps, "--learning_rate", 1e-3]
-    words += ["--lr_scheduler", "constant", "--mixed_precision", setup.machine.half, "--dataloader_num_workers", 4]
-    words += ["--output_dir", setup.folder / "runs" / name, "--checkpointing_steps", 10**9]
+    name, steps = f"peer_{model.family}", len(ours.steps)
+    words = peer_words(setup, model, steps)
     cache = {"HF_DATASETS_CACHE": str(setup.folder / "runs" / f"{name}_datasets")}
     theirs = commands.measure(setup, name, script, words, more=cache)
     rates = [model.batch * commands.steps_per_second(done.steps) for done in (ours, theirs)]
@@ -403,8 +475,10 @@ def generate_beside(setup: Setup, model: Model) -> str:
     (folder / f"loop_{model.family}").mkdir(parents=True, exist_ok=True)
     prompts = folder / f"loop_{model.family}" / "prompts.txt"
     prompts.write_text("".join(f"a photo of {i} shapes\n" for i in range(many)))
-    steps = 2 if setup.tiny else 25
-    shared = "--prompts_file", prompts, "--num_inference_steps", steps
+    shared = ["--prompts_file", prompts, "--num_inference_steps", 2 if setup.tiny else 8 if model.is_flow else 25]
+    if model.is_flow:
+        need_memory(setup, model, bytes_of_weight=2)
+        shared += ["--guidance_scale", FAMILIES[model.family].NO_GUIDANCE]
     words = generate_words(setup, model, name, *shared, "--num_images", many, "--batch_size", batch)
     ours = commands.measure(setup, name, "generate.py", words, "--keep_noise")
     words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), *shared, "--seed", 0]
@@ -521,8 +595,10 @@ def train_recipe(setup: Setup) -> str:
     return f"{figure}; estimated {estimated:.2f} GiB, held {done.peak:.2f}; swap {swapped:+.2f} GiB"
 
 
-def of_each(kind: str, title: str, run: Callable[[Setup, Model], str], limit: int) -> list[Step]:
-    """A step for each family of MODELS."""
+def of_each(
+    kind: str, title: str, run: Callable[[Setup, Model], str], limit: int, models: Iterable[Model]
+) -> list[Step]:
+    """A step for each family."""
     return [
         Step(
             f"{kind}_{model.family}",
@@ -532,7 +608,32 @@ def of_each(kind: str, title: str, run: Callable[[Setup, Model], str], limit: in
             (f"weights_{model.family}",),
             alone=True,
         )
-        for model in MODELS
+        for model in models
+    ]
+
+
+def write_each(models: Iterable[Model]) -> list[Step]:
+    return [
+        Step(
+            f"weights_{model.family}",
+            f"random weights of {model.family}",
+            partial(write_weights, model=model),
+            300,
+            disk=model.disk,
+        )
+        for model in models
+    ]
+
+
+def measure_each(models: Iterable[Model]) -> list[Step]:
+    """Memory and speed of each of them."""
+    return [
+        *of_each("memory", "the memory that --dry_run estimates", compare_memory, 400, models),
+        *of_each(
+            "nf4", "memory and speed with --quantize_base nf4", compare_nf4, 400, [one for one in models if one.is_flow]
+        ),
+        *of_each("train", "train_lora.py against diffusers' script", train_beside, 400, models),
+        *of_each("generate", "generate.py against the plain loop", generate_beside, 400, models),
     ]
 
 
@@ -552,21 +653,14 @@ def list_steps(half: str, device: str = "cuda") -> list[Step]:
 def list_all_steps(half: str) -> list[Step]:
     weights = ("weights_sd1",)
     base = (f"lora_{half}",)
+    small = [model for model in MODELS if not model.is_flow]
     return [
         Step("environment", "check_environment.py", check_environment, 120),
-        *(
-            Step(
-                f"weights_{model.family}",
-                f"random weights of {model.family}",
-                partial(write_weights, family=model.family),
-                240,
-            )
-            for model in MODELS
-        ),
+        *write_each(small),
         Step("lora_bf16", "train_lora.py in bf16", partial(train_in, precision="bf16"), 150, weights),
         Step("lora_fp16", "train_lora.py in fp16 with a loss scale", partial(train_in, precision="fp16"), 150, weights),
         Step("dreambooth_lora", "train_dreambooth.py, a LoRA", teach_lora, 150, weights),
-        Step("dreambooth_full", "train_dreambooth.py, all weights", teach_all_weights, 200, weights),
+        Step("dreambooth_full", "train_dreambooth.py, all weights", teach_all_weights, 200, weights, disk=8),
         Step("classifier", "train_classifier.py", classify, 120),
         Step("resume", "a killed training resumed", resume, 300, base),
         Step("precision", "half precision against float32", precision, 150, base),
@@ -576,15 +670,15 @@ def list_all_steps(half: str) -> list[Step]:
         Step("adamw8bit", "--optimizer adamw8bit", train_8bit, 150, base),
         Step("compile", "--compile", compile_unet, 300, weights, alone=True),
         Step("tf32", "--allow_tf32", allow_tf32, 200, weights, alone=True),
-        *of_each("memory", "the memory that --dry_run estimates", compare_memory, 400),
-        *of_each("train", "train_lora.py against diffusers' script", train_beside, 400),
-        *of_each("generate", "generate.py against the plain loop", generate_beside, 400),
+        *measure_each(small),
         Step("lora_no", "train_lora.py in float32", partial(train_in, precision="no"), 150, weights),
         Step("operators", "the models' operators against the CPU's", compute_operators, 60),
         Step("generate_cpu", "generate.py against the CPU", generate_as_cpu, 150, weights, alone=True),
         Step("recipe", "configs/casual_shoes.yaml in float32", train_recipe, 150, weights, alone=True),
         Step("two_processes", "two processes against one", two_processes, 200, base, alone=True),
         Step("sharded", "--shard among two processes against one", sharded, 200, base, alone=True),
+        # One after the other: the weights of each are deleted before the next are written.
+        *(step for model in MODELS if model.is_flow for step in write_each([model]) + measure_each([model])),
     ]
 
 
