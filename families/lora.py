@@ -33,7 +33,7 @@ SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; wit
 
 @dataclass(frozen=True)
 class Adapter:
-    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685); `targets` are the UNet's layers."""
+    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685); `targets` are the denoiser's layers."""
 
     rank: int
     alpha: float
@@ -60,7 +60,7 @@ class DirectLinear(Linear):
 
 
 def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | None = None) -> list[torch.nn.Parameter]:
-    """Freeze a UNet or a text encoder, add an adapter to it, and return the parameters to train, in float32.
+    """Freeze a denoiser or a text encoder, add an adapter to it, and return the parameters to train, in float32.
 
     `targets`: the layers to adapt, where they are not the adapter's. The weights come from torch's global generator:
     seed it first. The adapter changes no output before its first step.
@@ -121,9 +121,11 @@ def prefix_of(denoiser: Module | None) -> str:
     return "unet" if denoiser is None or isinstance(denoiser, UNet2DConditionModel) else "transformer"
 
 
-def _named_adapters(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
+def _named_adapters(denoiser: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
     """Every adapter's parameters by their keys in a diffusers file."""
-    named = {} if unet is None else {f"{prefix_of(unet)}.{key}": value for key, value in _adapter(unet).items()}
+    named = (
+        {} if denoiser is None else {f"{prefix_of(denoiser)}.{key}": value for key, value in _adapter(denoiser).items()}
+    )
     for prefix, encoder in zip(("text_encoder", "text_encoder_2"), text_encoders):
         for key, value in _adapter(encoder).items():
             # transformers 5 dropped this level; files kept it, and older versions need it
@@ -131,19 +133,19 @@ def _named_adapters(unet: Module | None, text_encoders: Iterable[Module]) -> dic
     return named
 
 
-def lora_state(unet: Module | None = None, text_encoders: Iterable[Module] = ()) -> dict[str, torch.Tensor]:
+def lora_state(denoiser: Module | None = None, text_encoders: Iterable[Module] = ()) -> dict[str, torch.Tensor]:
     """The adapters' weights, whole (see shards.gather), on the CPU in float32, by their keys in a diffusers file."""
-    named = _named_adapters(unet, text_encoders)
+    named = _named_adapters(denoiser, text_encoders)
     whole = {key: gather(value) for key, value in named.items()}
     return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in whole.items()}
 
 
 @torch.no_grad()
 def load_lora_state(
-    state: dict[str, torch.Tensor], unet: Module | None = None, text_encoders: Iterable[Module] = ()
+    state: dict[str, torch.Tensor], denoiser: Module | None = None, text_encoders: Iterable[Module] = ()
 ) -> None:
     """Put back what `lora_state` gave, to the byte, into adapters attached with the same settings."""
-    named = _named_adapters(unet, text_encoders)
+    named = _named_adapters(denoiser, text_encoders)
     missing, unexpected = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
     wrong = [key for key in named.keys() & state.keys() if named[key].shape != state[key].shape]
     for keys, problem in ((missing, "lacks"), (unexpected, "has, unlike this model,"), (wrong, "differs in shape in")):
@@ -156,12 +158,12 @@ def load_lora_state(
         parameter.copy_(divide(state[key], parameter))
 
 
-def _settings(unet: Module | None, text_encoders: Iterable[Module]) -> dict[str, Any]:
+def _settings(denoiser: Module | None, text_encoders: Iterable[Module]) -> dict[str, Any]:
     """The settings of every adapter, in the shape in which diffusers reads them from a file.
 
     Only those that matter: an older peft refuses a file with a setting that it doesn't know.
     """
-    parts = {prefix_of(unet): unet, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
+    parts = {prefix_of(denoiser): denoiser, **dict(zip(("text_encoder", "text_encoder_2"), text_encoders))}
     settings = {}
     for prefix, module in parts.items():
         if module is not None and ADAPTER in getattr(module, "peft_config", {}):
@@ -181,7 +183,7 @@ def describe_training(base: str, data: str, **facts: object) -> dict[str, str]:
 def save_lora(
     folder: Path,
     state: dict[str, torch.Tensor],
-    unet: Module | None,
+    denoiser: Module | None,
     text_encoders: Iterable[Module],
     facts: dict[str, str],
 ) -> Path:
@@ -189,7 +191,7 @@ def save_lora(
 
     `state` may differ from what the adapters hold now (an average of it, say); the modules give the settings.
     """
-    settings = json.dumps(_settings(unet, list(text_encoders)), sort_keys=True)
+    settings = json.dumps(_settings(denoiser, list(text_encoders)), sort_keys=True)
     path = Path(folder) / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, state, {"format": "pt", SETTINGS_KEY: settings, **facts})

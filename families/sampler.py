@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import free_memory
 from einops import rearrange, repeat
 from PIL import Image
@@ -65,7 +65,7 @@ class Execution:
     batch_size: int
     memory_savers: tuple[str, ...] = ()
     compiled: bool = False
-    autocast: Callable[[], AbstractContextManager] = nullcontext  # of a UNet in training
+    autocast: Callable[[], AbstractContextManager] = nullcontext  # of a model in training
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Sampler:
     settings: Sampling
     execution: Execution
     family: str
-    unet: UNet2DConditionModel  # or a transformer in its place
-    compiled_unet: Callable[..., Any]  # the same, for full batches: each other shape would be compiled again
+    denoiser: ModelMixin
+    compiled_denoiser: Callable[..., Any]  # the same, for full batches: each other shape would be compiled again
     vae: AutoencoderKL
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin
@@ -111,10 +111,10 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     if parts.prediction_type:
         schedule.register_to_config(prediction_type=parts.prediction_type)
     first_dtype = torch.float32 if parts.loras else dtype  # a LoRA is fused before anything is rounded
-    unet = models.load_denoiser(parts.model, first_dtype)
+    denoiser = models.load_denoiser(parts.model, first_dtype)
     tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, first_dtype, parts.max_sequence_length)
     if parts.loras:
-        _add_loras(parts, unet, tokenizers, encoders, schedule)
+        _add_loras(parts, denoiser, tokenizers, encoders, schedule)
     for encoder in encoders:
         encoder.to(device, dtype)
     features = _encode_prompts(parts, tokenizers, encoders, [*prompts, settings.negative_prompt])
@@ -122,22 +122,22 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     free_memory()
 
     vae = models.load_vae(parts.model, vae=parts.vae)
-    torch.nn.Module.to(unet, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
-    for module in filter(None, (unet, vae, controlnet)):
+    torch.nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
+    for module in filter(None, (denoiser, vae, controlnet)):
         to_channels_last(module.eval().requires_grad_(False).to(device))
     for name in execution.memory_savers:
-        sampling.enable_memory_saver(name, unet, vae, controlnet, device)
+        sampling.enable_memory_saver(name, denoiser, vae, controlnet, device)
     on_cpu = device.type == "cpu"
     rows = execution.batch_size * (1 + (settings.guidance_scale > FAMILIES[parts.family].NO_GUIDANCE))
     # On a CPU half of the gain is that frozen weights are laid out once for its kernels.
     options: dict[str, Any] | None = {"freezing": True} if on_cpu else None
-    savers = [] if on_cpu else sampling.memory_savers(unet)
+    savers = [] if on_cpu else sampling.memory_savers(denoiser)
     return Sampler(
         settings=settings,
         execution=execution,
         family=parts.family,
-        unet=unet,
-        compiled_unet=torch.compile(unet, dynamic=False, options=options) if execution.compiled else unet,
+        denoiser=denoiser,
+        compiled_denoiser=torch.compile(denoiser, dynamic=False, options=options) if execution.compiled else denoiser,
         vae=vae,
         controlnet=controlnet,
         scheduler=sampling.make_scheduler(settings.scheduler, schedule),
@@ -151,14 +151,14 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
 
 def _add_loras(
     parts: SamplerParts,
-    unet: UNet2DConditionModel,
+    denoiser: ModelMixin,
     tokenizers: list[CLIPTokenizer],
     encoders: list[CLIPTextModel],
     schedule: DDPMScheduler,
 ) -> None:
-    """Add the LoRAs to UNet and text encoders, and the words that were trained with them to the tokenizers."""
+    """Add the LoRAs to denoiser and text encoders, and the words that were trained with them to the tokenizers."""
     index = models.read_config(parts.model, "model_index.json")
-    pipeline = sampling.build_pipeline(parts.family, unet, None, schedule, index)
+    pipeline = sampling.build_pipeline(parts.family, denoiser, None, schedule, index)
     pipeline.register_modules(**dict(zip(("text_encoder", "text_encoder_2"), encoders)))
     lora_mix.apply_loras(pipeline, parts.loras)
     for folder, word in lora_mix.learnt_words(parts.loras).items():
@@ -194,17 +194,17 @@ def generate_images(sampler: Sampler, requests: list[ImageRequest]) -> list[Gene
 
 def _generate_batch(sampler: Sampler, requests: list[ImageRequest]) -> list[GeneratedImage]:
     """One batch. Each core of a CPU generates its part from start to end: none waits for another at every step."""
-    unet = sampler.compiled_unet if len(requests) == sampler.execution.batch_size else sampler.unet
-    parts = sampling.on_cores(sampler.cores, lambda rows: _generate(sampler, unet, requests[rows]), len(requests))
+    denoiser = sampler.compiled_denoiser if len(requests) == sampler.execution.batch_size else sampler.denoiser
+    parts = sampling.on_cores(sampler.cores, lambda rows: _generate(sampler, denoiser, requests[rows]), len(requests))
     return [image for part in parts for image in part]
 
 
-@torch.no_grad()  # not inference_mode: a divided UNet keeps the buffers of its first pass, and trains with them
-def _generate(sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest]) -> list[GeneratedImage]:
+@torch.no_grad()  # not inference_mode: a divided model keeps the buffers of its first pass, and trains with them
+def _generate(sampler: Sampler, denoiser: Callable[..., Any], requests: list[ImageRequest]) -> list[GeneratedImage]:
     # All random numbers of an image come from its own generator on the CPU: no other image changes it.
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     if FAMILIES[sampler.family].DENOISER == "unet":
-        latents = unscale(sampler.vae, _denoise(sampler, unet, requests, generators))
+        latents = unscale(sampler.vae, _denoise(sampler, denoiser, requests, generators))
     else:
         latents = _sample_by_pipeline(sampler, requests, generators)
     images = sampling.decode(sampler.vae, latents)
@@ -217,7 +217,7 @@ def _sample_by_pipeline(
     """What the VAE decodes, of the latents that the family's own pipeline ends with."""
     settings, module = sampler.settings, FAMILIES[sampler.family]
     scheduler = copy.deepcopy(sampler.scheduler)  # it counts its steps
-    pipeline = sampling.build_pipeline(sampler.family, sampler.unet, sampler.vae, scheduler, sampler.index)
+    pipeline = sampling.build_pipeline(sampler.family, sampler.denoiser, sampler.vae, scheduler, sampler.index)
     prompts = _read_features(sampler, [request.prompt for request in requests])
     negative = _read_features(sampler, [settings.negative_prompt] * len(requests))
     with sampler.execution.autocast():
@@ -233,7 +233,7 @@ def _sample_by_pipeline(
 
 
 def _denoise(
-    sampler: Sampler, unet: Callable[..., Any], requests: list[ImageRequest], generators: list[torch.Generator]
+    sampler: Sampler, denoiser: Callable[..., Any], requests: list[ImageRequest], generators: list[torch.Generator]
 ) -> torch.Tensor:
     """The latents that a UNet ends with."""
     settings, device, dtype = sampler.settings, sampler.execution.device, sampler.execution.dtype
@@ -259,7 +259,7 @@ def _denoise(
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         with sampler.execution.autocast():
-            predicted = unet(noisy, time, embeds, return_dict=False, **added, **residuals)[0].float()
+            predicted = denoiser(noisy, time, embeds, return_dict=False, **added, **residuals)[0].float()
         if guided:  # classifier-free guidance (Ho and Salimans, 2022, arXiv 2207.12598)
             negative, positive = predicted.chunk(2)
             predicted = negative + settings.guidance_scale * (positive - negative)
@@ -321,5 +321,5 @@ def _use_less_memory(sampler: Sampler, batch_size: int) -> None:
     if not sampler.unused_savers:
         raise UserError("out of memory, at one image and with every memory saver; lower --resolution, or free memory")
     name = sampler.unused_savers.pop(0)
-    sampling.enable_memory_saver(name, sampler.unet, sampler.vae, sampler.controlnet, sampler.execution.device)
+    sampling.enable_memory_saver(name, sampler.denoiser, sampler.vae, sampler.controlnet, sampler.execution.device)
     logger.warning("out of memory with one image at once: --enable_%s from here on", name, extra=OF_ONE_PROCESS)

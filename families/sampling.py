@@ -13,7 +13,6 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     ModelMixin,
     SchedulerMixin,
-    UNet2DConditionModel,
 )
 from einops import rearrange
 from PIL import Image
@@ -39,7 +38,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # the usual name: diffuse
 }
 FLOW_SCHEDULER = "flow_match_euler"  # diffusers' FlowMatchEulerDiscreteScheduler, the model's own
 MEMORY_SAVERS = ("vae_slicing", "attention_slicing", "vae_tiling", "cpu_offload")  # the cheapest in time first
-DECODED_AT_ONCE = 4  # images: for each the VAE needs far more memory than the UNet, and more are not faster
+DECODED_AT_ONCE = 4  # images: for each the VAE needs far more memory than the denoiser, and more are not faster
 
 
 def native_size(model: str) -> int:
@@ -68,7 +67,7 @@ def memory_savers(denoiser: torch.nn.Module) -> list[str]:
 
 
 def enable_memory_saver(
-    name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, controlnet: ControlNetModel | None, device: torch.device
+    name: str, denoiser: ModelMixin, vae: AutoencoderKL, controlnet: ControlNetModel | None, device: torch.device
 ) -> None:
     """Switch on one of MEMORY_SAVERS."""
     if name == "vae_slicing":
@@ -76,12 +75,12 @@ def enable_memory_saver(
     elif name == "vae_tiling":
         vae.enable_tiling()
     elif name == "attention_slicing":
-        for module in filter(None, (unet, controlnet)):
+        for module in filter(None, (denoiser, controlnet)):
             module.set_attention_slice("auto")
     else:
         from accelerate import cpu_offload
 
-        for module in filter(None, (unet, vae, controlnet)):
+        for module in filter(None, (denoiser, vae, controlnet)):
             cpu_offload(module.to("cpu"), device)
 
 
@@ -95,7 +94,7 @@ def make_scheduler(name: str, noise_schedule: SchedulerMixin) -> SchedulerMixin:
 
 def build_pipeline(
     family: str,
-    unet: UNet2DConditionModel | None,
+    denoiser: ModelMixin | None,
     vae: AutoencoderKL | None,
     scheduler: SchedulerMixin,
     index: dict[str, Any],
@@ -104,7 +103,7 @@ def build_pipeline(
 
     `index`: what the model's model_index.json says, parts and settings.
     """
-    pipeline = FAMILIES[family].build_pipeline(unet, vae, make_scheduler("dpm++", scheduler), index)
+    pipeline = FAMILIES[family].build_pipeline(denoiser, vae, make_scheduler("dpm++", scheduler), index)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

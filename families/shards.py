@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-Module: TypeAlias = ModelMixin | PreTrainedModel  # a UNet or a text encoder
+Module: TypeAlias = ModelMixin | PreTrainedModel  # a denoiser or a text encoder
 
 
 def find_blocks(module: Module) -> list[torch.nn.Module]:

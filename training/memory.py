@@ -183,15 +183,15 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
     """
     encoders = encoders or _build_encoders(model, family, load)
     encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch, load.text_length)
-    unet = build_part(model, FAMILIES[family].DENOISER, load.dtype).train()
-    trained, parts = choose_parameters(unet, load.adapter), [unet]
+    denoiser = build_part(model, FAMILIES[family].DENOISER, load.dtype).train()
+    trained, parts = choose_parameters(denoiser, load.adapter), [denoiser]
     if load.train_text_encoder:
         for encoder in encoders:
             trained += choose_parameters(encoder.train(), load.adapter, TEXT_TARGETS)
         parts += encoders
     if load.gradient_checkpointing:
         options = checkpoint_options(torch.device("meta"))
-        unet.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
+        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
         for encoder in parts[1:]:
             encoder.activation_checkpointing_enable(options)
     vae = read_config(model, "vae/config.json")
@@ -199,9 +199,11 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
 
     def run() -> None:
         texts = encoded or _encode_text(family, encoders, load.micro_batch, load.text_length)
-        noisy = _meta(unet, load.micro_batch, latent_channels(vae), *latents)
+        noisy = _meta(denoiser, load.micro_batch, latent_channels(vae), *latents)
         times = torch.empty(load.micro_batch, dtype=torch.long, device="meta")
-        predicted = FAMILIES[family].predict(unet, noisy, times, texts, _meta(unet, load.micro_batch, 6)).float()
+        predicted = (
+            FAMILIES[family].predict(denoiser, noisy, times, texts, _meta(denoiser, load.micro_batch, 6)).float()
+        )
         torch.autograd.backward(F.mse_loss(predicted, torch.empty_like(predicted)))
 
     return Step(run, parts, trained)

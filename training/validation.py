@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from PIL import Image
 
 from families import diffusion, models, sampler, shards
@@ -51,7 +51,7 @@ class Checks:
 
     @property
     def passes_an_image(self) -> int:
-        """Samples that go through the UNet for one image."""
+        """Samples that go through the denoiser for one image."""
         guided = self.sampling.guidance_scale > FAMILIES[self.family].NO_GUIDANCE
         return self.sampling.steps * (1 + guided)
 
@@ -65,20 +65,20 @@ def held_out_batches(examples: list[Example], count: int, noising: Noising, load
 
 
 @torch.no_grad()
-def batch_losses(unet: UNet2DConditionModel, checks: Checks, batch: Batch) -> torch.Tensor:
+def batch_losses(denoiser: ModelMixin, checks: Checks, batch: Batch) -> torch.Tensor:
     """The mean squared error of each sample, every sample of one weight, whatever the run's own weighting is."""
     noisy = checks.noising.add_noise(batch.latents, batch.noise, batch.times)
     with checks.autocast():
         prediction = FAMILIES[checks.family].predict(
-            unet, noisy, batch.times, checks.encode(batch.texts), batch.time_ids
+            denoiser, noisy, batch.times, checks.encode(batch.texts), batch.time_ids
         )
     target = checks.noising.target(batch.latents, batch.noise, batch.times)
     return diffusion.sample_losses(prediction, target)
 
 
-def share_cores(unet: UNet2DConditionModel, rows: int) -> Cores | None:
+def share_cores(denoiser: ModelMixin, rows: int) -> Cores | None:
     """Those of a CPU. Small layers on all cores at once wait for each other at every operation, where any is busy."""
-    return devices.share_cores(rows) if unet.device.type == "cpu" and not shards.is_divided(unet) else None
+    return devices.share_cores(rows) if denoiser.device.type == "cpu" and not shards.is_divided(denoiser) else None
 
 
 def on_each(cores: Cores | None, work: Callable[[Item], Result], items: list[Item]) -> Iterator[Result]:
@@ -86,28 +86,28 @@ def on_each(cores: Cores | None, work: Callable[[Item], Result], items: list[Ite
     return cores.pool.map(work, items) if cores else map(work, items)
 
 
-def held_out_loss(unet: UNet2DConditionModel, checks: Checks, bar: Bar | None = None) -> float:
+def held_out_loss(denoiser: ModelMixin, checks: Checks, bar: Bar | None = None) -> float:
     """The mean over all held-out samples."""
-    cores = share_cores(unet, BATCH)
+    cores = share_cores(denoiser, BATCH)
     parts = [part for batch in checks.held_out for part in batch.split(PART if cores else BATCH)]
     losses = []
-    for found in on_each(cores, lambda part: batch_losses(unet, checks, part.to(unet.device)), parts):
+    for found in on_each(cores, lambda part: batch_losses(denoiser, checks, part.to(denoiser.device)), parts):
         losses.append(found)
         if bar:
             bar.update(len(found))
     return torch.cat(losses).mean().item()
 
 
-def wrap_unet(unet: UNet2DConditionModel, checks: Checks) -> Sampler:
-    """What generates an image of each prompt by the UNet in training, as generate.py does."""
+def wrap_denoiser(denoiser: ModelMixin, checks: Checks) -> Sampler:
+    """What generates an image of each prompt by the model in training, as generate.py does."""
     texts = [*checks.prompts, ""]
     return Sampler(
         settings=checks.sampling,
-        execution=Execution(unet.device, torch.float32, 1, autocast=checks.autocast),
+        execution=Execution(denoiser.device, torch.float32, 1, autocast=checks.autocast),
         family=checks.family,
-        unet=unet,
-        compiled_unet=unet,
-        vae=to_channels_last(models.load_vae(checks.model, vae=checks.vae).to(unet.device)),
+        denoiser=denoiser,
+        compiled_denoiser=denoiser,
+        vae=to_channels_last(models.load_vae(checks.model, vae=checks.vae).to(denoiser.device)),
         controlnet=None,
         scheduler=make_scheduler(checks.sampling.scheduler, checks.noising.scheduler),
         index=models.read_config(checks.model, "model_index.json"),
@@ -120,17 +120,17 @@ def wrap_unet(unet: UNet2DConditionModel, checks: Checks) -> Sampler:
 
 @torch.no_grad()
 def generate_images(
-    unet: UNet2DConditionModel, checks: Checks, stopped: Callable[[], bool], bar: Bar | None = None
+    denoiser: ModelMixin, checks: Checks, stopped: Callable[[], bool], bar: Bar | None = None
 ) -> list[Image.Image] | None:
     """One image for each prompt, as the pipeline with these weights would generate it; None once it is stopped."""
-    wrapped = wrap_unet(unet, checks)
+    wrapped = wrap_denoiser(denoiser, checks)
     requests = [ImageRequest(prompt, seed) for prompt, seed in zip(checks.prompts, checks.seeds)]
 
     def make(request: ImageRequest) -> Image.Image | None:
         return None if stopped() else sampler.generate_images(wrapped, [request])[0].image
 
     made: list[Image.Image] = []
-    for image in on_each(share_cores(unet, PART * len(requests)), make, requests):
+    for image in on_each(share_cores(denoiser, PART * len(requests)), make, requests):
         if image is None:
             return None
         made.append(image)
