@@ -20,6 +20,7 @@ from utils.files import file_sha256
 from utils.storage import fetch
 
 WHOLE = "model_index.json"  # of a complete pipeline
+OF_LAYER = r"\.lo(?:ra|kr|ha)_"  # what follows a layer's name in a key
 WIDTHS = {width: name for module in FAMILIES.values() for name, width in module.TEXT_WIDTHS.items()}
 
 
@@ -177,9 +178,11 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> dict[str
     check_whole(lora, state)
     advice = "take the base model that it was trained on" + (f", {base}" if (base := facts.get("base_model")) else "")
     if FAMILIES[family].DENOISER != "unet":
-        if not has_layer_of(state, model, family):
-            raise UserError(f"{lora.flag} {lora.path}: has no layer of {model_name}, {LABELS[family]}; {advice}")
+        if misfit := find_misfit(state, model, family):
+            raise UserError(f"{lora.flag} {lora.path}: {misfit} {model_name}, {LABELS[family]}; {advice}")
         return state
+    if any(key.startswith("transformer.") for key in state):
+        raise UserError(f"{lora.flag} {lora.path}: is of a transformer, and {model_name} is {LABELS[family]}; {advice}")
     width = read_config(model, "unet/config.json")["cross_attention_dim"]
     theirs, reads = lora_family(state, facts, family, width)
     if theirs != family or reads != width:
@@ -191,15 +194,29 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> dict[str
     return state
 
 
-def has_layer_of(state: dict[str, torch.Tensor], model: str, family: str) -> bool:
-    """Whether a LoRA has a layer of the model's transformer, by any of the names that diffusers reads."""
+def find_misfit(state: dict[str, torch.Tensor], model: str, family: str) -> str | None:
+    """Why a LoRA is not of the model's transformer, whatever names that diffusers reads its layers have.
+
+    Families share names of layers: diffusers would load those, and leave the others out.
+    """
     module = FAMILIES[family]
     try:
         state = getattr(diffusers, module.PIPELINE).lora_state_dict(dict(state))
     except (ValueError, KeyError):  # what it can't name is of another model
-        return False
-    layers = {f"{module.DENOISER}.{name}" for name, _ in build_part(model, module.DENOISER).named_modules()}
-    return any(re.split(r"\.lo(ra|kr|ha)_", key)[0] in layers for key in state)
+        return "has no layer of"
+    layers = {f"{module.DENOISER}.{name}": layer for name, layer in build_part(model, module.DENOISER).named_modules()}
+    matrices = {key: value for key, value in state.items() if re.match(rf"{module.DENOISER}\..*{OF_LAYER}", key)}
+    named = {re.split(OF_LAYER, key)[0] for key in matrices}
+    lacking = sorted(named - layers.keys())
+    if len(lacking) == len(named):
+        return "has no layer of"
+    if lacking:
+        return f"has {len(lacking)} layers, such as {lacking[0]}, that are not in"
+    for key, value in matrices.items():
+        layer = layers[re.split(OF_LAYER, key)[0]]
+        if key.endswith(".lora_A.weight") and value.shape[1] != getattr(layer, "in_features", value.shape[1]):
+            return f"has {key} for {value.shape[1]} numbers, not the {layer.in_features} of"
+    return None
 
 
 def check_mergeable(lora: Lora, model_name: str, model: str, family: str) -> None:

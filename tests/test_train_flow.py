@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from families import lora_mix, models
+from families import lora, lora_mix, models
 from families.lora import read_lora
 from families.names import FAMILIES, LABELS
 from families.published import write_configs, write_random_model
@@ -442,6 +442,31 @@ def test_a_lora_of_a_unet_is_refused(trainer_data, tmp_path):
         {"unet.x.lora_A.weight": torch.ones(1), "unet.x.lora_B.weight": torch.ones(1)}, tmp_path / "x.safetensors"
     )
     with pytest.raises(UserError, match="has no layer of .*, Z-Image"):
+        lora_mix.check_lora(lora_mix.parse_lora(str(tmp_path / "x.safetensors")), model, model, FAMILY)
+
+
+@pytest.mark.parametrize("made_for", [*OF_FLOW, "sd1"])
+def test_a_lora_of_another_family_is_refused_before_anything_is_loaded(trainer_data, made_for, tmp_path):
+    """Families share names and sizes of some layers, which diffusers would load without a word on the others."""
+    own = str(trainer_data[made_for])
+    denoiser = models.load_denoiser(own, torch.float32)
+    targets = tuple(FAMILIES[made_for].lora_targets(models.denoiser_config(own)))
+    lora.attach_lora(denoiser, lora.Adapter(2, 2, 0.0, targets, False, False))
+    lora.save_lora(tmp_path, lora.lora_state(denoiser), denoiser, (), {"base_model": own})
+    given = lora_mix.parse_lora(str(tmp_path))
+    lora_mix.check_lora(given, own, own, made_for)
+    for family in {*OF_FLOW, "sd1"} - {made_for}:
+        model = str(trainer_data[family])
+        said = rf"^--lora \S+: [^\n]* {model}\b[^\n]*{LABELS[family]}[^\n]*; take the base model .* on, {own}$"
+        with pytest.raises(UserError, match=said):
+            lora_mix.check_lora(given, model, model, family)
+
+
+def test_a_lora_for_another_width_is_refused(trainer_data, tmp_path):
+    model, layer = str(trainer_data[FAMILY]), "transformer.layers.0.attention.to_q"
+    state = {f"{layer}.lora_A.weight": torch.ones(2, 48), f"{layer}.lora_B.weight": torch.ones(48, 2)}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"to_q\.lora_A\.weight for 48 numbers, not the 32 of "):
         lora_mix.check_lora(lora_mix.parse_lora(str(tmp_path / "x.safetensors")), model, model, FAMILY)
 
 
