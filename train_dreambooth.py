@@ -305,6 +305,7 @@ def describe_dry_run(
     recipe: Recipe,
     phases: memory.Phases,
     shapes: list[tuple[int, int]],
+    dtype: torch.dtype,
 ) -> dry_run.Rows:
     """What would be trained and what it would take, from the configs and images alone."""
     rows = dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder)
@@ -323,7 +324,8 @@ def describe_dry_run(
     examples.check_whole(train + held_out + there)
     total_steps = starting.count_steps(args, len(train))[0]
     length = dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size)
-    return rows + dry_run.describe_memory(phases, recipe.shards) + length
+    kept = dry_run.describe_kept(model, family, recipe.blocks_on_cpu, dtype)
+    return rows + dry_run.describe_memory(phases, recipe.shards) + kept + length
 
 
 def describe_result(
@@ -359,7 +361,7 @@ def main(args: argparse.Namespace) -> int:
         return memory.estimate_memory(model, family, load)
 
     if args.memory:
-        recipe = setup.fit_checkpointing(args, recipe, start, estimate)
+        recipe = setup.fit_memory(args, recipe, start, estimate)
     if args.train_batch_size == "auto":
         plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
@@ -372,7 +374,7 @@ def main(args: argparse.Namespace) -> int:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
             start_rows = starting.describe_start(start, plan, state)
-            more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes)
+            more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
     syncs = starting.open_folder(args, start, tracking, free, describe_end)

@@ -146,6 +146,7 @@ def describe_dry_run(
     return [
         *dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder),
         *dry_run.describe_memory(phases, recipe.shards),
+        *dry_run.describe_kept(model, family, recipe.blocks_on_cpu, dtype),
         *dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size),
         *dry_run.describe_cache(
             model, family, examples.largest_shape(shapes), shown, captions, args.max_sequence_length, dtype
@@ -179,7 +180,7 @@ def main(args: argparse.Namespace) -> int:
         return memory.estimate_memory(model, family, load)
 
     if args.memory:
-        recipe = setup.fit_checkpointing(args, recipe, start, estimate)
+        recipe = setup.fit_memory(args, recipe, start, estimate)
     if args.train_batch_size == "auto":
         plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 

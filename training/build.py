@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from families import kohya, lora, lora_mix, models, pipelines, quantized, sampling, shards, tokens
+from families import kohya, lora, lora_mix, models, offloading, pipelines, quantized, sampling, shards, tokens
 from families.diffusion import Features
 from families.models import report_long_captions
 from families.names import FAMILIES
@@ -37,7 +37,7 @@ class NewWord:
 class Recipe:
     """What is trained of a model, and how. Without an `adapter` all weights of the parts that are trained.
 
-    `shards`: the processes that the weights are divided among.
+    `shards`: the processes that the weights are divided among; `blocks_on_cpu`: see families/offloading.py.
     """
 
     adapter: lora.Adapter | None
@@ -55,6 +55,7 @@ class Recipe:
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
     vae: str | None = None  # None: the model's own
     shards: int = 1
+    blocks_on_cpu: int = 0
     quantized: str | None = None  # nf4 or int8: how the frozen weights of the denoiser are kept
     base_loras: tuple[lora_mix.Lora, ...] = ()  # merged into the model before an adapter is added
 
@@ -115,7 +116,7 @@ def build_training(
         report_long_captions(tokenizers[0], texts)
         encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():
-        place(module.train(), device, recipe.shards)
+        place(module.train(), device, recipe.shards, recipe.blocks_on_cpu)
     groups = [trained_group(denoiser, recipe.learning_rate), *of_word]
     if recipe.train_text_encoder:
         groups += [trained_group(encoder, recipe.text_encoder_lr) for encoder in list(modules.values())[1:]]
@@ -143,10 +144,13 @@ def build_training(
     return Built(training, encode, token)
 
 
-def place(module: lora.Module, device: torch.device, processes: int) -> None:
-    """Bring a module to the device, or of several processes' module this one's share."""
+def place(module: lora.Module, device: torch.device, processes: int, blocks_on_cpu: int) -> None:
+    """Bring a module to the device, of several processes' module this one's share, or all but so many blocks."""
     if processes > 1:
         shards.shard_module(module, device, processes)
+        return
+    if blocks_on_cpu:
+        offloading.keep_on_cpu(module, blocks_on_cpu, device)
         return
     module.to(device)
     if device.type == "cuda" and isinstance(module, UNet2DConditionModel):

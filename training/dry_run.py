@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from families import models
+from families import models, offloading
 from families.lora import Adapter
 from families.models import read_config
 from families.names import FAMILIES, LABELS
@@ -34,6 +34,15 @@ def describe_memory(phases: memory.Phases, shards: int) -> Rows:
         shown = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in parts.items() if size)
         rows.append(("", f"{phase}: {shown}"))
     return rows
+
+
+def describe_kept(model: str, family: str, count: int, dtype: torch.dtype) -> Rows:
+    """What the blocks that are kept in the CPU's memory take there."""
+    if not count:
+        return []
+    sizes = offloading.block_bytes(models.build_part(model, FAMILIES[family].DENOISER, dtype))
+    taken = offloading.kept_bytes(sizes, count) / 2**20
+    return [("", f"in the CPU's memory: {taken:,.0f} MiB of weights, of {count} of the {len(sizes)} blocks")]
 
 
 def describe_length(examples: int, held_out: int, steps: int, effective: int, noun: str = "image") -> Rows:
@@ -67,19 +76,24 @@ def latent_bytes(model: str, shape: tuple[int, int]) -> int:
     return 2 * 4 * models.latent_channels(vae) * width * height
 
 
-def needs_checkpointing(free: int, estimate: Callable[[bool], memory.Phases]) -> bool:
-    """Whether a step fits in the free bytes only with gradient checkpointing; `estimate` takes whether it is on.
+def choose_savers(free: int, sizes: list[int], estimate: Callable[[bool], memory.Phases]) -> tuple[bool, int]:
+    """What a step needs to fit in the free bytes: gradient checkpointing or not, and how many blocks on the CPU.
 
-    Warns where it does not fit with it either.
+    `sizes`: bytes of those that may be kept there; `estimate` takes whether gradient checkpointing is on. Warns where
+    the step does not fit with both either.
     """
-    without, size = (memory.peak_phase(estimate(on))[1] for on in (False, True))
-    if size > 0.9 * free:
+    if memory.peak_phase(estimate(False))[1] <= 0.9 * free:
+        return False, 0
+    phases = estimate(True)
+    needs = [memory.peak_phase(memory.keep_blocks(phases, sizes, count))[1] for count in range(len(sizes) + 1)]
+    kept = next((count for count, size in enumerate(needs) if size <= 0.9 * free), needs.index(min(needs)))
+    if (size := needs[kept]) > 0.9 * free:
         logger.warning(
             "--memory auto: some %.1f GiB are needed and %.1f are free; what saves more changes the training: "
             "--quantize_base nf4, --optimizer adamw8bit, a lower --resolution or --max_sequence_length",
             *(size / 2**30, free / 2**30),
         )
-    return without > 0.9 * free
+    return True, kept
 
 
 def largest_batch(share: int, free: int, estimate: Callable[[int], memory.Phases]) -> int:

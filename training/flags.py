@@ -41,7 +41,7 @@ NOT_IN_TRAINING = (
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
-    "memory push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none shard sync_to"
+    "memory blocks_on_cpu push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none shard sync_to"
 ).split()
 
 
@@ -293,7 +293,14 @@ def add_image_performance_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--memory",
         choices=["auto"],
-        help="auto: gradient checkpointing only where it is needed, and then the largest batch that fits",
+        help="auto: gradient checkpointing, and --blocks_on_cpu, only as needed, then the largest batch that fits",
+    )
+    group.add_argument(
+        "--blocks_on_cpu",
+        type=zero_or_more,
+        default=0,
+        metavar="N",
+        help="so many blocks of a transformer are kept in the CPU's memory, and brought to the GPU one at a time",
     )
     group.add_argument("--cache_latents", action=OnOff, default=True, help="encode images once, and free the VAE")
     group.add_argument("--latent_cache_dir", type=Path, metavar="DIR", help="default: `cache` beside --output_dir")
@@ -479,6 +486,12 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
     rounded = f"--quantize_base {args.quantize_base}: not with --use_dora, which needs whole weights; leave one out"
     need(not (args.use_dora and args.quantize_base), rounded)
+    blocks = f"--blocks_on_cpu {args.blocks_on_cpu}: not with"
+    whole = "--no-gradient_checkpointing, which would keep all of them on the GPU; leave one out"
+    need(not args.blocks_on_cpu or args.gradient_checkpointing, f"{blocks} {whole}")
+    need(not (args.blocks_on_cpu and args.compile), f"{blocks} --compile; leave one out")
+    rounded = f"{blocks} --quantize_base {args.quantize_base}; leave one out"
+    need(not (args.blocks_on_cpu and args.quantize_base), rounded)
     trains_texts = args.train_text_encoder or getattr(args, "train_token", None)
     rounded = f"--quantize_text_encoder {args.quantize_text_encoder}: not where a text encoder or a word is trained"
     need(not (trains_texts and args.quantize_text_encoder), f"{rounded}; leave one out")

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
-from families import quantized
+from families import offloading, quantized
 from families.diffusion import Features
 from families.latents import encode_pixels
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
@@ -166,6 +166,7 @@ class Load:
     text_length: int | None = None  # tokens of each; None: the most that the family reads
     vae_batch: int = 1
     shards: int = 1  # the processes that weights and all that belongs to them are divided among
+    blocks_on_cpu: int = 0  # whose frozen weights are brought to the device one block at a time
 
 
 class Step(NamedTuple):
@@ -229,16 +230,26 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
         "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
         "EMA": floats if load.ema else 0,
     }
-    return {
+    phases = {
         "text encoding": {"weights": sum(map(_bytes, encoders)) - of_texts, "activations": texts},
         "VAE encoding": {"weights": _bytes(vae), "activations": images},
         "training": {
             **{name: size // load.shards for name, size in kept.items()},
             "unpacked weights": quantized.unpacked_bytes(step.parts[0]) if load.quantized else 0,
+            "brought weights": 0,
             "gathered weights": sum(map(_gathered_bytes, step.parts)) if load.shards > 1 else 0,
             "activations": most_live_bytes(step.run, load.autocast),
         },
     }
+    return keep_blocks(phases, offloading.block_bytes(step.parts[0]), load.blocks_on_cpu)
+
+
+def keep_blocks(phases: Phases, sizes: list[int], count: int) -> Phases:
+    """The phases where so many blocks, of these sizes, stay in the CPU's memory (see families/offloading.py)."""
+    training = phases["training"]
+    kept, brought = offloading.kept_bytes(sizes, count), offloading.brought_bytes(sizes, count)
+    changed = {"frozen weights": training["frozen weights"] - kept, "brought weights": brought}
+    return phases | {"training": training | changed}
 
 
 def _build_encoders(model: str, family: str, load: Load) -> list[Module]:

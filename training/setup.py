@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from families import kohya, lora, lora_mix, models
+from families import kohya, lora, lora_mix, models, offloading
 from families.diffusion import Diffusion, Features, training_scheduler
 from families.flow import Flow, Noising, Weighting, sigma_levels
 from families.lora import Adapter, check_targets
@@ -22,7 +22,7 @@ from families.sampler import Sampling
 from families.sampling import default_sampling, native_size
 from training.batches import BatchPlan, Loader
 from training.build import Recipe
-from training.dry_run import largest_batch, needs_checkpointing
+from training.dry_run import choose_savers, largest_batch
 from training.encoding import encoded_at_once
 from training.examples import Example, Views, fitting_shapes, largest_shape
 from training.flags import refuse_others
@@ -152,6 +152,8 @@ def settle_sharding(args: argparse.Namespace, processes: int, launched: bool) ->
         raise UserError(f"{name}: not with --train_token {args.train_token}; leave that out, or {instead}")
     if args.quantize_base:
         raise UserError(f"{name}: not with --quantize_base {args.quantize_base}; leave that out, or {instead}")
+    if args.blocks_on_cpu:
+        raise UserError(f"{name}: not with --blocks_on_cpu {args.blocks_on_cpu}; leave that out, or {instead}")
     if processes == 1:
         start = "start several with accelerate launch --config_file accelerate_configs/fsdp.yaml"
         logger.warning("%s: one process has all the weights; %s", name, start)
@@ -172,6 +174,8 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
             load_bitsandbytes(name, kind)
             if working_device().type == "mps":
                 raise UserError(f"--{name} {kind}: not on an Apple GPU; leave it out")
+    if args.blocks_on_cpu:
+        check_blocks(args.blocks_on_cpu, model, family)
     for one in read_base_loras(args):
         lora_mix.check_mergeable(one, args.pretrained_model_name_or_path, model, family)
     if args.output_kohya_format and not FAMILIES[family].KOHYA_BASES:
@@ -183,6 +187,20 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
         load_adamw8bit()
     if args.lora_layers != default_layers(model, family):
         check_targets(models.build_part(model, denoiser), args.lora_layers)
+
+
+def check_blocks(count: int, model: str, family: str) -> None:
+    """Refuse --blocks_on_cpu where so many blocks are not there, or where they would gain nothing."""
+    flag, label = f"--blocks_on_cpu {count}", LABELS[family]
+    if FAMILIES[family].DENOISER == "unet":
+        raise UserError(f"{flag}: not for {label}, whose UNet has no blocks of a transformer; leave it out")
+    there = len(offloading.block_bytes(models.build_part(model, FAMILIES[family].DENOISER)))
+    if count > there:
+        raise UserError(f"{flag}: the transformer of {label} has {there} blocks here; give {there} at most")
+    if (device := working_device().type) == "mps":
+        raise UserError(f"{flag}: not on an Apple GPU, whose memory is the CPU's; leave it out")
+    if device == "cpu":
+        logger.warning("%s: saves nothing on a CPU", flag)
 
 
 def default_layers(model: str, family: str) -> list[str]:
@@ -208,22 +226,37 @@ def check_patience(args: argparse.Namespace, held_out: Sequence[object]) -> None
         )
 
 
-def fit_checkpointing(
+def fit_memory(
     args: argparse.Namespace, recipe: Recipe, start: ImageStart, estimate: Callable[[int], Phases]
 ) -> Recipe:
-    """The recipe with gradient checkpointing only if the main process's device needs it; of args, this settles that."""
+    """The recipe with gradient checkpointing and blocks on the CPU only as far as the main process's device needs them.
+
+    Of args, this settles both. Where the user has chosen a number of blocks, it stays.
+    """
+    if args.blocks_on_cpu:
+        return recipe
     micro = 1 if args.train_batch_size == "auto" else start.plan.micro
 
     def estimate_with(checkpointing: bool) -> Phases:
         args.gradient_checkpointing = checkpointing
         return estimate(micro)
 
-    def decide() -> bool:
-        return needs_checkpointing(devices.device_memory(start.accelerator.device)[1], estimate_with)
+    def decide() -> tuple[bool, int]:
+        free = devices.device_memory(start.accelerator.device)[1]
+        return choose_savers(free, movable_blocks(args, start), estimate_with)
 
-    args.gradient_checkpointing = in_main_process(start.accelerator, decide)
-    logger.warning("--memory auto: gradient checkpointing is %s", "on" if args.gradient_checkpointing else "off")
-    return replace(recipe, gradient_checkpointing=args.gradient_checkpointing)
+    args.gradient_checkpointing, args.blocks_on_cpu = in_main_process(start.accelerator, decide)
+    on, kept = "on" if args.gradient_checkpointing else "off", args.blocks_on_cpu
+    logger.warning("--memory auto: gradient checkpointing is %s%s", on, f"; --blocks_on_cpu {kept}" if kept else "")
+    return replace(recipe, gradient_checkpointing=args.gradient_checkpointing, blocks_on_cpu=kept)
+
+
+def movable_blocks(args: argparse.Namespace, start: ImageStart) -> list[int]:
+    """Bytes of each block that --memory auto may keep on the CPU."""
+    denoiser, elsewhere = FAMILIES[start.family].DENOISER, start.accelerator.device.type == "cuda"
+    if not elsewhere or denoiser == "unet" or args.shard or args.compile or args.quantize_base:
+        return []
+    return offloading.block_bytes(models.build_part(start.model, denoiser, start.precision.dtype))
 
 
 def fit_batch(
@@ -337,6 +370,7 @@ def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
         quantized=args.quantize_base,
         kohya_format=args.output_kohya_format,
         shards=plan.processes if args.shard else 1,
+        blocks_on_cpu=args.blocks_on_cpu,
     )
 
 
@@ -379,4 +413,5 @@ def read_load(
         text_length=args.max_sequence_length,
         vae_batch=encoded_at_once(working_device()),
         shards=recipe.shards,
+        blocks_on_cpu=args.blocks_on_cpu,
     )
