@@ -1,6 +1,6 @@
 """Blocks of a frozen transformer that stay in the CPU's memory, and come to the device only while each computes.
 
-Every pass through such a block takes copies of its frozen weights and drops them at its end. So it does in the pass that
+Every pass through such a block takes copies of its frozen weights and drops them at its end. So does the pass that
 gradient checkpointing repeats, whose copies live until the block's backward pass has used them. Without checkpointing
 autograd would keep them all. Not by diffusers' group offloading: it exchanges the data of weights that autograd holds.
 """
@@ -93,7 +93,8 @@ def _compute(block: torch.nn.Module, kept: _Kept, number: int, *args: Any, **kwa
 
 def _with_weights(module: torch.nn.Module, weights: Weights) -> torch.nn.Module:
     """The module with copies in the place of its weights; itself it stays as it is, for other threads."""
-    twin = copy.copy(module)
-    twin._parameters = {name: weights.get(id(one), one) for name, one in module._parameters.items()}
+    twin: Any = copy.copy(module)
+    own: dict[str, Any] = module._parameters
+    twin._parameters = {name: weights.get(id(one), one) for name, one in own.items()}
     twin._modules = {name: one and _with_weights(one, weights) for name, one in module._modules.items()}
     return twin

@@ -281,6 +281,40 @@ def test_what_saves_memory_changes_nothing_but_rounding(trainer_data, family, re
     assert np.allclose(column(tmp_path / "half", "loss"), column(reference, "loss"), rtol=0.02)
 
 
+@MOSTLY_SLOW
+def test_blocks_on_the_cpu_change_nothing_and_a_resumed_run_may_have_others(trainer_data, family, tmp_path):
+    words = ["--gradient_checkpointing", "--num_validation_images", 1, "--validation_prompt", "red boots"]
+    words += ["--validation_steps", 3]
+    for name, count in (("without", 0), ("with", 1)):
+        assert train(trainer_data, tmp_path / name, *words, "--blocks_on_cpu", count, family=family) == 0
+    assert same_bytes(tmp_path / "without", tmp_path / "with")
+    grids = [cells(tmp_path / name / "validation/step-000006.png", 1, 16) for name in ("without", "with")]
+    assert np.array_equal(*grids)
+    forget_after(tmp_path / "with", 3)
+    assert train(trainer_data, tmp_path / "with", *words, "--blocks_on_cpu", 2, family=family) == 0
+    assert same_bytes(tmp_path / "without", tmp_path / "with")
+    assert column(tmp_path / "without", "val_loss") == column(tmp_path / "with", "val_loss")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--blocks_on_cpu", 5], "--blocks_on_cpu 5: the transformer of Z-Image has 4 blocks here; give 4 at most"),
+        (["--blocks_on_cpu", 2, "--shard"], "--shard: not with --blocks_on_cpu 2; leave that out, or leave --shard"),
+    ],
+)
+def test_blocks_that_can_not_be_kept_on_the_cpu_are_refused(trainer_data, tmp_path, words, said):
+    with pytest.raises(UserError, match=f"^{said}"):
+        train(trainer_data, tmp_path / "run", "--gradient_checkpointing", *words, family=FAMILY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_blocks_of_a_unet_are_not_kept_on_the_cpu(trainer_data, tmp_path):
+    with pytest.raises(UserError, match=r"^--blocks_on_cpu 1: not for Stable Diffusion 1\.x, whose UNet"):
+        train(trainer_data, tmp_path / "run", "--gradient_checkpointing", "--blocks_on_cpu", 1)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.very_slow
 def test_four_images_are_learnt_by_heart(trainer_data, family, tmp_path):
     wider, layers = WIDER[family]
@@ -474,7 +508,9 @@ def test_a_lora_for_another_width_is_refused(trainer_data, tmp_path):
 def test_a_dry_run_needs_configs_alone(trainer_data, family, tmp_path, capsys):
     model = write_configs(family, tmp_path / "model")
     data = {**trainer_data, family: model}
-    assert train(data, tmp_path / "run", "--dry_run", "--resolution", 1024, family=family) == 0
+    words = ["--dry_run", "--resolution", 1024, "--gradient_checkpointing", "--blocks_on_cpu", 20]
+    assert train(data, tmp_path / "run", *words, family=family) == 0
     shown = capsys.readouterr().out
     assert LABELS[family] in shown and re.search(FROZEN[family], shown) and not (tmp_path / "run").exists()
+    assert re.search(r"in the CPU's memory: [\d,]+ MiB of weights, of 20 of the \d\d blocks", shown)
     assert ("at most" in re.search(r"latents, (.*) of captions", shown)[1]) == (family != "flux2_klein")

@@ -41,7 +41,8 @@ NOT_IN_TRAINING = (
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
-    "memory blocks_on_cpu push_to_hub hub_model_id output_kohya_format model_config on_nonfinite set_grads_to_none shard sync_to"
+    "memory blocks_on_cpu push_to_hub hub_model_id output_kohya_format model_config on_nonfinite "
+    "set_grads_to_none shard sync_to"
 ).split()
 
 

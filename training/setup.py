@@ -199,8 +199,9 @@ def check_blocks(count: int, model: str, family: str) -> None:
         raise UserError(f"{flag}: the transformer of {label} has {there} blocks here; give {there} at most")
     if (device := working_device().type) == "mps":
         raise UserError(f"{flag}: not on an Apple GPU, whose memory is the CPU's; leave it out")
-    if device == "cpu":
-        logger.warning("%s: saves nothing on a CPU", flag)
+    if device == "cpu" or count <= 2:
+        why = "that is where all are" if device == "cpu" else "two of them are on the GPU at once; give 3 or more"
+        logger.warning("%s saves nothing: %s", flag, why)
 
 
 def default_layers(model: str, family: str) -> list[str]:

@@ -76,6 +76,7 @@ def test_the_defaults_are_the_recipe():
         "--caption_dropout 1.1",
         "--held_out nan",
         "--rank 0",
+        "--blocks_on_cpu -1",
         "--resolution x",
         "--lr_scheduler sometimes",
     ],
@@ -110,6 +111,9 @@ def test_a_shift_that_can_not_be_names_the_words_that_can(capsys):
             "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets",
         ),
         ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
+        ("--blocks_on_cpu 9 --no-gradient_checkpointing", "--blocks_on_cpu 9: not with --no-gradient_checkpointing"),
+        ("--blocks_on_cpu 9 --compile", "--blocks_on_cpu 9: not with --compile"),
+        ("--blocks_on_cpu 9 --quantize_base nf4", "--blocks_on_cpu 9: not with --quantize_base nf4"),
         ("--train_data_dir a --dataset_name b/c", "--train_data_dir a: does nothing with --dataset_name b/c; give one"),
     ],
 )

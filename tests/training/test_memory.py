@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from PIL import Image
 
 import check_environment
 import train_lora
-from families import models, quantized
+from families import models, offloading, quantized
 from families.lora import Adapter
 from families.published import write_configs
 from tests.tiny_models import OF_FLOW, build_tiny
-from training import dry_run, memory
+from training import build, dry_run, memory, setup
 from training.memory import Load
+from utils import devices
 
 MIB = 2**20
 
@@ -212,13 +214,63 @@ def test_each_of_several_devices_holds_its_share_and_the_blocks_that_compute():
     assert 0 < half["gathered weights"] < whole["trained weights"] / 2
 
 
-def test_checkpointing_is_chosen_where_it_is_needed(caplog):
-    def estimate_with(checkpointing):
-        return {"training": {"activations": 100 if checkpointing else 400}}
+def test_checkpointing_and_blocks_on_the_cpu_are_chosen_as_far_as_they_are_needed(caplog):
+    """Of 4 blocks of 20, with 300 of activations or 20, beside 100 of weights."""
 
-    assert not dry_run.needs_checkpointing(450, estimate_with)
-    assert dry_run.needs_checkpointing(440, estimate_with) and not caplog.records
-    assert dry_run.needs_checkpointing(110, estimate_with) and "--quantize_base nf4" in caplog.text
+    def estimate_with(checkpointing):
+        return {"training": {"frozen weights": 100, "activations": 20 if checkpointing else 300}}
+
+    assert dry_run.choose_savers(450, 4 * [20], estimate_with) == (False, 0)
+    assert dry_run.choose_savers(440, 4 * [20], estimate_with) == (True, 0)
+    assert dry_run.choose_savers(134, 4 * [20], estimate_with) == (True, 0)
+    assert dry_run.choose_savers(133, 4 * [20], estimate_with) == (True, 3)  # of which 2 are on the device at once
+    assert dry_run.choose_savers(111, 4 * [20], estimate_with) == (True, 4) and not caplog.records
+    assert dry_run.choose_savers(88, 4 * [20], estimate_with) == (True, 4) and "some 0.0 GiB" in caplog.text
+    caplog.clear()
+    assert dry_run.choose_savers(110, [], estimate_with) == (True, 0) and "--quantize_base nf4" in caplog.text
+
+
+def test_more_blocks_on_the_cpu_do_not_help_where_encoding_needs_the_most(caplog):
+    phases = {"encoding": {"weights": 90}, "training": {"frozen weights": 120}}
+    assert dry_run.choose_savers(80, 6 * [20], lambda on: phases)[1] == 4 and "--quantize_base" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more, kept", [("", 3), ("--compile", 0), ("--quantize_base nf4", 0), ("--blocks_on_cpu 1", 1)]
+)
+def test_memory_auto_keeps_blocks_on_the_cpu_where_nothing_else_changes(tmp_path, monkeypatch, caplog, more, kept):
+    """With a GPU in words alone, whose free memory is what 3 of 4 blocks on the CPU leave."""
+    model = build_tiny(tmp_path, "z_image")
+    args = train_lora.parse_args(["--memory", "auto", *more.split()])
+    gpu = SimpleNamespace(device=torch.device("cuda"), is_main_process=True, num_processes=1)
+    precision = SimpleNamespace(dtype=torch.float32)
+    start = SimpleNamespace(accelerator=gpu, model=model, family="z_image", precision=precision)
+    recipe = build.Recipe(Adapter(8, 16), 1e-4, 1e-4, None, 0, blocks_on_cpu=args.blocks_on_cpu)
+
+    def estimate_now(micro):
+        settings = {"gradient_checkpointing": args.gradient_checkpointing, "blocks_on_cpu": args.blocks_on_cpu}
+        phases = estimate(model, "z_image", micro_batch=micro, height=64, width=64, **settings)
+        return {"training": phases["training"]}
+
+    args.blocks_on_cpu, given = 3, args.blocks_on_cpu
+    free = memory.peak_phase(estimate_now(1))[1] / 0.9 + 10
+    args.blocks_on_cpu = given
+    monkeypatch.setattr(devices, "device_memory", lambda device: (2 * free, free))
+    found = setup.fit_memory(args, recipe, start, estimate_now)
+    assert found.blocks_on_cpu == args.blocks_on_cpu == kept
+    assert found.gradient_checkpointing and args.gradient_checkpointing
+    assert ("; --blocks_on_cpu 3" in caplog.text) == (kept == 3)
+
+
+@pytest.mark.parametrize("family", OF_FLOW)
+def test_blocks_on_the_cpu_leave_the_device_but_for_two(tmp_path, family):
+    model = build_tiny(tmp_path, family)
+    plain, kept = (estimate(model, family, height=64, width=64, blocks_on_cpu=count) for count in (0, 3))
+    sizes = offloading.block_bytes(models.build_part(model, "transformer"))
+    of_three = offloading.spread(sizes, 3)
+    assert plain["training"]["frozen weights"] - kept["training"]["frozen weights"] == sum(of_three)
+    assert kept["training"]["brought weights"] == 2 * max(of_three) and plain["training"]["brought weights"] == 0
+    assert plain["training"]["activations"] == kept["training"]["activations"]
 
 
 def test_the_largest_batch_divides_the_share_and_fits():
