@@ -504,8 +504,10 @@ def time_rates(job: Job, repeats: int) -> dict[str, Any]:
 def measure_rows(job: Job, benchmark: dict[str, Any], facts: dict[str, Any], repeats: int) -> None:
     """One row after the other, each saved, until enough is known."""
     recipe, rows = benchmark["recipe"], benchmark["rows"]
-    share, compiles = recipe["effective_batch_size"] // recipe["processes"], "compile" in facts["settings"]
-    while trial := search.next_trial(rows, share, recipe["max_train_steps"], compiles):
+    share = recipe["effective_batch_size"] // recipe["processes"]
+    kept = bool(facts["settings"].get("blocks_on_cpu"))  # which needs gradient checkpointing, and can't be compiled
+    compiles = "compile" in facts["settings"] and not kept
+    while trial := search.next_trial(rows, share, recipe["max_train_steps"], compiles, kept):
         row = measure(job, facts, trial, rows, repeats)
         if row["status"] == "failed" and not rows:
             raise UserError(re.sub(r"^\w+\.py: error: ", "", row["why"]))

@@ -49,19 +49,21 @@ def sizes_left(rows: list[Row], sizes: list[int]) -> list[int]:
     return [size for size in sizes if size < too_many and size not in done]
 
 
-def next_trial(rows: list[Row], share: int, steps: int, compiles: bool = True) -> Trial | None:
+def next_trial(
+    rows: list[Row], share: int, steps: int, compiles: bool = True, always_checkpointed: bool = False
+) -> Trial | None:
     """What to measure next; None where enough is known.
 
     `share`: samples a step on each process, which a micro-batch divides evenly; `steps`: the length of the training;
-    `compiles`: whether the trainer can compile the model.
+    `compiles`: whether the trainer can compile the model; `always_checkpointed`: whether it trains only so.
     Without gradient checkpointing the sizes grow from 1 on, while that is faster and fits; with it from there on,
     if it was the memory that ended them. Last, the best of all compiled, if it can pay.
     """
     plain, checkpointed = ([row for row in rows if row["gradient_checkpointing"] == on] for on in (False, True))
     plain, checkpointed = ([row for row in column if not row["compile"]] for column in (plain, checkpointed))
-    if size := _next_size(plain, share, 1):
+    if not always_checkpointed and (size := _next_size(plain, share, 1)):
         return Trial(False, False, size)
-    if not checkpointed or any(row["status"] in NO_MEMORY for row in plain):
+    if not checkpointed or always_checkpointed or any(row["status"] in NO_MEMORY for row in plain):
         fitting = [row["micro_batch"] for row in plain if row["status"] == "ok"]
         if size := _next_size(checkpointed, share, max(fitting, default=1)):
             return Trial(True, False, size)

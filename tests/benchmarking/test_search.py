@@ -97,3 +97,10 @@ def test_of_images_at_once_no_more_are_tried_where_fewer_did_not_fit():
     rows = [{"batch_size": 2, "status": "ok"}]
     assert sizes_left(rows, [1, 2, 4, 8]) == [1, 4, 8]
     assert sizes_left([*rows, {"batch_size": 4, "status": "out of memory"}], [1, 2, 4, 8]) == [1]
+
+
+def test_a_training_that_is_always_checkpointed_is_tried_only_so():
+    rows: list[dict] = []
+    while trial := next_trial(rows, 8, 10_000, compiles=False, always_checkpointed=True):
+        rows.append(row(trial, slower_checkpointing(trial), "ok" if trial.micro_batch <= 4 else "out of memory"))
+    assert [trial_of(one) for one in rows] == [Trial(True, False, size) for size in (1, 2, 4, 8)]
