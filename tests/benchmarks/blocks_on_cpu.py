@@ -1,8 +1,8 @@
 """A transformer of a family's published size, with random weights: seconds a step and peak memory by --blocks_on_cpu.
 
-The weights are made in memory, the same each time. Beside the measured peak stands what --dry_run estimates, and whether
-the gradients of the first step are those of the first row, to the byte. On a GPU in bfloat16; on a CPU, where nothing is
-saved, with --small in float32.
+The weights are made in memory, the same each time. Beside the measured peak stands what --dry_run estimates, and
+whether the gradients of the first step are those of the first row, to the byte. On a GPU in bfloat16; on a CPU, where
+nothing is saved, with --small in float32.
 
 python tests/benchmarks/blocks_on_cpu.py --small
 python tests/benchmarks/blocks_on_cpu.py --family z_image --blocks_on_cpu 0 0 10 34
@@ -106,7 +106,8 @@ def main(args: argparse.Namespace) -> None:
         model = str(write_configs(args.family, Path(name), smaller_flow(args.family) if args.small else {}))
         size = f"{args.resolution} pixels, {args.tokens} tokens, {args.train_batch_size} at once"
         sizes = offloading.block_bytes(models.build_part(model, "transformer"))
-        print(f"{describe_device(device)}; {args.family} with {len(sizes)} blocks; {size}, rank {args.rank}", flush=True)
+        what = f"{args.family} with {len(sizes)} blocks; {size}, rank {args.rank}"
+        print(f"{describe_device(device)}; {what}", flush=True)
         wanted = None
         for count in args.blocks_on_cpu:
             if device.type == "cuda":
