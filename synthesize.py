@@ -10,12 +10,10 @@ Started again after an interruption, it makes the missing sounds. The complete s
 import argparse
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from utils import cli, devices, runs, sync  # first: it says in one line which package is missing
 
@@ -32,10 +30,11 @@ from speech.audio import encode_sound
 from speech.normalise import LANGUAGES
 from speech.onnx_voice import export_onnx
 from speech.sentences import Piece
-from speech.sound_checks import Limits, find_fault
-from speech.synthesis import Speaking, add_speaking_flags, fold_weight_norm, speak, speaker_number
+from speech.sound_checks import Limits
+from speech.streaming import Spoken, join_pieces, piece_seeds, speak_piece
+from speech.synthesis import Speaking, add_speaking_flags, fold_weight_norm, speaker_number
 from speech.texts import Line
-from speech.voices import DEFAULT_VOICE, Voice, describe_unknown, known_characters, load_voice, local_name
+from speech.voices import DEFAULT_VOICE, Voice, describe_unknown, load_voice, local_name
 from utils.cli import Range, UserError, counted, name_some
 from utils.console import Bar, show_progress
 from utils.dataset import SetKind
@@ -140,12 +139,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class Spoken(NamedTuple):
-    samples: np.ndarray
-    fault: str
-    seconds: float  # that it took
-
-
 @dataclass(frozen=True)
 class Plan:
     """What to speak, and with which voice."""
@@ -217,29 +210,6 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str) -> None:
 def seed_of(args: argparse.Namespace, line: Line, job: Job) -> int:
     first, index = (args.seed, job.index) if line.seed is None else (line.seed, 0)
     return devices.nth_seed(first, index, job.retry)
-
-
-def piece_seeds(seed: int, count: int) -> Iterator[int]:
-    """The first piece has the text's own seed, so that one sentence is what a plain pipeline gives for it."""
-    return (seed if i == 0 else devices.key_seed("piece", seed, i) for i in range(count))
-
-
-def speak_piece(voice: Voice, text: str, seed: int, how: Speaking, limits: Limits) -> Spoken:
-    """Runs in a thread."""
-    began = perf_counter()
-    samples = speak(voice, text, seed, how)
-    seconds = perf_counter() - began
-    known, rate = len(known_characters(voice, text)), how.rate * voice.model.speaking_rate
-    return Spoken(samples, find_fault(samples, voice.model.config.sampling_rate, known, limits, rate), seconds)
-
-
-def join_pieces(pieces: list[Piece], spoken: list[Spoken], rate: int, sentence_pause: float) -> np.ndarray:
-    """The pieces with their pauses between; `rate`: samples a second."""
-    factor = sentence_pause / texts.PAUSES["sentence"]
-    parts = [spoken[0].samples]
-    for piece, next_one in zip(pieces, spoken[1:]):
-        parts += [np.zeros(round(texts.PAUSES[piece.pause] * factor * rate), np.float32), next_one.samples]
-    return np.concatenate(parts)
 
 
 def start_job(args: argparse.Namespace, plan: Plan, job: Job, pool: ThreadPoolExecutor) -> list[Future[Spoken]]:

@@ -85,7 +85,7 @@ class GeneratedImage(NamedTuple):
 
 @dataclass
 class Sampler:
-    """The loaded models. The last two fields change when memory runs out."""
+    """The loaded models. Batch size and unused savers change when memory runs out."""
 
     settings: Sampling
     execution: Execution
@@ -100,82 +100,105 @@ class Sampler:
     cores: devices.Cores | None  # on a CPU each takes a part of a batch
     batch_size: int
     unused_savers: list[str]
+    on_step: Callable[[int, int], None] | None = None  # after each step of some of a batch's images, with their number
 
 
-@torch.no_grad()
+@dataclass
+class Base:
+    """The parts of a model that LoRAs change."""
+
+    denoiser: ModelMixin
+    tokenizers: list[CLIPTokenizer]
+    encoders: list[CLIPTextModel]
+    schedule: DDPMScheduler
+
+
 def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, prompts: list[str]) -> Sampler:
     """The models on their device, with the features of these prompts; the text encoders are freed again."""
-    device, dtype = execution.device, execution.dtype
-    controlnet = models.load_controlnet(parts.controlnet, parts.model, dtype) if parts.controlnet else None
+    controlnet = models.load_controlnet(parts.controlnet, parts.model, execution.dtype) if parts.controlnet else None
+    # A LoRA is fused before anything is rounded.
+    base = load_base(parts, torch.float32 if parts.loras else execution.dtype)
+    add_loras(parts, base, execution)
+    prompts = list(dict.fromkeys([*prompts, settings.negative_prompt]))
+    models.report_long_captions(base.tokenizers[0], prompts, "prompts")
+    features = encode_prompts(parts, base, prompts)
+    base.encoders.clear()
+    free_memory()
+    vae = models.load_vae(parts.model, vae=parts.vae)
+    sampler = build_sampler(parts, base, vae, settings, execution)
+    sampler.features = features
+    if controlnet is not None:
+        sampler.controlnet = to_channels_last(controlnet.eval().requires_grad_(False).to(execution.device))
+    for name in execution.memory_savers:
+        sampling.enable_memory_saver(name, sampler.denoiser, vae, controlnet, execution.device)
+    return sampler
+
+
+def load_base(parts: SamplerParts, dtype: torch.dtype) -> Base:
+    """The model's own parts, in this dtype, on the CPU."""
     schedule = models.load_noise_scheduler(parts.model)
     if parts.prediction_type:
         schedule.register_to_config(prediction_type=parts.prediction_type)
-    first_dtype = torch.float32 if parts.loras else dtype  # a LoRA is fused before anything is rounded
-    denoiser = models.load_denoiser(parts.model, first_dtype)
-    tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, first_dtype, parts.max_sequence_length)
-    if parts.loras:
-        _add_loras(parts, denoiser, tokenizers, encoders, schedule)
-    for encoder in encoders:
-        encoder.to(device, dtype)
-    features = _encode_prompts(parts, tokenizers, encoders, [*prompts, settings.negative_prompt])
-    del encoders, encoder
-    free_memory()
+    denoiser = models.load_denoiser(parts.model, dtype)
+    tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, dtype, parts.max_sequence_length)
+    return Base(denoiser, tokenizers, encoders, schedule)
 
-    vae = models.load_vae(parts.model, vae=parts.vae)
-    torch.nn.Module.to(denoiser, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
-    for module in filter(None, (denoiser, vae, controlnet)):
+
+@torch.no_grad()
+def add_loras(parts: SamplerParts, base: Base, execution: Execution) -> None:
+    """Fuse the LoRAs into denoiser and text encoders, add the words that were trained with them, and move the encoders."""
+    if parts.loras:
+        index = models.read_config(parts.model, "model_index.json")
+        pipeline = sampling.build_pipeline(parts.family, base.denoiser, None, base.schedule, index)
+        pipeline.register_modules(**dict(zip(("text_encoder", "text_encoder_2"), base.encoders)))
+        lora_mix.apply_loras(pipeline, parts.loras)
+        for folder, word in lora_mix.learnt_words(parts.loras).items():
+            tokens.read_token(folder, word, base.tokenizers, base.encoders)
+    for encoder in base.encoders:
+        encoder.to(execution.device, execution.dtype)
+
+
+@torch.no_grad()
+def encode_prompts(parts: SamplerParts, base: Base, prompts: list[str]) -> dict[str, Features]:
+    """{prompt: its features, on the CPU}; the encoders are where `add_loras` has moved them."""
+    zero = models.empty_prompt_is_zero(parts.model)
+    features: dict[str, Features] = {}
+    for start in range(0, len(prompts), 64):
+        batch = prompts[start : start + 64]
+        found = FAMILIES[parts.family].encode_text(base.tokenizers, base.encoders, batch, zero)
+        features |= {prompt: {name: t.cpu() for name, t in one.items()} for prompt, one in zip(batch, found)}
+    return features
+
+
+def build_sampler(
+    parts: SamplerParts, base: Base, vae: AutoencoderKL, settings: Sampling, execution: Execution
+) -> Sampler:
+    """A sampler around the denoiser and a VAE, on the device; it knows no prompt yet."""
+    device, dtype = execution.device, execution.dtype
+    torch.nn.Module.to(base.denoiser, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
+    for module in (base.denoiser, vae):
         to_channels_last(module.eval().requires_grad_(False).to(device))
-    for name in execution.memory_savers:
-        sampling.enable_memory_saver(name, denoiser, vae, controlnet, device)
     on_cpu = device.type == "cpu"
     rows = execution.batch_size * (1 + (settings.guidance_scale > FAMILIES[parts.family].NO_GUIDANCE))
     # On a CPU half of the gain is that frozen weights are laid out once for its kernels.
     options: dict[str, Any] | None = {"freezing": True} if on_cpu else None
-    savers = [] if on_cpu else sampling.memory_savers(denoiser)
+    savers = [] if on_cpu else sampling.memory_savers(base.denoiser)
+    compiled = torch.compile(base.denoiser, dynamic=False, options=options) if execution.compiled else base.denoiser
     return Sampler(
         settings=settings,
         execution=execution,
         family=parts.family,
-        denoiser=denoiser,
-        compiled_denoiser=torch.compile(denoiser, dynamic=False, options=options) if execution.compiled else denoiser,
+        denoiser=base.denoiser,
+        compiled_denoiser=compiled,
         vae=vae,
-        controlnet=controlnet,
-        scheduler=sampling.make_scheduler(settings.scheduler, schedule),
+        controlnet=None,
+        scheduler=sampling.make_scheduler(settings.scheduler, base.schedule),
         index=models.read_config(parts.model, "model_index.json"),
-        features=features,
+        features={},
         cores=devices.share_cores(rows) if on_cpu else None,
         batch_size=execution.batch_size,
         unused_savers=[name for name in savers if name not in execution.memory_savers],
     )
-
-
-def _add_loras(
-    parts: SamplerParts,
-    denoiser: ModelMixin,
-    tokenizers: list[CLIPTokenizer],
-    encoders: list[CLIPTextModel],
-    schedule: DDPMScheduler,
-) -> None:
-    """Add the LoRAs to denoiser and text encoders, and the words that were trained with them to the tokenizers."""
-    index = models.read_config(parts.model, "model_index.json")
-    pipeline = sampling.build_pipeline(parts.family, denoiser, None, schedule, index)
-    pipeline.register_modules(**dict(zip(("text_encoder", "text_encoder_2"), encoders)))
-    lora_mix.apply_loras(pipeline, parts.loras)
-    for folder, word in lora_mix.learnt_words(parts.loras).items():
-        tokens.read_token(folder, word, tokenizers, encoders)
-
-
-def _encode_prompts(
-    parts: SamplerParts, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], prompts: list[str]
-) -> dict[str, Features]:
-    prompts, zero = list(dict.fromkeys(prompts)), models.empty_prompt_is_zero(parts.model)
-    features: dict[str, Features] = {}
-    models.report_long_captions(tokenizers[0], prompts, "prompts")
-    for start in range(0, len(prompts), 64):
-        batch = prompts[start : start + 64]
-        found = FAMILIES[parts.family].encode_text(tokenizers, encoders, batch, zero)
-        features |= {prompt: {name: t.cpu() for name, t in one.items()} for prompt, one in zip(batch, found)}
-    return features
 
 
 def generate_images(sampler: Sampler, requests: list[ImageRequest]) -> list[GeneratedImage]:
@@ -220,6 +243,9 @@ def _sample_by_pipeline(
     pipeline = sampling.build_pipeline(sampler.family, sampler.denoiser, sampler.vae, scheduler, sampler.index)
     prompts = _read_features(sampler, [request.prompt for request in requests])
     negative = _read_features(sampler, [settings.negative_prompt] * len(requests))
+    options: dict[str, Any] = {}
+    if on_step := sampler.on_step:
+        options["callback_on_step_end"] = lambda pipe, i, time, kept: on_step(i + 1, settings.steps) or kept
     with sampler.execution.autocast():
         latents = pipeline(
             **module.prompt_arguments(prompts, negative, settings.guidance_scale),
@@ -228,6 +254,7 @@ def _sample_by_pipeline(
             num_inference_steps=settings.steps,
             generator=generators,
             output_type="latent",
+            **options,
         ).images
     return module.to_vae(sampler.vae, latents, settings.size // models.vae_step(sampler.vae.config))
 
@@ -250,7 +277,7 @@ def _denoise(
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": generators} if takes_generator else {}
 
-    for time in timesteps:
+    for done, time in enumerate(timesteps, 1):
         noisy = scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time).to(dtype)
         residuals = {}
         if control is not None:
@@ -264,6 +291,8 @@ def _denoise(
             negative, positive = predicted.chunk(2)
             predicted = negative + settings.guidance_scale * (positive - negative)
         latents = scheduler.step(predicted, time, latents, return_dict=False, **options)[0]
+        if sampler.on_step:
+            sampler.on_step(done, len(timesteps))
     return latents
 
 

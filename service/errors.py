@@ -1,0 +1,68 @@
+"""What a client is told of a request that fails, in the shape of OpenAI's API."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """A request that is refused or fails: the HTTP status, what is wrong and what to do."""
+
+    def __init__(self, status: int, message: str, code: str = "", param: str | None = None, retry_after: int = 0):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        what = {"message": self.message, "type": kind, "param": self.param, "code": self.code or None}
+        return {"error": what}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body, self.status, headers)
+
+
+def internal_error() -> ApiError:
+    """What a client is told of a fault of this program, whose traceback is in the server's log alone."""
+    return ApiError(500, "the server failed at this request; its log says why", "internal_error")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def tell(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def tell_first_fault(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _describe_fault(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def tell_status(request: Request, error: HTTPException) -> JSONResponse:
+        return ApiError(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}").response()
+
+    @app.exception_handler(Exception)
+    async def tell_nothing(request: Request, error: Exception) -> JSONResponse:
+        return internal_error().response()
+
+
+def _describe_fault(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a request's body."""
+    first = error.errors()[0]
+    param = ".".join(str(one) for one in first["loc"][1:])[:100]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not JSON; send an object in braces", "invalid_json")
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"`{param}`: not supported here; leave it out (see /docs)", "unknown_parameter", param)
+    found = "" if first["type"] == "missing" else f" {str(first.get('input'))[:60]!r}"
+    return ApiError(400, f"`{param}`{found}: {first['msg']}; see /docs", "invalid_value", param or None)

@@ -1,0 +1,260 @@
+"""POST /v1/images/generations: OpenAI's request and answer, and what this server adds to them."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from families.names import FAMILIES
+from families.sampler import GeneratedImage, ImageRequest, Sampling
+from service.errors import ApiError
+from service.image_model import ImageModel
+from service.image_queue import ImageQueue, Job, Made, Progress, Settings
+from service.kept_files import KeptFiles
+from utils.cli import name_some, suggest
+from utils.devices import nth_seed
+
+MOST_LORAS, MOST_WEIGHT = 8, 10.0
+SEEDS = 10**9 - 1  # the highest, as generate.py's
+Result = TypeVar("Result")
+
+
+class ImageBody(BaseModel):
+    """Fields of OpenAI's API, and negative_prompt, steps, guidance_scale, seed and lora, which are this server's."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=4000, description="What the images show.")
+    model: str | None = Field(None, description="A name of /v1/models; by default the first LoRA, or the base model.")
+    n: int = Field(1, ge=1, description="How many images; each has the next seed.")
+    size: str | None = Field(None, description="Such as 512x512, or auto; by default the model's own.")
+    response_format: Literal["url", "b64_json"] = Field("url", description="An address that expires, or the content.")
+    stream: bool = Field(False, description="Progress and images as server-sent events.")
+    seed: int | None = Field(None, ge=0, le=SEEDS, description="Of the first image; by default a random one.")
+    negative_prompt: str = Field("", max_length=4000, description="What no image should show.")
+    steps: int | None = Field(None, ge=1, description="Of the scheduler; by default the model's own.")
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="By default the model's own.")
+    lora: dict[str, Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT)]] | None = Field(
+        None, description="Weights of LoRAs by their names, in place of the model's; {} for the base model alone."
+    )
+    # What clients of OpenAI send though it can only have one value here.
+    quality: Literal["auto", "standard"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    output_format: Literal["png"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    user: str | None = Field(None, max_length=200)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one request may ask for."""
+
+    size: int  # the largest side, in pixels
+    steps: int
+    images: int
+    seconds: float  # until its answer
+
+
+@dataclass(frozen=True)
+class ImageService:
+    """What images are made with; `loras` are the names and the weights that they have by default."""
+
+    model: ImageModel
+    queue: ImageQueue
+    kept: KeptFiles
+    base: str
+    family: str
+    loras: dict[str, float]
+    defaults: Sampling
+    multiple: int  # of which a side is
+    limits: ImageLimits
+
+    @property
+    def default_loras(self) -> dict[str, float]:
+        return dict(list(self.loras.items())[:1])
+
+
+def image_routes(service: ImageService) -> APIRouter:
+    routes = APIRouter(tags=["images"])
+
+    @routes.post("/v1/images/generations")
+    async def generate(body: ImageBody, request: Request) -> Response:
+        """Make images of a prompt. The same seed gives the same image as generate.py."""
+        seed = secrets.randbelow(SEEDS - service.limits.images) if body.seed is None else body.seed
+        job = make_job(service, body, seed)
+        ahead = service.queue.submit(job)
+        root = str(request.base_url)
+        if body.stream:
+            events = stream_events(service, body, job, ahead, root)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        try:
+            images = await unless_client_leaves(request, collect_images(service, job))
+        finally:
+            service.queue.cancel(job)
+        if images is None:
+            return Response(status_code=499)  # which nobody reads
+        seeds = [one.seed for one in job.requests]
+        data = [describe_image(service, body, *one, root) for one in zip(seeds, images)]
+        warnings = find_warnings(service, body)
+        answer = {"created": int(time.time()), "data": data} | ({"warnings": warnings} if warnings else {})
+        return Response(json.dumps(answer), media_type="application/json")
+
+    @routes.get("/files/{name}.png", include_in_schema=False)
+    async def get_file(name: str) -> Response:
+        content = service.kept.find(name)
+        if content is None:
+            raise ApiError(404, "there is no such image, or its address has expired; generate it again", "expired")
+        return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+    return routes
+
+
+def make_job(service: ImageService, body: ImageBody, seed: int) -> Job:
+    """The images of a request; one that is not possible here is refused."""
+    limits, defaults = service.limits, service.defaults
+    steps = body.steps or defaults.steps
+    for name, value, most in (("n", body.n, limits.images), ("steps", steps, limits.steps)):
+        if value > most:
+            raise ApiError(400, f"`{name}` {value}: at most {most} here", "too_large", name)
+    guidance = defaults.guidance_scale if body.guidance_scale is None else body.guidance_scale
+    if body.negative_prompt and guidance <= FAMILIES[service.family].NO_GUIDANCE:
+        what = (
+            f"`negative_prompt`: does nothing at a guidance_scale of {guidance:g}; give a higher one, or leave it out"
+        )
+        raise ApiError(400, what, "invalid_value", "negative_prompt")
+    sampling = replace(
+        defaults,
+        steps=steps,
+        guidance_scale=guidance,
+        size=read_size(service, body.size),
+        negative_prompt=body.negative_prompt,
+    )
+    settings = Settings(sampling, tuple(sorted(choose_loras(service, body).items())))
+    return Job(settings, [ImageRequest(body.prompt, nth_seed(seed, index, 0)) for index in range(body.n)])
+
+
+def read_size(service: ImageService, size: str | None) -> int:
+    if size in (None, "auto"):
+        return service.defaults.size
+    width, _, height = size.partition("x")
+    step, most = service.multiple, service.limits.size
+    if width == height and width.isascii() and width.isdigit() and len(width) < 6:
+        if 16 <= (side := int(width)) <= most and side % step == 0:
+            return side
+    what = f"a square with sides of {step} to {most} pixels, in steps of {step}, such as {service.defaults.size}"
+    raise ApiError(400, f"`size` {size[:20]}: expected {what}x{service.defaults.size}", "invalid_value", "size")
+
+
+def choose_loras(service: ImageService, body: ImageBody) -> dict[str, float]:
+    """The weights of the LoRAs that a request asks for, by `lora` or by `model`."""
+    if body.model not in (None, service.base, *service.loras):
+        known = [service.base, *service.loras]
+        what = f"`model` {body.model[:60]}: there is {name_some(known)}{suggest(body.model[:60], known)}"
+        raise ApiError(404, what, "model_not_found", "model")
+    if body.lora is None:
+        if body.model is None:
+            return service.default_loras
+        return {body.model: service.loras[body.model]} if body.model in service.loras else {}
+    if unknown := [name for name in body.lora if name not in service.loras]:
+        there = f"there is {name_some(list(service.loras))}" if service.loras else "this server has none"
+        raise ApiError(400, f"`lora` {unknown[0][:60]}: {there}", "lora_not_found", "lora")
+    return {name: weight for name, weight in body.lora.items() if weight}
+
+
+def find_warnings(service: ImageService, body: ImageBody) -> list[str]:
+    texts = {"prompt": body.prompt, "negative_prompt": body.negative_prompt}
+    cut = [name for name, text in texts.items() if text and service.model.is_cut(text)]
+    return [f"`{name}` is longer than the model reads; its end was not seen" for name in cut]
+
+
+async def collect_images(service: ImageService, job: Job) -> list[bytes]:
+    """The images of a job as PNG, all of them."""
+    found: dict[int, bytes] = {}
+    async for event in follow(service, job):
+        if isinstance(event, Made):
+            found[event.index] = await asyncio.to_thread(encode_png, event.image)
+    return [found[index] for index in range(len(job.requests))]
+
+
+async def follow(service: ImageService, job: Job) -> AsyncIterator[Progress | Made]:
+    """What becomes of a job, until its last image; what fails is raised, and so is the end of its time."""
+    left = len(job.requests)
+    end = asyncio.get_running_loop().time() + service.limits.seconds
+    while left:
+        try:
+            async with asyncio.timeout_at(end):
+                event = await job.events.get()
+        except TimeoutError:
+            what = f"not made within {service.limits.seconds:g} s; ask for fewer images or steps, or try again later"
+            raise ApiError(504, what, "timeout") from None
+        if isinstance(event, ApiError):
+            raise event
+        left -= isinstance(event, Made)
+        yield event
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What the work returns; None, and the work is stopped, once the client has closed its connection."""
+
+    async def wait_for_end() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_end())
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        for task in (doing, leaving):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ApiError):
+                await task
+
+
+def encode_png(made: GeneratedImage) -> bytes:
+    if not made.is_finite:
+        raise ApiError(500, "the model gave an invalid image (NaN); try another seed or fewer LoRAs", "invalid_image")
+    file = io.BytesIO()
+    image: Image.Image = made.image
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def describe_image(service: ImageService, body: ImageBody, seed: int, image: bytes, root: str) -> dict[str, Any]:
+    """An image as OpenAI's answer has it, and its seed."""
+    if body.response_format == "b64_json":
+        return {"b64_json": base64.b64encode(image).decode(), "seed": seed}
+    return {"url": f"{root}files/{service.kept.add(image)}.png", "seed": seed}
+
+
+async def stream_events(service: ImageService, body: ImageBody, job: Job, ahead: int, root: str) -> AsyncIterator[str]:
+    """Server-sent events: the place in the queue, each step, each image; once the client leaves, the job ends."""
+    head = {"created_at": int(time.time()), "size": f"{job.settings.sampling.size}x{job.settings.sampling.size}"}
+    try:
+        yield write_event("image_generation.queued", {"ahead": ahead, "warnings": find_warnings(service, body)})
+        async for event in follow(service, job):
+            if isinstance(event, Progress):
+                yield write_event("image_generation.progress", event._asdict())
+                continue
+            content = await asyncio.to_thread(encode_png, event.image)
+            shown = describe_image(service, body, job.requests[event.index].seed, content, root)
+            yield write_event("image_generation.completed", {**head, **shown, "index": event.index})
+    except ApiError as error:
+        yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
+    finally:
+        service.queue.cancel(job)
+
+
+def write_event(kind: str, facts: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **facts})}\n\n"

@@ -1,0 +1,172 @@
+"""The server as a whole: what it offers, its routes, and the socket that it listens on."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import uvicorn
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from service.errors import ApiError, add_error_handlers
+from service.guard import COOKIE, Access, Guard
+from service.image_api import ImageService, image_routes
+from service.measures import Measures
+from service.pages import render, styles
+from service.speech_api import SpeechService, speech_routes
+from utils.cli import UserError
+
+TOKEN = "SERVE_API_TOKEN"  # the environment's variable
+LEAST_TOKEN = 16  # characters
+GRACE = 10  # seconds for requests in work once the server is asked to stop
+
+
+@dataclass
+class Site:
+    """What is served."""
+
+    measures: Measures
+    images: ImageService | None = None
+    speech: SpeechService | None = None
+    language: str | None = None  # of the pages; None: the browser's
+    more_routes: list[APIRouter] = field(default_factory=list)
+    started: int = field(default_factory=lambda: int(time.time()))
+
+
+def read_token(host: str) -> str:
+    """The token of the environment; refuses a host beyond loopback without one, and one that can be guessed."""
+    token = os.environ.get(TOKEN, "")
+    if not token and not is_loopback(host):
+        raise UserError(
+            f"--host {host}: others can reach it, so the environment must have {TOKEN}, a secret of {LEAST_TOKEN} "
+            "characters or more, such as `openssl rand -hex 24` prints; or leave --host out"
+        )
+    if token and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token):
+        raise UserError(f"{TOKEN}: expected {LEAST_TOKEN} or more letters, digits and signs without blanks")
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def build_app(site: Site, access: Access) -> ASGIApp:
+    app = FastAPI(title="serve.py", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    add_error_handlers(app)
+    app.include_router(common_routes(site))
+    if site.images:
+        app.include_router(image_routes(site.images))
+    if site.speech:
+        app.include_router(speech_routes(site.speech, site.measures))
+    for routes in site.more_routes:
+        app.include_router(routes)
+    known = {route.path for route in app.routes if "{" not in getattr(route, "path", "{")}
+    guard = Guard(app, access, known, site.measures)
+    add_login(app, guard, site)
+    if not access.origins:
+        return guard
+    methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
+    return CORSMiddleware(guard, allow_origins=access.origins, allow_methods=methods, allow_headers=headers)
+
+
+def common_routes(site: Site) -> APIRouter:
+    routes = APIRouter(tags=["server"])
+    site.measures.watch("memory_bytes", lambda: psutil.Process().memory_info().rss)
+    if site.images:
+        site.measures.watch("kept_bytes", lambda: site.images.kept.bytes)
+
+    @routes.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The base model, the LoRAs and the voices: what `model` may name."""
+        made = {"object": "model", "created": site.started}
+        return {"object": "list", "data": [{**made, "id": name, "owned_by": kind} for name, kind in find_models(site)]}
+
+    @routes.get("/v1/models/{name:path}")
+    async def describe_model(name: str) -> Response:
+        for one, kind in find_models(site):
+            if one == name:
+                return JSONResponse({"id": one, "object": "model", "created": site.started, "owned_by": kind})
+        raise ApiError(404, f"`model` {name[:60]}: there is none of this name; see /v1/models", "model_not_found")
+
+    @routes.get("/health")
+    async def health() -> Response:
+        """Whether the server can make what it offers."""
+        is_well = site.images is None or site.images.queue.is_alive
+        return JSONResponse({"status": "ok" if is_well else "failed"}, 200 if is_well else 503)
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        """Numbers since the start, for Prometheus."""
+        return PlainTextResponse(site.measures.write(), media_type="text/plain; version=0.0.4")
+
+    @routes.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return render(request, "docs.html", site.language, schema=request.app.openapi(), root=str(request.base_url))
+
+    @routes.get("/page.css", include_in_schema=False)
+    async def page_css() -> Response:
+        return Response(styles(), media_type="text/css", headers={"Cache-Control": "no-cache"})
+
+    return routes
+
+
+def find_models(site: Site) -> list[tuple[str, str]]:
+    """Names, and what each is."""
+    found = []
+    if site.images:
+        found += [(site.images.base, "base model"), *((name, "lora") for name in site.images.loras)]
+    if site.speech:
+        found += [(name, "voice") for name in dict.fromkeys(one.model for one in site.speech.voices.values())]
+    return found
+
+
+def add_login(app: FastAPI, guard: Guard, site: Site) -> None:
+    """A form for the token, in place of the header that a browser can't send by itself."""
+
+    @app.get("/login", include_in_schema=False)
+    async def show_form(request: Request) -> HTMLResponse:
+        return render(request, "login.html", site.language, is_wrong=False)
+
+    @app.post("/login", include_in_schema=False)
+    async def log_in(request: Request) -> Response:
+        cookie = guard.login(await request.body())
+        if cookie is None:
+            return render(request, "login.html", site.language, 401, is_wrong=True)
+        answer = Response(status_code=303, headers={"Location": "/"})
+        answer.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        return answer
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any free one."""
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=kind, backlog=512)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: {reason}; give others, or stop what listens there") from None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]):
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._on_stop()  # those who wait get their answer while connections are still served
+        super().handle_exit(sig, frame)
+
+
+def serve(app: ASGIApp, listening: socket.socket, on_stop: Callable[[], None]) -> None:
+    """Answer until SIGINT or SIGTERM; then requests in work have a moment to end."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE, ws="none"
+    )
+    _Server(config, on_stop).run(sockets=[listening])
