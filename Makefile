@@ -59,7 +59,7 @@ format: setup  ## let ruff rewrite what it can
 LOCK = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command "make lock" $(UPGRADE)
 lock: setup  ## pin the requirements from the .in files
 	$(LOCK) -o requirements-training.txt requirements-training.in
-	for name in cloud cuda dev; do echo torch | $(LOCK) --excludes - -o requirements-$$name.txt requirements-$$name.in || exit; done
+	for name in cloud cuda serve dev; do echo torch | $(LOCK) --excludes - -o requirements-$$name.txt requirements-$$name.in || exit; done
 
 check-install: lock  ## install the pinned packages with uv, pip-tools and pip (before a release)
 	git diff --exit-code --stat -- 'requirements-*.txt'

@@ -146,7 +146,7 @@ def load_base(parts: SamplerParts, dtype: torch.dtype) -> Base:
 
 @torch.no_grad()
 def add_loras(parts: SamplerParts, base: Base, execution: Execution) -> None:
-    """Fuse the LoRAs into denoiser and text encoders, add the words that were trained with them, and move the encoders."""
+    """Fuse the LoRAs into denoiser and text encoders, add the words they were trained with, and move the encoders."""
     if parts.loras:
         index = models.read_config(parts.model, "model_index.json")
         pipeline = sampling.build_pipeline(parts.family, base.denoiser, None, base.schedule, index)

@@ -42,9 +42,9 @@ class Guard:
     shows could reach the server by a name of its own.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, routes: set[str], measures: Measures):
+    def __init__(self, app: ASGIApp, access: Access, measures: Measures):
         self._app, self._access, self._token = app, access, access.token
-        self._routes, self._measures = routes, measures
+        self._measures = measures
         self._session = secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in SAFE_HEADERS.items():
                     headers.setdefault(name, value)
-                route = scope["path"] if scope["path"] in self._routes else "other"
+                route = getattr(scope.get("route"), "path", "other")
                 self._measures.count("requests_total", route=route, status=message["status"])
             await send(message)
 
@@ -119,9 +119,9 @@ class Guard:
                         raise too_large
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} s", "timeout") from None
-        if size and scope["path"].startswith("/v1/"):  # so that a form of another page can't be such a request
-            if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-                raise ApiError(415, "send the body as Content-Type: application/json", "invalid_content_type")
+        is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+        if size and scope["path"].startswith("/v1/") and not is_json:  # as a form of another page would be
+            raise ApiError(415, "send the body as Content-Type: application/json", "invalid_content_type")
         return b"".join(chunks)
 
 

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -149,9 +150,9 @@ def read_size(service: ImageService, size: str | None) -> int:
         return service.defaults.size
     width, _, height = size.partition("x")
     step, most = service.multiple, service.limits.size
-    if width == height and width.isascii() and width.isdigit() and len(width) < 6:
-        if 16 <= (side := int(width)) <= most and side % step == 0:
-            return side
+    side = int(width) if re.fullmatch("[0-9]{1,5}", width) else 0
+    if width == height and 0 < side <= most and side % step == 0:
+        return side
     what = f"a square with sides of {step} to {most} pixels, in steps of {step}, such as {service.defaults.size}"
     raise ApiError(400, f"`size` {size[:20]}: expected {what}x{service.defaults.size}", "invalid_value", "size")
 
@@ -183,7 +184,7 @@ async def collect_images(service: ImageService, job: Job) -> list[bytes]:
     found: dict[int, bytes] = {}
     async for event in follow(service, job):
         if isinstance(event, Made):
-            found[event.index] = await asyncio.to_thread(encode_png, event.image)
+            found[event.number] = await asyncio.to_thread(encode_png, event.image)
     return [found[index] for index in range(len(job.requests))]
 
 
@@ -248,8 +249,8 @@ async def stream_events(service: ImageService, body: ImageBody, job: Job, ahead:
                 yield write_event("image_generation.progress", event._asdict())
                 continue
             content = await asyncio.to_thread(encode_png, event.image)
-            shown = describe_image(service, body, job.requests[event.index].seed, content, root)
-            yield write_event("image_generation.completed", {**head, **shown, "index": event.index})
+            shown = describe_image(service, body, job.requests[event.number].seed, content, root)
+            yield write_event("image_generation.completed", {**head, **shown, "index": event.number})
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body)}\n\n"
     finally:

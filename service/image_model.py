@@ -66,7 +66,7 @@ class ImageModel:
     ) -> list[GeneratedImage]:
         """One image for each request."""
         mix = self._find_mix(settings.loras)
-        features = {}
+        features: dict[str, Features] = {}
         for one in requests:
             features |= self._encode(mix, one.prompt, settings.sampling.negative_prompt)
         sampler = replace(mix.sampler, settings=settings.sampling, features=features, on_step=on_step)

@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
 
 class Made(NamedTuple):
-    index: int  # of the request's images
+    number: int  # of the request's images, from 0
     image: GeneratedImage
 
 
@@ -59,7 +59,7 @@ class Job:
 
 class Item(NamedTuple):
     job: Job
-    index: int
+    number: int
 
 
 class _NobodyWaits(Exception):
@@ -100,7 +100,7 @@ class ImageQueue:
                 after = min(60, math.ceil(max(1.0, ahead * self._seconds_per_image)))
                 what = f"{counted(ahead, 'image')} already wait, and at most {self._limits.most_waiting} may"
                 raise ApiError(429, f"{what}; try again in {after} s", "queue_full", None, after)
-            self._waiting.extend(Item(job, index) for index in range(count))
+            self._waiting.extend(Item(job, number) for number in range(count))
             self._changed.notify_all()
             return ahead
 
@@ -167,7 +167,7 @@ class ImageQueue:
                     job.tell(Progress(step, steps))
 
         began = time.perf_counter()
-        made = self._make(items[0].job.settings, [item.job.requests[item.index] for item in items], on_step)
+        made = self._make(items[0].job.settings, [item.job.requests[item.number] for item in items], on_step)
         seconds = time.perf_counter() - began
         self._seconds_per_image = 0.7 * self._seconds_per_image + 0.3 * seconds / len(items)
         for name, amount in (
@@ -177,4 +177,4 @@ class ImageQueue:
         ):
             self._measures.count(name, amount)
         for item, image in zip(items, made):
-            item.job.tell(Made(item.index, image))
+            item.job.tell(Made(item.number, image))

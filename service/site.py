@@ -1,5 +1,6 @@
 """The server as a whole: what it offers, its routes, and the socket that it listens on."""
 
+import json
 import os
 import re
 import socket
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -36,6 +37,7 @@ class Site:
     images: ImageService | None = None
     speech: SpeechService | None = None
     language: str | None = None  # of the pages; None: the browser's
+    has_token: bool = False
     more_routes: list[APIRouter] = field(default_factory=list)
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -67,8 +69,7 @@ def build_app(site: Site, access: Access) -> ASGIApp:
         app.include_router(speech_routes(site.speech, site.measures))
     for routes in site.more_routes:
         app.include_router(routes)
-    known = {route.path for route in app.routes if "{" not in getattr(route, "path", "{")}
-    guard = Guard(app, access, known, site.measures)
+    guard = Guard(app, access, site.measures)
     add_login(app, guard, site)
     if not access.origins:
         return guard
@@ -90,6 +91,7 @@ def common_routes(site: Site) -> APIRouter:
 
     @routes.get("/v1/models/{name:path}")
     async def describe_model(name: str) -> Response:
+        """One of them."""
         for one, kind in find_models(site):
             if one == name:
                 return JSONResponse({"id": one, "object": "model", "created": site.started, "owned_by": kind})
@@ -108,13 +110,54 @@ def common_routes(site: Site) -> APIRouter:
 
     @routes.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        return render(request, "docs.html", site.language, schema=request.app.openapi(), root=str(request.base_url))
+        return render_docs(request, site)
+
+    @routes.get("/", include_in_schema=False)
+    async def start() -> Response:
+        return RedirectResponse("/docs", 303)
 
     @routes.get("/page.css", include_in_schema=False)
     async def page_css() -> Response:
         return Response(styles(), media_type="text/css", headers={"Cache-Control": "no-cache"})
 
     return routes
+
+
+def render_docs(request: Request, site: Site) -> HTMLResponse:
+    """The API's page: what each route takes, and commands to try."""
+    values = {"bodies": find_bodies, "describe": describe_field, "commands": example_commands(site, request)}
+    return render(request, "docs.html", site.language, schema=request.app.openapi(), **values)
+
+
+def example_commands(site: Site, request: Request) -> list[str]:
+    bodies: dict[str, dict[str, Any]] = {}
+    if site.images:
+        bodies["v1/images/generations"] = {"prompt": "a product photo of red casual shoes"}
+    if site.speech:
+        bodies["v1/audio/speech"] = {"input": "Bom dia!", "voice": next(iter(site.speech.voices))}
+    token = f' -H "Authorization: Bearer ${TOKEN}"' if site.has_token else ""
+    posts = [
+        f"{path}{token} -H 'Content-Type: application/json' -d '{json.dumps(body)}'" for path, body in bodies.items()
+    ]
+    return [f"curl {request.base_url}{rest}" for rest in (f"v1/models{token}", *posts)]
+
+
+def find_bodies(route: dict[str, Any]) -> list[str]:
+    """The name of the schema of a route's body, if it takes one."""
+    content = route.get("requestBody", {}).get("content", {}).get("application/json", {})
+    return [content["schema"]["$ref"].rpartition("/")[2]] if "$ref" in content.get("schema", {}) else []
+
+
+def describe_field(facts: dict[str, Any]) -> str:
+    """The type of a field, its range and its default."""
+    kinds = [one for one in facts.get("anyOf", [facts]) if one.get("type") != "null"]
+    found = []
+    for one in kinds:
+        found.append(" | ".join(one["enum"]) if "enum" in one else one.get("const") or one.get("type", ""))
+        low, high = (one.get(name) for name in ("minimum", "maximum"))
+        found[-1] += "" if low is None else f" {low:g}…" + ("" if high is None else f"{high:g}")
+    default = facts.get("default")
+    return ", ".join(filter(None, found)) + ("" if default in (None, "") else f" = {json.dumps(default)}")
 
 
 def find_models(site: Site) -> list[tuple[str, str]]:

@@ -13,19 +13,13 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import ApiError, internal_error
+from service.errors import ApiError
 from service.measures import Measures
 from utils.cli import UserError, counted, name_some, suggest
 
 logger = logging.getLogger(__name__)
 MOST_CHARACTERS = 4096
-MEDIA_TYPES = {
-    "wav": "audio/wav",
-    "mp3": "audio/mpeg",
-    "flac": "audio/flac",
-    "opus": "audio/ogg",
-    "pcm": "audio/pcm",
-}
+MEDIA_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "audio/pcm"}
 
 
 class Encoder(Protocol):
@@ -123,7 +117,7 @@ def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
             {"id": name, "name": name, "model": one.model, "language": one.language}
             for name, one in service.voices.items()
         ]
-        return {"object": "list", "data": voices, "voices": voices}
+        return {"voices": voices}
 
     return routes
 

@@ -20,8 +20,8 @@ from utils.cli import UserError
 
 PCM_RATE = 24_000  # of sound without a header, as OpenAI's clients play it
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-# libsndfile's format and subtype, and more options of soundfile's. An MP3 has a constant bit rate, of 80 kbit/s at 16 kHz,
-# since of any other one its length can't be known from its first frames.
+# libsndfile's format and subtype, and more options of soundfile's. An MP3 has a constant bit rate, 80 kbit/s at 16 kHz:
+# of any other one readers can't estimate the length.
 STREAMS: dict[str, dict[str, Any]] = {
     "wav": {"format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"},  # after a header of our own
     "pcm": {"format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"},

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ["training", "cloud", "cuda", "dev"]
+NAMES = ["training", "cloud", "cuda", "serve", "dev"]
 MACHINES = {("linux", "x86_64"): "Linux", ("linux", "aarch64"): "Linux", ("darwin", "arm64"): "Darwin"}
 # What all wheels of torch 2.13.0 in the Python package registry declare for Linux (`pip install --dry-run --report`).
 CUDA_OF_TORCH = """cuda-toolkit==13.0.3 cuda-bindings>=13.0.3,<14 nvidia-cudnn-cu13==9.20.0.48
@@ -49,7 +49,7 @@ def test_one_lock_serves_every_python_and_platform(system, machine, version):
     toolkit = {f"nvidia-{part}" for part in TOOLKIT.split()} | {"cuda-pathfinder"} if declared else set()
     assert libraries == toolkit | {wanted.name for wanted in declared}
     assert "torch" in pins(["training"], **environment)
-    others = pins(["cloud", "cuda", "dev"], **environment)
+    others = pins(["cloud", "cuda", "serve", "dev"], **environment)
     assert "torch" not in others and not libraries & set(others), "they are added to any build of torch"
 
 

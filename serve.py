@@ -1,0 +1,343 @@
+"""Serve what was trained by a REST API in OpenAI's shapes: images and speech.
+
+Nothing is written to the disk. Beyond this machine (--host 0.0.0.0) it needs a token, in SERVE_API_TOKEN.
+
+    python3 serve.py --lora runs/casual_shoes --voice runs/minha_voz
+    python3 serve.py --pretrained_model_name_or_path demo --voice demo-voice --port 8080
+"""
+
+import argparse
+import logging
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from utils import cli, devices  # first: it says in one line which package is missing
+
+# isort: split
+import numpy as np
+import torch
+
+from families import lora_mix, models, sampling, tokens
+from families.names import LABELS
+from families.sampler import Execution, SamplerParts, Sampling
+from service import site
+from service.guard import Access
+from service.image_api import ImageLimits, ImageService
+from service.image_model import ImageModel
+from service.image_queue import ImageQueue, QueueLimits, Settings
+from service.kept_files import KeptFiles
+from service.language import LANGUAGES
+from service.measures import Measures
+from service.site import Site
+from service.speech_api import ServedVoice, SpeechService
+from speech import streaming
+from speech.synthesis import Speaking, fold_weight_norm
+from speech.texts import language_of
+from speech.voices import Voice, load_voice
+from utils.cli import Range, UserError, counted
+from utils.parallel import available_cores
+
+logger = logging.getLogger("serve")
+CACHE = Path("data/cache")  # for what is fetched from a bucket, and for single files that are converted
+NAME = re.compile(r"[\w.+-]{1,100}")
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.make_parser(__doc__)
+    models.add_model_flags(parser, of_lora=True)
+    add_what_flags(parser)
+    add_limit_flags(parser)
+    add_access_flags(parser)
+    return parser
+
+
+def add_what_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("what is served")
+    group.add_argument(
+        "--lora",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR|FILE|s3://…[:WEIGHT]",
+        help="run folders or .safetensors files of one base model; a request chooses among them by their names, which "
+        "are the folders' if none is given, and may give other weights",
+    )
+    group.add_argument("--allow_other_base", action="store_true", help="accept a LoRA of another base model")
+    group.add_argument(
+        "--voice",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR|HUB_ID|demo-voice",
+        help="VITS or MMS voices; of one with several speakers each is a voice, as NAME/SPEAKER",
+    )
+    group.add_argument("--lang", choices=LANGUAGES, help="of the pages; default: the browser's")
+
+    group = parser.add_argument_group("images")
+    group.add_argument("--scheduler", choices=[*sampling.SCHEDULERS, sampling.FLOW_SCHEDULER], help="default: dpm++")
+    group.add_argument("--resolution", type=cli.pixels, help="side where a request names no size; default: the model's")
+    group.add_argument(
+        "--batch_size", type=cli.at_once, default=8, help="images at once, of requests of the same settings"
+    )
+    group.add_argument(
+        "--batch_wait", type=Range(0, 10), default=0.03, help="seconds for which a batch waits for more images"
+    )
+    group.add_argument(
+        "--mixes_in_memory", type=Range(1, 100, int), default=2, help="mixes of LoRAs that stay ready on the device"
+    )
+    group.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="default: the fastest precision that passes this device's test",
+    )
+
+
+def add_limit_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("limits of a request")
+    group.add_argument("--max_size", type=cli.pixels, metavar="N", help="largest side; default: twice the model's")
+    group.add_argument("--max_steps", type=Range(1, 1000, int), default=100, help="of the scheduler")
+    group.add_argument("--max_images", type=Range(1, 100, int), default=8, help="of one request (n)")
+    group.add_argument(
+        "--max_waiting",
+        type=Range(1, 100_000, int),
+        default=64,
+        help="images, and speech requests, that wait; others get 429",
+    )
+    group.add_argument("--timeout", type=Range(1, 86_400), default=300.0, help="seconds until a request is given up")
+    group.add_argument("--max_body", type=Range(1, 1 << 20, int), default=64, help="KiB of a request's body")
+    group.add_argument(
+        "--keep_minutes", type=Range(0.01, 10_080), default=60.0, help="for which an image's address is valid"
+    )
+    group.add_argument(
+        "--keep_memory", type=Range(1, 1 << 20, int), default=256, help="MiB of such images; the oldest go"
+    )
+    group.add_argument(
+        "--num_workers", type=cli.workers, default=available_cores(), help="on a CPU, sentences spoken at once"
+    )
+
+
+def add_access_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("access")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; beyond loopback SERVE_API_TOKEN is needed"
+    )
+    group.add_argument("--port", type=Range(0, 65_535, int), default=8000, help="0: any free one, which is printed")
+    group.add_argument(
+        "--cors_origin",
+        action="append",
+        default=[],
+        metavar="https://…",
+        help="a server whose pages may send requests here; may be repeated; default: none",
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser()
+    args = cli.parse_args(parser, argv)
+    is_image = bool(args.lora or args.pretrained_model_name_or_path)
+    if not (is_image or args.voice):
+        parser.error("there is nothing to serve; give --lora, --pretrained_model_name_or_path or --voice")
+    needs = {name: ("a model of images", is_image) for name in OF_IMAGES}
+    cli.report_ignored(parser, args, needs | {"allow_other_base": ("--lora", bool(args.lora))})
+    for origin in args.cors_origin:
+        if not re.fullmatch(r"https?://[\w.:\[\]-]+", origin):
+            parser.error(f"--cors_origin {origin}: expected a scheme and a host, such as https://example.org")
+    return args
+
+
+OF_IMAGES = (
+    "scheduler resolution batch_size batch_wait mixes_in_memory mixed_precision max_size max_steps max_images "
+    "keep_minutes keep_memory prediction_type model_config max_sequence_length"
+).split()
+
+
+def split_name(spec: str, flag: str, own: str) -> tuple[str, str]:
+    """`NAME=DIR` in its parts; without a name, `own`."""
+    name, equals, rest = spec.partition("=")
+    if not equals or not NAME.fullmatch(name) or Path(spec).exists():
+        return own, spec
+    if not rest:
+        raise UserError(f"{flag} {spec}: names nothing after `=`; expected {name}=runs/{name}")
+    return name, rest
+
+
+def run_name(place: str) -> str:
+    """The name of a run by its folder, also of its best/ or of a file in it."""
+    path = Path(place)
+    path = path.parent if path.name in ("best", lora_mix.FILE_NAME) else path
+    return (
+        path.stem if path.suffix == ".safetensors" else path.resolve().name if not cli.is_remote(place) else path.name
+    )
+
+
+def unique(names: list[str], flag: str) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{flag}: two are called {name}; name one of them, as {flag} other={name}")
+        if not NAME.fullmatch(name):
+            raise UserError(f"{flag}: {name} can't be a name in requests; give another one, as {flag} shoes=DIR")
+    return names
+
+
+def read_loras(specs: list[str]) -> dict[str, lora_mix.Lora]:
+    """The LoRAs by their names in requests."""
+    named = [split_name(one, "--lora", run_name(lora_mix.split_spec(one)[0])) for one in specs]
+    unique([name for name, _ in named], "--lora")
+    return {name: lora_mix.parse_lora(lora_mix.fetch_lora(spec, CACHE)) for name, spec in named}
+
+
+def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> SamplerParts:
+    """The base model; refuses LoRAs that don't go with it, or with each other."""
+    given = list(loras.values())
+    name = args.pretrained_model_name_or_path or lora_mix.named_base(given) or models.DEFAULT_MODEL
+    args.pretrained_model_name_or_path = name
+    words = lora_mix.learnt_words(given)
+    for lora in given if not args.allow_other_base else ():
+        lora_mix.check_base(lora, name)
+    model = models.resolve_model(name, CACHE / "models", args.model_config)
+    family = models.model_family(model)
+    models.check_sequence_length(family, args.max_sequence_length)
+    for lora in given:
+        lora_mix.check_lora(lora, name, model, family)
+        if not args.allow_other_base:
+            lora_mix.check_prediction(lora, model, args.prediction_type)
+    tokenizer = models.load_tokenizers(model, family)[0] if words else None
+    for folder, word in words.items():
+        tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
+    return SamplerParts(
+        model, family, prediction_type=args.prediction_type, max_sequence_length=args.max_sequence_length
+    )
+
+
+def find_defaults(args: argparse.Namespace, parts: SamplerParts) -> Sampling:
+    """How images are sampled where a request doesn't say: as generate.py does."""
+    steps, guidance = sampling.default_sampling(parts.model)
+    known = sampling.family_schedulers(parts.family)
+    scheduler = args.scheduler or known[0]
+    if scheduler not in known:
+        raise UserError(f"--scheduler {scheduler}: not for {LABELS[parts.family]}; choose from {', '.join(known)}")
+    size = args.resolution or sampling.native_size(parts.model)
+    models.training_shapes(parts.model, size, buckets=False)  # an error where the model can't make that size
+    args.max_size = args.max_size or 2 * size
+    if size > args.max_size:
+        raise UserError(f"--max_size {args.max_size}: is below the size of an image, {size}; give {size} or more")
+    if steps > args.max_steps:
+        raise UserError(f"--max_steps {args.max_steps}: is below the model's own {steps}; give {steps} or more")
+    return Sampling(steps=steps, guidance_scale=guidance, size=size, scheduler=scheduler)
+
+
+def load_images(args: argparse.Namespace, device: torch.device, dtype: torch.dtype, measures: Measures) -> ImageService:
+    """The model, ready: it has made an image."""
+    loras = read_loras(args.lora)
+    parts = find_parts(args, loras)
+    defaults = find_defaults(args, parts)
+    model = ImageModel(parts, loras, defaults, Execution(device, dtype, args.batch_size), args.mixes_in_memory)
+    first = tuple((name, lora.weight) for name, lora in list(loras.items())[:1])
+    model.warm_up(Settings(defaults, first))
+    queue = ImageQueue(model.make, QueueLimits(args.batch_size, args.max_waiting, args.batch_wait), measures)
+    return ImageService(
+        model=model,
+        queue=queue,
+        kept=KeptFiles(args.keep_memory << 20, 60 * args.keep_minutes),
+        base=name_base(args.pretrained_model_name_or_path),
+        family=parts.family,
+        loras={name: lora.weight for name, lora in loras.items()},
+        defaults=defaults,
+        multiple=models.side_step(parts.model),
+        limits=ImageLimits(args.max_size, args.max_steps, args.max_images, args.timeout),
+    )
+
+
+def name_base(name: str) -> str:
+    """A hub id as it is; of a folder or file its name alone, since a path is nobody's business."""
+    return Path(name).stem if Path(name).exists() else name
+
+
+def load_voices(specs: list[str]) -> dict[str, tuple[Voice, str]]:
+    """{name in requests: (voice, its speaker)}."""
+    named = [split_name(one, "--voice", run_name(one)) for one in specs]
+    unique([name for name, _ in named], "--voice")
+    found = {}
+    for name, source in named:
+        voice = load_voice(source, "--voice")
+        fold_weight_norm(voice.model)
+        found |= {f"{name}/{one}": (voice, one) for one in voice.speakers} if voice.speakers else {name: (voice, "")}
+    return found
+
+
+def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService:
+    """The voices, on the device. On a CPU each sentence is spoken by one thread, which changes no bit of it."""
+    voices = load_voices(args.voice)
+    for voice, _ in voices.values():
+        voice.model.to(device)
+    served = {name: serve_voice(*one, name) for name, one in voices.items()}
+    workers = args.num_workers if device.type == "cpu" else 1
+    threads = ThreadPoolExecutor(workers, "speech", initializer=torch.set_num_threads, initargs=(1,))
+    return SpeechService(served, threads, args.max_waiting, args.timeout)
+
+
+def serve_voice(voice: Voice, speaker: str, name: str) -> ServedVoice:
+    def say(text: str, seed: int, speed: float) -> Iterator[np.ndarray]:
+        for spoken in streaming.say(voice, text, seed, Speaking(speed, speaker=speaker)):
+            yield spoken.samples
+
+    encode = partial(streaming.SoundStream, rate=voice.model.config.sampling_rate)
+    return ServedVoice(say, encode, name.partition("/")[0], language_of(voice))
+
+
+def describe(args: argparse.Namespace, what: Site) -> list[str]:
+    lines = []
+    if what.images:
+        loras = ", ".join(what.images.loras) or "none"
+        side, steps = what.images.defaults.size, what.images.defaults.steps
+        lines.append(f"images: {what.images.base} at {side} pixels in {steps} steps; LoRAs: {loras}")
+    if what.speech:
+        lines.append(f"speech: {counted(len(what.speech.voices), 'voice')}: {cli.name_some(list(what.speech.voices))}")
+    return lines
+
+
+def dry_run(args: argparse.Namespace) -> None:
+    """Report what would be loaded; no weights are read but the LoRAs'."""
+    if args.lora or args.pretrained_model_name_or_path:
+        loras = read_loras(args.lora)
+        parts = find_parts(args, loras)
+        defaults = find_defaults(args, parts)
+        print(f"images: {parts.model} ({LABELS[parts.family]}) at {defaults.size} pixels in {defaults.steps} steps")
+        print(f"LoRAs: {', '.join(loras) or 'none'}")
+    if args.voice:
+        named = [split_name(one, "--voice", run_name(one)) for one in args.voice]
+        print(f"voices: {', '.join(unique([name for name, _ in named], '--voice'))}")
+
+
+def main(args: argparse.Namespace) -> int:
+    token = site.read_token(args.host)
+    cli.show_settings(args)
+    if args.dry_run:
+        dry_run(args)
+        return 0
+    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    device, measures = accelerator.device, Measures()
+    listening = site.open_socket(args.host, args.port)  # before the models are loaded: another may listen there
+    what = Site(measures, language=args.lang, has_token=bool(token))
+    print(f"device: {devices.describe_device(device)}; precision: {precision.reason}", flush=True)
+    if args.lora or args.pretrained_model_name_or_path:
+        what.images = load_images(args, device, precision.dtype, measures)
+    if args.voice:
+        what.speech = load_speech(args, device)
+    print(*describe(args, what), sep="\n")
+    app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)))
+    print(f"serving at {address(args.host, listening.getsockname()[1])}", flush=True)
+    site.serve(app, listening, what.images.queue.close if what.images else lambda: None)
+    return 0
+
+
+def address(host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else name}:{port}"
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args())
