@@ -289,7 +289,9 @@ def make_class_images(
         model, family, prediction_type=args.prediction_type, vae=vae, max_sequence_length=args.max_sequence_length
     )
     images = class_images(args)
-    execution = Execution(accelerator.device, precision.dtype, args.sample_batch_size)
+    too_large = args.blocks_on_cpu and accelerator.device.type == "cuda"
+    savers = ("cpu_offload",) if too_large else ()
+    execution = Execution(accelerator.device, precision.dtype, args.sample_batch_size, savers)
 
     def load() -> Sampler:
         return load_sampler(parts, images.sampling, execution, [images.prompt])

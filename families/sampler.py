@@ -176,8 +176,9 @@ def build_sampler(
     """A sampler around the denoiser and a VAE, on the device; it knows no prompt yet."""
     device, dtype = execution.device, execution.dtype
     torch.nn.Module.to(base.denoiser, dtype)  # diffusers' own `to` warns, for reasons that don't hold here
+    first = torch.device("cpu") if "cpu_offload" in execution.memory_savers else device  # they may be too large
     for module in (base.denoiser, vae):
-        to_channels_last(module.eval().requires_grad_(False).to(device))
+        to_channels_last(module.eval().requires_grad_(False).to(first))
     on_cpu = device.type == "cpu"
     rows = execution.batch_size * (1 + (settings.guidance_scale > FAMILIES[parts.family].NO_GUIDANCE))
     # On a CPU half of the gain is that frozen weights are laid out once for its kernels.

@@ -385,6 +385,17 @@ def test_images_with_a_lora_are_those_of_the_plain_pipeline(trainer_data, family
         assert np.abs(np.asarray(one.image, int) - np.asarray(wanted, int)).max() <= 1 and one.is_finite
 
 
+def test_images_of_a_model_that_stays_on_the_cpu_are_the_same(trainer_data, family):
+    """Its parts come to the device one at a time; the device is the CPU here, too."""
+    made, parts = [], SamplerParts(str(trainer_data[family]), family)
+    for savers in ((), ("cpu_offload",)):
+        execution = Execution(torch.device("cpu"), torch.float32, 2, savers)
+        sampler = load_sampler(parts, Sampling(3, 2.0, 16), execution, ["red boots"])
+        assert {one.is_meta for one in sampler.denoiser.parameters()} == {bool(savers)}
+        made.append(generate_images(sampler, [ImageRequest("red boots", 1)])[0].image)
+    assert np.array_equal(*made)
+
+
 @pytest.fixture(scope="module")
 def smooth(trainer_data, tmp_path_factory):
     """The same with a VAE of larger steps, of whose images of 16 pixels not all are rejected as noise."""
