@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.metrics_log import duration
+
 LANGUAGES = ("en", "pt")
 CATALOGUE = Path(__file__).parent / "texts.toml"
 SEPARATORS = str.maketrans(",.", ".,")  # of thousands and of decimals
@@ -38,15 +40,19 @@ def read_texts() -> dict[str, dict[str, str]]:
 def translate(language: str, key: str, **values: Any) -> str:
     """The text of a key with its {values}; numbers are written as the language writes them.
 
-    `{loss:.3g}` has a number's format, and `{n:,} {n:image|images}` a word for one and for several.
+    `{loss:.3g}` has a number's format, `{left:time}` is a duration, `{rate:rate}` a learning rate, and
+    `{n:,} {n:image|images}` a word of one and of several.
     """
     return _Formatter(language).vformat(read_texts()[key][language], (), values)
 
 
 def write_number(language: str, value: float, spec: str = ",") -> str:
     """A number by its format, `1,234.5` or `1.234,5`."""
-    text = format(value, spec)
-    return text.translate(SEPARATORS) if language == "pt" else text
+    return write_separators(language, format(value, spec))
+
+
+def write_separators(language: str, number: str) -> str:
+    return number.translate(SEPARATORS) if language == "pt" else number
 
 
 class _Formatter(string.Formatter):
@@ -57,6 +63,10 @@ class _Formatter(string.Formatter):
         if "|" in format_spec:
             one, several = format_spec.split("|")
             return one if value == 1 else several
+        if format_spec == "time":
+            return write_separators(self.language, duration(value))
+        if format_spec == "rate":
+            return write_number(self.language, value, ".2g").replace("e-0", "e-")
         if isinstance(value, (int, float)):
             return write_number(self.language, value, format_spec)
         return format(value, format_spec)

@@ -1,0 +1,100 @@
+"""What a run's folder says of its training: settings, records, results; read, never written."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.cli import UserError
+from utils.files import parse_json, read_text
+from utils.metrics_log import Record, read_metrics
+from utils.runs import read_settings, read_summary
+
+MOST_BESIDE = 50  # runs of a folder that one is compared with
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`summary` is empty until the run has ended; `environment`: where it is trained, as environment.json has it."""
+
+    folder: Path
+    settings: dict[str, Any]
+    records: list[Record]
+    summary: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def step(self) -> int:
+        return max((record["step"] for record in self.records), default=0)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.summary.get("steps") == self.step
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that the training is to end with; None where epochs are counted."""
+        return self.settings.get("max_train_steps")
+
+    @property
+    def is_voice(self) -> bool:
+        return "segment_frames" in self.settings
+
+    @property
+    def loss_name(self) -> str:
+        """The loss that tells how good the result is: a voice's whole loss also has what its opponents say of it."""
+        return "loss_mel" if self.is_voice else "loss"
+
+    def pairs(self, name: str) -> list[tuple[int, float]]:
+        """(step, number) of each record that has a finite number of this name, in the order of the steps."""
+        found = [(record["step"], record[name]) for record in self.records if is_number(record.get(name))]
+        return sorted(found, key=lambda pair: pair[0])
+
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.pairs(name)]
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The run in a folder, also of a copy that another machine writes; refuses a folder that holds no run."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"--run {folder}: has no config.yaml; give the folder of a run, such as runs/casual_shoes")
+    records = [record for record in read_metrics(folder / "metrics.jsonl") if isinstance(record.get("step"), int)]
+    environment = read_object_if_whole(folder / "environment.json")
+    return RunRecord(folder, read_settings(folder), records, read_summary(folder), environment)
+
+
+def read_object_if_whole(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none or where it is damaged."""
+    try:
+        found = parse_json(read_text(path))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def runs_beside(run: RunRecord) -> Iterator[RunRecord]:
+    """The other runs of the same folder, the newest first, without damaged ones."""
+    own = run.folder.resolve()
+    found = [path.parent for path in own.parent.glob("*/metrics.jsonl") if path.parent != own]
+    found = sorted(found, key=lambda folder: (folder / "metrics.jsonl").stat().st_mtime, reverse=True)
+    for folder in found[:MOST_BESIDE]:
+        try:
+            yield read_run(folder)
+        except (UserError, OSError):
+            continue
+
+
+def read_evaluation(run: RunRecord) -> dict[str, Any]:
+    """metrics.json of the run's evaluation, in the folder that the docs name or in the notebooks'; empty without."""
+    own = run.folder.resolve()
+    places = [own / "evaluation", own.with_name(f"{own.name}_evaluation"), own.parent / "evaluation"]
+    return next((found for place in places if (found := read_object_if_whole(place / "metrics.json"))), {})
