@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from utils import cli  # first: it says in one line which package is missing
 
 # isort: split
-from service.language import LANGUAGES, choose_language
+from service.language import choose_language
 from service.report.findings import Finding
+from service.report.flags import add_language_flag
 from service.report.llm import Answer, Budget, Endpoint, Failure, ask_models, with_answer, write_question
 from service.report.run_record import RunRecord, read_run
 from service.report.writing import find_all, make_report
@@ -35,7 +36,7 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     group = parser.add_argument_group("report")
     group.add_argument("--run", type=Path, required=True, metavar="DIR", help="the folder of a run, finished or not")
-    group.add_argument("--lang", choices=LANGUAGES, help="default: by the environment's locale (LANG)")
+    add_language_flag(group)
     group.add_argument(
         "--benchmark", type=Path, metavar="DIR", help="of benchmark.py, to compare the speed with what it measured"
     )

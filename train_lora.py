@@ -21,6 +21,9 @@ from diffusers.training_utils import free_memory
 
 from families import diffusion, models
 from families.names import FAMILIES
+from service.language import choose_language
+from service.report.flags import add_report_flags
+from service.report.writing import write_report
 from training import (
     batches,
     dry_run,
@@ -51,6 +54,7 @@ from training.gradients import (
     sum_gradients,
 )
 from training.read_data import read_preparation_option, read_training_records
+from training.reports import Reporter, note_estimate, report_if_due, report_last
 from training.run import (
     end_run,
     is_finished,
@@ -105,6 +109,7 @@ def make_parser() -> cli.Parser:
     flags.add_image_performance_flags(parser)
     flags.add_image_validation_flags(parser)
     flags.add_run_flags(parser, "runs/casual_shoes")
+    add_report_flags(parser)
     cli.add_refused_flags(parser, REFUSED)
     return parser
 
@@ -226,6 +231,8 @@ def main(args: argparse.Namespace) -> int:
     rates = [group["lr"] for group in optimizer.param_groups]
     rates_at = optimizers.rate_schedule(starting.read_schedule(args), rates, total_steps)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
+    reporter = Reporter(run, args.report_every, functools.partial(write_report, language=choose_language(args.lang)))
+    note_estimate(reporter, progress.step, lambda: estimate(plan.micro))
 
     # What a position of the sample plan means, and what a validation computes.
     autocast = devices.autocast(device, precision)
@@ -326,6 +333,7 @@ def main(args: argparse.Namespace) -> int:
             bar.update()
             validate_if_due(run, training, check, validate_every, total_steps, bar)
             save_if_due(run, training, save_every, limit)
+            report_if_due(reporter, progress.step)
 
     # The end: the last step, no better loss for too long, or a signal.
     finished = is_finished(progress, total_steps, patience)
@@ -334,6 +342,7 @@ def main(args: argparse.Namespace) -> int:
         known = facts | describe_result(args, prompts[0], len(train), len(held_out))
         card = functools.partial(model_card.write_card, facts=model_card.read_facts(known))
         write_results(run, training, card, plan.effective, starting.asked_length(args), total_steps)
+        report_last(reporter)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

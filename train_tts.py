@@ -24,6 +24,9 @@ import torch
 from diffusers.training_utils import free_memory
 from transformers import VitsConfig
 
+from service.language import choose_language
+from service.report.flags import add_report_flags
+from service.report.writing import write_report
 from speech import batches, listening, voice_files
 from speech.batches import data_fingerprint
 from speech.dataset import Utterance, read_language, read_utterances
@@ -60,6 +63,7 @@ from training.gradients import (
     sum_gradients,
 )
 from training.read_data import choose_records
+from training.reports import Reporter, note_estimate, report_if_due, report_last
 from training.run import (
     end_run,
     is_finished,
@@ -167,6 +171,7 @@ def make_parser() -> cli.Parser:
     flags.add_performance_flags(parser)
     add_listening_flags(parser)
     flags.add_run_flags(parser, "runs/voice")
+    add_report_flags(parser)
     # As VITS was trained; its gradients are large, and are clipped only where one explodes.
     parser.set_defaults(adam_beta1=0.8, adam_beta2=0.99, max_grad_norm=100.0, num_validation_samples=16)
     parser.set_defaults(gradient_checkpointing=False)
@@ -390,6 +395,8 @@ def main(args: argparse.Namespace) -> int:
     rates = [args.learning_rate, args.discriminator_lr]
     rates_at = optimizers.rate_schedule(starting.read_schedule(args), rates, total_steps)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
+    reporter = Reporter(run, args.report_every, functools.partial(write_report, language=choose_language(args.lang)))
+    note_estimate(reporter, progress.step, lambda: estimate(plan.micro))
 
     # What a position of the sample plan means, and what a validation computes.
     autocast = devices.autocast(device, precision)
@@ -500,6 +507,7 @@ def main(args: argparse.Namespace) -> int:
             bar.update()
             validate_if_due(run, training, check, validate_every, total_steps, bar)
             save_if_due(run, training, save_every, limit)
+            report_if_due(reporter, progress.step)
 
     # The end: the last step, no better held-out sentences for too long, or a signal.
     finished = is_finished(progress, total_steps, patience)
@@ -508,6 +516,7 @@ def main(args: argparse.Namespace) -> int:
         facts = describe_result(args, training, voice, train, held_out)
         card = functools.partial(voice_files.write_card, facts=facts)
         write_results(run, training, card, plan.effective, starting.asked_length(args), total_steps)
+        report_last(reporter)
         if args.push_to_hub and is_main:
             model_card.push_run(out, args.hub_model_id)
     return end_run(run, finished)

@@ -42,7 +42,7 @@ NOT_IN_TRAINING = (
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
     "memory blocks_on_cpu push_to_hub hub_model_id output_kohya_format model_config on_nonfinite "
-    "set_grads_to_none shard sync_to"
+    "set_grads_to_none shard sync_to report_every lang"
 ).split()
 
 
@@ -526,6 +526,7 @@ def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "hub_model_id": ("--push_to_hub", args.push_to_hub),
         "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", schedule == "cosine_with_restarts"),
         "lr_power": ("--lr_scheduler polynomial", schedule == "polynomial"),
+        "lang": ("--report_every", bool(args.report_every)),
     }
     cli.report_ignored(parser, args, needs)
     if schedule == "constant" and args.lr_warmup_steps not in (0, parser.get_default("lr_warmup_steps")):
