@@ -755,3 +755,22 @@ def test_a_flag_that_cannot_be_is_refused_in_one_line(capsys, words, said):
         train_lora.parse_args(words.split())
     told = capsys.readouterr().err
     assert caught.value.code == 2 and said in told and told.count("\n") == 1
+
+
+def test_reports_in_words_change_no_byte_of_the_training_even_where_they_fail(
+    trainer_data, reference, tmp_path, monkeypatch, caplog
+):
+    out = tmp_path / "run"
+    assert train(trainer_data, out, "--report_every", 2, "--lang", "pt", "--max_train_steps", 3) == 0
+    assert "O treino terminou, após 3 passos" in (out / "report.md").read_text()
+    assert column(out, "estimated_memory_gib")[0] > 0
+    monkeypatch.setattr("train_lora.write_report", lambda folder, language: 1 / 0)
+    assert train(trainer_data, out, "--report_every", 1) == 0  # resumed, with other settings of the report
+    assert same_bytes(out, reference)
+    assert "--report_every 1: division by zero; training continues" in caplog.text
+
+
+def test_a_language_without_a_report_is_an_error(trainer_data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_lora.parse_args(flags(trainer_data, tmp_path, "--lang", "pt"))
+    assert "--lang pt: does nothing without --report_every" in capsys.readouterr().err

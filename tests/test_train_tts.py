@@ -285,3 +285,13 @@ def test_what_cannot_be_trained_on_is_one_line(made, tmp_path):
     config = json.loads((other / "config.json").read_text()) | {"sampling_rate": 22_050}
     (other / "config.json").write_text(json.dumps(config))
     refuse("prepare the data with --sampling_rate 22050", rows[0], "--pretrained_model_name_or_path", other)
+
+
+@pytest.mark.slow
+def test_a_voice_is_reported_on_by_its_mel_loss_and_its_sounds(made, tmp_path):
+    out = tmp_path / "run"
+    words = "--max_train_steps 10 --validation_steps 5 --num_validation_sounds 1 --report_every 5 --lang en"
+    assert train(made, out, *words.split()) == 0
+    report = (out / "report.md").read_text()
+    assert "The training has ended, after 10 steps" in report and "held-out sentences are off by" in report
+    assert "of the newest validation" in report and column(out, "estimated_memory_gib")[0] > 0

@@ -20,7 +20,7 @@ def judge_progress(run: RunRecord) -> Finding | None:
     """How far it is, and how long the rest takes; or that it has ended."""
     if not run.step:
         return Finding("finding.not_begun", "note", advice="advice.not_begun")
-    values: dict[str, float] = {"steps": run.step, "last": run.last_step or run.step}
+    values: dict[str, float] = {"steps": run.step, "last_step": run.last_step or run.step}
     if run.has_ended:
         values["seconds"] = run.summary.get("seconds", 0.0)
         if "stopped_early" in run.summary:

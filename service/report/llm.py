@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from service.language import translate
-from service.report.findings import Finding
+from service.report.findings import Finding, comparable_numbers
 from service.report.numbers import find_invented, read_numbers
 from service.report.writing import Report
 from utils.cli import mask_text
@@ -76,7 +76,7 @@ def ask_models(
     for model in endpoint.models:
         try:
             text = ask_patiently(endpoint, budget, make_request(model, question, language, image))
-            if invented := find_invented(text, given):
+            if invented := find_invented(text, given, comparable_numbers(findings)):
                 raise Failure("reason.invented", numbers="; ".join(invented[:5]))
             return Answer(model, text)
         except Failure as error:

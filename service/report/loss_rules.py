@@ -7,6 +7,7 @@ from service.report.run_record import RunRecord
 from service.report.trends import compare_ends, compare_lowest, fit_line
 
 FEWEST, MANY = 10, 50  # records, below which nothing is said of a trend, and nothing of its absence
+FEW_VALIDATIONS = 3
 LITTLE = 0.05  # that a loss falls in a third of the training
 SMALL = 0.02  # a change of a loss that means nothing
 WORSE, FAR_WORSE = 1.02, 1.15  # the held-out loss, of its best
@@ -38,8 +39,17 @@ def held_out_has_improved(run: RunRecord) -> bool:
 
 
 def judge_plateau(run: RunRecord) -> Finding | None:
-    """Whether the last third of the training surely brought little, where what was before it had brought something."""
-    losses = run.values(run.loss_name)
+    """Whether the last third of the training brought little, where what was before it had brought something.
+
+    Of the held-out loss where it was measured often enough: it has no noise of its own, the training loss has much.
+    """
+    held_out, losses = run.values("val_loss"), run.values(run.loss_name)
+    if len(held_out) >= 3 * FEW_VALIDATIONS:
+        early, late = held_out[: -len(held_out) // 3], held_out[-len(held_out) // 3 :]
+        share = 1 - min(late) / min(early)
+        if held_out_has_improved(run) and abs(share) < SMALL:
+            return Finding("finding.held_out_plateau", "note", {"share": max(0.0, share)}, "advice.plateau")
+        return None
     late = losses[-len(losses) // 3 :]
     if len(losses) < MANY or compare_ends(losses).relative > -SMALL:
         return None
@@ -47,7 +57,7 @@ def judge_plateau(run: RunRecord) -> Finding | None:
     share, doubt = -change / fmean(late), 2 * error / fmean(late)
     if abs(share) + doubt > LITTLE:
         return None
-    return Finding("finding.plateau", "note", {"share": share + doubt}, "advice.plateau")
+    return Finding("finding.plateau", "note", {"share": max(0.0, share + doubt)}, "advice.plateau")
 
 
 def judge_held_out(run: RunRecord) -> Finding | None:
@@ -145,5 +155,5 @@ def judge_warm_up(run: RunRecord) -> Finding | None:
     """A rate that climbs until the end."""
     steps, last = run.settings.get("lr_warmup_steps") or 0, run.last_step
     if last and steps >= last and run.settings.get("lr_scheduler") != "constant":
-        return Finding("finding.warm_up_long", "odd", {"warm_up": steps, "last": last}, "advice.warm_up_long")
+        return Finding("finding.warm_up_long", "odd", {"warm_up": steps, "last_step": last}, "advice.warm_up_long")
     return None

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # Digits that are no part of a name such as fp16 or adamw8bit; and what makes them larger.
@@ -48,15 +48,24 @@ class Reading(NamedTuple):
     digits: int
 
 
-def find_invented(text: str, given: Iterable[float]) -> list[str]:
-    """The numbers of a text, as they stand there, that follow from none of the given ones."""
-    known = sorted({abs(number) for number in given})
-    derived = sorted({one for a in known for b in known for one in (abs(a - b), a / b if b else 0.0)})
+def find_invented(text: str, given: Iterable[float], alike: Iterable[Sequence[float]]) -> list[str]:
+    """The numbers of a text, as they stand there, that are none of the given ones, rounded at most.
+
+    Nor a difference or a ratio of two that are `alike`: what has no unit in common, or nothing to do with each other,
+    gives so many that nearly every number would be among them.
+    """
+    known, derived = sorted(map(abs, given)), sorted(derive(alike))
     invented = [
         shown for shown, readings in read_numbers(text) if not any(follows(one, known, derived) for one in readings)
     ]
     invented += [one for one in text if unicodedata.category(one) in ("No", "Nl")]  # such as ½ and ²
     return list(dict.fromkeys(invented))
+
+
+def derive(alike: Iterable[Sequence[float]]) -> set[float]:
+    """The differences and ratios within each group."""
+    pairs = [(a, b) for group in alike for a in group for b in group]
+    return {abs(a - b) for a, b in pairs} | {abs(a / b) for a, b in pairs if b}
 
 
 def follows(reading: Reading, known: list[float], derived: list[float]) -> bool:
