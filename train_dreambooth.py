@@ -470,7 +470,8 @@ def main(args: argparse.Namespace) -> int:
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
         noisy = noising.add_noise(batch.latents, batch.noise, batch.times)
         with autocast():
-            prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, encode(batch.texts), batch.time_ids)
+            conditions = encode(batch.texts), batch.time_ids, args.guidance_scale
+            prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, *conditions)
         target = noising.target(batch.latents, batch.noise, batch.times)
         weights = noising.loss_weights(batch.times)
         losses = diffusion.sample_losses(prediction, target, weights, batch.mask)

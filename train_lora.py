@@ -1,4 +1,4 @@
-"""Train a LoRA on Stable Diffusion, Z-Image, FLUX.2 Klein or Qwen-Image: exact, and resumed by the same command.
+"""Train a LoRA on Stable Diffusion, Z-Image, FLUX or Qwen-Image: exact, and resumed by the same command.
 
 The data is what prepare_dataset.py made, an imagefolder, images with <name>.txt captions, or a hub dataset.
 A folder in a bucket (s3://, gs://) is fetched once, and verified.
@@ -264,7 +264,8 @@ def main(args: argparse.Namespace) -> int:
             devices.seed_everything(devices.key_seed("dropout", args.seed, progress.step, number))
         noisy = noising.add_noise(batch.latents, batch.noise, batch.times)
         with autocast():
-            prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, encode(batch.texts), batch.time_ids)
+            conditions = encode(batch.texts), batch.time_ids, args.guidance_scale
+            prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, *conditions)
         target = noising.target(batch.latents, batch.noise, batch.times)
         weights = noising.loss_weights(batch.times)
         losses = diffusion.sample_losses(prediction, target, weights)

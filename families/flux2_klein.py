@@ -84,9 +84,9 @@ def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> in
     return length * configs("transformer/config.json")["joint_attention_dim"]
 
 
-def default_sampling(scheduler_config: dict[str, Any], index: dict[str, Any]) -> tuple[int, float]:
+def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, float]:
     """Steps and guidance scale of images, where the user gives none: a distilled model takes 4 without guidance."""
-    return (4, 1.0) if index.get("is_distilled") else (50, 4.0)
+    return (4, 1.0) if configs("model_index.json").get("is_distilled") else (50, 4.0)
 
 
 def mu(config: dict[str, Any], width: int, height: int) -> float:
@@ -104,6 +104,7 @@ def predict(
     times: torch.Tensor,
     texts: list[Features],
     time_ids: torch.Tensor | None = None,
+    guidance: float | None = None,
 ) -> torch.Tensor:
     """The velocity."""
     from diffusers import Flux2KleinPipeline as Pipeline

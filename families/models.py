@@ -98,6 +98,11 @@ def denoiser_config(model: str) -> dict[str, Any]:
     return read_config(model, f"{FAMILIES[model_family(model)].DENOISER}/config.json")
 
 
+def reads_guidance(model: str) -> bool:
+    """Whether the denoiser reads a guidance scale as a number, as FLUX.1 dev, in training and in sampling."""
+    return bool(denoiser_config(model).get("guidance_embeds"))
+
+
 def vae_step(config: dict[str, Any]) -> int:
     """Pixels that one latent of the VAE of this config stands for, along a side."""
     halvings = config.get("temperal_downsample") or config["block_out_channels"][1:]  # the former of Qwen-Image's
@@ -168,7 +173,8 @@ def load_tokenizers(model: str, family: str, length: int | None = None) -> list[
 
     def load(part: str, kind: str) -> CLIPTokenizer:
         tokenizer = getattr(transformers, kind).from_pretrained(model, subfolder=part)
-        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # made from a folder without files
+        # One made from a folder without files has only special tokens; T5's also begins a word.
+        if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, "▁"}:
             raise ValueError(f"{part}/ has no vocabulary")
         tokenizer.model_max_length = min(limit, tokenizer.model_max_length)  # one that names none has 10^30
         return tokenizer
@@ -355,8 +361,8 @@ def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> N
         "--pretrained_model_name_or_path",
         default=None if of_lora else DEFAULT_MODEL,
         metavar="HUB_ID|DIR|FILE|demo",
-        help="Stable Diffusion 1.x, 2.x or XL, Z-Image, FLUX.2 Klein, Qwen-Image: a hub id, a diffusers folder, a "
-        ".safetensors file, or demo"
+        help="Stable Diffusion 1.x, 2.x or XL, Z-Image, FLUX.2 Klein, Qwen-Image, FLUX.1: a hub id, a diffusers "
+        "folder, a .safetensors file, or demo"
         + f"; default: the one that the LoRA was trained on, else {DEFAULT_MODEL}"
         * of_lora,
     )

@@ -1,6 +1,6 @@
 """Names of the models, and the module of each family."""
 
-from families import flux2_klein, qwen_image, sd, sdxl, z_image
+from families import flux1, flux2_klein, qwen_image, sd, sdxl, z_image
 from utils.hub import DEMO
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -20,6 +20,8 @@ PUBLISHED = {  # the models whose configs are in published/, by their ids on the
     "Tongyi-MAI/Z-Image-Turbo": "z_image",
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2_klein",
     "Qwen/Qwen-Image": "qwen_image",
+    "black-forest-labs/FLUX.1-dev": "flux1",
+    "black-forest-labs/FLUX.1-schnell": "flux1",
 }
 FAMILIES = {
     "sd1": sd,
@@ -28,5 +30,6 @@ FAMILIES = {
     "z_image": z_image,
     "flux2_klein": flux2_klein,
     "qwen_image": qwen_image,
+    "flux1": flux1,
 }
 LABELS = {name: module.LABELS[name] for name, module in FAMILIES.items()}

@@ -1,6 +1,6 @@
 """The published configs of a model of each family, and random models of their sizes.
 
-They are Stable Diffusion 1.5, 2.1 and XL, Z-Image-Turbo, FLUX.2 Klein base 4B, Qwen-Image.
+They are Stable Diffusion 1.5, 2.1 and XL, Z-Image-Turbo, FLUX.2 Klein base 4B, Qwen-Image, FLUX.1 dev.
 
 The configs are in published/<family>.json: {file of the diffusers folder: its content}, without the safety checker, and
 of the tokenizers only the settings.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import CLIPTokenizer, Qwen2Tokenizer
+from transformers import CLIPTokenizer, Qwen2Tokenizer, T5Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from families.models import DEMO_MODEL, build_part
@@ -133,13 +133,22 @@ def bytes_tokenizer(size: int, **settings: Any) -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=special[1:], chat_template=CHAT, **settings)
 
 
-def _make_tokenizer(configs: Configs, part: str) -> CLIPTokenizer | Qwen2Tokenizer:
+def letters_tokenizer(size: int, **settings: Any) -> T5Tokenizer:
+    """Of T5's kind: its special tokens, one for the start of a word, one for every printable letter, unused ones."""
+    words = ["<pad>", "</s>", "<unk>", "▁", *map(chr, range(33, 127))]
+    words += [f"<unused{n}>" for n in range(size - len(words))]
+    return T5Tokenizer(vocab=[(word, -float(number)) for number, word in enumerate(words)], extra_ids=0, **settings)
+
+
+def _make_tokenizer(configs: Configs, part: str) -> CLIPTokenizer | Qwen2Tokenizer | T5Tokenizer:
     """The demo's tokenizer with as many tokens as the encoder knows; the special ones come last, as in CLIP."""
     encoder = configs[f"{part.replace('tokenizer', 'text_encoder')}/config.json"]
     settings = configs[f"{part}/tokenizer_config.json"]
     if settings["tokenizer_class"] == "Qwen2Tokenizer":
         limits = {name: settings[name] for name in ("model_max_length", "eos_token", "pad_token")}
         return bytes_tokenizer(encoder.get("text_config", encoder)["vocab_size"], **limits)
+    if settings["tokenizer_class"] == "T5Tokenizer":
+        return letters_tokenizer(encoder["vocab_size"], model_max_length=settings["model_max_length"])
     model = parse_json(read_text(DEMO_MODEL / "tokenizer" / "tokenizer.json"))["model"]
     special = (settings["bos_token"], settings["eos_token"])
     words = [word for word in sorted(model["vocab"], key=model["vocab"].get) if word not in special]

@@ -33,12 +33,19 @@ def load_bitsandbytes(flag: str, kind: str, instead: str = "") -> ModuleType:
 
 
 def find_layers(module: Module) -> dict[str, torch.nn.Linear]:
-    """The frozen linear layers of its blocks by name: nearly all weights, without those that enter or leave."""
+    """The frozen linear layers of its blocks by name: nearly all weights, without those that enter or leave.
+
+    Nor those that its library keeps in float32: of T5, the ones that read their weights' dtype.
+    """
     inner = {id(layer) for block in find_blocks(module) for layer in block.modules()}
+    whole = set(module._keep_in_fp32_modules or ())
     return {
         name: layer
         for name, layer in module.named_modules()
-        if id(layer) in inner and isinstance(layer, torch.nn.Linear) and not layer.weight.requires_grad
+        if id(layer) in inner
+        and isinstance(layer, torch.nn.Linear)
+        and not layer.weight.requires_grad
+        and not whole & set(name.split("."))
     }
 
 

@@ -94,7 +94,7 @@ def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> in
     return length * configs("transformer/config.json")["joint_attention_dim"]
 
 
-def default_sampling(scheduler_config: dict[str, Any], index: dict[str, Any]) -> tuple[int, float]:
+def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, float]:
     """Steps and guidance scale of images, where the user gives none."""
     return 50, 4.0
 
@@ -114,6 +114,7 @@ def predict(
     times: torch.Tensor,
     texts: list[Features],
     time_ids: torch.Tensor | None = None,
+    guidance: float | None = None,
 ) -> torch.Tensor:
     """The velocity."""
     from diffusers import QwenImagePipeline as Pipeline

@@ -120,7 +120,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     base = load_base(parts, torch.float32 if parts.loras else execution.dtype)
     add_loras(parts, base, execution)
     prompts = list(dict.fromkeys([*prompts, settings.negative_prompt]))
-    models.report_long_captions(base.tokenizers[0], prompts, "prompts")
+    models.report_long_captions(base.tokenizers[-1], prompts, "prompts")
     features = encode_prompts(parts, base, prompts)
     base.encoders.clear()
     free_memory()

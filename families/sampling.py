@@ -1,5 +1,6 @@
 """Pieces of sampling: schedulers, memory savers, pipelines around loaded parts, decoding, the cores of a CPU."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ from einops import rearrange
 from PIL import Image
 
 from families.latents import decode_pixels, unscale
-from families.models import denoiser_config, model_family, read_config, vae_step
-from families.names import FAMILIES
+from families.models import denoiser_config, model_family, read_config, reads_guidance, vae_step
+from families.names import FAMILIES, LABELS
 from utils.cli import UserError
 from utils.devices import Cores
 
@@ -51,9 +52,14 @@ def native_size(model: str) -> int:
 
 def default_sampling(model: str) -> tuple[int, float]:
     """Steps and guidance scale of the model's images, where the user gives none."""
-    module = FAMILIES[model_family(model)]
-    configs = (read_config(model, name) for name in ("scheduler/scheduler_config.json", "model_index.json"))
-    return module.default_sampling(*configs)
+    return FAMILIES[model_family(model)].default_sampling(functools.partial(read_config, model))
+
+
+def check_guidance(model: str, family: str, flag: str, value: float | None) -> None:
+    """Refuse a guidance scale of images that is neither read as a number nor makes the model read a second prompt."""
+    takes_second_prompt = math.isfinite(FAMILIES[family].NO_GUIDANCE)
+    if value not in (None, default_sampling(model)[1]) and not (takes_second_prompt or reads_guidance(model)):
+        raise UserError(f"--{flag} {value:g}: does nothing for a {LABELS[family]} that reads none; leave it out")
 
 
 def family_schedulers(family: str) -> list[str]:

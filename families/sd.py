@@ -107,15 +107,20 @@ def native_latents(unet_config: dict[str, Any]) -> int | None:
     return side if isinstance(side, int) else None
 
 
-def default_sampling(scheduler_config: dict[str, Any], index: dict[str, Any]) -> tuple[int, float]:
+def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, float]:
     """Steps and guidance scale of images, where the user gives none."""
     return STEPS, 7.5
 
 
 def predict(
-    unet: UNet2DConditionModel, noisy: torch.Tensor, times: torch.Tensor, texts: list[Features], time_ids: torch.Tensor
+    unet: UNet2DConditionModel,
+    noisy: torch.Tensor,
+    times: torch.Tensor,
+    texts: list[Features],
+    time_ids: torch.Tensor,
+    guidance: float | None = None,
 ) -> torch.Tensor:
-    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, other families do not see them."""
+    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, `guidance` FLUX.1's: others do not see them."""
     from families.diffusion import size_conditions, stack
 
     return unet(noisy, times, stack(texts, "embeds"), **size_conditions(texts, time_ids)).sample

@@ -99,9 +99,10 @@ def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> in
     return length * configs("transformer/config.json")["cap_feat_dim"]
 
 
-def default_sampling(scheduler_config: dict[str, Any], index: dict[str, Any]) -> tuple[int, float]:
+def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, float]:
     """Steps and guidance scale of images, where the user gives none: Turbo was distilled to 8 without guidance."""
-    return (8, 0.0) if scheduler_config.get("shift") == TURBO_SHIFT else (28, 4.0)
+    config = configs("scheduler/scheduler_config.json")
+    return (8, 0.0) if config.get("shift") == TURBO_SHIFT else (28, 4.0)
 
 
 def mu(config: dict[str, Any], width: int, height: int) -> float:
@@ -118,6 +119,7 @@ def predict(
     times: torch.Tensor,
     texts: list[Features],
     time_ids: torch.Tensor | None = None,
+    guidance: float | None = None,
 ) -> torch.Tensor:
     """The velocity. The model reads the share of the image, 1 - σ, and returns the velocity's negative."""
     import torch

@@ -169,8 +169,10 @@ def test_the_models_that_fit_are_named():
     small, middle, large = (check_environment.fitting_models(gib) for gib in (7.8, 11.8, 23.6))
     both = "Z-Image with --quantize_base nf4 --quantize_text_encoder nf4"
     assert small == ["Stable Diffusion 1.5", "Stable Diffusion XL", both]
-    assert middle[3:] == ["Z-Image with --quantize_base nf4", "Z-Image with --quantize_base int8"]
-    assert large == [*middle, "Z-Image"]
+    assert middle[3:5] == ["Z-Image with --quantize_base nf4", "Z-Image with --quantize_base int8"]
+    assert middle[5:] == [both.replace("Z-Image", "FLUX.1"), "FLUX.1 with --quantize_base nf4"]
+    assert set(large) == {*middle, "Z-Image", "FLUX.1 with --quantize_base int8"}
+    assert check_environment.fitting_models(79.2) == list(check_environment.NEEDED)
 
 
 def test_an_env_file_that_others_can_read_is_named_with_the_command_that_closes_it(tmp_path, monkeypatch):

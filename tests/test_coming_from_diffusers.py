@@ -8,8 +8,8 @@ from families.published import write_configs
 from families.sampling import native_size
 
 CONSTANT = "--lr_scheduler=constant --lr_warmup_steps=0"
-# The flags of every command for Stable Diffusion and SDXL in the READMEs of diffusers' examples, at commit 58eb52c, and
-# of those for Z-Image at commit 9aabdc7, but for the one in FP8.
+# The flags of every command for Stable Diffusion, SDXL and FLUX.1 in the READMEs of diffusers' examples, at commit
+# 58eb52c, and of those for Z-Image at commit 9aabdc7, but for the one in FP8.
 LORA = [
     f"--dataset_name=a/b --caption_column=text --resolution=512 --random_flip --train_batch_size=1 {CONSTANT} "
     "--num_train_epochs=100 --checkpointing_steps=5000 --learning_rate=1e-04 --seed=42 --output_dir=out "
@@ -37,6 +37,12 @@ Z_IMAGE = (
     "--use_8bit_adam --optimizer=adamW --lr_scheduler=constant --lr_warmup_steps=100",
     "--optimizer=prodigy --learning_rate=1.0 --lr_scheduler=constant_with_warmup --lr_warmup_steps=100",
 )
+FLUX1 = (
+    SUBJECT + f"--mixed_precision=bf16 --resolution=512 --guidance_scale=1 --gradient_accumulation_steps=4 {CONSTANT} "
+)
+FLUX1 += (
+    "--optimizer=prodigy --learning_rate=1. --report_to=wandb --max_train_steps=500 --validation_prompt=sks --seed=0 "
+)
 DREAMBOOTH = [
     SMALL + "--gradient_accumulation_steps=1 --learning_rate=5e-6 --max_train_steps=400",
     PRIOR + "--gradient_accumulation_steps=1 --learning_rate=5e-6",
@@ -50,6 +56,8 @@ DREAMBOOTH = [
     LARGE + "--pretrained_vae_model_name_or_path=c/d",
     LARGE + "--use_8bit_adam",
     *(LARGE + f"--cache_latents --gradient_checkpointing --guidance_scale=5.0 {more}" for more in Z_IMAGE),
+    FLUX1 + "--validation_epochs=25 --push_to_hub",
+    FLUX1 + "--train_text_encoder --push_to_hub",
 ]
 COMMANDS = [(train_lora, line) for line in LORA] + [(train_dreambooth, line) for line in DREAMBOOTH]
 

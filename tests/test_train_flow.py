@@ -14,13 +14,14 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
 
-from families import lora, lora_mix, models
+from families import lora, lora_mix, models, quantized
 from families.lora import read_lora
 from families.names import FAMILIES, LABELS
 from families.published import write_configs, write_random_model
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
-from tests.tiny_models import OF_FLOW, smaller
+from tests.tiny_models import OF_FLOW, smaller, tiny_flux1
 from tests.tiny_runs import (
     LORA,
     PRIOR,
@@ -53,11 +54,16 @@ WIDER = {
         {"attention_head_dim": 32, "num_attention_heads": 4, "axes_dims_rope": (8, 12, 12)},
         "to_q,to_k,to_v,to_out.0,net.0.proj,net.2,img_in,proj_out,linear,img_mod.1",
     ),
+    "flux1": (
+        {"attention_head_dim": 32, "num_attention_heads": 4, "axes_dims_rope": (8, 12, 12), "in_channels": 16},
+        "to_q,to_k,to_v,to_out.0,net.0.proj,net.2,x_embedder,proj_mlp,proj_out,linear",
+    ),
 }
 FROZEN = {  # as published
     "z_image": r"10,26\d,\d{3},\d{3} frozen",
     "flux2_klein": r"7,98\d,\d{3},\d{3} frozen",
     "qwen_image": r"28,8\d\d,\d{3},\d{3} frozen",
+    "flux1": r"16,870,599,139 frozen",
 }
 
 
@@ -255,13 +261,30 @@ def test_a_lora_on_a_rounded_base_learns_and_fits_the_whole_one(trainer_data, re
     assert same_bytes(out, tmp_path / "resumed")
 
 
-@OF_FIRST
-def test_captions_of_a_rounded_encoder_change_a_little_and_have_their_own_cache(trainer_data, reference, tmp_path):
+@pytest.mark.parametrize("family", [FAMILY, "flux1"], indirect=True)
+def test_captions_of_a_rounded_encoder_change_a_little_and_have_their_own_cache(
+    trainer_data, family, reference, tmp_path
+):
     pytest.importorskip("bitsandbytes")
-    words = ["--quantize_text_encoder", "int8", "--max_train_steps", 1]
-    assert train(trainer_data, tmp_path / "run", *words, family=FAMILY) == 0
+    kind = "int8" if family == FAMILY else "nf4"
+    words = ["--quantize_text_encoder", kind, "--max_train_steps", 1]
+    assert train(trainer_data, tmp_path / "run", *words, family=family) == 0
     loss, whole = column(tmp_path / "run", "loss")[0], column(reference, "loss")[0]
     assert loss != whole and loss == pytest.approx(whole, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_rounded_t5_reads_nearly_the_same(kind):
+    """Its layer that asks for its weights' dtype, which rounded weights would mislead, stays as it is."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    sizes = {"d_model": 64, "d_ff": 128, "d_kv": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 100}
+    encoder = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu")).eval().requires_grad_(False)
+    ids = torch.arange(1, 41)[None]
+    whole = encoder(ids).last_hidden_state
+    quantized.quantize(encoder, kind, torch.float32)
+    apart = (encoder.to("cpu")(ids).last_hidden_state - whole).norm() / whole.norm()
+    assert 0 < apart < 0.2 and encoder.encoder.block[0].layer[1].DenseReluDense.wo.weight.dtype == torch.float32
 
 
 def test_rounding_without_its_package_says_what_to_do(trainer_data, tmp_path, monkeypatch):
@@ -320,19 +343,33 @@ def test_four_images_are_learnt_by_heart(trainer_data, family, tmp_path):
     wider, layers = WIDER[family]
     sizes = smaller(family)
     sizes["transformer/config.json"] |= wider
-    if family == "flux2_klein":  # whose patches are 128 numbers: a narrow model can't keep the noise of each
+    if FAMILIES[family].PADS_CAPTIONS:  # FLUX: a narrow model can't keep the noise of 64 or 128 numbers a patch
         sizes["vae/config.json"] = sizes["vae/config.json"] | {"latent_channels": 4}
     data = {**trainer_data, family: write_random_model(family, tmp_path / "model", torch.float32, sizes)}
     if FAMILIES[family].SAMPLES_POSTERIOR:  # which of a random VAE is so wide that there is nothing to learn
         path = data[family] / "vae/diffusion_pytorch_model.safetensors"
         state = load_file(path)
-        state["quant_conv.bias"][len(state["quant_conv.bias"]) // 2 :] = -20
+        last = "quant_conv.bias" if "quant_conv.bias" in state else "encoder.conv_out.bias"
+        state[last][len(state[last]) // 2 :] = -20
         save_file(state, path, {"format": "pt"})
     words = "--max_train_samples 4 --max_train_steps 240 --learning_rate 5e-3 --rank 128 --caption_dropout 0"
     words += f" --resolution 32 --lora_layers {layers} --checkpointing_steps 0 --logging_steps 20"
+    words += " --max_sequence_length 64" * FAMILIES[family].PADS_CAPTIONS
     assert train(data, tmp_path / "run", *words.split(), family=family) == 0
     losses = column(tmp_path / "run", "loss")
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.slow
+def test_flux1_dev_is_trained_with_the_guidance_that_it_is_told(trainer_data, tmp_path):
+    for name, words in (("default", []), ("same", ["--guidance_scale", 3.5]), ("other", ["--guidance_scale", 1])):
+        words += ["--max_train_steps", 2, "--validation_steps", 1]
+        assert train(trainer_data, tmp_path / name, *words, family="flux1") == 0
+    assert same_bytes(tmp_path / "default", tmp_path / "same")
+    for losses in ("loss", "val_loss"):
+        assert column(tmp_path / "default", losses)[0] != column(tmp_path / "other", losses)[0]
+    with pytest.raises(UserError, match="guidance_scale"):  # another training
+        train(trainer_data, tmp_path / "other", "--max_train_steps", 3, "--guidance_scale", 2, family="flux1")
 
 
 def test_a_guidance_scale_of_diffusers_commands_is_warned_of(trainer_data, tmp_path, caplog):
@@ -375,7 +412,9 @@ def test_images_with_a_lora_are_those_of_the_plain_pipeline(trainer_data, family
     made = generate_images(load_sampler(parts, how, execution, prompts), requests)
     pipeline = plain_pipeline(model, reference, weight=0.5)
     options = {"num_inference_steps": 3, "height": 16, "width": 16, **guidance(family, 2.0)}
-    if family == "flux2_klein":  # its pipeline takes no text for it
+    if family == "flux1":  # which takes no negative prompt
+        pass
+    elif family == "flux2_klein":  # its pipeline takes no text for it
         options["negative_prompt_embeds"] = pipeline.encode_prompt("grey")[0]
     else:
         options["negative_prompt"] = "grey"
@@ -462,6 +501,22 @@ def test_what_images_of_a_transformer_can_not_have_is_refused(trainer_data, tmp_
     assert not (tmp_path / "set").exists()
 
 
+def test_a_guidance_that_flux1_does_not_read_is_refused(trainer_data, tmp_path, caplog):
+    torch.manual_seed(0)
+    tiny_flux1(guidance_embeds=False).save_pretrained(tmp_path / "schnell", safe_serialization=True)
+    dev, schnell, what = trainer_data["flux1"], tmp_path / "schnell", ["--prompt", "boots", "--dry_run"]
+    with pytest.raises(UserError, match="^--negative_prompt grey: does nothing for FLUX.1; leave it out"):
+        make_images("--pretrained_model_name_or_path", dev, *what, "--negative_prompt", "grey")
+    none = "does nothing for a FLUX.1 that reads none; leave it out"
+    with pytest.raises(UserError, match=f"^--guidance_scale 2: {none}"):
+        make_images("--pretrained_model_name_or_path", schnell, *what, "--guidance_scale", 2)
+    data = {**trainer_data, "flux1": schnell}
+    with pytest.raises(UserError, match=f"^--validation_guidance_scale 2: {none}"):
+        train(data, tmp_path / "run", "--validation_guidance_scale", 2, family="flux1")
+    assert train(data, tmp_path / "run", "--guidance_scale", 1, "--dry_run", family="flux1") == 0
+    assert "--guidance_scale 1 does nothing for FLUX.1 that reads none" in caplog.text
+
+
 def test_a_unet_is_not_sampled_by_the_scheduler_of_flow_matching(tmp_path):
     words = ["--pretrained_model_name_or_path", "demo", "--prompt", "boots", "--output_dir", tmp_path / "set"]
     with pytest.raises(UserError, match=r"--scheduler flow_match_euler: not for Stable Diffusion 1\.x; choose"):
@@ -524,4 +579,4 @@ def test_a_dry_run_needs_configs_alone(trainer_data, family, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert LABELS[family] in shown and re.search(FROZEN[family], shown) and not (tmp_path / "run").exists()
     assert re.search(r"in the CPU's memory: [\d,]+ MiB of weights, of 20 of the \d\d blocks", shown)
-    assert ("at most" in re.search(r"latents, (.*) of captions", shown)[1]) == (family != "flux2_klein")
+    assert ("at most" in re.search(r"latents, (.*) of captions", shown)[1]) != FAMILIES[family].PADS_CAPTIONS

@@ -11,6 +11,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     StableDiffusionPipeline,
@@ -29,11 +31,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
 )
 
 from families.diffusion import Diffusion
 from families.models import DEMO_MODEL
-from families.published import bytes_tokenizer
+from families.published import bytes_tokenizer, letters_tokenizer
 
 BLOCKS = {
     "block_out_channels": (16, 32),
@@ -139,8 +143,34 @@ def tiny_qwen_image() -> QwenImagePipeline:
     )
 
 
+def tiny_flux1(guidance_embeds: bool = True) -> FluxPipeline:
+    """Of dev's kind, or without guidance of schnell's."""
+    second = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 100}
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
+        ),
+        vae=tiny_vae(latent_channels=4, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(text_config(16)),
+        tokenizer=CLIPTokenizer.from_pretrained(DEMO_MODEL, subfolder="tokenizer"),
+        text_encoder_2=T5EncoderModel(T5Config(**second, feed_forward_proj="gated-gelu", dropout_rate=0.0)),
+        tokenizer_2=letters_tokenizer(100, model_max_length=512),
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=16,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+
+
 # Those of flow matching
-OF_FLOW = {"z_image": tiny_z_image, "flux2_klein": tiny_flux2_klein, "qwen_image": tiny_qwen_image}
+OF_FLOW = {"z_image": tiny_z_image, "flux2_klein": tiny_flux2_klein, "qwen_image": tiny_qwen_image, "flux1": tiny_flux1}
 
 
 def build_tiny(folder: Path, family: str) -> str:
@@ -208,6 +238,8 @@ def smaller(family: str) -> dict:
 def smaller_flow(family: str) -> dict:
     """The same of a family of flow matching."""
     vae = {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    if family == "flux1":
+        return smaller_flux1(vae)
     encoder = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 300}
     encoder |= {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8}
     transformer = {"dim": 32, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
@@ -225,3 +257,17 @@ def smaller_flow(family: str) -> dict:
         transformer = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
         transformer |= {"joint_attention_dim": 16, "axes_dims_rope": (4, 6, 6)}
     return {"vae/config.json": vae, "transformer/config.json": transformer, "text_encoder/config.json": encoder}
+
+
+def smaller_flux1(vae: dict) -> dict:
+    """The same of FLUX.1, with these changes of its VAE."""
+    transformer = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
+    transformer |= {"joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": (4, 6, 6)}
+    clip = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    t5 = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 120}
+    return {
+        "vae/config.json": vae,
+        "transformer/config.json": transformer,
+        "text_encoder/config.json": clip | {"vocab_size": 700},
+        "text_encoder_2/config.json": t5,
+    }

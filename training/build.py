@@ -113,7 +113,7 @@ def build_training(
                 lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
             if checkpointing:
                 encoder.activation_checkpointing_enable(checkpointing)
-        report_long_captions(tokenizers[0], texts)
+        report_long_captions(tokenizers[-1], texts)
         encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
     for module in modules.values():
         place(module.train(), device, recipe.shards, recipe.blocks_on_cpu)

@@ -49,7 +49,7 @@ def _cache_captions(
     tokenizers, encoders = models.load_text_encoders(model, family, dtype, length)
     for encoder in encoders if kind else ():
         quantized.quantize(encoder, kind, dtype)
-    report_long_captions(tokenizers[0], list(texts.values()))
+    report_long_captions(tokenizers[-1], list(texts.values()))
     for encoder in encoders:
         encoder.to(accelerator.device)
     zero = models.empty_prompt_is_zero(model)

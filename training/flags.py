@@ -36,7 +36,7 @@ REFUSED = {
 }
 # What may differ between a run and its continuation: none of it changes what is trained.
 NOT_IN_TRAINING = (
-    "guidance_scale config dry_run verbose debug output_dir overwrite train_batch_size gradient_accumulation_steps "
+    "config dry_run verbose debug output_dir overwrite train_batch_size gradient_accumulation_steps "
     "resume_from_checkpoint checkpointing_steps checkpoints_total_limit latent_cache_dir cache_latents report_to "
     "logging_steps logging_dir num_validation_images validation_prompt validation_steps validation_guidance_scale "
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
@@ -223,7 +223,7 @@ def add_noise_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flow_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("noise of flow matching (Z-Image, FLUX.2 Klein, Qwen-Image)")
+    group = parser.add_argument_group("noise of flow matching (Z-Image, FLUX.2 Klein, Qwen-Image, FLUX.1)")
     group.add_argument(
         "--weighting_scheme",
         choices=WEIGHTING_SCHEMES,
@@ -236,7 +236,7 @@ def add_flow_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance_scale",
         type=Range(0, 100),
-        help="accepted from diffusers' commands for flow matching, where it does nothing",
+        help="that FLUX.1 dev is told; default: 3.5. Other models of flow matching read none, and a warning says so",
     )
     group.add_argument(
         "--timestep_shift",
@@ -346,12 +346,12 @@ def add_image_validation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation_guidance_scale",
         type=Range(0, 100),
-        help="default: 7.5, where 1 is none; Z-Image's 4 and Turbo's 0, where 0 is none",
+        help="default: 7.5, where 1 is none; Z-Image's 4 and Turbo's 0, where 0 is none; FLUX.1 dev's 3.5",
     )
     group.add_argument(
         "--validation_inference_steps",
         type=Range(1, 1000, int),
-        help="default: 25 of DPM-Solver++; Z-Image's 28 and Turbo's 8",
+        help="default: 25 of DPM-Solver++; Z-Image's and FLUX.1 dev's 28, Turbo's 8, schnell's 4",
     )
 
 

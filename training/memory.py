@@ -271,7 +271,8 @@ def _meta(module: Module, *shape: int) -> torch.Tensor:
 
 def _encode_text(family: str, encoders: list[Module], batch: int, length: int | None) -> list[Features]:
     most = length or FAMILIES[family].MAX_SEQUENCE_LENGTH
-    sizes = [(batch, min(most, encoder.config.get_text_config().max_position_embeddings)) for encoder in encoders]
+    configs = [encoder.config.get_text_config() for encoder in encoders]
+    sizes = [(batch, min(most, getattr(config, "max_position_embeddings", most))) for config in configs]
     ids = [torch.empty(size, dtype=torch.long, device="meta") for size in sizes]
     return FAMILIES[family].encode_tokens(encoders, ids)
 

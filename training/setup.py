@@ -19,7 +19,7 @@ from families.lora_mix import Lora, fetch_lora, parse_lora, split_spec
 from families.names import FAMILIES, LABELS
 from families.quantized import load_bitsandbytes
 from families.sampler import Sampling
-from families.sampling import default_sampling, native_size
+from families.sampling import check_guidance, default_sampling, native_size
 from training.batches import BatchPlan, Loader
 from training.build import Recipe
 from training.dry_run import choose_savers, largest_batch
@@ -77,8 +77,8 @@ def describe_shapes(args: argparse.Namespace, as_prepared: bool) -> str:
 def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     """Start accelerate, settle and print the settings, find the model and the data (see `read_source`).
 
-    Of args, this settles --effective_batch_size, --lora_layers, --resolution, --use_aspect_ratio_buckets and how
-    validation images are made, which depend on other things.
+    Of args, this settles --effective_batch_size, --lora_layers, --resolution, --guidance_scale,
+    --use_aspect_ratio_buckets and how validation images are made, which depend on other things.
     """
     read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
     bases = [split_spec(spec)[0] for spec in args.base_lora]
@@ -94,8 +94,10 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     args.resolution = args.resolution or native_size(model)
     steps, guidance = default_sampling(model)
     args.validation_inference_steps = args.validation_inference_steps or steps
+    check_guidance(model, family, "validation_guidance_scale", args.validation_guidance_scale)
     if args.validation_guidance_scale is None:
         args.validation_guidance_scale = guidance
+    settle_guidance(args, model, family, guidance)
     as_prepared = args.use_aspect_ratio_buckets is None and not args.aspect_ratio_buckets
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
     tracking = announce(args, start, describe_trained(args, start.plan.processes))
@@ -113,17 +115,27 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     )
 
 
+def settle_guidance(args: argparse.Namespace, model: str, family: str, default: float) -> None:
+    """Of args, --guidance_scale: what a transformer that reads one is told in training.
+
+    For others of flow matching, whose diffusers scripts take it too, it is warned of, and left out.
+    """
+    if models.reads_guidance(model):
+        args.guidance_scale = default if args.guidance_scale is None else args.guidance_scale
+    elif args.guidance_scale is not None and FAMILIES[family].SCHEDULER != "DDPMScheduler":
+        message = "--guidance_scale %g does nothing for %s that reads none, as in diffusers' script; images have %s"
+        logger.warning(message, args.guidance_scale, LABELS[family], "--validation_guidance_scale")
+        args.guidance_scale = None
+
+
 def read_noising(args: argparse.Namespace, model: str, family: str) -> Noising:
-    """How noise is added and weighted; refuses flags of the other kind of noise, and warns of one without effect."""
+    """How noise is added and weighted; refuses flags of the other kind of noise."""
     scheduler = models.load_noise_scheduler(model)
     is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     refuse_others(args, is_flow, LABELS[family])
     if not is_flow:
         schedule = training_scheduler(scheduler, args.prediction_type, args.zero_terminal_snr)
         return Diffusion(schedule, args.snr_gamma)
-    if args.guidance_scale is not None:
-        message = "--guidance_scale %g does nothing for %s, as in diffusers' script; images have %s"
-        logger.warning(message, args.guidance_scale, LABELS[family], "--validation_guidance_scale")
     given = {
         "weighting_scheme": args.weighting_scheme,
         "logit_mean": args.logit_mean,
@@ -296,6 +308,7 @@ def plan_checks(
         encode=encode,
         autocast=devices.autocast(start.accelerator.device, start.precision),
         vae=args.pretrained_vae_model_name_or_path,
+        guidance=args.guidance_scale,
     )
 
 

@@ -48,6 +48,7 @@ class Checks:
     encode: Callable[[list[str]], list[diffusion.Features]]
     autocast: Callable[[], AbstractContextManager]
     vae: str | None = None  # None: the model's own
+    guidance: float | None = None  # what a transformer is told for the loss, as in the training
 
     @property
     def passes_an_image(self) -> int:
@@ -69,9 +70,8 @@ def batch_losses(denoiser: ModelMixin, checks: Checks, batch: Batch) -> torch.Te
     """The mean squared error of each sample, every sample of one weight, whatever the run's own weighting is."""
     noisy = checks.noising.add_noise(batch.latents, batch.noise, batch.times)
     with checks.autocast():
-        prediction = FAMILIES[checks.family].predict(
-            denoiser, noisy, batch.times, checks.encode(batch.texts), batch.time_ids
-        )
+        conditions = checks.encode(batch.texts), batch.time_ids, checks.guidance
+        prediction = FAMILIES[checks.family].predict(denoiser, noisy, batch.times, *conditions)
     target = checks.noising.target(batch.latents, batch.noise, batch.times)
     return diffusion.sample_losses(prediction, target)
 

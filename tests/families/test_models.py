@@ -58,8 +58,8 @@ def test_family_is_read_from_the_model(tmp_path):
 def test_a_model_without_a_unet_is_refused(tmp_path):
     folder = tmp_path / "flux"
     folder.mkdir()
-    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(UserError, match="FluxPipeline can't be used"):
+    (folder / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
+    with pytest.raises(UserError, match="FluxFillPipeline can't be used"):
         models.model_family(str(folder))
     (folder / "model_index.json").write_text("[]")
     with pytest.raises(UserError, match=r"flux: model_index.json can't be read \(expected an object in braces"):

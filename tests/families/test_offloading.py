@@ -47,9 +47,15 @@ def compute(family, model, denoiser, seed=1):
     """The loss of two samples."""
     generator, device, dtype = torch.Generator().manual_seed(seed), denoiser.device, denoiser.dtype
     channels = models.latent_channels(models.read_config(model, "vae/config.json"))
-    width = FAMILIES[family].caption_numbers(lambda name: models.read_config(model, name), 1)
+    config = denoiser.config
+    sizes = {"embeds": (6, FAMILIES[family].caption_numbers(lambda name: models.read_config(model, name), 1))}
+    if family == "flux1":
+        sizes = {"embeds": (6, config.joint_attention_dim), "pooled": (config.pooled_projection_dim,)}
     noisy = torch.randn(2, channels, 4, 4, generator=generator).to(device)
-    texts = [{"embeds": torch.randn(6, width, generator=generator).to(device, dtype)} for _ in range(2)]
+    texts = [
+        {name: torch.randn(*size, generator=generator).to(device, dtype) for name, size in sizes.items()}
+        for _ in range(2)
+    ]
     with torch.autocast("cpu", dtype, dtype != torch.float32):
         found = FAMILIES[family].predict(denoiser, noisy, torch.linspace(0.2, 0.8, 2).to(device), texts)
     return found.float().square().mean()

@@ -58,6 +58,15 @@ def test_the_configs_of_a_random_model_are_the_published_ones(folders):
             assert has(found, json.loads(json.dumps(wanted))), (family, name)
 
 
+def test_the_tokens_of_a_random_t5_are_those_that_its_encoder_expects(folders):
+    tokenizers, encoders = models.load_text_encoders(str(folders["flux1"]), "flux1", torch.float32)
+    assert [len(one) for one in tokenizers] == [700, 120] and tokenizers[1].model_max_length == 512
+    ids = tokenizers[1]("red shoes!").input_ids
+    assert (ids[-1], tokenizers[1].pad_token_id) == (1, 0) and tokenizers[1].unk_token_id not in ids
+    red, blue = FAMILIES["flux1"].encode_text(tokenizers, encoders, ["red shoes", "blue shoes"])
+    assert all(not torch.allclose(red[name], blue[name]) for name in ("embeds", "pooled"))
+
+
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_the_tokens_of_a_random_model_are_those_that_its_encoders_expect(folders, family):
     tokenizers, encoders = models.load_text_encoders(str(folders[family]), family, torch.float32)

@@ -5,20 +5,26 @@ import functools
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, Flux2KleinPipeline, QwenImagePipeline
+from diffusers import DiffusionPipeline, Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
 
 from families import latents as latent_scales
-from families import models
+from families import models, sampling
 from families.flow import Flow, Weighting, sigma_levels
 from families.names import FAMILIES
-from tests.tiny_models import OF_FLOW, build_tiny
+from tests.tiny_models import OF_FLOW, build_tiny, tiny_flux1
 
 CPU = torch.device("cpu")
 TEXTS = ["a photo of red boots", "", "heels " * 200]
 TURN = [{"role": "user", "content": ""}]
 SIZE = (128, 64)  # in pixels
-CHANNELS = {"z_image": 16, "flux2_klein": 4, "qwen_image": 4}  # of the tiny VAE's latents, of two pixels each
-STEPS = {"z_image": 4, "flux2_klein": 50, "qwen_image": 50}  # of the pipeline; all but Z-Image's shift depend on them
+CHANNELS = {
+    "z_image": 16,
+    "flux2_klein": 4,
+    "qwen_image": 4,
+    "flux1": 4,
+}  # of the tiny VAE's latents, of two pixels each
+STEPS = {"z_image": 4, "flux2_klein": 50, "qwen_image": 50, "flux1": 4}  # of the pipeline; Klein's and Qwen's count
+OF_CHATS = [one for one in OF_FLOW if one != "flux1"]
 
 
 @pytest.fixture(scope="module", params=OF_FLOW)
@@ -38,10 +44,16 @@ def pipeline(folder):
     return found
 
 
+def parts_of(pipeline, names):
+    return [getattr(pipeline, name) for name in names]
+
+
 def encode(pipeline, family, texts):
-    pipeline.tokenizer.model_max_length = 512  # as models.load_tokenizers does
+    module = FAMILIES[family]
+    tokenizers, encoders = parts_of(pipeline, module.TOKENIZERS), parts_of(pipeline, module.TEXT_ENCODERS)
+    tokenizers[-1].model_max_length = 512  # as models.load_tokenizers does
     with torch.no_grad():
-        return FAMILIES[family].encode_text([pipeline.tokenizer], [pipeline.text_encoder], texts)
+        return module.encode_text(tokenizers, encoders, texts)
 
 
 def noise_of(family, scheduler, scheme="none"):
@@ -59,15 +71,19 @@ def drawn(family):
 @torch.no_grad()
 def test_captions_are_encoded_as_the_pipeline_does(pipeline, family, folder):
     for length in (512, 40):
-        wanted, mask, *_ = (*pipeline.encode_prompt(list(TEXTS), CPU, max_sequence_length=length), None)
+        wanted, mask, *_ = (*pipeline.encode_prompt(list(TEXTS), device=CPU, max_sequence_length=length), None)
         if family == "qwen_image" and mask is not None:  # which pads them
             wanted = [row[: kept.sum()] for row, kept in zip(wanted, mask)]
         tokenizers = models.load_tokenizers(folder, family, length)
-        found = [one["embeds"] for one in FAMILIES[family].encode_text(tokenizers, [pipeline.text_encoder], TEXTS)]
+        encoded = FAMILIES[family].encode_text(tokenizers, parts_of(pipeline, FAMILIES[family].TEXT_ENCODERS), TEXTS)
+        found = [one["embeds"] for one in encoded]
+        if family == "flux1":  # whose limit of tokens is not CLIP's
+            assert torch.allclose(torch.stack([one["pooled"] for one in encoded]), mask, atol=1e-6)
         assert [len(one) for one in found] == [len(one) for one in wanted] and len(found[2]) == length
         assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, wanted))
 
 
+@pytest.mark.parametrize("family", OF_CHATS, indirect=True)
 def test_what_stands_around_a_caption_counts_towards_its_limit(folder, family):
     (tokenizer,) = models.load_tokenizers(folder, family, 40)
     around = len(tokenizer(tokenizer.apply_chat_template(TURN, tokenize=False, add_generation_prompt=True)).input_ids)
@@ -116,7 +132,29 @@ def qwen_image_by_hand(pipeline, mixed, timesteps):
     return QwenImagePipeline._unpack_latents(found, height * 2, width * 2, 2)[:, :, 0]
 
 
-BY_HAND = {"z_image": z_image_by_hand, "flux2_klein": flux2_klein_by_hand, "qwen_image": qwen_image_by_hand}
+def flux1_by_hand(pipeline, mixed, timesteps, guidance=3.5):
+    """As train_dreambooth_lora_flux.py computes the prediction."""
+    embeds, pooled, text_ids = pipeline.encode_prompt(list(TEXTS), device=CPU)
+    count, channels, height, width = mixed.shape
+    found = pipeline.transformer(
+        hidden_states=FluxPipeline._pack_latents(mixed, count, channels, height, width),
+        timestep=timesteps / 1000,
+        guidance=torch.tensor([guidance]).expand(count) if pipeline.transformer.config.guidance_embeds else None,
+        pooled_projections=pooled,
+        encoder_hidden_states=embeds,
+        txt_ids=text_ids,
+        img_ids=FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, CPU, torch.float32),
+        return_dict=False,
+    )[0]
+    return FluxPipeline._unpack_latents(found, height * 2, width * 2, 2)
+
+
+BY_HAND = {
+    "z_image": z_image_by_hand,
+    "flux2_klein": flux2_klein_by_hand,
+    "qwen_image": qwen_image_by_hand,
+    "flux1": flux1_by_hand,
+}
 
 
 @torch.no_grad()
@@ -148,7 +186,7 @@ def stop_after_10(pipeline, step, time, values):
 def test_the_model_is_given_the_times_of_the_pipeline(pipeline, family, dynamic):
     """At the steps of the pipeline that are levels of training."""
     own = type(pipeline.scheduler).from_config(pipeline.scheduler.config, use_dynamic_shifting=dynamic)
-    sampled = type(pipeline)(own, pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, pipeline.transformer)
+    sampled = type(pipeline)(**pipeline.components | {"scheduler": own})
     sampled.set_progress_bar_config(disable=True)
     seen = []
     watch = pipeline.transformer.register_forward_pre_hook(
@@ -191,3 +229,38 @@ def test_latents_are_scaled_as_the_pipeline_does(pipeline, family, folder):
     found = models.latent_scaler(folder)(latents)
     assert torch.allclose(found, wanted, atol=1e-6) and not torch.allclose(found, latents, atol=0.1)
     assert torch.allclose(latent_scales.unscale(vae, found), latents, atol=1e-5)
+
+
+@torch.no_grad()
+def test_flux1_dev_is_told_the_guidance_and_schnell_none():
+    torch.manual_seed(0)
+    dev, schnell, (latents, noise), times = (
+        tiny_flux1(),
+        tiny_flux1(guidance_embeds=False),
+        drawn("flux1"),
+        torch.tensor([0.9, 0.5, 0.1]),
+    )
+    noisy = noise_of("flux1", dev.scheduler).add_noise(latents, noise, times)
+    for pipeline, alike in ((dev, False), (schnell, True)):
+        texts = encode(pipeline, "flux1", TEXTS)
+        made = {}
+        for scale in (1.0, 3.5):
+            made[scale] = FAMILIES["flux1"].predict(pipeline.transformer, noisy, times, texts, guidance=scale)
+            assert torch.allclose(made[scale], flux1_by_hand(pipeline, noisy, times * 1000, scale), atol=1e-6)
+        assert torch.allclose(made[1.0], made[3.5], atol=1e-4) == alike
+
+
+def test_schnell_reads_as_many_tokens_as_its_tokenizer_and_draws_times_of_a_fixed_shift(tmp_path):
+    schnell, folder = tiny_flux1(guidance_embeds=False), str(tmp_path)
+    schnell.tokenizer_2.model_max_length = 256
+    schnell.save_pretrained(folder, safe_serialization=True)
+    assert [one.model_max_length for one in models.load_tokenizers(folder, "flux1")] == [32, 256]
+    assert sampling.default_sampling(folder) == (4, 0.0) and not models.reads_guidance(folder)
+    levels = noise_of("flux1", schnell.scheduler).sigmas(SIZE)
+    assert torch.allclose(levels, torch.linspace(1, 0.001, 1000), atol=1e-6)
+
+
+def test_the_limit_of_flux1_is_that_of_t5(tmp_path):
+    tokenizers = models.load_tokenizers(build_tiny(tmp_path, "flux1"), "flux1", 40)
+    fits, over = "b" * 38, "b" * 39  # beside the start of a word and the end of the text
+    assert models.too_long([fits, over], tokenizers[-1]) == (1, 40, over)

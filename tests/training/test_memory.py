@@ -34,6 +34,11 @@ KLEIN_9B = {  # what it has otherwise than 4B
     },
     "text_encoder/config.json": {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
 }
+SCHNELL = {  # what it has otherwise than FLUX.1 dev
+    "transformer/config.json": {"guidance_embeds": False},
+    "scheduler/scheduler_config.json": {"shift": 1.0, "use_dynamic_shifting": False},
+    "tokenizer_2/tokenizer_config.json": {"model_max_length": 256},
+}
 UNET, TEXT = 4_389_348, 684_032  # the demo's weights
 
 
@@ -66,6 +71,12 @@ def test_parameters_are_the_published_ones(tmp_path):
         "text_encoder": 8.29,
         "vae": 0.13,
     }
+    flux = [str(write_configs("flux1", tmp_path / f"flux{len(one)}", one)) for one in ({}, SCHNELL)]
+    counts = [memory.count_parameters(one, models.model_family(one), Adapter(8, 16), False) for one in flux]
+    assert [one["transformer"].total for one in counts] == [11_901_408_320, 11_891_178_560]
+    assert [count.total for count in list(counts[0].values())[1:]] == [123_060_480, 4_762_310_656, 83_819_683]
+    captions = [models.caption_bytes(one, "flux1", None, torch.bfloat16) for one in flux]
+    assert captions == [2 * (512 * 4096 + 768), 2 * (256 * 4096 + 768)]
     sd21 = str(write_configs("sd2", tmp_path / "sd21"))
     counts = memory.count_parameters(sd21, models.model_family(sd21), None, False)
     assert [count.total for count in counts.values()] == [865_910_724, 340_387_840, 83_653_863]
@@ -121,7 +132,8 @@ def test_a_rounded_base_counts_in_the_estimate(tmp_path):
 def test_what_check_environment_says_a_model_takes_is_estimated(tmp_path, name):
     model, _, words = name.partition(" with ")
     kinds = dict(zip(words.split()[::2], words.split()[1::2]))
-    family, side = {"Z-Image": ("z_image", 1024), "Stable Diffusion XL": ("sdxl", 1024)}.get(model, ("sd1", 512))
+    large = {"Z-Image": "z_image", "FLUX.1": "flux1", "Stable Diffusion XL": "sdxl"}
+    family, side = (large[model], 1024) if model in large else ("sd1", 512)
     half = {"dtype": torch.bfloat16, "autocast": torch.bfloat16, "micro_batch": 1}
     half |= {"quantized": kinds.get("--quantize_base"), "quantized_texts": kinds.get("--quantize_text_encoder")}
     phases = estimate(str(write_configs(family, tmp_path)), family, height=side, width=side, **half)
