@@ -352,17 +352,17 @@ def find_run(keep: Path | None, run_name: str) -> Path:
     return folder
 
 
-def watch(run: Path, minutes: float = 0) -> None:
-    """Show a run again every so many minutes until it is finished; once with 0."""
+def watch(run: Path, minutes: float = 0, language: str | None = None) -> None:
+    """Show a run again every so many minutes until it is finished; once with 0. `language`: of the report, en or pt."""
     from IPython.display import clear_output
 
-    while not show_run(run) and minutes:
+    while not show_run(run, language) and minutes:
         time.sleep(60 * minutes)
         clear_output(wait=True)
 
 
-def show_run(run: Path) -> bool:
-    """Show the figures of a run, its loss curve and its newest validation; whether it has ended."""
+def show_run(run: Path, language: str | None = None) -> bool:
+    """Show the figures of a run, the report in words, its loss curve, its newest validation; whether it has ended."""
     from IPython.display import Image, display
 
     from utils.console import print_table
@@ -371,6 +371,7 @@ def show_run(run: Path) -> bool:
 
     rows, has_ended = describe_progress(run)
     print_table(rows.items())
+    show_report(run, language)
     curve = io.BytesIO()
     draw_losses(read_metrics(run / "metrics.jsonl")).savefig(curve, format="png", dpi=80)
     display(Image(curve.getvalue()))
@@ -379,6 +380,22 @@ def show_run(run: Path) -> bool:
         display(Image(newest))
     play((str(sound), sound) for sound in newest_sounds(run))
     return has_ended
+
+
+def show_report(run: Path, language: str | None) -> None:
+    """Show the report by rules; its faults end no cell."""
+    from service.language import choose_language
+    from service.report.writing import write_report
+
+    try:
+        print(f"\n{write_report(run, choose_language(language))}")
+    except Exception as error:
+        print(f"\nno report: {error}")
+
+
+def report(run: Path, language: str, *words: str) -> None:
+    """What report_run.py prints, by the notebook's own Python: it needs none of the pinned packages but httpx."""
+    stream([sys.executable, str(ROOT / "report_run.py"), "--run", str(run), "--lang", language, *words])
 
 
 def newest_sounds(run: Path) -> list[Path]:

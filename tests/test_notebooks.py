@@ -30,6 +30,7 @@ import train_lora
 import train_tts
 from demo.catalogue import write_catalogue
 from notebooks import colab
+from tests.drawn_runs import write_run
 from training.batches import plan_batch
 from training.flags import free_to_change
 from utils.runs import training_changes
@@ -38,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TRAIN, VOICE, MONITOR = (ROOT / f"notebooks/{name}_colab.ipynb" for name in ("train", "voice", "monitor"))
 FIELD = re.compile(r"^(\w+) = (.*?)  # @param\b.*$", re.M)
-NEWEST = "Figures, time left, loss curve, newest validation"  # a step of the monitor
+NEWEST = "Figures, time left, report in words, loss curve, newest validation"  # a step of the monitor
 needs_venv = pytest.mark.skipif(not colab.PYTHON.exists(), reason="the notebooks use .venv: run `make setup`")
 # A stand-in for the part of Colab that the notebooks use: a secret, an upload, a mounted Drive.
 GOOGLE_COLAB = {
@@ -170,7 +171,7 @@ def recording(tmp_path):
     shutil.copy(ROOT / "notebooks/colab.py", folder / "notebooks")
     (folder / ".venv/bin/python").write_text(RECORDER.format(python=sys.executable))
     (folder / ".venv/bin/python").chmod(0o755)
-    for name in ("train_lora.py", "utils"):
+    for name in ("train_lora.py", "report_run.py", "utils", "service"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
@@ -265,6 +266,28 @@ def test_every_command_of_the_monitor_is_one_that_its_script_accepts(recording, 
     assert commands[0][1:3] == ["--lora", str(run / "best")]
     for command in commands:
         check_command(command)
+
+
+@pytest.mark.slow
+def test_the_monitor_reports_in_words_and_asks_a_language_model_only_if_one_is_named(recording, tmp_path):
+    run = write_run(tmp_path / "drive/runs/demo_lora", last=400)
+    (run / "validation").mkdir()
+
+    def shown(**fields) -> str:
+        source = re.sub(
+            r"^%.*$", "", "\n".join(read_code(MONITOR, keep_in=str(tmp_path / "drive"), **fields)), flags=re.M
+        )
+        environment = os.environ | {"LLM_API_KEY": ""}
+        words = [sys.executable, "-c", source]
+        return subprocess.run(words, cwd=recording, env=environment, capture_output=True, text=True).stdout
+
+    text = shown(language="pt")
+    assert (
+        "## O que aconteceu" in text and "400 de 1.000 passos treinados" in text and "modelo de linguagem" not in text
+    )
+    nobody = "http://127.0.0.1:9/v1"
+    text = shown(language="pt", llm_models="one", llm_base_url=nobody)
+    assert "O relatório de um modelo de linguagem ficou de fora: não foi possível conectar ao servidor" in text
 
 
 @needs_venv

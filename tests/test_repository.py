@@ -110,6 +110,7 @@ NEEDED = {
     "generate": "--prompt x --num_images 1",
     "evaluate": "--real r --generated g --output_dir o",
     "benchmark": "",
+    "report_run": "--run r",
 }
 # Read in loops over names, as getattr(args, name). Of the trainers: use_8bit_adam sets --optimizer, and published
 # diffusers commands carry set_grads_to_none, for which there is a warning that it is always done, and for Z-Image
