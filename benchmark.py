@@ -48,7 +48,7 @@ from benchmarking.search import Row
 from benchmarking.timing import time_generation, time_repeatedly
 from benchmarking.trainer import lacks_memory, read_launch_config
 from families import models, sampler
-from families.names import FAMILIES, PUBLISHED
+from families.names import FAMILIES, published_model
 from families.published import write_configs, write_random_model
 from speech.batches import Position, load_batch, make_loader
 from speech.dataset import Utterance
@@ -66,7 +66,6 @@ from utils.parallel import other_process, thread_map
 VOICE = "train_tts.py"
 TRAINERS = {"train_lora.py": train_lora, "train_dreambooth.py": train_dreambooth, VOICE: train_tts}
 FOLDER_FLAGS = {"train_lora.py": "train_data_dir", "train_dreambooth.py": "instance_data_dir", VOICE: "train_data_dir"}
-MODELS = {family: name for name, family in reversed(PUBLISHED.items())}  # of each family the first
 PROMPT = "a photo of blurred noise"
 
 
@@ -291,7 +290,7 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
         "views": images * setup.read_views(args).crops * (1 + args.random_flip),
         "recipe": {
             "script": job.script,
-            "model": MODELS[job.random_family] if job.random_family else args.pretrained_model_name_or_path,
+            "model": published_model(job.random_family) if job.random_family else args.pretrained_model_name_or_path,
             "random_weights": bool(job.random_family),
             "family": start.family,
             "resolution": args.resolution,

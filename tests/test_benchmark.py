@@ -257,6 +257,17 @@ def test_a_voice_is_estimated_and_spoken_with_sounds_that_are_made_up(voice_word
     assert rates["loading_utterances_per_second"] > 0 and rates["spoken_seconds_per_second"] > 0
 
 
+@pytest.mark.slow
+def test_a_transformer_of_the_published_size_is_estimated_from_its_configs(tmp_path):
+    words = ["--family", "flux2_klein", "--random_weights", "--mixed_precision", "no", "--resolution", "256"]
+    facts = benchmark.describe_job(read_job(*words, "--output_dir", str(tmp_path / "out")), dry_run=True)
+    assert facts["recipe"]["model"] == "black-forest-labs/FLUX.2-klein-base-4B" and facts["recipe"]["random_weights"]
+    encoding, one, two = facts["estimates"]["True"]
+    weights = 4 * 3.876e9  # of the transformer, frozen in float32
+    assert weights < one < two < 1.3 * weights and encoding < 1.1 * 4 * 4.022e9
+    assert facts["flops"]["per_sample"] > 2 * 3.876e9 * (256 / 16) ** 2 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.very_slow
 def test_a_benchmark_of_a_voice_from_start_to_command_line(voice_words, tmp_path):
     data = write_speech(tmp_path / "data", 4, 1, SPEAKERS)

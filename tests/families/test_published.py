@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from families import models
-from families.names import FAMILIES
+from families.names import FAMILIES, PUBLISHED, published_model
 from families.published import read_published, write_configs, write_random_model
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
 from tests.tiny_models import smaller
@@ -49,6 +49,19 @@ def has(found, wanted):
     if isinstance(wanted, dict):
         return all(key in found and has(found[key], value) for key, value in wanted.items())
     return found == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_has_a_published_model_by_whose_defaults_its_configs_sample(folders, family):
+    """Turbo, schnell and other distilled models have others than those that they were made of."""
+    name = published_model(family)
+    assert PUBLISHED[name] == family == models.model_family(str(folders[family]))
+    if FAMILIES[family].DENOISER == "transformer":
+        configs = read_published(family)
+        found = FAMILIES[family].default_sampling(
+            configs["scheduler/scheduler_config.json"], configs["model_index.json"]
+        )
+        assert (found[0] <= 8) == ("Turbo" in name or "schnell" in name)
 
 
 def test_the_configs_of_a_random_model_are_the_published_ones(folders):
