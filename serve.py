@@ -1,4 +1,4 @@
-"""Serve what was trained by a REST API in OpenAI's shapes: images and speech.
+"""Serve what was trained: a page to try it, and a REST API in OpenAI's shapes for images and speech.
 
 Nothing is written to the disk. Beyond this machine (--host 0.0.0.0) it needs a token, in SERVE_API_TOKEN.
 
@@ -23,6 +23,7 @@ import torch
 from families import lora_mix, models, sampling, tokens
 from families.names import LABELS
 from families.sampler import Execution, SamplerParts, Sampling
+from preparation.captions import DEFAULT_TEMPLATE, add_trigger
 from service import site
 from service.guard import Access
 from service.image_api import ImageLimits, ImageService
@@ -31,6 +32,8 @@ from service.image_queue import ImageQueue, QueueLimits, Settings
 from service.kept_files import KeptFiles
 from service.language import LANGUAGES
 from service.measures import Measures
+from service.page_api import page_routes
+from service.pickers import Pickers, read_pickers
 from service.site import Site
 from service.speech_api import ServedVoice, SpeechService
 from speech import streaming
@@ -256,6 +259,12 @@ def name_base(name: str) -> str:
     return Path(name).stem if Path(name).exists() else name
 
 
+def find_pickers(loras: dict[str, lora_mix.Lora]) -> dict[str, Pickers]:
+    """What the page offers to compose a prompt, by the LoRA that was trained on it."""
+    found = {name: read_pickers(lora.path, DEFAULT_TEMPLATE, add_trigger) for name, lora in loras.items()}
+    return {name: one for name, one in found.items() if one}
+
+
 def load_voices(specs: list[str]) -> dict[str, tuple[Voice, str]]:
     """{name in requests: (voice, its speaker)}."""
     named = [split_name(one, "--voice", run_name(one)) for one in specs]
@@ -328,6 +337,7 @@ def main(args: argparse.Namespace) -> int:
     if args.voice:
         what.speech = load_speech(args, device)
     print(*describe(args, what), sep="\n")
+    what.more_routes.append(page_routes(what, find_pickers(read_loras(args.lora))))
     app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)))
     print(f"serving at {address(args.host, listening.getsockname()[1])}", flush=True)
     site.serve(app, listening, what.images.queue.close if what.images else lambda: None)

@@ -19,7 +19,7 @@ OPEN = ("/health", "/login", "/page.css")  # paths that need no token; so do the
 BODY_SECONDS = 30.0  # for a body to arrive
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with no-referrer a form's origin would be `null`
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
 }

@@ -22,11 +22,15 @@ ENVIRONMENT = make_environment(TEMPLATES, PAGES)
 
 def render(request: Request, template: str, language: str | None, status: int = 200, /, **values: Any) -> HTMLResponse:
     """The page in this language, or else in the browser's."""
-    lang = language or choose_language(accepted=request.headers.get("accept-language", ""))
+    lang = page_language(request, language)
     content = ENVIRONMENT.get_template(template).render(
         t=partial(translate, lang), number=partial(write_number, lang), lang=lang, name="serve.py", **values
     )
     return HTMLResponse(content, status, HEADERS)
+
+
+def page_language(request: Request, language: str | None) -> str:
+    return language or choose_language(accepted=request.headers.get("accept-language", ""))
 
 
 def styles() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -38,6 +38,7 @@ class Site:
     speech: SpeechService | None = None
     language: str | None = None  # of the pages; None: the browser's
     has_token: bool = False
+    watches: bool = False  # a folder of runs
     more_routes: list[APIRouter] = field(default_factory=list)
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -111,10 +112,6 @@ def common_routes(site: Site) -> APIRouter:
     @routes.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         return render_docs(request, site)
-
-    @routes.get("/", include_in_schema=False)
-    async def start() -> Response:
-        return RedirectResponse("/docs", 303)
 
     @routes.get("/page.css", include_in_schema=False)
     async def page_css() -> Response:

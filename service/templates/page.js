@@ -1,0 +1,214 @@
+"use strict";
+// The page of serve.py: sends what its forms say to the API, shows what comes back, and keeps a history of the session.
+
+const texts = JSON.parse(document.getElementById("texts").dataset.texts);
+const KEPT = "serve-history", MOST_KEPT = 30;
+
+function say(key, values = {}) {
+  return texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+async function post(path, body, signal) {
+  const answer = await fetch(path, {
+    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body), signal,
+  });
+  if (answer.ok) return answer;
+  const {error} = await answer.json();
+  throw new Error(error.message);
+}
+
+// Calls `tell` with each server-sent event; its last line ends with an empty one.
+async function readEvents(answer, tell) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const {done, value} = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const data = JSON.parse(part.split("\n").find((line) => line.startsWith("data: ")).slice(6));
+      if (data.error) throw new Error(data.error.message);
+      tell(data);
+    }
+  }
+}
+
+function showSliders() {
+  for (const slider of document.querySelectorAll(".slider")) {
+    const input = slider.querySelector("input"), output = slider.querySelector("output");
+    const show = () => { output.value = Number(input.value).toLocaleString(document.documentElement.lang); };
+    input.addEventListener("input", show);
+    input.form.addEventListener("reset", () => setTimeout(show));
+    show();
+  }
+}
+
+function sendByKeys(form) {
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+}
+
+// Images
+
+function readSettings(form) {
+  const settings = {
+    prompt: form.prompt.value, negative_prompt: form.negative_prompt.value, seed: Number(form.seed.value),
+    n: Number(form.n.value), size: `${form.size.value}x${form.size.value}`, steps: Number(form.steps.value),
+    guidance_scale: Number(form.guidance_scale.value), lora: {},
+  };
+  for (const slider of form.querySelectorAll("input[data-lora]")) {
+    if (Number(slider.value)) settings.lora[slider.name] = Number(slider.value);
+  }
+  return settings;
+}
+
+function writeSettings(form, settings) {
+  for (const name of ["prompt", "negative_prompt", "seed", "n", "steps", "guidance_scale"]) {
+    form[name].value = settings[name];
+  }
+  form.size.value = parseInt(settings.size, 10);
+  form.lock.checked = true;
+  for (const slider of form.querySelectorAll("input[data-lora]")) {
+    slider.value = settings.lora[slider.name] || 0;
+    slider.dispatchEvent(new Event("input"));
+  }
+}
+
+function describe(settings) {
+  const loras = Object.entries(settings.lora).map(([name, weight]) => `${name} ${weight}`);
+  const words = [`${say("seed")} ${settings.seed}`, settings.size, `${settings.steps} ${say("steps")}`,
+    `${say("guidance")} ${settings.guidance_scale}`, ...loras];
+  if (settings.negative_prompt) words.push(`${say("negative")}: ${settings.negative_prompt}`);
+  return words.join(" · ");
+}
+
+function addImage(box, {url, label}, prompt) {
+  const figure = document.createElement("figure"), image = new Image(), caption = document.createElement("figcaption");
+  image.alt = prompt;
+  image.src = url;
+  image.onerror = () => {
+    const gone = document.createElement("div");
+    gone.className = "missing";
+    gone.textContent = say("expired");
+    image.replaceWith(gone);
+  };
+  caption.textContent = label;
+  figure.append(image, caption);
+  box.append(figure);
+}
+
+function showEntry(form, {settings, images}) {
+  const entry = document.getElementById("entry").content.cloneNode(true).firstElementChild;
+  const box = entry.querySelector(".abreast"), [words, actions] = entry.querySelectorAll("p");
+  box.style.setProperty("--columns", Math.min(4, images.length));
+  for (const image of images) addImage(box, image, settings.prompt);
+  words.textContent = `${settings.prompt} – ${describe(settings)}`;
+  actions.querySelector("button").addEventListener("click", () => {
+    writeSettings(form, settings);
+    form.prompt.focus();
+  });
+  document.getElementById("history").prepend(entry);
+}
+
+function readHistory() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT)) || [];
+  } catch {
+    return [];
+  }
+}
+
+function keepEntry(entry) {
+  const kept = [entry, ...readHistory()].slice(0, MOST_KEPT);
+  sessionStorage.setItem(KEPT, JSON.stringify(kept));
+}
+
+// The images of one request, in order; `tell` gets the share of the steps that are done.
+async function makeImages(settings, label, signal, tell) {
+  const made = [], body = {...settings, stream: true, response_format: "url"};
+  await readEvents(await post("/v1/images/generations", body, signal), (event) => {
+    if (event.type === "image_generation.queued") tell(0, event.ahead);
+    if (event.type === "image_generation.progress") tell(event.step / event.steps, 0);
+    if (event.type === "image_generation.completed") {
+      const path = new URL(event.url).pathname;
+      made[event.index] = {url: path, label: `${label}${say("seed")} ${event.seed}`};
+    }
+  });
+  return made;
+}
+
+function startImages(form) {
+  const status = form.querySelector("[role=status]"), bar = form.querySelector("progress");
+  const stop = form.querySelector(".stop"), [send] = form.querySelectorAll("button:not([type])");
+  for (const entry of readHistory().reverse()) showEntry(form, entry);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (!form.lock.checked) form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % 999999000;
+    const settings = readSettings(form), work = new AbortController();
+    const sides = [[settings, ""]];
+    if (form.compare?.checked) sides.push([{...settings, lora: {}}, `${say("without")} `]);
+    const shares = sides.map(() => 0);
+    stop.onclick = () => work.abort();
+    [send.disabled, stop.hidden, bar.hidden, bar.value] = [true, false, false, 0];
+    status.textContent = say("working");
+    try {
+      const made = await Promise.all(sides.map(([one, label], side) => makeImages(one, label, work.signal, (share, ahead) => {
+        shares[side] = share;
+        bar.value = shares.reduce((a, b) => a + b) / shares.length;
+        if (ahead) status.textContent = say("ahead", {n: ahead});
+      })));
+      const images = made.length === 1 ? made[0] : made[0].flatMap((one, index) => [one, made[1][index]]);
+      keepEntry({settings, images});
+      showEntry(form, {settings, images});
+      status.textContent = say("done");
+    } catch (error) {
+      work.abort();
+      status.textContent = error.name === "AbortError" ? say("stopped") : error.message;
+    }
+    [send.disabled, stop.hidden, bar.hidden] = [false, true, true];
+  });
+  for (const picker of form.querySelectorAll(".pickers")) {
+    picker.addEventListener("change", async () => {
+      const chosen = Object.fromEntries([...picker.querySelectorAll("select")].map((one) => [one.name, one.value]));
+      const answer = await post("/page/prompt", {lora: picker.dataset.lora, attributes: chosen});
+      form.prompt.value = (await answer.json()).prompt;
+    });
+  }
+}
+
+// Speech
+
+function startSpeech(form) {
+  const status = form.querySelector("[role=status]"), player = document.querySelector("#speech audio");
+  const [send] = form.querySelectorAll("button");
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const body = {
+      input: form.input.value, voice: form.voice.value, speed: Number(form.speed.value), seed: Number(form.seed.value),
+      response_format: "wav",
+    };
+    [send.disabled, status.textContent] = [true, say("working")];
+    try {
+      const sound = await (await post("/v1/audio/speech", body)).blob();
+      URL.revokeObjectURL(player.src);
+      player.src = URL.createObjectURL(sound);
+      player.hidden = false;
+      status.textContent = say("done");
+      await player.play();
+    } catch (error) {
+      if (error.name !== "NotAllowedError") status.textContent = error.message; // the browser wants a click first
+    }
+    send.disabled = false;
+  });
+}
+
+showSliders();
+for (const [id, start] of [["image-form", startImages], ["speech-form", startSpeech]]) {
+  const form = document.getElementById(id);
+  if (form) {
+    sendByKeys(form);
+    start(form);
+  }
+}
