@@ -70,6 +70,7 @@ MODELS = (
     Model("z_image", 1024, 1, 14, "dreambooth/train_dreambooth_lora_z_image.py", {"num_hidden_layers": 2}),
     Model("flux2_klein", 1024, 1, 10, "dreambooth/train_dreambooth_lora_flux2_klein.py", NARROW),
     Model("qwen_image", 1024, 1, 44, "dreambooth/train_dreambooth_lora_qwen_image.py", {"num_hidden_layers": 2}),
+    Model("flux1", 1024, 1, 25, "dreambooth/train_dreambooth_lora_flux.py", {"num_layers": 2}),
 )
 TINY_SIDE = 32
 
