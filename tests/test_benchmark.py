@@ -18,7 +18,6 @@ import train_tts
 from benchmarking import drawings, folder, report, trainer
 from benchmarking.measuring import Job, run_settings
 from benchmarking.search import Trial
-from families.names import DEFAULT_MODEL, FAMILIES
 from speech.voices import save_voice
 from tests.tiny_models import build_tiny
 from tests.tiny_voices import SPEAKERS, tiny_voice, write_speech
@@ -37,12 +36,6 @@ def start(*words: str) -> subprocess.Popen:
 
 def read_job(*words: str) -> Job:
     return benchmark.read_job(benchmark.parse_args(list(words)))
-
-
-def test_every_family_has_a_model_to_recommend():
-    assert set(benchmark.MODELS) == set(FAMILIES)
-    assert benchmark.MODELS["z_image"] == "Tongyi-MAI/Z-Image" and benchmark.MODELS["sd1"] == DEFAULT_MODEL
-    assert benchmark.MODELS["flux1"] == "black-forest-labs/FLUX.1-dev"
 
 
 def test_words_after_two_dashes_are_flags_of_the_trainer(tmp_path):
