@@ -7,7 +7,7 @@ import copy
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from families import lora_mix, models, sampling, tokens
 from families.diffusion import Features, size_conditions, stack
+from families.feature_file import FeatureFile
 from families.latents import to_channels_last, unscale
 from families.names import FAMILIES
 from utils import devices, image_checks
@@ -96,7 +97,7 @@ class Sampler:
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin
     index: dict[str, Any]  # the model's model_index.json
-    features: dict[str, Features]  # by prompt, on the CPU
+    features: dict[str, Features] | FeatureFile  # by prompt, on the CPU or on the disk
     cores: devices.Cores | None  # on a CPU each takes a part of a batch
     batch_size: int
     unused_savers: list[str]
@@ -121,7 +122,9 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     add_loras(parts, base, execution)
     prompts = list(dict.fromkeys([*prompts, settings.negative_prompt]))
     models.report_long_captions(base.tokenizers[-1], prompts, "prompts")
-    features = encode_prompts(parts, base, prompts)
+    features = FeatureFile()
+    for prompt, found in encode_prompts(parts, base, prompts):
+        features.add(prompt, found)
     base.encoders.clear()
     free_memory()
     vae = models.load_vae(parts.model, vae=parts.vae)
@@ -159,15 +162,14 @@ def add_loras(parts: SamplerParts, base: Base, execution: Execution) -> None:
 
 
 @torch.no_grad()
-def encode_prompts(parts: SamplerParts, base: Base, prompts: list[str]) -> dict[str, Features]:
-    """{prompt: its features, on the CPU}; the encoders are where `add_loras` has moved them."""
+def encode_prompts(parts: SamplerParts, base: Base, prompts: list[str]) -> Iterator[tuple[str, Features]]:
+    """Each prompt and its features, on the CPU; the encoders are where `add_loras` has moved them."""
     zero = models.empty_prompt_is_zero(parts.model)
-    features: dict[str, Features] = {}
-    for start in range(0, len(prompts), 64):
-        batch = prompts[start : start + 64]
+    at_once = 64 if FAMILIES[parts.family].DENOISER == "unet" else 4  # those of a transformer are large
+    for start in range(0, len(prompts), at_once):
+        batch = prompts[start : start + at_once]
         found = FAMILIES[parts.family].encode_text(base.tokenizers, base.encoders, batch, zero)
-        features |= {prompt: {name: t.cpu() for name, t in one.items()} for prompt, one in zip(batch, found)}
-    return features
+        yield from ((prompt, {name: t.cpu() for name, t in one.items()}) for prompt, one in zip(batch, found))
 
 
 def build_sampler(

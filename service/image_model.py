@@ -109,7 +109,7 @@ class ImageModel:
         """Each prompt with its negative one alone, as generate.py does for one prompt."""
         key = prompt, negative
         if key not in mix.features:
-            mix.features[key] = encode_prompts(mix.parts, mix.base, list(dict.fromkeys(key)))
+            mix.features[key] = dict(encode_prompts(mix.parts, mix.base, list(dict.fromkeys(key))))
             if len(mix.features) > MOST_PROMPTS:
                 mix.features.popitem(last=False)
         mix.features.move_to_end(key)

@@ -184,6 +184,18 @@ def test_a_flag_of_the_other_kind_of_noise_is_refused(trainer_data, tmp_path):
 
 
 @OF_FIRST
+def test_a_key_of_the_other_kind_of_noise_in_a_recipe_is_warned_of(trainer_data, reference, tmp_path, caplog):
+    """A recipe may serve several families."""
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text("snr_gamma: 5\nzero_terminal_snr: true\n")
+    assert train(trainer_data, out, "--config", recipe, "--max_train_steps", 1, family=FAMILY) == 0
+    for key in ("snr_gamma: 5.0", "zero_terminal_snr: True"):
+        assert f"--config: `{key}` does nothing for Z-Image, whose noise is that of flow matching" in caplog.text
+    assert column(out, "loss")[0] == column(reference, "loss")[0]
+    assert "snr_gamma" not in (out / "README.md").read_text()
+
+
+@OF_FIRST
 def test_a_limit_of_tokens_cuts_captions_and_has_its_own_cache(trainer_data, reference, tmp_path, caplog):
     out = tmp_path / "run"
     assert train(trainer_data, out, "--max_sequence_length", 16, "--max_train_steps", 1, family=FAMILY) == 0

@@ -256,14 +256,19 @@ OF_FLOW = ("guidance_scale", "weighting_scheme", "logit_mean", "logit_std", "mod
 
 
 def refuse_others(args: argparse.Namespace, is_flow: bool, family: str) -> None:
-    """Refuse flags of the kind of noise that the model's family does not have."""
+    """Refuse flags of the kind of noise that the model's family does not have.
+
+    A recipe may serve several families: of its keys, this only warns, and leaves them out of args.
+    """
     for name in OF_DIFFUSION if is_flow else OF_FLOW:
         value = getattr(args, name)
-        if value is not None and value is not False:
-            kind = "flow matching" if is_flow else "DDPM"
-            raise cli.UserError(
-                f"{cli.spell_flag(name, value)}: does nothing for {family}, whose noise is that of {kind}; leave it out"
-            )
+        if value is None or value is False:
+            continue
+        problem = f"does nothing for {family}, whose noise is that of {'flow matching' if is_flow else 'DDPM'}"
+        if name not in args.recipe_keys:
+            raise cli.UserError(f"{cli.spell_flag(name, value)}: {problem}; leave it out")
+        logger.warning("--config: `%s: %s` %s", name, value, problem)
+        setattr(args, name, False if value is True else None)
 
 
 def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:

@@ -445,11 +445,12 @@ def recipe_to_argv(recipe: dict[str, Any], actions: list[argparse.Action], path:
 
 
 class Settings(argparse.Namespace):
-    """The values of a script's flags; vars() leaves out the names of the `given` ones, and what is `interpolated`."""
+    """The values of a script's flags; vars() leaves out what is said of them in the slots."""
 
-    __slots__ = ("given", "interpolated")
+    __slots__ = ("given", "interpolated", "recipe_keys")
     given: set[str]  # by the command line or a recipe, other than the default: a script settles some flags itself
     interpolated: dict[str, Any]
+    recipe_keys: frozenset[str]  # that came from --config
 
 
 def start_script() -> list[str]:
@@ -496,6 +497,7 @@ def _parse_given(parser: Parser, words: list[str], interpolated: dict[str, Any])
     args = parser.parse_args(words, Settings())
     args.given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
     args.interpolated = interpolated
+    args.recipe_keys = parser.recipe_keys
     return args
 
 
