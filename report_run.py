@@ -10,6 +10,7 @@ OpenAI-compatible endpoint, which gets the rules' findings and numbers alone, an
 
 import argparse
 import os
+import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def read_endpoint(args: argparse.Namespace) -> Endpoint:
     """Where to ask; refuses an address that is none, and to send a key to another machine without TLS."""
     given, key = args.llm_base_url, os.environ.get(KEY, "").strip()
-    place = urlsplit(given)
-    if place.scheme not in ("http", "https") or not place.hostname or place.query or place.username:
+    try:
+        place = urlsplit(given)
+        is_whole = place.port != 0 and not re.search(r"\s", given)  # reading the port checks it
+    except ValueError:
+        is_whole = False
+    if not is_whole or place.scheme not in ("http", "https") or not place.hostname or place.query or place.username:
         raise UserError(f"--llm_base_url {given}: expected http(s)://host/path, such as https://openrouter.ai/api/v1")
     if place.hostname == "openrouter.ai" and not key:
         raise UserError(

@@ -17,8 +17,8 @@ INNER = ("training", "cache", "images", "class_images", "sounds", "model")
 FREE = set(
     "output_dir overwrite train_batch_size gradient_accumulation_steps gradient_checkpointing compile max_train_steps "
     "num_train_epochs latent_cache_dir resume_from_checkpoint logging_steps logging_dir report_to push_to_hub "
-    "hub_model_id sync_to learning_rate lr_scheduler lr_warmup_steps lr_num_cycles lr_power scale_lr text_encoder_lr "
-    "seed validation_prompt validation_text early_stopping_patience".split()
+    "hub_model_id sync_to report_every lang learning_rate lr_scheduler lr_warmup_steps lr_num_cycles lr_power scale_lr "
+    "text_encoder_lr seed validation_prompt validation_text early_stopping_patience".split()
 )
 
 

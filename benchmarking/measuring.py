@@ -33,6 +33,7 @@ ONLY_STEPS: dict[str, Any] = {
     "checkpointing_steps": 0,
     "logging_steps": 1,
     "report_to": "none",
+    "report_every": 0,
     "push_to_hub": False,
     "hub_model_id": None,
     "sync_to": None,

@@ -29,7 +29,7 @@ def judge_progress(run: RunRecord) -> Finding | None:
     if not run.last_step:
         return Finding("finding.open_end", "note", values)
     values["share"] = run.step / run.last_step
-    left = seconds_left(run.records, run.last_step)
+    left = seconds_left(run.records, int(run.last_step))
     if left is None:
         return Finding("finding.time_unknown", "note", values)
     return Finding("finding.time_left", "note", values | {"left": left})

@@ -4,7 +4,7 @@ from statistics import fmean, median
 
 from service.report.findings import Finding, Severity
 from service.report.run_record import RunRecord
-from service.report.trends import compare_ends, compare_lowest, fit_line
+from service.report.trends import compare_ends, compare_lowest, fit_line, part_of
 
 FEWEST, MANY = 10, 50  # records, below which nothing is said of a trend, and nothing of its absence
 FEW_VALIDATIONS = 3
@@ -44,27 +44,31 @@ def judge_plateau(run: RunRecord) -> Finding | None:
     Of the held-out loss where it was measured often enough: it has no noise of its own, the training loss has much.
     """
     held_out, losses = run.values("val_loss"), run.values(run.loss_name)
+    advice = "advice.voice_plateau" if run.is_voice else "advice.plateau"
     if len(held_out) >= 3 * FEW_VALIDATIONS:
         early, late = held_out[: -len(held_out) // 3], held_out[-len(held_out) // 3 :]
-        share = 1 - min(late) / min(early)
+        share = -part_of(min(late) - min(early), min(early))
         if held_out_has_improved(run) and abs(share) < SMALL:
-            return Finding("finding.held_out_plateau", "note", {"share": max(0.0, share)}, "advice.plateau")
+            return Finding("finding.held_out_plateau", "note", {"share": max(0.0, share)}, advice)
         return None
     late = losses[-len(losses) // 3 :]
     if len(losses) < MANY or compare_ends(losses).relative > -SMALL:
         return None
     change, error = fit_line(late)
-    share, doubt = -change / fmean(late), 2 * error / fmean(late)
+    share, doubt = part_of(-change, fmean(late)), part_of(2 * error, fmean(late))
     if abs(share) + doubt > LITTLE:
         return None
-    return Finding("finding.plateau", "note", {"share": max(0.0, share + doubt)}, "advice.plateau")
+    return Finding("finding.plateau", "note", {"share": max(0.0, share + doubt)}, advice)
 
 
 def judge_held_out(run: RunRecord) -> Finding | None:
     """The held-out loss: over-fitting, if it rose since its best while the training loss fell on."""
     pairs = run.pairs("val_loss")
     if not pairs:
-        return Finding("finding.no_held_out", "note", {}, "advice.no_held_out") if run.step else None
+        advice = (
+            "advice.no_held_out" if "held_out" in run.settings else None
+        )  # a subject's few photos are all trained on
+        return Finding("finding.no_held_out", "note", {}, advice) if run.step else None
     (first_step, first), (_, last) = pairs[0], pairs[-1]
     best_step, best = min(pairs, key=lambda pair: pair[1])
     values = {
@@ -78,7 +82,7 @@ def judge_held_out(run: RunRecord) -> Finding | None:
         return judge_worse(run, best_step, values)
     if len(pairs) < 2 or best_step == first_step:
         return Finding("finding.held_out_no_better", "odd", values, "advice.lower_rate") if len(pairs) > 2 else None
-    return Finding("finding.held_out_falls", "good", values | {"change": 1 - best / first})
+    return Finding("finding.held_out_falls", "good", values | {"change": part_of(first - best, first)})
 
 
 def judge_worse(run: RunRecord, best_step: int, values: dict[str, float]) -> Finding:
@@ -88,7 +92,9 @@ def judge_worse(run: RunRecord, best_step: int, values: dict[str, float]) -> Fin
     severity: Severity = "bad" if values["last"] > FAR_WORSE * values["best"] else "odd"
     if before and fmean(after) > WORSE * fmean(before):
         return Finding("finding.held_out_rises", severity, values, "advice.lower_rate")
-    return Finding("finding.over_fits", severity, values, "advice.over_fits")
+    return Finding(
+        "finding.over_fits", severity, values, "advice.voice_over_fits" if run.is_voice else "advice.over_fits"
+    )
 
 
 def judge_divergence(run: RunRecord) -> Finding | None:
@@ -103,7 +109,7 @@ def judge_divergence(run: RunRecord) -> Finding | None:
         return None
     change = compare_lowest(losses)
     if change.relative > DIVERGED - 1 and change.is_beyond(SMALL, errors=4):  # the lowest of many is low by chance too
-        values = {"last": change.last, "lowest": change.first, "times": change.last / change.first}
+        values = {"last": change.last, "lowest": change.first, "times": part_of(change.last, change.first)}
         return Finding("finding.diverges", "bad", values, "advice.lower_rate")
     return None
 
@@ -115,9 +121,9 @@ def judge_gradients(run: RunRecord) -> Finding | None:
         return None
     early, late = median(norms[: len(norms) // 2]), median(norms[-len(norms) // 10 :])
     if late > 10 * early:
-        values = {"early": early, "late": late, "times": late / early if early else 0.0}
+        values = {"early": early, "late": late, "times": part_of(late, early)}
         return Finding("finding.gradients_grow", "odd", values, "advice.lower_rate")
-    limit = run.settings.get("max_grad_norm") or 0
+    limit = run.number("max_grad_norm")
     cut = fmean(norm > limit for norm in norms)
     if limit and cut > 0.9:
         return Finding("finding.gradients_cut", "note", {"share": cut, "limit": limit, "norm": median(norms)})
@@ -153,7 +159,7 @@ def kind_of(run: RunRecord) -> str:
 
 def judge_warm_up(run: RunRecord) -> Finding | None:
     """A rate that climbs until the end."""
-    steps, last = run.settings.get("lr_warmup_steps") or 0, run.last_step
+    steps, last = run.number("lr_warmup_steps"), run.last_step
     if last and steps >= last and run.settings.get("lr_scheduler") != "constant":
         return Finding("finding.warm_up_long", "odd", {"warm_up": steps, "last_step": last}, "advice.warm_up_long")
     return None

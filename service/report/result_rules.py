@@ -1,5 +1,6 @@
 """Rules on what the training gave: validation images and sounds, the best weights, other runs, the evaluation."""
 
+import struct
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -126,10 +127,14 @@ class Sound(NamedTuple):
     clipped: float
 
 
-def measure_sound(path: Path) -> Sound:
+def measure_sound(path: Path) -> Sound | None:
+    """None of a file that is not whole, as where a drive has only a part of it yet."""
     from scipy.io import wavfile  # here: it takes a moment to import, and runs on images need none
 
-    rate, samples = wavfile.read(path)
+    try:
+        rate, samples = wavfile.read(path)
+    except (OSError, ValueError, struct.error):
+        return None
     samples = samples.astype(np.float64) / (np.iinfo(samples.dtype).max if samples.dtype.kind == "i" else 1)
     part = max(1, rate // 50)
     parts = samples[: len(samples) // part * part].reshape(-1, part)
@@ -145,7 +150,7 @@ def newest_sounds(run: RunRecord) -> list[Path]:
 
 def judge_sounds(run: RunRecord) -> Finding | None:
     """Sounds of the newest validation that are silent or clipped."""
-    sounds = [measure_sound(path) for path in newest_sounds(run)]
+    sounds = [sound for path in newest_sounds(run) if (sound := measure_sound(path))]
     if not sounds:
         return None
     silent = sum(sound.level < QUIET for sound in sounds)

@@ -37,9 +37,9 @@ class RunRecord:
         return self.summary.get("steps") == self.step
 
     @property
-    def last_step(self) -> int | None:
-        """The step that the training is to end with; None where epochs are counted."""
-        return self.settings.get("max_train_steps")
+    def last_step(self) -> float:
+        """The step that the training is to end with; 0 where it is not known, as where epochs are counted."""
+        return self.number("max_train_steps")
 
     @property
     def is_voice(self) -> bool:
@@ -49,6 +49,11 @@ class RunRecord:
     def loss_name(self) -> str:
         """The loss that tells how good the result is: a voice's whole loss also has what its opponents say of it."""
         return "loss_mel" if self.is_voice else "loss"
+
+    def number(self, setting: str) -> float:
+        """A setting that is a number; 0 where it is none, such as what a recipe takes from the environment."""
+        value = self.settings.get(setting)
+        return value if is_number(value) else 0
 
     def pairs(self, name: str) -> list[tuple[int, float]]:
         """(step, number) of each record that has a finite number of this name, in the order of the steps."""

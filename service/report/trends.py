@@ -8,6 +8,11 @@ ENDS = 5  # the share of a series that is an end: a fifth
 LEAST = 10  # values of a window
 
 
+def part_of(part: float, whole: float) -> float:
+    """Their ratio; 0 where there is no whole."""
+    return part / whole if whole else 0.0
+
+
 class Change(NamedTuple):
     """The means of both ends, and the standard error of their difference."""
 
@@ -18,7 +23,7 @@ class Change(NamedTuple):
     @property
     def relative(self) -> float:
         """Of the first mean: -0.5 where half of it is left."""
-        return self.last / self.first - 1 if self.first else 0.0
+        return part_of(self.last - self.first, self.first)
 
     def is_beyond(self, share: float, errors: float = 2) -> bool:
         """Whether it changed by more than this share, and by more than so many standard errors."""

@@ -280,8 +280,9 @@ def test_a_key_goes_nowhere_without_tls_but_to_this_machine(run):
 
 
 def test_what_is_missing_or_no_address_is_said_before_anything_is_sent(run, monkeypatch, capsys):
-    with pytest.raises(UserError, match="--llm_base_url ftp://x: expected http"):
-        asked(run, "--llm_base_url", "ftp://x")
+    for address in ("ftp://x", "http://x:99999/v1", "http://[::1/v1", "https://a b/v1", "https://me:word@x/v1", "x"):
+        with pytest.raises(UserError, match="--llm_base_url .*: expected http"):
+            asked(run, "--llm_base_url", address)
     with pytest.raises(UserError, match="--llm_images: .* has no validation image"):
         asked(run, "--llm_base_url", "http://127.0.0.1:9/v1", "--llm_images")
     monkeypatch.delenv("LLM_API_KEY")

@@ -229,6 +229,25 @@ def test_damaged_records_are_left_out(tmp_path):
     assert write_report(run, "en").replace("1,010", "1,000").replace("101%", "100%") == clean
 
 
+def test_settings_from_the_environment_and_losses_of_zero_break_no_rule(tmp_path):
+    unknown = dict.fromkeys(("max_train_steps", "lr_warmup_steps", "max_grad_norm"), "${oc.env:STEPS}")
+    assert "open_end" in found(write_run(tmp_path / "run", settings=unknown))
+    zero = write_run(tmp_path / "zero", lambda step: 0.0, held_out=lambda step: 0.0, grad_norm=lambda step: 0.0)
+    assert "## What happened" in write_report(zero, "en")
+
+
+def test_a_sound_that_is_not_whole_yet_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run", settings=VOICE)
+    write_tone(run / "validation/step-001000_1.wav", 0.5)
+    (run / "validation/step-001000_2.wav").write_bytes(b"RIFF")
+    assert found(run)["sounds"].values["sounds"] == 1
+
+
+def test_advice_names_only_flags_that_the_trainer_has(tmp_path):
+    voice = found(write_run(tmp_path / "voice", held_out=over_fitting, settings=VOICE))["over_fits"]
+    assert "--rank" not in voice.advice_text("en") and "best/" in voice.advice_text("pt")
+
+
 def test_every_finding_and_advice_can_be_told_in_both_languages(tmp_path):
     run = write_run(tmp_path / "run", held_out=over_fitting, settings={"lr_warmup_steps": 1000})
     reports = {language: write_report(run, language) for language in ("en", "pt")}
