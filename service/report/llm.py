@@ -126,15 +126,15 @@ def encode_image(path: Path) -> str:
 
 def ask_patiently(endpoint: Endpoint, budget: Budget, request: dict[str, Any]) -> str:
     """A model's answer; a request that may succeed later is repeated, after the time that the endpoint asks for."""
-    for repeat in range(REPEATS + 1):
+    for repeat in range(REPEATS):
         try:
             return ask_once(endpoint, budget, request)
         except Failure as failure:
             wait = 2.0**repeat if failure.wait is None else failure.wait
-            if not failure.repeat or repeat == REPEATS or wait > LONGEST_WAIT or budget.calls < 1:
+            if not failure.repeat or wait > LONGEST_WAIT or budget.calls < 1:
                 raise
             time.sleep(wait)
-    raise AssertionError
+    return ask_once(endpoint, budget, request)
 
 
 def ask_once(endpoint: Endpoint, budget: Budget, request: dict[str, Any]) -> str:

@@ -65,19 +65,10 @@ def judge_held_out(run: RunRecord) -> Finding | None:
     """The held-out loss: over-fitting, if it rose since its best while the training loss fell on."""
     pairs = run.pairs("val_loss")
     if not pairs:
-        advice = (
-            "advice.no_held_out" if "held_out" in run.settings else None
-        )  # a subject's few photos are all trained on
-        return Finding("finding.no_held_out", "note", {}, advice) if run.step else None
+        return Finding("finding.no_held_out", "note", {}, "advice.no_held_out") if run.step else None
     (first_step, first), (_, last) = pairs[0], pairs[-1]
     best_step, best = min(pairs, key=lambda pair: pair[1])
-    values = {
-        "first": first,
-        "best": best,
-        "best_step": best_step,
-        "last": last,
-        "rise": last / best - 1 if best else 0,
-    }
+    values = {"first": first, "best": best, "best_step": best_step, "last": last, "rise": part_of(last - best, best)}
     if last > WORSE * best and sum(step > best_step for step, _ in pairs) >= LONG_AGO:
         return judge_worse(run, best_step, values)
     if len(pairs) < 2 or best_step == first_step:

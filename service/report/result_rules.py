@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from service.report.findings import Finding, Severity
-from service.report.loss_rules import FEWEST
+from service.report.loss_rules import FEWEST, judge_held_out
 from service.report.run_record import RunRecord, is_number, read_evaluation, runs_beside
 
 # Settings that a held-out loss depends on besides the weights: only runs that share them can be compared.
@@ -46,7 +46,9 @@ def judge_best(run: RunRecord) -> Finding | None:
     step, best = min(pairs, key=lambda pair: pair[1])
     values = {"step": step, "best": best, "last": pairs[-1][1]}
     if step < pairs[-1][0]:
-        return Finding("finding.best_before", "note", values, "advice.best_before")
+        worse = judge_held_out(run)
+        says_so = worse is not None and worse.key == "finding.over_fits"  # in its own advice
+        return Finding("finding.best_before", "note", values, None if says_so else "advice.best_before")
     before = min(loss for _, loss in pairs[:-1])
     if run.has_ended and best < (1 - ALIKE) * before:
         return Finding("finding.best_is_last", "note", values, "advice.best_is_last")
