@@ -574,6 +574,23 @@ def test_a_lora_of_another_family_is_refused_before_anything_is_loaded(trainer_d
             lora_mix.check_lora(given, model, model, family)
 
 
+def test_a_lora_of_kohya_for_flux1_changes_its_layer(trainer_data, tmp_path):
+    model, layer = str(trainer_data["flux1"]), "lora_unet_double_blocks_0_img_attn_proj"
+    down, up = torch.randn(2, 32), torch.randn(32, 2)
+    state = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(1.0)}
+    save_file(state, tmp_path / "x.safetensors")
+    given = lora_mix.parse_lora(f"{tmp_path / 'x.safetensors'}:0.5")
+    lora_mix.check_lora(given, model, model, "flux1")
+    execution = Execution(torch.device("cpu"), torch.float32, 1)
+    plain, mixed = (
+        load_sampler(SamplerParts(model, "flux1", loras), Sampling(1, 3.5, 16), execution, ["boots"]).denoiser
+        for loras in ((), (given,))
+    )
+    name = "transformer_blocks.0.attn.to_out.0.weight"
+    change = mixed.get_parameter(name) - plain.get_parameter(name)
+    assert torch.allclose(change, 0.5 * 0.5 * up @ down, atol=1e-5)  # alpha 1 of rank 2, at half weight
+
+
 def test_a_lora_for_another_width_is_refused(trainer_data, tmp_path):
     model, layer = str(trainer_data[FAMILY]), "transformer.layers.0.attention.to_q"
     state = {f"{layer}.lora_A.weight": torch.ones(2, 48), f"{layer}.lora_B.weight": torch.ones(48, 2)}
