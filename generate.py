@@ -49,7 +49,9 @@ NUMERIC = ("NaN latents", "black (or NaN)", "of one colour", "noise")  # what a 
 OF_DATA = ("init_images", "control_images", "reject_near_train")
 OF_MODELS = ("pretrained_model_name_or_path", "model_config", "controlnet", "depth_model", "clip_model")
 # Flags that are refused for a model without a UNet.
-OF_UNETS = ("controlnet", "init_images", "control_images", "prediction_type", "enable_attention_slicing", "compile")
+OF_UNETS = (
+    "controlnet init_images control_images prediction_type zero_terminal_snr enable_attention_slicing compile".split()
+)
 # Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
@@ -105,12 +107,13 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
     for lora in loras:
         lora_mix.check_lora(lora, name, model, family)
         if not args.allow_other_base:
-            lora_mix.check_prediction(lora, model, args.prediction_type)
+            lora_mix.check_noise(lora, model, args.prediction_type, args.zero_terminal_snr)
     tokenizer = models.load_tokenizers(model, family)[0] if words else None
     for folder, word in words.items():
         tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
     length = args.max_sequence_length
-    return SamplerParts(model, family, loras, args.controlnet, args.prediction_type, max_sequence_length=length)
+    noise = args.prediction_type, args.zero_terminal_snr
+    return SamplerParts(model, family, loras, args.controlnet, *noise, max_sequence_length=length)
 
 
 def refuse_unsupported(args: argparse.Namespace, family: str) -> None:

@@ -153,7 +153,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 OF_IMAGES = (
     "scheduler resolution batch_size batch_wait mixes_in_memory mixed_precision max_size max_steps max_images "
-    "keep_minutes keep_memory prediction_type model_config max_sequence_length"
+    "keep_minutes keep_memory prediction_type zero_terminal_snr model_config max_sequence_length"
 ).split()
 
 
@@ -206,13 +206,12 @@ def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> Sam
     for lora in given:
         lora_mix.check_lora(lora, name, model, family)
         if not args.allow_other_base:
-            lora_mix.check_prediction(lora, model, args.prediction_type)
+            lora_mix.check_noise(lora, model, args.prediction_type, args.zero_terminal_snr)
     tokenizer = models.load_tokenizers(model, family)[0] if words else None
     for folder, word in words.items():
         tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
-    return SamplerParts(
-        model, family, prediction_type=args.prediction_type, max_sequence_length=args.max_sequence_length
-    )
+    noise = args.prediction_type, args.zero_terminal_snr
+    return SamplerParts(model, family, (), None, *noise, max_sequence_length=args.max_sequence_length)
 
 
 def find_defaults(args: argparse.Namespace, parts: SamplerParts) -> Sampling:

@@ -230,9 +230,12 @@ def check_mergeable(lora: Lora, model_name: str, model: str, family: str) -> Non
         )
 
 
-def check_prediction(lora: Lora, model: str, prediction_type: str | None) -> None:
-    """Refuse a LoRA whose file says that it predicts something else than the model does, or `prediction_type`."""
-    theirs = read_lora(lora.path, facts_only=True)[1].get("prediction_type")
+def check_noise(lora: Lora, model: str, prediction_type: str | None, zero_terminal_snr: bool) -> None:
+    """Refuse a LoRA whose file says that it predicts something else, or on another schedule, than will be sampled."""
+    facts = read_lora(lora.path, facts_only=True)[1]
+    theirs = facts.get("prediction_type")
+    if "zero_terminal_snr" in facts and not zero_terminal_snr:
+        raise UserError(f"{lora.flag} {lora.path}: trained with --zero_terminal_snr; add it here, too")
     own = prediction_type or read_config(model, "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
     if theirs and theirs != own:
         raise UserError(

@@ -373,6 +373,12 @@ def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> N
         help="what the UNet predicts; default: as the model says",
     )
     group.add_argument(
+        "--zero_terminal_snr",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="rescale the noise schedule of the UNet to end in pure noise",
+    )
+    group.add_argument(
         "--max_sequence_length",
         type=Range(16, 2048, int),
         metavar="TOKENS",

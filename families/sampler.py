@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from families import lora_mix, models, sampling, tokens
-from families.diffusion import Features, size_conditions, stack
+from families.diffusion import Features, schedule_changes, size_conditions, stack
 from families.feature_file import FeatureFile
 from families.latents import to_channels_last, unscale
 from families.names import FAMILIES
@@ -40,6 +40,7 @@ class SamplerParts:
     loras: tuple[lora_mix.Lora, ...] = ()
     controlnet: str | None = None
     prediction_type: str | None = None  # None: as the model says
+    zero_terminal_snr: bool = False
     vae: str | None = None  # None: the model's own
     max_sequence_length: int | None = None  # tokens of a prompt; None: as many as the family reads
 
@@ -140,8 +141,7 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
 def load_base(parts: SamplerParts, dtype: torch.dtype) -> Base:
     """The model's own parts, in this dtype, on the CPU."""
     schedule = models.load_noise_scheduler(parts.model)
-    if parts.prediction_type:
-        schedule.register_to_config(prediction_type=parts.prediction_type)
+    schedule.register_to_config(**schedule_changes(parts.prediction_type, parts.zero_terminal_snr))
     denoiser = models.load_denoiser(parts.model, dtype)
     tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, dtype, parts.max_sequence_length)
     return Base(denoiser, tokenizers, encoders, schedule)

@@ -504,6 +504,12 @@ def test_the_base_model_is_the_one_that_the_loras_were_trained_on(loras, tmp_pat
         generate.find_parts(generate.parse_args(of_velocity))
     for accepted in (["--prediction_type", "v_prediction"], ["--allow_other_base"]):
         generate.find_parts(generate.parse_args([*of_velocity, *accepted]))
+    ended = lora.save_lora(tmp_path / "end", *(lora.read_lora(loras[0])[0], None, (), {"zero_terminal_snr": "True"}))
+    of_ended = [*plain, "--lora", str(ended), "--pretrained_model_name_or_path", "demo"]
+    with pytest.raises(UserError, match="trained with --zero_terminal_snr; add it here, too"):
+        generate.find_parts(generate.parse_args(of_ended))
+    parts = generate.find_parts(generate.parse_args([*of_ended, "--zero_terminal_snr"]))
+    assert sampler.load_base(parts, torch.float32).schedule.config["rescale_betas_zero_snr"]
     with pytest.raises(UserError, match="was trained on demo, and .* on some/model; choose one with --pretrained_"):
         generate.find_parts(generate.parse_args([*plain, "--lora", str(loras[0]), str(other)]))
     assert lora_mix.named_base([]) is None

@@ -672,6 +672,7 @@ def test_what_changes_the_objective_changes_the_loss(trainer_data, reference, tm
         assert train(trainer_data, out, *words.split(), "--max_train_steps", 1) == 0
         assert abs(column(out, "loss")[0] / last - 1) > 1e-4
         last = column(out, "loss")[0]
+    assert read_lora(out, facts_only=True)[1]["zero_terminal_snr"] == "True"  # which generate.py asks for
 
 
 def test_a_command_line_for_the_diffusers_script_runs_unchanged(trainer_data, tmp_path, monkeypatch):

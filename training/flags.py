@@ -216,9 +216,6 @@ def add_noise_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--snr_gamma", type=Range(0, 1000, above=True), metavar="5.0", help="min-SNR weighting; default: all weights 1"
     )
-    group.add_argument(
-        "--zero_terminal_snr", action=OnOff, default=False, help="rescale the noise schedule to end at 0"
-    )
     group.add_argument("--noise_offset", type=share, default=0.0, help="brightness learnt better at, say, 0.05")
 
 

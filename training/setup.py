@@ -328,6 +328,7 @@ def read_facts(
         resolution=args.resolution,
         images=images,
         prediction_type=start.noising.scheduler.config.get("prediction_type"),
+        zero_terminal_snr=args.zero_terminal_snr,
     )
 
 

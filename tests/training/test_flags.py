@@ -5,6 +5,7 @@ import re
 import pytest
 
 from families import models
+from service.report.flags import add_report_flags
 from training import batches, flags, setup
 from utils import cli
 
@@ -22,6 +23,7 @@ def make_parser():
     flags.add_image_performance_flags(parser)
     flags.add_image_validation_flags(parser)
     flags.add_run_flags(parser, "runs/x")
+    add_report_flags(parser)
     return parser
 
 
