@@ -4,6 +4,7 @@ Nothing is written to the disk. Beyond this machine (--host 0.0.0.0) it needs a 
 
     python3 serve.py --lora runs/casual_shoes --voice runs/minha_voz
     python3 serve.py --pretrained_model_name_or_path demo --voice demo-voice --port 8080
+    python3 serve.py --watch runs/
 """
 
 import argparse
@@ -36,6 +37,7 @@ from service.page_api import page_routes
 from service.pickers import Pickers, read_pickers
 from service.site import Site
 from service.speech_api import ServedVoice, SpeechService
+from service.watch import find_runs, watch_routes
 from speech import streaming
 from speech.synthesis import Speaking, fold_weight_norm
 from speech.texts import language_of
@@ -76,6 +78,12 @@ def add_what_flags(parser: cli.Parser) -> None:
         default=[],
         metavar="[NAME=]DIR|HUB_ID|demo-voice",
         help="VITS or MMS voices; of one with several speakers each is a voice, as NAME/SPEAKER",
+    )
+    group.add_argument(
+        "--watch",
+        type=Path,
+        metavar="DIR",
+        help="a folder of runs, shown as they train at /watch; nothing in it changes",
     )
     group.add_argument("--lang", choices=LANGUAGES, help="of the pages; default: the browser's")
 
@@ -141,8 +149,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     args = cli.parse_args(parser, argv)
     is_image = bool(args.lora or args.pretrained_model_name_or_path)
-    if not (is_image or args.voice):
-        parser.error("there is nothing to serve; give --lora, --pretrained_model_name_or_path or --voice")
+    if not (is_image or args.voice or args.watch):
+        parser.error("there is nothing to serve; give --lora, --pretrained_model_name_or_path, --voice or --watch")
     needs = {name: ("a model of images", is_image) for name in OF_IMAGES}
     cli.report_ignored(parser, args, needs | {"allow_other_base": ("--lora", bool(args.lora))})
     for origin in args.cors_origin:
@@ -253,6 +261,19 @@ def load_images(args: argparse.Namespace, device: torch.device, dtype: torch.dty
     )
 
 
+def load_models(args: argparse.Namespace, what: Site) -> None:
+    """Fill in what makes images and speech; to watch runs alone, no device is taken from them."""
+    is_image = bool(args.lora or args.pretrained_model_name_or_path)
+    if not (is_image or args.voice):
+        return
+    accelerator, precision = devices.start_accelerator(args.mixed_precision)
+    print(f"device: {devices.describe_device(accelerator.device)}; precision: {precision.reason}", flush=True)
+    if is_image:
+        what.images = load_images(args, accelerator.device, precision.dtype, what.measures)
+    if args.voice:
+        what.speech = load_speech(args, accelerator.device)
+
+
 def name_base(name: str) -> str:
     """A hub id as it is; of a folder or file its name alone, since a path is nobody's business."""
     return Path(name).stem if Path(name).exists() else name
@@ -304,6 +325,8 @@ def describe(args: argparse.Namespace, what: Site) -> list[str]:
         lines.append(f"images: {what.images.base} at {side} pixels in {steps} steps; LoRAs: {loras}")
     if what.speech:
         lines.append(f"speech: {counted(len(what.speech.voices), 'voice')}: {cli.name_some(list(what.speech.voices))}")
+    if args.watch:
+        lines.append(f"runs: those in {args.watch}, at /watch")
     return lines
 
 
@@ -318,25 +341,25 @@ def dry_run(args: argparse.Namespace) -> None:
     if args.voice:
         named = [split_name(one, "--voice", run_name(one)) for one in args.voice]
         print(f"voices: {', '.join(unique([name for name, _ in named], '--voice'))}")
+    if args.watch:
+        print(f"runs: {counted(len(find_runs(args.watch)), 'run')} in {args.watch}")
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.watch and not args.watch.is_dir():
+        raise UserError(f"--watch {args.watch}: no such folder; give one that holds runs, such as runs")
     token = site.read_token(args.host)
     cli.show_settings(args)
     if args.dry_run:
         dry_run(args)
         return 0
-    accelerator, precision = devices.start_accelerator(args.mixed_precision)
-    device, measures = accelerator.device, Measures()
     listening = site.open_socket(args.host, args.port)  # before the models are loaded: another may listen there
-    what = Site(measures, language=args.lang, has_token=bool(token))
-    print(f"device: {devices.describe_device(device)}; precision: {precision.reason}", flush=True)
-    if args.lora or args.pretrained_model_name_or_path:
-        what.images = load_images(args, device, precision.dtype, measures)
-    if args.voice:
-        what.speech = load_speech(args, device)
+    what = Site(Measures(), language=args.lang, has_token=bool(token), watches=bool(args.watch))
+    load_models(args, what)
     print(*describe(args, what), sep="\n")
     what.more_routes.append(page_routes(what, find_pickers(read_loras(args.lora))))
+    if args.watch:
+        what.more_routes.append(watch_routes(what, args.watch))
     app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)))
     print(f"serving at {address(args.host, listening.getsockname()[1])}", flush=True)
     site.serve(app, listening, what.images.queue.close if what.images else lambda: None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict
 
 from service.errors import ApiError
@@ -44,7 +44,9 @@ def page_routes(site: Site, pickers: Mapping[str, Pickers]) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/")
-    async def page(request: Request) -> HTMLResponse:
+    async def page(request: Request) -> Response:
+        if not (site.images or site.speech):
+            return RedirectResponse("/watch", 303)
         language = page_language(request, site.language)
         return render(request, "page.html", language, **page_values(site, pickers, language))
 

@@ -111,6 +111,7 @@ NEEDED = {
     "evaluate": "--real r --generated g --output_dir o",
     "benchmark": "",
     "report_run": "--run r",
+    "serve": "--pretrained_model_name_or_path demo",
 }
 # Read in loops over names, as getattr(args, name). Of the trainers: use_8bit_adam sets --optimizer, and published
 # diffusers commands carry set_grads_to_none, for which there is a warning that it is always done, and for Z-Image

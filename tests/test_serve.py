@@ -382,6 +382,7 @@ def test_a_start_that_can_not_be_is_refused(server, monkeypatch, words, token, s
     [
         ("", "there is nothing to serve"),
         ("--voice demo-voice --batch_size 2", "--batch_size 2: does nothing without a model of images"),
+        ("--watch missing", "--watch missing: no such folder"),
         ("--voice a/x b/x", "--voice: two are called x"),
         ("--voice demo-voice --cors_origin example.org", "--cors_origin example.org: expected a scheme"),
     ],

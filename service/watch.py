@@ -1,0 +1,195 @@
+"""The runs of a folder as they train: progress, losses, newest validation, memory, the report in words. Read only."""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse
+
+from service.errors import ApiError
+from service.language import translate
+from service.pages import TEMPLATES, page_language, render
+from service.report.result_rules import newest_sounds
+from service.report.run_record import RunRecord, read_run
+from service.report.writing import Report, find_all, make_report
+from service.site import Site
+from utils.cli import UserError
+from utils.metrics_log import duration, seconds_left, smooth
+
+logger = logging.getLogger(__name__)
+MOST_RUNS = 30  # the newest
+SILENT = 900  # seconds without a record after which a run is not called training
+POINTS = 300  # of a curve
+WIDTH, HEIGHT = 600, 160
+MEDIA_TYPES = {".png": "image/png", ".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`points` for an SVG; `first` and `last` are the losses at its ends."""
+
+    name: str
+    points: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is shown of one run. `version` changes with it; `files` are those of the newest validation."""
+
+    run: RunRecord
+    version: str
+    state: str
+    share: float | None
+    left: str
+    memory: float | None
+    curves: list[Curve]
+    files: list[Path]
+    report: Report
+
+
+class Watched:
+    """The runs of a folder, each read again once one of its files has changed."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._cards: dict[tuple[Path, str], Card] = {}
+        self._files: dict[str, Path] = {}
+
+    def read(self, language: str) -> list[Card]:
+        """Those that changed last come first; one that can't be read is left out."""
+        return [card for folder in find_runs(self._folder) if (card := self._read_one(folder, language))]
+
+    def _read_one(self, folder: Path, language: str) -> Card | None:
+        version = version_of(folder)
+        known = self._cards.get((folder, language))
+        if known and known.version == version:
+            return known
+        try:
+            card = make_card(folder, version, language)
+        except (UserError, OSError, ValueError) as error:
+            logger.warning("%s is left out: %s", folder, error)
+            return None
+        self._cards[folder, language] = card
+        return card
+
+    def name_file(self, path: Path) -> str:
+        """The name by which a file may be asked for, another one once the file changes."""
+        name = hashlib.sha256(f"{path} {changed_at(path)}".encode()).hexdigest()[:32] + path.suffix
+        self._files[name] = path
+        while len(self._files) > 50 * MOST_RUNS:
+            del self._files[next(iter(self._files))]
+        return name
+
+    def find_file(self, name: str) -> Path | None:
+        return self._files.get(name)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The folder's runs, or the folder itself if it is one; those that changed last come first."""
+    places = [folder] if (folder / "config.yaml").is_file() else [path for path in folder.iterdir() if path.is_dir()]
+    runs = [path for path in places if (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()]
+    return sorted(runs, key=lambda path: changed_at(path / "metrics.jsonl"), reverse=True)[:MOST_RUNS]
+
+
+def changed_at(path: Path) -> float:
+    """0 of what is not there, or not any more."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def version_of(folder: Path) -> str:
+    """Changes with what a card depends on, also once a run has become silent."""
+    times = [changed_at(folder / name) for name in ("metrics.jsonl", "validation", "summary.json")]
+    is_silent = time.time() - times[0] > SILENT
+    return hashlib.sha256(repr((times, is_silent)).encode()).hexdigest()[:16]
+
+
+def make_card(folder: Path, version: str, language: str) -> Card:
+    run = read_run(folder)
+    is_silent = time.time() - changed_at(folder / "metrics.jsonl") > SILENT
+    state = "watching.ended" if run.has_ended else "watching.silent" if is_silent else "watching.training"
+    left = seconds_left(run.records, run.last_step) if run.last_step and not run.has_ended else None
+    memory = run.values("memory_gib")
+    images = sorted((folder / "validation").glob("*.png"), key=changed_at)[-1:]
+    return Card(
+        run=run,
+        version=version,
+        state=translate(language, state),
+        share=min(1.0, run.step / run.last_step) if run.last_step else None,
+        left=duration(left) if left else "",
+        memory=memory[-1] if memory else None,
+        curves=draw_curves(run),
+        files=[path for path in (*images, *newest_sounds(run)[:4]) if path.suffix in MEDIA_TYPES],
+        report=make_report(run, find_all(run), language),
+    )
+
+
+def draw_curves(run: RunRecord) -> list[Curve]:
+    """The smoothed training loss and the validation loss, on one scale."""
+    found = {name: run.pairs(name) for name in (run.loss_name, "val_loss")}
+    found[run.loss_name] = [
+        (step, loss) for (step, _), loss in zip(found[run.loss_name], smooth(run.values(run.loss_name)))
+    ]
+    every = [loss for pairs in found.values() for _, loss in pairs]
+    if not every or not run.step:
+        return []
+    low, high = min(every), max(every)
+
+    def place(step: int, loss: float) -> str:
+        return f"{WIDTH * step / run.step:.1f},{HEIGHT * (1 - (loss - low) / ((high - low) or 1)):.1f}"
+
+    return [
+        Curve(name, " ".join(place(*pair) for pair in thin_out(pairs)), pairs[0][1], pairs[-1][1])
+        for name, pairs in found.items()
+        if pairs
+    ]
+
+
+def thin_out(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most some POINTS of them, the last one included."""
+    every = -(-len(pairs) // POINTS)
+    return pairs[::-1][::every][::-1]
+
+
+def watch_routes(site: Site, folder: Path) -> APIRouter:
+    routes = APIRouter(include_in_schema=False)
+    watched = Watched(folder)
+
+    def show(request: Request, template: str) -> HTMLResponse:
+        language = page_language(request, site.language)
+        values: dict[str, Any] = {"cards": watched.read(language), "file": watched.name_file, "has_page": has_page}
+        return render(request, template, language, folder=folder.resolve().name, size=(WIDTH, HEIGHT), **values)
+
+    has_page = bool(site.images or site.speech)
+
+    @routes.get("/watch")
+    def page(request: Request) -> HTMLResponse:
+        return show(request, "watch.html")
+
+    @routes.get("/watch/runs")
+    def runs(request: Request) -> HTMLResponse:
+        return show(request, "watch_runs.html")
+
+    @routes.get("/watch.js")
+    async def script() -> Response:
+        content = (TEMPLATES / "watch.js").read_text("utf-8")
+        return Response(content, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
+    @routes.get("/watch/files/{name}")
+    def get_file(name: str) -> FileResponse:
+        path = watched.find_file(name)
+        if path is None or not path.is_file():
+            raise ApiError(404, "there is no such file, or it has changed; load the page again", "not_found")
+        return FileResponse(
+            path, media_type=MEDIA_TYPES[path.suffix], headers={"Cache-Control": "private, max-age=3600"}
+        )
+
+    return routes
