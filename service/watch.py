@@ -45,7 +45,7 @@ class Card:
     run: RunRecord
     version: str
     state: str
-    share: float | None
+    last: int  # the step that the training is to end with; 0 where it is not known
     left: str
     memory: float | None
     curves: list[Curve]
@@ -116,14 +116,15 @@ def make_card(folder: Path, version: str, language: str) -> Card:
     run = read_run(folder)
     is_silent = time.time() - changed_at(folder / "metrics.jsonl") > SILENT
     state = "watching.ended" if run.has_ended else "watching.silent" if is_silent else "watching.training"
-    left = seconds_left(run.records, run.last_step) if run.last_step and not run.has_ended else None
+    last = int(run.last_step)
+    left = seconds_left(run.records, last) if last and not run.has_ended else None
     memory = run.values("memory_gib")
     images = sorted((folder / "validation").glob("*.png"), key=changed_at)[-1:]
     return Card(
         run=run,
         version=version,
         state=translate(language, state),
-        share=min(1.0, run.step / run.last_step) if run.last_step else None,
+        last=last,
         left=duration(left) if left else "",
         memory=memory[-1] if memory else None,
         curves=draw_curves(run),

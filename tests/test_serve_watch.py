@@ -64,7 +64,7 @@ def test_runs_are_shown_as_they_train_on_a_phone_and_nothing_changes(page, runs)
     section = page.locator("#run-shoes")
     expect(section).to_contain_text("training · step 60 of 100 · ")
     expect(section).to_contain_text("left · 3.25 GiB of memory")
-    assert section.locator("progress").evaluate("one => one.value") == 0.6
+    assert section.locator("progress").evaluate("one => one.position") == 0.6
     assert section.locator("img").evaluate("one => one.decode().then(() => one.naturalWidth)") == 64
     points = section.locator("polyline").first.get_attribute("points").split()
     assert len(points) == 60 and points[-1].startswith("600.0,")
