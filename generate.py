@@ -102,7 +102,7 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
     model = models.resolve_model(name, cache_folder(args) / "models", args.model_config)
     family = models.model_family(model)
     refuse_unsupported(args, family)
-    models.check_sequence_length(family, args.max_sequence_length)
+    models.token_limit(model, family, args.max_sequence_length)
     settle_sampling(args, model, family)
     for lora in loras:
         lora_mix.check_lora(lora, name, model, family)

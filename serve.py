@@ -210,7 +210,7 @@ def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> Sam
         lora_mix.check_base(lora, name)
     model = models.resolve_model(name, CACHE / "models", args.model_config)
     family = models.model_family(model)
-    models.check_sequence_length(family, args.max_sequence_length)
+    models.token_limit(model, family, args.max_sequence_length)
     for lora in given:
         lora_mix.check_lora(lora, name, model, family)
         if not args.allow_other_base:

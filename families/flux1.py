@@ -80,7 +80,6 @@ def encode_tokens(encoders: list[CLIPTextModel | T5EncoderModel], ids: list[torc
 def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> int:
     """How many numbers the features of a caption have, padded to so many tokens; `configs` reads one of the folder."""
     config = configs("transformer/config.json")
-    length = min(length, configs("tokenizer_2/tokenizer_config.json")["model_max_length"])
     return length * config["joint_attention_dim"] + config["pooled_projection_dim"]
 
 

@@ -156,20 +156,24 @@ def fill_pipeline(model: str, parts: dict[str, Any], dtype: torch.dtype) -> Diff
     return _load(model, lambda: DiffusionPipeline.from_pretrained(model, **module.PIPELINE_OPTIONS, **parts))
 
 
-def check_sequence_length(family: str, length: int | None) -> None:
-    """Refuse a --max_sequence_length that the family can't have."""
-    most, is_fixed = FAMILIES[family].MAX_SEQUENCE_LENGTH, FAMILIES[family].DENOISER == "unet"
+def token_limit(model: str, family: str, length: int | None = None) -> int:
+    """How many tokens of a text are read: `length`, or else the most; refuses a --max_sequence_length beyond that."""
+    module = FAMILIES[family]
+    most, is_fixed = module.MAX_SEQUENCE_LENGTH, module.DENOISER == "unet"
+    if not is_fixed:  # the last tokenizer's own limit may be lower: that of FLUX.1 schnell is half of dev's
+        most = min(most, read_config(model, f"{[*module.TOKENIZERS][-1]}/tokenizer_config.json")["model_max_length"])
     if length and (length > most or (is_fixed and length != most)):
         reads = f"always reads {most}" if is_fixed else f"reads at most {most}"
         advice = "leave it out" if is_fixed else f"give {most} at most, or leave it out"
         raise UserError(f"--max_sequence_length {length}: {LABELS[family]} {reads} tokens of a text; {advice}")
+    return length or most
 
 
 def load_tokenizers(model: str, family: str, length: int | None = None) -> list[CLIPTokenizer]:
-    """They cut texts off at their own limit, that of the family, or at a `length` below it."""
+    """They cut texts off at `token_limit`; those that read less, at their own limit."""
     import transformers
 
-    limit = length or FAMILIES[family].MAX_SEQUENCE_LENGTH
+    limit = token_limit(model, family, length)
 
     def load(part: str, kind: str) -> CLIPTokenizer:
         tokenizer = getattr(transformers, kind).from_pretrained(model, subfolder=part)
@@ -312,9 +316,8 @@ def empty_prompt_is_zero(model: str) -> bool:
 
 def caption_bytes(model: str, family: str, length: int | None, dtype: torch.dtype) -> int:
     """An entry of the cache of encoded captions of so many tokens (None: the most)."""
-    module = FAMILIES[family]
-    numbers = module.caption_numbers(functools.partial(read_config, model), length or module.MAX_SEQUENCE_LENGTH)
-    return numbers * dtype.itemsize
+    limit = token_limit(model, family, length)
+    return FAMILIES[family].caption_numbers(functools.partial(read_config, model), limit) * dtype.itemsize
 
 
 def fingerprint(module: ModelMixin | PreTrainedModel) -> str:

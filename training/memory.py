@@ -29,7 +29,7 @@ from families import offloading, quantized
 from families.diffusion import Features
 from families.latents import encode_pixels
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
-from families.models import build_part, latent_channels, read_config, vae_step
+from families.models import build_part, latent_channels, read_config, token_limit, vae_step
 from families.names import FAMILIES
 from families.shards import find_blocks
 from utils.devices import checkpoint_options
@@ -183,7 +183,9 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
     `encoders`: the model's, where they are built already.
     """
     encoders = encoders or _build_encoders(model, family, load)
-    encoded = None if load.train_text_encoder else _encode_text(family, encoders, load.micro_batch, load.text_length)
+    encoded = (
+        None if load.train_text_encoder else _encode_text(model, family, encoders, load.micro_batch, load.text_length)
+    )
     denoiser = build_part(model, FAMILIES[family].DENOISER, load.dtype).train()
     trained, parts = choose_parameters(denoiser, load.adapter), [denoiser]
     if load.train_text_encoder:
@@ -199,7 +201,7 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
     latents = [side // vae_step(vae) for side in (load.height, load.width)]
 
     def run() -> None:
-        texts = encoded or _encode_text(family, encoders, load.micro_batch, load.text_length)
+        texts = encoded or _encode_text(model, family, encoders, load.micro_batch, load.text_length)
         noisy = _meta(denoiser, load.micro_batch, latent_channels(vae), *latents)
         times = torch.empty(load.micro_batch, dtype=torch.long, device="meta")
         predicted = (
@@ -214,7 +216,7 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
     encoders, vae = _build_encoders(model, family, load), build_part(model, "vae")
     with torch.no_grad():
-        texts = most_live_bytes(lambda: _encode_text(family, encoders, load.text_batch, load.text_length))
+        texts = most_live_bytes(lambda: _encode_text(model, family, encoders, load.text_batch, load.text_length))
         images = most_live_bytes(lambda: encode_pixels(vae, _meta(vae, load.vae_batch, 3, load.height, load.width)))
     step = build_step(model, family, load, encoders)
     for parameter in step.trained:  # they are there from the second micro-batch on, and have a line of their own
@@ -269,8 +271,8 @@ def _meta(module: Module, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=module.dtype, device="meta")
 
 
-def _encode_text(family: str, encoders: list[Module], batch: int, length: int | None) -> list[Features]:
-    most = length or FAMILIES[family].MAX_SEQUENCE_LENGTH
+def _encode_text(model: str, family: str, encoders: list[Module], batch: int, length: int | None) -> list[Features]:
+    most = token_limit(model, family, length)
     configs = [encoder.config.get_text_config() for encoder in encoders]
     sizes = [(batch, min(most, getattr(config, "max_position_embeddings", most))) for config in configs]
     ids = [torch.empty(size, dtype=torch.long, device="meta") for size in sizes]

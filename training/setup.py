@@ -192,7 +192,7 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
         lora_mix.check_mergeable(one, args.pretrained_model_name_or_path, model, family)
     if args.output_kohya_format and not FAMILIES[family].KOHYA_BASES:
         raise UserError(f"--output_kohya_format: it has no names for {LABELS[family]}; leave it out")
-    models.check_sequence_length(family, args.max_sequence_length)
+    models.token_limit(model, family, args.max_sequence_length)
     if args.push_to_hub:
         hub_token()
     if args.optimizer == "adamw8bit":

@@ -10,8 +10,11 @@ from diffusers import DiffusionPipeline, Flux2KleinPipeline, FluxPipeline, QwenI
 from families import latents as latent_scales
 from families import models, sampling
 from families.flow import Flow, Weighting, sigma_levels
+from families.lora import Adapter
 from families.names import FAMILIES
 from tests.tiny_models import OF_FLOW, build_tiny, tiny_flux1
+from training import memory
+from utils.cli import UserError
 
 CPU = torch.device("cpu")
 TEXTS = ["a photo of red boots", "", "heels " * 200]
@@ -255,6 +258,14 @@ def test_schnell_reads_as_many_tokens_as_its_tokenizer_and_draws_times_of_a_fixe
     schnell.tokenizer_2.model_max_length = 256
     schnell.save_pretrained(folder, safe_serialization=True)
     assert [one.model_max_length for one in models.load_tokenizers(folder, "flux1")] == [32, 256]
+    with pytest.raises(UserError, match="--max_sequence_length 512: FLUX.1 reads at most 256 .*; give 256 at most"):
+        models.load_tokenizers(folder, "flux1", 512)
+    adapter = Adapter(4, 4, targets=("attn.to_k",))
+    most, given = (
+        memory.estimate_memory(folder, "flux1", memory.Load(adapter, 1, 16, 16, text_length=length))
+        for length in (None, 256)
+    )
+    assert most == given and models.caption_bytes(folder, "flux1", None, torch.float32) == 4 * (256 * 16 + 16)
     assert sampling.default_sampling(folder) == (4, 0.0) and not models.reads_guidance(folder)
     levels = noise_of("flux1", schnell.scheduler).sigmas(SIZE)
     assert torch.allclose(levels, torch.linspace(1, 0.001, 1000), atol=1e-6)
