@@ -11,7 +11,6 @@ What lies in a bucket (s3://, gs://), as a LoRA, is fetched once.
 import argparse
 import hashlib
 import logging
-import math
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -131,11 +130,9 @@ def settle_sampling(args: argparse.Namespace, model: str, family: str) -> None:
     args.num_inference_steps = args.num_inference_steps or steps
     sampling.check_guidance(model, family, "guidance_scale", args.guidance_scale)
     args.guidance_scale = guidance if args.guidance_scale is None else args.guidance_scale
-    most = FAMILIES[family].NO_GUIDANCE
-    if args.negative_prompt and args.guidance_scale <= most:
-        where = f"at a --guidance_scale of {args.guidance_scale:g}; give a higher one, or"
-        where = where if most < math.inf else f"for {LABELS[family]};"
-        raise UserError(f"--negative_prompt {args.negative_prompt}: does nothing {where} leave it out")
+    if args.negative_prompt and not sampling.reads_negative_prompt(family, args.guidance_scale):
+        problem = sampling.negative_prompt_problem(family, sampling.has_guidance(model), args.guidance_scale)
+        raise UserError(f"--negative_prompt {args.negative_prompt}: {problem}")
     known = sampling.family_schedulers(family)
     args.scheduler = args.scheduler or known[0]
     if args.scheduler not in known:

@@ -254,6 +254,7 @@ def load_images(args: argparse.Namespace, device: torch.device, dtype: torch.dty
         kept=KeptFiles(args.keep_memory << 20, 60 * args.keep_minutes),
         base=name_base(args.pretrained_model_name_or_path),
         family=parts.family,
+        has_guidance=sampling.has_guidance(parts.model),
         loras={name: lora.weight for name, lora in loras.items()},
         defaults=defaults,
         multiple=models.side_step(parts.model),

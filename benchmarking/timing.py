@@ -7,8 +7,8 @@ from dataclasses import replace
 from benchmarking.costs import spread
 from benchmarking.search import Row
 from families import sampler
-from families.names import FAMILIES
 from families.sampler import ImageRequest, Sampler
+from families.sampling import reads_negative_prompt
 from utils import devices
 
 LONGEST_WORK = 60.0  # seconds, after which a work is not repeated again
@@ -27,7 +27,7 @@ def time_repeatedly(work: Callable[[], object], items: int, repeats: int) -> dic
 def time_generation(loaded: Sampler, prompt: str, at_once: int, repeats: int) -> Row:
     """Seconds per image of so many images at once, without what comes before the first: loading, text encoding."""
     device, settings = loaded.execution.device, loaded.settings
-    rows = at_once * (1 + (settings.guidance_scale > FAMILIES[loaded.family].NO_GUIDANCE))
+    rows = at_once * (1 + reads_negative_prompt(loaded.family, settings.guidance_scale))
     one = replace(
         loaded,
         batch_size=at_once,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +32,9 @@ KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffuser
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads; schnell's own tokenizer stops at 256
 PADS_CAPTIONS = True  # to so many tokens
-DEFAULT_GUIDANCE = 3.5  # what dev is told in training and in sampling, by default, as in diffusers' script and pipeline
-NO_GUIDANCE = math.inf  # the highest guidance scale that takes no second prompt: dev reads it as a number
-GUIDANCE = "guidance_scale={:g}"  # the pipeline's arguments for it
+TRAINING_GUIDANCE = 3.5  # what dev reads, by default, as in diffusers' script and in its pipeline
+SECOND_PROMPT_ABOVE = None  # a negative prompt is not supported here: dev reads the scale as a number
+PIPELINE_GUIDANCE = "guidance_scale={:g}"  # the pipeline's arguments for a guidance scale
 
 
 def is_mine(index: dict[str, Any]) -> bool:
@@ -86,7 +85,12 @@ def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> in
 def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, float]:
     """Steps and guidance scale of images, where the user gives none: schnell, of a fixed shift, takes 4 without."""
     steps = 28 if configs("scheduler/scheduler_config.json").get("use_dynamic_shifting") else 4
-    return steps, DEFAULT_GUIDANCE if configs("transformer/config.json").get("guidance_embeds") else 0.0
+    return steps, TRAINING_GUIDANCE if has_guidance(configs) else 0.0
+
+
+def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
+    """Whether a guidance scale changes the images of the model with these configs: dev's."""
+    return bool(configs("transformer/config.json").get("guidance_embeds"))
 
 
 def predict(
@@ -95,9 +99,9 @@ def predict(
     times: torch.Tensor,
     texts: list[Features],
     time_ids: torch.Tensor | None = None,
-    guidance: float | None = DEFAULT_GUIDANCE,
+    guidance: float | None = TRAINING_GUIDANCE,
 ) -> torch.Tensor:
-    """The velocity; only dev is told the guidance."""
+    """The velocity; only dev reads the guidance."""
     from diffusers import FluxPipeline as Pipeline
 
     from families.diffusion import stack
@@ -118,7 +122,7 @@ def predict(
 
 
 def prompt_arguments(prompts: list[Features], negative: list[Features], guidance: float) -> dict[str, Any]:
-    """What the pipeline takes for prompts that are already encoded, and for guidance; it reads no negative ones."""
+    """What the pipeline takes for prompts that are already encoded, and for guidance; no negative ones."""
     from families.diffusion import stack
 
     embeds, pooled = (stack(prompts, name) for name in FEATURES)

@@ -37,8 +37,10 @@ KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffuser
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads
 PADS_CAPTIONS = True  # to so many tokens
-NO_GUIDANCE = 1.0  # the highest guidance scale that is none
-GUIDANCE = "guidance_scale={:g}"  # the pipeline's arguments for it
+SECOND_PROMPT_ABOVE = 1.0  # this guidance scale, the denoiser reads the negative prompt too
+# What a transformer with `guidance_embeds` reads in training, by default, as in diffusers' script
+TRAINING_GUIDANCE = 3.5
+PIPELINE_GUIDANCE = "guidance_scale={:g}"  # the pipeline's arguments for a guidance scale
 
 
 def is_mine(index: dict[str, Any]) -> bool:
@@ -89,6 +91,11 @@ def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, flo
     return (4, 1.0) if configs("model_index.json").get("is_distilled") else (50, 4.0)
 
 
+def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
+    """Whether a guidance scale changes the images of the model with these configs; a distilled one has none."""
+    return not configs("model_index.json").get("is_distilled")
+
+
 def mu(config: dict[str, Any], width: int, height: int) -> float:
     """What the pipeline tells a scheduler of a size in latents, for its default number of steps."""
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
@@ -104,9 +111,9 @@ def predict(
     times: torch.Tensor,
     texts: list[Features],
     time_ids: torch.Tensor | None = None,
-    guidance: float | None = None,
+    guidance: float | None = TRAINING_GUIDANCE,
 ) -> torch.Tensor:
-    """The velocity."""
+    """The velocity; the pipeline gives no guidance, even to a transformer with `guidance_embeds`."""
     from diffusers import Flux2KleinPipeline as Pipeline
 
     from families.diffusion import stack
@@ -115,7 +122,7 @@ def predict(
     found = transformer(
         hidden_states=Pipeline._pack_latents(patches),
         timestep=times * 1000 / 1000,  # as the pipeline has it, to the last bit
-        guidance=None,  # the pipeline gives none to any Klein
+        guidance=times.new_full(times.shape, guidance) if transformer.config.guidance_embeds else None,
         encoder_hidden_states=embeds,
         txt_ids=Pipeline._prepare_text_ids(embeds).to(noisy.device),
         img_ids=Pipeline._prepare_latent_ids(patches).to(noisy.device),

@@ -99,8 +99,9 @@ def denoiser_config(model: str) -> dict[str, Any]:
 
 
 def reads_guidance(model: str) -> bool:
-    """Whether the denoiser reads a guidance scale as a number, as FLUX.1 dev, in training and in sampling."""
-    return bool(denoiser_config(model).get("guidance_embeds"))
+    """Whether the denoiser reads a guidance scale as a number in training, as FLUX.1 dev does."""
+    module = FAMILIES[model_family(model)]
+    return module.TRAINING_GUIDANCE is not None and bool(denoiser_config(model).get("guidance_embeds"))
 
 
 def vae_step(config: dict[str, Any]) -> int:

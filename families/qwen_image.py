@@ -45,8 +45,9 @@ KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffuser
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads
 PADS_CAPTIONS = False  # they are as long as their texts
-NO_GUIDANCE = 1.0  # the highest guidance scale that is none
-GUIDANCE = "negative_prompt='', true_cfg_scale={:g}"  # the pipeline's arguments for it
+SECOND_PROMPT_ABOVE = 1.0  # this guidance scale, the denoiser reads the negative prompt too
+TRAINING_GUIDANCE: float | None = None  # none is read as a number
+PIPELINE_GUIDANCE = "negative_prompt='', true_cfg_scale={:g}"  # the pipeline's arguments for a guidance scale
 
 
 def is_mine(index: dict[str, Any]) -> bool:
@@ -97,6 +98,11 @@ def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> in
 def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, float]:
     """Steps and guidance scale of images, where the user gives none."""
     return 50, 4.0
+
+
+def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
+    """Whether a guidance scale changes the images of the model with these configs."""
+    return True
 
 
 def pad(texts: list[Features]) -> tuple[torch.Tensor, torch.Tensor]:

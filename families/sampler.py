@@ -50,7 +50,7 @@ class Sampling:
     """How every image is sampled."""
 
     steps: int
-    guidance_scale: float  # up to the family's NO_GUIDANCE there is none
+    guidance_scale: float  # as the family's pipeline has it
     size: int  # the side in pixels
     scheduler: str = "dpm++"
     negative_prompt: str = ""
@@ -182,7 +182,7 @@ def build_sampler(
     for module in (base.denoiser, vae):
         to_channels_last(module.eval().requires_grad_(False).to(first))
     on_cpu = device.type == "cpu"
-    rows = execution.batch_size * (1 + (settings.guidance_scale > FAMILIES[parts.family].NO_GUIDANCE))
+    rows = execution.batch_size * (1 + sampling.reads_negative_prompt(parts.family, settings.guidance_scale))
     # On a CPU half of the gain is that frozen weights are laid out once for its kernels.
     options: dict[str, Any] | None = {"freezing": True} if on_cpu else None
     savers = [] if on_cpu else sampling.memory_savers(base.denoiser)

@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 
 from families.latents import decode_pixels, unscale
-from families.models import denoiser_config, model_family, read_config, reads_guidance, vae_step
+from families.models import denoiser_config, model_family, read_config, vae_step
 from families.names import FAMILIES, LABELS
 from utils.cli import UserError
 from utils.devices import Cores
@@ -55,11 +55,30 @@ def default_sampling(model: str) -> tuple[int, float]:
     return FAMILIES[model_family(model)].default_sampling(functools.partial(read_config, model))
 
 
+def has_guidance(model: str) -> bool:
+    """Whether a guidance scale changes the model's images."""
+    return FAMILIES[model_family(model)].has_guidance(functools.partial(read_config, model))
+
+
 def check_guidance(model: str, family: str, flag: str, value: float | None) -> None:
-    """Refuse a guidance scale of images that is neither read as a number nor makes the model read a second prompt."""
-    takes_second_prompt = math.isfinite(FAMILIES[family].NO_GUIDANCE)
-    if value not in (None, default_sampling(model)[1]) and not (takes_second_prompt or reads_guidance(model)):
-        raise UserError(f"--{flag} {value:g}: does nothing for a {LABELS[family]} that reads none; leave it out")
+    """Refuse a guidance scale that would change no image of the model."""
+    if value not in (None, default_sampling(model)[1]) and not has_guidance(model):
+        raise UserError(f"--{flag} {value:g}: does nothing for a {LABELS[family]} without guidance; leave it out")
+
+
+def reads_negative_prompt(family: str, guidance: float) -> bool:
+    """Whether the denoiser computes each image twice at this guidance scale, with the negative prompt too."""
+    above = FAMILIES[family].SECOND_PROMPT_ABOVE
+    return above is not None and guidance > above
+
+
+def negative_prompt_problem(family: str, with_guidance: bool, guidance: float) -> str:
+    """Why no negative prompt is read at this guidance scale, and what to do; `with_guidance`: see `has_guidance`."""
+    if FAMILIES[family].SECOND_PROMPT_ABOVE is None:
+        return f"not supported here for {LABELS[family]}; leave it out"
+    if not with_guidance:
+        return f"does nothing for a {LABELS[family]} without guidance; leave it out"
+    return f"does nothing at a guidance scale of {guidance:g}; give a higher one, or leave it out"
 
 
 def family_schedulers(family: str) -> list[str]:

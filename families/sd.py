@@ -34,7 +34,8 @@ TEXT_ENCODERS = {"text_encoder": "CLIPTextModel"}
 TEXT_WIDTHS = {"sd1": 768, "sd2": 1024}  # of the text features that the attention layers read
 FEATURES = ("embeds",)  # of a text: (length, width)
 STEPS = 25  # by DPM-Solver++
-NO_GUIDANCE = 1.0  # the highest guidance scale that is none
+SECOND_PROMPT_ABOVE = 1.0  # this guidance scale, the denoiser reads the negative prompt too
+TRAINING_GUIDANCE: float | None = None  # none is read as a number
 # In other programs, where it predicts noise and where it predicts velocity
 KOHYA_BASES = {"sd1": ("sd_v1", "sd_v1_v"), "sd2": ("sd_v2", "sd_v2_v")}
 ARCHITECTURES = {"sd1": ("stable-diffusion-v1",) * 2, "sd2": ("stable-diffusion-v2-512", "stable-diffusion-v2-768-v")}
@@ -112,6 +113,11 @@ def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, flo
     return STEPS, 7.5
 
 
+def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
+    """Whether a guidance scale changes the images of the model with these configs."""
+    return True
+
+
 def predict(
     unet: UNet2DConditionModel,
     noisy: torch.Tensor,
@@ -120,7 +126,7 @@ def predict(
     time_ids: torch.Tensor,
     guidance: float | None = None,
 ) -> torch.Tensor:
-    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, `guidance` FLUX.1's: others do not see them."""
+    """The UNet's prediction; `time_ids` are SDXL's sizes and crops, `guidance` FLUX's: others do not see them."""
     from families.diffusion import size_conditions, stack
 
     return unet(noisy, times, stack(texts, "embeds"), **size_conditions(texts, time_ids)).sample

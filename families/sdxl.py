@@ -7,7 +7,17 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from families import sd
-from families.sd import NO_GUIDANCE, default_sampling, latent_multiple, lora_targets, native_latents, predict, token_ids
+from families.sd import (
+    SECOND_PROMPT_ABOVE,
+    TRAINING_GUIDANCE,
+    default_sampling,
+    has_guidance,
+    latent_multiple,
+    lora_targets,
+    native_latents,
+    predict,
+    token_ids,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +28,10 @@ if TYPE_CHECKING:
 
 # as in Stable Diffusion 1.x and 2.x
 __all__ = [
-    "NO_GUIDANCE",
+    "SECOND_PROMPT_ABOVE",
+    "TRAINING_GUIDANCE",
     "default_sampling",
+    "has_guidance",
     "latent_multiple",
     "lora_targets",
     "native_latents",

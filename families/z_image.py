@@ -31,8 +31,9 @@ MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads
 PADS_CAPTIONS = False  # they are as long as their texts
 PATCH = 2  # latents that are one token, along a side
 TURBO_SHIFT = 3.0  # of the noise of Turbo, by which it is known; the base model has 6
-NO_GUIDANCE = 0.0  # the highest guidance scale that is none
-GUIDANCE = "guidance_scale={:g}"  # the pipeline's arguments for it
+SECOND_PROMPT_ABOVE = 0.0  # this guidance scale, the denoiser reads the negative prompt too
+TRAINING_GUIDANCE: float | None = None  # none is read as a number
+PIPELINE_GUIDANCE = "guidance_scale={:g}"  # the pipeline's arguments for a guidance scale
 
 
 def is_mine(index: dict[str, Any]) -> bool:
@@ -103,6 +104,11 @@ def default_sampling(configs: Callable[[str], dict[str, Any]]) -> tuple[int, flo
     """Steps and guidance scale of images, where the user gives none: Turbo was distilled to 8 without guidance."""
     config = configs("scheduler/scheduler_config.json")
     return (8, 0.0) if config.get("shift") == TURBO_SHIFT else (28, 4.0)
+
+
+def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
+    """Whether a guidance scale changes the images of the model with these configs."""
+    return True
 
 
 def mu(config: dict[str, Any], width: int, height: int) -> float:

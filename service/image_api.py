@@ -17,8 +17,9 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from families.names import FAMILIES
+from families.names import LABELS
 from families.sampler import GeneratedImage, ImageRequest, Sampling
+from families.sampling import negative_prompt_problem, reads_negative_prompt
 from service.errors import ApiError
 from service.image_model import ImageModel
 from service.image_queue import ImageQueue, Job, Made, Progress, Settings
@@ -76,6 +77,7 @@ class ImageService:
     kept: KeptFiles
     base: str
     family: str
+    has_guidance: bool
     loras: dict[str, float]
     defaults: Sampling
     multiple: int  # of which a side is
@@ -129,11 +131,12 @@ def make_job(service: ImageService, body: ImageBody, seed: int) -> Job:
         if value > most:
             raise ApiError(400, f"`{name}` {value}: at most {most} here", "too_large", name)
     guidance = defaults.guidance_scale if body.guidance_scale is None else body.guidance_scale
-    if body.negative_prompt and guidance <= FAMILIES[service.family].NO_GUIDANCE:
-        what = (
-            f"`negative_prompt`: does nothing at a guidance_scale of {guidance:g}; give a higher one, or leave it out"
-        )
-        raise ApiError(400, what, "invalid_value", "negative_prompt")
+    if guidance != defaults.guidance_scale and not service.has_guidance:
+        what = f"`guidance_scale` {guidance:g}: does nothing for a {LABELS[service.family]} without guidance"
+        raise ApiError(400, f"{what}; leave it out", "invalid_value", "guidance_scale")
+    if body.negative_prompt and not reads_negative_prompt(service.family, guidance):
+        problem = negative_prompt_problem(service.family, service.has_guidance, guidance)
+        raise ApiError(400, f"`negative_prompt`: {problem}", "invalid_value", "negative_prompt")
     sampling = replace(
         defaults,
         steps=steps,

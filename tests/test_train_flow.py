@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
-from families import lora, lora_mix, models, quantized
+from families import lora, lora_mix, models, quantized, sampling
 from families.lora import read_lora
 from families.names import FAMILIES, LABELS
 from families.published import write_configs, write_random_model
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
-from tests.tiny_models import OF_FLOW, smaller, tiny_flux1
+from tests.tiny_models import OF_FLOW, smaller, tiny_flux1, tiny_flux2_klein
 from tests.tiny_runs import (
     LORA,
     PRIOR,
@@ -116,7 +116,7 @@ def test_a_lora_of_the_transformer_is_trained(trainer_data, family, reference):
     linear = {name for name, layer in transformer.named_modules() if isinstance(layer, torch.nn.Linear)}
     assert layers == {name for name in linear if name.endswith(tuple(f".{one}" for one in targets)) or name in targets}
     assert any(value.abs().max() > 0 for key, value in state.items() if ".lora_B." in key)
-    shown = f"num_inference_steps=3, {FAMILIES[family].GUIDANCE.format(2)}).images"
+    shown = f"num_inference_steps=3, {FAMILIES[family].PIPELINE_GUIDANCE.format(2)}).images"
     assert f'pipeline(prompt="red boots", {shown}' in (reference / "README.md").read_text()
     losses = column(reference, "val_loss")
     assert len(losses) == 3 and losses[-1] < losses[0]
@@ -424,7 +424,7 @@ def test_images_with_a_lora_are_those_of_the_plain_pipeline(trainer_data, family
     made = generate_images(load_sampler(parts, how, execution, prompts), requests)
     pipeline = plain_pipeline(model, reference, weight=0.5)
     options = {"num_inference_steps": 3, "height": 16, "width": 16, **guidance(family, 2.0)}
-    if family == "flux1":  # which takes no negative prompt
+    if family == "flux1":  # of which negative prompts are not supported here
         pass
     elif family == "flux2_klein":  # its pipeline takes no text for it
         options["negative_prompt_embeds"] = pipeline.encode_prompt("grey")[0]
@@ -502,7 +502,7 @@ def test_generated_images_and_their_records_are_those_of_the_pipeline(smooth, re
     [
         (["--scheduler", "ddim"], "--scheduler ddim: not for Z-Image; choose from flow_match_euler"),
         (["--compile"], "--compile: not for Z-Image"),
-        (["--negative_prompt", "grey"], "--negative_prompt grey: does nothing at a --guidance_scale of 0"),
+        (["--negative_prompt", "grey"], "--negative_prompt grey: does nothing at a guidance scale of 0; give"),
         (["--prediction_type", "sample"], "--prediction_type sample: not for Z-Image"),
     ],
 )
@@ -513,20 +513,32 @@ def test_what_images_of_a_transformer_can_not_have_is_refused(trainer_data, tmp_
     assert not (tmp_path / "set").exists()
 
 
-def test_a_guidance_that_flux1_does_not_read_is_refused(trainer_data, tmp_path, caplog):
-    torch.manual_seed(0)
-    tiny_flux1(guidance_embeds=False).save_pretrained(tmp_path / "schnell", safe_serialization=True)
-    dev, schnell, what = trainer_data["flux1"], tmp_path / "schnell", ["--prompt", "boots", "--dry_run"]
-    with pytest.raises(UserError, match="^--negative_prompt grey: does nothing for FLUX.1; leave it out"):
-        make_images("--pretrained_model_name_or_path", dev, *what, "--negative_prompt", "grey")
-    none = "does nothing for a FLUX.1 that reads none; leave it out"
-    with pytest.raises(UserError, match=f"^--guidance_scale 2: {none}"):
-        make_images("--pretrained_model_name_or_path", schnell, *what, "--guidance_scale", 2)
-    data = {**trainer_data, "flux1": schnell}
-    with pytest.raises(UserError, match=f"^--validation_guidance_scale 2: {none}"):
-        train(data, tmp_path / "run", "--validation_guidance_scale", 2, family="flux1")
-    assert train(data, tmp_path / "run", "--guidance_scale", 1, "--dry_run", family="flux1") == 0
-    assert "--guidance_scale 1 does nothing for FLUX.1 that reads none" in caplog.text
+def test_a_negative_prompt_of_flux1_is_refused(trainer_data):
+    words = ["--pretrained_model_name_or_path", trainer_data["flux1"], "--prompt", "boots", "--dry_run"]
+    with pytest.raises(UserError, match="^--negative_prompt grey: not supported here for FLUX.1; leave it out"):
+        make_images(*words, "--negative_prompt", "grey")
+
+
+@pytest.mark.parametrize(
+    "family, pipeline",
+    [("flux1", tiny_flux1(guidance_embeds=False)), ("flux2_klein", tiny_flux2_klein(distilled=True))],
+    indirect=["family"],
+)
+def test_guidance_of_a_distilled_model_is_refused(trainer_data, family, pipeline, tmp_path, caplog):
+    model, name = tmp_path / "model", LABELS[family]
+    pipeline.save_pretrained(model, safe_serialization=True)
+    words = ["--pretrained_model_name_or_path", model, "--prompt", "boots", "--dry_run"]
+    own, none = sampling.default_sampling(str(model))[1], f"does nothing for a {name} without guidance; leave it out"
+    assert make_images(*words, "--guidance_scale", own) == 0
+    with pytest.raises(UserError, match=f"^--guidance_scale 4: {none}"):
+        make_images(*words, "--guidance_scale", 4)
+    with pytest.raises(UserError, match=f"^--negative_prompt grey: (not supported here for {name}; |{none})"):
+        make_images(*words, "--negative_prompt", "grey")
+    data = {**trainer_data, family: model}
+    with pytest.raises(UserError, match=f"^--validation_guidance_scale 4: {none}"):
+        train(data, tmp_path / "run", "--validation_guidance_scale", 4, family=family)
+    assert train(data, tmp_path / "run", "--guidance_scale", 1, "--dry_run", family=family) == 0
+    assert f"--guidance_scale 1 does nothing for {name} that reads none" in caplog.text
 
 
 def test_a_unet_is_not_sampled_by_the_scheduler_of_flow_matching(tmp_path):

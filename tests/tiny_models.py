@@ -86,7 +86,8 @@ def tiny_z_image() -> ZImagePipeline:
     )
 
 
-def tiny_flux2_klein() -> Flux2KleinPipeline:
+def tiny_flux2_klein(guidance_embeds: bool = False, distilled: bool = False) -> Flux2KleinPipeline:
+    """Of the base model's kind, by default."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 28, "head_dim": 8}  # three of them count
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -107,8 +108,9 @@ def tiny_flux2_klein() -> Flux2KleinPipeline:
             joint_attention_dim=48,
             timestep_guidance_channels=32,
             axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
+            guidance_embeds=guidance_embeds,
         ),
+        is_distilled=distilled,
     )
 
 

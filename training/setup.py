@@ -97,7 +97,7 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     check_guidance(model, family, "validation_guidance_scale", args.validation_guidance_scale)
     if args.validation_guidance_scale is None:
         args.validation_guidance_scale = guidance
-    settle_guidance(args, model, family, guidance)
+    settle_guidance(args, model, family)
     as_prepared = args.use_aspect_ratio_buckets is None and not args.aspect_ratio_buckets
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
     tracking = announce(args, start, describe_trained(args, start.plan.processes))
@@ -115,13 +115,13 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     )
 
 
-def settle_guidance(args: argparse.Namespace, model: str, family: str, default: float) -> None:
-    """Of args, --guidance_scale: what a transformer that reads one is told in training.
+def settle_guidance(args: argparse.Namespace, model: str, family: str) -> None:
+    """Of args, --guidance_scale: the number that a transformer with `guidance_embeds` reads in training.
 
     For others of flow matching, whose diffusers scripts take it too, it is warned of, and left out.
     """
     if models.reads_guidance(model):
-        args.guidance_scale = default if args.guidance_scale is None else args.guidance_scale
+        args.guidance_scale = FAMILIES[family].TRAINING_GUIDANCE if args.guidance_scale is None else args.guidance_scale
     elif args.guidance_scale is not None and FAMILIES[family].SCHEDULER != "DDPMScheduler":
         message = "--guidance_scale %g does nothing for %s that reads none, as in diffusers' script; images have %s"
         logger.warning(message, args.guidance_scale, LABELS[family], "--validation_guidance_scale")
@@ -336,7 +336,7 @@ def describe_sampling(args: argparse.Namespace, family: str, noising: Noising) -
     """What a pipeline of flow matching should be called with, whose own defaults are not those of a distilled model."""
     if isinstance(noising, Diffusion):
         return None
-    guidance = FAMILIES[family].GUIDANCE.format(args.validation_guidance_scale)
+    guidance = FAMILIES[family].PIPELINE_GUIDANCE.format(args.validation_guidance_scale)
     return f"num_inference_steps={args.validation_inference_steps}, {guidance}"
 
 

@@ -16,7 +16,7 @@ from families.flow import Noising
 from families.latents import to_channels_last
 from families.names import FAMILIES
 from families.sampler import Execution, ImageRequest, Sampler, Sampling
-from families.sampling import make_scheduler
+from families.sampling import make_scheduler, reads_negative_prompt
 from training.batches import Batch, Loader, held_out_loader, load_batch
 from training.examples import Example
 from training.sample_plan import split_step, validation_draws
@@ -48,13 +48,12 @@ class Checks:
     encode: Callable[[list[str]], list[diffusion.Features]]
     autocast: Callable[[], AbstractContextManager]
     vae: str | None = None  # None: the model's own
-    guidance: float | None = None  # what a transformer is told for the loss, as in the training
+    guidance: float | None = None  # that a transformer reads for the loss, as in the training
 
     @property
     def passes_an_image(self) -> int:
         """Samples that go through the denoiser for one image."""
-        guided = self.sampling.guidance_scale > FAMILIES[self.family].NO_GUIDANCE
-        return self.sampling.steps * (1 + guided)
+        return self.sampling.steps * (1 + reads_negative_prompt(self.family, self.sampling.guidance_scale))
 
 
 def held_out_batches(examples: list[Example], count: int, noising: Noising, loader: Loader) -> list[Batch]:

@@ -1,6 +1,8 @@
 """Families of flow matching against diffusers' own pipelines, and against its training scripts, written out by hand."""
 
 import functools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from families import models, sampling
 from families.flow import Flow, Weighting, sigma_levels
 from families.lora import Adapter
 from families.names import FAMILIES
-from tests.tiny_models import OF_FLOW, build_tiny, tiny_flux1
+from tests.tiny_models import OF_FLOW, build_tiny, tiny_flux1, tiny_flux2_klein
 from training import memory
 from utils.cli import UserError
 
@@ -103,7 +105,7 @@ def z_image_by_hand(pipeline, mixed, timesteps):
     return -torch.cat([one.transpose(0, 1) for one in shown])
 
 
-def flux2_klein_by_hand(pipeline, mixed, timesteps):
+def flux2_klein_by_hand(pipeline, mixed, timesteps, guidance=3.5):
     """As train_dreambooth_lora_flux2_klein.py computes the prediction, which it leaves in patches."""
     embeds, text_ids = pipeline.encode_prompt(list(TEXTS), CPU)
     patches = Flux2KleinPipeline._patchify_latents(mixed)
@@ -111,7 +113,7 @@ def flux2_klein_by_hand(pipeline, mixed, timesteps):
     found = pipeline.transformer(
         hidden_states=Flux2KleinPipeline._pack_latents(patches),
         timestep=timesteps / 1000,
-        guidance=None,
+        guidance=torch.tensor([guidance]).expand(len(mixed)) if pipeline.transformer.config.guidance_embeds else None,
         encoder_hidden_states=embeds,
         txt_ids=text_ids,
         img_ids=ids,
@@ -235,22 +237,27 @@ def test_latents_are_scaled_as_the_pipeline_does(pipeline, family, folder):
 
 
 @torch.no_grad()
-def test_flux1_dev_is_told_the_guidance_and_schnell_none():
+@pytest.mark.parametrize("name, build", [("flux1", tiny_flux1), ("flux2_klein", tiny_flux2_klein)])
+@pytest.mark.parametrize("embeds", [True, False])
+def test_only_a_transformer_with_guidance_embeds_reads_the_guidance(name, build, embeds):
     torch.manual_seed(0)
-    dev, schnell, (latents, noise), times = (
-        tiny_flux1(),
-        tiny_flux1(guidance_embeds=False),
-        drawn("flux1"),
-        torch.tensor([0.9, 0.5, 0.1]),
-    )
-    noisy = noise_of("flux1", dev.scheduler).add_noise(latents, noise, times)
-    for pipeline, alike in ((dev, False), (schnell, True)):
-        texts = encode(pipeline, "flux1", TEXTS)
-        made = {}
-        for scale in (1.0, 3.5):
-            made[scale] = FAMILIES["flux1"].predict(pipeline.transformer, noisy, times, texts, guidance=scale)
-            assert torch.allclose(made[scale], flux1_by_hand(pipeline, noisy, times * 1000, scale), atol=1e-6)
-        assert torch.allclose(made[1.0], made[3.5], atol=1e-4) == alike
+    pipeline, (latents, noise), times = build(guidance_embeds=embeds), drawn(name), torch.tensor([0.9, 0.5, 0.1])
+    noisy = noise_of(name, pipeline.scheduler).add_noise(latents, noise, times)
+    texts, made = encode(pipeline, name, TEXTS), {}
+    for scale in (1.0, 3.5):
+        made[scale] = FAMILIES[name].predict(pipeline.transformer, noisy, times, texts, guidance=scale)
+        assert torch.allclose(made[scale], BY_HAND[name](pipeline, noisy, times * 1000, scale), atol=1e-6)
+    assert torch.allclose(made[1.0], made[3.5], atol=1e-4) != embeds
+
+
+@pytest.mark.parametrize("name", OF_FLOW)
+def test_a_family_says_whether_guidance_is_read_in_training(name, tmp_path):
+    """Qwen-Image's transformer can't, whatever its config says; Z-Image's config has no word for it."""
+    folder = Path(build_tiny(tmp_path, name))
+    for embeds in (False, True):
+        path = folder / "transformer/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"guidance_embeds": embeds}))
+        assert models.reads_guidance(str(folder)) == (embeds and name in ("flux1", "flux2_klein"))
 
 
 def test_schnell_reads_as_many_tokens_as_its_tokenizer_and_draws_times_of_a_fixed_shift(tmp_path):

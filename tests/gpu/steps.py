@@ -8,7 +8,6 @@ runs one step of a check that is under way, in its folder:
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
@@ -479,8 +478,8 @@ def generate_beside(setup: Setup, model: Model) -> str:
     shared = ["--prompts_file", prompts, "--num_inference_steps", 2 if setup.tiny else 8 if model.is_flow else 25]
     if model.is_flow:
         need_memory(setup, model, bytes_of_weight=2)
-        guidance = FAMILIES[model.family].NO_GUIDANCE
-        shared += ["--guidance_scale", guidance if math.isfinite(guidance) else 3.5]  # which costs nothing
+        above = FAMILIES[model.family].SECOND_PROMPT_ABOVE
+        shared += ["--guidance_scale", 3.5 if above is None else above]  # which costs nothing
     words = generate_words(setup, model, name, *shared, "--num_images", many, "--batch_size", batch)
     ours = commands.measure(setup, name, "generate.py", words, "--keep_noise")
     words = ["--pretrained_model_name_or_path", commands.weights_of(setup, model.family), *shared, "--seed", 0]
