@@ -142,6 +142,42 @@ def test_the_validation_images_are_those_of_the_plain_pipeline(trainer_data, fam
     assert np.abs(made["after"] - made["before"]).max() > 1
 
 
+def tiny_schnell():
+    schnell = tiny_flux1(guidance_embeds=False)
+    schnell.tokenizer_2.model_max_length = 256
+    return schnell
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family, build, length, words",
+    [
+        ("flux2_klein", None, 40, ["--max_sequence_length", 40]),
+        ("flux1", None, 40, ["--max_sequence_length", 40]),
+        ("flux1", tiny_schnell, 256, []),
+    ],
+    indirect=["family"],
+)
+def test_the_call_in_the_model_card_makes_the_validation_image(trainer_data, family, build, length, words, tmp_path):
+    """Also where it reads fewer tokens than the pipeline would: the transformer sees their padding."""
+    model, out = trainer_data[family], tmp_path / "run"
+    if build:
+        model = tmp_path / "model"
+        torch.manual_seed(0)
+        build().save_pretrained(model, safe_serialization=True)
+    words = [*words, "--max_train_steps", 1, "--validation_steps", 1, "--num_validation_images", 1]
+    assert train({**trainer_data, family: model}, out, *words, "--validation_prompt", "red boots", family=family) == 0
+    call = re.search(r"^pipeline\((.*)\)\.images\[0\]", (out / "README.md").read_text(), re.MULTILINE)[1]
+    options = eval(f"dict({call})") | {"height": 16, "width": 16}
+    assert options["max_sequence_length"] == length
+    pipeline, images = plain_pipeline(model, out), []
+    for limit in (length, 512):
+        generator, options["max_sequence_length"] = torch.Generator().manual_seed(0), limit
+        images.append(np.asarray(pipeline(**options, generator=generator).images[0], int))
+    (found,) = cells(out / "validation/step-000001.png", 1, 16)
+    assert np.abs(found - images[0]).max() <= 1 < np.abs(found - images[1]).max()
+
+
 def test_a_run_resumed_on_another_division_trains_the_same(trainer_data, family, reference, tmp_path):
     out = tmp_path / "run"
     words = ["--train_batch_size", 2, "--gradient_accumulation_steps", 4]

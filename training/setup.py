@@ -323,7 +323,7 @@ def read_facts(
         alpha=recipe.adapter and recipe.adapter.alpha,
         base_lora=", ".join(map(lora_mix.describe, recipe.base_loras)),
         quantized_base=recipe.quantized,
-        sampling=describe_sampling(args, start.family, start.noising),
+        sampling=describe_sampling(args, start),
         trigger_word=trigger,
         resolution=args.resolution,
         images=images,
@@ -332,12 +332,15 @@ def read_facts(
     )
 
 
-def describe_sampling(args: argparse.Namespace, family: str, noising: Noising) -> str | None:
-    """What a pipeline of flow matching should be called with, whose own defaults are not those of a distilled model."""
-    if isinstance(noising, Diffusion):
+def describe_sampling(args: argparse.Namespace, start: ImageStart) -> str | None:
+    """The arguments with which a pipeline of flow matching makes the validation images, beside prompt and size."""
+    if isinstance(start.noising, Diffusion):
         return None
-    guidance = FAMILIES[family].PIPELINE_GUIDANCE.format(args.validation_guidance_scale)
-    return f"num_inference_steps={args.validation_inference_steps}, {guidance}"
+    family = FAMILIES[start.family]
+    guidance = family.PIPELINE_GUIDANCE.format(args.validation_guidance_scale)
+    limit = models.token_limit(start.model, start.family, args.max_sequence_length)
+    length = f", max_sequence_length={limit}" if limit != family.MAX_SEQUENCE_LENGTH else ""  # which is the pipeline's
+    return f"num_inference_steps={args.validation_inference_steps}, {guidance}{length}"
 
 
 def read_base_loras(args: argparse.Namespace) -> tuple[Lora, ...]:

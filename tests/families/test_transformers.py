@@ -9,13 +9,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
 
+import train_lora
 from families import latents as latent_scales
 from families import models, sampling
 from families.flow import Flow, Weighting, sigma_levels
 from families.lora import Adapter
 from families.names import FAMILIES
 from tests.tiny_models import OF_FLOW, build_tiny, tiny_flux1, tiny_flux2_klein
-from training import memory
+from training import memory, setup
 from utils.cli import UserError
 
 CPU = torch.device("cpu")
@@ -186,6 +187,24 @@ def stop_after_10(pipeline, step, time, values):
     return values
 
 
+def levels_at_steps(family, scheduler, flow):
+    """The levels of training that are steps of the pipeline; of a stretched schedule some lie between two levels."""
+    stretched = scheduler.config.shift_terminal is not None
+    places = np.linspace(0, 999, 50) if stretched else np.arange(0, 1000, 1000 // STEPS[family])
+    return torch.from_numpy(np.interp(places, np.arange(1000), flow.sigmas(SIZE))).float()
+
+
+@torch.no_grad()
+def test_a_trainer_draws_the_levels_of_the_pipeline_at_this_resolution(pipeline, family, folder):
+    """As train_lora.py reads them from the model's folder."""
+    (width, height), guided = SIZE, {} if family == "qwen_image" else {"guidance_scale": 0.0}
+    options = {"output_type": "latent", "width": width, "height": height, "callback_on_step_end": stop_after_10}
+    pipeline(prompt="boots", num_inference_steps=STEPS[family], **options, **guided)
+    flow = setup.read_noising(train_lora.parse_args(["--pretrained_model_name_or_path", folder]), folder, family)
+    levels = levels_at_steps(family, pipeline.scheduler, flow)
+    assert torch.allclose(levels, pipeline.scheduler.sigmas[:-1], atol=1e-5)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_model_is_given_the_times_of_the_pipeline(pipeline, family, dynamic):
@@ -202,10 +221,7 @@ def test_the_model_is_given_the_times_of_the_pipeline(pipeline, family, dynamic)
     options |= {} if family == "qwen_image" else {"guidance_scale": 0.0}
     steps = STEPS[family]
     sampled(prompt="boots", num_inference_steps=steps, **options)
-    stretched = own.config.shift_terminal is not None
-    places = np.linspace(0, 999, 50) if stretched else np.arange(0, 1000, 1000 // steps)
-    levels = noise_of(family, own).sigmas(SIZE)
-    times = torch.from_numpy(np.interp(places, np.arange(1000), levels)).float()
+    times = levels_at_steps(family, own, noise_of(family, own))
     noisy = torch.zeros(len(seen), CHANNELS[family], 8, 8)
     texts = encode(pipeline, family, ["boots"]) * len(seen)
     FAMILIES[family].predict(pipeline.transformer, noisy, times[: len(seen)], texts)
