@@ -74,6 +74,19 @@ class Built:
     token: tokens.Token | None
 
 
+@dataclass(frozen=True)
+class TrainedTexts:
+    """The text encoders by name, what encodes texts by them, the new word, and the optimizer's group of it.
+
+    Empty where neither the encoders nor a word are trained.
+    """
+
+    encoders: dict[str, lora.Module] = field(default_factory=dict)
+    encode: Callable[[list[str]], list[Features]] | None = None
+    token: tokens.Token | None = None
+    of_word: list[dict[str, Any]] = field(default_factory=list)
+
+
 def build_training(
     model: str,
     family: str,
@@ -90,36 +103,14 @@ def build_training(
     """
     devices.seed_everything(recipe.seed)  # the adapters' first weights are drawn on the CPU
     dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
-    denoiser = models.load_denoiser(model, dtype)
+    denoiser = build_denoiser(model, family, recipe, dtype, device)
     if recipe.base_loras:
-        pipeline = sampling.build_pipeline(family, denoiser, None, models.load_noise_scheduler(model), {})
-        lora_mix.merge_loras(pipeline, recipe.base_loras)
         identity = identity | {"base_lora": facts["base_lora"]}
-    if recipe.quantized:
-        quantized.quantize(denoiser, recipe.quantized, dtype)
-    lora.choose_parameters(denoiser, recipe.adapter)
-    checkpointing = devices.checkpoint_options(device) if recipe.gradient_checkpointing else None
-    models.tune_denoiser(denoiser, checkpointing, recipe.xformers, recipe.compiled)
-    modules: dict[str, lora.Module] = {FAMILIES[family].DENOISER: denoiser}
-    token, of_word, encode = None, [], None
-    if recipe.trains_texts:
-        tokenizers, encoders = models.load_text_encoders(model, family, dtype)
-        modules |= dict(zip(FAMILIES[family].TEXT_ENCODERS, encoders))
-        if recipe.new_word:
-            token, group = _add_word(recipe.new_word, tokenizers, encoders, device)
-            of_word = [group]
-        for encoder in encoders:
-            if recipe.train_text_encoder:
-                lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
-            if checkpointing:
-                encoder.activation_checkpointing_enable(checkpointing)
-        report_long_captions(tokenizers[-1], texts)
-        encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
+    trained_texts = build_texts(model, family, recipe, dtype, device, texts)
+    modules = {FAMILIES[family].DENOISER: denoiser, **trained_texts.encoders}
     for module in modules.values():
         place(module.train(), device, recipe.shards, recipe.blocks_on_cpu)
-    groups = [trained_group(denoiser, recipe.learning_rate), *of_word]
-    if recipe.train_text_encoder:
-        groups += [trained_group(encoder, recipe.text_encoder_lr) for encoder in list(modules.values())[1:]]
+    groups = trained_groups(denoiser, trained_texts, recipe)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = make_optimizer(recipe.optimizer, groups, device)
     if recipe.shards > 1:
@@ -130,18 +121,62 @@ def build_training(
         optimizers={"optimizer": optimizer},
         scaler=torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16"),
         average=[parameter.detach().clone() for parameter in parameters] if recipe.use_ema else None,
-        files=ImageFiles(
-            modules,
-            facts,
-            token,
-            whole=None if recipe.adapter else pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae),
-            kohya=family if recipe.adapter and writes_kohya(recipe.kohya_format, modules, family) else None,
-        ),
+        files=result_files(model, family, recipe, modules, facts, trained_texts.token),
         facts=facts,
         identity=identity,
         sharded=recipe.shards > 1,
     )
-    return Built(training, encode, token)
+    return Built(training, trained_texts.encode, trained_texts.token)
+
+
+def build_denoiser(model: str, family: str, recipe: Recipe, dtype: torch.dtype, device: torch.device) -> lora.Module:
+    """The model's denoiser, on the CPU, with LoRAs of the base merged into it, and with what is trained in it."""
+    denoiser = models.load_denoiser(model, dtype)
+    if recipe.base_loras:
+        pipeline = sampling.build_pipeline(family, denoiser, None, models.load_noise_scheduler(model), {})
+        lora_mix.merge_loras(pipeline, recipe.base_loras)
+    if recipe.quantized:
+        quantized.quantize(denoiser, recipe.quantized, dtype)
+    lora.choose_parameters(denoiser, recipe.adapter)
+    checkpointing = devices.checkpoint_options(device) if recipe.gradient_checkpointing else None
+    models.tune_denoiser(denoiser, checkpointing, recipe.xformers, recipe.compiled)
+    return denoiser
+
+
+def build_texts(
+    model: str, family: str, recipe: Recipe, dtype: torch.dtype, device: torch.device, texts: list[str]
+) -> TrainedTexts:
+    """The text encoders with what is trained in them, if anything is; warns of texts that are too long."""
+    if not recipe.trains_texts:
+        return TrainedTexts()
+    tokenizers, encoders = models.load_text_encoders(model, family, dtype)
+    token, of_word = None, []
+    if recipe.new_word:
+        token, group = _add_word(recipe.new_word, tokenizers, encoders, device)
+        of_word = [group]
+    for encoder in encoders:
+        if recipe.train_text_encoder:
+            lora.choose_parameters(encoder, recipe.adapter, lora.TEXT_TARGETS)
+        if recipe.gradient_checkpointing:
+            encoder.activation_checkpointing_enable(devices.checkpoint_options(device))
+    report_long_captions(tokenizers[-1], texts)
+    encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
+    return TrainedTexts(dict(zip(FAMILIES[family].TEXT_ENCODERS, encoders)), encode, token, of_word)
+
+
+def result_files(
+    model: str,
+    family: str,
+    recipe: Recipe,
+    modules: dict[str, lora.Module],
+    facts: dict[str, str],
+    token: tokens.Token | None,
+) -> ImageFiles:
+    """What the run writes: the LoRA, also for other programs, or all weights as a pipeline."""
+    if recipe.adapter is None:
+        return ImageFiles(modules, facts, token, whole=pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae))
+    for_others = writes_kohya(recipe.kohya_format, modules, family)
+    return ImageFiles(modules, facts, token, kohya=family if for_others else None)
 
 
 def place(module: lora.Module, device: torch.device, processes: int, blocks_on_cpu: int) -> None:
@@ -155,6 +190,14 @@ def place(module: lora.Module, device: torch.device, processes: int, blocks_on_c
     module.to(device)
     if device.type == "cuda" and isinstance(module, UNet2DConditionModel):
         module.to(memory_format=torch.channels_last)  # which its convolutions prefer there; on a CPU it is slower
+
+
+def trained_groups(denoiser: lora.Module, texts: TrainedTexts, recipe: Recipe) -> list[dict[str, Any]]:
+    """The optimizer's groups: of the denoiser, of a new word, of each text encoder that is trained."""
+    groups = [trained_group(denoiser, recipe.learning_rate), *texts.of_word]
+    if recipe.train_text_encoder:
+        groups += [trained_group(encoder, recipe.text_encoder_lr) for encoder in texts.encoders.values()]
+    return groups
 
 
 def trained_group(module: lora.Module, rate: float) -> dict[str, Any]:
