@@ -190,7 +190,7 @@ def load_tokenizers(model: str, family: str, length: int | None = None) -> list[
 def load_text_encoders(
     model: str, family: str, dtype: torch.dtype, length: int | None = None
 ) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
-    """Tokenizers (see `load_tokenizers`) and frozen text encoders: one of each, two for SDXL."""
+    """Tokenizers (see `load_tokenizers`) and frozen text encoders, as many of each as the family has."""
     encoders = [_load_frozen(kind, model, part, dtype) for part, kind in FAMILIES[family].TEXT_ENCODERS.items()]
     return load_tokenizers(model, family, length), encoders
 
@@ -384,9 +384,9 @@ def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> N
     )
     group.add_argument(
         "--max_sequence_length",
-        type=Range(16, 2048, int),
+        type=Range(16, 512, int),
         metavar="TOKENS",
-        help="of a text that are read, by a transformer 512 at most, its default",
+        help="that are read of a text; default: as many as the model can read, at most 512; a UNet always reads 77",
     )
 
 

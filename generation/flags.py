@@ -64,13 +64,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num_inference_steps",
         type=Range(1, 1000, int),
-        help="of the scheduler; default: 25; Z-Image's and FLUX.1 dev's 28, Turbo's 8, schnell's 4",
+        help="of the scheduler; default: the model's own (docs/generate.md#guidance)",
     )
     group.add_argument(
         "--guidance_scale",
         type=Range(0, 100),
-        help="default: 7.5, where 1 is no guidance and half the work; Z-Image's 4 and Turbo's 0, where 0 is none; "
-        "FLUX.1 dev's 3.5, which it reads as a number",
+        help="default: the model's own, and what is none for it: docs/generate.md#guidance",
     )
     group.add_argument("--resolution", type=pixels, metavar="PIXELS", help="side of the square; default: the model's")
     group.add_argument("--seed", type=Range(0, 10**9 - 1, int), default=0, help="of image 0; the next has the next")

@@ -139,12 +139,29 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         help=f"the adapter's output is scaled by alpha / rank; default: {alpha}",
     )
     group.add_argument("--lora_dropout", type=BELOW_ONE, default=0.0, help="of the adapter's input")
+    group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
+    group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
     group.add_argument(
         "--lora_layers",
         nargs="+",
         metavar="NAME",
         help="layers of the UNet or transformer, with blanks or commas; default: those that diffusers' scripts train",
     )
+    add_average_flags(group)
+    group.add_argument(
+        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
+    )
+    group.add_argument("--text_encoder_lr", type=learning_rate, help="default: --learning_rate")
+    group.add_argument(
+        "--output_kohya_format",
+        action=OnOff,
+        help="also a file for A1111 and ComfyUI; default: where the LoRA can be one",
+    )
+    add_base_flags(group)
+
+
+def add_base_flags(group: argparse._ArgumentGroup) -> None:
+    """What is done to the frozen model before a LoRA is trained on it."""
     group.add_argument(
         "--base_lora",
         action="extend",
@@ -162,18 +179,6 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         "--quantize_text_encoder",
         choices=list(BYTES),
         help="the same for what encodes captions, where it is not trained; they change a little",
-    )
-    group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
-    group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
-    add_average_flags(group)
-    group.add_argument(
-        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
-    )
-    group.add_argument("--text_encoder_lr", type=learning_rate, help="default: --learning_rate")
-    group.add_argument(
-        "--output_kohya_format",
-        action=OnOff,
-        help="also a file for A1111 and ComfyUI; default: where the LoRA can be one",
     )
 
 
@@ -233,7 +238,7 @@ def add_flow_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance_scale",
         type=Range(0, 100),
-        help="that FLUX.1 dev is told; default: 3.5. Other models of flow matching read none, and a warning says so",
+        help="a number that FLUX.1 dev reads; default: 3.5. A warning says where a model of flow matching reads none",
     )
     group.add_argument(
         "--timestep_shift",
@@ -346,14 +351,12 @@ def add_image_validation_flags(parser: argparse.ArgumentParser) -> None:
         "--num_validation_images", type=Range(0, 1000, int), default=4, help="images a validation; 0: loss only"
     )
     group.add_argument(
-        "--validation_guidance_scale",
-        type=Range(0, 100),
-        help="default: 7.5, where 1 is none; Z-Image's 4 and Turbo's 0, where 0 is none; FLUX.1 dev's 3.5",
+        "--validation_guidance_scale", type=Range(0, 100), help="default: the model's own (docs/generate.md#guidance)"
     )
     group.add_argument(
         "--validation_inference_steps",
         type=Range(1, 1000, int),
-        help="default: 25 of DPM-Solver++; Z-Image's and FLUX.1 dev's 28, Turbo's 8, schnell's 4",
+        help="default: the model's own (docs/generate.md#guidance)",
     )
 
 
@@ -472,42 +475,14 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
 
 def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """What argparse can't check by itself of a training on images; --lora_layers with commas become several."""
-
-    def need(condition: object, message: str) -> None:
-        if not condition:
-            parser.error(message)
-
-    single = args.pretrained_model_name_or_path.endswith(".safetensors")
-    need(not args.model_config or single, f"--model_config {args.model_config}: is for a single .safetensors file")
-    unlimited = not args.center_crop and args.cache_crops == 0 and args.cache_latents
-    need(not unlimited, "--cache_crops 0: unlimited crops can't be cached; add --no-cache_latents, or cache some")
-    switch = "--aspect_ratio_buckets: expected heights and widths; the switch is --use_aspect_ratio_buckets"
-    need(args.aspect_ratio_buckets != "", switch)
-    contradiction = args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False
-    need(not contradiction, "--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
+    if args.model_config and not args.pretrained_model_name_or_path.endswith(".safetensors"):
+        parser.error(f"--model_config {args.model_config}: is for a single .safetensors file")
+    check_views(parser, args)
     if args.lora_layers:
         args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
-    rounded = f"--quantize_base {args.quantize_base}: not with --use_dora, which needs whole weights; leave one out"
-    need(not (args.use_dora and args.quantize_base), rounded)
-    blocks = f"--blocks_on_cpu {args.blocks_on_cpu}: not with"
-    whole = "--no-gradient_checkpointing, which would keep all of them on the GPU; leave one out"
-    need(not args.blocks_on_cpu or args.gradient_checkpointing, f"{blocks} {whole}")
-    need(not (args.blocks_on_cpu and args.compile), f"{blocks} --compile; leave one out")
-    rounded = f"{blocks} --quantize_base {args.quantize_base}; leave one out"
-    need(not (args.blocks_on_cpu and args.quantize_base), rounded)
-    trains_texts = args.train_text_encoder or getattr(args, "train_token", None)
-    rounded = f"--quantize_text_encoder {args.quantize_text_encoder}: not where a text encoder or a word is trained"
-    need(not (trains_texts and args.quantize_text_encoder), f"{rounded}; leave one out")
-    # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
-    kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
-    need(not (args.use_dora and args.output_kohya_format), kohya)
-    folder = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
-    if args.dataset_name and folder != parser.get_default("train_data_dir"):
-        message = (
-            f"--train_data_dir {folder}: does nothing with --dataset_name {args.dataset_name}; give one of the two"
-        )
-        need("train_data_dir" in parser.recipe_keys, message)
-        logger.warning("%s", message)
+    for problem in contradictions(args):
+        parser.error(problem)
+    check_data_flags(parser, args)
     needs = {
         "dataset_config_name": ("--dataset_name", bool(args.dataset_name)),
         "cache_crops": ("--no-center_crop", not args.center_crop),
@@ -518,6 +493,48 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     cli.report_ignored(parser, args, needs)
     if args.text_encoder_lr and not args.train_text_encoder:
         logger.warning("--text_encoder_lr %g does nothing without --train_text_encoder", args.text_encoder_lr)
+
+
+def check_views(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """Refuse ways to see images that do not go together."""
+    if not args.center_crop and args.cache_crops == 0 and args.cache_latents:
+        parser.error("--cache_crops 0: unlimited crops can't be cached; add --no-cache_latents, or cache some")
+    if args.aspect_ratio_buckets == "":
+        switch = "expected heights and widths; the switch is --use_aspect_ratio_buckets"
+        parser.error(f"--aspect_ratio_buckets: {switch}")
+    if args.aspect_ratio_buckets and args.use_aspect_ratio_buckets is False:
+        parser.error("--aspect_ratio_buckets: not with --no-use_aspect_ratio_buckets; leave one of them out")
+
+
+def contradictions(args: argparse.Namespace) -> list[str]:
+    """What is wrong with pairs of flags that do not go together, of what is trained and of memory."""
+    trains_texts, rounds = args.train_text_encoder or getattr(args, "train_token", None), args.quantize_base
+    dora, blocks, texts = args.use_dora, args.blocks_on_cpu, args.quantize_text_encoder
+    not_with, out = f"--blocks_on_cpu {blocks}: not with", "leave one out"
+    keeps = "--no-gradient_checkpointing, which would keep all of them on the GPU"
+    of_texts = f"--quantize_text_encoder {texts}: not where a text encoder or a word is trained"
+    # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
+    kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
+    found = {
+        f"--quantize_base {rounds}: not with --use_dora, which needs whole weights; {out}": dora and rounds,
+        f"{not_with} {keeps}; {out}": blocks and not args.gradient_checkpointing,
+        f"{not_with} --compile; {out}": blocks and args.compile,
+        f"{not_with} --quantize_base {rounds}; {out}": blocks and rounds,
+        f"{of_texts}; {out}": trains_texts and texts,
+        kohya: dora and args.output_kohya_format,
+    }
+    return [message for message, both in found.items() if both]
+
+
+def check_data_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
+    """Refuse a --train_data_dir beside --dataset_name; one from a recipe is warned of."""
+    folder = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
+    if not args.dataset_name or folder == parser.get_default("train_data_dir"):
+        return
+    message = f"--train_data_dir {folder}: does nothing with --dataset_name {args.dataset_name}; give one of the two"
+    if "train_data_dir" not in parser.recipe_keys:
+        parser.error(message)
+    logger.warning("%s", message)
 
 
 def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
