@@ -79,7 +79,7 @@ def sigma_levels(
     """What gives the levels of noise of an image's size, as many as the scheduler was trained with.
 
     `shift`: auto is what the model's pipeline does at this size, a number moves as many levels towards noise, and none
-    leaves them even. `mu`: what the pipeline tells its scheduler of the size. A schedule that is stretched, so that the
+    leaves them even. `mu`: what the pipeline gives its scheduler for it. A schedule that is stretched, so that the
     last step has a given level, is that of the pipeline's default number of steps.
     """
     count = scheduler.config.num_train_timesteps

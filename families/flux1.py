@@ -1,4 +1,4 @@
-"""FLUX.1 dev and schnell: flow matching in patches of latents, beside T5's reading of a caption and CLIP's summary."""
+"""FLUX.1 dev and schnell: flow matching in patches of latents, beside what T5 and CLIP make of a caption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENIZERS = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
 TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
 # Of a caption: T5's (512, width), of schnell (256, width), with those of its padding, and CLIP's pooled (width,)
 FEATURES = ("embeds", "pooled")
-KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffusers file
+KOHYA_BASES: dict[str, tuple[str, str]] = {}
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads; schnell's own tokenizer stops at 256
 PADS_CAPTIONS = True  # to so many tokens

@@ -1,4 +1,4 @@
-"""FLUX.2 Klein, 4B and 9B: flow matching in patches of latents, beside three layers of Qwen3's reading of a caption."""
+"""FLUX.2 Klein, 4B and 9B: flow matching in patches of latents, beside what three layers of Qwen3 make of a caption."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKENIZERS = {"tokenizer": "Qwen2Tokenizer"}
 TEXT_ENCODERS = {"text_encoder": "Qwen3ForCausalLM"}
 FEATURES = ("embeds",)  # of a caption: (512, three widths), with those of its padding, which the transformer reads too
 LAYERS = (9, 18, 27)  # of the text encoder
-KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffusers file
+KOHYA_BASES: dict[str, tuple[str, str]] = {}
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads
 PADS_CAPTIONS = True  # to so many tokens
@@ -97,7 +97,7 @@ def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
 
 
 def mu(config: dict[str, Any], width: int, height: int) -> float:
-    """What the pipeline tells a scheduler of a size in latents, for its default number of steps."""
+    """What the pipeline gives a scheduler for a size in latents, for its default number of steps."""
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
     from families.flow import STEPS

@@ -24,7 +24,6 @@ from utils.cli import UserError
 from utils.files import write_safetensors
 from utils.runs import command_line
 
-UNET_TARGETS = ATTENTION
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
@@ -33,12 +32,12 @@ SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; wit
 
 @dataclass(frozen=True)
 class Adapter:
-    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685); `targets` are the denoiser's layers."""
+    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685); `targets`: by default those of a UNet."""
 
     rank: int
     alpha: float
     dropout: float = 0.0
-    targets: tuple[str, ...] = UNET_TARGETS
+    targets: tuple[str, ...] = ATTENTION
     use_dora: bool = False
     use_rslora: bool = False
 

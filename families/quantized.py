@@ -13,7 +13,8 @@ import torch
 from families.shards import Module, find_blocks
 from utils.cli import UserError
 
-# Bytes of a weight, with the scale of its block of 64 (in 8 bits, with scales of their own), or of its row
+# Bytes of a weight: in nf4 with the scale of its block of 64, in 8 bits with scales of their own; in int8 without the
+# scale of its row, which is little.
 BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
@@ -24,7 +25,7 @@ def load_bitsandbytes(flag: str, kind: str, instead: str = "") -> ModuleType:
     """
     try:
         import bitsandbytes
-    except Exception as error:  # missing, or built for another CUDA: it raises what it likes
+    except Exception as error:  # missing, or built for another CUDA: it may raise any error
         raise UserError(
             f"--{flag} {kind}: bitsandbytes can't be used ({' '.join(str(error).split())[:200]}); "
             f"pip install -r requirements-cuda.txt, or {instead or f'leave --{flag} out'}"

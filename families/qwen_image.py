@@ -40,8 +40,8 @@ PIPELINE_OPTIONS: dict[str, Any] = {}
 CONFIGS: dict[str, str | None] = {"qwen_image": None}
 TOKENIZERS = {"tokenizer": "Qwen2Tokenizer"}
 TEXT_ENCODERS = {"text_encoder": "Qwen2_5_VLForConditionalGeneration"}
-FEATURES = ("embeds",)  # of a caption: (length, width), as long as it is; a mask tells what pads the shorter ones
-KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffusers file
+FEATURES = ("embeds",)  # of a caption: (length, width), as long as it is; a mask says where the shorter ones are padded
+KOHYA_BASES: dict[str, tuple[str, str]] = {}
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads
 PADS_CAPTIONS = False  # they are as long as their texts
@@ -86,7 +86,7 @@ def encode_text(
 
 
 def encode_tokens(encoders: list[Qwen2_5_VLForConditionalGeneration], ids: list[torch.Tensor]) -> list[Features]:
-    language_model = encoders[0].model.language_model  # without its eyes, and the head that only a chat needs
+    language_model = encoders[0].model.language_model  # without the part that reads images, and a chat's head
     return [{"embeds": row} for row in language_model(ids[0], use_cache=False).last_hidden_state]
 
 

@@ -25,7 +25,7 @@ CONFIGS: dict[str, str | None] = {"z_image": None}
 TOKENIZERS = {"tokenizer": "Qwen2Tokenizer"}
 TEXT_ENCODERS = {"text_encoder": "Qwen3Model"}
 FEATURES = ("embeds",)  # of a caption: (length, width), as long as it is
-KOHYA_BASES: dict[str, tuple[str, str]] = {}  # other programs read the diffusers file
+KOHYA_BASES: dict[str, tuple[str, str]] = {}
 TEXT_WIDTHS: dict[str, int] = {}
 MAX_SEQUENCE_LENGTH = 512  # tokens that the pipeline reads
 PADS_CAPTIONS = False  # they are as long as their texts
@@ -112,7 +112,7 @@ def has_guidance(configs: Callable[[str], dict[str, Any]]) -> bool:
 
 
 def mu(config: dict[str, Any], width: int, height: int) -> float:
-    """What the pipeline tells a scheduler of this config of a size in latents; one of a fixed shift ignores it."""
+    """What the pipeline gives a scheduler of this config for a size in latents; one of a fixed shift ignores it."""
     from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift
 
     limits = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

@@ -203,7 +203,7 @@ def build_tiny(folder: Path, family: str) -> str:
             **parts,
         )
     else:
-        width = 1024 if family == "sd2" else 16  # by which the family is told
+        width = 1024 if family == "sd2" else 16  # by which the family is known
         pipeline = StableDiffusionPipeline(
             unet=UNet2DConditionModel(cross_attention_dim=width, attention_head_dim=4, **BLOCKS),
             text_encoder=CLIPTextModel(text_config(width)),
@@ -221,7 +221,7 @@ def smaller(family: str) -> dict:
     """Changes that make the published configs of a family (families/published.py) a model of its kind, quickly made."""
     if family in OF_FLOW:
         return smaller_flow(family)
-    width = {"sd1": 32, "sd2": 1024, "sdxl": 48}[family]  # of all text features; 1024 is what tells sd2
+    width = {"sd1": 32, "sd2": 1024, "sdxl": 48}[family]  # of all text features; by 1024 sd2 is known
     sizes = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 700}
     unet = BLOCKS | {"attention_head_dim": 4, "cross_attention_dim": width}
     changes = {

@@ -85,7 +85,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the steps of --device, and run none")
     parser.add_argument("--jobs", type=int, metavar="N", help="steps at the same time, but for those that measure time")
     parser.add_argument("--time_limit", type=float, default=1800, metavar="SECONDS", help="of all; default: 1800")
-    parser.add_argument("--keep_files", action="store_true", help="models, data and trained weights, up to 110 GB")
+    parser.add_argument(
+        "--keep_files", action="store_true", help=f"all that is written, over {sum(one.disk for one in MODELS)} GiB"
+    )
     args = parser.parse_args(argv)
     args.baseline = args.baseline.resolve() if args.baseline else None
     day = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -220,14 +220,14 @@ def size_of_batches(setup: Setup) -> float:
     """GiB in which a sample fits and a batch of 16 does not, by the estimate."""
     import torch
 
-    from families.lora import UNET_TARGETS, Adapter
+    from families.lora import Adapter
     from training.memory import Load, estimate_memory
 
     side = commands.side_of(setup, SD)
     dtype = torch.float16 if setup.machine.half == "fp16" else torch.bfloat16
 
     def needed(micro: int) -> float:
-        adapter = Adapter(8, 16, 0.0, tuple(UNET_TARGETS), False, False)
+        adapter = Adapter(8, 16)
         load = Load(adapter, micro, side, side, dtype=dtype, autocast=dtype, gradient_checkpointing=False)
         phases = estimate_memory(str(commands.weights_of(setup, SD.family)), SD.family, load)
         return sum(phases["training"].values()) / 2**30
