@@ -25,7 +25,7 @@ from utils.images import bucket_shapes
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
     import torch
     from diffusers import ControlNetModel, DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
-    from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VAE_FLAG = "--pretrained_vae_model_name_or_path"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -170,13 +170,13 @@ def token_limit(model: str, family: str, length: int | None = None) -> int:
     return length or most
 
 
-def load_tokenizers(model: str, family: str, length: int | None = None) -> list[CLIPTokenizer]:
+def load_tokenizers(model: str, family: str, length: int | None = None) -> list[PreTrainedTokenizerBase]:
     """They cut texts off at `token_limit`; those that read less, at their own limit."""
     import transformers
 
     limit = token_limit(model, family, length)
 
-    def load(part: str, kind: str) -> CLIPTokenizer:
+    def load(part: str, kind: str) -> PreTrainedTokenizerBase:
         tokenizer = getattr(transformers, kind).from_pretrained(model, subfolder=part)
         # One made from a folder without files has only special tokens; T5's also begins a word.
         if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, "▁"}:
@@ -189,7 +189,7 @@ def load_tokenizers(model: str, family: str, length: int | None = None) -> list[
 
 def load_text_encoders(
     model: str, family: str, dtype: torch.dtype, length: int | None = None
-) -> tuple[list[CLIPTokenizer], list[CLIPTextModel]]:
+) -> tuple[list[PreTrainedTokenizerBase], list[PreTrainedModel]]:
     """Tokenizers (see `load_tokenizers`) and frozen text encoders, as many of each as the family has."""
     encoders = [_load_frozen(kind, model, part, dtype) for part, kind in FAMILIES[family].TEXT_ENCODERS.items()]
     return load_tokenizers(model, family, length), encoders
@@ -335,7 +335,7 @@ def fingerprint(module: ModelMixin | PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def too_long(texts: list[str], tokenizer: CLIPTokenizer) -> tuple[int, int, str]:
+def too_long(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, str]:
     """How many of the distinct texts a tokenizer cuts off, its limit in tokens, and one of them as an example."""
     limit, distinct = tokenizer.model_max_length, list(dict.fromkeys(texts))
     if tokenizer.chat_template:  # what stands around a text counts too
@@ -347,7 +347,7 @@ def too_long(texts: list[str], tokenizer: CLIPTokenizer) -> tuple[int, int, str]
     return len(over), limit, over[0] if over else ""
 
 
-def report_long_captions(tokenizer: CLIPTokenizer, texts: list[str], what: str = "captions") -> int:
+def report_long_captions(tokenizer: PreTrainedTokenizerBase, texts: list[str], what: str = "captions") -> int:
     """Warn of texts that pass the tokenizer's limit, since what is beyond it is not seen; how many there are."""
     distinct = [text for text in dict.fromkeys(texts) if text]
     over, limit, example = too_long(distinct, tokenizer) if distinct else (0, 0, "")

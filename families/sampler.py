@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, ModelMixin, SchedulerMixin
+from diffusers import ControlNetModel, ModelMixin, SchedulerMixin
 from diffusers.training_utils import free_memory
 from einops import rearrange, repeat
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from families import lora_mix, models, sampling, tokens
 from families.diffusion import Features, schedule_changes, size_conditions, stack
@@ -94,7 +94,7 @@ class Sampler:
     family: str
     denoiser: ModelMixin
     compiled_denoiser: Callable[..., Any]  # the same, for full batches: each other shape would be compiled again
-    vae: AutoencoderKL
+    vae: ModelMixin
     controlnet: ControlNetModel | None
     scheduler: SchedulerMixin
     index: dict[str, Any]  # the model's model_index.json
@@ -110,9 +110,9 @@ class Base:
     """The parts of a model that LoRAs change."""
 
     denoiser: ModelMixin
-    tokenizers: list[CLIPTokenizer]
-    encoders: list[CLIPTextModel]
-    schedule: DDPMScheduler
+    tokenizers: list[PreTrainedTokenizerBase]
+    encoders: list[PreTrainedModel]
+    schedule: SchedulerMixin
 
 
 def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, prompts: list[str]) -> Sampler:
@@ -173,7 +173,7 @@ def encode_prompts(parts: SamplerParts, base: Base, prompts: list[str]) -> Itera
 
 
 def build_sampler(
-    parts: SamplerParts, base: Base, vae: AutoencoderKL, settings: Sampling, execution: Execution
+    parts: SamplerParts, base: Base, vae: ModelMixin, settings: Sampling, execution: Execution
 ) -> Sampler:
     """A sampler around the denoiser and a VAE, on the device; it knows no prompt yet."""
     device, dtype = execution.device, execution.dtype

@@ -7,14 +7,7 @@ from typing import Any, TypeVar
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    ControlNetModel,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    ModelMixin,
-    SchedulerMixin,
-)
+from diffusers import ControlNetModel, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
 from einops import rearrange
 from PIL import Image
 
@@ -92,7 +85,7 @@ def memory_savers(denoiser: torch.nn.Module) -> list[str]:
 
 
 def enable_memory_saver(
-    name: str, denoiser: ModelMixin, vae: AutoencoderKL, controlnet: ControlNetModel | None, device: torch.device
+    name: str, denoiser: ModelMixin, vae: ModelMixin, controlnet: ControlNetModel | None, device: torch.device
 ) -> None:
     """Switch on one of MEMORY_SAVERS."""
     if name == "vae_slicing":
@@ -118,11 +111,7 @@ def make_scheduler(name: str, noise_schedule: SchedulerMixin) -> SchedulerMixin:
 
 
 def build_pipeline(
-    family: str,
-    denoiser: ModelMixin | None,
-    vae: AutoencoderKL | None,
-    scheduler: SchedulerMixin,
-    index: dict[str, Any],
+    family: str, denoiser: ModelMixin | None, vae: ModelMixin | None, scheduler: SchedulerMixin, index: dict[str, Any]
 ) -> DiffusionPipeline:
     """A pipeline around loaded parts, for prompts that are already encoded; DPM-Solver++ on their noise schedule.
 
@@ -162,7 +151,7 @@ def generate(
     return images
 
 
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
+def decode_latents(vae: ModelMixin, latents: torch.Tensor) -> list[Image.Image]:
     """The images of latents as a denoiser sees them; black where they are not finite."""
     return decode(vae, unscale(vae, latents))
 

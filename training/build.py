@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from families import kohya, lora, lora_mix, models, offloading, pipelines, quantized, sampling, shards, tokens
 from families.diffusion import Features
@@ -219,7 +219,7 @@ def writes_kohya(wanted: bool | None, modules: dict[str, lora.Module], family: s
 
 
 def make_encode(
-    family: str, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], empty_is_zero: bool
+    family: str, tokenizers: list[PreTrainedTokenizerBase], encoders: list[PreTrainedModel], empty_is_zero: bool
 ) -> Callable[[list[str]], list[Features]]:
     """What encodes texts by these encoders, with gradients."""
 
@@ -230,7 +230,7 @@ def make_encode(
 
 
 def _add_word(
-    word: NewWord, tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], device: torch.device
+    word: NewWord, tokenizers: list[PreTrainedTokenizerBase], encoders: list[PreTrainedModel], device: torch.device
 ) -> tuple[tokens.Token, dict[str, Any]]:
     """The new word in tokenizers and encoders, and the optimizer's group of its embeddings."""
     for encoder in encoders:

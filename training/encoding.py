@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
 from diffusers.training_utils import free_memory
-from transformers import CLIPTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from families import models, quantized
 from families.diffusion import Features
@@ -27,7 +27,7 @@ KEPT_BYTES = 1 << 30  # of captions in memory: one of SDXL is 0.6 MB, of FLUX.2 
 MOST_AT_ONCE = 4  # images: the VAE takes more than 1 GB for one of 512x512
 
 
-def _tokenizer_sha256(tokenizer: CLIPTokenizer) -> str:
+def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """A checksum of all that decides which tokens a text becomes."""
     facts = [tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, tokenizer.model_max_length]
     facts += [tokenizer.chat_template] if tokenizer.chat_template else []
@@ -114,7 +114,7 @@ def encode_distinct(encode: Callable[[list[str]], list[Features]], texts: list[s
 
 
 @torch.no_grad()
-def encode_example(vae: AutoencoderKL, example: Example, view: View, interpolation: str) -> torch.Tensor:
+def encode_example(vae: ModelMixin, example: Example, view: View, interpolation: str) -> torch.Tensor:
     """(2, channels, height, width): mean and standard deviation of an image's latents, unscaled, in float32."""
     pixels = example_tensor(example, view, interpolation)[None].to(vae.device, vae.dtype)
     with torch.autocast(vae.device.type, enabled=False):  # never in float16, whoever calls this
