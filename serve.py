@@ -305,7 +305,7 @@ def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService
         voice.model.to(device)
     served = {name: serve_voice(*one, name) for name, one in voices.items()}
     workers = args.num_workers if device.type == "cpu" else 1
-    threads = ThreadPoolExecutor(workers, "speech", initializer=torch.set_num_threads, initargs=(1,))
+    threads = ThreadPoolExecutor(workers, "speech", initializer=devices.use_torch_threads, initargs=(1,))
     return SpeechService(served, threads, args.max_waiting, args.timeout)
 
 

@@ -19,7 +19,6 @@ from utils import cli, devices, runs, sync  # first: it says in one line which p
 
 # isort: split
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from generation import set_folder
@@ -255,7 +254,7 @@ def make_sounds(
     session = Session(args.output_dir, plan.share)
     waiting: deque[tuple[Job, list[Future[Spoken]]]] = deque()
     failed: dict[int, str] = {}
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers, initializer=devices.use_torch_threads, initargs=(1,)) as pool:
         while (waiting or todo) and not received:
             while todo and sum(not one.done() for _, pieces in waiting for one in pieces) < 2 * workers:
                 job = todo.popleft()

@@ -1,4 +1,4 @@
-"""What a client is told of a request that fails, in the shape of OpenAI's API."""
+"""The answer to a request that fails, in the shape of OpenAI's API."""
 
 import logging
 from typing import Any
@@ -34,8 +34,13 @@ class ApiError(Exception):
 
 
 def internal_error() -> ApiError:
-    """What a client is told of a fault of this program, whose traceback is in the server's log alone."""
+    """The answer after a fault of this program, whose traceback is in the server's log alone."""
     return ApiError(500, "the server failed at this request; its log says why", "internal_error")
+
+
+def stopping_error() -> ApiError:
+    """For a request that waits, or comes, while the server stops."""
+    return ApiError(503, "the server is stopping; try again once it has started", "stopping", None, 5)
 
 
 def add_error_handlers(app: FastAPI) -> None:

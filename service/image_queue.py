@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from families.sampler import GeneratedImage, ImageRequest, Sampling
-from service.errors import ApiError, internal_error
+from service.errors import ApiError, internal_error, stopping_error
 from service.measures import Measures
 from utils.cli import counted
+from utils.devices import use_torch_threads
 
 logger = logging.getLogger(__name__)
 OnStep = Callable[[int, int], None]
@@ -62,7 +65,7 @@ class Item(NamedTuple):
     number: int
 
 
-class _NobodyWaits(Exception):
+class _AllCancelled(Exception):
     pass
 
 
@@ -82,6 +85,7 @@ class ImageQueue:
         self._changed = threading.Condition()
         self._is_closed = False
         self._seconds_per_image = 1.0
+        self._torch_threads = torch.get_num_threads()
         measures.watch("images_waiting", lambda: len(self._waiting))
         self._thread = threading.Thread(target=self._work, name="images", daemon=True)
         self._thread.start()
@@ -95,7 +99,7 @@ class ImageQueue:
         with self._changed:
             ahead, count = len(self._waiting), len(job.requests)
             if self._is_closed:
-                raise ApiError(503, "the server is stopping; try again once it has started", "stopping", None, 5)
+                raise stopping_error()
             if ahead + count > self._limits.most_waiting:
                 after = min(60, math.ceil(max(1.0, ahead * self._seconds_per_image)))
                 what = f"{counted(ahead, 'image')} already wait, and at most {self._limits.most_waiting} may"
@@ -120,13 +124,14 @@ class ImageQueue:
             self._waiting.clear()
             self._changed.notify_all()
         for job in jobs:
-            job.tell(ApiError(503, "the server is stopping; try again once it has started", "stopping", None, 5))
+            job.tell(stopping_error())
 
     def _work(self) -> None:
+        use_torch_threads(self._torch_threads)
         while items := self._take_batch():
             try:
                 self._make_batch(items)
-            except _NobodyWaits:
+            except _AllCancelled:
                 self._measures.count("images_cancelled_total", len(items))
             except Exception as error:
                 logger.exception("%s failed", counted(len(items), "image"))
@@ -136,16 +141,17 @@ class ImageQueue:
     def _take_batch(self) -> list[Item]:
         """The oldest image that waits, and others of its settings; empty once the queue is closed."""
         with self._changed:
-            while not self._waiting and not self._is_closed:
-                self._changed.wait()
-            end = time.monotonic() + self._limits.batch_wait
-            while len(found := self._first_alike()) < self._limits.batch_size and not self._is_closed:
-                if (left := end - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
+            found: list[Item] = []
+            while not found and not self._is_closed:  # what waited may be cancelled before its batch is full
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                self._changed.wait_for(self._is_batch_full, self._limits.batch_wait)
+                found = self._first_alike()
             taken = {id(item) for item in found}
             self._waiting = deque(item for item in self._waiting if id(item) not in taken)
-            return found if found or self._is_closed else self._take_batch()
+            return found
+
+    def _is_batch_full(self) -> bool:
+        return self._is_closed or len(self._first_alike()) == self._limits.batch_size
 
     def _first_alike(self) -> list[Item]:
         if not self._waiting:
@@ -160,7 +166,7 @@ class ImageQueue:
         def on_step(step: int, steps: int) -> None:
             nonlocal furthest
             if all(job.is_cancelled for job in jobs):
-                raise _NobodyWaits
+                raise _AllCancelled
             if step > furthest:  # several threads report, of a part of the images each
                 furthest = step
                 for job in jobs:

@@ -199,9 +199,9 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_stop = on_stop
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stop()  # those who wait get their answer while connections are still served
-        super().handle_exit(sig, frame)
+        await super().shutdown(sockets)
 
 
 def serve(app: ASGIApp, listening: socket.socket, on_stop: Callable[[], None]) -> None:

@@ -331,6 +331,12 @@ class Cores(NamedTuple):
     parts: int
 
 
+def use_torch_threads(count: int) -> None:
+    """How many threads torch computes with where this thread calls it, whatever others set later."""
+    torch.get_num_threads()  # torch's first use in a thread takes what any thread has set last, so it comes before
+    torch.set_num_threads(count)
+
+
 def share_cores(rows: int) -> Cores | None:
     """A CPU's cores, as many as torch may use, divided among parts of a batch of `rows`; None where one part is all.
 
@@ -340,7 +346,7 @@ def share_cores(rows: int) -> Cores | None:
     parts = min(threads, rows // 4)
     if parts < 2:
         return None
-    return Cores(ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(threads // parts,)), parts)
+    return Cores(ThreadPoolExecutor(parts, initializer=use_torch_threads, initargs=(threads // parts,)), parts)
 
 
 def out_of_memory(error: BaseException) -> bool:
