@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import logging
+import posixpath
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
@@ -19,7 +20,7 @@ from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED, P
 from families.single_file import convert_single_file
 from utils.cli import Range, UserError
 from utils.files import parse_json, read_text
-from utils.hub import hide_weight_bars, hub_failure, load_named, load_whole, quiet_hub
+from utils.hub import find_file, hide_weight_bars, hub_failure, load_named, load_whole, quiet_hub
 from utils.images import bucket_shapes
 
 if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the seconds that these take to import
@@ -321,14 +322,37 @@ def caption_bytes(model: str, family: str, length: int | None, dtype: torch.dtyp
     return FAMILIES[family].caption_numbers(functools.partial(read_config, model), limit) * dtype.itemsize
 
 
+def _lasting_settings(config: dict[str, Any]) -> str:
+    """A config without where it was loaded from, and by which version."""
+    kept = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def part_sha256(model: str, part: str, sha256: Callable[[Path], str]) -> str:
+    """A checksum of a part's settings and of the files that its weights are read from; no weight is loaded.
+
+    `part`: its folder in the model; empty for a VAE of its own. `sha256` gives that of a file.
+    """
+    settings = read_config(model, posixpath.join(part, "config.json"))
+    files = _load(model, lambda: {path.name: sha256(path) for path in _weight_files(model, part)})
+    return hashlib.sha256(f"{_lasting_settings(settings)} {json.dumps(files, sort_keys=True)}".encode()).hexdigest()
+
+
+def _weight_files(model: str, part: str) -> list[Path]:
+    """The files that a text encoder or a VAE is read from, fetched if need be: one, or an index and what it names."""
+    name = "model.safetensors" if part.startswith("text_encoder") else "diffusion_pytorch_model.safetensors"
+    whole, index = (find_file(model, posixpath.join(part, one)) for one in (name, f"{name}.index.json"))
+    names = sorted(set(parse_json(read_text(index))["weight_map"].values())) if index else []
+    shards = [find_file(model, posixpath.join(part, one)) for one in names]
+    return [path for path in (whole, index, *shards) if path]
+
+
 def fingerprint(module: ModelMixin | PreTrainedModel) -> str:
     """A sha256 over the module's settings and weights, whatever its folder, device or layout it has."""
     import torch
 
     config = module.config if isinstance(module.config, dict) else module.config.to_dict()
-    # not where it was loaded from, nor by which version
-    config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(_lasting_settings(config).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

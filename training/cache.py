@@ -22,6 +22,7 @@ from utils.shards import SHARD_SECONDS, as_bytes, list_shards, remove_damaged, w
 SHARD_BYTES = 64 << 20
 
 Index = dict[str, safe_open]  # the open shard that holds each key
+Compute = Callable[[str], dict[str, torch.Tensor]]
 
 
 def read_index(folder: Path) -> Index:
@@ -61,9 +62,7 @@ def fill_cache(folder: Path, items: Iterable[dict[str, torch.Tensor]], total: in
         write_shard(folder, _unpack(block, places), places)
 
 
-def _compute_all(
-    compute: Callable[[str], dict[str, torch.Tensor]], keys: list[str], workers: int
-) -> Iterator[dict[str, torch.Tensor]]:
+def _compute_all(compute: Compute, keys: list[str], workers: int) -> Iterator[dict[str, torch.Tensor]]:
     if workers == 1:
         return map(compute, keys)
     begin = functools.partial(torch.set_num_threads, max(1, torch.get_num_threads() // workers))
@@ -73,15 +72,16 @@ def _compute_all(
 def ensure_cached(
     folder: Path,
     keys: Iterable[str],
-    compute: Callable[[str], dict[str, torch.Tensor]],
+    load: Callable[[], Compute],
     unit: str,
     accelerator: Accelerator,
     workers: int = 1,
 ) -> Index:
     """The index of a cache that holds every key: what is missing is computed, the processes taking turns.
 
-    Each item by itself: so its bytes never depend on what else was missing. `compute` gives {key: tensor}, and may add
-    tensors of other names; `workers` threads do it, each with its share of the cores.
+    Each item by itself: so its bytes never depend on what else was missing. `load` is called only if one is missing;
+    what it returns gives {key: tensor} for a key, and may add tensors of other names; `workers` threads do it, each
+    with its share of the cores.
     """
     remove_stale(folder)
     keys, place = set(keys), slice(accelerator.process_index, None, accelerator.num_processes)
@@ -92,7 +92,7 @@ def ensure_cached(
     mine = missing[place]
     if mine:
         try:
-            fill_cache(folder, _compute_all(compute, mine, workers), len(mine), unit)
+            fill_cache(folder, _compute_all(load(), mine, workers), len(mine), unit)
         except OSError as error:
             raise UserError(
                 f"--latent_cache_dir: {folder} can't be written ({error.strerror}); make room, or name another"

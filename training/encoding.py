@@ -11,16 +11,17 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 from diffusers.training_utils import free_memory
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from families import models, quantized
 from families.diffusion import Features
 from families.latents import encode_pixels
 from families.models import report_long_captions
 from families.names import FAMILIES
-from training.cache import Index, ensure_cached
+from training.cache import Compute, Index, ensure_cached
 from training.examples import Example, View, Views, describe, example_tensor, view_key
 from utils.cli import UserError
+from utils.files import CHECKSUMS, kept_sha256
 
 logger = logging.getLogger(__name__)
 KEPT_BYTES = 1 << 30  # of captions in memory: one of SDXL is 0.6 MB, of FLUX.2 Klein 8 or more
@@ -34,7 +35,13 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-@torch.no_grad()
+def _parts_sha256(parts: list[tuple[str, str]], folder: Path, accelerator: Accelerator) -> list[str]:
+    """A checksum of each (model, part) as it lies on disk; the first process of a machine reads the weights alone."""
+    sha256 = functools.partial(kept_sha256, table=folder / CHECKSUMS)
+    with accelerator.local_main_process_first():
+        return [models.part_sha256(model, part, sha256) for model, part in parts]
+
+
 def _cache_captions(
     folder: Path,
     model: str,
@@ -45,25 +52,32 @@ def _cache_captions(
     length: int | None,
     kind: str | None,
 ) -> Index:
-    """The index of a cache that holds {key: text}; the encoders are gone when this returns."""
-    tokenizers, encoders = models.load_text_encoders(model, family, dtype, length)
-    for encoder in encoders if kind else ():
-        quantized.quantize(encoder, kind, dtype)
+    """The index of a cache that holds {key: text}; the encoders are loaded if one is missing, and gone at the end."""
+    tokenizers = models.load_tokenizers(model, family, length)
     report_long_captions(tokenizers[-1], list(texts.values()))
-    for encoder in encoders:
-        encoder.to(accelerator.device)
     zero = models.empty_prompt_is_zero(model)
 
-    def compute(key: str) -> dict[str, torch.Tensor]:
+    def load() -> Compute:
+        _, encoders = models.load_text_encoders(model, family, dtype, length)
+        for encoder in encoders:
+            if kind:
+                quantized.quantize(encoder, kind, dtype)
+            encoder.to(accelerator.device)
+        return functools.partial(compute, encoders)
+
+    @torch.no_grad()
+    def compute(encoders: list[PreTrainedModel], key: str) -> dict[str, torch.Tensor]:
         (found,) = FAMILIES[family].encode_text(tokenizers, encoders, [texts[key]], zero)
         made = {place: found[name].cpu() for name, place in _places(family, key).items()}
         if not all(tensor.isfinite().all() for tensor in made.values()):
             raise UserError(f"the text encoder gives NaN in {dtype} for {texts[key]!r}; use --mixed_precision no")
         return made
 
-    parts = [_tokenizer_sha256(one) for one in tokenizers] + [models.fingerprint(one) for one in encoders] + [str(zero)]
+    encoders = [(model, part) for part in FAMILIES[family].TEXT_ENCODERS]
+    parts = [_tokenizer_sha256(one) for one in tokenizers] + _parts_sha256(encoders, folder, accelerator)
+    parts += [family, str(dtype), str(kind), str(zero)]
     made_by = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-    return ensure_cached(folder / f"captions-{made_by}", texts, compute, "captions", accelerator)
+    return ensure_cached(folder / f"captions-{made_by}", texts, load, "captions", accelerator)
 
 
 def _places(family: str, key: str) -> dict[str, str]:
@@ -137,14 +151,15 @@ def _cache_latents(
     accelerator: Accelerator,
     vae_name: str | None,
 ) -> Index:
-    """The index of a cache that holds the moments of {key: view}; the VAE is gone when this returns."""
-    vae = models.load_vae(model, vae=vae_name).to(accelerator.device)
+    """The index of a cache that holds the moments of {key: view}; the VAE is loaded if one is missing, then freed."""
 
-    def compute(key: str) -> dict[str, torch.Tensor]:
-        return {key: encode_example(vae, *views[key], interpolation)}
+    def load() -> Compute:
+        vae = models.load_vae(model, vae=vae_name).to(accelerator.device)
+        return lambda key: {key: encode_example(vae, *views[key], interpolation)}
 
-    place = folder / f"latents-{models.fingerprint(vae)[:16]}"
-    return ensure_cached(place, views, compute, "images", accelerator, encoded_at_once(accelerator.device))
+    (made_by,) = _parts_sha256([(vae_name, "") if vae_name else (model, "vae")], folder, accelerator)
+    place = folder / f"latents-{made_by[:16]}"
+    return ensure_cached(place, views, load, "images", accelerator, encoded_at_once(accelerator.device))
 
 
 def latent_reader(

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"  # size and sha256 of every other file of a folder
+CHECKSUMS = "checksums.json"  # in a cache: what kept_sha256 keeps
+SETTLED_SECONDS = 2  # a file that was changed later may change again within one tick of its disk's clock
 MOST_BYTES = 1 << 30  # of a file that is read at once: a table, an image
 # The list in each output folder of this process, and the names in it: whatever function writes a file there adds to it.
 _lists: dict[Path, set[str]] = {}
@@ -34,6 +37,33 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def kept_sha256(path: Path, table: Path) -> str:
+    """The sha256 of a large file, which the table keeps until the file is another one or changes."""
+    path = path.resolve()
+    found = os.stat(path)
+    stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    known = _read_table(table).get(str(path))
+    if isinstance(known, dict) and known.get("stamp") == stamp:
+        return str(known["sha256"])
+    sha256 = file_sha256(path)
+    if time.time() - found.st_mtime > SETTLED_SECONDS:
+        try:
+            table.parent.mkdir(parents=True, exist_ok=True)
+            write_json(table, _read_table(table) | {str(path): {"stamp": stamp, "sha256": sha256}})
+        except OSError as error:  # a cache that can only be read
+            logger.info("%s can't be written (%s); the next start reads %s again", table, error.strerror, path)
+    return sha256
+
+
+def _read_table(table: Path) -> dict[str, Any]:
+    """What `kept_sha256` has kept; nothing where the table is missing or damaged, since it is only a cache."""
+    try:
+        content = parse_json(read_text(table))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def check(index, keys):
 
 def fill(folder, keys, accelerator, seconds=0.0, workers=1):
     made = []
-    index = cache.ensure_cached(folder, keys, recorder(made, seconds), "things", accelerator, workers)
+    index = cache.ensure_cached(folder, keys, lambda: recorder(made, seconds), "things", accelerator, workers)
     check(index, keys)
     return made
 
@@ -107,7 +107,7 @@ def test_an_error_in_the_middle_keeps_whole_shards(tmp_path, accelerator, monkey
         return {key: value(key), f"{key}.pooled": value(key)[0, 0]}
 
     with pytest.raises(UserError, match="c.png"):
-        cache.ensure_cached(tmp_path, "abcd", compute, "things", accelerator)
+        cache.ensure_cached(tmp_path, "abcd", lambda: compute, "things", accelerator)
     assert sorted(fill(tmp_path, "abcd", accelerator)) == ["c", "d"]
 
 

@@ -1,6 +1,7 @@
 """Captions and latents are keyed by all that makes them: a change of anything is a new entry, never a stale one."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.tiny_models import build_tiny
 from training import encoding
 from training.examples import Record, View, Views, load_examples
 from utils.cli import UserError
+from utils.files import CHECKSUMS, file_sha256
 
 TEXTS = ["a photo of red boots", "heels"]
 
@@ -116,6 +118,74 @@ def test_another_text_encoder_or_tokenizer_makes_new_entries(model, tmp_path, ac
     assert made == 6 and not torch.equal(before, after)
     encode()
     assert len(encoded) == 6
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The parts whose weights were loaded, in their order."""
+    parts = []
+    real = models.load_whole
+
+    def record(kind, name, *given, **options):
+        parts.append(options.get("subfolder", name))
+        return real(kind, name, *given, **options)
+
+    monkeypatch.setattr(models, "load_whole", record)
+    return parts
+
+
+@pytest.mark.parametrize("family, encoders", [("sd1", 1), ("sdxl", 2)])
+def test_no_weight_is_loaded_where_the_cache_has_everything(folders, tmp_path, accelerator, loaded, family, encoders):
+    views = [(one, View()) for one in make_images(tmp_path / "d")]
+
+    def encode(texts, views):
+        encoding.encode_captions(tmp_path / "cache", folders[family], family, texts, torch.float32, accelerator)
+        read_latents(folders[family], tmp_path / "cache", views, accelerator)
+        return len(loaded)
+
+    assert encode(TEXTS, views[:1]) == encoders + 1
+    assert encode(TEXTS[::-1], views[:1]) == encoders + 1
+    assert encode([*TEXTS, "sandals"], views[:1]) == 2 * encoders + 1 and encode(TEXTS, views) == 2 * encoders + 2
+    assert {*loaded} == {*FAMILIES[family].TEXT_ENCODERS, "vae"}
+
+
+def test_a_weight_changed_in_place_is_noticed_though_its_files_checksum_was_kept(model, tmp_path, accelerator, encoded):
+    (path,) = Path(model, "text_encoder").glob("*.safetensors")
+    os.utime(path, (1, 1))  # so old that its checksum is kept
+
+    def encode():
+        encoding.encode_captions(tmp_path / "cache", model, "sd1", TEXTS, torch.float32, accelerator)
+        return len(encoded)
+
+    assert encode() == encode() == 3
+    assert str(path) in json.loads((tmp_path / "cache" / CHECKSUMS).read_text())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    with open(path, "r+b") as file:  # the same file, size and time
+        file.write(content)
+    os.utime(path, (1, 1))
+    assert encode() == 6
+
+
+def test_weights_in_several_files_are_known_by_all_of_them(model, tmp_path):
+    before = models.part_sha256(model, "text_encoder", file_sha256)
+    encoder = models.load_text_encoders(model, "sd1", torch.float32)[1][0]
+    Path(model, "text_encoder/model.safetensors").unlink()
+    encoder.save_pretrained(Path(model, "text_encoder"), max_shard_size="20KB")
+    files = sorted(Path(model, "text_encoder").glob("model-*.safetensors"))
+    sums = [models.part_sha256(model, "text_encoder", file_sha256)]
+    for path in files:
+        tensors = load_file(path)
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, {"format": "pt"})
+        sums.append(models.part_sha256(model, "text_encoder", file_sha256))
+    assert len(files) > 1 and len({before, *sums}) == len(files) + 2
+
+
+def test_families_that_share_an_encoder_do_not_share_captions(folders, tmp_path, accelerator, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "other", sd)
+    for family in ("sd1", "other"):
+        encoding.encode_captions(tmp_path, folders["sd1"], family, TEXTS, torch.float32, accelerator)
+    assert len(list(tmp_path.glob("captions-*"))) == 2
 
 
 def test_the_empty_caption_of_another_convention_is_another(folders, tmp_path, accelerator):
