@@ -110,6 +110,9 @@ REFUSED = (
         "fsdp_text_encoder": "the text encoder is freed before the training; leave it out",
         "offload": "encoders are freed before the model is loaded; leave it out",
         "upcast_before_saving": "a LoRA is always trained and saved in float32; leave it out",
+        "text_encoder_out_layers": "they are those that the model's pipeline reads; leave it out",
+        "pretrained_text_encoder_4_name_or_path": "the model's own text encoders are used; leave it out",
+        "pretrained_tokenizer_4_name_or_path": "the model's own tokenizers are used; leave it out",
         "skip_save_text_encoder": "a LoRA holds it only if it is trained, a pipeline always; leave it out",
     }
     | dict.fromkeys(

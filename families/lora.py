@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
-from peft.tuners.lora import Linear
 from safetensors import SafetensorError, safe_open
 
 from families.sd import ATTENTION
@@ -42,22 +40,6 @@ class Adapter:
     use_rslora: bool = False
 
 
-class DirectLinear(Linear):
-    """A linear layer's LoRA in fewer operations, each of which training goes through twice: forward and back.
-
-    For one adapter, with neither dropout nor DoRA: the product with B, the scale and the sum are one operation.
-    peft's way makes two more tensors of the output's size, and in mixed precision one of the input's, in float32.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.disable_adapters or self.merged:
-            return super().forward(x)
-        (name,), result = self.active_adapters, self.base_layer(x)
-        down, up = (part[name].weight.to(result.dtype) for part in (self.lora_A, self.lora_B))
-        low = F.linear(x, down).flatten(0, -2)
-        return torch.addmm(result.flatten(0, -2), low, up.T, alpha=self.scaling[name]).view_as(result)
-
-
 def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | None = None) -> list[torch.nn.Parameter]:
     """Freeze a denoiser or a text encoder, add an adapter to it, and return the parameters to train, in float32.
 
@@ -76,8 +58,6 @@ def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | Non
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
     )
-    if not adapter.dropout and not adapter.use_dora:
-        config._register_custom_module({torch.nn.Linear: DirectLinear})
     module.add_adapter(config, adapter_name=ADAPTER)
     trained = list(_adapter(module).values())
     for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient

@@ -1,15 +1,19 @@
 """Commands for the scripts of diffusers are read here, and what they ask for is what they get."""
 
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import train_dreambooth
 import train_lora
-from families.published import write_configs
+from families.flow import sigma_levels
+from families.names import FAMILIES
+from families.published import read_published, write_configs
 from families.sampling import native_size
 
 CONSTANT = "--lr_scheduler=constant --lr_warmup_steps=0"
-# The flags of every command for Stable Diffusion, SDXL and FLUX.1 in the READMEs of diffusers' examples, at commit
-# 58eb52c, and of those for Z-Image at commit 9aabdc7, but for the one in FP8.
+# The flags of every command for Stable Diffusion, SDXL, FLUX.1, FLUX.2 Klein and Qwen-Image in the READMEs of the
+# examples of diffusers, at commit 58eb52c, and of those for Z-Image at commit 9aabdc7. Of FP8, what else they ask for.
 LORA = [
     f"--dataset_name=a/b --caption_column=text --resolution=512 --random_flip --train_batch_size=1 {CONSTANT} "
     "--num_train_epochs=100 --checkpointing_steps=5000 --learning_rate=1e-04 --seed=42 --output_dir=out "
@@ -43,6 +47,16 @@ FLUX1 = (
 FLUX1 += (
     "--optimizer=prodigy --learning_rate=1. --report_to=wandb --max_train_steps=500 --validation_prompt=sks --seed=0 "
 )
+KLEIN = (  # of 4B and of 9B
+    SUBJECT + "--gradient_checkpointing --cache_latents --resolution=1024 --guidance_scale=1 --use_8bit_adam --seed=0 "
+    "--gradient_accumulation_steps=4 --optimizer=adamW --learning_rate=1e-4 --report_to=wandb --lr_scheduler=constant "
+    "--lr_warmup_steps=100 --max_train_steps=500 --validation_prompt=sks --validation_epochs=25 --push_to_hub"
+)
+QWEN_IMAGE = (
+    SUBJECT + f"--mixed_precision=bf16 --resolution=1024 --gradient_accumulation_steps=4 --use_8bit_adam {CONSTANT} "
+    "--learning_rate=2e-4 --report_to=wandb --max_train_steps=500 --validation_prompt=sks --validation_epochs=25 "
+    "--seed=0 --push_to_hub"
+)
 DREAMBOOTH = [
     SMALL + "--gradient_accumulation_steps=1 --learning_rate=5e-6 --max_train_steps=400",
     PRIOR + "--gradient_accumulation_steps=1 --learning_rate=5e-6",
@@ -58,6 +72,8 @@ DREAMBOOTH = [
     *(LARGE + f"--cache_latents --gradient_checkpointing --guidance_scale=5.0 {more}" for more in Z_IMAGE),
     FLUX1 + "--validation_epochs=25 --push_to_hub",
     FLUX1 + "--train_text_encoder --push_to_hub",
+    KLEIN,
+    QWEN_IMAGE,
 ]
 COMMANDS = [(train_lora, line) for line in LORA] + [(train_dreambooth, line) for line in DREAMBOOTH]
 
@@ -83,9 +99,11 @@ REFUSED = {
     "tracker_project_name validation_prompts variant",
     train_dreambooth: "adam_weight_decay_text_encoder cache_dir class_labels_conditioning do_edm_style_training "
     "hub_token local_rank offset_noise pre_compute_text_embeddings prodigy_beta3 prodigy_decouple "
-    "prodigy_safeguard_warmup prodigy_use_bias_correction repeats revision skip_save_text_encoder "
-    "bnb_quantization_config_path do_fp8_training final_validation_prompt fsdp_text_encoder offload "
-    "skip_final_inference text_encoder_use_attention_mask tokenizer_max_length tokenizer_name upcast_before_saving "
+    "prodigy_safeguard_warmup pretrained_text_encoder_4_name_or_path pretrained_tokenizer_4_name_or_path "
+    "prodigy_use_bias_correction repeats revision skip_save_text_encoder "
+    "bnb_quantization_config_path enable_npu_flash_attention do_fp8_training final_validation_prompt "
+    "fsdp_text_encoder offload skip_final_inference text_encoder_out_layers text_encoder_use_attention_mask "
+    "tokenizer_max_length tokenizer_name upcast_before_saving "
     "validation_images validation_scheduler variant",
 }
 
@@ -109,3 +127,28 @@ def test_the_default_resolution_is_the_models_own(tmp_path):
     assert train_lora.parse_args([]).resolution is None
     for family, side in {"sd1": 512, "sd2": 768, "sdxl": 1024}.items():
         assert native_size(str(write_configs(family, tmp_path / family))) == side
+
+
+# Of each family of flow matching: what its script changes in the scheduler, and the shift that gives its noise levels.
+FLOW = {
+    "flux1": ({}, "none"),
+    "flux2_klein": ({}, "none"),
+    "qwen_image": ({"shift": 3.0}, "none"),
+    "z_image": ({}, "auto"),
+}
+
+
+@pytest.mark.parametrize("family", FLOW)
+def test_the_noise_levels_of_diffusers_scripts_are_had_by_the_shift_that_the_page_names(family):
+    changes, shift = FLOW[family]
+    config = read_published(family)["scheduler/scheduler_config.json"]
+    theirs = FlowMatchEulerDiscreteScheduler.from_config(config, **changes).sigmas
+    own = FlowMatchEulerDiscreteScheduler.from_config(config)
+
+    def levels(shift):
+        return sigma_levels(own, shift, lambda size: FAMILIES[family].mu(own.config, *(side // 8 for side in size)))(
+            (1024, 1024)
+        )
+
+    assert torch.allclose(levels(shift), theirs, rtol=0, atol=1e-6)
+    assert shift == "auto" or (levels("auto").mean() > theirs.mean() + 0.05)  # towards noise

@@ -8,13 +8,11 @@ from itertools import product
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from peft import LoraConfig
-from peft.tuners.lora import Linear
 from safetensors import safe_open
 
 from families import kohya, lora, models, sd, sdxl
 from families.diffusion import stack
-from families.lora import Adapter, DirectLinear
+from families.lora import Adapter
 from families.published import read_published
 from tests.tiny_models import build_tiny
 from training.build import writes_kohya
@@ -91,54 +89,6 @@ def test_only_the_adapter_trains_in_float32_and_changes_nothing_at_first(folders
     assert torch.equal(before, after) and after.dtype == dtype
     after.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained)
-
-
-@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6), (2, 2, 3, 6)])
-def test_our_layer_gives_what_pefts_own_gives_forward_and_back(shape):
-    found = []
-    for kind in (DirectLinear, Linear):
-        torch.manual_seed(0)
-        config = LoraConfig(r=2, lora_alpha=6)
-        layer = kind(torch.nn.Linear(6, 5), lora.ADAPTER, config, r=2, lora_alpha=6).double()
-        torch.nn.init.normal_(layer.lora_B[lora.ADAPTER].weight)
-        x = torch.randn(shape, dtype=torch.double, requires_grad=True)
-        result = layer(x)
-        trained = [x, layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
-        found.append([result, *torch.autograd.grad(result.square().sum(), trained)])
-        with torch.no_grad():
-            layer.merge()
-            found[-1].append(layer(x))
-            layer.unmerge()
-            layer.enable_adapters(False)
-            found[-1].append(layer(x))
-    for ours, theirs in zip(*found):
-        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
-
-
-def test_our_layer_gives_what_pefts_own_gives_in_mixed_precision(folders):
-    found = []
-    for kind in (DirectLinear, Linear):
-        unet = train(folders["sd1"], "sd1")[0]
-        for layer in unet.modules():
-            if isinstance(layer, DirectLinear):
-                layer.__class__ = kind
-        with torch.autocast("cpu", torch.bfloat16):
-            result = denoise(unet, torch.ones(2, 32, 16), None)
-        found.append(result)
-    assert found[0].dtype == found[1].dtype == torch.bfloat16
-    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
-
-
-CASES = [((0.0, {}), DirectLinear), ((0.0, {"use_rslora": True}), DirectLinear)]
-CASES += [((0.0, {"use_dora": True}), Linear), ((0.1, {}), Linear)]
-
-
-@pytest.mark.parametrize("settings, kind", CASES)
-def test_our_layer_is_used_where_it_can_be(folders, settings, kind):
-    dropout, options = settings
-    unet = models.load_denoiser(folders["sd1"], torch.float32)
-    lora.attach_lora(unet, Adapter(4, 8, dropout=dropout, **options))
-    assert {type(layer) for layer in unet.modules() if isinstance(layer, Linear)} == {kind}
 
 
 def test_one_seed_one_adapter(folders):

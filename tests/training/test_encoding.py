@@ -134,6 +134,7 @@ def loaded(monkeypatch):
     return parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, encoders", [("sd1", 1), ("sdxl", 2)])
 def test_no_weight_is_loaded_where_the_cache_has_everything(folders, tmp_path, accelerator, loaded, family, encoders):
     views = [(one, View()) for one in make_images(tmp_path / "d")]

@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import os
 import threading
 
@@ -96,3 +97,49 @@ def test_a_link_to_a_folder_above_is_not_followed_round_and_round(tmp_path):
     (tmp_path / "c").symlink_to(tmp_path / "a")
     assert set(files.list_files(tmp_path)) == {"a/file", "b/file", "c/file"}
     assert "file" in files.list_files(tmp_path / "c")
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The files that were really read for their checksum, in their order."""
+    done = []
+    real = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: done.append(path) or real(path))
+    return done
+
+
+def test_a_checksum_is_kept_until_its_file_is_another(tmp_path, hashed):
+    path, table = tmp_path / "weights", tmp_path / "cache" / files.CHECKSUMS
+
+    def write(content):
+        path.write_bytes(content)
+        os.utime(path, (1, 1))
+
+    def same():
+        return files.kept_sha256(path, table) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    write(b"one")
+    assert same() and same() and len(hashed) == 1
+    write(b"two")  # of the same size, time and place
+    assert same() and same() and len(hashed) == 2
+    other = tmp_path / "other"
+    other.symlink_to(path)
+    assert files.kept_sha256(other, table) and len(hashed) == 2  # a link is its file, as in the hub's cache
+    table.write_text("{half")
+    assert same() and len(hashed) == 3
+    assert same() and len(hashed) == 3
+
+
+def test_the_checksum_of_a_file_that_was_changed_just_now_is_not_kept(tmp_path, hashed):
+    path, table = tmp_path / "weights", tmp_path / files.CHECKSUMS
+    path.write_bytes(b"one")
+    assert files.kept_sha256(path, table) == files.kept_sha256(path, table)
+    assert len(hashed) == 2 and not table.exists()
+
+
+def test_a_table_that_can_not_be_written_costs_a_checksum_each_time(tmp_path, hashed):
+    (tmp_path / "file").touch()
+    os.utime(tmp_path / "file", (1, 1))
+    for _ in range(2):
+        assert files.kept_sha256(tmp_path / "file", tmp_path / "file" / files.CHECKSUMS)
+    assert len(hashed) == 2
