@@ -47,6 +47,7 @@ from utils.parallel import available_cores
 
 logger = logging.getLogger("serve")
 CACHE = Path("data/cache")  # for what is fetched from a bucket, and for single files that are converted
+SPARE_CONNECTIONS = 500  # beyond those that wait for images and speech; more get 503
 NAME = re.compile(r"[\w.+-]{1,100}")
 
 
@@ -363,8 +364,16 @@ def main(args: argparse.Namespace) -> int:
         what.more_routes.append(watch_routes(what, args.watch))
     app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)))
     print(f"serving at {address(args.host, listening.getsockname()[1])}", flush=True)
-    site.serve(app, listening, what.images.queue.close if what.images else lambda: None)
+    server = site.make_server(app, partial(stop, what), 2 * args.max_waiting + SPARE_CONNECTIONS)
+    server.run(sockets=[listening])
     return 0
+
+
+def stop(what: Site) -> None:
+    if what.images:
+        what.images.queue.close()
+    if what.speech:
+        what.speech.close()
 
 
 def address(host: str, port: int) -> str:

@@ -2,24 +2,23 @@
 
 import asyncio
 import base64
-import contextlib
 import io
 import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from families.names import LABELS
 from families.sampler import GeneratedImage, ImageRequest, Sampling
 from families.sampling import negative_prompt_problem, reads_negative_prompt
+from service.answers import TimedStream, unless_client_leaves
 from service.errors import ApiError
 from service.image_model import ImageModel
 from service.image_queue import ImageQueue, Job, Made, Progress, Settings
@@ -27,9 +26,8 @@ from service.kept_files import KeptFiles
 from utils.cli import name_some, suggest
 from utils.devices import nth_seed
 
-MOST_LORAS, MOST_WEIGHT = 8, 10.0
+MOST_WEIGHT = 10.0
 SEEDS = 10**9 - 1  # the highest, as generate.py's
-Result = TypeVar("Result")
 
 
 class ImageBody(BaseModel):
@@ -100,7 +98,8 @@ def image_routes(service: ImageService) -> APIRouter:
         root = str(request.base_url)
         if body.stream:
             events = stream_events(service, body, job, ahead, root)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            end = asyncio.get_running_loop().time() + service.limits.seconds
+            return TimedStream(await anext(events), events, "text/event-stream", end)
         try:
             images = await unless_client_leaves(request, collect_images(service, job))
         finally:
@@ -208,24 +207,6 @@ async def follow(service: ImageService, job: Job) -> AsyncIterator[Progress | Ma
         yield event
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What the work returns; None, and the work is stopped, once the client has closed its connection."""
-
-    async def wait_for_end() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_end())
-    try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return doing.result() if doing.done() else None
-    finally:
-        for task in (doing, leaving):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ApiError):
-                await task
-
-
 def encode_png(made: GeneratedImage) -> bytes:
     if not made.is_finite:
         raise ApiError(500, "the model gave an invalid image (NaN); try another seed or fewer LoRAs", "invalid_image")
@@ -242,7 +223,9 @@ def describe_image(service: ImageService, body: ImageBody, seed: int, image: byt
     return {"url": f"{root}files/{service.kept.add(image)}.png", "seed": seed}
 
 
-async def stream_events(service: ImageService, body: ImageBody, job: Job, ahead: int, root: str) -> AsyncIterator[str]:
+async def stream_events(
+    service: ImageService, body: ImageBody, job: Job, ahead: int, root: str
+) -> AsyncGenerator[str, None]:
     """Server-sent events: the place in the queue, each step, each image; once the client leaves, the job ends."""
     head = {"created_at": int(time.time()), "size": f"{job.settings.sampling.size}x{job.settings.sampling.size}"}
     try:

@@ -204,9 +204,15 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: ASGIApp, listening: socket.socket, on_stop: Callable[[], None]) -> None:
-    """Answer until SIGINT or SIGTERM; then requests in work have a moment to end."""
+def make_server(app: ASGIApp, on_stop: Callable[[], None], most_connections: int) -> uvicorn.Server:
+    """It answers until SIGINT or SIGTERM; then requests in work have a moment to end."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE, ws="none"
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+        ws="none",
+        limit_concurrency=most_connections,
     )
-    _Server(config, on_stop).run(sockets=[listening])
+    return _Server(config, on_stop)

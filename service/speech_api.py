@@ -1,23 +1,22 @@
 """POST /v1/audio/speech: OpenAI's request, answered sentence by sentence."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import ApiError
+from service.answers import TimedStream, unless_client_leaves
+from service.errors import ApiError, stopping_error
 from service.measures import Measures
 from utils.cli import UserError, counted, name_some, suggest
 
-logger = logging.getLogger(__name__)
 MOST_CHARACTERS = 4096
 MEDIA_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "audio/pcm"}
 
@@ -58,41 +57,51 @@ class SpeechService:
     """The voices, and threads that speak: one sentence each at a time. At most so many requests are in work or wait."""
 
     def __init__(self, voices: dict[str, ServedVoice], threads: ThreadPoolExecutor, most: int, seconds: float):
-        self.voices, self._threads, self._most, self._seconds = voices, threads, most, seconds
+        self.voices, self.seconds = voices, seconds
+        self._threads, self._most = threads, most
+        self._is_closed = False
         self.now = 0
 
-    def enter(self) -> None:
+    def close(self) -> None:
+        """Take no more requests, and refuse those of which nothing is spoken yet."""
+        self._is_closed = True
+
+    async def speak(self, body: SpeechBody, measures: Measures, end: float) -> AsyncGenerator[bytes, None]:
+        """The sound's bytes; the next sentence is spoken once the one before has been sent."""
+        if self._is_closed:
+            raise stopping_error()
         if self.now >= self._most:
             what = f"{counted(self.now, 'request')} are being spoken or wait, and at most {self._most} may"
             raise ApiError(429, f"{what}; try again in 2 s", "queue_full", None, 2)
         self.now += 1
-
-    async def speak(self, body: SpeechBody, measures: Measures) -> AsyncIterator[bytes]:
-        """The sound's bytes; the next sentence is spoken once the one before has been sent."""
-        voice = self.voices[body.voice]
-        parts, encoder = voice.say(body.input, body.seed, body.speed), voice.encode(body.response_format)
-        end = asyncio.get_running_loop().time() + self._seconds
+        parts = self._make_parts(body, measures)
         try:
-            while (part := await self._next(parts, end, measures)) is not None:
-                if content := encoder.add(part):
+            while (content := await self._next(parts, end)) is not None:
+                if content:
                     yield content
-            yield encoder.end()
         finally:
             self.now -= 1
 
-    async def _next(self, parts: Iterator[np.ndarray], end: float, measures: Measures) -> np.ndarray | None:
-        def speak() -> np.ndarray | None:
-            began = perf_counter()
-            part = next(parts, None)
+    def _make_parts(self, body: SpeechBody, measures: Measures) -> Iterator[bytes]:
+        """The bytes that each sentence adds, which may be none, and those of the end. Runs in the threads."""
+        if self._is_closed:
+            raise stopping_error()
+        voice = self.voices[body.voice]
+        encoder, began = voice.encode(body.response_format), perf_counter()
+        for samples in voice.say(body.input, body.seed, body.speed):
+            content = encoder.add(samples)
             measures.count("speaking_seconds_total", perf_counter() - began)
-            measures.count("sentences_total", part is not None)
-            return part
+            measures.count("sentences_total")
+            yield content
+            began = perf_counter()
+        yield encoder.end()
 
+    async def _next(self, parts: Iterator[bytes], end: float) -> bytes | None:
         try:
             async with asyncio.timeout_at(end):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, speak)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, next, parts, None)
         except TimeoutError:
-            raise ApiError(504, f"not spoken within {self._seconds:g} s; send less text", "timeout") from None
+            raise ApiError(504, f"not spoken within {self.seconds:g} s; send less text", "timeout") from None
         except UserError as error:
             raise ApiError(400, f"`input`: {error}", "invalid_value", "input") from None
 
@@ -102,13 +111,15 @@ def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
     measures.watch("speech_requests_now", lambda: service.now)
 
     @routes.post("/v1/audio/speech", response_class=StreamingResponse)
-    async def speak(body: SpeechBody) -> StreamingResponse:
+    async def speak(body: SpeechBody, request: Request) -> Response:
         """Speak a text; the sound is sent as it is made, sentence by sentence (FLAC as a whole)."""
         check_voice(service, body)
-        service.enter()
-        parts = service.speak(body, measures)
-        first = await anext(parts)  # an error of the first sentence has a status of its own
-        return StreamingResponse(continue_with(first, parts), media_type=MEDIA_TYPES[body.response_format])
+        end = asyncio.get_running_loop().time() + service.seconds
+        sound = service.speak(body, measures, end)
+        first = await unless_client_leaves(request, anext(sound))  # an error of it has a status of its own
+        if first is None:
+            return Response(status_code=499)  # which nobody reads
+        return TimedStream(first, sound, MEDIA_TYPES[body.response_format], end)
 
     @routes.get("/v1/audio/voices")
     async def list_voices() -> dict[str, Any]:
@@ -130,14 +141,3 @@ def check_voice(service: SpeechService, body: SpeechBody) -> None:
     model = service.voices[body.voice].model
     if body.model not in (None, model):
         raise ApiError(404, f"`model` {body.model[:60]}: this voice is of {model}", "model_not_found", "model")
-
-
-async def continue_with(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The first bytes and the rest. What fails by now ends the connection before the end, which clients report."""
-    yield first
-    try:
-        async for content in parts:
-            yield content
-    except ApiError as error:
-        logger.warning("speech ended before its end: %s", error)
-        raise

@@ -114,9 +114,9 @@ class SoundStream:
         return self._take()
 
     def _take(self) -> bytes:
-        content = self._content.getvalue()
-        new = self._start + content[self._taken :]
-        self._start, self._taken = b"", len(content)
+        with self._content.getbuffer() as content:
+            new = self._start + bytes(content[self._taken :])
+            self._start, self._taken = b"", len(content)
         return new
 
 
