@@ -55,9 +55,8 @@ def judge_speed(run: RunRecord) -> Finding | None:
     quarter = max(1, len(rates) // 4)
     before, now = median(rates[:-quarter] or rates), median(rates[-quarter:])
     if len(rates) >= 2 * FEWEST and now < SLOWED * before:
-        return Finding(
-            "finding.slows", "odd", {"before": before, "now": now, "share": 1 - now / before}, "advice.slows"
-        )
+        values = {"speed_before": before, "speed_now": now, "share": 1 - now / before}
+        return Finding("finding.slows", "odd", values, "advice.slows")
     return Finding("finding.speed", "note", {"speed": median(rates)})
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.report.findings import Finding, Severity
+from service.report.findings import Finding
 from service.report.loss_rules import FEWEST, judge_held_out
 from service.report.run_record import RunRecord, is_number, read_evaluation, runs_beside
 
@@ -21,6 +21,7 @@ ALIKE = 0.01  # held-out losses
 MOST_SHOWN = 4  # settings that differ
 QUIET, FULL, MOST_FULL = -50.0, 0.999, 0.001  # dB of the loudest part; a clipped sample; the share of them
 LENGTH_OFF = 0.25  # of the recording's length
+MUCH_HEARD_WRONG = 0.1  # of the characters
 WEAK_OPPONENT = 0.05  # of the loss of discriminators that only guess
 
 
@@ -96,8 +97,9 @@ def judge_evaluation(run: RunRecord) -> Finding | None:
         return Finding("finding.copies", "bad", {"share": max(copies)}, "advice.copies")
     wrong = [one["value"] for one in figures if one.get("id") == "cer"]
     if wrong:
-        severity: Severity = "odd" if wrong[0] > 0.1 else "good"
-        return Finding("finding.heard_wrong", severity, {"share": wrong[0]}, "advice.heard_wrong")
+        if wrong[0] > MUCH_HEARD_WRONG:
+            return Finding("finding.heard_wrong", "odd", {"share": wrong[0]}, "advice.heard_wrong")
+        return Finding("finding.heard_wrong", "good", {"share": wrong[0]})
     if not with_floor:
         return None
     values = {"worse": sum(map(is_worse, with_floor)), "figures": len(with_floor)}

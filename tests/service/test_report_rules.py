@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from service.language import LANGUAGES
 from service.report.cost_rules import judge_benchmark
+from service.report.findings import comparable_numbers
 from service.report.run_record import read_run
 from service.report.writing import find_all, write_report
 from tests.drawn_runs import VOICE, falling, finish, write_run, write_tone
@@ -14,8 +16,10 @@ from utils.cli import UserError
 
 
 def found(folder) -> dict:
-    """{name of the finding: the finding}."""
-    return {one.key.partition(".")[2]: one for one in find_all(read_run(folder))}
+    """{name of the finding: the finding}; its texts are written too, since one may lack a value that they show."""
+    findings = find_all(read_run(folder))
+    assert all(one.text(language) and one.advice_text(language) != "" for one in findings for language in LANGUAGES)
+    return {one.key.partition(".")[2]: one for one in findings}
 
 
 def odd(folder) -> set[str]:
@@ -135,7 +139,9 @@ def test_a_run_without_a_step_and_one_that_ended_early_say_so(tmp_path):
 
 def test_speed_that_falls_and_time_spent_elsewhere(tmp_path):
     slow = write_run(tmp_path / "slow", samples_per_second=lambda step: 16.0 if step < 700 else 8.0)
-    assert found(slow)["slows"].values["share"] == pytest.approx(0.5)
+    finding = found(slow)["slows"]
+    assert finding.values["share"] == pytest.approx(0.5) and "8 amostras por segundo agora, 16" in finding.text("pt")
+    assert sorted(comparable_numbers([finding])[-2]) == [8.0, 16.0]  # those of one unit
     assert "waits_for_data" in odd(write_run(tmp_path / "data", seconds_data=lambda step: 5.0))
     assert "validates_long" in found(write_run(tmp_path / "check", seconds_validation=lambda step: 9.0))
 
@@ -153,6 +159,7 @@ def test_speed_is_compared_with_the_row_that_a_benchmark_recommends(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     slower = judge_benchmark(run, {"recommended": chosen | {"command": "x"}, "rows": rows})
     assert slower.key == "finding.slower_than_measured" and slower.values["times"] == pytest.approx(0.4)
+    assert "40" in slower.text("en") and slower.advice_text("pt")
     assert judge_benchmark(run, {"recommended": rows[0], "rows": rows}).key == "finding.as_measured"
     assert judge_benchmark(run, {}) is None
 
@@ -195,6 +202,10 @@ def test_an_evaluation_beside_the_run_is_read(tmp_path):
     figures[2]["value"] = 0.2
     place.write_text(json.dumps({"figures": figures}))
     assert found(run)["copies"].values["share"] == 0.2
+    for share, advice in ((0.05, None), (0.2, "advice.heard_wrong")):
+        figures[2] = {"id": "cer", "value": share, "low": 0.0, "high": 1.0}
+        place.write_text(json.dumps({"figures": figures}))
+        assert found(run)["heard_wrong"].advice == advice
     place.write_text('{"figures": [1, {"id": 3}], "x"')
     assert not {"copies", "evaluated_worse"} & found(run).keys()
 
