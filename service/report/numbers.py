@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 # Digits that are no part of a name such as fp16 or adamw8bit; and what makes them larger.
 FOUND = re.compile(
-    r"(?<![\w.,])((?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+−]?\d+)?)\s?(%|k\b|mil\b|thousand\b|million\b|milh\w+)?",
+    r"(?<![\w.,])((?:\d+(?:[.,]\d+)*|[.,]\d+)(?:e[-+−]?\d+)?)\s?"
+    r"(%|per\s?cent(?:age)?\b|por\s?cento\b|pontos\spercentuais\b|k\b|mil\b|thousand\b|million\b|milh\w+)?",
     re.IGNORECASE,
 )
+OF_A_HUNDRED = ("%", "per", "por", "pontos")  # how its units begin
 SCALES = {"k": 1e3, "mil": 1e3, "thousand": 1e3, "million": 1e6}
 WORDS = {
     2: "two twice double doubled dois duas dobro dobrou",
@@ -113,11 +115,12 @@ def readings_of(plain: str, unit: str) -> list[Reading]:
     mantissa, _, power = plain.partition("e")
     whole, _, decimals = mantissa.partition(".")
     scale = 10.0 ** int(power or 0)
-    if unit not in ("", "%"):
+    is_share = unit.startswith(OF_A_HUNDRED)
+    if unit and not is_share:
         scale *= SCALES.get(unit, 1e6)
     said = (whole + decimals).lstrip("0")
     digits = said if decimals else said.rstrip("0")
     zeros = 0 if decimals or len(digits) < 2 else len(said) - len(digits)
     reading = Reading(float(mantissa) * scale, 0.5 * 10.0 ** (zeros - len(decimals)) * scale, len(digits))
     as_share = Reading(reading.value / 100, reading.half / 100, reading.digits)
-    return [reading, as_share] if unit == "%" else [reading]
+    return [reading, as_share] if is_share else [reading]

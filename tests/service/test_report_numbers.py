@@ -24,6 +24,8 @@ ALIKE = [[0.1797, 0.04808], [3000, 2500]]
         "3,000 steps, 3.000 passos, 3000, 3 mil, 3k",
         "a rate of 1e-4 or 0.0001",
         "73 % and 73.2%",
+        "73 percent, 73.2 per cent, 73 percentage points",
+        "73 por cento, 73,2 porcento, 73 pontos percentuais",
         "500 steps more",  # a difference
         "1.2 times as many, 120 %",  # a ratio
         "0.1316 lower",
@@ -42,6 +44,9 @@ def test_what_is_equal_rounded_a_difference_or_a_ratio_follows(text):
     [
         ("it fell to 0.061", ["0.061"]),
         ("87 % of the images", ["87 %"]),
+        ("87 per cent of them", ["87 per cent"]),
+        ("87 por cento", ["87 por cento"]),
+        ("73 periods", ["73"]),  # a number alone is no share
         ("in 4,321 steps", ["4,321"]),
         (".42 now", [".42"]),
         ("twenty-one times", ["twenty"]),
