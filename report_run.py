@@ -22,7 +22,7 @@ from utils import cli  # first: it says in one line which package is missing
 from service.language import choose_language
 from service.report.findings import Finding
 from service.report.flags import add_language_flag
-from service.report.llm import Answer, Budget, Endpoint, Failure, ask_models, with_answer, write_question
+from service.report.llm import HERE, Answer, Budget, Endpoint, Failure, ask_models, with_answer, write_question
 from service.report.run_record import RunRecord, read_run
 from service.report.writing import find_all, make_report
 from utils.cli import Range, UserError
@@ -30,7 +30,6 @@ from utils.files import read_object
 
 KEY = "LLM_API_KEY"
 OF_A_MODEL = ("base_url", "max_tokens", "max_calls", "timeout", "images")  # flags, after --llm_
-HERE = ("localhost", "127.0.0.1", "::1")
 
 
 def make_parser() -> cli.Parser:

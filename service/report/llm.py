@@ -1,5 +1,6 @@
 """A report by a language model behind any OpenAI-compatible endpoint, checked against what the model was given."""
 
+import asyncio
 import io
 import json
 import time
@@ -18,6 +19,7 @@ from utils.cli import mask_text
 from utils.files import parse_json
 from utils.wording import data_address, escape_text
 
+HERE = ("localhost", "127.0.0.1", "::1")  # this machine
 NAMES = {"en": "English", "pt": "Brazilian Portuguese"}
 TASK = """You explain to the person who trains an image or speech model how the training goes. Write in {language}, in
 plain words: one short paragraph on what happened, one on what is odd, one on what to try first. Use the findings below
@@ -168,26 +170,30 @@ def count_tokens(request: dict[str, Any]) -> int:
 
 def post(endpoint: Endpoint, request: dict[str, Any]) -> bytes:
     """The body of the answer to one request; a Failure where there is none with status 200, in time."""
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    until, content = time.monotonic() + endpoint.timeout, b""
     try:
-        with (
-            httpx.Client(timeout=endpoint.timeout, follow_redirects=False) as client,  # a key goes nowhere else
-            client.stream("POST", f"{endpoint.base_url}/chat/completions", json=request, headers=headers) as response,
-        ):
-            check_status(response)
-            for piece in response.iter_bytes():
-                content += piece
-                if time.monotonic() > until:  # the client's own limit is for each read
-                    raise httpx.ReadTimeout("")
-                if len(content) > MOST_BYTES:
-                    raise Failure("reason.nonsense")
-    except httpx.TimeoutException:
+        return asyncio.run(asyncio.wait_for(stream(endpoint, request), endpoint.timeout))
+    except TimeoutError:
         raise Failure("reason.no_answer", repeat=True, seconds=endpoint.timeout) from None
     except httpx.TransportError:
         raise Failure("reason.unreachable", repeat=True) from None
     except httpx.HTTPError:
         raise Failure("reason.nonsense") from None
+
+
+async def stream(endpoint: Endpoint, request: dict[str, Any]) -> bytes:
+    """The same without a limit of time. A key goes neither where a redirect leads nor unencrypted to a proxy."""
+    address, content = f"{endpoint.base_url}/chat/completions", b""
+    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    uses_proxy = httpx.URL(address).host not in HERE
+    async with (
+        httpx.AsyncClient(timeout=None, follow_redirects=False, trust_env=uses_proxy) as client,
+        client.stream("POST", address, json=request, headers=headers) as response,
+    ):
+        check_status(response)
+        async for piece in response.aiter_bytes():
+            content += piece
+            if len(content) > MOST_BYTES:
+                raise Failure("reason.nonsense")
     return content
 
 

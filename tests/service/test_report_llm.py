@@ -87,6 +87,17 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
         pass
 
 
+def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+    """The answer's head, a letter now and then, for ever."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    try:
+        while True:
+            handler.wfile.write(b"x")
+            threading.Event().wait(0.05)  # time.sleep is replaced here
+    except OSError:  # the client has left
+        pass
+
+
 def hang_up(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
     handler.connection.close()
@@ -184,10 +195,11 @@ def test_an_answer_that_comes_too_late_or_in_drops_is_given_up(run, capsys):
         began = time.monotonic()
         text = report(capsys, run, server, "--llm_timeout", 1, "--llm_max_calls", 1)
         assert "no answer within 1 second" in text and time.monotonic() - began < 2.5
-    with serving(one=drip) as server:
-        began = time.monotonic()
-        assert "no answer within" in report(capsys, run, server, "--llm_timeout", 1, "--llm_max_calls", 1)
-        assert time.monotonic() - began < 2.5
+    for slow in (drip, drip_headers):
+        with serving(one=slow) as server:
+            began = time.monotonic()
+            assert "no answer within" in report(capsys, run, server, "--llm_timeout", 1, "--llm_max_calls", 1)
+            assert time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize(
@@ -268,6 +280,16 @@ def test_a_dry_run_shows_what_would_be_sent_and_asks_nobody(run, capsys):
         assert server.seen == [] and {"finding", "severity", "says", "numbers", "advice"} == shown[0].keys()
         report(capsys, run, server)
     assert json.loads(server.seen[0][1]["messages"][1]["content"]) == shown
+
+
+def test_a_key_for_this_machine_goes_through_no_proxy(run, capsys, monkeypatch):
+    with serving(one=reply(200, completion(GOOD))) as server, serving() as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert GOOD in report(capsys, run, server)
+    assert len(server.seen) == 1 and proxy.seen == []
 
 
 def asked(run: Path, *words: str) -> int:
