@@ -42,6 +42,13 @@ class Site:
     more_routes: list[APIRouter] = field(default_factory=list)
     started: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def title(self) -> str | None:
+        """The key of the title of the page at /; None where nothing is made."""
+        if self.images and self.speech:
+            return "pages.both"
+        return "pages.images" if self.images else "pages.speech" if self.speech else None
+
 
 def read_token(host: str) -> str:
     """The token of the environment; refuses a host beyond loopback without one, and one that can be guessed."""

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from service.errors import ApiError
 from service.language import translate
 from service.pages import TEMPLATES, page_language, render
 from service.report.result_rules import newest_sounds
-from service.report.run_record import RunRecord, read_run
+from service.report.run_record import RunRecord, find_evaluations, read_run
 from service.report.writing import Report, find_all, make_report
 from service.site import Site
 from utils.cli import UserError
-from utils.metrics_log import duration, seconds_left, smooth
+from utils.metrics_log import seconds_left, smooth
 
 logger = logging.getLogger(__name__)
 MOST_RUNS = 30  # the newest
 SILENT = 900  # seconds without a record after which a run is not called training
+READ = ("config.yaml", "metrics.jsonl", "environment.json", "summary.json", "validation", "best")  # of a run
 POINTS = 300  # of a curve
 WIDTH, HEIGHT = 600, 160
 MEDIA_TYPES = {".png": "image/png", ".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg"}
@@ -40,50 +42,64 @@ class Curve:
 
 @dataclass(frozen=True)
 class Card:
-    """What is shown of one run. `version` changes with it; `files` are those of the newest validation."""
+    """What is shown of one run. `version` changes with it; `files` are those of the newest validation.
 
-    run: RunRecord
-    version: str
-    state: str
-    last: int  # the step that the training is to end with; 0 where it is not known
-    left: str
-    memory: float | None
-    curves: list[Curve]
-    files: list[Path]
-    report: Report
+    A run that can't be shown has a name alone.
+    """
+
+    name: str
+    version: str = ""
+    state: str = ""
+    step: int = 0
+    last: int = 0  # the step that the training is to end with; 0 where it is not known
+    left: float | None = None  # seconds
+    memory: float | None = None
+    curves: list[Curve] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    report: Report | None = None
 
 
 class Watched:
-    """The runs of a folder, each read again once one of its files has changed."""
+    """The runs of a folder, each read again once a file that its card is made of has changed; for several threads."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._cards: dict[tuple[Path, str], Card] = {}
         self._files: dict[str, Path] = {}
+        self._logged: set[str] = set()
+        self._lock = threading.Lock()
 
     def read(self, language: str) -> list[Card]:
-        """Those that changed last come first; one that can't be read is left out."""
-        return [card for folder in find_runs(self._folder) if (card := self._read_one(folder, language))]
+        """Those that changed last come first."""
+        with self._lock:
+            return [self._read_one(folder, language) for folder in find_runs(self._folder)]
 
-    def _read_one(self, folder: Path, language: str) -> Card | None:
+    def _read_one(self, folder: Path, language: str) -> Card:
         version = version_of(folder)
         known = self._cards.get((folder, language))
         if known and known.version == version:
             return known
         try:
             card = make_card(folder, version, language)
-        except (UserError, OSError, ValueError) as error:
-            logger.warning("%s is left out: %s", folder, error)
-            return None
+        except Exception as error:  # whatever it is: the other runs are shown all the same
+            self._log_once(f"{folder} can't be shown: {error!r}", error)
+            return Card(folder.resolve().name)
         self._cards[folder, language] = card
         return card
+
+    def _log_once(self, message: str, error: Exception) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            logger.warning(message, exc_info=None if isinstance(error, (UserError, OSError)) else error)
 
     def name_file(self, path: Path) -> str:
         """The name by which a file may be asked for, another one once the file changes."""
         name = hashlib.sha256(f"{path} {changed_at(path)}".encode()).hexdigest()[:32] + path.suffix
-        self._files[name] = path
-        while len(self._files) > 50 * MOST_RUNS:
-            del self._files[next(iter(self._files))]
+        with self._lock:
+            self._files.pop(name, None)  # so that it is the newest
+            self._files[name] = path
+            while len(self._files) > 50 * MOST_RUNS:
+                del self._files[next(iter(self._files))]
         return name
 
     def find_file(self, name: str) -> Path | None:
@@ -106,9 +122,13 @@ def changed_at(path: Path) -> float:
 
 
 def version_of(folder: Path) -> str:
-    """Changes with what a card depends on, also once a run has become silent."""
-    times = [changed_at(folder / name) for name in ("metrics.jsonl", "validation", "summary.json")]
-    is_silent = time.time() - times[0] > SILENT
+    """Changes with the files that a card is made of, and once a run has become silent.
+
+    Of the runs beside it, which it is compared with, `best` changes with each better held-out loss.
+    """
+    own = [folder / name for name in READ] + find_evaluations(folder)
+    times = [changed_at(path) for path in (*own, *sorted(folder.resolve().parent.glob("*/best")))]
+    is_silent = time.time() - changed_at(folder / "metrics.jsonl") > SILENT
     return hashlib.sha256(repr((times, is_silent)).encode()).hexdigest()[:16]
 
 
@@ -121,11 +141,12 @@ def make_card(folder: Path, version: str, language: str) -> Card:
     memory = run.values("memory_gib")
     images = sorted((folder / "validation").glob("*.png"), key=changed_at)[-1:]
     return Card(
-        run=run,
+        name=run.name,
         version=version,
         state=translate(language, state),
+        step=run.step,
         last=last,
-        left=duration(left) if left else "",
+        left=left,
         memory=memory[-1] if memory else None,
         curves=draw_curves(run),
         files=[path for path in (*images, *newest_sounds(run)[:4]) if path.suffix in MEDIA_TYPES],
@@ -166,10 +187,8 @@ def watch_routes(site: Site, folder: Path) -> APIRouter:
 
     def show(request: Request, template: str) -> HTMLResponse:
         language = page_language(request, site.language)
-        values: dict[str, Any] = {"cards": watched.read(language), "file": watched.name_file, "has_page": has_page}
+        values: dict[str, Any] = {"cards": watched.read(language), "page": site.title, "file": watched.name_file}
         return render(request, template, language, folder=folder.resolve().name, size=(WIDTH, HEIGHT), **values)
-
-    has_page = bool(site.images or site.speech)
 
     @routes.get("/watch")
     def page(request: Request) -> HTMLResponse:

@@ -100,6 +100,11 @@ def runs_beside(run: RunRecord) -> Iterator[RunRecord]:
 
 def read_evaluation(run: RunRecord) -> dict[str, Any]:
     """metrics.json of the run's evaluation, in the folder that the docs name or in the notebooks'; empty without."""
-    own = run.folder.resolve()
+    return next((found for path in find_evaluations(run.folder) if (found := read_object_if_whole(path))), {})
+
+
+def find_evaluations(folder: Path) -> list[Path]:
+    """Where the metrics.json of an evaluation of the run in a folder may be."""
+    own = folder.resolve()
     places = [own / "evaluation", own.with_name(f"{own.name}_evaluation"), own.parent / "evaluation"]
-    return next((found for place in places if (found := read_object_if_whole(place / "metrics.json"))), {})
+    return [place / "metrics.json" for place in places]
