@@ -1,6 +1,7 @@
 """The page at /: forms for what the API makes."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,18 @@ OF_SCRIPT = (
     "pages.done",
     "pages.stopped",
 )
+# What it says of the API's errors, by their codes; `other`: of those that need what the API says.
+ERRORS = (
+    "error.queue_full",
+    "error.timeout",
+    "error.stopping",
+    "error.internal_error",
+    "error.invalid_image",
+    "error.invalid_api_key",
+    "error.unreachable",
+    "error.other",
+)
+USUAL_WEIGHTS = (0.0, 1.5)  # of a LoRA
 
 
 class ComposeBody(BaseModel):
@@ -45,10 +58,10 @@ def page_routes(site: Site, pickers: Mapping[str, Pickers]) -> APIRouter:
 
     @routes.get("/")
     async def page(request: Request) -> Response:
-        if not (site.images or site.speech):
+        if not site.title:
             return RedirectResponse("/watch", 303)
         language = page_language(request, site.language)
-        return render(request, "page.html", language, **page_values(site, pickers, language))
+        return render(request, "page.html", language, title=site.title, **page_values(site, pickers, language))
 
     @routes.get("/page.js")
     async def script() -> Response:
@@ -65,16 +78,21 @@ def page_routes(site: Site, pickers: Mapping[str, Pickers]) -> APIRouter:
 
 
 def page_values(site: Site, pickers: Mapping[str, Pickers], language: str) -> dict[str, Any]:
-    both = site.images and site.speech
-    title = "pages.both" if both else "pages.images" if site.images else "pages.speech"
     said = {key.partition(".")[2]: translate(language, key, n="{n}") for key in OF_SCRIPT}
+    errors = {key.partition(".")[2]: translate(language, key, message="{message}") for key in ERRORS}
     return {
-        "title": translate(language, title),
-        "texts": json.dumps(said),
+        "texts": json.dumps(said | {"errors": errors}),
         "images": site.images,
+        "slider_of": slider_of,
         "voices": list(site.speech.voices) if site.speech else [],
         "pickers": {name: one for name, one in pickers.items() if any(len(found) > 1 for found in one.values.values())},
         "example": next((one.example for one in pickers.values()), ""),
         "most_characters": MOST_CHARACTERS,
         "watches": site.watches,
     }
+
+
+def slider_of(weight: float) -> dict[str, float | str]:
+    """The range of a LoRA's weight, which has the weight that was given, also where it is no multiple of the step."""
+    low, high = min(USUAL_WEIGHTS[0], weight), max(USUAL_WEIGHTS[1], weight)
+    return {"min": low, "max": high, "step": 0.05 if math.isclose(weight * 20, round(weight * 20)) else "any"}

@@ -8,13 +8,18 @@ function say(key, values = {}) {
   return texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
+// What the page says of an error of the API; its own message is in English.
+function explain({code, message}) {
+  return new Error((texts.errors[code] || texts.errors.other).replace("{message}", () => message));
+}
+
 async function post(path, body, signal) {
-  const answer = await fetch(path, {
-    method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body), signal,
+  const options = {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify(body), signal};
+  const answer = await fetch(path, options).catch((error) => {
+    throw error.name === "AbortError" ? error : explain({code: "unreachable"});
   });
   if (answer.ok) return answer;
-  const {error} = await answer.json();
-  throw new Error(error.message);
+  throw explain((await answer.json()).error);
 }
 
 // Calls `tell` with each server-sent event; its last line ends with an empty one.
@@ -28,7 +33,7 @@ async function readEvents(answer, tell) {
     rest = parts.pop();
     for (const part of parts) {
       const data = JSON.parse(part.split("\n").find((line) => line.startsWith("data: ")).slice(6));
-      if (data.error) throw new Error(data.error.message);
+      if (data.error) throw explain(data.error);
       tell(data);
     }
   }
@@ -145,6 +150,7 @@ function startImages(form) {
   for (const entry of readHistory().reverse()) showEntry(form, entry);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (send.disabled) return; // Ctrl+Enter, while it works
     if (!form.lock.checked) form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % 999999000;
     const settings = readSettings(form), work = new AbortController();
     const sides = [[settings, ""]];
@@ -172,8 +178,12 @@ function startImages(form) {
   for (const picker of form.querySelectorAll(".pickers")) {
     picker.addEventListener("change", async () => {
       const chosen = Object.fromEntries([...picker.querySelectorAll("select")].map((one) => [one.name, one.value]));
-      const answer = await post("/page/prompt", {lora: picker.dataset.lora, attributes: chosen});
-      form.prompt.value = (await answer.json()).prompt;
+      try {
+        const answer = await post("/page/prompt", {lora: picker.dataset.lora, attributes: chosen});
+        form.prompt.value = (await answer.json()).prompt;
+      } catch (error) {
+        status.textContent = error.message;
+      }
     });
   }
 }
@@ -185,6 +195,7 @@ function startSpeech(form) {
   const [send] = form.querySelectorAll("button");
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (send.disabled) return;
     const body = {
       input: form.input.value, voice: form.voice.value, speed: Number(form.speed.value), seed: Number(form.seed.value),
       response_format: "wav",
