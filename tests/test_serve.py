@@ -144,7 +144,7 @@ def test_an_image_has_an_address_that_opens_once_made(client, server):
     assert get(f"{server.url}/files/unknown.png")[0] == 404
 
 
-def test_without_a_seed_images_differ_and_the_seed_is_told(client):
+def test_without_a_seed_images_differ_and_their_seeds_are_named(client):
     first, second = (client.images.generate(prompt=PROMPT, model="demo", extra_body={"steps": STEPS}) for _ in "ab")
     seeds = [one.data[0].seed for one in (first, second)]
     assert seeds[0] != seeds[1]
@@ -164,7 +164,7 @@ def test_progress_comes_as_events_before_the_image(client):
     assert np.array_equal(pixels(base64.b64decode(events[-1].b64_json)), make(client, seed=5, steps=6)[0])
 
 
-def test_a_prompt_that_is_cut_off_is_told(client):
+def test_a_prompt_that_is_cut_off_gives_a_warning(client):
     found = client.images.generate(prompt="red shoes " * 60, model="demo", extra_body={"steps": 1})
     assert "`prompt` is longer" in found.warnings[0]
     assert not hasattr(client.images.generate(prompt="red", model="demo", extra_body={"steps": 1}), "warnings")
