@@ -47,7 +47,9 @@ class Site:
         """The key of the title of the page at /; None where nothing is made."""
         if self.images and self.speech:
             return "pages.both"
-        return "pages.images" if self.images else "pages.speech" if self.speech else None
+        if self.images:
+            return "pages.images"
+        return "pages.speech" if self.speech else None
 
 
 def read_token(host: str) -> str:

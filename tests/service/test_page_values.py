@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from service.measures import Measures
 from service.page_api import ERRORS, slider_of
 from service.pages import TEMPLATES
+from service.site import Site
 
 SERVICE = TEMPLATES.parent
 
@@ -25,3 +27,11 @@ def test_the_page_explains_only_errors_that_the_api_has():
 )
 def test_a_slider_can_show_the_weight_that_was_given(weight, low, high, step):
     assert slider_of(weight) == {"min": low, "max": high, "step": step}
+
+
+@pytest.mark.parametrize(
+    ("images", "speech", "title"),
+    [(1, 1, "pages.both"), (1, None, "pages.images"), (None, 1, "pages.speech"), (None, None, None)],
+)
+def test_the_title_names_what_is_made(images, speech, title):
+    assert Site(Measures(), images, speech).title == title
