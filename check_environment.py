@@ -37,18 +37,27 @@ PREPARE = 'python3 prepare_dataset.py --catalogue data/raw --category "Casual Sh
 USUAL = Path("data/casual_shoes")  # the default of train_lora.py
 GIB = 2**30
 EFFECTIVE_BATCH = 16  # the default recipe: 2 x 8
-# GiB that a LoRA of rank 8 takes in bf16 at the model's own size, one sample at once, as --dry_run estimates
+# GiB that a LoRA of rank 8 takes in bf16 at the model's own size, one sample at once, as --dry_run estimates: of a
+# family (see families/names.py), with flags of train_lora.py
+ROUNDED = "--quantize_base nf4 --quantize_text_encoder nf4"
 NEEDED = {
-    "Stable Diffusion 1.5": 1.9,
-    "Stable Diffusion XL": 5.6,
-    "Z-Image with --quantize_base nf4 --quantize_text_encoder nf4": 5.6,
-    "Z-Image with --quantize_base nf4": 7.7,
-    "Z-Image with --quantize_base int8": 8.3,
-    "Z-Image": 14.0,
-    "FLUX.1 with --quantize_base nf4 --quantize_text_encoder nf4": 8.4,
-    "FLUX.1 with --quantize_base nf4": 9.2,
-    "FLUX.1 with --quantize_base int8": 13.7,
-    "FLUX.1": 24.7,
+    ("sd1", ""): 2.7,
+    ("sdxl", "--num_validation_images 0"): 5.6,
+    ("sdxl", ""): 8.2,
+    ("z_image", ROUNDED): 6.5,
+    ("z_image", "--quantize_base nf4"): 7.7,
+    ("z_image", "--quantize_base int8"): 9.2,
+    ("z_image", ""): 14.9,
+    ("flux2_klein", ROUNDED): 5.7,
+    ("flux2_klein", "--quantize_base nf4"): 7.7,
+    ("flux2_klein", ""): 10.6,
+    ("qwen_image", f"{ROUNDED} --num_validation_images 0"): 12.7,
+    ("qwen_image", "--quantize_base nf4"): 17.4,
+    ("qwen_image", "--quantize_base int8"): 26.5,
+    ("qwen_image", ""): 45.4,
+    ("flux1", "--quantize_base nf4"): 9.5,
+    ("flux1", "--quantize_base int8"): 14.8,
+    ("flux1", ""): 25.7,
 }
 
 
@@ -439,7 +448,10 @@ def suggest_batch(device_type: str, memory_gib: float, effective: int) -> int:
 
 def fitting_models(memory_gib: float) -> list[str]:
     """The models whose LoRA is estimated to fit, with some room for the device itself."""
-    return [name for name, needed in NEEDED.items() if needed + 0.5 <= 0.95 * memory_gib]
+    from families.names import LABELS
+
+    fitting = [key for key, needed in NEEDED.items() if needed + 0.5 <= 0.95 * memory_gib]
+    return [f"{LABELS[family]} with {flags}" if flags else LABELS[family] for family, flags in fitting]
 
 
 def suggest_config(device_type: str, gpu_name: str, memory_gib: float, count: int) -> str:

@@ -294,11 +294,16 @@ def make_class_images(
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
     vae = args.pretrained_vae_model_name_or_path
     parts = SamplerParts(
-        model, family, prediction_type=args.prediction_type, vae=vae, max_sequence_length=args.max_sequence_length
+        model,
+        family,
+        prediction_type=args.prediction_type,
+        vae=vae,
+        max_sequence_length=args.max_sequence_length,
+        quantized_texts=args.quantize_text_encoder,
     )
     images = class_images(args)
-    too_large = args.blocks_on_cpu and accelerator.device.type == "cuda"
-    savers = ("cpu_offload",) if too_large else ()
+    too_large = args.blocks_on_cpu or args.quantize_base
+    savers = ("cpu_offload",) if too_large and accelerator.device.type == "cuda" else ()
     execution = Execution(accelerator.device, precision.dtype, args.sample_batch_size, savers)
 
     def load() -> Sampler:

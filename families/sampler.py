@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from families import lora_mix, models, sampling, tokens
+from families import lora_mix, models, quantized, sampling, tokens
 from families.diffusion import Features, schedule_changes, size_conditions, stack
 from families.feature_file import FeatureFile
 from families.latents import to_channels_last, unscale
@@ -43,6 +43,7 @@ class SamplerParts:
     zero_terminal_snr: bool = False
     vae: str | None = None  # None: the model's own
     max_sequence_length: int | None = None  # tokens of a prompt; None: as many as the family reads
+    quantized_texts: str | None = None  # how the text encoders' weights are rounded, see families.quantized
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Sampler:
     cores: devices.Cores | None  # on a CPU each takes a part of a batch
     batch_size: int
     unused_savers: list[str]
+    advice: str = "lower --resolution"  # where none is left
     on_step: Callable[[int, int], None] | None = None  # after each step of some of a batch's images, with their number
 
 
@@ -158,7 +160,10 @@ def add_loras(parts: SamplerParts, base: Base, execution: Execution) -> None:
         for folder, word in lora_mix.learnt_words(parts.loras).items():
             tokens.read_token(folder, word, base.tokenizers, base.encoders)
     for encoder in base.encoders:
-        encoder.to(execution.device, execution.dtype)
+        torch.nn.Module.to(encoder, execution.dtype)
+        if parts.quantized_texts:
+            quantized.quantize(encoder, parts.quantized_texts, execution.dtype)
+        encoder.to(execution.device)
 
 
 @torch.no_grad()
@@ -351,7 +356,8 @@ def _use_less_memory(sampler: Sampler, batch_size: int) -> None:
         logger.warning("out of memory: %s at once from here on", size, extra=OF_ONE_PROCESS)
         return
     if not sampler.unused_savers:
-        raise UserError("out of memory, at one image and with every memory saver; lower --resolution, or free memory")
+        raise UserError(f"out of memory at one image, and no memory saver is left; {sampler.advice}, or free memory")
     name = sampler.unused_savers.pop(0)
     sampling.enable_memory_saver(name, sampler.denoiser, sampler.vae, sampler.controlnet, sampler.execution.device)
-    logger.warning("out of memory with one image at once: --enable_%s from here on", name, extra=OF_ONE_PROCESS)
+    said = name.replace("_", " ").replace("vae", "VAE").replace("cpu", "CPU")
+    logger.warning("out of memory with one image at once: with %s from here on", said, extra=OF_ONE_PROCESS)

@@ -166,13 +166,22 @@ def test_several_gpus_are_all_used_at_the_precision_they_have(monkeypatch):
 
 
 def test_the_models_that_fit_are_named():
-    small, middle, large = (check_environment.fitting_models(gib) for gib in (7.8, 11.8, 23.6))
-    both = "Z-Image with --quantize_base nf4 --quantize_text_encoder nf4"
-    assert small == ["Stable Diffusion 1.5", "Stable Diffusion XL", both]
-    assert middle[3:5] == ["Z-Image with --quantize_base nf4", "Z-Image with --quantize_base int8"]
-    assert middle[5:] == [both.replace("Z-Image", "FLUX.1"), "FLUX.1 with --quantize_base nf4"]
-    assert set(large) == {*middle, "Z-Image", "FLUX.1 with --quantize_base int8"}
-    assert check_environment.fitting_models(79.2) == list(check_environment.NEEDED)
+    small, middle, large, all_ = (set(check_environment.fitting_models(gib)) for gib in (7.8, 11.8, 23.6, 79.2))
+    rounded = "with --quantize_base nf4 --quantize_text_encoder nf4"
+    assert small == {
+        "Stable Diffusion 1.x",
+        "Stable Diffusion XL with --num_validation_images 0",
+        f"Z-Image {rounded}",
+        f"FLUX.2 Klein {rounded}",
+    }
+    assert {"Stable Diffusion XL", "Z-Image with --quantize_base int8", "FLUX.2 Klein"} < middle - small
+    assert large - middle == {
+        "Z-Image",
+        f"Qwen-Image {rounded} --num_validation_images 0",
+        "Qwen-Image with --quantize_base nf4",
+        "FLUX.1 with --quantize_base int8",
+    }
+    assert all_ - large == {"Qwen-Image with --quantize_base int8", "Qwen-Image", "FLUX.1"}
 
 
 def test_an_env_file_that_others_can_read_is_named_with_the_command_that_closes_it(tmp_path, monkeypatch):

@@ -14,6 +14,13 @@ from utils.cli import counted
 
 logger = logging.getLogger(__name__)
 Rows = list[tuple[str, str]]  # label, text
+# What needs less memory at another result, by the phase that needs the most
+ADVICE = {
+    "text encoding": "--quantize_text_encoder nf4, a lower --max_sequence_length",
+    "VAE encoding": "a lower --resolution",
+    "training": "--quantize_base nf4, --optimizer adamw8bit, a lower --resolution or --max_sequence_length",
+    "validation": "--num_validation_images 0, --quantize_base nf4, a lower --resolution",
+}
 
 
 def describe_model(model: str, family: str, adapter: Adapter | None, train_text_encoder: bool) -> Rows:
@@ -87,11 +94,11 @@ def choose_savers(free: int, sizes: list[int], estimate: Callable[[bool], memory
     phases = estimate(True)
     needs = [memory.peak_phase(memory.keep_blocks(phases, sizes, count))[1] for count in range(len(sizes) + 1)]
     kept = next((count for count, size in enumerate(needs) if size <= 0.9 * free), needs.index(min(needs)))
-    if (size := needs[kept]) > 0.9 * free:
+    phase, size = memory.peak_phase(memory.keep_blocks(phases, sizes, kept))
+    if size > 0.9 * free:
         logger.warning(
-            "--memory auto: some %.1f GiB are needed and %.1f are free; what saves more changes the training: "
-            "--quantize_base nf4, --optimizer adamw8bit, a lower --resolution or --max_sequence_length",
-            *(size / 2**30, free / 2**30),
+            "--memory auto: %s needs some %.1f GiB and %.1f are free; what saves more changes the result: %s",
+            *(phase, size / 2**30, free / 2**30, ADVICE[phase]),
         )
     return True, kept
 

@@ -27,10 +27,12 @@ from torch.utils.checkpoint import checkpoint
 
 from families import offloading, quantized
 from families.diffusion import Features
-from families.latents import encode_pixels
+from families.latents import decode_pixels, encode_pixels
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
 from families.models import build_part, latent_channels, read_config, token_limit, vae_step
 from families.names import FAMILIES
+from families.sampler import Sampling
+from families.sampling import reads_negative_prompt
 from families.shards import find_blocks
 from utils.devices import checkpoint_options
 
@@ -165,6 +167,7 @@ class Load:
     text_batch: int = 1
     text_length: int | None = None  # tokens of each; None: the most that the family reads
     vae_batch: int = 1
+    sampling: Sampling | None = None  # of validation images; None: there are none
     shards: int = 1  # the processes that weights and all that belongs to them are divided among
     blocks_on_cpu: int = 0  # whose frozen weights are brought to the device one block at a time
 
@@ -202,14 +205,27 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
 
     def run() -> None:
         texts = encoded or _encode_text(model, family, encoders, load.micro_batch, load.text_length)
-        noisy = _meta(denoiser, load.micro_batch, latent_channels(vae), *latents)
-        times = torch.empty(load.micro_batch, dtype=torch.long, device="meta")
-        predicted = (
-            FAMILIES[family].predict(denoiser, noisy, times, texts, _meta(denoiser, load.micro_batch, 6)).float()
-        )
+        predicted = _predict(family, denoiser, texts, (load.micro_batch, latent_channels(vae), *latents))
         torch.autograd.backward(F.mse_loss(predicted, torch.empty_like(predicted)))
 
     return Step(run, parts, trained)
+
+
+def _predict(family: str, denoiser: Module, texts: list[Features], shape: tuple[int, ...]) -> torch.Tensor:
+    noisy, times = _meta(denoiser, *shape), torch.empty(shape[0], dtype=torch.long, device="meta")
+    return FAMILIES[family].predict(denoiser, noisy, times, texts, _meta(denoiser, shape[0], 6)).float()
+
+
+@torch.no_grad()
+def _image_bytes(
+    family: str, load: Load, sampling: Sampling, denoiser: Module, vae: Module, texts: list[Features]
+) -> int:
+    """The most that a validation image takes beside weights: as it is denoised (guided, of two texts), or decoded."""
+    side = sampling.size // vae_step(vae.config)
+    together = 1 + reads_negative_prompt(family, sampling.guidance_scale)
+    shape = together, latent_channels(vae.config), side, side
+    denoised = most_live_bytes(lambda: _predict(family, denoiser, texts[:together], shape), load.autocast)
+    return max(denoised, most_live_bytes(lambda: decode_pixels(vae, _meta(vae, 1, *shape[1:]))))
 
 
 def estimate_memory(model: str, family: str, load: Load) -> Phases:
@@ -217,6 +233,7 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
     encoders, vae = _build_encoders(model, family, load), build_part(model, "vae")
     with torch.no_grad():
         texts = most_live_bytes(lambda: _encode_text(model, family, encoders, load.text_batch, load.text_length))
+        two = _encode_text(model, family, encoders, 2, load.text_length)
         images = most_live_bytes(lambda: encode_pixels(vae, _meta(vae, load.vae_batch, 3, load.height, load.width)))
     step = build_step(model, family, load, encoders)
     for parameter in step.trained:  # they are there from the second micro-batch on, and have a line of their own
@@ -232,26 +249,32 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
         "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
         "EMA": floats if load.ema else 0,
     }
+    shared = {
+        **{name: size // load.shards for name, size in kept.items()},
+        "unpacked weights": quantized.unpacked_bytes(step.parts[0]) if load.quantized else 0,
+        "brought weights": 0,
+        "gathered weights": sum(map(_gathered_bytes, step.parts)) if load.shards > 1 else 0,
+    }
     phases = {
         "text encoding": {"weights": sum(map(_bytes, encoders)) - of_texts, "activations": texts},
         "VAE encoding": {"weights": _bytes(vae), "activations": images},
-        "training": {
-            **{name: size // load.shards for name, size in kept.items()},
-            "unpacked weights": quantized.unpacked_bytes(step.parts[0]) if load.quantized else 0,
-            "brought weights": 0,
-            "gathered weights": sum(map(_gathered_bytes, step.parts)) if load.shards > 1 else 0,
-            "activations": most_live_bytes(step.run, load.autocast),
-        },
+        "training": {**shared, "activations": most_live_bytes(step.run, load.autocast)},
     }
+    if load.sampling:
+        made = _image_bytes(family, load, load.sampling, step.parts[0].eval(), vae, two)
+        phases["validation"] = {**shared, "gradients": 0, "weights of the VAE": _bytes(vae), "activations": made}
     return keep_blocks(phases, offloading.block_bytes(step.parts[0]), load.blocks_on_cpu)
 
 
 def keep_blocks(phases: Phases, sizes: list[int], count: int) -> Phases:
     """The phases where so many blocks, of these sizes, stay in the CPU's memory (see families/offloading.py)."""
-    training = phases["training"]
     kept, brought = offloading.kept_bytes(sizes, count), offloading.brought_bytes(sizes, count)
-    changed = {"frozen weights": training["frozen weights"] - kept, "brought weights": brought}
-    return phases | {"training": training | changed}
+    return {
+        name: parts | {"frozen weights": parts["frozen weights"] - kept, "brought weights": brought}
+        if "frozen weights" in parts
+        else parts
+        for name, parts in phases.items()
+    }
 
 
 def _build_encoders(model: str, family: str, load: Load) -> list[Module]:

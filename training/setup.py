@@ -415,6 +415,7 @@ def read_load(
 ) -> Load:
     """What decides the memory of a training with so many samples at once, of the largest of the shapes."""
     width, height = largest_shape(shapes)
+    shows = args.num_validation_images and (args.validation_steps or args.validation_epochs)
     return Load(
         adapter=recipe.adapter,
         micro_batch=micro_batch,
@@ -430,6 +431,7 @@ def read_load(
         quantized_texts=args.quantize_text_encoder,
         text_length=args.max_sequence_length,
         vae_batch=encoded_at_once(working_device()),
+        sampling=read_sampling(args) if shows else None,
         shards=recipe.shards,
         blocks_on_cpu=args.blocks_on_cpu,
     )

@@ -98,8 +98,13 @@ def held_out_loss(denoiser: ModelMixin, checks: Checks, bar: Bar | None = None) 
 
 
 def wrap_denoiser(denoiser: ModelMixin, checks: Checks) -> Sampler:
-    """What generates an image of each prompt by the model in training, as generate.py does."""
+    """What generates an image of each prompt by the model in training, as generate.py does.
+
+    On a GPU it goes on with VAE tiling when memory runs out; not where weights are divided, since all processes would
+    have to repeat the image. The other memory savers do nothing for one image, or change the model in training.
+    """
     texts = [*checks.prompts, ""]
+    may_repeat = denoiser.device.type != "cpu" and not shards.is_divided(denoiser)
     return Sampler(
         settings=checks.sampling,
         execution=Execution(denoiser.device, torch.float32, 1, autocast=checks.autocast),
@@ -113,7 +118,8 @@ def wrap_denoiser(denoiser: ModelMixin, checks: Checks) -> Sampler:
         features=dict(zip(texts, checks.encode(texts))),
         cores=None,
         batch_size=1,
-        unused_savers=[],
+        unused_savers=["vae_tiling"] if may_repeat else [],
+        advice="give --num_validation_images 0, lower --resolution",
     )
 
 

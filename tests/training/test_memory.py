@@ -1,5 +1,6 @@
 """What --dry_run estimates, beside the published numbers and beside real training steps."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from PIL import Image
 
 import check_environment
 import train_lora
-from families import models, offloading, quantized
+from families import models, offloading, quantized, sampling
 from families.lora import Adapter
+from families.names import FAMILIES
 from families.published import write_configs
+from families.sampler import Sampling
 from tests.tiny_models import OF_FLOW, build_tiny
 from training import build, dry_run, memory, setup
 from training.memory import Load
@@ -128,16 +131,23 @@ def test_a_rounded_base_counts_in_the_estimate(tmp_path):
 
 
 @pytest.mark.very_slow
-@pytest.mark.parametrize("name", check_environment.NEEDED)
-def test_what_check_environment_says_a_model_takes_is_estimated(tmp_path, name):
-    model, _, words = name.partition(" with ")
-    kinds = dict(zip(words.split()[::2], words.split()[1::2]))
-    large = {"Z-Image": "z_image", "FLUX.1": "flux1", "Stable Diffusion XL": "sdxl"}
-    family, side = (large[model], 1024) if model in large else ("sd1", 512)
-    half = {"dtype": torch.bfloat16, "autocast": torch.bfloat16, "micro_batch": 1}
-    half |= {"quantized": kinds.get("--quantize_base"), "quantized_texts": kinds.get("--quantize_text_encoder")}
-    phases = estimate(str(write_configs(family, tmp_path)), family, height=side, width=side, **half)
-    assert memory.peak_phase(phases)[1] / 2**30 == pytest.approx(check_environment.NEEDED[name], abs=0.06)
+@pytest.mark.parametrize("family, flags", check_environment.NEEDED)
+def test_what_check_environment_says_a_model_takes_is_estimated(tmp_path, family, flags):
+    model = str(write_configs(family, tmp_path))
+    args = train_lora.parse_args([*flags.split(), "--train_batch_size", "1"])
+    args.resolution = sampling.native_size(model)
+    args.validation_inference_steps, args.validation_guidance_scale = sampling.default_sampling(model)
+    layers = tuple(setup.default_layers(model, family))
+    recipe = build.Recipe(Adapter(8, 16, targets=layers), 1e-4, 1e-4, None, 0)
+    precision = devices.Precision("bf16", torch.bfloat16, "as on a GPU")
+    load = setup.read_load(args, recipe, precision, [(args.resolution, args.resolution)], 1)
+    phases = memory.estimate_memory(model, family, dataclasses.replace(load, vae_batch=1))
+    needed = check_environment.NEEDED[family, flags]
+    assert memory.peak_phase(phases)[1] / 2**30 == pytest.approx(needed, abs=0.06)
+
+
+def test_check_environment_knows_every_family_of_which_it_has_published_configs():
+    assert {family for family, _ in check_environment.NEEDED} == FAMILIES.keys() - {"sd2"}
 
 
 def test_weights_and_optimizer_by_their_sizes():
@@ -242,9 +252,46 @@ def test_checkpointing_and_blocks_on_the_cpu_are_chosen_as_far_as_they_are_neede
     assert dry_run.choose_savers(110, [], estimate_with) == (True, 0) and "--quantize_base nf4" in caplog.text
 
 
-def test_more_blocks_on_the_cpu_do_not_help_where_encoding_needs_the_most(caplog):
-    phases = {"encoding": {"weights": 90}, "training": {"frozen weights": 120}}
-    assert dry_run.choose_savers(80, 6 * [20], lambda on: phases)[1] == 4 and "--quantize_base" in caplog.text
+@pytest.mark.parametrize(
+    "phase, advice",
+    [
+        ("text encoding", "--quantize_text_encoder nf4"),
+        ("VAE encoding", "a lower --resolution"),
+        ("validation", "--num_validation_images 0"),
+    ],
+)
+def test_where_more_blocks_on_the_cpu_do_not_help_what_helps_the_largest_phase_is_named(caplog, phase, advice):
+    phases = {phase: {"weights": 90}, "training": {"frozen weights": 120}}
+    assert dry_run.choose_savers(80, 6 * [20], lambda on: phases)[1] == 4
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert f"{phase} needs some" in said and f"changes the result: {advice}" in said
+    assert ("--quantize_base" in said) == (phase == "validation")
+
+
+@pytest.mark.parametrize("family", ["sd1", *OF_FLOW])
+def test_a_validation_image_counts_where_one_is_made(tmp_path, family):
+    model = DEMO if family == "sd1" else build_tiny(tmp_path, family)
+    small, large = (
+        estimate(model, family, height=64, width=64, sampling=Sampling(2, 4.0, side))["validation"]
+        for side in (64, 256)
+    )
+    vae = models.build_part(model, "vae")
+    assert small["weights of the VAE"] == 4 * sum(one.numel() for one in vae.parameters())
+    assert large["activations"] > 4 * small["activations"] and small["gradients"] == 0
+    assert large["activations"] >= 4 * 3 * 256**2  # the image itself
+    trained = estimate(model, family, height=64, width=64)
+    assert "validation" not in trained and small["frozen weights"] == trained["training"]["frozen weights"]
+
+
+@pytest.mark.parametrize(
+    "flags, counts", [("", True), ("--num_validation_images 0", False), ("--validation_steps 0", False)]
+)
+def test_the_memory_of_a_validation_counts_if_it_makes_images(flags, counts):
+    args = train_lora.parse_args(["--resolution", "128", *flags.split()])
+    args.validation_inference_steps, args.validation_guidance_scale = 2, 4.0
+    recipe = build.Recipe(Adapter(8, 16), 1e-4, 1e-4, None, 0)
+    load = setup.read_load(args, recipe, devices.choose_precision(torch.device("cpu")), [(128, 64)], 1)
+    assert bool(load.sampling) == counts and (not counts or load.sampling.size == 128)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +330,8 @@ def test_blocks_on_the_cpu_leave_the_device_but_for_two(tmp_path, family):
     assert plain["training"]["frozen weights"] - kept["training"]["frozen weights"] == sum(of_three)
     assert kept["training"]["brought weights"] == 2 * max(of_three) and plain["training"]["brought weights"] == 0
     assert plain["training"]["activations"] == kept["training"]["activations"]
+    shown = estimate(model, family, height=64, width=64, blocks_on_cpu=3, sampling=Sampling(2, 4.0, 64))["validation"]
+    assert shown["frozen weights"] == kept["training"]["frozen weights"] and shown["brought weights"] > 0
 
 
 def test_the_largest_batch_divides_the_share_and_fits():

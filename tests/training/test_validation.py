@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 
-from families import diffusion, models, sampling
+from families import diffusion, models, sampler, sampling
 from families.names import FAMILIES
 from families.sampler import Sampling
 from tests.tiny_models import DDPM, build_tiny
@@ -21,6 +21,7 @@ from training.examples import Example, View, time_ids
 from training.state import Progress, Training, note_loss
 from training.validation import Checks
 from utils import image_checks
+from utils.cli import UserError
 from utils.parallel import available_cores
 
 SEEDS = [3, 4, 5]
@@ -122,6 +123,29 @@ def test_latents_that_are_not_finite_make_an_image_that_is_reported(parts, value
     with torch.no_grad():
         (image,) = sampling.decode_latents(pipeline.vae, torch.full((1, 4, 16, 16), float(value)))
     assert image_checks.image_fault(image) == "black (or NaN)"
+
+
+@pytest.mark.parametrize(
+    "left, said", [(1, None), (2, "no memory saver is left; give --num_validation_images 0, lower")]
+)
+def test_a_full_memory_at_one_image_is_met_by_vae_tiling_and_then_says_what_to_do(parts, monkeypatch, left, said):
+    wrapped = validation.wrap_denoiser(parts["sd1"].unet, parts["sd1"].checks())
+    assert wrapped.unused_savers == []  # on a CPU, where memory does not run out so
+    wrapped.unused_savers = ["vae_tiling"]
+    faults, decode = left, sampling.decode
+
+    def decode_where_there_is_room(vae, latents):
+        nonlocal faults
+        faults -= 1
+        if faults >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert vae.use_tiling
+        return decode(vae, latents)
+
+    monkeypatch.setattr(sampling, "decode", decode_where_there_is_room)
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        (made,) = sampler.generate_images(wrapped, [sampler.ImageRequest(TEXTS[0], SEEDS[0])])
+        assert np.abs(pixels([made.image]) - pixels(parts["sd1"].images(TEXTS[:1], SEEDS[:1]))).max() <= 1
 
 
 def test_zero_terminal_snr_starts_from_pure_noise(parts):
