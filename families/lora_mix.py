@@ -244,6 +244,11 @@ def check_noise(lora: Lora, model: str, prediction_type: str | None, zero_termin
         )
 
 
+def adapts_texts(lora: Lora) -> bool:
+    """Whether it has layers of a text encoder, as some of other programs for FLUX.1 have."""
+    return any(re.match(r"text_encoder|lora_te", key) for key in read_lora(lora.path)[0])
+
+
 def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:
     """Load them and fuse them into the weights; several stay unfused where one of them is a DoRA.
 

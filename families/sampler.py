@@ -111,7 +111,7 @@ class Sampler:
 class Base:
     """The parts of a model that LoRAs change."""
 
-    denoiser: ModelMixin
+    denoiser: Any  # a ModelMixin; None: not loaded yet
     tokenizers: list[PreTrainedTokenizerBase]
     encoders: list[PreTrainedModel]
     schedule: SchedulerMixin
@@ -121,8 +121,13 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
     """The models on their device, with the features of these prompts; the text encoders are freed again."""
     controlnet = models.load_controlnet(parts.controlnet, parts.model, execution.dtype) if parts.controlnet else None
     # A LoRA is fused before anything is rounded.
-    base = load_base(parts, torch.float32 if parts.loras else execution.dtype)
-    add_loras(parts, base, execution)
+    exact = torch.float32 if parts.loras else execution.dtype
+    if FAMILIES[parts.family].DENOISER == "unet" or any(map(lora_mix.adapts_texts, parts.loras)):
+        base = load_base(parts, exact)
+        add_loras(parts, base, execution)
+    else:  # the text encoders of a transformer are gone before it is loaded: both together may be too large
+        base = Base(None, *load_texts(parts, execution.dtype), load_schedule(parts))
+        move_encoders(parts, base, execution)
     prompts = list(dict.fromkeys([*prompts, settings.negative_prompt]))
     models.report_long_captions(base.tokenizers[-1], prompts, "prompts")
     features = FeatureFile()
@@ -130,6 +135,9 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
         features.add(prompt, found)
     base.encoders.clear()
     free_memory()
+    if base.denoiser is None:
+        base.denoiser = models.load_denoiser(parts.model, exact)
+        add_loras(parts, base, execution)
     vae = models.load_vae(parts.model, vae=parts.vae)
     sampler = build_sampler(parts, base, vae, settings, execution)
     sampler.features = features
@@ -142,11 +150,18 @@ def load_sampler(parts: SamplerParts, settings: Sampling, execution: Execution, 
 
 def load_base(parts: SamplerParts, dtype: torch.dtype) -> Base:
     """The model's own parts, in this dtype, on the CPU."""
+    denoiser = models.load_denoiser(parts.model, dtype)
+    return Base(denoiser, *load_texts(parts, dtype), load_schedule(parts))
+
+
+def load_texts(parts: SamplerParts, dtype: torch.dtype) -> tuple[list[PreTrainedTokenizerBase], list[PreTrainedModel]]:
+    return models.load_text_encoders(parts.model, parts.family, dtype, parts.max_sequence_length)
+
+
+def load_schedule(parts: SamplerParts) -> SchedulerMixin:
     schedule = models.load_noise_scheduler(parts.model)
     schedule.register_to_config(**schedule_changes(parts.prediction_type, parts.zero_terminal_snr))
-    denoiser = models.load_denoiser(parts.model, dtype)
-    tokenizers, encoders = models.load_text_encoders(parts.model, parts.family, dtype, parts.max_sequence_length)
-    return Base(denoiser, tokenizers, encoders, schedule)
+    return schedule
 
 
 @torch.no_grad()
@@ -159,6 +174,11 @@ def add_loras(parts: SamplerParts, base: Base, execution: Execution) -> None:
         lora_mix.apply_loras(pipeline, parts.loras)
         for folder, word in lora_mix.learnt_words(parts.loras).items():
             tokens.read_token(folder, word, base.tokenizers, base.encoders)
+    move_encoders(parts, base, execution)
+
+
+def move_encoders(parts: SamplerParts, base: Base, execution: Execution) -> None:
+    """Round the text encoders as they are to be, and bring them to the device."""
     for encoder in base.encoders:
         torch.nn.Module.to(encoder, execution.dtype)
         if parts.quantized_texts:
@@ -168,7 +188,7 @@ def add_loras(parts: SamplerParts, base: Base, execution: Execution) -> None:
 
 @torch.no_grad()
 def encode_prompts(parts: SamplerParts, base: Base, prompts: list[str]) -> Iterator[tuple[str, Features]]:
-    """Each prompt and its features, on the CPU; the encoders are where `add_loras` has moved them."""
+    """Each prompt and its features, on the CPU; the encoders are on the device."""
     zero = models.empty_prompt_is_zero(parts.model)
     at_once = 64 if FAMILIES[parts.family].DENOISER == "unet" else 4  # those of a transformer are large
     for start in range(0, len(prompts), at_once):

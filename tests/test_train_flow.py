@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -464,6 +465,36 @@ def test_images_with_a_lora_are_those_of_the_plain_pipeline(trainer_data, family
         generator = torch.Generator().manual_seed(request.seed)
         wanted = pipeline(prompt=request.prompt, generator=generator, **options).images[0]
         assert np.abs(np.asarray(one.image, int) - np.asarray(wanted, int)).max() <= 1 and one.is_finite
+
+
+@OF_FIRST
+def test_text_encoders_may_be_rounded_and_are_gone_before_the_transformer_is_loaded(
+    trainer_data, reference, monkeypatch
+):
+    pytest.importorskip("bitsandbytes")
+    model, encoders, left = str(trainer_data[FAMILY]), [], []
+    load_texts, load_denoiser = models.load_text_encoders, models.load_denoiser
+
+    def note_encoders(*args):
+        tokenizers, loaded = load_texts(*args)
+        encoders.extend(map(weakref.ref, loaded))
+        return tokenizers, loaded
+
+    def note_what_is_left(*args):
+        left.append([one() for one in encoders])
+        return load_denoiser(*args)
+
+    monkeypatch.setattr(models, "load_text_encoders", note_encoders)
+    monkeypatch.setattr(models, "load_denoiser", note_what_is_left)
+    how, execution = Sampling(3, 0.0, 16), Execution(torch.device("cpu"), torch.float32, 1)
+    loras = (lora_mix.parse_lora(str(reference)),)
+    read = []
+    for kind in (None, "nf4"):
+        parts = SamplerParts(model, FAMILY, loras, quantized_texts=kind)
+        read.append(load_sampler(parts, how, execution, ["red boots"]).features["red boots"]["embeds"])
+    assert left == [[None], [None, None]]
+    apart = (read[1] - read[0]).norm() / read[0].norm()
+    assert 0 < apart < 0.5
 
 
 def test_images_of_a_model_that_stays_on_the_cpu_are_the_same(trainer_data, family):
