@@ -85,7 +85,8 @@ from utils.sync import sent_after_fault
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
-    "mask_loss resolution effective_batch_size learning_rate lr_scheduler optimizer train_text_encoder seed"
+    "mask_loss resolution effective_batch_size learning_rate lr_scheduler optimizer train_text_encoder quantize_base "
+    "weighting_scheme timestep_shift guidance_scale max_sequence_length seed"
 ).split()
 # Flags of diffusers' dreambooth scripts that are refused, and why.
 REFUSED = (
@@ -392,6 +393,7 @@ def main(args: argparse.Namespace) -> int:
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
+    photos = read_photos(args)  # before anything is written
     syncs = starting.open_folder(args, start, tracking, free, describe_end)
     if syncs is None:
         return 0
@@ -399,7 +401,6 @@ def main(args: argparse.Namespace) -> int:
     # The photos, and the class images that are missing.
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
-        photos = read_photos(args)
         if args.face_crop:
             photos = crop_heads(args, *photos, start.cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)

@@ -91,8 +91,9 @@ REFUSED = (
     )
 )
 ON_THE_CARD = (
-    "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder snr_gamma "
-    "noise_offset caption_dropout random_flip seed mixed_precision"
+    "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder quantize_base "
+    "snr_gamma weighting_scheme timestep_shift guidance_scale max_sequence_length noise_offset caption_dropout "
+    "random_flip seed mixed_precision"
 ).split()
 
 
@@ -167,7 +168,7 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
         "data": args.dataset_name or args.train_data_dir,
         "counts": {"training": train, "held-out": held_out},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD},
+        "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] is not None},
     }
 
 
@@ -201,6 +202,7 @@ def main(args: argparse.Namespace) -> int:
             more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
+    records = read_records(args)  # before anything is written
     syncs = starting.open_folder(args, start, tracking, free, describe_end)
     if syncs is None:
         return 0
@@ -208,7 +210,7 @@ def main(args: argparse.Namespace) -> int:
     # The data: captions and images are encoded once, and each encoder is freed before the next part is loaded.
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
-        train, held_out = (examples.load_examples(records, shapes) for records in read_records(args))
+        train, held_out = (examples.load_examples(part, shapes) for part in records)
         prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
         texts = [one.text for one in train + held_out] + prompts
         encode = None

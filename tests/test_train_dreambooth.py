@@ -541,6 +541,13 @@ def test_dry_run_counts_class_images_and_finds_damaged_images_as_the_run_does(tr
         assert snapshot(tmp_path / "class") == drawn
 
 
+def test_an_empty_folder_of_photos_is_refused_before_anything_is_written(trainer_data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"--instance_data_dir {tmp_path / 'empty'}: it is empty"):
+        teach(trainer_data, tmp_path / "run", "--instance_data_dir", tmp_path / "empty")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_does_nothing_and_other_settings_are_an_error(trainer_data, tmp_path, capsys):
     words = [*FULL, "--max_train_steps", 1]
     assert teach(trainer_data, tmp_path / "run", *words[:-1], 2) == 0

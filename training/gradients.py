@@ -23,8 +23,9 @@ Row = list[float]  # what a trainer records of a sample, its loss first
 
 SKIPS_IN_A_ROW = 3
 OUT_OF_MEMORY = (
-    "out of memory with one sample at once; keep --gradient_checkpointing and --cache_latents on, lower --resolution "
-    "or --rank, or use --optimizer adamw8bit; --dry_run estimates what is needed"
+    "out of memory with one sample at once; keep --gradient_checkpointing and --cache_latents on, lower --resolution, "
+    "or use --quantize_base or --blocks_on_cpu for a LoRA of a transformer, --optimizer adamw8bit for all weights "
+    "(docs/memory.md); --dry_run estimates what is needed"
 )
 ADVICE = "Look at these images, lower --learning_rate, or use --mixed_precision no; the last checkpoint is unharmed"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from PIL import Image
@@ -128,9 +129,11 @@ def _generate_all(wanted: ClassImages, numbers: list[int], sampler: Sampler) -> 
                 elif retry + 1 < TRIES:
                     todo.append((number, retry + 1))
                 else:
+                    exact = sampler.execution.dtype == torch.float32
                     raise UserError(
                         f"--class_prompt {wanted.prompt!r}: image {number} is bad with each of {TRIES} seeds "
-                        f"({fault}); look at images of it with generate.py, try --prior_generation_precision fp32"
+                        f"({fault}); look at images of it with generate.py"
+                        + ("" if exact else ", try --prior_generation_precision fp32")
                     )
 
 
