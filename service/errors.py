@@ -1,5 +1,6 @@
 """The answer to a request that fails, in the shape of OpenAI's API."""
 
+import json
 import logging
 from typing import Any
 
@@ -43,6 +44,11 @@ def stopping_error() -> ApiError:
     return ApiError(503, "the server is stopping; try again once it has started", "stopping", None, 5)
 
 
+def invalid_json() -> ApiError:
+    what = "the body is not a JSON object; send one in braces, in UTF-8 and uncompressed"
+    return ApiError(400, what, "invalid_json")
+
+
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def tell(request: Request, error: ApiError) -> JSONResponse:
@@ -54,6 +60,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def tell_status(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's answer to bytes that Python's json fails at
+            return invalid_json().response()
         return ApiError(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail}").response()
 
     @app.exception_handler(Exception)
@@ -65,9 +73,12 @@ def _describe_fault(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request's body."""
     first = error.errors()[0]
     param = ".".join(str(one) for one in first["loc"][1:])[:100]
-    if first["type"] == "json_invalid":
-        return ApiError(400, "the body is not JSON; send an object in braces", "invalid_json")
+    if first["type"] == "json_invalid" or not param:
+        return invalid_json()
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"`{param}`: not supported here; leave it out (see /docs)", "unknown_parameter", param)
-    found = "" if first["type"] == "missing" else f" {str(first.get('input'))[:60]!r}"
-    return ApiError(400, f"`{param}`{found}: {first['msg']}; see /docs", "invalid_value", param or None)
+    if first["type"] == "missing":
+        return ApiError(400, f"`{param}`: is missing; see /docs", "invalid_value", param)
+    found = json.dumps(first["input"], ensure_ascii=False)[:60]
+    problem = first["msg"].removeprefix("Input ").removeprefix("String ")  # which begin pydantic's "… should be …"
+    return ApiError(400, f"`{param}` {found}: {problem}; see /docs", "invalid_value", param)

@@ -8,6 +8,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -119,10 +120,14 @@ class Guard:
                         raise too_large
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} s", "timeout") from None
-        is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-        if size and scope["path"].startswith("/v1/") and not is_json:  # as a form of another page would be
-            raise ApiError(415, "send the body as Content-Type: application/json", "invalid_content_type")
         return b"".join(chunks)
+
+
+async def require_json(request: Request) -> None:
+    """For the routes of the API: refuse a body of another type, as a form of another page would be."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.url.path.startswith("/v1/") and kind != "application/json" and await request.body():
+        raise ApiError(415, "send the body as Content-Type: application/json", "invalid_content_type")
 
 
 def _host_name(host: str) -> str:

@@ -33,7 +33,7 @@ SEEDS = 10**9 - 1  # the highest, as generate.py's
 class ImageBody(BaseModel):
     """Fields of OpenAI's API, and negative_prompt, steps, guidance_scale, seed and lora, which are this server's."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: str = Field(min_length=1, max_length=4000, description="What the images show.")
     model: str | None = Field(None, description="A name of /v1/models; by default the first LoRA, or the base model.")
@@ -53,6 +53,7 @@ class ImageBody(BaseModel):
     background: Literal["auto", "opaque"] | None = None
     output_format: Literal["png"] | None = None
     moderation: Literal["auto", "low"] | None = None
+    partial_images: Literal[0] | None = None
     user: str | None = Field(None, max_length=200)
 
 
@@ -129,6 +130,9 @@ def make_job(service: ImageService, body: ImageBody, seed: int) -> Job:
     for name, value, most in (("n", body.n, limits.images), ("steps", steps, limits.steps)):
         if value > most:
             raise ApiError(400, f"`{name}` {value}: at most {most} here", "too_large", name)
+    if seed + body.n - 1 > SEEDS:
+        what = f"the last of {body.n} images would have a seed above {SEEDS}"
+        raise ApiError(400, f"`seed` {seed}: {what}; give at most {SEEDS - body.n + 1}", "too_large", "seed")
     guidance = defaults.guidance_scale if body.guidance_scale is None else body.guidance_scale
     if guidance != defaults.guidance_scale and not service.has_guidance:
         what = f"`guidance_scale` {guidance:g}: does nothing for a {LABELS[service.family]} without guidance"

@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 import uvicorn
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service.errors import ApiError, add_error_handlers
-from service.guard import COOKIE, Access, Guard
+from service.guard import COOKIE, Access, Guard, require_json
 from service.image_api import ImageService, image_routes
 from service.measures import Measures
 from service.pages import render, styles
@@ -70,7 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def build_app(site: Site, access: Access) -> ASGIApp:
-    app = FastAPI(title="serve.py", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(title="serve.py", docs_url=None, redoc_url=None, dependencies=[Depends(require_json)])
     add_error_handlers(app)
     app.include_router(common_routes(site))
     if site.images:

@@ -42,7 +42,7 @@ class ServedVoice:
 class SpeechBody(BaseModel):
     """Fields of OpenAI's API, and seed, which is this server's."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     input: str = Field(min_length=1, max_length=MOST_CHARACTERS, description="What is spoken.")
     voice: str = Field(max_length=200, description="A name of /v1/audio/voices.")

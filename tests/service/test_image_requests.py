@@ -45,3 +45,13 @@ def test_a_guidance_scale_that_does_nothing_is_refused():
     with pytest.raises(ApiError, match="`guidance_scale` 4: does nothing for a FLUX.2 Klein without guidance"):
         sampling_of(service, guidance_scale=4)
     assert sampling_of(service, guidance_scale=1).guidance_scale == 1
+
+
+def test_the_highest_seeds_can_be_asked_for_and_what_asks_for_nothing_may_be_said():
+    service = service_of("sd1", True, 7.5)
+
+    async def ask() -> list[int]:
+        body = ImageBody(prompt="boots", n=3, partial_images=0)
+        return [one.seed for one in make_job(service, body, 999_999_997).requests]
+
+    assert asyncio.run(ask()) == [999_999_997, 999_999_998, 999_999_999]
