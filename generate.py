@@ -208,10 +208,9 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str)
 def report_long_prompts(plan: Plan) -> None:
     """Warn of prompts that a run would cut off, by the tokenizer alone."""
     parts = plan.parts
-    tokenizer = models.load_tokenizers(parts.model, parts.family, parts.max_sequence_length)[-1]
-    tokenizer.add_tokens(list(lora_mix.learnt_words(parts.loras).values()))
+    tokenizers = models.load_tokenizers(parts.model, parts.family, parts.max_sequence_length)
     prompts = [one.text for one in plan.prompts] + [plan.sampling.negative_prompt]
-    models.report_long_captions(tokenizer, prompts, "prompts")
+    models.report_long_captions(lora_mix.length_tokenizer(tokenizers, parts.loras), prompts, "prompts")
 
 
 def make_request(args: argparse.Namespace, plan: Plan, job: Job) -> ImageRequest:

@@ -1,5 +1,6 @@
 """LoRAs to generate with: found, checked against the model, loaded, and fused into its weights."""
 
+import copy
 import logging
 import re
 import warnings
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import diffusers
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from transformers import PreTrainedTokenizerBase
 
 from families import tokens
 from families.lora import FILE_NAME, read_lora
@@ -88,6 +90,16 @@ def named_base(loras: Sequence[Lora]) -> str | None:
             "--pretrained_model_name_or_path, and add --allow_other_base where they are known to go together"
         )
     return first
+
+
+def length_tokenizer(tokenizers: Sequence[PreTrainedTokenizerBase], loras: Sequence[Lora]) -> PreTrainedTokenizerBase:
+    """A tokenizer that tells which prompts are cut off: of several the last, which reads the most; a copy.
+
+    It has the words that the LoRAs have learnt.
+    """
+    tokenizer = copy.deepcopy(tokenizers[-1])
+    tokenizer.add_tokens(list(learnt_words(loras).values()))
+    return tokenizer
 
 
 def learnt_words(loras: Sequence[Lora]) -> dict[Path, str]:

@@ -56,7 +56,17 @@ def has_guidance(model: str) -> bool:
 def check_guidance(model: str, family: str, flag: str, value: float | None) -> None:
     """Refuse a guidance scale that would change no image of the model."""
     if value not in (None, default_sampling(model)[1]) and not has_guidance(model):
-        raise UserError(f"--{flag} {value:g}: does nothing for a {LABELS[family]} without guidance; leave it out")
+        raise UserError(f"--{flag} {value:g}: {guidance_problem(family)}")
+
+
+def guidance_problem(family: str) -> str:
+    """Why a model without guidance takes no guidance scale, and what to do."""
+    return f"does nothing for a {LABELS[family]} without guidance; leave it out"
+
+
+def takes_negative_prompt(family: str, with_guidance: bool) -> bool:
+    """Whether the model reads one at some guidance scale; `with_guidance`: see `has_guidance`."""
+    return with_guidance and FAMILIES[family].SECOND_PROMPT_ABOVE is not None
 
 
 def reads_negative_prompt(family: str, guidance: float) -> bool:
@@ -70,7 +80,7 @@ def negative_prompt_problem(family: str, with_guidance: bool, guidance: float) -
     if FAMILIES[family].SECOND_PROMPT_ABOVE is None:
         return f"not supported here for {LABELS[family]}; leave it out"
     if not with_guidance:
-        return f"does nothing for a {LABELS[family]} without guidance; leave it out"
+        return guidance_problem(family)
     return f"does nothing at a guidance scale of {guidance:g}; give a higher one, or leave it out"
 
 
@@ -100,6 +110,21 @@ def enable_memory_saver(
 
         for module in filter(None, (denoiser, vae, controlnet)):
             cpu_offload(module.to("cpu"), device)
+
+
+def disable_memory_saver(name: str, denoiser: ModelMixin, vae: ModelMixin, device: torch.device) -> None:
+    """Undo `enable_memory_saver`, without a ControlNet."""
+    if name == "vae_slicing":
+        vae.disable_slicing()
+    elif name == "vae_tiling":
+        vae.disable_tiling()
+    elif name == "attention_slicing":
+        denoiser.set_attention_slice(None)
+    else:
+        from accelerate.hooks import remove_hook_from_module
+
+        for module in (denoiser, vae):
+            remove_hook_from_module(module, recurse=True).to(device)
 
 
 def make_scheduler(name: str, noise_schedule: SchedulerMixin) -> SchedulerMixin:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -16,7 +17,8 @@ from service.errors import ApiError
 from service.measures import Measures
 
 COOKIE = "serve_session"
-OPEN = ("/health", "/login", "/page.css")  # paths that need no token; so do the addresses of images, which are secrets
+OPEN = ("/health", "/login", "/page.css")  # paths that need no token
+FILES = "/files/"  # nor do the addresses of images, which are secrets
 BODY_SECONDS = 30.0  # for a body to arrive
 SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -58,6 +60,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in SAFE_HEADERS.items():
                     headers.setdefault(name, value)
+                if self._access.origins and scope["path"].startswith(FILES):
+                    headers["Cross-Origin-Resource-Policy"] = "cross-origin"
                 route = getattr(scope.get("route"), "path", "other")
                 self._measures.count("requests_total", route=route, status=message["status"])
             await send(message)
@@ -86,14 +90,14 @@ class Guard:
     def _check_caller(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self._token and _host_name(host) not in ("127.0.0.1", "localhost", "[::1]"):
+        if not self._token and not is_loopback(_host_name(host)):
             raise ApiError(403, f"host {host[:60]}: without a token this server answers to localhost alone", "bad_host")
         origin = headers.get("origin")
         is_own = origin is None or origin.partition("://")[2] == host or origin in self._access.origins
         if not is_own and scope["method"] not in ("GET", "HEAD"):
             raise ApiError(403, f"origin {origin[:60]}: pages of other servers may send nothing here", "bad_origin")
         path = scope["path"]
-        if not self._token or path in OPEN or path.startswith("/files/"):
+        if not self._token or path in OPEN or path.startswith(FILES):
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.is_token(given.strip()):
@@ -130,9 +134,13 @@ async def require_json(request: Request) -> None:
         raise ApiError(415, "send the body as Content-Type: application/json", "invalid_content_type")
 
 
+def is_loopback(host: str) -> bool:
+    return host.lower() in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
 def _host_name(host: str) -> str:
-    """Without the port."""
-    return host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
+    """Without the port, and without the brackets of IPv6."""
+    return (host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host).strip("[]")
 
 
 def _read_cookie(header: str) -> str:

@@ -15,9 +15,8 @@ from fastapi import APIRouter, Request, Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from families.names import LABELS
 from families.sampler import GeneratedImage, ImageRequest, Sampling
-from families.sampling import negative_prompt_problem, reads_negative_prompt
+from families.sampling import guidance_problem, negative_prompt_problem, reads_negative_prompt, takes_negative_prompt
 from service.answers import TimedStream, unless_client_leaves
 from service.errors import ApiError
 from service.image_model import ImageModel
@@ -27,6 +26,7 @@ from utils.cli import name_some, suggest
 from utils.devices import nth_seed
 
 MOST_WEIGHT = 10.0
+READING = 5.0  # seconds for a client to read the last events, of which one may be that the time is over
 SEEDS = 10**9 - 1  # the highest, as generate.py's
 
 
@@ -86,6 +86,10 @@ class ImageService:
     def default_loras(self) -> dict[str, float]:
         return dict(list(self.loras.items())[:1])
 
+    @property
+    def takes_negative_prompt(self) -> bool:
+        return takes_negative_prompt(self.family, self.has_guidance)
+
 
 def image_routes(service: ImageService) -> APIRouter:
     routes = APIRouter(tags=["images"])
@@ -99,7 +103,7 @@ def image_routes(service: ImageService) -> APIRouter:
         root = str(request.base_url)
         if body.stream:
             events = stream_events(service, body, job, ahead, root)
-            end = asyncio.get_running_loop().time() + service.limits.seconds
+            end = asyncio.get_running_loop().time() + service.limits.seconds + READING
             return TimedStream(await anext(events), events, "text/event-stream", end)
         try:
             images = await unless_client_leaves(request, collect_images(service, job))
@@ -135,8 +139,8 @@ def make_job(service: ImageService, body: ImageBody, seed: int) -> Job:
         raise ApiError(400, f"`seed` {seed}: {what}; give at most {SEEDS - body.n + 1}", "too_large", "seed")
     guidance = defaults.guidance_scale if body.guidance_scale is None else body.guidance_scale
     if guidance != defaults.guidance_scale and not service.has_guidance:
-        what = f"`guidance_scale` {guidance:g}: does nothing for a {LABELS[service.family]} without guidance"
-        raise ApiError(400, f"{what}; leave it out", "invalid_value", "guidance_scale")
+        what = f"`guidance_scale` {guidance:g}: {guidance_problem(service.family)}"
+        raise ApiError(400, what, "invalid_value", "guidance_scale")
     if body.negative_prompt and not reads_negative_prompt(service.family, guidance):
         problem = negative_prompt_problem(service.family, service.has_guidance, guidance)
         raise ApiError(400, f"`negative_prompt`: {problem}", "invalid_value", "negative_prompt")

@@ -9,9 +9,9 @@ import torch
 from diffusers import ModelMixin
 from diffusers.training_utils import free_memory
 
-from families import models
+from families import models, sampling
 from families.diffusion import Features
-from families.lora_mix import Lora
+from families.lora_mix import Lora, length_tokenizer
 from families.sampler import (
     Base,
     Execution,
@@ -28,6 +28,7 @@ from families.sampler import (
 )
 from service.image_queue import OnStep, Settings
 from utils.cli import UserError
+from utils.devices import suppress_out_of_memory
 
 logger = logging.getLogger(__name__)
 MOST_PROMPTS = 32  # whose features are kept of each mix
@@ -57,7 +58,9 @@ class ImageModel:
         self._parts, self._loras, self._defaults, self._execution = parts, loras, defaults, execution
         self._most_mixes = most_mixes
         self._base = load_base(parts, torch.float32 if loras else execution.dtype)
-        self._tokenizer = copy.deepcopy(self._base.tokenizers[0])  # for another thread than the one that encodes
+        self._tokenizer = length_tokenizer(
+            self._base.tokenizers, list(loras.values())
+        )  # not for the thread that encodes
         self._vae: ModelMixin = models.load_vae(parts.model, vae=parts.vae)
         self._mixes: OrderedDict[LoraWeights, Mix] = OrderedDict()
 
@@ -69,11 +72,15 @@ class ImageModel:
         features: dict[str, Features] = {}
         for one in requests:
             features |= self._encode(mix, one.prompt, settings.sampling.negative_prompt)
-        sampler = replace(mix.sampler, settings=settings.sampling, features=features, on_step=on_step)
+        unused = list(mix.sampler.unused_savers)
+        sampler = replace(
+            mix.sampler, settings=settings.sampling, features=features, on_step=on_step, unused_savers=unused
+        )
         try:
             return generate_images(sampler, requests)
-        finally:
-            mix.sampler.batch_size = sampler.batch_size  # which is smaller once memory has run out
+        finally:  # where memory ran out, for these images alone
+            for name in mix.sampler.unused_savers[: len(mix.sampler.unused_savers) - len(unused)]:
+                sampling.disable_memory_saver(name, sampler.denoiser, sampler.vae, self._execution.device)
 
     def warm_up(self, settings: Settings) -> None:
         """Make one image of two steps; refuses a precision in which the model gives NaN."""
@@ -90,12 +97,23 @@ class ImageModel:
 
     def _find_mix(self, weights: LoraWeights) -> Mix:
         if weights not in self._mixes:
-            while len(self._mixes) >= self._most_mixes:
-                self._mixes.popitem(last=False)
-                free_memory()
-            self._mixes[weights] = self._load_mix(weights)
+            self._drop_mixes(self._most_mixes - 1)
+            mix = None
+            with suppress_out_of_memory():
+                mix = self._load_mix(weights)
+            if mix is None:
+                logger.warning("out of memory at a mix of LoRAs: all others leave the device")
+                self._drop_mixes(0)
+                mix = self._load_mix(weights)
+            self._mixes[weights] = mix
         self._mixes.move_to_end(weights)
         return self._mixes[weights]
+
+    def _drop_mixes(self, most: int) -> None:
+        """Keep this many, those that were used last."""
+        while len(self._mixes) > most:
+            self._mixes.popitem(last=False)
+        free_memory()
 
     def _load_mix(self, weights: LoraWeights) -> Mix:
         loras = tuple(self._loras[name]._replace(weight=weight) for name, weight in weights)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service.errors import ApiError, add_error_handlers
-from service.guard import COOKIE, Access, Guard, require_json
+from service.guard import COOKIE, Access, Guard, is_loopback, require_json
 from service.image_api import ImageService, image_routes
 from service.measures import Measures
 from service.pages import render, styles
@@ -65,10 +64,6 @@ def read_token(host: str) -> str:
     return token
 
 
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
-
-
 def build_app(site: Site, access: Access) -> ASGIApp:
     app = FastAPI(title="serve.py", docs_url=None, redoc_url=None, dependencies=[Depends(require_json)])
     add_error_handlers(app)
@@ -80,11 +75,17 @@ def build_app(site: Site, access: Access) -> ASGIApp:
     for routes in site.more_routes:
         app.include_router(routes)
     guard = Guard(app, access, site.measures)
-    add_login(app, guard, site)
+    if access.token:
+        add_login(app, guard, site)
     if not access.origins:
         return guard
-    methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
-    return CORSMiddleware(guard, allow_origins=access.origins, allow_methods=methods, allow_headers=headers)
+    return CORSMiddleware(
+        guard,
+        allow_origins=access.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],  # OpenAI's client in a browser sends some of its own
+        expose_headers=["Retry-After"],
+    )
 
 
 def common_routes(site: Site) -> APIRouter:

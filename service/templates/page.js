@@ -59,10 +59,11 @@ function sendByKeys(form) {
 
 function readSettings(form) {
   const settings = {
-    prompt: form.prompt.value, negative_prompt: form.negative_prompt.value, seed: Number(form.seed.value),
-    n: Number(form.n.value), size: `${form.size.value}x${form.size.value}`, steps: Number(form.steps.value),
-    guidance_scale: Number(form.guidance_scale.value), lora: {},
+    prompt: form.prompt.value, seed: Number(form.seed.value), n: Number(form.n.value),
+    size: `${form.size.value}x${form.size.value}`, steps: Number(form.steps.value), lora: {},
   };
+  if (form.negative_prompt) settings.negative_prompt = form.negative_prompt.value; // a model may have neither
+  if (form.guidance_scale) settings.guidance_scale = Number(form.guidance_scale.value);
   for (const slider of form.querySelectorAll("input[data-lora]")) {
     if (Number(slider.value)) settings.lora[slider.name] = Number(slider.value);
   }
@@ -71,7 +72,7 @@ function readSettings(form) {
 
 function writeSettings(form, settings) {
   for (const name of ["prompt", "negative_prompt", "seed", "n", "steps", "guidance_scale"]) {
-    form[name].value = settings[name];
+    if (form[name]) form[name].value = settings[name];
   }
   form.size.value = parseInt(settings.size, 10);
   form.lock.checked = true;
@@ -83,8 +84,9 @@ function writeSettings(form, settings) {
 
 function describe(settings) {
   const loras = Object.entries(settings.lora).map(([name, weight]) => `${name} ${weight}`);
-  const words = [`${say("seed")} ${settings.seed}`, settings.size, `${settings.steps} ${say("steps")}`,
-    `${say("guidance")} ${settings.guidance_scale}`, ...loras];
+  const words = [`${say("seed")} ${settings.seed}`, settings.size, `${settings.steps} ${say("steps")}`];
+  if ("guidance_scale" in settings) words.push(`${say("guidance")} ${settings.guidance_scale}`);
+  words.push(...loras);
   if (settings.negative_prompt) words.push(`${say("negative")}: ${settings.negative_prompt}`);
   return words.join(" · ");
 }
