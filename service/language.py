@@ -55,6 +55,14 @@ def write_separators(language: str, number: str) -> str:
     return number.translate(SEPARATORS) if language == "pt" else number
 
 
+def write_rate(value: float) -> str:
+    """A learning rate as people give it: 1e-3, 2.5e-5; from 0.01 on as it is."""
+    if value >= 0.01 or not value:
+        return f"{value:.2g}"
+    mantissa, power = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(power)}"
+
+
 class _Formatter(string.Formatter):
     def __init__(self, language: str):
         self.language = language
@@ -66,7 +74,7 @@ class _Formatter(string.Formatter):
         if format_spec == "time":
             return write_separators(self.language, duration(value))
         if format_spec == "rate":
-            return write_number(self.language, value, ".2g").replace("e-0", "e-")
+            return write_separators(self.language, write_rate(value))
         if isinstance(value, (int, float)):
             return write_number(self.language, value, format_spec)
         return format(value, format_spec)

@@ -50,8 +50,13 @@ def _ends_line(path: Path) -> bool:
 
 def read_metrics(path: Path) -> list[Record]:
     """The records of all complete lines; a line that a kill cut off is skipped. Without a file there are none."""
+    return parse_metrics(read_file(path)) if path.exists() else []
+
+
+def parse_metrics(content: bytes) -> list[Record]:
+    """The records of a file's content, without the lines that hold none."""
     records = []
-    for line in read_file(path).splitlines() if path.exists() else []:
+    for line in content.splitlines():
         try:
             record = parse_json(line)
         except ValueError:  # torn, perhaps in the middle of a character

@@ -132,8 +132,14 @@ def refuse_foreign(folder: Path, kind: str, advice: str = "give another folder")
         raise UserError(f"--output_dir {folder}: holds files that no script wrote ({foreign[0]}); {advice}")
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the folder was started with, from its config.yaml, if it has one; a damaged one is an error."""
+CONTINUE = "remove that file to continue with the settings of this command, or give another folder"
+
+
+def read_settings(folder: Path, advice: str = CONTINUE) -> dict[str, Any]:
+    """The settings that the folder was started with, from its config.yaml, if it has one.
+
+    A damaged one is an error, whose message ends with the advice.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
@@ -142,10 +148,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         refuse_deep(text)
         settings = dict(yaml.safe_load(text))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({' '.join(str(error).split())}); remove that file to continue with the settings of "
-            "this command, or give another folder"
-        ) from None
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); {advice}") from None
     if isinstance(buckets := settings.get("aspect_ratio_buckets"), bool):  # before it had diffusers' meaning, a list
         settings |= {"use_aspect_ratio_buckets": buckets, "aspect_ratio_buckets": None}
     if settings.get("num_train_epochs"):  # the steps beside it, of earlier versions, were a default that did not count

@@ -16,10 +16,21 @@ ALONE_GIB = 2.0  # what Python, the libraries and the device's own may take besi
 BEYOND = 1.3  # times the estimate
 
 
+def judge_records(run: RunRecord) -> Finding | None:
+    """Lines of metrics.jsonl that can't be read, or none at all though the run has trained."""
+    if run.unread:
+        values = {"unread": run.unread, "records": len(run.records)}
+        return Finding("finding.records_damaged", "odd", values, "advice.records")
+    if run.records or not run.has_trained:
+        return None
+    is_there = (run.folder / "metrics.jsonl").exists()
+    return Finding("finding.records_empty" if is_there else "finding.records_missing", "odd", advice="advice.records")
+
+
 def judge_progress(run: RunRecord) -> Finding | None:
     """How far it is, and how long the rest takes; or that it has ended."""
     if not run.step:
-        return Finding("finding.not_begun", "note", advice="advice.not_begun")
+        return None if judge_records(run) else Finding("finding.not_begun", "note", advice="advice.not_begun")
     values: dict[str, float] = {"steps": run.step, "last_step": run.last_step or run.step}
     if run.has_ended:
         values["seconds"] = run.summary.get("seconds", 0.0)
@@ -28,6 +39,8 @@ def judge_progress(run: RunRecord) -> Finding | None:
         return Finding("finding.ended", "good", values)
     if not run.last_step:
         return Finding("finding.open_end", "note", values)
+    if run.step > run.last_step:
+        return Finding("finding.beyond_end", "odd", values, "advice.beyond_end")
     values["share"] = run.step / run.last_step
     left = seconds_left(run.records, int(run.last_step))
     if left is None:

@@ -65,7 +65,7 @@ def judge_held_out(run: RunRecord) -> Finding | None:
     """The held-out loss: over-fitting, if it rose since its best while the training loss fell on."""
     pairs = run.pairs("val_loss")
     if not pairs:
-        return Finding("finding.no_held_out", "note", {}, "advice.no_held_out") if run.step else None
+        return Finding("finding.no_held_out", "note", {}, "advice.no_held_out") if run.records and run.step else None
     (first_step, first), (_, last) = pairs[0], pairs[-1]
     best_step, best = min(pairs, key=lambda pair: pair[1])
     values = {"first": first, "best": best, "best_step": best_step, "last": last, "rise": part_of(last - best, best)}

@@ -1,5 +1,6 @@
 """Rules on what the training gave: validation images and sounds, the best weights, other runs, the evaluation."""
 
+import math
 import struct
 from pathlib import Path
 from statistics import fmean
@@ -57,14 +58,20 @@ def judge_best(run: RunRecord) -> Finding | None:
 
 
 def judge_beside(run: RunRecord) -> Finding | None:
-    """The best held-out loss beside that of the best other run of the folder that can be compared."""
+    """The best held-out loss beside that of the best other run of the folder that can be compared.
+
+    Before the end only what the others had reached by the same step counts, and nothing is called odd.
+    """
+    last = math.inf if run.has_ended else run.step
     own = min(run.values("val_loss"), default=None)
-    others = [other for other in runs_beside(run) if is_comparable(run, other)] if own is not None else []
+    others = [other for other in runs_beside(run) if is_comparable(run, other, last)] if own is not None else []
     if not others:
         return None
-    best = min(others, key=lambda other: min(other.values("val_loss")))
-    theirs = min(best.values("val_loss"))
+    best = min(others, key=lambda other: min(losses_until(other, last)))
+    theirs = min(losses_until(best, last))
     values: dict[str, float | str] = {"runs": len(others), "other": best.name, "theirs": theirs, "own": own}
+    if not run.has_ended:
+        return Finding("finding.beside_so_far", "note", values | {"step": run.step})
     if differ := describe_differences(run, best):
         values["differ"] = differ
     if abs(own - theirs) <= ALIKE * theirs:
@@ -74,10 +81,14 @@ def judge_beside(run: RunRecord) -> Finding | None:
     return Finding("finding.beside_worse" if differ else "finding.beside_worse_alike", "odd", values)
 
 
-def is_comparable(run: RunRecord, other: RunRecord) -> bool:
+def losses_until(run: RunRecord, last: float) -> list[float]:
+    return [loss for step, loss in run.pairs("val_loss") if step <= last]
+
+
+def is_comparable(run: RunRecord, other: RunRecord, last: float) -> bool:
     data = run.environment.get("dataset")
     same = all(run.settings.get(name) == other.settings.get(name) for name in OF_THE_LOSS)
-    trained = len(other.values("val_loss")) > 1
+    trained = len(losses_until(other, last)) > 1
     return same and trained and bool(data) and other.environment.get("dataset") == data
 
 

@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import parse_json, read_text
-from utils.metrics_log import Record, read_metrics
+from utils.files import parse_json, read_file, read_text
+from utils.metrics_log import Record, parse_metrics
 from utils.runs import read_settings, read_summary
 
 MOST_BESIDE = 50  # runs of a folder that one is compared with
+WANTED = "give the folder of a run, such as runs/casual_shoes"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """`summary` is empty until the run has ended; `environment`: where it is trained, as environment.json has it."""
+    """`summary` is empty until the run has ended; `environment`: where it is trained, as environment.json has it.
+
+    `unread`: the lines of metrics.jsonl that hold no record, without a last one that is still being written.
+    """
 
     folder: Path
     settings: dict[str, Any]
     records: list[Record]
     summary: dict[str, Any]
     environment: dict[str, Any]
+    unread: int = 0
 
     @property
     def name(self) -> str:
@@ -30,7 +35,16 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        return max((record["step"] for record in self.records), default=0)
+        """The newest that is recorded; where no record is left, that of the end."""
+        steps = self.summary.get("steps")
+        return max((record["step"] for record in self.records), default=steps if isinstance(steps, int) else 0)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether there is a result, also where no record is left."""
+        names = [path.name.rpartition("-")[2] for path in self.folder.glob("checkpoint-*")]
+        saved = max((int(name) for name in names if name.isdecimal()), default=0)
+        return bool(self.step) or (self.folder / "best").is_dir() or saved > self.number("logging_steps")
 
     @property
     def has_ended(self) -> bool:
@@ -70,11 +84,23 @@ def is_number(value: object) -> bool:
 
 def read_run(folder: Path) -> RunRecord:
     """The run in a folder, also of a copy that another machine writes; refuses a folder that holds no run."""
+    if not folder.is_dir():
+        raise UserError(f"--run {folder}: {'is a file' if folder.exists() else 'no such folder'}; {WANTED}")
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"--run {folder}: has no config.yaml; give the folder of a run, such as runs/casual_shoes")
-    records = [record for record in read_metrics(folder / "metrics.jsonl") if isinstance(record.get("step"), int)]
+        raise UserError(f"--run {folder}: has no config.yaml; {WANTED}")
+    settings = read_settings(folder, "put back a whole copy of that file, or give the folder of another run")
+    records, unread = read_records(folder / "metrics.jsonl")
     environment = read_object_if_whole(folder / "environment.json")
-    return RunRecord(folder, read_settings(folder), records, read_summary(folder), environment)
+    return RunRecord(folder, settings, records, read_summary(folder), environment, unread)
+
+
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """The records that have a step, and the number of the other lines but a last one that is still being written."""
+    content = read_file(path) if path.exists() else b""
+    records = [record for record in parse_metrics(content) if isinstance(record.get("step"), int)]
+    lines = sum(bool(line.strip()) for line in content.splitlines())
+    is_torn = bool(records) and not content.endswith(b"\n")
+    return records, max(0, lines - len(records) - is_torn)
 
 
 def read_object_if_whole(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from service.report.cost_rules import (
     judge_benchmark,
     judge_memory,
     judge_progress,
+    judge_records,
     judge_silence,
     judge_speed,
     judge_time_spent,
@@ -36,6 +37,7 @@ from service.report.run_record import RunRecord, read_run
 
 RULES = (
     judge_progress,
+    judge_records,
     judge_silence,
     judge_trend,
     judge_divergence,

@@ -97,3 +97,11 @@ def test_numbers_are_written_as_the_language_writes_them(monkeypatch):
 def test_a_key_that_is_missing_is_an_error():
     with pytest.raises(KeyError):
         translate("en", "report.no_such_text")
+
+
+@pytest.mark.parametrize(
+    ("rate", "shown"), [(1e-3, "1e-3"), (2.5e-5, "2,5e-5"), (1e-4, "1e-4"), (0.1, "0,1"), (3.0, "3"), (0.0, "0")]
+)
+def test_learning_rates_are_written_alike(rate, shown):
+    text = translate("pt", "finding.rate_above", rate=rate, low=rate, high=rate)
+    assert f"de {shown} está" in text and f"({shown} a {shown})" in text

@@ -173,7 +173,7 @@ def test_invalid_images_of_the_newest_validation_are_worse_than_earlier_ones(tmp
 
 
 def test_a_run_is_compared_with_those_beside_it_on_the_same_data_alone(tmp_path):
-    run = write_run(tmp_path / "mine", held_out=lambda step: 0.2 + falling(step))
+    run = finish(write_run(tmp_path / "mine", held_out=lambda step: 0.2 + falling(step)))
     assert not any(name.startswith("beside") for name in found(run))
     write_run(tmp_path / "better", held_out=falling, settings={"rank": 16})
     write_run(tmp_path / "elsewhere", held_out=lambda step: falling(step) / 10)
@@ -183,7 +183,17 @@ def test_a_run_is_compared_with_those_beside_it_on_the_same_data_alone(tmp_path)
     finding = found(run)["beside_worse"]
     assert finding.values["runs"] == 1 and finding.values["other"] == "better"
     assert finding.values["differ"] == "`rank` 8 (16)"
-    assert "beside_better" in found(tmp_path / "better")
+    assert "beside_better" in found(finish(tmp_path / "better"))
+
+
+def test_a_run_that_goes_on_is_compared_at_its_own_step_and_not_called_worse(tmp_path):
+    run = write_run(tmp_path / "mine", held_out=falling, last=300)
+    finish(write_run(tmp_path / "longer", held_out=falling))
+    finding = found(run)["beside_so_far"]
+    assert finding.values["own"] == finding.values["theirs"] == pytest.approx(falling(300))
+    write_run(tmp_path / "longer", held_out=lambda step: falling(step) / 2)
+    assert found(run)["beside_so_far"].values["theirs"] == pytest.approx(falling(300) / 2)
+    assert odd(run) == set()
 
 
 def test_an_evaluation_beside_the_run_is_read(tmp_path):
@@ -234,10 +244,32 @@ def test_a_voice_with_wrong_lengths_and_discriminators_that_always_win_is_odd(tm
 
 def test_damaged_records_are_left_out(tmp_path):
     run = write_run(tmp_path / "run")
-    clean = write_report(run, "en")
+    clean = found(run)
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": "x", "loss": 9}\n{"step": 1010, "loss": "NaN", "lr": true}\n{"loss": Infinity}\n{"st')
-    assert write_report(run, "en").replace("1,010", "1,000").replace("101%", "100%") == clean
+    assert "metrics.jsonl is damaged: 2 of its lines can't be read; 101 records can." in write_report(run, "en")
+    assert odd(run) == {"records_damaged", "beyond_end"}
+    assert found(run)["loss_falls"] == clean["loss_falls"]
+
+
+@pytest.mark.parametrize(
+    ("content", "name"), [(b"", "records_empty"), (None, "records_missing"), (bytes(range(256)) * 9, "records_damaged")]
+)
+def test_a_finished_run_whose_records_are_lost_is_not_called_new(content, name, tmp_path):
+    run = finish(write_run(tmp_path / "run", held_out=falling))
+    (run / "metrics.jsonl").unlink()
+    if content is not None:
+        (run / "metrics.jsonl").write_bytes(content)
+    names = found(run)
+    assert odd(run) == {name} and "ended" in names and not {"not_begun", "no_held_out"} & names.keys()
+    (run / "summary.json").unlink()
+    (run / "checkpoint-1000").mkdir()
+    assert name in odd(run) and "not_begun" not in found(run)
+
+
+def test_more_steps_than_the_settings_ask_for_are_odd(tmp_path):
+    run = write_run(tmp_path / "run", settings={"max_train_steps": 40})
+    assert "beyond_end" in odd(run) and "%" not in found(run)["beyond_end"].text("pt")
 
 
 def test_settings_from_the_environment_and_losses_of_zero_break_no_rule(tmp_path):
@@ -268,4 +300,11 @@ def test_every_finding_and_advice_can_be_told_in_both_languages(tmp_path):
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"--run {tmp_path}: has no config.yaml; give the folder of a run"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match="no such folder; give"):
+        read_run(tmp_path / "nope")
+    (tmp_path / "config.yaml").write_text("[")
+    with pytest.raises(UserError, match="config.yaml: is a file; give"):
+        read_run(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="config.yaml is damaged .*; put back a whole copy of that file"):
         read_run(tmp_path)
