@@ -71,7 +71,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_endpoint(args: argparse.Namespace) -> Endpoint:
-    """Where to ask; refuses an address that is none, and to send a key to another machine without TLS."""
+    """Where to ask; refuses an address that is none, and to send a key to another machine without TLS.
+
+    That OpenRouter's key is missing is a Failure: the report by rules needs none.
+    """
     given, key = args.llm_base_url, os.environ.get(KEY, "").strip()
     try:
         place = urlsplit(given)
@@ -81,10 +84,7 @@ def read_endpoint(args: argparse.Namespace) -> Endpoint:
     if not is_whole or place.scheme not in ("http", "https") or not place.hostname or place.query or place.username:
         raise UserError(f"--llm_base_url {given}: expected http(s)://host/path, such as https://openrouter.ai/api/v1")
     if place.hostname == "openrouter.ai" and not key:
-        raise UserError(
-            f"--llm_models {args.llm_models[0]}: {KEY} is not set; export a key of OpenRouter, or give "
-            "the --llm_base_url of a server of your own"
-        )
+        raise Failure("reason.no_key")
     if key and place.scheme == "http" and place.hostname not in HERE:
         raise UserError(f"--llm_base_url {given}: would send {KEY} unencrypted; give https://, or unset it")
     if not (key.isascii() and key.isprintable()):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,10 @@ from utils.wording import data_address, escape_text
 
 HERE = ("localhost", "127.0.0.1", "::1")  # this machine
 NAMES = {"en": "English", "pt": "Brazilian Portuguese"}
+FREQUENT = {  # words of one language alone, with which an answer's is recognised
+    "en": frozenset("the of and to is in it was with for from that this by at are has not".split()),
+    "pt": frozenset("o os um uma não em da dos das na ao para com é são foi pela pelo mais de que e".split()),
+}
 TASK = """You explain to the person who trains an image or speech model how the training goes. Write in {language}, in
 plain words: one short paragraph on what happened, one on what is odd, one on what to try first. Use the findings below
 alone. Every number that you write must be one of those given, rounded at most, or the difference or the ratio of two of
@@ -80,12 +85,23 @@ def ask_models(
             text = ask_patiently(endpoint, budget, make_request(model, question, language, image))
             if invented := find_invented(text, given, comparable_numbers(findings)):
                 raise Failure("reason.invented", numbers="; ".join(invented[:5]))
+            if given and not read_numbers(text):
+                raise Failure("reason.no_number")
+            if not is_written_in(text, language):
+                raise Failure("reason.other_language")
             return Answer(model, text)
         except Failure as error:
             failure = error
             if error.final:
                 break
     raise failure
+
+
+def is_written_in(text: str, language: str) -> bool:
+    """Whether a tenth of the words are frequent ones of the language, and fewer those of another."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    shares = {name: sum(word in frequent for word in words) for name, frequent in FREQUENT.items()}
+    return shares[language] >= max(1, len(words) / 10) and shares[language] == max(shares.values())
 
 
 def write_question(findings: list[Finding], language: str) -> str:

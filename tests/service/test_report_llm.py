@@ -167,6 +167,19 @@ def test_invented_numbers_send_it_to_the_next_model_and_then_back_to_the_rules(r
     assert "## What happened" in text and "fell by 87 %" not in text
 
 
+def test_an_answer_without_a_number_or_in_another_language_is_left_out(run, capsys):
+    portuguese = "A perda de validação caiu de 0,3 para 0,1013 em 1.000 passos."
+    for language, text, reason in (
+        ("en", "It is all in the hands of the banana.", "none of the numbers"),
+        ("en", "banana 0.3 banana blorp", "not in English"),
+        ("en", portuguese, "not in English"),
+        ("pt", GOOD, "não está em português"),
+    ):
+        with serving(one=reply(200, completion(text))) as server:
+            written = report(capsys, run, server, "--lang", language)
+        assert reason in written and text not in written
+
+
 def test_a_key_that_is_refused_ends_the_asking_at_once(run, capsys):
     with serving(one=reply(401), two=reply(200, completion(GOOD))) as server:
         text = report(capsys, run, server)
@@ -255,7 +268,7 @@ def test_the_budgets_in_calls_and_tokens_end_the_asking(run, capsys):
 
 
 def test_markup_of_an_answer_is_no_markup_of_the_report(run, capsys):
-    sly = "# Fine\n<script>alert()</script> [here](http://example.org) ![x](y)"
+    sly = "# Fine\nIt is at 0.1013 in the end of it. <script>alert()</script> [here](http://example.org) ![x](y)"
     with serving(one=reply(200, completion(sly))) as server:
         text = report(capsys, run, server)
     assert "\nFine\n" in text and "&lt;script&gt;" in text and "\\[here]" in text and "!\\[x]" in text
@@ -307,12 +320,16 @@ def test_what_is_missing_or_no_address_is_said_before_anything_is_sent(run, monk
             asked(run, "--llm_base_url", address)
     with pytest.raises(UserError, match="--llm_images: .* has no validation image"):
         asked(run, "--llm_base_url", "http://127.0.0.1:9/v1", "--llm_images")
-    monkeypatch.delenv("LLM_API_KEY")
-    with pytest.raises(UserError, match="--llm_models x: LLM_API_KEY is not set"):
-        asked(run)
     with pytest.raises(SystemExit):
         report_run.parse_args(["--run", str(run), "--llm_timeout", "9"])
     assert "--llm_timeout 9.0: does nothing without --llm_models" in capsys.readouterr().err
+
+
+def test_without_a_key_the_report_is_by_rules_and_says_so(run, monkeypatch, capsys):
+    monkeypatch.delenv("LLM_API_KEY")
+    assert asked(run, "--lang", "en") == 0
+    text = capsys.readouterr().out
+    assert "left out: LLM_API_KEY is not set; export a key" in text and "## What happened" in text
 
 
 @pytest.mark.slow
@@ -323,4 +340,4 @@ def test_the_script_reports_in_the_environments_language_and_its_rules_need_no_n
     assert done.returncode == 0 and "# Relatório de secret_name" in done.stdout, done.stderr
     words[-1] = run / "nowhere"
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode and done.stderr.count("\n") == 1 and "has no config.yaml" in done.stderr
+    assert done.returncode and done.stderr.count("\n") == 1 and "nowhere: no such folder" in done.stderr
