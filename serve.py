@@ -1,6 +1,6 @@
 """Serve what was trained: a page to try it, and a REST API in OpenAI's shapes for images and speech.
 
-Nothing is written to the disk. Beyond this machine (--host 0.0.0.0) it needs a token, in SERVE_API_TOKEN.
+Nothing of a request is written to the disk. Beyond this machine (--host 0.0.0.0) it needs a token, in SERVE_API_TOKEN.
 
     python3 serve.py --lora runs/casual_shoes --voice runs/minha_voz
     python3 serve.py --pretrained_model_name_or_path demo --voice demo-voice --port 8080
@@ -127,7 +127,7 @@ def add_limit_flags(parser: cli.Parser) -> None:
         "--keep_memory", type=Range(1, 1 << 20, int), default=256, help="MiB of such images; the oldest go"
     )
     group.add_argument(
-        "--num_workers", type=cli.workers, default=available_cores(), help="on a CPU, sentences spoken at once"
+        "--num_workers", type=cli.workers, help="sentences spoken at once, on a CPU; default: as many as cores"
     )
 
 
@@ -153,7 +153,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if not (is_image or args.voice or args.watch):
         parser.error("there is nothing to serve; give --lora, --pretrained_model_name_or_path, --voice or --watch")
     needs = {name: ("a model of images", is_image) for name in OF_IMAGES}
-    cli.report_ignored(parser, args, needs | {"allow_other_base": ("--lora", bool(args.lora))})
+    needs |= {name: ("--lora", bool(args.lora)) for name in ("allow_other_base", "mixes_in_memory")}
+    needs |= {
+        name: ("a model of images or --voice", is_image or bool(args.voice)) for name in ("max_waiting", "timeout")
+    }
+    needs["num_workers"] = ("--voice", bool(args.voice))
+    cli.report_ignored(parser, args, needs)
     for origin in args.cors_origin:
         if not re.fullmatch(r"https?://[\w.:\[\]-]+", origin):
             parser.error(f"--cors_origin {origin}: expected a scheme and a host, such as https://example.org")
@@ -161,7 +166,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 OF_IMAGES = (
-    "scheduler resolution batch_size batch_wait mixes_in_memory mixed_precision max_size max_steps max_images "
+    "scheduler resolution batch_size batch_wait mixed_precision max_size max_steps max_images "
     "keep_minutes keep_memory prediction_type zero_terminal_snr model_config max_sequence_length"
 ).split()
 
@@ -277,7 +282,7 @@ def load_models(args: argparse.Namespace, what: Site) -> None:
 
 
 def name_base(name: str) -> str:
-    """A hub id as it is; of a folder or file its name alone, since a path is nobody's business."""
+    """A hub id as it is; of a folder or file its name alone, not where it lies."""
     return Path(name).stem if Path(name).exists() else name
 
 
@@ -305,7 +310,11 @@ def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService
     for voice, _ in voices.values():
         voice.model.to(device)
     served = {name: serve_voice(*one, name) for name, one in voices.items()}
-    workers = args.num_workers if device.type == "cpu" else 1
+    if args.num_workers and device.type != "cpu":
+        raise UserError(
+            f"--num_workers {args.num_workers}: does nothing on a GPU, which speaks by one thread; leave it out"
+        )
+    workers = args.num_workers or (available_cores() if device.type == "cpu" else 1)
     threads = ThreadPoolExecutor(workers, "speech", initializer=devices.use_torch_threads, initargs=(1,))
     return SpeechService(served, threads, args.max_waiting, args.timeout)
 

@@ -7,10 +7,10 @@ import io
 import json
 import re
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import openai
@@ -21,6 +21,8 @@ from PIL import Image
 import generate
 import serve
 import synthesize
+from service.measures import Measures
+from service.site import Site
 from tests.serving import ROOT, served
 from tests.test_generate import write_lora
 
@@ -322,19 +324,6 @@ def test_metrics_are_prometheus_text(server):
 # Load
 
 
-def test_a_full_queue_says_when_to_come_back(client, server):
-    def ask(_):
-        try:
-            return len(make(client, n=4, steps=20))
-        except openai.RateLimitError as error:
-            return error.response.headers["retry-after"]
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(ask, range(8)))
-    told = [int(one) for one in found if isinstance(one, str)]
-    assert told and all(1 <= one <= 60 for one in told) and found.count(4) == 8 - len(told) >= 3
-
-
 def test_a_client_that_leaves_frees_its_place(server):
     before, body = measure(server, "images_cancelled_total"), json.dumps({"prompt": "x", "n": 4, "steps": 50}).encode()
     host, port = server.url.removeprefix("http://").split(":")
@@ -382,6 +371,13 @@ def test_a_start_that_can_not_be_is_refused(server, monkeypatch, words, token, s
     [
         ("", "there is nothing to serve"),
         ("--voice demo-voice --batch_size 2", "--batch_size 2: does nothing without a model of images"),
+        (
+            "--pretrained_model_name_or_path demo --mixes_in_memory 3",
+            "--mixes_in_memory 3: does nothing without --lora",
+        ),
+        ("--pretrained_model_name_or_path demo --num_workers 3", "--num_workers 3: does nothing without --voice"),
+        ("--watch tests --timeout 9", "--timeout 9.0: does nothing without a model of images or --voice"),
+        ("--watch tests --max_waiting 9", "--max_waiting 9: does nothing without a model of images or --voice"),
         ("--watch missing", "--watch missing: no such folder"),
         ("--voice a/x b/x", "--voice: two are called x"),
         ("--voice demo-voice --cors_origin example.org", "--cors_origin example.org: expected a scheme"),
@@ -393,39 +389,9 @@ def test_flags_that_can_not_be_are_refused(words, said, capsys):
     assert said in capsys.readouterr().err + str(error.value)
 
 
-def test_with_a_token_everything_but_health_needs_it(tmp_path):
-    flags = ["--voice", "demo-voice", "--cors_origin", "https://mine.example"]
-    with served(tmp_path, *flags, SERVE_API_TOKEN=TOKEN) as one:
-        for path in ("/", "/v1/models", "/metrics", "/docs", "/openapi.json", "/v1/audio/voices"):
-            status, content, _ = get(one.url + path)
-            assert status == 401 and json.loads(content)["error"]["code"] == "invalid_api_key", path
-            assert get(one.url + path, Authorization=f"Bearer {TOKEN}x")[0] == 401
-            assert get(one.url + path, Authorization=f"Bearer {TOKEN}é".encode().decode("latin-1"))[0] == 401
-        assert get(f"{one.url}/health")[0] == 200
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{one.url}/v1", api_key="wrong", max_retries=0).models.list()
-        right = openai.OpenAI(base_url=f"{one.url}/v1", api_key=TOKEN, max_retries=0)
-        assert [model.id for model in right.models.list()] == ["demo-voice"]
-        headers = get(f"{one.url}/v1/models", Authorization=f"Bearer {TOKEN}", Origin="https://mine.example")[2]
-        assert headers["access-control-allow-origin"] == "https://mine.example"
-        assert TOKEN not in one.log.read_text()
-
-
-def test_those_who_wait_are_told_that_the_server_stops(tmp_path):
-    flags = ["--pretrained_model_name_or_path", "demo", "--batch_size", 1]
-    with served(tmp_path, *flags) as one:
-        found = []
-
-        def ask():
-            found.append(post(one, "/v1/images/generations", json.dumps({"prompt": "x", "steps": 20}).encode()))
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        wait_for(lambda: measure(one, "images_waiting") == 3)
-        one.process.terminate()
-        for thread in threads:
-            thread.join()
-    assert sorted(status for status, *_ in found) == [200, 503, 503, 503]
-    assert {answer["error"]["code"] for status, answer, _ in found if status == 503} == {"stopping"}
-    assert "Traceback" not in one.log.read_text()
+def test_a_stop_closes_the_queue_of_images_and_that_of_speech():
+    closed = []
+    images, speech = (SimpleNamespace(close=lambda name=name: closed.append(name)) for name in ("images", "speech"))
+    serve.stop(Site(Measures(), SimpleNamespace(queue=images), speech))
+    assert closed == ["images", "speech"]
+    serve.stop(Site(Measures()))

@@ -38,6 +38,7 @@ def server(run, tmp_path_factory):
     flags = ["--lora", run, "--voice", "demo-voice", "--max_steps", 200]
     with served(tmp_path_factory.mktemp("server"), *flags, SERVE_API_TOKEN=TOKEN) as one:
         yield one
+        assert TOKEN not in one.log.read_text()
 
 
 @pytest.fixture(scope="module")

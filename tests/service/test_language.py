@@ -9,7 +9,7 @@ import pytest
 from service.language import LANGUAGES, choose_language, read_texts, translate, write_number
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CODE = [path for path in (ROOT / "report_run.py", ROOT / "serve.py") if path.exists()]
+CODE = [ROOT / "report_run.py", ROOT / "serve.py"]
 CODE += [*(ROOT / "service").rglob("*.py"), *(ROOT / "notebooks").glob("*.py")]
 TEMPLATES = sorted((ROOT / "service").rglob("*.html"))
 SAME = {"LoRA", "Prompt", "Seed"}  # words that are the same in both languages

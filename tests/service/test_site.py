@@ -103,6 +103,13 @@ def test_the_page_has_the_fields_that_the_model_reads(what, family, has_guidance
     assert ("name=negative_prompt" in page) == (family == "sd1")
 
 
+def test_a_full_queue_says_when_to_come_back(what):
+    what.images.queue._limits = QueueLimits(4, 2, 0)
+    answer = client_of(what).post(IMAGES, json={"prompt": "boots", "n": 3})
+    assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
+    assert answer.json()["error"]["type"] == "rate_limit_error" and ask(client_of(what), n=2)[0] == 200
+
+
 # Who may ask
 
 
