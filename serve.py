@@ -149,7 +149,7 @@ def add_access_flags(parser: cli.Parser) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     args = cli.parse_args(parser, argv)
-    is_image = bool(args.lora or args.pretrained_model_name_or_path)
+    is_image = makes_images(args)
     if not (is_image or args.voice or args.watch):
         parser.error("there is nothing to serve; give --lora, --pretrained_model_name_or_path, --voice or --watch")
     needs = {name: ("a model of images", is_image) for name in OF_IMAGES}
@@ -171,6 +171,10 @@ OF_IMAGES = (
 ).split()
 
 
+def makes_images(args: argparse.Namespace) -> bool:
+    return bool(args.lora or args.pretrained_model_name_or_path)
+
+
 def split_name(spec: str, flag: str, own: str) -> tuple[str, str]:
     """`NAME=DIR` in its parts; without a name, `own`."""
     name, equals, rest = spec.partition("=")
@@ -185,9 +189,9 @@ def run_name(place: str) -> str:
     """The name of a run by its folder, also of its best/ or of a file in it."""
     path = Path(place)
     path = path.parent if path.name in ("best", lora_mix.FILE_NAME) else path
-    return (
-        path.stem if path.suffix == ".safetensors" else path.resolve().name if not cli.is_remote(place) else path.name
-    )
+    if path.suffix == ".safetensors":
+        return path.stem
+    return path.name if cli.is_remote(place) else path.resolve().name
 
 
 def unique(names: list[str], flag: str) -> list[str]:
@@ -245,9 +249,14 @@ def find_defaults(args: argparse.Namespace, parts: SamplerParts) -> Sampling:
     return Sampling(steps=steps, guidance_scale=guidance, size=size, scheduler=scheduler)
 
 
-def load_images(args: argparse.Namespace, device: torch.device, dtype: torch.dtype, measures: Measures) -> ImageService:
+def load_images(
+    args: argparse.Namespace,
+    loras: dict[str, lora_mix.Lora],
+    device: torch.device,
+    dtype: torch.dtype,
+    measures: Measures,
+) -> ImageService:
     """The model, ready: it has made an image."""
-    loras = read_loras(args.lora)
     parts = find_parts(args, loras)
     defaults = find_defaults(args, parts)
     model = ImageModel(parts, loras, defaults, Execution(device, dtype, args.batch_size), args.mixes_in_memory)
@@ -268,15 +277,14 @@ def load_images(args: argparse.Namespace, device: torch.device, dtype: torch.dty
     )
 
 
-def load_models(args: argparse.Namespace, what: Site) -> None:
+def load_models(args: argparse.Namespace, loras: dict[str, lora_mix.Lora], what: Site) -> None:
     """Fill in what makes images and speech; to watch runs alone, no device is taken from them."""
-    is_image = bool(args.lora or args.pretrained_model_name_or_path)
-    if not (is_image or args.voice):
+    if not (makes_images(args) or args.voice):
         return
     accelerator, precision = devices.start_accelerator(args.mixed_precision)
     print(f"device: {devices.describe_device(accelerator.device)}; precision: {precision.reason}", flush=True)
-    if is_image:
-        what.images = load_images(args, accelerator.device, precision.dtype, what.measures)
+    if makes_images(args):
+        what.images = load_images(args, loras, accelerator.device, precision.dtype, what.measures)
     if args.voice:
         what.speech = load_speech(args, accelerator.device)
 
@@ -343,7 +351,7 @@ def describe(args: argparse.Namespace, what: Site) -> list[str]:
 
 def dry_run(args: argparse.Namespace) -> None:
     """Report what would be loaded; no weights are read but the LoRAs'."""
-    if args.lora or args.pretrained_model_name_or_path:
+    if makes_images(args):
         loras = read_loras(args.lora)
         parts = find_parts(args, loras)
         defaults = find_defaults(args, parts)
@@ -366,9 +374,10 @@ def main(args: argparse.Namespace) -> int:
         return 0
     listening = site.open_socket(args.host, args.port)  # before the models are loaded: another may listen there
     what = Site(Measures(), language=args.lang, has_token=bool(token), watches=bool(args.watch))
-    load_models(args, what)
+    loras = read_loras(args.lora)
+    load_models(args, loras, what)
     print(*describe(args, what), sep="\n")
-    what.more_routes.append(page_routes(what, find_pickers(read_loras(args.lora))))
+    what.more_routes.append(page_routes(what, find_pickers(loras)))
     if args.watch:
         what.more_routes.append(watch_routes(what, args.watch))
     app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)))
