@@ -85,11 +85,23 @@ def page_values(site: Site, pickers: Mapping[str, Pickers], language: str) -> di
         "images": site.images,
         "slider_of": slider_of,
         "voices": list(site.speech.voices) if site.speech else [],
-        "pickers": {name: one for name, one in pickers.items() if any(len(found) > 1 for found in one.values.values())},
+        "pickers": group_pickers(pickers),
         "example": next((one.example for one in pickers.values()), ""),
         "most_characters": MOST_CHARACTERS,
         "watches": site.watches,
     }
+
+
+def group_pickers(pickers: Mapping[str, Pickers]) -> list[tuple[list[str], Pickers]]:
+    """Those that leave a choice, each with the LoRAs whose captions are composed alike."""
+    groups: list[tuple[list[str], Pickers]] = []
+    for name, one in pickers.items():
+        same = next((names for names, known in groups if known.composes_as(one)), None)
+        if same:
+            same.append(name)
+        elif any(len(found) > 1 for found in one.values.values()):
+            groups.append(([name], one))
+    return groups
 
 
 def slider_of(weight: float) -> dict[str, float | str]:

@@ -17,7 +17,7 @@ MOST_VALUES = 30  # of an attribute, the most frequent
 
 @dataclass(frozen=True)
 class Pickers:
-    """`values` of each attribute that a caption names; `example` is a caption that was trained on.
+    """`values` of each attribute that a caption names; `example` is a caption that was trained on, `chosen` its values.
 
     An attribute that has one value alone is always in the prompt.
     """
@@ -26,6 +26,10 @@ class Pickers:
     add_trigger: Callable[[str], str]
     values: dict[str, list[str]]
     example: str
+    chosen: dict[str, str]
+
+    def composes_as(self, other: "Pickers") -> bool:
+        return self.values == other.values and self.compose(self.chosen) == other.compose(self.chosen)
 
     def compose(self, chosen: dict[str, str]) -> str:
         """The caption that a training image with these attributes had."""
@@ -51,5 +55,11 @@ def read_pickers(weights: Path, default_template: str, add_trigger: Callable[[st
     template, word = options.get("caption_template") or default_template, options.get("trigger_word")
     counts = {name: Counter(one.get(name) for one in records) for name in dict.fromkeys(PLACEHOLDER.findall(template))}
     values = {name: [value for value, _ in found.most_common(MOST_VALUES) if value] for name, found in counts.items()}
-    example = records[0]["text"] if records else ""
-    return Pickers(template, lambda text: add_trigger(text, word), {n: v for n, v in values.items() if v}, example)
+    first = records[0] if records else {"text": ""}
+    return Pickers(
+        template=template,
+        add_trigger=lambda text: add_trigger(text, word),
+        values={name: found for name, found in values.items() if found},
+        example=first["text"],
+        chosen={name: first[name] for name in values if first.get(name)},
+    )

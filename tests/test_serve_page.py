@@ -111,11 +111,12 @@ def test_images_are_made_with_and_without_the_lora_and_kept_in_the_history(brows
         entry = page.get_by_role("article")
         images = entry.get_by_role("img").all()
         assert len(images) == 2 and all(is_drawn(page, one) for one in images)
-        assert [one.inner_text() for one in entry.locator("figcaption").all()] == ["Seed 5", "without LoRA, Seed 5"]
-        assert "red <b>boots</b> – Seed 5 · 128x128 · 2 Steps" in entry.inner_text()
+        assert [one.inner_text() for one in entry.locator("figcaption").all()] == ["Seed 5", "without LoRA, seed 5"]
+        assert "red <b>boots</b> – seed 5 · 128x128 · 2 steps" in entry.inner_text()
         sources = [one.get_attribute("src") for one in images]
         assert page.evaluate(COMPARE, sources) > 100  # pixels that differ
 
+        page.get_by_label("Also without LoRA").uncheck()
         page.get_by_label("Keep the seed").uncheck()
         page.get_by_role("button", name="Make images").click()
         page.get_by_role("article").nth(1).wait_for()
@@ -125,6 +126,7 @@ def test_images_are_made_with_and_without_the_lora_and_kept_in_the_history(brows
         page.get_by_role("article").nth(1).get_by_role("button").click()  # the older one
         assert page.get_by_label("Seed", exact=True).first.input_value() == "5"
         assert page.get_by_label("Prompt").input_value() == "red <b>boots</b>"
+        assert page.get_by_label("Also without LoRA").is_checked()
 
 
 COMPARE = """async (sources) => {
@@ -145,10 +147,34 @@ def test_attributes_compose_the_caption_that_was_trained_on(browser, server):
         for name, value in (("article", "Casual Shoes"), ("colour", "Navy Blue"), ("gender", "Women")):
             page.locator(f"select[name={name}]").select_option(value)
             expect(page.get_by_label("Prompt")).to_have_value(re.compile(value.lower()))
+        page.locator("select[name=season]").select_option("")
+        expect(page.get_by_label("Prompt")).not_to_have_value(re.compile("collection"))
         composed = (
             "<sks>, a professional product photo of navy blue casual shoes, women's, centered on white background"
         )
         assert page.get_by_label("Prompt").input_value() == composed
+
+        page.get_by_label("Prompt").fill("on a table")  # one's own words stay
+        page.locator("select[name=gender]").select_option("Men")
+        expect(page.get_by_label("Prompt")).to_have_value(f"on a table, {composed}".replace("women", "men"))
+        page.locator("select[name=gender]").select_option("Women")
+        expect(page.get_by_label("Prompt")).to_have_value(f"on a table, {composed}")
+
+
+def test_the_attributes_are_at_first_those_of_the_prompt(browser, server):
+    with opened(browser, server.url) as page:
+        prompt = page.get_by_label("Prompt").input_value()
+        values = page.locator(".pickers select").evaluate_all("all => all.map((one) => one.value.toLowerCase())")
+        assert values and all(one and one in prompt for one in values)
+
+
+def test_a_fault_in_a_folded_field_is_shown(browser, server):
+    with opened(browser, server.url) as page:
+        page.get_by_text("More settings").click()
+        page.get_by_label("Side in pixels").fill("1")
+        page.get_by_text("More settings").click()
+        page.get_by_role("button", name="Make images").click()
+        expect(page.get_by_label("Side in pixels")).to_be_focused()
 
 
 def test_work_can_be_stopped(browser, server):
@@ -231,5 +257,5 @@ def test_it_fits_a_phone_in_portuguese(browser, server, width):
 
 
 def test_the_script_says_what_the_catalogue_has():
-    said = set(re.findall(r'say\("(\w+)"', (TEMPLATES / "page.js").read_text("utf-8")))
+    said = set(re.findall(r'(?:say|word)\("(\w+)"', (TEMPLATES / "page.js").read_text("utf-8")))
     assert {f"pages.{name}" for name in said} == set(OF_SCRIPT)

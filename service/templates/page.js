@@ -39,10 +39,14 @@ async function readEvents(answer, tell) {
   }
 }
 
+function local(number) {
+  return number.toLocaleString(document.documentElement.lang);
+}
+
 function showSliders() {
   for (const slider of document.querySelectorAll(".slider")) {
     const input = slider.querySelector("input"), output = slider.querySelector("output");
-    const show = () => { output.value = Number(input.value).toLocaleString(document.documentElement.lang); };
+    const show = () => { output.value = local(Number(input.value)); };
     input.addEventListener("input", show);
     input.form.addEventListener("reset", () => setTimeout(show));
     show();
@@ -53,6 +57,14 @@ function sendByKeys(form) {
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
+}
+
+// The browser can only show what is wrong with a field that is in sight.
+function openAtFaults(form) {
+  form.addEventListener("invalid", (event) => {
+    const folded = event.target.closest("details");
+    if (folded) folded.open = true;
+  }, true);
 }
 
 // Images
@@ -70,24 +82,30 @@ function readSettings(form) {
   return settings;
 }
 
-function writeSettings(form, settings) {
+function writeSettings(form, settings, isCompared) {
   for (const name of ["prompt", "negative_prompt", "seed", "n", "steps", "guidance_scale"]) {
     if (form[name]) form[name].value = settings[name];
   }
   form.size.value = parseInt(settings.size, 10);
   form.lock.checked = true;
+  if (form.compare) form.compare.checked = isCompared;
   for (const slider of form.querySelectorAll("input[data-lora]")) {
     slider.value = settings.lora[slider.name] || 0;
     slider.dispatchEvent(new Event("input"));
   }
 }
 
+// A label within a sentence.
+function word(key) {
+  return say(key).toLowerCase();
+}
+
 function describe(settings) {
-  const loras = Object.entries(settings.lora).map(([name, weight]) => `${name} ${weight}`);
-  const words = [`${say("seed")} ${settings.seed}`, settings.size, `${settings.steps} ${say("steps")}`];
-  if ("guidance_scale" in settings) words.push(`${say("guidance")} ${settings.guidance_scale}`);
+  const loras = Object.entries(settings.lora).map(([name, weight]) => `${name} ${local(weight)}`);
+  const words = [`${word("seed")} ${settings.seed}`, settings.size, `${settings.steps} ${word("steps")}`];
+  if ("guidance_scale" in settings) words.push(`${word("guidance")} ${local(settings.guidance_scale)}`);
   words.push(...loras);
-  if (settings.negative_prompt) words.push(`${say("negative")}: ${settings.negative_prompt}`);
+  if (settings.negative_prompt) words.push(`${word("negative")}: ${settings.negative_prompt}`);
   return words.join(" · ");
 }
 
@@ -106,14 +124,14 @@ function addImage(box, {url, label}, prompt) {
   box.append(figure);
 }
 
-function showEntry(form, {settings, images}) {
+function showEntry(form, {settings, images, isCompared}) {
   const entry = document.getElementById("entry").content.cloneNode(true).firstElementChild;
   const box = entry.querySelector(".abreast"), [words, actions] = entry.querySelectorAll("p");
   box.style.setProperty("--columns", Math.min(4, images.length));
   for (const image of images) addImage(box, image, settings.prompt);
   words.textContent = `${settings.prompt} – ${describe(settings)}`;
   actions.querySelector("button").addEventListener("click", () => {
-    writeSettings(form, settings);
+    writeSettings(form, settings, isCompared);
     form.prompt.focus();
   });
   document.getElementById("history").prepend(entry);
@@ -140,10 +158,17 @@ async function makeImages(settings, label, signal, tell) {
     if (event.type === "image_generation.progress") tell(event.step / event.steps, 0);
     if (event.type === "image_generation.completed") {
       const path = new URL(event.url).pathname;
-      made[event.index] = {url: path, label: `${label}${say("seed")} ${event.seed}`};
+      made[event.index] = {url: path, label: `${label} ${event.seed}`};
     }
   });
   return made;
+}
+
+// What was composed before makes room for what is composed now; words of one's own stay.
+function replaceEnd(text, composed, fresh) {
+  const old = composed.findLast((one) => one && text.endsWith(one)) || "";
+  const own = text.slice(0, text.length - old.length);
+  return own.trim() && !old ? `${own.trimEnd()}, ${fresh}` : own + fresh;
 }
 
 function startImages(form) {
@@ -155,8 +180,8 @@ function startImages(form) {
     if (send.disabled) return; // Ctrl+Enter, while it works
     if (!form.lock.checked) form.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % 999999000;
     const settings = readSettings(form), work = new AbortController();
-    const sides = [[settings, ""]];
-    if (form.compare?.checked) sides.push([{...settings, lora: {}}, `${say("without")} `]);
+    const sides = [[settings, say("seed")]], isCompared = Boolean(form.compare?.checked);
+    if (isCompared) sides.push([{...settings, lora: {}}, `${say("without")} ${word("seed")}`]);
     const shares = sides.map(() => 0);
     stop.onclick = () => work.abort();
     [send.disabled, stop.hidden, bar.hidden, bar.value] = [true, false, false, 0];
@@ -168,8 +193,8 @@ function startImages(form) {
         if (ahead) status.textContent = say("ahead", {n: ahead});
       })));
       const images = made.length === 1 ? made[0] : made[0].flatMap((one, index) => [one, made[1][index]]);
-      keepEntry({settings, images});
-      showEntry(form, {settings, images});
+      keepEntry({settings, images, isCompared});
+      showEntry(form, {settings, images, isCompared});
       status.textContent = say("done");
     } catch (error) {
       work.abort();
@@ -177,12 +202,15 @@ function startImages(form) {
     }
     [send.disabled, stop.hidden, bar.hidden] = [false, true, true];
   });
+  const composed = [form.prompt.defaultValue];
   for (const picker of form.querySelectorAll(".pickers")) {
     picker.addEventListener("change", async () => {
       const chosen = Object.fromEntries([...picker.querySelectorAll("select")].map((one) => [one.name, one.value]));
       try {
         const answer = await post("/page/prompt", {lora: picker.dataset.lora, attributes: chosen});
-        form.prompt.value = (await answer.json()).prompt;
+        const {prompt} = await answer.json();
+        form.prompt.value = replaceEnd(form.prompt.value, composed, prompt);
+        composed.push(prompt);
       } catch (error) {
         status.textContent = error.message;
       }
@@ -222,6 +250,7 @@ for (const [id, start] of [["image-form", startImages], ["speech-form", startSpe
   const form = document.getElementById(id);
   if (form) {
     sendByKeys(form);
+    openAtFaults(form);
     start(form);
   }
 }

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from service.measures import Measures
-from service.page_api import ERRORS, slider_of
+from service.page_api import ERRORS, group_pickers, slider_of
 from service.pages import TEMPLATES
+from service.pickers import Pickers
 from service.site import Site
 
 SERVICE = TEMPLATES.parent
@@ -35,3 +36,13 @@ def test_a_slider_can_show_the_weight_that_was_given(weight, low, high, step):
 )
 def test_the_title_names_what_is_made(images, speech, title):
     assert Site(Measures(), images, speech).title == title
+
+
+def test_loras_of_one_dataset_share_their_attributes_and_those_without_a_choice_have_none():
+    def of(word: str, *colours: str) -> Pickers:
+        chosen = {"colour": colours[0]}
+        return Pickers("{colour} shoes", f"{word} {{}}".format, {"colour": list(colours)}, "", chosen)
+
+    pickers = {"a": of("sks", "red", "blue"), "b": of("other", "red", "blue"), "c": of("sks", "red", "blue")}
+    found = group_pickers(pickers | {"d": of("sks", "red")})
+    assert found == [(["a", "c"], pickers["a"]), (["b"], pickers["b"])]
