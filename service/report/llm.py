@@ -25,6 +25,7 @@ NAMES = {"en": "English", "pt": "Brazilian Portuguese"}
 FREQUENT = {  # words of one language alone, with which an answer's is recognised
     "en": frozenset("the of and to is in it was with for from that this by at are has not".split()),
     "pt": frozenset("o os um uma não em da dos das na ao para com é são foi pela pelo mais de que e".split()),
+    "es": frozenset("el la los las en y del con una más es su al pero".split()),  # near Portuguese
 }
 TASK = """You explain to the person who trains an image or speech model how the training goes. Write in {language}, in
 plain words: one short paragraph on what happened, one on what is odd, one on what to try first. Use the findings below
@@ -99,7 +100,7 @@ def ask_models(
 
 def is_written_in(text: str, language: str) -> bool:
     """Whether a tenth of the words are frequent ones of the language, and fewer those of another."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
+    words = re.findall(r"(?<!\d)[^\W\d_]+", text.lower())  # not the e of 1e-4
     shares = {name: sum(word in frequent for word in words) for name, frequent in FREQUENT.items()}
     return shares[language] >= max(1, len(words) / 10) and shares[language] == max(shares.values())
 

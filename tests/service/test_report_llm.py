@@ -174,6 +174,8 @@ def test_an_answer_without_a_number_or_in_another_language_is_left_out(run, caps
         ("en", "banana 0.3 banana blorp", "not in English"),
         ("en", portuguese, "not in English"),
         ("pt", GOOD, "não está em português"),
+        ("pt", "La pérdida de validación bajó de 0,3 a 0,1013 en 1.000 pasos con el modelo.", "não está em português"),
+        ("en", "0.3 1e-4", "not in English"),
     ):
         with serving(one=reply(200, completion(text))) as server:
             written = report(capsys, run, server, "--lang", language)
