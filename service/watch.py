@@ -20,6 +20,7 @@ from service.report.writing import Report, find_all, make_report
 from service.site import Site
 from utils.cli import UserError
 from utils.metrics_log import seconds_left, smooth
+from utils.runs import read_settings
 
 logger = logging.getLogger(__name__)
 MOST_RUNS = 30  # the newest
@@ -41,20 +42,30 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Curves from step 0 to the run's newest, and from the lowest loss to the highest."""
+
+    curves: list[Curve]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Card:
     """What is shown of one run. `version` changes with it; `files` are those of the newest validation.
 
-    A run that can't be shown has a name alone.
+    A run that can't be shown has a `fault` alone, the key of what is said of it.
     """
 
     name: str
-    version: str = ""
+    version: str
+    fault: str = ""
     state: str = ""
     step: int = 0
     last: int = 0  # the step that the training is to end with; 0 where it is not known
     left: float | None = None  # seconds
     memory: float | None = None
-    curves: list[Curve] = field(default_factory=list)
+    chart: Chart | None = None
     files: list[Path] = field(default_factory=list)
     report: Report | None = None
 
@@ -69,10 +80,15 @@ class Watched:
         self._logged: set[str] = set()
         self._lock = threading.Lock()
 
-    def read(self, language: str) -> list[Card]:
-        """Those that changed last come first."""
+    def read(self, language: str) -> list[Card] | None:
+        """Those that changed last come first; None where the folder can't be read, as once it is gone."""
         with self._lock:
-            return [self._read_one(folder, language) for folder in find_runs(self._folder)]
+            try:
+                folders = find_runs(self._folder)
+            except OSError as error:
+                self._log_once(f"--watch {self._folder}: {error.strerror}", error)
+                return None
+            return [self._read_one(folder, language) for folder in folders]
 
     def _read_one(self, folder: Path, language: str) -> Card:
         version = version_of(folder)
@@ -83,7 +99,7 @@ class Watched:
             card = make_card(folder, version, language)
         except Exception as error:  # whatever it is: the other runs are shown all the same
             self._log_once(f"{folder} can't be shown: {error!r}", error)
-            return Card(folder.resolve().name)
+            return Card(folder.resolve().name, version, find_fault(folder))
         self._cards[folder, language] = card
         return card
 
@@ -109,8 +125,19 @@ class Watched:
 def find_runs(folder: Path) -> list[Path]:
     """The folder's runs, or the folder itself if it is one; those that changed last come first."""
     places = [folder] if (folder / "config.yaml").is_file() else [path for path in folder.iterdir() if path.is_dir()]
-    runs = [path for path in places if (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()]
+    runs = [path for path in places if (path / "metrics.jsonl").is_file()]
     return sorted(runs, key=lambda path: changed_at(path / "metrics.jsonl"), reverse=True)[:MOST_RUNS]
+
+
+def find_fault(folder: Path) -> str:
+    """The key of what is said of a run that can't be shown."""
+    if not (folder / "config.yaml").is_file():
+        return "watching.no_settings"
+    try:
+        read_settings(folder)
+    except UserError:
+        return "watching.damaged_settings"
+    return "watching.fault"
 
 
 def changed_at(path: Path) -> float:
@@ -148,13 +175,13 @@ def make_card(folder: Path, version: str, language: str) -> Card:
         last=last,
         left=left,
         memory=memory[-1] if memory else None,
-        curves=draw_curves(run),
+        chart=draw_chart(run),
         files=[path for path in (*images, *newest_sounds(run)[:4]) if path.suffix in MEDIA_TYPES],
         report=make_report(run, find_all(run), language),
     )
 
 
-def draw_curves(run: RunRecord) -> list[Curve]:
+def draw_chart(run: RunRecord) -> Chart | None:
     """The smoothed training loss and the validation loss, on one scale."""
     found = {name: run.pairs(name) for name in (run.loss_name, "val_loss")}
     found[run.loss_name] = [
@@ -162,17 +189,18 @@ def draw_curves(run: RunRecord) -> list[Curve]:
     ]
     every = [loss for pairs in found.values() for _, loss in pairs]
     if not every or not run.step:
-        return []
+        return None
     low, high = min(every), max(every)
 
     def place(step: int, loss: float) -> str:
         return f"{WIDTH * step / run.step:.1f},{HEIGHT * (1 - (loss - low) / ((high - low) or 1)):.1f}"
 
-    return [
+    curves = [
         Curve(name, " ".join(place(*pair) for pair in thin_out(pairs)), pairs[0][1], pairs[-1][1])
         for name, pairs in found.items()
         if pairs
     ]
+    return Chart(curves, low, high)
 
 
 def thin_out(pairs: list[tuple[int, float]]) -> list[tuple[int, float]]:

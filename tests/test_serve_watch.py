@@ -81,7 +81,7 @@ def test_runs_are_shown_as_they_train_on_a_phone_and_nothing_changes(page, runs)
     points = section.locator("polyline").first.get_attribute("points").split()
     assert len(points) == 60 and points[-1].startswith("600.0,")
     assert section.get_by_role("listitem").count() > 0  # the report in words
-    expect(page.locator("#run-broken")).to_contain_text("This run can't be shown; the server's log says why.")
+    expect(page.locator("#run-broken")).to_contain_text("This run can't be read: config.yaml is damaged.")
     assert page.locator("#run-notes").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert content(runs) == before

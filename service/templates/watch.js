@@ -4,6 +4,11 @@
 const EVERY = 5000;
 const status = document.querySelector("[role=status]"), shown = document.getElementById("runs");
 
+function showTime() {
+  const updated = document.getElementById("updated"), time = new Date().toLocaleTimeString(document.documentElement.lang);
+  updated.textContent = updated.dataset.text.replace("{time}", time);
+}
+
 function isPlaying(section) {
   return [...section.querySelectorAll("audio")].some((one) => !one.paused);
 }
@@ -21,10 +26,12 @@ async function update() {
     const isSame = sections.length === shown.children.length && sections.every((one, i) => one === shown.children[i]);
     if (!isSame) shown.replaceChildren(...sections);
     status.textContent = "";
+    showTime();
   } catch {
     status.textContent = status.dataset.lost;
   }
 }
 
+showTime();
 setInterval(update, EVERY);
 document.addEventListener("visibilitychange", update);

@@ -97,3 +97,29 @@ def test_a_voice_shows_what_it_said_in_its_newest_validation(runs):
         write_tone(runs / f"voice/validation/step-{step:06d}_1.wav", 0.5)
     card = next(one for one in Watched(runs).read("en") if one.name == "voice")
     assert [path.name for path in card.files] == ["step-001000_1.wav"]
+
+
+@pytest.mark.parametrize(("content", "fault"), [(None, "watching.no_settings"), ("a: [", "watching.damaged_settings")])
+def test_a_run_whose_settings_cannot_be_read_says_so_on_its_card(content, fault, runs):
+    write_run(runs / "boots")
+    (runs / "boots/config.yaml").unlink()
+    if content:
+        (runs / "boots/config.yaml").write_text(content)
+    assert {card.name: card.fault for card in Watched(runs).read("en")} == {"shoes": "", "boots": fault}
+
+
+def test_a_folder_that_is_gone_is_logged_once(runs, caplog):
+    watched = Watched(runs)
+    assert len(watched.read("en")) == 1
+    runs.rename(runs.with_name("elsewhere"))
+    with caplog.at_level(logging.WARNING):
+        assert [watched.read("en") for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1 and f"--watch {runs}: No such file" in caplog.text
+    runs.with_name("elsewhere").rename(runs)
+    assert len(watched.read("en")) == 1
+
+
+def test_the_chart_names_the_ends_of_its_scale(runs):
+    chart = Watched(runs).read("en")[0].chart
+    heights = [float(pair.split(",")[1]) for curve in chart.curves for pair in curve.points.split()]
+    assert chart.low < chart.high and (min(heights), max(heights)) == (0, watch.HEIGHT)
