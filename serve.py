@@ -194,10 +194,12 @@ def run_name(place: str) -> str:
     return path.name if cli.is_remote(place) else path.resolve().name
 
 
-def unique(names: list[str], flag: str) -> list[str]:
-    for name in names:
+def unique(named: list[tuple[str, str]], flag: str) -> list[str]:
+    """The names of those that are given as (name, place)."""
+    names = [name for name, _ in named]
+    for name, place in named:
         if names.count(name) > 1:
-            raise UserError(f"{flag}: two are called {name}; name one of them, as {flag} other={name}")
+            raise UserError(f"{flag}: two are called {name}; name one of them, as {flag} other={place}")
         if not NAME.fullmatch(name):
             raise UserError(f"{flag}: {name} can't be a name in requests; give another one, as {flag} shoes=DIR")
     return names
@@ -206,7 +208,7 @@ def unique(names: list[str], flag: str) -> list[str]:
 def read_loras(specs: list[str]) -> dict[str, lora_mix.Lora]:
     """The LoRAs by their names in requests."""
     named = [split_name(one, "--lora", run_name(lora_mix.split_spec(one)[0])) for one in specs]
-    unique([name for name, _ in named], "--lora")
+    unique(named, "--lora")
     return {name: lora_mix.parse_lora(lora_mix.fetch_lora(spec, CACHE)) for name, spec in named}
 
 
@@ -303,7 +305,7 @@ def find_pickers(loras: dict[str, lora_mix.Lora]) -> dict[str, Pickers]:
 def load_voices(specs: list[str]) -> dict[str, tuple[Voice, str]]:
     """{name in requests: (voice, its speaker)}."""
     named = [split_name(one, "--voice", run_name(one)) for one in specs]
-    unique([name for name, _ in named], "--voice")
+    unique(named, "--voice")
     found = {}
     for name, source in named:
         voice = load_voice(source, "--voice")
@@ -359,14 +361,15 @@ def dry_run(args: argparse.Namespace) -> None:
         print(f"LoRAs: {', '.join(loras) or 'none'}")
     if args.voice:
         named = [split_name(one, "--voice", run_name(one)) for one in args.voice]
-        print(f"voices: {', '.join(unique([name for name, _ in named], '--voice'))}")
+        print(f"voices: {', '.join(unique(named, '--voice'))}")
     if args.watch:
         print(f"runs: {counted(len(find_runs(args.watch)), 'run')} in {args.watch}")
 
 
 def main(args: argparse.Namespace) -> int:
     if args.watch and not args.watch.is_dir():
-        raise UserError(f"--watch {args.watch}: no such folder; give one that holds runs, such as runs")
+        problem = "is a file" if args.watch.exists() else "no such folder"
+        raise UserError(f"--watch {args.watch}: {problem}; give one that holds runs, such as runs")
     token = site.read_token(args.host)
     cli.show_settings(args)
     if args.dry_run:

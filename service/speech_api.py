@@ -48,7 +48,7 @@ class SpeechBody(BaseModel):
     voice: str = Field(max_length=200, description="A name of /v1/audio/voices.")
     model: str | None = Field(None, max_length=200, description="The voice's model; by default the one it belongs to.")
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = Field("mp3", description="pcm: 24 kHz, 16 bits.")
-    speed: float = Field(1.0, ge=0.25, le=4.0, description="2: twice as fast as the voice's own.")
+    speed: float = Field(1.0, ge=0.25, le=4.0, description="Divides durations, then rounded up to whole frames.")
     seed: int = Field(0, ge=0, le=10**9 - 1, description="The same seed gives the same sound as synthesize.py.")
     stream_format: Literal["audio"] | None = None
 

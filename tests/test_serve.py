@@ -379,7 +379,8 @@ def test_a_start_that_can_not_be_is_refused(server, monkeypatch, words, token, s
         ("--watch tests --timeout 9", "--timeout 9.0: does nothing without a model of images or --voice"),
         ("--watch tests --max_waiting 9", "--max_waiting 9: does nothing without a model of images or --voice"),
         ("--watch missing", "--watch missing: no such folder"),
-        ("--voice a/x b/x", "--voice: two are called x"),
+        ("--watch README.md", "--watch README.md: is a file"),
+        ("--voice a/x b/x", "--voice: two are called x; name one of them, as --voice other=a/x"),
         ("--voice demo-voice --cors_origin example.org", "--cors_origin example.org: expected a scheme"),
     ],
 )
