@@ -176,8 +176,12 @@ def test_a_step_that_fails_or_hangs_hides_no_other(setup):
 def test_ctrl_c_ends_what_is_under_way_and_the_report_is_whole(setup):
     pid = setup.folder / "pid"
     hangs = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), {signal.SIGINT})"
-    with pytest.raises(KeyboardInterrupt):
-        run_fakes(setup, {"hangs": f"{hangs}; time.sleep(60)"}, [fake("works"), fake("hangs"), fake("last")])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_fakes(setup, {"hangs": f"{hangs}; time.sleep(60)"}, [fake("works"), fake("hangs"), fake("last")])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not is_running(int(pid.read_text()))
     found = json.loads((setup.folder / "gpu_check.json").read_text())["steps"]
     assert [(one["status"], one["reason"]) for one in found] == [("pass", "")] + [("skipped", "interrupted")] * 2
