@@ -26,7 +26,7 @@ from accelerate import Accelerator
 
 from families import lora_mix, models, sampling, tokens
 from families.names import FAMILIES, LABELS
-from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler, read_parts
 from generation import flags, set_folder
 from generation import prompts as prompt_lists
 from generation.checks import Checks, Result, check_and_save, load_checks
@@ -94,25 +94,10 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
         if base := lora_mix.named_base(loras):
             logger.warning("no --pretrained_model_name_or_path: taking %s, which the LoRA was trained on", base)
         args.pretrained_model_name_or_path = base or models.DEFAULT_MODEL
-    name = args.pretrained_model_name_or_path
-    words = lora_mix.learnt_words(loras)
-    for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
-        lora_mix.check_base(lora, name)
-    model = models.resolve_model(name, cache_folder(args) / "models", args.model_config)
-    family = models.model_family(model)
-    refuse_unsupported(args, family)
-    models.token_limit(model, family, args.max_sequence_length)
-    settle_sampling(args, model, family)
-    for lora in loras:
-        lora_mix.check_lora(lora, name, model, family)
-        if not args.allow_other_base:
-            lora_mix.check_noise(lora, model, args.prediction_type, args.zero_terminal_snr)
-    tokenizer = models.load_tokenizers(model, family)[0] if words else None
-    for folder, word in words.items():
-        tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
-    length = args.max_sequence_length
-    noise = args.prediction_type, args.zero_terminal_snr
-    return SamplerParts(model, family, loras, args.controlnet, *noise, max_sequence_length=length)
+    parts = read_parts(args, loras, cache_folder(args) / "models")
+    refuse_unsupported(args, parts.family)
+    settle_sampling(args, parts.model, parts.family)
+    return replace(parts, controlnet=args.controlnet)
 
 
 def refuse_unsupported(args: argparse.Namespace, family: str) -> None:
@@ -133,19 +118,14 @@ def settle_sampling(args: argparse.Namespace, model: str, family: str) -> None:
     if args.negative_prompt and not sampling.reads_negative_prompt(family, args.guidance_scale):
         problem = sampling.negative_prompt_problem(family, sampling.has_guidance(model), args.guidance_scale)
         raise UserError(f"--negative_prompt {args.negative_prompt}: {problem}")
-    known = sampling.family_schedulers(family)
-    args.scheduler = args.scheduler or known[0]
-    if args.scheduler not in known:
-        raise UserError(f"--scheduler {args.scheduler}: not for {LABELS[family]}; choose from {', '.join(known)}")
+    args.scheduler = sampling.choose_scheduler(family, args.scheduler)
 
 
 def find_sampling(args: argparse.Namespace, model: str) -> Sampling:
-    size = args.resolution or sampling.native_size(model)
-    models.training_shapes(model, size, buckets=False)  # an error where the model can't make that size
     return Sampling(
         steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
-        size=size,
+        size=sampling.choose_size(model, args.resolution),
         scheduler=args.scheduler,
         negative_prompt=args.negative_prompt,
         strength=args.strength,

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from utils import cli, devices  # first: it says in one line which package is mi
 import numpy as np
 import torch
 
-from families import lora_mix, models, sampling, tokens
+from families import lora_mix, models, sampling
 from families.names import LABELS
-from families.sampler import Execution, SamplerParts, Sampling
+from families.sampler import Execution, SamplerParts, Sampling, read_parts
 from preparation.captions import DEFAULT_TEMPLATE, add_trigger
 from service import site
 from service.guard import Access
@@ -214,35 +215,17 @@ def read_loras(specs: list[str]) -> dict[str, lora_mix.Lora]:
 
 def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> SamplerParts:
     """The base model; refuses LoRAs that don't go with it, or with each other."""
-    given = list(loras.values())
+    given = tuple(loras.values())
     name = args.pretrained_model_name_or_path or lora_mix.named_base(given) or models.DEFAULT_MODEL
     args.pretrained_model_name_or_path = name
-    words = lora_mix.learnt_words(given)
-    for lora in given if not args.allow_other_base else ():
-        lora_mix.check_base(lora, name)
-    model = models.resolve_model(name, CACHE / "models", args.model_config)
-    family = models.model_family(model)
-    models.token_limit(model, family, args.max_sequence_length)
-    for lora in given:
-        lora_mix.check_lora(lora, name, model, family)
-        if not args.allow_other_base:
-            lora_mix.check_noise(lora, model, args.prediction_type, args.zero_terminal_snr)
-    tokenizer = models.load_tokenizers(model, family)[0] if words else None
-    for folder, word in words.items():
-        tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
-    noise = args.prediction_type, args.zero_terminal_snr
-    return SamplerParts(model, family, (), None, *noise, max_sequence_length=args.max_sequence_length)
+    return replace(read_parts(args, given, CACHE / "models"), loras=())
 
 
 def find_defaults(args: argparse.Namespace, parts: SamplerParts) -> Sampling:
     """How images are sampled where a request doesn't say: as generate.py does."""
     steps, guidance = sampling.default_sampling(parts.model)
-    known = sampling.family_schedulers(parts.family)
-    scheduler = args.scheduler or known[0]
-    if scheduler not in known:
-        raise UserError(f"--scheduler {scheduler}: not for {LABELS[parts.family]}; choose from {', '.join(known)}")
-    size = args.resolution or sampling.native_size(parts.model)
-    models.training_shapes(parts.model, size, buckets=False)  # an error where the model can't make that size
+    scheduler = sampling.choose_scheduler(parts.family, args.scheduler)
+    size = sampling.choose_size(parts.model, args.resolution)
     args.max_size = args.max_size or 2 * size
     if size > args.max_size:
         raise UserError(f"--max_size {args.max_size}: is below the size of an image, {size}; give {size} or more")

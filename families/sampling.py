@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image
 
 from families.latents import decode_pixels, unscale
-from families.models import denoiser_config, model_family, read_config, vae_step
+from families.models import denoiser_config, model_family, read_config, training_shapes, vae_step
 from families.names import FAMILIES, LABELS
 from utils.cli import UserError
 from utils.devices import Cores
@@ -41,6 +41,13 @@ def native_size(model: str) -> int:
     if (side := module.native_latents(denoiser_config(model))) is None:
         raise UserError(f"--resolution: {model} names no one side that it was trained at; give it in pixels")
     return side * vae_step(vae)
+
+
+def choose_size(model: str, asked: int | None) -> int:
+    """The side that is asked for, or the model's own; refuses one that the model can't make."""
+    size = asked or native_size(model)
+    training_shapes(model, size, buckets=False)
+    return size
 
 
 def default_sampling(model: str) -> tuple[int, float]:
@@ -84,9 +91,12 @@ def negative_prompt_problem(family: str, with_guidance: bool, guidance: float) -
     return f"does nothing at a guidance scale of {guidance:g}; give a higher one, or leave it out"
 
 
-def family_schedulers(family: str) -> list[str]:
-    """The names of those that its images can be made with, the default first."""
-    return list(SCHEDULERS) if FAMILIES[family].SCHEDULER == "DDPMScheduler" else [FLOW_SCHEDULER]
+def choose_scheduler(family: str, asked: str | None) -> str:
+    """The one that is asked for, or the family's default; refuses one of the other kind of noise."""
+    known = list(SCHEDULERS) if FAMILIES[family].SCHEDULER == "DDPMScheduler" else [FLOW_SCHEDULER]
+    if asked and asked not in known:
+        raise UserError(f"--scheduler {asked}: not for {LABELS[family]}; choose from {', '.join(known)}")
+    return asked or known[0]
 
 
 def memory_savers(denoiser: torch.nn.Module) -> list[str]:
