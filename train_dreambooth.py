@@ -316,6 +316,7 @@ def make_class_images(
 
 def describe_dry_run(
     args: argparse.Namespace,
+    photos: tuple[list[examples.Record], list[examples.Record]],
     model: str,
     family: str,
     recipe: Recipe,
@@ -325,7 +326,7 @@ def describe_dry_run(
 ) -> dry_run.Rows:
     """What would be trained and what it would take, from the configs and images alone."""
     rows = dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder)
-    train, held_out = (examples.load_examples(records, shapes) for records in read_photos(args))
+    train, held_out = (examples.load_examples(records, shapes) for records in photos)
     report_captions([one.text for one in train], args.instance_prompt)
     if args.mask_loss:
         loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
@@ -381,19 +382,20 @@ def main(args: argparse.Namespace) -> int:
     if args.train_batch_size == "auto":
         plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
-    # The run's folder: new, to be resumed, or finished.
+    # The data, and the run's folder: new, to be resumed, or finished.
+    photos = read_photos(args)
+
     def describe_end() -> str | None:
-        return starting.describe_end(args, lambda: len(read_photos(args)[0]), setup.lacks_kohya(args))
+        return starting.describe_end(args, lambda: len(photos[0]), setup.lacks_kohya(args))
 
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
             start_rows = starting.describe_start(start, plan, state)
-            more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
+            more = describe_dry_run(args, photos, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
-    photos = read_photos(args)  # before anything is written
     syncs = starting.open_folder(args, start, tracking, free, describe_end)
     if syncs is None:
         return 0

@@ -135,6 +135,7 @@ def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[
 
 def describe_dry_run(
     args: argparse.Namespace,
+    records: tuple[list[examples.Record], list[examples.Record]],
     model: str,
     family: str,
     recipe: Recipe,
@@ -143,7 +144,7 @@ def describe_dry_run(
     dtype: torch.dtype,
 ) -> dry_run.Rows:
     """What would be trained and what it would take, from the configs alone."""
-    train, held_out = read_records(args)
+    train, held_out = records
     examples.check_captions(train + held_out)
     views = setup.read_views(args)
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
@@ -190,19 +191,20 @@ def main(args: argparse.Namespace) -> int:
     if args.train_batch_size == "auto":
         plan = setup.fit_batch(plan, accelerator, args.shard, estimate)
 
-    # The run's folder: new, to be resumed, or finished.
+    # The data, and the run's folder: new, to be resumed, or finished.
+    records = read_records(args)
+
     def describe_end() -> str | None:
-        return starting.describe_end(args, lambda: len(read_records(args)[0]), setup.lacks_kohya(args))
+        return starting.describe_end(args, lambda: len(records[0]), setup.lacks_kohya(args))
 
     free = flags.free_to_change(args)
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)
             start_rows = starting.describe_start(start, plan, state)
-            more = describe_dry_run(args, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
+            more = describe_dry_run(args, records, model, family, recipe, estimate(plan.micro), shapes, precision.dtype)
             print_table(start_rows + more)
         return 0
-    records = read_records(args)  # before anything is written
     syncs = starting.open_folder(args, start, tracking, free, describe_end)
     if syncs is None:
         return 0

@@ -4,13 +4,14 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from families import tokens
@@ -236,7 +237,7 @@ def check_mergeable(lora: Lora, model_name: str, model: str, family: str) -> Non
     state = check_lora(lora, model_name, model, family)
     if lora.word or tokens.learnt_word(lora.path.parent):
         raise UserError(f"{lora.flag} {lora.path}: comes with a learnt word, which can't be merged; give another LoRA")
-    if any(re.match(r"text_encoder|lora_te", key) for key in state):
+    if has_text_layers(state):
         raise UserError(
             f"{lora.flag} {lora.path}: has layers of a text encoder, which are not merged; give another LoRA"
         )
@@ -258,7 +259,12 @@ def check_noise(lora: Lora, model: str, prediction_type: str | None, zero_termin
 
 def adapts_texts(lora: Lora) -> bool:
     """Whether it has layers of a text encoder, as some of other programs for FLUX.1 have."""
-    return any(re.match(r"text_encoder|lora_te", key) for key in read_lora(lora.path)[0])
+    with safe_open(lora.path, framework="pt") as file:  # its names alone
+        return has_text_layers(file.keys())
+
+
+def has_text_layers(names: Iterable[str]) -> bool:
+    return any(re.match(r"text_encoder|lora_te", name) for name in names)
 
 
 def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:

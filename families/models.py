@@ -66,11 +66,17 @@ def resolve_model(name: str, cache: Path | None = None, config: str | None = Non
     return name
 
 
+@functools.cache
+def _download(model: str, filename: str) -> Path:
+    """A file of a hub repository; asked for once, as each time is a request, also for a file that is there."""
+    return Path(hf_hub_download(model, filename))
+
+
 def read_config(model: str, filename: str) -> dict[str, Any]:
     """One JSON file of a diffusers folder or hub repository; no weights are read."""
     try:
         with quiet_hub():
-            path = Path(model) / filename if Path(model).is_dir() else Path(hf_hub_download(model, filename))
+            path = Path(model) / filename if Path(model).is_dir() else _download(model, filename)
         config = parse_json(read_text(path))
         if not isinstance(config, dict):
             raise ValueError(f"expected an object in braces, found a {type(config).__name__}")

@@ -142,7 +142,7 @@ def prompt_arguments(prompts: list[Features], negative: list[Features], guidance
     """What the pipeline takes for prompts that are already encoded, and for guidance."""
     embeds, mask = pad(prompts)
     given = {"prompt_embeds": embeds, "prompt_embeds_mask": mask, "true_cfg_scale": guidance}
-    if guidance > 1:
+    if guidance > SECOND_PROMPT_ABOVE:
         given["negative_prompt_embeds"], given["negative_prompt_embeds_mask"] = pad(negative)
     return given
 

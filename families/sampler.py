@@ -317,7 +317,7 @@ def _denoise(
 ) -> torch.Tensor:
     """The latents that a UNet ends with."""
     settings, device, dtype = sampler.settings, sampler.execution.device, sampler.execution.dtype
-    guided = settings.guidance_scale > 1
+    guided = sampling.reads_negative_prompt(sampler.family, settings.guidance_scale)
     prompts = [settings.negative_prompt] * len(requests) * guided + [request.prompt for request in requests]
     embeds, added = _stack_features(sampler, prompts)
     control = None

@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.checkpoint import checkpoint
 
 from families import offloading, quantized
 from families.diffusion import Features
 from families.latents import decode_pixels, encode_pixels
 from families.lora import TEXT_TARGETS, Adapter, Module, choose_parameters
-from families.models import build_part, latent_channels, read_config, token_limit, vae_step
+from families.models import build_part, latent_channels, read_config, token_limit, tune_denoiser, vae_step
 from families.names import FAMILIES
 from families.sampler import Sampling
 from families.sampling import reads_negative_prompt
@@ -148,8 +147,8 @@ def most_live_bytes(run: Callable[[], object], autocast: torch.dtype | None = No
 class Load:
     """What decides the memory of a training.
 
-    `dtype` is that of the frozen weights, `autocast` the one that a step computes in where it is another; text and VAE
-    batch are how many captions or images are encoded at once.
+    `dtype` is that of the frozen weights, `autocast` the one that a step computes in where it is another; `vae_batch`
+    is how many images are encoded at once.
     """
 
     adapter: Adapter | None  # None: all weights are trained
@@ -164,7 +163,6 @@ class Load:
     ema: bool = False
     quantized: str | None = None  # how the denoiser's frozen weights are kept: nf4 or int8
     quantized_texts: str | None = None  # the same of the text encoders, where they are not trained
-    text_batch: int = 1
     text_length: int | None = None  # tokens of each; None: the most that the family reads
     vae_batch: int = 1
     sampling: Sampling | None = None  # of validation images; None: there are none
@@ -197,7 +195,7 @@ def build_step(model: str, family: str, load: Load, encoders: list[Module] | Non
         parts += encoders
     if load.gradient_checkpointing:
         options = checkpoint_options(torch.device("meta"))
-        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
+        tune_denoiser(denoiser, options, xformers=False, compiled=False)
         for encoder in parts[1:]:
             encoder.activation_checkpointing_enable(options)
     vae = read_config(model, "vae/config.json")
@@ -228,11 +226,12 @@ def _image_bytes(
     return max(denoised, most_live_bytes(lambda: decode_pixels(vae, _meta(vae, 1, *shape[1:]))))
 
 
+@functools.cache
 def estimate_memory(model: str, family: str, load: Load) -> Phases:
     """Bytes of each phase by part; a phase needs the sum of its parts, and the run the most that any phase needs."""
     encoders, vae = _build_encoders(model, family, load), build_part(model, "vae")
     with torch.no_grad():
-        texts = most_live_bytes(lambda: _encode_text(model, family, encoders, load.text_batch, load.text_length))
+        texts = most_live_bytes(lambda: _encode_text(model, family, encoders, 1, load.text_length))
         two = _encode_text(model, family, encoders, 2, load.text_length)
         images = most_live_bytes(lambda: encode_pixels(vae, _meta(vae, load.vae_batch, 3, load.height, load.width)))
     step = build_step(model, family, load, encoders)
