@@ -73,7 +73,6 @@ ALONE = {  # a task other than an evaluation: the flags that it uses
 }
 CLIP_LEVEL = -23.0  # dB below full scale, of every sound on a listening page
 MANY = 200  # pairs of sounds that are compared sooner than another process has started
-HEARD_RATE = 16_000  # samples a second, of recognisers and speaker encoders
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ def speak_sentences(sentences: list[Sentence], voice: Voice, how: Speaking, seed
     for one in track(sentences, len(sentences), "sentences", "speaking"):
         name = speaker_of(voice, one, how.speaker)
         own = devices.key_seed("speech", seed, one.real.id)
-        inputs = {"generated": (one.real.text, own, how), "copy": file_sha256(one.real.path)}
+        inputs = {"generated": (one.real.text, own, how), "copy": one.real.sha256 or file_sha256(one.real.path)}
         files, facts = dict(one.files), {}
         for kind, given in inputs.items():
             key = hashlib.sha256(repr((source, kind, name, given)).encode()).hexdigest()[:24]
@@ -310,7 +309,7 @@ def measure_sounds(pairs: list[tuple[Path, Path]], sums: dict[Path, str], cache:
 
 
 def encode_speakers(files: list[Path], sums: dict[Path, str], encode: speaker.Encode, cache: Path) -> np.ndarray:
-    size = encode([np.zeros(HEARD_RATE, np.float32)]).shape[1]
+    size = encode([np.zeros(recogniser.RATE, np.float32)]).shape[1]
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         for i in track(places, len(places), "sounds", "recognising speakers"):
@@ -321,7 +320,7 @@ def encode_speakers(files: list[Path], sums: dict[Path, str], encode: speaker.En
 
 def read_heard(path: Path) -> np.ndarray:
     sound = read_sound(path, "--real")
-    return resample(sound.samples, sound.rate, HEARD_RATE)
+    return resample(sound.samples, sound.rate, recogniser.RATE)
 
 
 def model_key(name: str, demo: Path) -> str:
@@ -490,8 +489,8 @@ def make_listening(args: argparse.Namespace) -> int:
     rows, pairs = rows_with_files(out, "--output_dir"), []
     check_results(out, names, args.overwrite, SCRIPT)
     if args.against:
-        runs = {"": {"utterances": rows}, "against": {"utterances": rows_with_files(args.against, "--against")}}
-        both = list(zip(*shared_sentences(runs, "--against").values()))
+        voices = {"": {"utterances": rows}, "against": {"utterances": rows_with_files(args.against, "--against")}}
+        both = list(zip(*shared_sentences(voices, "--against").values()))
         order = np.random.default_rng(args.seed).permutation(len(both))
         pairs = [both[i] for i in order[: args.listening_test]]
     items = choose_items(rows, args.listening_test, pairs, str(args.against), args.seed)

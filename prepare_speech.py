@@ -49,7 +49,7 @@ from speech.verify_speech import verify_dataset
 from utils.catalogue import Rejected
 from utils.cli import Range, counted, seed_number, share, workers
 from utils.dataset import SPLITS
-from utils.files import write_json, write_text
+from utils.files import write_json, write_lines, write_text
 from utils.outputs import replaced_folder
 from utils.parallel import available_cores
 from utils.storage import fetch
@@ -63,8 +63,8 @@ FEW = 30  # recordings: below, a voice can hardly be told from its sentences
 ASR = "openai/whisper-small"
 OF_SEGMENT = "piece_seconds padding min_confidence corrections page_pieces".split()
 # Settings that do not change the result; what is in corrections changes it, but not the names of their files.
-NOT_IN_RESULT = "config dry_run verbose debug verify strict output_dir overwrite num_workers recordings".split()
-NOT_IN_RESULT += ["keep_splits", "new_splits", "corrections"]
+NOT_IN_RESULT = "verify strict output_dir overwrite num_workers recordings keep_splits new_splits corrections".split()
+NOT_IN_RESULT += cli.COMMON
 
 
 def make_parser() -> cli.Parser:
@@ -438,7 +438,7 @@ def write_dataset(folder: Path, corpus: Corpus, sounds: Sounds, chosen: Chosen, 
     splits = {one.recording.id: one.split for one in chosen.examples}
     write_json(folder / "splits.json", dict(sorted((corpus.kept | splits).items())))
     rows = report.measure_rows(corpus.recordings, texts, facts, chosen.heard)
-    writing.write_lines(folder / "measures.jsonl", rows)
+    write_lines(folder / "measures.jsonl", rows)
     findings = report.findings_lines(chosen.examples, chosen.rejected)
     write_text(folder / "report.txt", "\n".join([*report.source_lines(corpus.found), "", *findings]) + "\n")
     measured = {one.id: m for one in corpus.recordings if (m := facts[one.id].measures)}

@@ -32,7 +32,7 @@ from speech.sentences import Piece
 from speech.sound_checks import Limits
 from speech.streaming import Spoken, join_pieces, piece_seeds, speak_piece
 from speech.synthesis import Speaking, add_speaking_flags, fold_weight_norm, speaker_number
-from speech.texts import Line
+from speech.texts import PAUSES, Line
 from speech.voices import DEFAULT_VOICE, Voice, describe_unknown, load_voice, local_name
 from utils.cli import Range, UserError, counted, name_some
 from utils.console import Bar, show_progress
@@ -85,7 +85,8 @@ def add_text_flags(parser: cli.Parser) -> None:
         choices=[*LANGUAGES, "none"],
         help="whose rules read numbers and abbreviations; none: as it is written; default: the voice's",
     )
-    group.add_argument("--sentence_pause", type=Range(0, 10), default=0.4, help="seconds between two sentences")
+    pause = PAUSES["sentence"]
+    group.add_argument("--sentence_pause", type=Range(0, 10), default=pause, help="seconds between two sentences")
 
 
 def add_check_flags(parser: cli.Parser) -> None:

@@ -36,6 +36,7 @@ from speech.texts import language_of, read_pieces
 from speech.vits import Utterances, forward_train, no_dropout
 from speech.voice_memory import MetaStep, build_step
 from speech.voices import (
+    DEFAULT_VOICE,
     FILES,
     SIZES,
     Voice,
@@ -106,7 +107,7 @@ def add_voice_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("voice")
     group.add_argument(
         "--pretrained_model_name_or_path",
-        default="facebook/mms-tts-por",
+        default=DEFAULT_VOICE,
         metavar="HUB_ID|DIR|demo-voice",
         help="a VITS voice in transformers' format",
     )

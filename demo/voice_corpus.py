@@ -86,7 +86,7 @@ def write_recordings(
         rows.append({**row, "seconds": round(len(speech.samples) / RATE, 3)})
         timings[name] = [(ipa, round(start, 3), round(stop, 3)) for ipa, start, stop in speech.phonemes]
     files.write_text(folder / "timings.json", json.dumps(timings, ensure_ascii=False, separators=(",", ":")) + "\n")
-    files.write_text(folder / "metadata.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.write_lines(folder / "metadata.jsonl", rows)
 
 
 def write_corpus() -> None:

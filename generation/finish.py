@@ -1,6 +1,5 @@
 """The end of a generated set: a dataset in the prepared layout, contact sheets, a report."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,16 @@ from PIL import Image
 from generation.prompts import Prompt
 from utils import dataset
 from utils.dataset import index_of, read_parts
-from utils.files import file_sha256, link_or_copy, read_written, replaced_file, write_json, write_manifest, write_text
+from utils.files import (
+    file_sha256,
+    link_or_copy,
+    read_written,
+    replaced_file,
+    write_json,
+    write_lines,
+    write_manifest,
+    write_text,
+)
 from utils.images import make_grid, require_image
 from utils.metrics_log import read_metrics
 from utils.outputs import replaced_folder
@@ -50,7 +58,7 @@ def finish_set(folder: Path, prompts: list[Prompt], settings: dict[str, Any], fa
 def merge_parts(folder: Path) -> list[dict[str, Any]]:
     """All records in the order of the images, now in one metadata.jsonl; the parts are removed."""
     records = list(read_parts(folder).values())
-    write_text(folder / "metadata.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+    write_lines(folder / "metadata.jsonl", records)
     for part in folder.glob("metadata.*.jsonl"):
         part.unlink()
     return records

@@ -12,8 +12,8 @@ from preparation.look_alikes import near_pairs, stack_looks
 from preparation.records import ImageFacts
 from utils.cli import UserError
 from utils.console import track
-from utils.dataset import SPLITS, content_fingerprint, read_metadata, read_split
-from utils.files import file_sha256, list_files, parse_json, read_file, read_text
+from utils.dataset import SPLITS, read_metadata, read_split, verify_sums
+from utils.files import list_files, parse_json, read_file, read_text
 from utils.images import colour_thumb, perceptual_hash
 from utils.parallel import parallel_map
 
@@ -82,14 +82,7 @@ def verify_layout(folder: Path, metadata: dict[str, Any]) -> tuple[list[str], di
         sums = {name: entry["sha256"] for name, entry in manifest.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [f"MANIFEST.json: {error}"], {}
-    files = list_files(folder)
-    broken = [f"{name}: missing" for name in manifest if name not in files]
-    broken += [f"{name}: not in the manifest" for name in files if name not in manifest and name != "MANIFEST.json"]
-    for name in manifest.keys() & files.keys():
-        if not is_example(name) and file_sha256(folder / name) != sums[name]:
-            broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
-    if content_fingerprint(sums) != metadata.get("fingerprint"):
-        broken.append("metadata.json: its fingerprint does not match the manifest's files")
+    files, broken = list_files(folder), verify_sums(folder, sums, metadata.get("fingerprint"), is_example)
     owner: dict[str, str] = {}
     for split in SPLITS:
         if split not in metadata["counts"] and not (folder / split).exists():  # a generated set is all for training

@@ -140,18 +140,23 @@ def find_outliers(paces: dict[str, float], speakers: dict[str, str], deviations:
     of_speaker: dict[str, list[float]] = defaultdict(list)
     for one, value in logs.items():
         of_speaker[speakers[one]].append(value)
+    if len(logs) < LEAST_OF_A_SPEAKER:
+        return {}
+    of_all = _usual(list(logs.values()))
+    usual = {name: _usual(own) if len(own) >= LEAST_OF_A_SPEAKER else of_all for name, own in of_speaker.items()}
     found: dict[str, Fault] = {}
     for one, value in logs.items():
-        own = of_speaker[speakers[one]]
-        others = np.array(own if len(own) >= LEAST_OF_A_SPEAKER else list(logs.values()))
-        if len(others) < LEAST_OF_A_SPEAKER:
-            continue
-        middle = np.median(others)
-        spread = max(LEAST_SPREAD, 1.4826 * float(np.median(np.abs(others - middle))))
+        middle, spread = usual[speakers[one]]
         if abs(value - middle) > deviations * spread:
             what = f"{paces[one]:.1f} characters/s, median {np.exp(middle):.1f}"
             found[one] = "text does not fit the sound", f"{what}: {abs(value - middle) / spread:.1f} deviations"
     return found
+
+
+def _usual(values: list[float]) -> tuple[float, float]:
+    """Their median, and how far from it they usually are."""
+    middle = float(np.median(values))
+    return middle, max(LEAST_SPREAD, 1.4826 * float(np.median(np.abs(np.array(values) - middle))))
 
 
 class Take(NamedTuple):

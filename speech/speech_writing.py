@@ -1,6 +1,5 @@
 """Write the splits of a dataset of speech and all that describes them."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,8 @@ from utils.catalogue import Rejected
 from utils.cli import counted
 from utils.console import format_seconds
 from utils.dataset import SPLITS, content_fingerprint, size_category
-from utils.files import file_sha256, link_or_copy, write_json, write_manifest, write_text
+from utils.files import file_sha256, link_or_copy, write_json, write_lines, write_manifest, write_text
 from utils.wording import make_environment
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_splits(folder: Path, examples: list[Example], work: Path, handling: Handling) -> dict[str, str]:

@@ -78,7 +78,7 @@ def say(voice: Voice, text: str, seed: int, how: Speaking, max_retries: int = 3)
     for piece, seeds in zip(pieces, zip(*tries)):
         spoken = _speak_well(voice, piece.text, seeds, how)
         yield spoken._replace(samples=np.concatenate([before, spoken.samples]))
-        before = pause_after(piece, rate, 0.4 / how.rate)
+        before = pause_after(piece, rate, texts.PAUSES["sentence"] / how.rate)
 
 
 def _speak_well(voice: Voice, text: str, seeds: tuple[int, ...], how: Speaking) -> Spoken:

@@ -9,8 +9,8 @@ from speech.audio import BadSound, decode_sound
 from speech.dataset import TABLE, read_metadata, read_records
 from utils.cli import UserError
 from utils.console import track
-from utils.dataset import SPLITS, content_fingerprint
-from utils.files import MANIFEST, file_sha256, list_files, read_file, read_manifest, read_text
+from utils.dataset import SPLITS, verify_sums
+from utils.files import MANIFEST, list_files, read_file, read_manifest, read_text
 from utils.parallel import parallel_map
 
 FLAG = "--verify"
@@ -55,15 +55,7 @@ def verify_files(folder: Path, sums: dict[str, str], metadata: dict[str, Any]) -
     """What differs from the manifest, but for the sounds' content."""
     if not sums:
         return [f"{MANIFEST}: is missing or damaged"]
-    files = {name for name in list_files(folder) if name != MANIFEST}
-    broken = [f"{name}: missing" for name in sorted(sums.keys() - files)]
-    broken += [f"{name}: not in the manifest" for name in sorted(files - sums.keys())]
-    for name in sorted(sums.keys() & files):
-        if "/audio/" not in name and file_sha256(folder / name) != sums[name]:
-            broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
-    if content_fingerprint(sums) != metadata["fingerprint"]:
-        broken.append("metadata.json: its fingerprint does not match the manifest's files")
-    return broken
+    return verify_sums(folder, sums, metadata["fingerprint"], lambda name: "/audio/" in name)
 
 
 def verify_rows(folder: Path, split: str, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> list[str]:

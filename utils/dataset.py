@@ -1,14 +1,23 @@
 """Datasets on disk: the metadata and the records of a prepared one, and the records of a generated set."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import MANIFEST, file_sha256, parse_json, read_manifest, read_text, write_json, write_text
+from utils.files import (
+    MANIFEST,
+    file_sha256,
+    list_files,
+    parse_json,
+    read_manifest,
+    read_text,
+    write_json,
+    write_lines,
+    write_text,
+)
 from utils.metrics_log import read_metrics
 
 FORMAT = "prepared dataset 1"
@@ -59,8 +68,7 @@ def verified_sums(folder: Path, *names: str) -> dict[str, str]:
 
 def write_tables(folder: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
     """The tables of one split, whose rows have file_name, text, id and attributes; {file name: sha256}."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_text(folder / "metadata.jsonl", "".join(lines))
+    write_lines(folder / "metadata.jsonl", rows)
     write_text(folder / "ids.txt", "".join(f"{row['id']}\n" for row in rows))
     write_json(folder / "captions.json", {row["id"]: row["text"] for row in rows})
     return {name: file_sha256(folder / name) for name in ("metadata.jsonl", "ids.txt", "captions.json")}
@@ -70,6 +78,19 @@ def content_fingerprint(sums: dict[str, str]) -> str:
     """One checksum for the images and captions of all splits, from each file's sha256; reports do not count."""
     lines = [f"{sums[name]} {name}\n" for name in sorted(sums) if name.partition("/")[0] in SPLITS]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def verify_sums(folder: Path, sums: dict[str, str], fingerprint: str, is_example: Callable[[str], bool]) -> list[str]:
+    """What differs from the manifest's {file: sha256}, but for the content of the examples themselves."""
+    files = {name for name in list_files(folder) if name != MANIFEST}
+    broken = [f"{name}: missing" for name in sorted(sums.keys() - files)]
+    broken += [f"{name}: not in the manifest" for name in sorted(files - sums.keys())]
+    for name in sorted(sums.keys() & files):
+        if not is_example(name) and file_sha256(folder / name) != sums[name]:
+            broken.append(f"{name}: the file has changed (its sha256 is not the manifest's)")
+    if content_fingerprint(sums) != fingerprint:
+        broken.append("metadata.json: its fingerprint does not match the manifest's files")
+    return broken
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """A .jsonl file."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def open_regular(path: Path) -> BinaryIO:
     """A file that a user named, to be read; OSError for a pipe or a device, which may have no end."""
     mode = os.stat(path).st_mode

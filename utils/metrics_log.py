@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.files import note_written, parse_json, read_file, replaced_file, write_text
+from utils.files import note_written, parse_json, read_file, replaced_file, write_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def cut_metrics(path: Path, step: int) -> list[Record]:
     """Remove the records after `step`, which a resumed run makes again; returns those that stay."""
     kept = [record for record in read_metrics(path) if record.get("step", 0) <= step]
     if path.exists():
-        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+        write_lines(path, kept)
     return kept
 
 
