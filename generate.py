@@ -26,7 +26,7 @@ from accelerate import Accelerator
 
 from families import lora_mix, models, sampling, tokens
 from families.names import FAMILIES, LABELS
-from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler, read_parts
+from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, check_parts, generate_images, load_sampler
 from generation import flags, set_folder
 from generation import prompts as prompt_lists
 from generation.checks import Checks, Result, check_and_save, load_checks
@@ -94,10 +94,16 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
         if base := lora_mix.named_base(loras):
             logger.warning("no --pretrained_model_name_or_path: taking %s, which the LoRA was trained on", base)
         args.pretrained_model_name_or_path = base or models.DEFAULT_MODEL
-    parts = read_parts(args, loras, cache_folder(args) / "models")
+    name = args.pretrained_model_name_or_path
+    for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
+        lora_mix.check_base(lora, name)
+    model = models.resolve_model(name, cache_folder(args) / "models", args.model_config)
+    noise, length = (args.prediction_type, args.zero_terminal_snr), args.max_sequence_length
+    parts = SamplerParts(model, models.model_family(model), loras, args.controlnet, *noise, max_sequence_length=length)
     refuse_unsupported(args, parts.family)
-    settle_sampling(args, parts.model, parts.family)
-    return replace(parts, controlnet=args.controlnet)
+    settle_sampling(args, model, parts.family)
+    check_parts(parts, name, args.allow_other_base)
+    return parts
 
 
 def refuse_unsupported(args: argparse.Namespace, family: str) -> None:

@@ -24,7 +24,7 @@ import torch
 
 from families import lora_mix, models, sampling
 from families.names import LABELS
-from families.sampler import Execution, SamplerParts, Sampling, read_parts
+from families.sampler import Execution, SamplerParts, Sampling, check_parts
 from preparation.captions import DEFAULT_TEMPLATE, add_trigger
 from service import site
 from service.guard import Access
@@ -218,7 +218,13 @@ def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> Sam
     given = tuple(loras.values())
     name = args.pretrained_model_name_or_path or lora_mix.named_base(given) or models.DEFAULT_MODEL
     args.pretrained_model_name_or_path = name
-    return replace(read_parts(args, given, CACHE / "models"), loras=())
+    for lora in given if not args.allow_other_base else ():
+        lora_mix.check_base(lora, name)
+    model = models.resolve_model(name, CACHE / "models", args.model_config)
+    noise, length = (args.prediction_type, args.zero_terminal_snr), args.max_sequence_length
+    parts = SamplerParts(model, models.model_family(model), given, None, *noise, max_sequence_length=length)
+    check_parts(parts, name, args.allow_other_base)
+    return replace(parts, loras=())
 
 
 def find_defaults(args: argparse.Namespace, parts: SamplerParts) -> Sampling:

@@ -3,7 +3,6 @@
 For generate.py, and for the class images of train_dreambooth.py.
 """
 
-import argparse
 import copy
 import inspect
 import logging
@@ -11,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,27 +46,17 @@ class SamplerParts:
     quantized_texts: str | None = None  # how the text encoders' weights are rounded, see families.quantized
 
 
-def read_parts(args: argparse.Namespace, loras: tuple[lora_mix.Lora, ...], cache: Path) -> SamplerParts:
-    """The model that args name, and the LoRAs; refuses those that do not go together.
-
-    Read are the flags of models.add_model_flags, and --allow_other_base. `cache`: for single files that are converted.
-    """
-    name = args.pretrained_model_name_or_path
-    words = lora_mix.learnt_words(loras)
-    for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
-        lora_mix.check_base(lora, name)
-    model = models.resolve_model(name, cache, args.model_config)
-    family = models.model_family(model)
-    models.token_limit(model, family, args.max_sequence_length)
-    for lora in loras:
-        lora_mix.check_lora(lora, name, model, family)
-        if not args.allow_other_base:
-            lora_mix.check_noise(lora, model, args.prediction_type, args.zero_terminal_snr)
-    tokenizer = models.load_tokenizers(model, family)[0] if words else None
+def check_parts(parts: SamplerParts, name: str, allow_other_base: bool) -> None:
+    """Refuse a model, LoRAs and their settings that do not go together; `name`: what the user calls the model."""
+    models.token_limit(parts.model, parts.family, parts.max_sequence_length)
+    words = lora_mix.learnt_words(parts.loras)
+    for lora in parts.loras:
+        lora_mix.check_lora(lora, name, parts.model, parts.family)
+        if not allow_other_base:
+            lora_mix.check_noise(lora, parts.model, parts.prediction_type, parts.zero_terminal_snr)
+    tokenizer = models.load_tokenizers(parts.model, parts.family)[0] if words else None
     for folder, word in words.items():
         tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
-    noise = args.prediction_type, args.zero_terminal_snr
-    return SamplerParts(model, family, loras, None, *noise, max_sequence_length=args.max_sequence_length)
 
 
 @dataclass(frozen=True)
