@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from speech.features import settings_of, spectrogram
-from speech.vits import decode, embed_speakers, encode_speech, length_mask
+from speech.parts import Cues, make_condition
+from speech.vits import decode, encode_speech, length_mask
 from speech.voices import Voice
 
 
@@ -18,6 +19,7 @@ def copy_sound(voice: Voice, samples: np.ndarray, speaker: int | None = None) ->
     padded = np.pad(samples, (0, max(0, settings.shortest - len(samples))))
     spectra = spectrogram(torch.from_numpy(padded)[None].to(model.device), settings)
     mask = length_mask(torch.tensor([spectra.shape[2]], device=model.device), spectra.shape[2])
-    row = embed_speakers(model, None if speaker is None else torch.tensor([speaker], device=model.device))
-    posterior = encode_speech(model, spectra, mask, row)
-    return decode(model.decoder, posterior.mean, row)[0].float().cpu().numpy()
+    cues = Cues(None if speaker is None else torch.tensor([speaker], device=model.device))
+    condition = make_condition(model, cues)
+    posterior = encode_speech(model, spectra, mask, condition)
+    return decode(model.decoder, posterior.mean, condition)[0].float().cpu().numpy()

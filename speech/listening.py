@@ -14,8 +14,9 @@ from speech.audio import write_sound
 from speech.batches import Loader, Position, load_batch
 from speech.features import FeatureSettings, log_mel, spectrogram
 from speech.losses import mel_distances
+from speech.parts import make_condition
 from speech.synthesis import Speaking, predict_durations, read_tokens, speak
-from speech.vits import Utterances, align, embed_speakers, encode_speech, encode_text, expand, length_mask
+from speech.vits import Utterances, align, encode_speech, expand, length_mask, read_text
 from speech.voices import Voice
 from utils import devices
 from utils.files import replaced_file
@@ -68,8 +69,8 @@ def speak_along(voice: Voice, utterance: Utterances, settings: FeatureSettings) 
     model = voice.model
     text_mask = length_mask(utterance.text_lengths, utterance.tokens.shape[1])
     mask = length_mask(utterance.frame_lengths, utterance.spectrograms.shape[2])
-    speaker = embed_speakers(model, utterance.speakers)
-    _, prior = encode_text(model, utterance.tokens, text_mask)
+    speaker = make_condition(model, utterance.cues)
+    _, prior = read_text(model, utterance.tokens, text_mask, speaker)
     flowed = model.flow(encode_speech(model, utterance.spectrograms, mask, speaker).mean, mask, speaker)
     durations = align(prior, flowed, utterance.text_lengths, utterance.frame_lengths)
     mean, log_deviation = expand(prior, durations, flowed.shape[2])
@@ -81,7 +82,7 @@ def speak_along(voice: Voice, utterance: Utterances, settings: FeatureSettings) 
 
 def length_error(model: VitsModel, utterance: Utterances) -> float:
     """How far the predicted length of one utterance is off, as a share of the recording's."""
-    reading = read_tokens(model, utterance.tokens, utterance.speakers)
+    reading = read_tokens(model, utterance.tokens, utterance.cues)
     noise = utterance.duration_noise * model.noise_scale_duration
     predicted = predict_durations(model, reading, noise, model.speaking_rate).sum().item()
     real = utterance.frame_lengths.item()

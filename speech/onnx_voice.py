@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow
 
+from speech.parts import Cues
 from speech.synthesis import (
     decode,
     fold_weight_norm,
@@ -116,7 +117,8 @@ class WholeVoice(torch.nn.Module):
         speaker: Tensor | None = None,
     ) -> Tensor:
         noise_scale, noise_scale_duration, rate = scales.unbind()
-        reading = read_tokens(self.model, input_ids, speaker)
+        cues = Cues(None if speaker is None else speaker.reshape(1))
+        reading = read_tokens(self.model, input_ids, cues)
         drawn = torch.zeros(()) if duration_noise is None else duration_noise * noise_scale_duration
         durations = predict_durations(self.model, reading, drawn, rate)
         means, log_variances = spread_over_frames(reading, durations, most_frames(self.model))

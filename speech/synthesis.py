@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from transformers import VitsModel
 from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
 
+from speech.parts import Cues, encode_text, make_condition
 from speech.voices import Voice, tokenize
 from utils.cli import Range, UserError, name_some, suggest
 
@@ -42,7 +43,7 @@ def add_speaking_flags(group: argparse._ArgumentGroup) -> None:
 
 
 class Reading(NamedTuple):
-    """A text as the encoder reads it; `condition` is the speaker, None for a voice of one."""
+    """A text as the encoder reads it; `condition` is who speaks and how, None for a voice of one."""
 
     hidden: Tensor  # (1, channels, tokens)
     means: Tensor  # (1, tokens, channels), of the prior; so are the log variances
@@ -64,7 +65,7 @@ def speak_tokens(voice: Voice, ids: Tensor, seed: int, how: Speaking = Speaking(
     scale, scale_duration = (
         mine if given is None else given for mine, given in zip(own, (how.noise_scale, how.noise_scale_duration))
     )
-    reading = read_tokens(model, ids, speaker_number(voice, how.speaker))
+    reading = read_tokens(model, ids, find_cues(voice, how))
     noise = torch.randn(1, 2, ids.shape[1], generator=generator) if has_random_durations(model) else torch.zeros(())
     durations = predict_durations(model, reading, noise.to(ids.device) * scale_duration, model.speaking_rate * how.rate)
     means, log_variances = spread_over_frames(reading, durations, most_frames(model))
@@ -72,6 +73,11 @@ def speak_tokens(voice: Voice, ids: Tensor, seed: int, how: Speaking = Speaking(
     noise = torch.empty(means.shape).transpose(1, 2).normal_(generator=generator).to(ids.device)
     latents = means.transpose(1, 2) + noise * torch.exp(log_variances.transpose(1, 2)) * scale
     return decode(model, latents, reading.condition)[0].float().cpu().numpy()
+
+
+def find_cues(voice: Voice, how: Speaking) -> Cues:
+    number = speaker_number(voice, how.speaker)
+    return Cues(None if number is None else torch.tensor([number], device=voice.model.device))
 
 
 def speaker_number(voice: Voice, name: str) -> int | None:
@@ -94,20 +100,11 @@ def most_frames(model: VitsModel) -> int:
     return MOST_SECONDS * model.config.sampling_rate // math.prod(model.config.upsample_rates)
 
 
-def read_tokens(model: VitsModel, ids: Tensor, speaker: int | Tensor | None) -> Reading:
-    """What the text encoder says of each token, without its layerdrop, which only training has."""
-    encoder = model.text_encoder
-    all_there = torch.ones(1, ids.shape[1], 1, device=ids.device)
-    hidden = encoder.embed_tokens(ids) * math.sqrt(model.config.hidden_size)
-    for layer in encoder.encoder.layers:
-        hidden = layer(hidden, padding_mask=all_there)[0]
-    hidden = hidden.transpose(1, 2)
-    means, log_variances = encoder.project(hidden).transpose(1, 2).split(model.config.flow_size, dim=2)
-    condition = None
-    if speaker is not None:
-        number = torch.as_tensor(speaker, device=ids.device).reshape(1)
-        condition = model.embed_speaker(number).unsqueeze(-1)
-    return Reading(hidden, means, log_variances, condition)
+def read_tokens(model: VitsModel, ids: Tensor, cues: Cues) -> Reading:
+    """What the text encoder says of each token."""
+    all_there = torch.ones(1, 1, ids.shape[1], device=ids.device)
+    condition = make_condition(model, cues)
+    return Reading(*encode_text(model, ids, all_there, condition, padded=False), condition)
 
 
 def predict_durations(model: VitsModel, reading: Reading, noise: Tensor, rate: float | Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers.models.vits.modeling_vits import (
 
 from speech.alignment import monotonic_path
 from speech.features import in_float32
+from speech.parts import Cues, encode_text, make_condition
 from utils.devices import Rows, checkpoint_options
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -40,6 +41,10 @@ class Utterances(Rows):
     speakers: torch.Tensor | None = None  # (batch,), of a model with several
     step_frames: torch.Tensor | None = None  # (batch,), of all utterances of the step that it belongs to
     step_tokens: torch.Tensor | None = None
+
+    @property
+    def cues(self) -> Cues:
+        return Cues(self.speakers)
 
     def split(self, size: int) -> list[Self]:
         """In parts of at most `size` utterances, each padded to its own longest."""
@@ -98,8 +103,8 @@ def forward_train(
     """
     text_mask = length_mask(batch.text_lengths, batch.tokens.shape[1])
     mask = length_mask(batch.frame_lengths, batch.spectrograms.shape[2])
-    speaker = embed_speakers(model, batch.speakers)
-    hidden, prior = encode_text(model, batch.tokens, text_mask)
+    speaker = make_condition(model, batch.cues)
+    hidden, prior = read_text(model, batch.tokens, text_mask, speaker)
     posterior = encode_speech(model, batch.spectrograms, mask, speaker)
     latents = (posterior.mean + batch.noise * posterior.log_deviation.exp()) * mask
     flowed = model.flow(latents, mask, speaker).float()
@@ -121,16 +126,14 @@ def length_mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:
     return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None].float()
 
 
-def embed_speakers(model: VitsModel, speakers: torch.Tensor | None) -> torch.Tensor | None:
-    return None if speakers is None else model.embed_speaker(speakers)[:, :, None]
-
-
-def encode_text(model: VitsModel, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, Gaussian]:
+def read_text(
+    model: VitsModel, tokens: torch.Tensor, mask: torch.Tensor, condition: torch.Tensor | None
+) -> tuple[torch.Tensor, Gaussian]:
     """What the duration predictor reads (batch, channels, text), and the prior of each character."""
-    attention = None if mask.is_meta else mask[:, 0].long()  # whose content decides, where there is one
-    found = model.text_encoder(tokens, mask.transpose(1, 2), attention_mask=attention)
-    prior = Gaussian(found.prior_means.transpose(1, 2).float(), found.prior_log_variances.transpose(1, 2).float())
-    return found.last_hidden_state.transpose(1, 2).float(), prior
+    padded = not mask.is_meta  # where a mask has no content to look at
+    found = encode_text(model, tokens, mask, condition, padded)
+    prior = Gaussian(found.means.transpose(1, 2).float(), found.log_variances.transpose(1, 2).float())
+    return found.hidden.float(), prior
 
 
 def encode_speech(

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch.fx.experimental import _config as meta
 from torch.overrides import TorchFunctionMode
-from transformers import VitsConfig, VitsModel
+from transformers import VitsConfig
 
 from speech.dataset import Utterance
 from speech.discriminators import DiscriminatorConfig, Discriminators
 from speech.features import settings_of
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
+from speech.parts import model_class
 from speech.vits import Utterances, forward_train, no_dropout
 
 
@@ -37,7 +38,7 @@ def build_step(
     settings = settings_of(config)
     text, frames = 2 * len(longest.text) + 1, math.ceil(longest.seconds * settings.rate / settings.hop)
     with torch.device("meta"):
-        model, discriminators = VitsModel(config), Discriminators(sizes)
+        model, discriminators = model_class(config)(config), Discriminators(sizes)
         no_dropout(model)
         batch = Utterances(
             samples=[longest.id] * micro,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from transformers import VitsConfig, VitsModel, VitsTokenizer
 from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow, VitsResidualCouplingLayer
 
 from speech.characters import fit_characters
+from speech.parts import model_class
 from speech.phonemes import phonemise
 from utils.cli import UserError
 from utils.files import save_model
@@ -47,7 +49,7 @@ def load_voice(name: str, flag: str = FLAG) -> Voice:
     """
 
     def load(source: str) -> Voice:
-        model = load_whole(VitsModel, source, dtype=torch.float32)
+        model = load_whole(model_class(VitsConfig.from_pretrained(source)), source, dtype=torch.float32)
         for one in (*model.parameters(), *model.buffers()):  # which lie at odd addresses, other ones in several
             one.data = one.data.clone()  # processes, and the last bit of a product depends on it
         tokenizer = VitsTokenizer.from_pretrained(source)
@@ -210,24 +212,36 @@ def with_speakers(voice: Voice, names: Sequence[str], seed: int = 0) -> Voice:
     new = [name for name in dict.fromkeys(names) if name not in voice.speakers]
     if not new or (len(new) == 1 and not voice.speakers):
         return voice
-    old = voice.model
     speakers = voice.speakers + new
-    changed = {"num_speakers": len(speakers), "speaker_names": speakers}
-    changed["speaker_embedding_size"] = old.config.speaker_embedding_size or EMBEDDING_SIZE
+    grown = grow(voice, {"num_speakers": len(speakers), "speaker_names": speakers}, seed)
+    if voice.speakers:
+        rows = voice.model.embed_speaker.weight
+        grown.embed_speaker.weight.copy_(torch.cat([rows, rows.mean(0, keepdim=True).expand(len(new), -1)]))
+    else:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            torch.nn.init.normal_(grown.embed_speaker.weight)  # as of a new voice
+    return Voice(grown, voice.tokenizer, speakers)
+
+
+@torch.no_grad()
+def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
+    """A model of the voice's weights whose config has these changes; what it has more is random, by `seed` alone.
+
+    Every layer that hears a condition says nothing yet, where the voice had none: it begins with the same sound.
+    """
+    old = voice.model
+    size = old.config.speaker_embedding_size
+    config = VitsConfig(**{**old.config.to_dict(), "speaker_embedding_size": size or EMBEDDING_SIZE, **changed})
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = VitsModel(VitsConfig(**{**old.config.to_dict(), **changed})).eval()
-        torch.nn.init.normal_(model.embed_speaker.weight)  # as of a new voice
-    state = old.state_dict()
-    if voice.speakers:
-        rows = state["embed_speaker.weight"]
-        state["embed_speaker.weight"] = torch.cat([rows, rows.mean(0, keepdim=True).expand(len(new), -1)])
-    else:
-        for name, module in model.named_modules():
-            if name.endswith(("cond", "cond_layer")):
-                silence(module)
-    model.load_state_dict(state, strict=bool(voice.speakers))
-    return Voice(model, voice.tokenizer, speakers)
+        model = model_class(config)(config).eval()
+    state = {name: one for name, one in old.state_dict().items() if name != "embed_speaker.weight"}
+    model.load_state_dict(state, strict=False)
+    for name, module in model.named_modules() if not size else ():
+        if name.endswith(("cond", "cond_layer")):
+            silence(module)
+    return model
 
 
 def silence(layer: torch.nn.Module) -> None:

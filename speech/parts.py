@@ -1,0 +1,71 @@
+"""What a voice has beyond VITS: the parts that its config names, and the condition, a vector of who speaks and how."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import VitsConfig, VitsModel
+from transformers.masking_utils import create_bidirectional_mask
+
+# By the name of a part in `config.parts`, what adds it to a model: a function of the model and the part's settings.
+PARTS: dict[str, Callable[..., None]] = {}
+
+
+class VoiceModel(VitsModel):
+    """VITS with the parts that its config names: {name: settings} in `config.parts`."""
+
+    def __init__(self, config: VitsConfig):
+        super().__init__(config)
+        for name, settings in parts_of(config).items():
+            PARTS[name](self, **settings)
+
+
+def parts_of(config: VitsConfig) -> dict[str, dict[str, Any]]:
+    return getattr(config, "parts", None) or {}
+
+
+def model_class(config: VitsConfig) -> type[VitsModel]:
+    """transformers' own for a plain voice."""
+    return VoiceModel if parts_of(config) else VitsModel
+
+
+@dataclass(frozen=True)
+class Cues:
+    """Who speaks some utterances and how, as far as the voice has something that listens to it."""
+
+    speakers: Tensor | None = None  # (batch,), rows of the table of a voice of several
+
+
+def make_condition(model: VitsModel, cues: Cues) -> Tensor | None:
+    """(batch, size, 1): the sum of what the voice makes of the cues; None for a voice of one that needs none."""
+    if cues.speakers is None:
+        return None
+    return model.embed_speaker(cues.speakers)[:, :, None]
+
+
+class EncodedText(NamedTuple):
+    """What the text encoder says of each token; means and log variances are of the prior."""
+
+    hidden: Tensor  # (batch, channels, tokens)
+    means: Tensor  # (batch, tokens, channels)
+    log_variances: Tensor
+
+
+def encode_text(model: VitsModel, tokens: Tensor, mask: Tensor, condition: Tensor | None, padded: bool) -> EncodedText:
+    """As the text encoder's own forward, but without its layerdrop; `mask` is (batch, 1, tokens).
+
+    `padded` is False where the mask, all ones, needs no attention.
+    """
+    encoder, mask = model.text_encoder, mask.transpose(1, 2)
+    hidden = encoder.embed_tokens(tokens) * math.sqrt(model.config.hidden_size)
+    attention = None
+    if padded:
+        attention = create_bidirectional_mask(model.config, hidden, mask[:, :, 0].long())
+    hidden = hidden * mask
+    for layer in encoder.encoder.layers:
+        hidden = layer(hidden, padding_mask=mask, attention_mask=attention)[0]
+    hidden = hidden * mask
+    stats = encoder.project(hidden.transpose(1, 2)).transpose(1, 2) * mask
+    return EncodedText(hidden.transpose(1, 2), *stats.split(model.config.flow_size, dim=2))
