@@ -1,6 +1,9 @@
 """The sentences of the embedded voice, their inflections, and the recordings of the held-back voice."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -22,6 +25,7 @@ from demo.voice_corpus import (
 )
 from speech.phonemes import phonemise
 from speech.portuguese import cardinal
+from utils.cli import UserError
 
 
 @pytest.mark.parametrize(
@@ -117,3 +121,21 @@ def test_espeak_gives_phonemes_that_fill_the_sound() -> None:
     assert speech.phonemes[-1].stop == pytest.approx(seconds)
     spoken = "".join(phoneme.ipa for phoneme in speech.phonemes)
     assert spoken.count("t") == read_sentences("train")[0].phonemes.count("t")
+
+
+def test_many_voices_say_other_sentences_each_as_its_row_says(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader")
+    words = "--speaker never_heard f1:75 --first 3999 --count 1 --apart --vary rate pitch --output_dir"
+    run = [sys.executable, voice_corpus.__file__, *words.split(), str(tmp_path / "many")]
+    subprocess.run(run, check=True, capture_output=True)
+    rows = [json.loads(line) for line in (tmp_path / "many/metadata.jsonl").read_text("utf-8").splitlines()]
+    assert [row["speaker"] for row in rows] == [*NEVER_HEARD, "f1:75"]
+    assert [row["raw_text"] for row in rows[:2]] == [read_sentences("train")[index].text for index in (3999, 0)]
+    assert len({(row["rate"], row["pitch"]) for row in rows}) == len(rows)
+    again = list(voice_corpus.plan_takes(["Andrea"], "train", [2], ["pitch"]))
+    assert again[0].columns == {"pitch": rows[3]["pitch"]} == {"pitch": again[0].voice.pitch}
+
+
+def test_a_voice_that_espeak_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match="--speaker f99: expected heard"):
+        voice_corpus.find_speaker("f99")
