@@ -134,7 +134,7 @@ def write_takes(folder: Path, takes: Iterable[Take], suffix: str = ".flac") -> N
 
 
 def choose_indices(split: str, first: int, count: int, number: int = 0) -> list[int]:
-    """`count` sentences from `first` on; of speakers with other numbers the next ones. After the last comes the first."""
+    """`count` sentences from `first` on; of speakers with other numbers the next ones. After the last, the first."""
     total = len(read_sentences(split))
     return [(first + number * count + i) % total for i in range(count)]
 
