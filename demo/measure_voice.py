@@ -10,7 +10,6 @@ demo/adapt_voice.py teaches it another speaker.
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from utils import cli  # first: it says in one line which package is missing
 # isort: split
 from demo.adapt_voice import summarise
 from demo.pretrain_voice import ALWAYS, HERE, TRAINING
+from demo.trials import in_markdown
 from demo.voice_corpus import JUDGED, TRAINED, write_recordings
 from evaluation.report.spoken_page import read_spoken
 from evaluation.report.spoken_summary import figure_row
@@ -51,11 +51,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 def adapt(folder: Path) -> list[list[str]]:
     subprocess.run([sys.executable, str(ROOT / "demo/adapt_voice.py"), "--output_dir", str(folder)], check=True)
     return summarise(folder)
-
-
-def in_markdown(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_card(metrics: dict[str, Any], tables: dict[str, list[list[str]]], work: Path) -> None:
