@@ -188,29 +188,28 @@ def split_name(spec: str, flag: str, own: str) -> tuple[str, str]:
 
 def run_name(place: str) -> str:
     """The name of a run by its folder, also of its best/ or of a file in it."""
-    path = Path(place)
-    path = path.parent if path.name in ("best", lora_mix.FILE_NAME) else path
+    path = lora_mix.run_folder(Path(place))
     if path.suffix == ".safetensors":
         return path.stem
     return path.name if cli.is_remote(place) else path.resolve().name
 
 
-def unique(named: list[tuple[str, str]], flag: str) -> list[str]:
-    """The names of those that are given as (name, place)."""
+def name_all(specs: list[str], flag: str) -> dict[str, str]:
+    """{name in requests: place} of what is given as [NAME=]PLACE."""
+    named = [split_name(one, flag, run_name(lora_mix.split_spec(one)[0])) for one in specs]
     names = [name for name, _ in named]
     for name, place in named:
         if names.count(name) > 1:
             raise UserError(f"{flag}: two are called {name}; name one of them, as {flag} other={place}")
         if not NAME.fullmatch(name):
             raise UserError(f"{flag}: {name} can't be a name in requests; give another one, as {flag} shoes=DIR")
-    return names
+    return dict(named)
 
 
 def read_loras(specs: list[str]) -> dict[str, lora_mix.Lora]:
     """The LoRAs by their names in requests."""
-    named = [split_name(one, "--lora", run_name(lora_mix.split_spec(one)[0])) for one in specs]
-    unique(named, "--lora")
-    return {name: lora_mix.parse_lora(lora_mix.fetch_lora(spec, CACHE)) for name, spec in named}
+    named = name_all(specs, "--lora")
+    return {name: lora_mix.parse_lora(lora_mix.fetch_lora(spec, CACHE)) for name, spec in named.items()}
 
 
 def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> SamplerParts:
@@ -293,10 +292,8 @@ def find_pickers(loras: dict[str, lora_mix.Lora]) -> dict[str, Pickers]:
 
 def load_voices(specs: list[str]) -> dict[str, tuple[Voice, str]]:
     """{name in requests: (voice, its speaker)}."""
-    named = [split_name(one, "--voice", run_name(one)) for one in specs]
-    unique(named, "--voice")
     found = {}
-    for name, source in named:
+    for name, source in name_all(specs, "--voice").items():
         voice = load_voice(source, "--voice")
         fold_weight_norm(voice.model)
         found |= {f"{name}/{one}": (voice, one) for one in voice.speakers} if voice.speakers else {name: (voice, "")}
@@ -349,8 +346,7 @@ def dry_run(args: argparse.Namespace) -> None:
         print(f"images: {parts.model} ({LABELS[parts.family]}) at {defaults.size} pixels in {defaults.steps} steps")
         print(f"LoRAs: {', '.join(loras) or 'none'}")
     if args.voice:
-        named = [split_name(one, "--voice", run_name(one)) for one in args.voice]
-        print(f"voices: {', '.join(unique(named, '--voice'))}")
+        print(f"voices: {', '.join(name_all(args.voice, '--voice'))}")
     if args.watch:
         print(f"runs: {counted(len(find_runs(args.watch)), 'run')} in {args.watch}")
 
@@ -369,10 +365,8 @@ def main(args: argparse.Namespace) -> int:
     loras = read_loras(args.lora)
     load_models(args, loras, what)
     print(*describe(args, what), sep="\n")
-    what.more_routes.append(page_routes(what, find_pickers(loras)))
-    if args.watch:
-        what.more_routes.append(watch_routes(what, args.watch))
-    app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)))
+    pages = [page_routes(what, find_pickers(loras))] + ([watch_routes(what, args.watch)] if args.watch else [])
+    app = site.build_app(what, Access(token, args.max_body << 10, tuple(args.cors_origin)), pages)
     print(f"serving at {address(args.host, listening.getsockname()[1])}", flush=True)
     server = site.make_server(app, partial(stop, what), 2 * args.max_waiting + SPARE_CONNECTIONS)
     server.run(sockets=[listening])

@@ -45,6 +45,12 @@ def split_spec(spec: str) -> tuple[str, str, str | None]:
     return name, weight, word if renames else None
 
 
+def run_folder(place: Path) -> Path:
+    """The run of a LoRA that is given as its folder, its best/, or the file in one of them; another file itself."""
+    place = place.parent if place.name == FILE_NAME else place
+    return place.parent if place.name == "best" else place
+
+
 def fetch_lora(spec: str, cache: Path, flag: str = "--lora") -> str:
     """The same with the path of a copy, where the LoRA lies in a bucket; of a run, what `parse_lora` looks for."""
     name = split_spec(spec)[0]

@@ -4,13 +4,14 @@ import argparse
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 
-from families.lora_mix import split_spec
+from families.lora_mix import run_folder, split_spec
 from families.names import DEFAULT_MODEL
 from families.sampling import FLOW_SCHEDULER, SCHEDULERS
 from families.sd import STEPS
 from generation.prompts import MOST
 from generation.set_folder import add_shard_flag, check_shard
 from utils.cli import Parser, Range, at_once, pixels, read_place, report_ignored, share, workers
+from utils.devices import HIGHEST_SEED
 from utils.parallel import available_cores
 from utils.sync import add_sync_flag
 
@@ -72,7 +73,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="default: the model's own, and what is none for it: docs/generate.md#guidance",
     )
     group.add_argument("--resolution", type=pixels, metavar="PIXELS", help="side of the square; default: the model's")
-    group.add_argument("--seed", type=Range(0, 10**9 - 1, int), default=0, help="of image 0; the next has the next")
+    group.add_argument("--seed", type=Range(0, HIGHEST_SEED, int), default=0, help="of image 0; the next has the next")
 
 
 def add_condition_flags(parser: argparse.ArgumentParser) -> None:
@@ -186,5 +187,5 @@ def leave_out_ignored(parser: Parser, args: argparse.Namespace) -> None:
 
 def default_folder(loras: list[str], model: str | None) -> Path:
     """data/synthetic/ and the name of the first LoRA's run, or of the model."""
-    place = Path(split_spec(loras[0])[0] if loras else model or DEFAULT_MODEL)
-    return Path("data/synthetic") / (place.parent if loras and place.name == "best" else place).stem
+    place = run_folder(Path(split_spec(loras[0])[0])) if loras else Path(model or DEFAULT_MODEL)
+    return Path("data/synthetic") / place.stem

@@ -23,11 +23,10 @@ from service.image_model import ImageModel
 from service.image_queue import ImageQueue, Job, Made, Progress, Settings
 from service.kept_files import KeptFiles
 from utils.cli import name_some, suggest
-from utils.devices import nth_seed
+from utils.devices import HIGHEST_SEED, nth_seed
 
 MOST_WEIGHT = 10.0
 READING = 5.0  # seconds for a client to read the last events, of which one may be that the time is over
-SEEDS = 10**9 - 1  # the highest, as generate.py's
 
 
 class ImageBody(BaseModel):
@@ -41,7 +40,7 @@ class ImageBody(BaseModel):
     size: str | None = Field(None, description="Such as 512x512, or auto; by default the model's own.")
     response_format: Literal["url", "b64_json"] = Field("url", description="An address that expires, or the content.")
     stream: bool = Field(False, description="Progress and images as server-sent events.")
-    seed: int | None = Field(None, ge=0, le=SEEDS, description="Of the first image; by default a random one.")
+    seed: int | None = Field(None, ge=0, le=HIGHEST_SEED, description="Of the first image; by default a random one.")
     negative_prompt: str = Field("", max_length=4000, description="What no image should show.")
     steps: int | None = Field(None, ge=1, description="Of the scheduler; by default the model's own.")
     guidance_scale: float | None = Field(None, ge=0, le=100, description="By default the model's own.")
@@ -97,7 +96,7 @@ def image_routes(service: ImageService) -> APIRouter:
     @routes.post("/v1/images/generations")
     async def generate(body: ImageBody, request: Request) -> Response:
         """Make images of a prompt. The same seed gives the same image as generate.py."""
-        seed = secrets.randbelow(SEEDS - service.limits.images) if body.seed is None else body.seed
+        seed = secrets.randbelow(HIGHEST_SEED - service.limits.images) if body.seed is None else body.seed
         job = make_job(service, body, seed)
         ahead = service.queue.submit(job)
         root = str(request.base_url)
@@ -134,9 +133,9 @@ def make_job(service: ImageService, body: ImageBody, seed: int) -> Job:
     for name, value, most in (("n", body.n, limits.images), ("steps", steps, limits.steps)):
         if value > most:
             raise ApiError(400, f"`{name}` {value}: at most {most} here", "too_large", name)
-    if seed + body.n - 1 > SEEDS:
-        what = f"the last of {body.n} images would have a seed above {SEEDS}"
-        raise ApiError(400, f"`seed` {seed}: {what}; give at most {SEEDS - body.n + 1}", "too_large", "seed")
+    if seed + body.n - 1 > HIGHEST_SEED:
+        what = f"the last of {body.n} images would have a seed above {HIGHEST_SEED}"
+        raise ApiError(400, f"`seed` {seed}: {what}; give at most {HIGHEST_SEED - body.n + 1}", "too_large", "seed")
     guidance = defaults.guidance_scale if body.guidance_scale is None else body.guidance_scale
     if guidance != defaults.guidance_scale and not service.has_guidance:
         what = f"`guidance_scale` {guidance:g}: {guidance_problem(service.family)}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from families.lora_mix import run_folder
 from utils.cli import UserError
 from utils.dataset import read_metadata, read_split
 from utils.runs import read_settings
@@ -43,7 +44,7 @@ def read_pickers(weights: Path, default_template: str, add_trigger: Callable[[st
 
     `add_trigger`: what makes a caption of a text and the dataset's trigger word.
     """
-    folder = weights.parent.parent if weights.parent.name == "best" else weights.parent
+    folder = run_folder(weights.parent)
     try:
         data = read_settings(folder).get("train_data_dir")
         if not data:

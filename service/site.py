@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,6 @@ class Site:
     language: str | None = None  # of the pages; None: the browser's
     has_token: bool = False
     watches: bool = False  # a folder of runs
-    more_routes: list[APIRouter] = field(default_factory=list)
     started: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -64,7 +63,7 @@ def read_token(host: str) -> str:
     return token
 
 
-def build_app(site: Site, access: Access) -> ASGIApp:
+def build_app(site: Site, access: Access, pages: Sequence[APIRouter] = ()) -> ASGIApp:
     app = FastAPI(title="serve.py", docs_url=None, redoc_url=None, dependencies=[Depends(require_json)])
     add_error_handlers(app)
     app.include_router(common_routes(site))
@@ -72,7 +71,7 @@ def build_app(site: Site, access: Access) -> ASGIApp:
         app.include_router(image_routes(site.images))
     if site.speech:
         app.include_router(speech_routes(site.speech, site.measures))
-    for routes in site.more_routes:
+    for routes in pages:
         app.include_router(routes)
     guard = Guard(app, access, site.measures)
     if access.token:

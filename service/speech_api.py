@@ -16,6 +16,7 @@ from service.answers import TimedStream, unless_client_leaves
 from service.errors import ApiError, stopping_error
 from service.measures import Measures
 from utils.cli import UserError, counted, name_some, suggest
+from utils.devices import HIGHEST_SEED
 
 MOST_CHARACTERS = 4096
 MEDIA_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "audio/pcm"}
@@ -49,7 +50,7 @@ class SpeechBody(BaseModel):
     model: str | None = Field(None, max_length=200, description="The voice's model; by default the one it belongs to.")
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = Field("mp3", description="pcm: 24 kHz, 16 bits.")
     speed: float = Field(1.0, ge=0.25, le=4.0, description="Divides durations, then rounded up to whole frames.")
-    seed: int = Field(0, ge=0, le=10**9 - 1, description="The same seed gives the same sound as synthesize.py.")
+    seed: int = Field(0, ge=0, le=HIGHEST_SEED, description="The same seed gives the same sound as synthesize.py.")
     stream_format: Literal["audio"] | None = None
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from service.errors import ApiError
 from service.language import translate
 from service.pages import TEMPLATES, page_language, render
 from service.report.result_rules import newest_sounds
-from service.report.run_record import RunRecord, find_evaluations, read_run
+from service.report.run_record import SILENT, RunRecord, changed_at, find_evaluations, read_run, seconds_silent
 from service.report.writing import Report, find_all, make_report
 from service.site import Site
 from utils.cli import UserError
@@ -24,7 +23,6 @@ from utils.runs import read_settings
 
 logger = logging.getLogger(__name__)
 MOST_RUNS = 30  # the newest
-SILENT = 900  # seconds without a record after which a run is not called training
 READ = ("config.yaml", "metrics.jsonl", "environment.json", "summary.json", "validation", "best")  # of a run
 POINTS = 300  # of a curve
 WIDTH, HEIGHT = 600, 160
@@ -140,14 +138,6 @@ def find_fault(folder: Path) -> str:
     return "watching.fault"
 
 
-def changed_at(path: Path) -> float:
-    """0 of what is not there, or not any more."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def version_of(folder: Path) -> str:
     """Changes with the files that a card is made of, and once a run has become silent.
 
@@ -155,14 +145,17 @@ def version_of(folder: Path) -> str:
     """
     own = [folder / name for name in READ] + find_evaluations(folder)
     times = [changed_at(path) for path in (*own, *sorted(folder.resolve().parent.glob("*/best")))]
-    is_silent = time.time() - changed_at(folder / "metrics.jsonl") > SILENT
-    return hashlib.sha256(repr((times, is_silent)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((times, is_silent(folder))).encode()).hexdigest()[:16]
+
+
+def is_silent(folder: Path) -> bool:
+    """Whether there has been no record for so long that the run is not called training."""
+    return seconds_silent(folder) > SILENT
 
 
 def make_card(folder: Path, version: str, language: str) -> Card:
     run = read_run(folder)
-    is_silent = time.time() - changed_at(folder / "metrics.jsonl") > SILENT
-    state = "watching.ended" if run.has_ended else "watching.silent" if is_silent else "watching.training"
+    state = "watching.ended" if run.has_ended else "watching.silent" if is_silent(folder) else "watching.training"
     last = int(run.last_step)
     left = seconds_left(run.records, last) if last and not run.has_ended else None
     memory = run.values("memory_gib")

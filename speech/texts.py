@@ -13,11 +13,12 @@ from speech.normalise import LANGUAGES
 from speech.sentences import MOST_CHARACTERS, Pause, Piece, split_sentences
 from speech.voices import Voice, known_characters, read_aloud
 from utils.cli import Range, UserError, counted
+from utils.devices import HIGHEST_SEED
 from utils.files import read_text
 
 FLAG = "--text_file"
 MOST = 1_000_000  # the number in a sound's name has six digits
-SEEDS = Range(0, 10**9 - 1, int)
+SEEDS = Range(0, HIGHEST_SEED, int)
 COLUMNS = ("id", "speaker", "seed")
 # The rules for the languages that voices name by the codes of ISO 639-3, as MMS does, or of 639-1.
 RULES = {"por": "pt-br", "pt": "pt-br", "eng": "en", "en-us": "en", "en-gb": "en"}

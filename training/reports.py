@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from training.memory import Phases, peak_phase
@@ -16,17 +16,14 @@ NAME = "report.md"
 PATIENCE = 30.0  # seconds that the end of a training waits for a report
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reporter:
-    """Reports on a run every so many steps, 0 for never; `write`: from the run's folder to the text.
-
-    `threads` has the newest, if there is one.
-    """
+    """Reports on a run every so many steps, 0 for never; `write`: from the run's folder to the text."""
 
     run: Run
     every: int
     write: Callable[[Path], str]
-    threads: list[threading.Thread] = field(default_factory=list)
+    newest: threading.Thread | None = None
 
     @property
     def is_on(self) -> bool:
@@ -35,7 +32,8 @@ class Reporter:
 
 def report_if_due(reporter: Reporter, step: int) -> None:
     """Start a report every so many steps; none while the last one is still being written."""
-    if reporter.is_on and step % reporter.every == 0 and not any(one.is_alive() for one in reporter.threads):
+    is_writing = reporter.newest is not None and reporter.newest.is_alive()
+    if reporter.is_on and step % reporter.every == 0 and not is_writing:
         start_report(reporter)
 
 
@@ -43,11 +41,14 @@ def report_last(reporter: Reporter) -> None:
     """The report on the finished run."""
     if not reporter.is_on:
         return
-    for last in reporter.threads:
-        last.join(PATIENCE)
+    wait(reporter)
     start_report(reporter)
-    for last in reporter.threads:
-        last.join(PATIENCE)
+    wait(reporter)
+
+
+def wait(reporter: Reporter) -> None:
+    if reporter.newest:
+        reporter.newest.join(PATIENCE)
 
 
 def start_report(reporter: Reporter) -> None:
@@ -66,7 +67,7 @@ def start_report(reporter: Reporter) -> None:
     except Exception as error:
         warn(reporter, error)
     else:
-        reporter.threads[:] = [thread]
+        reporter.newest = thread
 
 
 def note_estimate(reporter: Reporter, step: int, estimate: Callable[[], Phases]) -> None:

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The largest relative error of a half-precision result that is accepted: about 8 times what rounding explains.
 TOLERANCE = {torch.float16: 0.01, torch.bfloat16: 0.06}
-RETRY_SEEDS = 1_000_000_000  # between the seeds of one item's tries
+RETRY_SEEDS = 10**9  # between the seeds of one item's tries
+HIGHEST_SEED = RETRY_SEEDS - 1  # of an item's first try
 
 
 class Precision(NamedTuple):

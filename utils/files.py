@@ -44,23 +44,23 @@ def kept_sha256(path: Path, table: Path) -> str:
     path = path.resolve()
     found = os.stat(path)
     stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-    known = _read_table(table).get(str(path))
+    known = read_if_whole(table).get(str(path))
     if isinstance(known, dict) and known.get("stamp") == stamp:
         return str(known["sha256"])
     sha256 = file_sha256(path)
     if time.time() - found.st_mtime > SETTLED_SECONDS:
         try:
             table.parent.mkdir(parents=True, exist_ok=True)
-            write_json(table, _read_table(table) | {str(path): {"stamp": stamp, "sha256": sha256}})
+            write_json(table, read_if_whole(table) | {str(path): {"stamp": stamp, "sha256": sha256}})
         except OSError as error:  # a cache that can only be read
             logger.info("%s can't be written (%s); the next start reads %s again", table, error.strerror, path)
     return sha256
 
 
-def _read_table(table: Path) -> dict[str, Any]:
-    """What `kept_sha256` has kept; nothing where the table is missing or damaged, since it is only a cache."""
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none or where it is damaged."""
     try:
-        content = parse_json(read_text(table))
+        content = parse_json(read_text(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

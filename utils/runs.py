@@ -282,7 +282,7 @@ def describe_progress(folder: Path) -> tuple[dict[str, str], bool]:
     return summary_rows(records, facts), False
 
 
-def _checkpoint_step(folder: Path, resume: str) -> int:
+def checkpoint_step(folder: Path, resume: str) -> int:
     """The step of the newest checkpoint, or of the one that is named; 0 if there is none."""
     paths = folder.glob("checkpoint-*") if resume == "latest" else (folder / resume, Path(resume))
     names = [path.name for path in paths if path.is_dir()]
@@ -304,7 +304,7 @@ def describe_end(
     how the run is continued.
     """
     summary, latest = read_summary(folder), resume == "latest"
-    trained = max(_checkpoint_step(folder, resume), summary.get("steps", 0) if latest else 0)
+    trained = max(checkpoint_step(folder, resume), summary.get("steps", 0) if latest else 0)
     done = summary.get("asked") == asked
     if trained and not done:
         wanted = count()

@@ -1,17 +1,15 @@
 """Rules on progress, time and memory: each takes a run and returns its finding, or None where it has none."""
 
-import time
 from statistics import median
 from typing import Any
 
 from service.report.findings import Finding
 from service.report.loss_rules import FEWEST
-from service.report.run_record import RunRecord, is_number
+from service.report.run_record import SILENT, RunRecord, is_number, seconds_silent
 from utils.metrics_log import TIMED, seconds_left
 
 SLOWED = 0.7  # of the speed that it had
 MUCH_WAITING, MUCH_VALIDATION, MUCH_SAVING = 0.2, 0.3, 0.15  # of the time
-LONG_SILENCE = 900.0  # seconds; a copy on a drive comes minutes late
 ALONE_GIB = 2.0  # what Python, the libraries and the device's own may take beside the estimate
 BEYOND = 1.3  # times the estimate
 
@@ -50,12 +48,11 @@ def judge_progress(run: RunRecord) -> Finding | None:
 
 def judge_silence(run: RunRecord) -> Finding | None:
     """No new record for far longer than one takes."""
-    path = run.folder / "metrics.jsonl"
-    if run.has_ended or not run.step or not path.exists():
+    if run.has_ended or not run.step or not (run.folder / "metrics.jsonl").exists():
         return None
-    silent = time.time() - path.stat().st_mtime
+    silent = seconds_silent(run.folder)
     usual = max((sum(record.get(f"seconds_{name}") or 0 for name in TIMED) for record in run.records), default=0.0)
-    if silent < max(LONG_SILENCE, 10 * usual):
+    if silent < max(SILENT, 10 * usual):
         return None
     return Finding("finding.silent", "odd", {"silent": silent, "usual": usual}, "advice.silent")
 

@@ -112,9 +112,7 @@ def write_question(findings: list[Finding], language: str) -> str:
             "finding": one.key.partition(".")[2],
             "severity": one.severity,
             "says": one.text(language),
-            "numbers": {
-                name: float(f"{value:.6g}") for name, value in one.values.items() if not isinstance(value, str)
-            },
+            "numbers": {name: float(f"{value:.6g}") for name, value in one.numbers().items()},
             "advice": one.advice_text(language) or "",
         }
         for one in (finding.without_names() for finding in findings)

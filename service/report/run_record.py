@@ -1,16 +1,19 @@
 """What a run's folder says of its training: settings, records, results; read, never written."""
 
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from utils.cli import UserError
-from utils.files import parse_json, read_file, read_text
+from utils.files import read_file, read_if_whole
 from utils.metrics_log import Record, parse_metrics
-from utils.runs import read_settings, read_summary
+from utils.runs import checkpoint_step, read_settings, read_summary
 
+SILENT = 900.0  # seconds without a record; a copy on a drive comes minutes late
 MOST_BESIDE = 50  # runs of a folder that one is compared with
 WANTED = "give the folder of a run, such as runs/casual_shoes"
 
@@ -42,8 +45,7 @@ class RunRecord:
     @property
     def has_trained(self) -> bool:
         """Whether there is a result, also where no record is left."""
-        names = [path.name.rpartition("-")[2] for path in self.folder.glob("checkpoint-*")]
-        saved = max((int(name) for name in names if name.isdecimal()), default=0)
+        saved = checkpoint_step(self.folder, "latest")
         return bool(self.step) or (self.folder / "best").is_dir() or saved > self.number("logging_steps")
 
     @property
@@ -90,7 +92,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"--run {folder}: has no config.yaml; {WANTED}")
     settings = read_settings(folder, "put back a whole copy of that file, or give the folder of another run")
     records, unread = read_records(folder / "metrics.jsonl")
-    environment = read_object_if_whole(folder / "environment.json")
+    environment = read_if_whole(folder / "environment.json")
     return RunRecord(folder, settings, records, read_summary(folder), environment, unread)
 
 
@@ -103,30 +105,48 @@ def read_records(path: Path) -> tuple[list[Record], int]:
     return records, max(0, lines - len(records) - is_torn)
 
 
-def read_object_if_whole(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none or where it is damaged."""
+def changed_at(path: Path) -> float:
+    """0 of what is not there, or not any more."""
     try:
-        found = parse_json(read_text(path))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def seconds_silent(folder: Path) -> float:
+    """Since the newest record of a run."""
+    return time.time() - changed_at(folder / "metrics.jsonl")
 
 
 def runs_beside(run: RunRecord) -> Iterator[RunRecord]:
     """The other runs of the same folder, the newest first, without damaged ones."""
     own = run.folder.resolve()
     found = [path.parent for path in own.parent.glob("*/metrics.jsonl") if path.parent != own]
-    found = sorted(found, key=lambda folder: (folder / "metrics.jsonl").stat().st_mtime, reverse=True)
+    found = sorted(found, key=lambda folder: changed_at(folder / "metrics.jsonl"), reverse=True)
     for folder in found[:MOST_BESIDE]:
         try:
-            yield read_run(folder)
+            yield _read_validations(folder, version_of(folder))
         except (UserError, OSError):
             continue
 
 
+@lru_cache(maxsize=4 * MOST_BESIDE)
+def _read_validations(folder: Path, version: tuple[float, ...]) -> RunRecord:
+    """A run with those of its records that have a held-out loss, kept until its files change."""
+    run = read_run(folder)
+    return replace(run, records=[record for record in run.records if "val_loss" in record])
+
+
+def version_of(folder: Path) -> tuple[float, ...]:
+    """Changes with the files that a run is read from."""
+    return tuple(
+        changed_at(folder / name) for name in ("config.yaml", "metrics.jsonl", "environment.json", "summary.json")
+    )
+
+
 def read_evaluation(run: RunRecord) -> dict[str, Any]:
     """metrics.json of the run's evaluation, in the folder that the docs name or in the notebooks'; empty without."""
-    return next((found for path in find_evaluations(run.folder) if (found := read_object_if_whole(path))), {})
+    return next((found for path in find_evaluations(run.folder) if (found := read_if_whole(path))), {})
 
 
 def find_evaluations(folder: Path) -> list[Path]:

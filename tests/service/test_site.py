@@ -41,13 +41,12 @@ def what():
     kept, defaults = KeptFiles(1 << 20, 60), Sampling(4, 7.5, 64)
     images = ImageService(model, queue, kept, "base", "sd1", True, {"shoes": 0.7}, defaults, 8, limits)
     one = Site(measures, images)
-    one.more_routes.append(page_routes(one, {}))
     yield one
     queue.close()
 
 
 def client_of(what: Site, token: str = "", origins: tuple[str, ...] = ()) -> TestClient:
-    app = site.build_app(what, Access(token, 1 << 16, origins))
+    app = site.build_app(what, Access(token, 1 << 16, origins), [page_routes(what, {})])
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
@@ -121,7 +120,7 @@ def flatten(routes):
 
 def routes_of(what: Site) -> list[tuple[str, str]]:
     """(method, path) of all that the site answers, but for what needs no token."""
-    app = site.build_app(what, Access(TOKEN, 1 << 16))._app
+    app = site.build_app(what, Access(TOKEN, 1 << 16), [page_routes(what, {})])._app
     found = [(method, re.sub(r"\{.*?\}", "x", route.path)) for route in flatten(app.routes) for method in route.methods]
     return [(method, path) for method, path in found if path not in guard.OPEN and not path.startswith(guard.FILES)]
 
