@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from training import reports
-from training.reports import Reporter, note_estimate, report_if_due, report_last
+from training.reports import Reporter, note_estimate, report_if_due, report_last, wait
 from utils.metrics_log import read_metrics
 
 
@@ -16,19 +16,14 @@ def make_reporter(folder: Path, every: int, write, is_main: bool = True) -> Repo
     return Reporter(SimpleNamespace(folder=folder, is_main=is_main, trackers={}, seconds={}), every, write)
 
 
-def wait(reporter: Reporter) -> None:
-    for thread in reporter.threads:
-        thread.join(10)
-
-
 def test_a_report_is_written_every_so_many_steps_by_the_main_process_alone(tmp_path):
     begun = []
     reporter = make_reporter(tmp_path, 3, lambda folder: "text")
     for step in range(1, 7):
         report_if_due(reporter, step)
-        begun += [step] * any(reporter.threads)
+        begun += [step] * (reporter.newest is not None)
         wait(reporter)
-        reporter.threads.clear()
+        reporter.newest = None
     assert begun == [3, 6] and (tmp_path / "report.md").read_text() == "text"
     for other in (make_reporter(tmp_path / "no", 3, str, is_main=False), make_reporter(tmp_path / "no", 0, str)):
         report_if_due(other, 3)
