@@ -98,8 +98,9 @@ def find_parts(args: argparse.Namespace) -> SamplerParts:
     for lora in loras if not args.allow_other_base else ():  # before the base is looked for: it may be the wrong one
         lora_mix.check_base(lora, name)
     model = models.resolve_model(name, cache_folder(args) / "models", args.model_config)
-    noise, length = (args.prediction_type, args.zero_terminal_snr), args.max_sequence_length
-    parts = SamplerParts(model, models.model_family(model), loras, args.controlnet, *noise, max_sequence_length=length)
+    noise = args.prediction_type, args.zero_terminal_snr
+    reading = models.TextReading(args.max_sequence_length, args.clip_skip or 0)
+    parts = SamplerParts(model, models.model_family(model), loras, args.controlnet, *noise, reading=reading)
     refuse_unsupported(args, parts.family)
     settle_sampling(args, model, parts.family)
     check_parts(parts, name, args.allow_other_base)
@@ -194,7 +195,7 @@ def show_plan(args: argparse.Namespace, plan: Plan, device: str, precision: str)
 def report_long_prompts(plan: Plan) -> None:
     """Warn of prompts that a run would cut off, by the tokenizer alone."""
     parts = plan.parts
-    tokenizers = models.load_tokenizers(parts.model, parts.family, parts.max_sequence_length)
+    tokenizers = models.load_tokenizers(parts.model, parts.family, parts.reading.length)
     prompts = [one.text for one in plan.prompts] + [plan.sampling.negative_prompt]
     models.report_long_captions(lora_mix.length_tokenizer(tokenizers, parts.loras), prompts, "prompts")
 
@@ -221,6 +222,8 @@ def make_record(args: argparse.Namespace, plan: Plan, job: Job, dtype: torch.dty
         "lora": args.lora,
         "resolution": plan.sampling.size,
     }
+    if args.clip_skip:
+        record["clip_skip"] = args.clip_skip
     if args.init_images:
         record |= {"init_image": str(nth(plan.conditions.init_images, job.index)), "strength": str(args.strength)}
     if args.controlnet:

@@ -168,7 +168,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 OF_IMAGES = (
     "scheduler resolution batch_size batch_wait mixed_precision max_size max_steps max_images "
-    "keep_minutes keep_memory prediction_type zero_terminal_snr model_config max_sequence_length"
+    "keep_minutes keep_memory prediction_type zero_terminal_snr model_config max_sequence_length clip_skip"
 ).split()
 
 
@@ -220,8 +220,9 @@ def find_parts(args: argparse.Namespace, loras: dict[str, lora_mix.Lora]) -> Sam
     for lora in given if not args.allow_other_base else ():
         lora_mix.check_base(lora, name)
     model = models.resolve_model(name, CACHE / "models", args.model_config)
-    noise, length = (args.prediction_type, args.zero_terminal_snr), args.max_sequence_length
-    parts = SamplerParts(model, models.model_family(model), given, None, *noise, max_sequence_length=length)
+    noise = args.prediction_type, args.zero_terminal_snr
+    reading = models.TextReading(args.max_sequence_length, args.clip_skip or 0)
+    parts = SamplerParts(model, models.model_family(model), given, None, *noise, reading=reading)
     check_parts(parts, name, args.allow_other_base)
     return replace(parts, loras=())
 

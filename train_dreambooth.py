@@ -86,7 +86,7 @@ from utils.sync import sent_after_fault
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
     "mask_loss resolution effective_batch_size learning_rate lr_scheduler optimizer train_text_encoder quantize_base "
-    "weighting_scheme timestep_shift guidance_scale max_sequence_length seed"
+    "weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
 ).split()
 # Flags of diffusers' dreambooth scripts that are refused, and why.
 REFUSED = (
@@ -294,14 +294,7 @@ def make_class_images(
     if wanted := args.prior_generation_precision:
         precision = devices.choose_precision(accelerator.device, "no" if wanted == "fp32" else wanted)
     vae = args.pretrained_vae_model_name_or_path
-    parts = SamplerParts(
-        model,
-        family,
-        prediction_type=args.prediction_type,
-        vae=vae,
-        max_sequence_length=args.max_sequence_length,
-        quantized_texts=args.quantize_text_encoder,
-    )
+    parts = SamplerParts(model, family, prediction_type=args.prediction_type, vae=vae, reading=setup.read_reading(args))
     images = class_images(args)
     too_large = args.blocks_on_cpu or args.quantize_base
     savers = ("cpu_offload",) if too_large and accelerator.device.type == "cuda" else ()
@@ -423,8 +416,8 @@ def main(args: argparse.Namespace) -> int:
         texts = [one.text for one in train + of_class + held_out] + prompts
         encode = None
         if not recipe.trains_texts:
-            how = args.max_sequence_length, args.quantize_text_encoder
-            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator, *how)
+            reading = setup.read_reading(args)
+            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator, reading)
         views = setup.read_views(args)
         wanted = views.of(train + of_class) + views.centre().of(held_out)
         vae = args.pretrained_vae_model_name_or_path

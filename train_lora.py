@@ -92,8 +92,8 @@ REFUSED = (
 )
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder quantize_base "
-    "snr_gamma weighting_scheme timestep_shift guidance_scale max_sequence_length noise_offset caption_dropout "
-    "random_flip seed mixed_precision"
+    "snr_gamma weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip noise_offset "
+    "caption_dropout random_flip seed mixed_precision"
 ).split()
 
 
@@ -217,8 +217,8 @@ def main(args: argparse.Namespace) -> int:
         texts = [one.text for one in train + held_out] + prompts
         encode = None
         if not recipe.trains_texts:
-            how = args.max_sequence_length, args.quantize_text_encoder
-            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator, *how)
+            reading = setup.read_reading(args)
+            encode = encoding.encode_captions(start.cache, model, family, texts, precision.dtype, accelerator, reading)
         views = setup.read_views(args)
         wanted, vae = views.of(train) + views.centre().of(held_out), args.pretrained_vae_model_name_or_path
         moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator, vae)

@@ -113,6 +113,10 @@ def _kohya_facts(
         about["ss_num_train_images"] = images
         # {folder of the images: {tag: how many images have it}}; A1111 offers these tags
         about |= {"ss_tag_frequency": json.dumps({f"1_{trigger}": {trigger: int(images)}})} if trigger else {}
+    if skip := facts.get("clip_skip"):
+        about["ss_clip_skip"] = str(int(skip) + 1)
+    if length := facts.get("max_sequence_length"):
+        about["ss_max_token_length"] = str(int(length) - 2)
     if started := facts.get("training_started_at"):
         about["ss_training_started_at"] = started
     return about

@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from families import tokens
 from families.lora import FILE_NAME, read_lora
-from families.models import build_part, read_config
+from families.models import TextReading, build_part, read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
 from utils.cli import UserError, is_remote
 from utils.files import file_sha256
 from utils.storage import fetch
 
+logger = logging.getLogger(__name__)
 WHOLE = "model_index.json"  # of a complete pipeline
 OF_LAYER = r"\.lo(?:ra|kr|ha)_"  # what follows a layer's name in a key
 WIDTHS = {width: name for module in FAMILIES.values() for name, width in module.TEXT_WIDTHS.items()}
@@ -261,6 +262,22 @@ def check_noise(lora: Lora, model: str, prediction_type: str | None, zero_termin
             f"{lora.flag} {lora.path}: trained to predict {theirs}, and the model predicts {own} here; add "
             f"--prediction_type {theirs}, or --allow_other_base where the two are known to go together"
         )
+
+
+def check_reading(lora: Lora, reading: TextReading) -> None:
+    """Refuse a LoRA whose file says that it was trained on another layer of CLIP than will be read.
+
+    Warn of a number of tokens that differs, and of a clip skip that another program names.
+    """
+    facts = read_lora(lora.path, facts_only=True)[1]
+    flag, skip, length = f"{lora.flag} {lora.path}", facts.get("clip_skip"), facts.get("max_sequence_length")
+    if skip and skip != str(reading.clip_skip):
+        raise UserError(f"{flag}: trained with --clip_skip {skip}; add it here, too")
+    if not skip and facts.get("ss_clip_skip", "1") not in ("1", "None", str(reading.clip_skip + 1)):
+        message = "%s: trained with a clip skip of %s, as kohya's scripts count: one more than --clip_skip counts"
+        logger.warning(message, flag, facts["ss_clip_skip"])
+    if length and length != str(reading.length):
+        logger.warning("%s: trained with --max_sequence_length %s; images differ without it", flag, length)
 
 
 def adapts_texts(lora: Lora) -> bool:

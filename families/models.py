@@ -7,8 +7,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import posixpath
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from families import sd
 from families.names import DEFAULT_MODEL, DEMO_MODEL, FAMILIES, LABELS, MOVED, PUBLISHED
 from families.single_file import convert_single_file
 from utils.cli import Range, UserError
@@ -27,6 +30,8 @@ if TYPE_CHECKING:  # prepare_dataset.py needs the names alone, and not the secon
     import torch
     from diffusers import ControlNetModel, DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from families.diffusion import Features
 
 VAE_FLAG = "--pretrained_vae_model_name_or_path"
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -164,17 +169,57 @@ def fill_pipeline(model: str, parts: dict[str, Any], dtype: torch.dtype) -> Diff
     return _load(model, lambda: DiffusionPipeline.from_pretrained(model, **module.PIPELINE_OPTIONS, **parts))
 
 
+@dataclass(frozen=True)
+class TextReading:
+    """How texts are encoded."""
+
+    length: int | None = None  # tokens of each; None: as many as the family reads
+    clip_skip: int = 0  # layers of CLIP that are left out at its end, as diffusers' pipelines count them
+    quantized: str | None = None  # how the encoders' weights are rounded, see families.quantized
+
+
+PLAIN_READING = TextReading()
+
+
 def token_limit(model: str, family: str, length: int | None = None) -> int:
-    """How many tokens of a text are read: `length`, or else the most; refuses a --max_sequence_length beyond that."""
+    """How many tokens of a text are read: `length`, or else the family's own; refuses a --max_sequence_length.
+
+    Of a UNet, one that is not of whole parts of 75 tokens; of a transformer, one that is more than it reads.
+    """
     module = FAMILIES[family]
-    most, is_fixed = module.MAX_SEQUENCE_LENGTH, module.DENOISER == "unet"
-    if not is_fixed:  # the last tokenizer's own limit may be lower: that of FLUX.1 schnell is half of dev's
-        most = min(most, read_config(model, f"{[*module.TOKENIZERS][-1]}/tokenizer_config.json")["model_max_length"])
-    if length and (length > most or (is_fixed and length != most)):
-        reads = f"always reads {most}" if is_fixed else f"reads at most {most}"
-        advice = "leave it out" if is_fixed else f"give {most} at most, or leave it out"
-        raise UserError(f"--max_sequence_length {length}: {LABELS[family]} {reads} tokens of a text; {advice}")
+    most = module.MAX_SEQUENCE_LENGTH
+    if module.DENOISER == "unet":
+        if length and (length < most or (length - most) % (most - 2)):
+            fits = 2 + (most - 2) * math.ceil((length - 2) / (most - 2))
+            reads = f"{LABELS[family]} reads begin and end of a text with 75 tokens between them, or 150, 225, …"
+            raise UserError(f"--max_sequence_length {length}: {reads}; give {fits}, or leave it out")
+        return length or most
+    # The last tokenizer's own limit may be lower: that of FLUX.1 schnell is half of dev's.
+    most = min(most, read_config(model, f"{[*module.TOKENIZERS][-1]}/tokenizer_config.json")["model_max_length"])
+    if length and length > most:
+        problem = f"{LABELS[family]} reads at most {most} tokens of a text; give {most} at most, or leave it out"
+        raise UserError(f"--max_sequence_length {length}: {problem}")
     return length or most
+
+
+def check_reading(model: str, family: str, reading: TextReading) -> None:
+    """Refuse a --max_sequence_length or --clip_skip that the model can't have."""
+    token_limit(model, family, reading.length)
+    if not (skip := reading.clip_skip):
+        return
+    module, flag = FAMILIES[family], f"--clip_skip {skip}"
+    if module.DENOISER != "unet":
+        raise UserError(f"{flag}: not for {LABELS[family]}, whose texts it does not change; leave it out")
+    layers = min(read_config(model, f"{part}/config.json")["num_hidden_layers"] for part in module.TEXT_ENCODERS)
+    most = layers - (2 if family == "sdxl" else 1)  # SDXL leaves out one more
+    if skip > most:
+        raise UserError(f"{flag}: the text encoder of {LABELS[family]} has {layers} layers here; give {most} at most")
+
+
+def choose_encode(family: str, clip_skip: int = 0) -> Callable[..., list[Features]]:
+    """The family's `encode_text`, without so many layers of CLIP."""
+    encode = FAMILIES[family].encode_text
+    return functools.partial(encode, clip_skip=clip_skip) if clip_skip else encode
 
 
 def load_tokenizers(model: str, family: str, length: int | None = None) -> list[PreTrainedTokenizerBase]:
@@ -182,13 +227,14 @@ def load_tokenizers(model: str, family: str, length: int | None = None) -> list[
     import transformers
 
     limit = token_limit(model, family, length)
+    cut = sd.joined_length if FAMILIES[family].DENOISER == "unet" else min
 
     def load(part: str, kind: str) -> PreTrainedTokenizerBase:
         tokenizer = getattr(transformers, kind).from_pretrained(model, subfolder=part)
         # One made from a folder without files has only special tokens; T5's also begins a word.
         if not set(tokenizer.get_vocab()) - {*tokenizer.all_special_tokens, "▁"}:
             raise ValueError(f"{part}/ has no vocabulary")
-        tokenizer.model_max_length = min(limit, tokenizer.model_max_length)  # one that names none has 10^30
+        tokenizer.model_max_length = cut(limit, tokenizer.model_max_length)  # one that names none has 10^30
         return tokenizer
 
     return [_load(model, functools.partial(load, *one)) for one in FAMILIES[family].TOKENIZERS.items()]
@@ -416,7 +462,14 @@ def add_model_flags(parser: argparse.ArgumentParser, of_lora: bool = False) -> N
         "--max_sequence_length",
         type=Range(16, 512, int),
         metavar="TOKENS",
-        help="that are read of a text; default: as many as the model can read, at most 512; a UNet always reads 77",
+        help="that are read of a text; default: as many as the model can read, at most 512, a UNet 77; "
+        "152, 227, …: a UNet reads 75 at a time, so many times",
+    )
+    group.add_argument(
+        "--clip_skip",
+        type=Range(1, 30, int),
+        metavar="LAYERS",
+        help="of CLIP that are left out at its end, counted as in diffusers: 1 is what A1111 and kohya call 2",
     )
 
 

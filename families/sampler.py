@@ -24,6 +24,7 @@ from families import lora_mix, models, quantized, sampling, tokens
 from families.diffusion import Features, schedule_changes, size_conditions, stack
 from families.feature_file import FeatureFile
 from families.latents import to_channels_last, unscale
+from families.models import PLAIN_READING, TextReading
 from families.names import FAMILIES
 from utils import devices, image_checks
 from utils.cli import OF_ONE_PROCESS, UserError, counted
@@ -42,18 +43,18 @@ class SamplerParts:
     prediction_type: str | None = None  # None: as the model says
     zero_terminal_snr: bool = False
     vae: str | None = None  # None: the model's own
-    max_sequence_length: int | None = None  # tokens of a prompt; None: as many as the family reads
-    quantized_texts: str | None = None  # how the text encoders' weights are rounded, see families.quantized
+    reading: TextReading = PLAIN_READING
 
 
 def check_parts(parts: SamplerParts, name: str, allow_other_base: bool) -> None:
     """Refuse a model, LoRAs and their settings that do not go together; `name`: what the user calls the model."""
-    models.token_limit(parts.model, parts.family, parts.max_sequence_length)
+    models.check_reading(parts.model, parts.family, parts.reading)
     words = lora_mix.learnt_words(parts.loras)
     for lora in parts.loras:
         lora_mix.check_lora(lora, name, parts.model, parts.family)
         if not allow_other_base:
             lora_mix.check_noise(lora, parts.model, parts.prediction_type, parts.zero_terminal_snr)
+            lora_mix.check_reading(lora, parts.reading)
     tokenizer = models.load_tokenizers(parts.model, parts.family)[0] if words else None
     for folder, word in words.items():
         tokens.check_unknown(tokenizer, word, f"--lora {folder}:word=")
@@ -168,7 +169,7 @@ def load_base(parts: SamplerParts, dtype: torch.dtype) -> Base:
 
 
 def load_texts(parts: SamplerParts, dtype: torch.dtype) -> tuple[list[PreTrainedTokenizerBase], list[PreTrainedModel]]:
-    return models.load_text_encoders(parts.model, parts.family, dtype, parts.max_sequence_length)
+    return models.load_text_encoders(parts.model, parts.family, dtype, parts.reading.length)
 
 
 def load_schedule(parts: SamplerParts) -> SchedulerMixin:
@@ -194,8 +195,8 @@ def move_encoders(parts: SamplerParts, base: Base, execution: Execution) -> None
     """Round the text encoders as they are to be, and bring them to the device."""
     for encoder in base.encoders:
         torch.nn.Module.to(encoder, execution.dtype)
-        if parts.quantized_texts:
-            quantized.quantize(encoder, parts.quantized_texts, execution.dtype)
+        if parts.reading.quantized:
+            quantized.quantize(encoder, parts.reading.quantized, execution.dtype)
         encoder.to(execution.device)
 
 
@@ -203,10 +204,11 @@ def move_encoders(parts: SamplerParts, base: Base, execution: Execution) -> None
 def encode_prompts(parts: SamplerParts, base: Base, prompts: list[str]) -> Iterator[tuple[str, Features]]:
     """Each prompt and its features, on the CPU; the encoders are on the device."""
     zero = models.empty_prompt_is_zero(parts.model)
+    encode = models.choose_encode(parts.family, parts.reading.clip_skip)
     at_once = 64 if FAMILIES[parts.family].DENOISER == "unet" else 4  # those of a transformer are large
     for start in range(0, len(prompts), at_once):
         batch = prompts[start : start + at_once]
-        found = FAMILIES[parts.family].encode_text(base.tokenizers, base.encoders, batch, zero)
+        found = encode(base.tokenizers, base.encoders, batch, zero)
         yield from ((prompt, {name: t.cpu() for name, t in one.items()}) for prompt, one in zip(batch, found))
 
 

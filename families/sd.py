@@ -65,30 +65,71 @@ def empty_prompt_is_zero(index: dict[str, Any]) -> bool:
     return False
 
 
+def count_parts(length: int) -> int:
+    """The parts of 75 tokens that a text of so many, with its begin and end, is encoded in."""
+    return (length - 2) // (MAX_SEQUENCE_LENGTH - 2)
+
+
+def joined_length(length: int, at_once: int) -> int:
+    """`length` where so many tokens, and not MAX_SEQUENCE_LENGTH, are the most that are read at once."""
+    return 2 + count_parts(length) * (min(MAX_SEQUENCE_LENGTH, at_once) - 2)
+
+
 def token_ids(tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str]) -> list[torch.Tensor]:
-    """(n, length) for each encoder, on its device: padded, and cut off at the tokenizer's limit."""
-    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    return [
-        tokenizer(texts, max_length=tokenizer.model_max_length, **options).input_ids.to(encoder.device)
-        for tokenizer, encoder in zip(tokenizers, encoders)
-    ]
+    """(n, parts, length) for each encoder, on its device: padded, and cut off at the tokenizer's limit.
+
+    Of a text that is longer than the encoder can read, each part has a begin and an end of its own.
+    """
+    import torch
+
+    found = []
+    for tokenizer, encoder in zip(tokenizers, encoders):
+        most, inner = tokenizer.model_max_length - 2, _at_once(tokenizer, encoder) - 2
+        words = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most).input_ids
+        parts = [[ids[start : start + inner] for start in range(0, most, inner)] for ids in words]
+        first, last, empty = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        rows = [[[first, *part, last] + [empty] * (inner - len(part)) for part in text] for text in parts]
+        found.append(torch.tensor(rows, device=encoder.device))
+    return found
+
+
+def _at_once(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> int:
+    """The most tokens that go through the encoder together."""
+    return min(MAX_SEQUENCE_LENGTH, encoder.config.max_position_embeddings, tokenizer.model_max_length)
+
+
+def join_parts(hidden: torch.Tensor, texts: int) -> torch.Tensor:
+    """(texts, tokens, width) of what the parts give, one after the other: begin and end of the whole text alone."""
+    import torch
+
+    parts = hidden.unflatten(0, (texts, -1))
+    return torch.cat([parts[:, 0, :1], parts[:, :, 1:-1].flatten(1, 2), parts[:, -1, -1:]], dim=1)
 
 
 def encode_text(
-    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
+    tokenizers: list[CLIPTokenizer],
+    encoders: list[CLIPTextModel],
+    texts: list[str],
+    empty_is_zero: bool = False,
+    clip_skip: int = 0,
 ) -> list[Features]:
     """What the pipeline computes from each text; gradients flow to the encoder if the caller wants."""
-    return encode_tokens(encoders, token_ids(tokenizers, encoders, texts))
+    return encode_tokens(encoders, token_ids(tokenizers, encoders, texts), clip_skip)
 
 
-def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> list[Features]:
-    return [{"embeds": row} for row in encoders[0](ids[0]).last_hidden_state]
+def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor], clip_skip: int = 0) -> list[Features]:
+    """Of what `token_ids` gives; without the last `clip_skip` layers, but for the norm after them."""
+    output = encoders[0](ids[0].flatten(0, 1), output_hidden_states=clip_skip > 0)
+    hidden = output.last_hidden_state
+    if clip_skip:
+        hidden = encoders[0].final_layer_norm(output.hidden_states[-1 - clip_skip])
+    return [{"embeds": row} for row in join_parts(hidden, len(ids[0]))]
 
 
 def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> int:
     """How many numbers the features of a caption of so many tokens have; `configs` reads one of the model's folder."""
-    length = min(length, configs("text_encoder/config.json")["max_position_embeddings"])
-    return length * configs("unet/config.json")["cross_attention_dim"]
+    at_once = configs("text_encoder/config.json")["max_position_embeddings"]
+    return joined_length(length, at_once) * configs("unet/config.json")["cross_attention_dim"]
 
 
 def lora_targets(unet_config: dict[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from families.sd import (
     TRAINING_GUIDANCE,
     default_sampling,
     has_guidance,
+    join_parts,
     latent_multiple,
     lora_targets,
     native_latents,
@@ -94,24 +95,30 @@ def empty_prompt_is_zero(index: dict[str, Any]) -> bool:
 
 
 def encode_text(
-    tokenizers: list[CLIPTokenizer], encoders: list[CLIPTextModel], texts: list[str], empty_is_zero: bool = False
+    tokenizers: list[CLIPTokenizer],
+    encoders: list[CLIPTextModel],
+    texts: list[str],
+    empty_is_zero: bool = False,
+    clip_skip: int = 0,
 ) -> list[Features]:
     """The last layer but one of both encoders side by side, and what the second one has pooled."""
     import torch
 
-    made = encode_tokens(encoders, token_ids(tokenizers, encoders, texts))
+    made = encode_tokens(encoders, token_ids(tokenizers, encoders, texts), clip_skip)
     return [
         {name: torch.zeros_like(one) for name, one in found.items()} if empty_is_zero and text == "" else found
         for text, found in zip(texts, made)
     ]
 
 
-def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor]) -> list[Features]:
+def encode_tokens(encoders: list[CLIPTextModel], ids: list[torch.Tensor], clip_skip: int = 0) -> list[Features]:
+    """Of what `token_ids` gives, `clip_skip` layers earlier; what is pooled is of a text's first part."""
     import torch
 
-    outputs = [encoder(one, output_hidden_states=True) for encoder, one in zip(encoders, ids)]
-    embeds = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-    return [{"embeds": row, "pooled": of_row} for row, of_row in zip(embeds, outputs[-1].text_embeds)]
+    outputs = [encoder(one.flatten(0, 1), output_hidden_states=True) for encoder, one in zip(encoders, ids)]
+    embeds = torch.cat([join_parts(one.hidden_states[-2 - clip_skip], len(ids[0])) for one in outputs], dim=-1)
+    pooled = outputs[-1].text_embeds.unflatten(0, (len(ids[0]), -1))[:, 0]
+    return [{"embeds": row, "pooled": of_row} for row, of_row in zip(embeds, pooled)]
 
 
 def caption_numbers(configs: Callable[[str], dict[str, Any]], length: int) -> int:

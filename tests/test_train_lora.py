@@ -22,8 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import generate
 import train_lora
-from families import diffusion, sampler, sd
+from families import diffusion, lora_mix, models, sampler, sd
 from families.lora import read_lora
 from tests.tiny_models import DDPM
 from tests.tiny_runs import (
@@ -673,6 +674,40 @@ def test_what_changes_the_objective_changes_the_loss(trainer_data, reference, tm
         assert abs(column(out, "loss")[0] / last - 1) > 1e-4
         last = column(out, "loss")[0]
     assert read_lora(out, facts_only=True)[1]["zero_terminal_snr"] == "True"  # which generate.py asks for
+
+
+@pytest.mark.parametrize("more", [[], ["--train_text_encoder"]])
+def test_a_clip_skip_holds_in_training_and_validation_and_is_asked_for_in_generation(trainer_data, tmp_path, more):
+    out, model = tmp_path / "run", trainer_data["sdxl"]
+    words = ["--clip_skip", 1, "--max_sequence_length", 77, "--validation_prompt", "red boots", *more]
+    words += ["--num_validation_images", 1, "--validation_steps", 2, "--max_train_steps", 2]
+    assert train(trainer_data, out, *words, family="sdxl") == 0
+    shown = cells(out / "validation/step-000002.png", 1, 16)
+    assert np.abs(drawn_by_diffusers(with_lora(model, out), ["red boots"], 16, clip_skip=1) - shown).max() <= 1
+    assert np.abs(drawn_by_diffusers(with_lora(model, out), ["red boots"], 16) - shown).max() > 1
+    assert 'pipeline(prompt="red boots", clip_skip=1)' in (out / "README.md").read_text()
+    facts = read_lora(out / "run_kohya.safetensors", facts_only=True)[1]
+    assert [facts[f"ss_{name}"] for name in ("clip_skip", "max_token_length")] == ["2", "75"]  # as kohya counts
+    asked = ["--lora", str(out), "--prompt", "red boots", "--num_images", "1"]
+    with pytest.raises(UserError, match="trained with --clip_skip 1; add it here, too"):
+        generate.find_parts(generate.parse_args(asked))
+    assert generate.find_parts(generate.parse_args([*asked, "--clip_skip", "1"])).reading.clip_skip == 1
+
+
+def test_captions_beyond_77_tokens_are_trained_on(trainer_data, tmp_path, caplog):
+    losses, data = [], Path(shutil.copytree(trainer_data["folder"], tmp_path / "data"))
+    for caption in data.glob("*.txt"):
+        caption.write_text("red leather boots with a low heel " * 3 + caption.read_text())
+    for words in ([], ["--max_sequence_length", 152]):
+        out = tmp_path / f"run{len(words)}"
+        assert train(trainer_data, out, "--train_data_dir", data, "--max_train_steps", 1, *words) == 0
+        losses += column(out, "loss")
+    assert losses[0] != losses[1] and "limit of 32 tokens" in caplog.text and "limit of 62 tokens" not in caplog.text
+    lora = lora_mix.parse_lora(str(out))
+    lora_mix.check_reading(lora, models.TextReading(152))
+    assert "trained with" not in caplog.text
+    lora_mix.check_reading(lora, models.TextReading())
+    assert "trained with --max_sequence_length 152; images differ" in caplog.text
 
 
 def test_a_command_line_for_the_diffusers_script_runs_unchanged(trainer_data, tmp_path, monkeypatch):

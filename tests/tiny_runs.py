@@ -116,14 +116,14 @@ def cells(path: Path, count: int, side: int) -> np.ndarray:
     )
 
 
-def drawn_by_diffusers(pipeline: DiffusionPipeline, prompts: list[str], side: int) -> np.ndarray:
+def drawn_by_diffusers(pipeline: DiffusionPipeline, prompts: list[str], side: int, **more) -> np.ndarray:
     """What diffusers draws as a validation does: seeds from 0 on, 3 steps."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     found = []
     for seed, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(seed)
-        options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": side, "width": side}
+        options = {"num_inference_steps": 3, "guidance_scale": 7.5, "height": side, "width": side, **more}
         found.append(np.asarray(pipeline(prompt, generator=generator, **options).images[0], int))
     return np.stack(found)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from families import kohya, lora, lora_mix, models, offloading, pipelines, quantized, sampling, shards, tokens
 from families.diffusion import Features
-from families.models import report_long_captions
+from families.models import PLAIN_READING, TextReading, choose_encode, report_long_captions
 from families.names import FAMILIES
 from training.encoding import encode_distinct
 from training.image_files import ImageFiles
@@ -54,6 +54,7 @@ class Recipe:
     kohya_format: bool | None = None  # whether the LoRA is also written for A1111 and ComfyUI; None: where it can be
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
     vae: str | None = None  # None: the model's own
+    reading: TextReading = PLAIN_READING
     shards: int = 1
     blocks_on_cpu: int = 0
     quantized: str | None = None  # nf4 or int8: how the frozen weights of the denoiser are kept
@@ -149,7 +150,7 @@ def build_texts(
     """The text encoders with what is trained in them, if anything is; warns of texts that are too long."""
     if not recipe.trains_texts:
         return TrainedTexts()
-    tokenizers, encoders = models.load_text_encoders(model, family, dtype)
+    tokenizers, encoders = models.load_text_encoders(model, family, dtype, recipe.reading.length)
     token, of_word = None, []
     if recipe.new_word:
         token, group = _add_word(recipe.new_word, tokenizers, encoders, device)
@@ -160,7 +161,8 @@ def build_texts(
         if recipe.gradient_checkpointing:
             encoder.activation_checkpointing_enable(devices.checkpoint_options(device))
     report_long_captions(tokenizers[-1], texts)
-    encode = make_encode(family, tokenizers, encoders, models.empty_prompt_is_zero(model))
+    encode_text = choose_encode(family, recipe.reading.clip_skip)
+    encode = make_encode(encode_text, tokenizers, encoders, models.empty_prompt_is_zero(model))
     return TrainedTexts(dict(zip(FAMILIES[family].TEXT_ENCODERS, encoders)), encode, token, of_word)
 
 
@@ -219,12 +221,15 @@ def writes_kohya(wanted: bool | None, modules: dict[str, lora.Module], family: s
 
 
 def make_encode(
-    family: str, tokenizers: list[PreTrainedTokenizerBase], encoders: list[PreTrainedModel], empty_is_zero: bool
+    encode_text: Callable[..., list[Features]],
+    tokenizers: list[PreTrainedTokenizerBase],
+    encoders: list[PreTrainedModel],
+    empty_is_zero: bool,
 ) -> Callable[[list[str]], list[Features]]:
     """What encodes texts by these encoders, with gradients."""
 
     def encode_all(texts: list[str]) -> list[Features]:
-        return FAMILIES[family].encode_text(tokenizers, encoders, texts, empty_is_zero)
+        return encode_text(tokenizers, encoders, texts, empty_is_zero)
 
     return lambda texts: encode_distinct(encode_all, texts)
 

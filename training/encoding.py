@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from families import models, quantized
 from families.diffusion import Features
 from families.latents import encode_pixels
-from families.models import report_long_captions
+from families.models import PLAIN_READING, TextReading, choose_encode, report_long_captions
 from families.names import FAMILIES
 from training.cache import Compute, Index, ensure_cached
 from training.examples import Example, View, Views, describe, example_tensor, view_key
@@ -49,25 +49,24 @@ def _cache_captions(
     texts: dict[str, str],
     dtype: torch.dtype,
     accelerator: Accelerator,
-    length: int | None,
-    kind: str | None,
+    reading: TextReading,
 ) -> Index:
     """The index of a cache that holds {key: text}; the encoders are loaded if one is missing, and gone at the end."""
-    tokenizers = models.load_tokenizers(model, family, length)
+    tokenizers = models.load_tokenizers(model, family, reading.length)
     report_long_captions(tokenizers[-1], list(texts.values()))
     zero = models.empty_prompt_is_zero(model)
 
     def load() -> Compute:
-        _, encoders = models.load_text_encoders(model, family, dtype, length)
+        _, encoders = models.load_text_encoders(model, family, dtype, reading.length)
         for encoder in encoders:
-            if kind:
-                quantized.quantize(encoder, kind, dtype)
+            if reading.quantized:
+                quantized.quantize(encoder, reading.quantized, dtype)
             encoder.to(accelerator.device)
         return functools.partial(compute, encoders)
 
     @torch.no_grad()
     def compute(encoders: list[PreTrainedModel], key: str) -> dict[str, torch.Tensor]:
-        (found,) = FAMILIES[family].encode_text(tokenizers, encoders, [texts[key]], zero)
+        (found,) = choose_encode(family, reading.clip_skip)(tokenizers, encoders, [texts[key]], zero)
         made = {place: found[name].cpu() for name, place in _places(family, key).items()}
         if not all(tensor.isfinite().all() for tensor in made.values()):
             raise UserError(f"the text encoder gives NaN in {dtype} for {texts[key]!r}; use --mixed_precision no")
@@ -75,7 +74,8 @@ def _cache_captions(
 
     encoders = [(model, part) for part in FAMILIES[family].TEXT_ENCODERS]
     parts = [_tokenizer_sha256(one) for one in tokenizers] + _parts_sha256(encoders, folder, accelerator)
-    parts += [family, str(dtype), str(kind), str(zero)]
+    parts += [family, str(dtype), str(reading.quantized), str(zero)]
+    parts += [f"clip_skip {reading.clip_skip}"] if reading.clip_skip else []
     made_by = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     return ensure_cached(folder / f"captions-{made_by}", texts, load, "captions", accelerator)
 
@@ -93,20 +93,15 @@ def encode_captions(
     texts: list[str],
     dtype: torch.dtype,
     accelerator: Accelerator,
-    length: int | None = None,
-    kind: str | None = None,
+    reading: TextReading = PLAIN_READING,
 ) -> Callable[[list[str]], list[Features]]:
-    """Encode every text, and the empty one, into the cache; the function that is returned reads them from there.
-
-    `length`: at most so many tokens of each; None: as many as the family reads. `kind`: how the encoders' weights are
-    rounded, see families.quantized; None: not.
-    """
+    """Encode every text, and the empty one, into the cache; the function that is returned reads them from there."""
     keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in {*texts, ""}}
     by_key = {key: text for text, key in keys.items()}
-    index = _cache_captions(folder, model, family, by_key, dtype, accelerator, length, kind)
+    index = _cache_captions(folder, model, family, by_key, dtype, accelerator, reading)
     free_memory()
 
-    most = min(256, KEPT_BYTES // models.caption_bytes(model, family, length, dtype))  # captions
+    most = min(256, KEPT_BYTES // models.caption_bytes(model, family, reading.length, dtype))  # captions
 
     @functools.lru_cache(maxsize=most)
     def read(text: str) -> Features:

@@ -32,6 +32,7 @@ from families.models import build_part, latent_channels, read_config, token_limi
 from families.names import FAMILIES
 from families.sampler import Sampling
 from families.sampling import reads_negative_prompt
+from families.sd import count_parts
 from families.shards import find_blocks
 from utils.devices import checkpoint_options
 
@@ -296,7 +297,8 @@ def _meta(module: Module, *shape: int) -> torch.Tensor:
 def _encode_text(model: str, family: str, encoders: list[Module], batch: int, length: int | None) -> list[Features]:
     most = token_limit(model, family, length)
     configs = [encoder.config.get_text_config() for encoder in encoders]
-    sizes = [(batch, min(most, getattr(config, "max_position_embeddings", most))) for config in configs]
+    lead = (batch, count_parts(most)) if FAMILIES[family].DENOISER == "unet" else (batch,)
+    sizes = [(*lead, min(most, getattr(config, "max_position_embeddings", most))) for config in configs]
     ids = [torch.empty(size, dtype=torch.long, device="meta") for size in sizes]
     return FAMILIES[family].encode_tokens(encoders, ids)
 

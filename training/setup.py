@@ -16,6 +16,7 @@ from families.diffusion import Diffusion, Features, training_scheduler
 from families.flow import Flow, Noising, Weighting, sigma_levels
 from families.lora import Adapter, check_targets
 from families.lora_mix import Lora, fetch_lora, parse_lora, split_spec
+from families.models import TextReading
 from families.names import FAMILIES, LABELS
 from families.quantized import load_bitsandbytes
 from families.sampler import Sampling
@@ -192,7 +193,7 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
         lora_mix.check_mergeable(one, args.pretrained_model_name_or_path, model, family)
     if args.output_kohya_format and not FAMILIES[family].KOHYA_BASES:
         raise UserError(f"--output_kohya_format: it has no names for {LABELS[family]}; leave it out")
-    models.token_limit(model, family, args.max_sequence_length)
+    models.check_reading(model, family, read_reading(args))
     if args.push_to_hub:
         hub_token()
     if args.optimizer == "adamw8bit":
@@ -329,13 +330,15 @@ def read_facts(
         images=images,
         prediction_type=start.noising.scheduler.config.get("prediction_type"),
         zero_terminal_snr=args.zero_terminal_snr,
+        clip_skip=args.clip_skip,
+        max_sequence_length=args.max_sequence_length if FAMILIES[start.family].DENOISER == "unet" else None,
     )
 
 
 def describe_sampling(args: argparse.Namespace, start: ImageStart) -> str | None:
-    """The arguments with which a pipeline of flow matching makes the validation images, beside prompt and size."""
+    """The pipeline's arguments for validation images, beside prompt and size; of DDPM's noise the clip skip alone."""
     if isinstance(start.noising, Diffusion):
-        return None
+        return f"clip_skip={args.clip_skip}" if args.clip_skip else None
     family = FAMILIES[start.family]
     guidance = family.PIPELINE_GUIDANCE.format(args.validation_guidance_scale)
     limit = models.token_limit(start.model, start.family, args.max_sequence_length)
@@ -384,12 +387,18 @@ def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
         xformers=args.enable_xformers_memory_efficient_attention,
         compiled=args.compile,
         vae=args.pretrained_vae_model_name_or_path,
+        reading=read_reading(args),
         base_loras=read_base_loras(args),
         quantized=args.quantize_base,
         kohya_format=args.output_kohya_format,
         shards=plan.processes if args.shard else 1,
         blocks_on_cpu=args.blocks_on_cpu,
     )
+
+
+def read_reading(args: argparse.Namespace) -> TextReading:
+    """How captions and prompts are read."""
+    return TextReading(args.max_sequence_length, args.clip_skip or 0, args.quantize_text_encoder)
 
 
 def read_sampling(args: argparse.Namespace) -> Sampling:

@@ -38,6 +38,54 @@ def test_prompts_are_encoded_as_the_pipeline_does(folders, family):
     assert torch.equal(stack(found, "pooled"), expected[2]) if family == "sdxl" else "pooled" not in found[0]
 
 
+def encode_by_hand(tokenizers, encoders, text, skipped):
+    """The begin, what each part of 30 tokens has between its own begin and end, and the end of the last part."""
+    wide, pooled = [], None
+    for tokenizer, encoder in zip(tokenizers, encoders):
+        words, rows = tokenizer(text, add_special_tokens=False).input_ids, []
+        for part in (words[:30], words[30:60]):
+            ids = [tokenizer.bos_token_id, *part, tokenizer.eos_token_id]
+            ids = torch.tensor([ids + [tokenizer.pad_token_id] * (32 - len(ids))])
+            found = encoder(ids, output_hidden_states=True)
+            row = found.hidden_states[-1 - skipped - (len(encoders) - 1)][0]
+            rows.append(row if len(encoders) > 1 else encoder.final_layer_norm(row))
+            pooled = getattr(found, "text_embeds", None) if part == words[:30] else pooled
+        wide.append(torch.cat([rows[0][:1], rows[0][1:-1], rows[1][1:-1], rows[1][-1:]]))
+    return torch.cat(wide, dim=-1), pooled
+
+
+@pytest.mark.parametrize("family, skipped", [("sd1", 0), ("sd1", 1), ("sd2", 2), ("sdxl", 0), ("sdxl", 1)])
+@torch.no_grad()
+def test_a_long_prompt_is_read_in_parts_and_without_the_last_layers(folders, family, skipped):
+    tokenizers, encoders = models.load_text_encoders(folders[family], family, torch.float32, 152)
+    encode = models.choose_encode(family, skipped)
+    texts = ["red leather boots with a low heel " * 3, "boots", "", "heels " * 90]
+    assert len(tokenizers[0](texts[0]).input_ids) > 32 and models.too_long(texts, tokenizers[-1])[:2] == (1, 62)
+    for text, found in zip(texts, encode(tokenizers, encoders, texts)):
+        embeds, pooled = encode_by_hand(tokenizers, encoders, text, skipped)
+        assert torch.allclose(found["embeds"], embeds, atol=1e-5) and len(embeds) == 62
+        assert family != "sdxl" or torch.allclose(found["pooled"], pooled[0], atol=1e-5)
+    size = FAMILIES[family].caption_numbers(lambda name: models.read_config(folders[family], name), 152)
+    assert size == sum(value.numel() for value in found.values())
+
+    # with as many tokens as the model reads at once it is what diffusers makes
+    pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
+    if family != "sdxl":  # https://github.com/huggingface/diffusers/issues/14124
+        object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
+    options = {"device": CPU, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    expected = pipeline.encode_prompt(TEXTS, **options, clip_skip=skipped or None)[0]
+    parts = models.load_text_encoders(folders[family], family, torch.float32)
+    assert torch.allclose(stack(encode(*parts, TEXTS), "embeds"), expected, atol=1e-5)
+
+
+def test_a_number_of_tokens_or_layers_that_a_model_can_not_have_is_refused(folders):
+    wrong = [(40, 0, "--max_sequence_length 40: .*; give 77"), (150, 0, "give 152"), (228, 0, "give 302")]
+    wrong += [(None, 2, "--clip_skip 2: the text encoder of Stable Diffusion XL has 3 layers here; give 1 at most")]
+    for length, skipped, said in wrong:
+        with pytest.raises(UserError, match=said):
+            models.check_reading(folders["sdxl"], "sdxl", models.TextReading(length, skipped))
+
+
 @torch.no_grad()
 def test_no_prompt_is_what_the_pipeline_takes_for_it(folders):
     for family in ("sd1", "sdxl"):

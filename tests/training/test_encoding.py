@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from families import models, sd
+from families.models import PLAIN_READING, TextReading
 from families.names import FAMILIES
 from tests.tiny_models import build_tiny
 from training import encoding
@@ -88,14 +89,16 @@ def test_cached_captions_are_what_the_encoders_make(folders, tmp_path, accelerat
 
 
 def test_captions_are_encoded_once(model, tmp_path, accelerator, encoded):
-    def encode(texts, dtype=torch.float32):
-        encoding.encode_captions(tmp_path / "cache", model, "sd1", texts, dtype, accelerator)
+    def encode(texts, dtype=torch.float32, reading=PLAIN_READING):
+        encoding.encode_captions(tmp_path / "cache", model, "sd1", texts, dtype, accelerator, reading)
         return len(encoded)
 
     assert encode(TEXTS + TEXTS) == 3
     assert encode(TEXTS[::-1]) == 3  # a second run has them
     assert encode([*TEXTS, "sandals"]) == 4
     assert encode(TEXTS, torch.bfloat16) == 7  # in another precision they are others
+    assert encode(TEXTS, reading=TextReading(152)) == 10
+    assert encode(TEXTS, reading=TextReading(152, clip_skip=1)) == encode(TEXTS, reading=TextReading(152, 1)) == 13
 
 
 @pytest.mark.parametrize(
