@@ -27,6 +27,7 @@ def pipeline():
     return load_demo_pipeline("demo", torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.very_slow
 def test_it_generates_the_kind_and_the_colour_of_the_prompt(pipeline):
     wanted = [(kind, colour) for kind in KNOWN_KINDS for colour in list(COLOURS)[::2]]
     prompts = [f"a photo of {c.lower()} {k.lower()}" for k, c in wanted]

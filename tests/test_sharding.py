@@ -41,8 +41,8 @@ def test_each_process_holds_half_of_weights_gradients_and_optimizer_state(traine
         assert max(half, rest) <= 0.55 * whole  # an odd number of rows has a larger half
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.very_slow)])
+@pytest.mark.very_slow
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_two_processes_with_half_the_weights_each_train_the_same_lora(trainer_data, tmp_path, family):
     """Loss, checkpoints, average, best and result; images of all shapes; then one process goes on, and two again."""
     words = ["--train_data_dir", trainer_data["folder"], "--use_aspect_ratio_buckets", "--train_text_encoder"]

@@ -317,6 +317,7 @@ def test_repeated_texts_have_the_same_gradient_to_the_byte_every_time():
     assert len(found) == 1
 
 
+@pytest.mark.very_slow
 def test_the_subject_is_learnt_and_the_class_drifts_less_with_prior_preservation(tmp_path):
     """As in tests/benchmarks/dreambooth_effect.py, shorter."""
     clip, photos = load_clip("demo"), dreambooth_effect.save_photos(tmp_path / "photos")

@@ -206,7 +206,7 @@ def test_density_is_1_and_coverage_as_expected_where_there_is_no_difference():
             assert found.mean() == pytest.approx(expected, abs=4 * found.std() / np.sqrt(150)), (name, n, k)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_prdc_of_the_published_example():
     # One draw against another. Density varies by 0.13 from draw to draw at any N: in 1000 dimensions, a set whose
     # items happen to lie a little further in than the other's is inside most of its balls.
