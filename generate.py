@@ -62,6 +62,8 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     models.add_model_flags(parser, of_lora=True)
     flags.add_flags(parser)
+    square = "the images are squares: --resolution is their side"
+    cli.add_refused_flags(parser, {"height": square, "width": square})
     return parser
 
 
