@@ -123,7 +123,7 @@ REFUSED = (
 )
 STEPS, ACCUMULATION = 800, 1
 LEARNING_RATES = {"lora": 1e-4, "full": 5e-6}
-OF_LORA = "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora".split()
+OF_LORA = "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora init_lora".split()
 OF_PRIOR = (
     "class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size prior_generation_precision"
 ).split()

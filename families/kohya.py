@@ -47,11 +47,20 @@ def kohya_tensors(
     parts = {"unet": unet, **dict(zip(FAMILIES[family].TEXT_ENCODERS, text_encoders))}
     tensors = {}
     for key, value in state.items():
-        part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
-        name = _layer_name(part, layer, family, unet.config.layers_per_block)
-        tensors[f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"] = value
-        tensors[f"{name}.alpha"] = torch.tensor(_alpha(parts[part].peft_config[ADAPTER]), dtype=value.dtype)
+        tensors[name := _tensor_name(key, family, unet)] = value
+        config = parts[key.partition(".")[0]].peft_config[ADAPTER]
+        tensors[f"{name.partition('.')[0]}.alpha"] = torch.tensor(_alpha(config), dtype=value.dtype)
     return tensors
+
+
+def read_tensors(
+    tensors: dict[str, torch.Tensor], keys: Iterable[str], unet: Module, family: str
+) -> tuple[dict[str, torch.Tensor], set[float]]:
+    """What `kohya_tensors` made, by these keys of diffusers as far as they fit, and all that it has as alpha."""
+    names = {_tensor_name(key, family, unet): key for key in keys if ".lora_magnitude" not in key}
+    alphas = {value.item() for name, value in tensors.items() if name.endswith(".alpha")}
+    state = {names.get(name, name): value for name, value in tensors.items() if not name.endswith(".alpha")}
+    return state, alphas
 
 
 def save_kohya(
@@ -152,6 +161,13 @@ def _content_sha256(tensors: dict[str, torch.Tensor]) -> str:
 def _alpha(config: LoraConfig) -> float:
     """There a layer's output is scaled by alpha / rank, always; rsLoRA scales by alpha / sqrt(rank)."""
     return float(config.lora_alpha * config.r**0.5 if config.use_rslora else config.lora_alpha)
+
+
+def _tensor_name(key: str, family: str, unet: Module) -> str:
+    """The name of a tensor of a diffusers file."""
+    part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
+    name = _layer_name(part, layer, family, unet.config.layers_per_block)
+    return f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"
 
 
 def _layer_name(part: str, layer: str, family: str, layers_per_block: int) -> str:

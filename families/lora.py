@@ -100,7 +100,7 @@ def prefix_of(denoiser: Module | None) -> str:
     return "unet" if denoiser is None or isinstance(denoiser, UNet2DConditionModel) else "transformer"
 
 
-def _named_adapters(denoiser: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
+def named_adapters(denoiser: Module | None, text_encoders: Iterable[Module]) -> dict[str, torch.nn.Parameter]:
     """Every adapter's parameters by their keys in a diffusers file."""
     named = (
         {} if denoiser is None else {f"{prefix_of(denoiser)}.{key}": value for key, value in _adapter(denoiser).items()}
@@ -114,7 +114,7 @@ def _named_adapters(denoiser: Module | None, text_encoders: Iterable[Module]) ->
 
 def lora_state(denoiser: Module | None = None, text_encoders: Iterable[Module] = ()) -> dict[str, torch.Tensor]:
     """The adapters' weights, whole (see shards.gather), on the CPU in float32, by their keys in a diffusers file."""
-    named = _named_adapters(denoiser, text_encoders)
+    named = named_adapters(denoiser, text_encoders)
     whole = {key: gather(value) for key, value in named.items()}
     return {key: value.detach().to("cpu", torch.float32, copy=True).contiguous() for key, value in whole.items()}
 
@@ -124,7 +124,7 @@ def load_lora_state(
     state: dict[str, torch.Tensor], denoiser: Module | None = None, text_encoders: Iterable[Module] = ()
 ) -> None:
     """Put back what `lora_state` gave, to the byte, into adapters attached with the same settings."""
-    named = _named_adapters(denoiser, text_encoders)
+    named = named_adapters(denoiser, text_encoders)
     missing, unexpected = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
     wrong = [key for key in named.keys() & state.keys() if named[key].shape != state[key].shape]
     for keys, problem in ((missing, "lacks"), (unexpected, "has, unlike this model,"), (wrong, "differs in shape in")):

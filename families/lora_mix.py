@@ -178,8 +178,9 @@ def check_whole(lora: Lora, state: dict[str, torch.Tensor]) -> None:
 
 
 def describe(lora: Lora) -> str:
-    """Its file and its weight, with a checksum of the file."""
-    return f"{lora.path}:{lora.weight:g} (sha256 {file_sha256(lora.path)[:16]})"
+    """Its file and its weight, unless that is always 1, with a checksum of the file."""
+    weight = "" if lora.flag == "--init_lora" else f":{lora.weight:g}"
+    return f"{lora.path}{weight} (sha256 {file_sha256(lora.path)[:16]})"
 
 
 def check_base(lora: Lora, model_name: str) -> None:

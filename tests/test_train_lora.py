@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -810,3 +811,49 @@ def test_a_language_without_a_report_is_an_error(trainer_data, tmp_path, capsys)
     with pytest.raises(SystemExit):
         train_lora.parse_args(flags(trainer_data, tmp_path, "--lang", "pt"))
     assert "--lang pt: does nothing without --report_every" in capsys.readouterr().err
+
+
+# A LoRA to continue from
+
+
+def tensors_equal(one: Path, other: Path) -> bool:
+    first, second = load_file(one / LORA), load_file(other / LORA)
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_run_begins_as_the_lora_that_is_given_and_refuses_to_resume_with_another(trainer_data, reference, tmp_path):
+    """The rate of the first step of a warm-up is 0, so what is saved after it is what the run began with."""
+    for number, given in enumerate((reference, reference / f"{reference.name}_kohya.safetensors")):
+        first = tmp_path / f"first{number}"
+        assert train(trainer_data, first, "--init_lora", given, "--max_train_steps", 1) == 0
+        assert tensors_equal(first, reference) and column(first, "loss") != column(reference, "loss")[:1]
+    given = Path(shutil.copy(reference / LORA, tmp_path / "given.safetensors"))
+    assert train(trainer_data, tmp_path / "whole", "--init_lora", given) == 0
+    assert re.search(rf"{given} \(sha256 [0-9a-f]{{16}}\)", read_lora(tmp_path / "whole")[1]["init_lora"])
+    assert f"| init lora | {given}" in (tmp_path / "whole" / "README.md").read_text()
+    broken = Path(shutil.copytree(tmp_path / "whole", tmp_path / "broken"))
+    forget_after(broken, 3)
+    assert train(trainer_data, broken, "--init_lora", given) == 0
+    assert same_bytes(tmp_path / "whole", broken)
+    forget_after(broken, 3)
+    save_file({key: value * 2 for key, value in load_file(given).items()}, given, safe_open(given, "pt").metadata())
+    with pytest.raises(UserError, match="since then the init_lora has changed"):
+        train(trainer_data, broken, "--init_lora", given)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--rank", 2], "of rank 4, and --rank is 2; give --rank 4"),
+        (["--lora_alpha", 4], "scaled by 2, and --lora_alpha 4 scales by 1; give --lora_alpha 8"),
+        (["--use_rslora"], "scaled by 2, and --lora_alpha 8 scales by 4; give --lora_alpha 4"),
+        (["--use_dora"], "not a DoRA; leave --use_dora out"),
+        (["--train_text_encoder"], "has no layers of a text encoder; leave --train_text_encoder out"),
+        (["--lora_layers", "to_q"], "it also has unet.*; give --lora_layers to_k to_out.0 to_q to_v"),
+        (["--pretrained_model_name_or_path", "demo"], "trained on .*sd1, and --pretrained.* is demo"),
+    ],
+)
+def test_a_lora_to_continue_from_with_other_settings_names_the_flag(trainer_data, reference, tmp_path, words, said):
+    with pytest.raises(UserError, match=f"^--init_lora {reference}/{LORA}: .*{said}"):
+        train(trainer_data, tmp_path / "run", "--init_lora", reference, *words)
+    assert not (tmp_path / "run").exists()

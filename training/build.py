@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from families import kohya, lora, lora_mix, models, offloading, pipelines, quantized, sampling, shards, tokens
 from families.diffusion import Features
+from families.init_lora import load_init
 from families.models import PLAIN_READING, TextReading, choose_encode, report_long_captions
 from families.names import FAMILIES
 from training.encoding import encode_distinct
@@ -59,6 +60,7 @@ class Recipe:
     blocks_on_cpu: int = 0
     quantized: str | None = None  # nf4 or int8: how the frozen weights of the denoiser are kept
     base_loras: tuple[lora_mix.Lora, ...] = ()  # merged into the model before an adapter is added
+    init_lora: lora_mix.Lora | None = None  # whose weights the adapter begins with
 
     @property
     def trains_texts(self) -> bool:
@@ -105,9 +107,11 @@ def build_training(
     devices.seed_everything(recipe.seed)  # the adapters' first weights are drawn on the CPU
     dtype = precision.dtype if recipe.adapter else torch.float32  # weights that are trained stay in float32
     denoiser = build_denoiser(model, family, recipe, dtype, device)
-    if recipe.base_loras:
-        identity = identity | {"base_lora": facts["base_lora"]}
+    identity = identity | {name: facts[name] for name in ("base_lora", "init_lora") if name in facts}
     trained_texts = build_texts(model, family, recipe, dtype, device, texts)
+    if recipe.adapter and recipe.init_lora:
+        encoders = trained_texts.encoders.values() if recipe.train_text_encoder else ()
+        load_init(recipe.init_lora, recipe.adapter, denoiser, encoders, family)
     modules = {FAMILIES[family].DENOISER: denoiser, **trained_texts.encoders}
     for module in modules.values():
         place(module.train(), device, recipe.shards, recipe.blocks_on_cpu)

@@ -42,7 +42,7 @@ NOT_IN_TRAINING = (
     "validation_inference_steps validation_epochs early_stopping_patience gradient_checkpointing compile allow_tf32 "
     "enable_xformers_memory_efficient_attention dataloader_num_workers max_train_steps num_train_epochs "
     "memory blocks_on_cpu push_to_hub hub_model_id output_kohya_format model_config on_nonfinite "
-    "set_grads_to_none shard sync_to report_every lang"
+    "set_grads_to_none shard sync_to report_every lang allow_other_base"
 ).split()
 
 
@@ -147,6 +147,12 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         metavar="NAME",
         help="layers of the UNet or transformer, with blanks or commas; default: those that diffusers' scripts train",
     )
+    group.add_argument(
+        "--init_lora",
+        metavar="DIR|FILE",
+        help="a run's LoRA, or a file of diffusers or kohya, that this one begins as; of the same rank and layers",
+    )
+    group.add_argument("--allow_other_base", action=OnOff, default=False, help="also one of another base model")
     add_average_flags(group)
     group.add_argument(
         "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
@@ -489,6 +495,7 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "logit_mean": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "logit_std": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "mode_scale": ("--weighting_scheme mode", args.weighting_scheme == "mode"),
+        "allow_other_base": ("--init_lora", bool(args.init_lora)),
     }
     cli.report_ignored(parser, args, needs)
     if args.text_encoder_lr and not args.train_text_encoder:

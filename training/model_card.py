@@ -45,6 +45,7 @@ class CardFacts:
     rank: int | str | None = None
     alpha: float | str | None = None
     base_lora: str | None = None
+    init_lora: str | None = None
     sampling: str | None = None  # further arguments of the pipeline
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -80,7 +81,8 @@ def write_card(folder: Path, results: dict[str, str], facts: CardFacts) -> None:
     facts = replace(facts, base_model=mask_text(facts.base_model))
     source = facts.repo_id or folder
     base = "demo/model" if facts.base_model == "demo" else facts.base_model
-    settings = {name: value for name in ("rank", "alpha", "base_lora") if (value := getattr(facts, name)) is not None}
+    known = "rank", "alpha", "base_lora", "init_lora"
+    settings = {name: value for name in known if (value := getattr(facts, name)) is not None}
     card = environment.get_template("model_card.md.j2").render(
         front_matter=front_matter(facts),
         name=folder.name,

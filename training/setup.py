@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from families import kohya, lora, lora_mix, models, offloading
 from families.diffusion import Diffusion, Features, training_scheduler
 from families.flow import Flow, Noising, Weighting, sigma_levels
+from families.init_lora import load_init, parse_init
 from families.lora import Adapter, check_targets
 from families.lora_mix import Lora, fetch_lora, parse_lora, split_spec
 from families.models import TextReading
@@ -82,8 +83,8 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     --use_aspect_ratio_buckets and how validation images are made, which depend on other things.
     """
     read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
-    bases = [split_spec(spec)[0] for spec in args.base_lora]
-    models_read = {name: read[name] for name in OF_MODELS} | {"base_lora": bases}
+    models_read = {name: read[name] for name in OF_MODELS}
+    models_read |= {"base_lora": [split_spec(spec)[0] for spec in args.base_lora], "init_lora": args.init_lora}
     start = begin(args, {name: read[name] for name in OF_DATA}, models_read)
     args.shard = settle_sharding(args, start.plan.processes, parse_flag_from_env("ACCELERATE_USE_FSDP"))
     cache, data = cache_folder(args), read_source(args, folder_flag).name
@@ -200,6 +201,23 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
         load_adamw8bit()
     if args.lora_layers != default_layers(model, family):
         check_targets(models.build_part(model, denoiser), args.lora_layers)
+    if one := read_init_lora(args):
+        check_init(args, one, model, family)
+
+
+def check_init(args: argparse.Namespace, one: Lora, model: str, family: str) -> None:
+    """Refuse a LoRA to continue from that was trained on another model, or with other settings of the adapter."""
+    if not args.allow_other_base:
+        lora_mix.check_base(one, args.pretrained_model_name_or_path)
+        lora_mix.check_noise(one, model, args.prediction_type, args.zero_terminal_snr)
+    lora_mix.check_lora(one, args.pretrained_model_name_or_path, model, family)
+    adapter, denoiser = read_adapter(args), models.build_part(model, FAMILIES[family].DENOISER)
+    lora.attach_lora(denoiser, adapter)
+    names = FAMILIES[family].TEXT_ENCODERS if args.train_text_encoder else ()
+    encoders = [models.build_part(model, name) for name in names]
+    for encoder in encoders:
+        lora.attach_lora(encoder, adapter, lora.TEXT_TARGETS)
+    load_init(one, adapter, denoiser, encoders, family)
 
 
 def check_blocks(count: int, model: str, family: str) -> None:
@@ -323,6 +341,7 @@ def read_facts(
         rank=recipe.adapter and recipe.adapter.rank,
         alpha=recipe.adapter and recipe.adapter.alpha,
         base_lora=", ".join(map(lora_mix.describe, recipe.base_loras)),
+        init_lora=recipe.init_lora and lora_mix.describe(recipe.init_lora),
         quantized_base=recipe.quantized,
         sampling=describe_sampling(args, start),
         trigger_word=trigger,
@@ -349,6 +368,10 @@ def describe_sampling(args: argparse.Namespace, start: ImageStart) -> str | None
 def read_base_loras(args: argparse.Namespace) -> tuple[Lora, ...]:
     flag, cache = "--base_lora", cache_folder(args)
     return tuple(parse_lora(fetch_lora(spec, cache, flag), flag) for spec in args.base_lora)
+
+
+def read_init_lora(args: argparse.Namespace) -> Lora | None:
+    return parse_init(fetch_lora(args.init_lora, cache_folder(args), "--init_lora")) if args.init_lora else None
 
 
 def read_adapter(args: argparse.Namespace) -> Adapter:
@@ -389,6 +412,7 @@ def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
         vae=args.pretrained_vae_model_name_or_path,
         reading=read_reading(args),
         base_loras=read_base_loras(args),
+        init_lora=read_init_lora(args),
         quantized=args.quantize_base,
         kohya_format=args.output_kohya_format,
         shards=plan.processes if args.shard else 1,
