@@ -185,7 +185,7 @@ def describe(lora: Lora) -> str:
 
 def check_base(lora: Lora, model_name: str) -> None:
     """Refuse a LoRA whose file names another base model than this one."""
-    base = read_lora(lora.path, facts_only=True)[1].get("base_model")
+    base = read_lora(lora.path, facts_only=True, flag=lora.flag)[1].get("base_model")
     if base and not same_base(base, model_name):
         raise UserError(
             f"{lora.flag} {lora.path}: trained on {base}, and --pretrained_model_name_or_path is {model_name}; give "
@@ -253,7 +253,7 @@ def check_mergeable(lora: Lora, model_name: str, model: str, family: str) -> Non
 
 def check_noise(lora: Lora, model: str, prediction_type: str | None, zero_terminal_snr: bool) -> None:
     """Refuse a LoRA whose file says that it predicts something else, or on another schedule, than will be sampled."""
-    facts = read_lora(lora.path, facts_only=True)[1]
+    facts = read_lora(lora.path, facts_only=True, flag=lora.flag)[1]
     theirs = facts.get("prediction_type")
     if "zero_terminal_snr" in facts and not zero_terminal_snr:
         raise UserError(f"{lora.flag} {lora.path}: trained with --zero_terminal_snr; add it here, too")
