@@ -202,10 +202,10 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
     if args.lora_layers != default_layers(model, family):
         check_targets(models.build_part(model, denoiser), args.lora_layers)
     if one := read_init_lora(args):
-        check_init(args, one, model, family)
+        refuse_unfit_init(args, one, model, family)
 
 
-def check_init(args: argparse.Namespace, one: Lora, model: str, family: str) -> None:
+def refuse_unfit_init(args: argparse.Namespace, one: Lora, model: str, family: str) -> None:
     """Refuse a LoRA to continue from that was trained on another model, or with other settings of the adapter."""
     if not args.allow_other_base:
         lora_mix.check_base(one, args.pretrained_model_name_or_path)
