@@ -210,6 +210,7 @@ def refuse_unfit_init(args: argparse.Namespace, one: Lora, model: str, family: s
     if not args.allow_other_base:
         lora_mix.check_base(one, args.pretrained_model_name_or_path)
         lora_mix.check_noise(one, model, args.prediction_type, args.zero_terminal_snr)
+        lora_mix.check_reading(one, read_reading(args))
     lora_mix.check_lora(one, args.pretrained_model_name_or_path, model, family)
     adapter, denoiser = read_adapter(args), models.build_part(model, FAMILIES[family].DENOISER)
     lora.attach_lora(denoiser, adapter)
