@@ -10,7 +10,6 @@
 import argparse
 import functools
 import hashlib
-import json
 import logging
 import os
 import time
@@ -58,7 +57,7 @@ from speech.voices import Voice, load_voice
 from utils.cli import Range, UserError, at_once, counted, read_path, seed_number, workers
 from utils.console import track
 from utils.files import file_sha256, replaced_file, write_json
-from utils.hub import DEMO
+from utils.hub import DEMO, model_key
 from utils.metrics_log import append_metrics, read_metrics
 from utils.outputs import check_apart
 from utils.parallel import available_cores, parallel_map
@@ -323,13 +322,6 @@ def read_heard(path: Path) -> np.ndarray:
     return resample(sound.samples, sound.rate, recogniser.RATE)
 
 
-def model_key(name: str, demo: Path) -> str:
-    """Distinguishes the caches of models: by the content of a folder, or by the name on the hub."""
-    folder = demo if name == "demo" else Path(name)
-    sums = {one.name: file_sha256(one) for one in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
-    return hashlib.sha256(json.dumps([name, sums]).encode()).hexdigest()[:16]
-
-
 def compare_speakers(sentences: Sequence[Sentence], vectors: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
     """{kind: the cosine of each sentence and the mean of the speaker's other recordings}; None without another."""
     speakers, real = np.array([one.real.speaker for one in sentences]), vectors["real"]
@@ -359,7 +351,7 @@ def load_judges(args: argparse.Namespace, device: torch.device) -> Judges:
         None if asr == "none" else recogniser.load_recogniser(asr, device, args.language),
         None if encoder == "none" else speaker.load_speaker_encoder(encoder, device),
         f"transcripts-{model_key(asr, DEMO / 'voice' / 'recogniser')}-{args.language}.jsonl",
-        f"speakers-{model_key(encoder, speaker.DEMO_ENCODER)}",
+        f"speakers-{speaker.encoder_key(encoder)}",
     )
 
 

@@ -21,6 +21,7 @@ from utils import cli, devices, runs  # first: it says in one line which package
 
 # isort: split
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import free_memory
 from transformers import VitsConfig
 
@@ -32,6 +33,8 @@ from speech.batches import data_fingerprint
 from speech.dataset import Utterance, read_language, read_utterances
 from speech.discriminators import Discriminators, check_discriminators, choose_sizes, open_discriminators
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
+from speech.references import encoder_of, encoder_settings, hear_reference, plan_references, with_encoder
+from speech.speaker import encoder_key, load_speaker_encoder
 from speech.texts import language_of, read_pieces
 from speech.vits import Utterances, forward_train, no_dropout
 from speech.voice_memory import MetaStep, build_step
@@ -50,6 +53,7 @@ from speech.voices import (
     with_speakers,
 )
 from training import dry_run, flags, memory, model_card, optimizers, sample_plan, setup, starting
+from training.cache import ensure_cached
 from training.gradients import (
     Backward,
     Row,
@@ -81,6 +85,8 @@ from training.state import Training, averaged_weights, update_average
 from utils.cli import Range, UserError, counted, learning_rate, positive, zero_or_more
 from utils.console import print_table
 from utils.devices import Precision
+from utils.files import file_sha256
+from utils.parallel import available_cores
 from utils.storage import fetch
 from utils.sync import sent_after_fault
 
@@ -121,6 +127,17 @@ def add_voice_flags(parser: argparse.ArgumentParser) -> None:
         help="sizes, where the voice brings none; auto: those of VITS for a voice of its size",
     )
     flags.add_average_flags(group)
+
+
+def add_part_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("parts of a voice (docs/voices.md); default: those that the given voice has")
+    group.add_argument(
+        "--speaker_encoder",
+        default="",
+        metavar="demo|HUB_ID|DIR",
+        help="speak as whoever is heard in recordings (synthesize.py --reference), by the vectors of this model, in "
+        "place of a table of speakers",
+    )
 
 
 def add_speech_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +182,7 @@ def add_listening_flags(parser: argparse.ArgumentParser) -> None:
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     add_voice_flags(parser)
+    add_part_flags(parser)
     add_speech_data_flags(parser)
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
     add_loss_flags(parser)
@@ -223,10 +241,23 @@ def read_data(args: argparse.Namespace) -> tuple[list[Utterance], list[Utterance
     return train, held_out
 
 
+def plan_parts(args: argparse.Namespace, config: VitsConfig) -> VitsConfig:
+    """The config of the voice that is trained, with the parts that flags ask for; refuses another speaker encoder."""
+    if args.random_weights:
+        config = VitsConfig(**{**config.to_dict(), "parts": {}})
+    asked, own = args.speaker_encoder, encoder_of(config)
+    if asked and own and asked != own:
+        raise UserError(
+            f"--speaker_encoder {asked}: the voice {args.pretrained_model_name_or_path} listens by {own}, and can't "
+            "change; leave it out, or begin with another voice"
+        )
+    return VitsConfig(**{**config.to_dict(), **encoder_settings(config, asked, [])}) if asked and not own else config
+
+
 def check_speakers(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> None:
-    """Utterances without a speaker's name can't train a voice of several."""
+    """Utterances without a speaker's name can't train a voice that has a table of several."""
     name, known = args.pretrained_model_name_or_path, [] if args.random_weights else speaker_names(config)
-    if known and not all(one.speaker for one in utterances):
+    if known and not encoder_of(config) and not all(one.speaker for one in utterances):
         raise UserError(
             f"--pretrained_model_name_or_path {name}: has {counted(len(known), 'speaker')}, but utterances of "
             f"--train_data_dir {args.train_data_dir} name none; prepare them with --speaker_column, or begin with a "
@@ -249,18 +280,39 @@ def match_reading(args: argparse.Namespace, voice: Voice) -> None:
     note_reading(voice, language, phonemes)
 
 
-def open_voice(args: argparse.Namespace, utterances: list[Utterance]) -> Voice:
+def encode_speakers(
+    args: argparse.Namespace, encoder: str, utterances: list[Utterance], accelerator: Accelerator
+) -> torch.Tensor | None:
+    """What the encoder hears of each utterance's speaker (utterances, size): once, and kept by the sounds' content."""
+    if not encoder:
+        return None
+    keys = [one.sha256 or file_sha256(one.path) for one in utterances]
+    paths = {key: one.path for key, one in zip(keys, utterances)}
+    device, folder = accelerator.device, args.output_dir.parent / "cache" / f"speakers-{encoder_key(encoder)}"
+
+    def load() -> Callable[[str], dict[str, torch.Tensor]]:
+        encode = load_speaker_encoder(encoder, device)
+        return lambda key: {key: torch.from_numpy(encode([hear_reference(paths[key], "--train_data_dir")])[0])}
+
+    workers = available_cores() if device.type == "cpu" else 1
+    found = ensure_cached(folder, keys, load, "speakers", accelerator, workers, "--output_dir")
+    return torch.stack([found[key].get_tensor(key) for key in keys])
+
+
+def open_voice(
+    args: argparse.Namespace, encoder: str, utterances: list[Utterance], vectors: torch.Tensor | None
+) -> Voice:
     """The voice that is trained: given, able to learn the speakers of the data, or with new weights."""
     name, speakers = args.pretrained_model_name_or_path, sorted({one.speaker for one in utterances})
     if args.random_weights:
-        voice = fresh_voice(name, [one.text for one in utterances], speakers, args.seed)
+        voice = fresh_voice(name, [one.text for one in utterances], [] if encoder else speakers, args.seed)
     else:
         voice = load_voice(name)
     match_reading(args, voice)
-    if args.random_weights:
-        return voice
     if unknown := describe_unknown(voice, (one.text for one in utterances)):
         logger.warning("--train_data_dir %s: %s", args.train_data_dir, unknown)
+    if vectors is not None:
+        return with_encoder(voice, encoder, utterances, vectors, args.seed)
     return with_speakers(voice, speakers, args.seed)
 
 
@@ -354,7 +406,7 @@ def main(args: argparse.Namespace) -> int:
     tracking = starting.announce(args, start, "all weights of a voice, and its discriminators")
     train, held_out = read_data(args)
     trained = None if args.random_weights else name
-    config = read_voice_config(name, FILES if trained else SIZES)
+    config = plan_parts(args, read_voice_config(name, FILES if trained else SIZES))
     check_speakers(args, config, train + held_out)
     check_discriminators(trained, args.discriminators)
 
@@ -384,10 +436,15 @@ def main(args: argparse.Namespace) -> int:
     # What is trained: the voice, and discriminators that tell it from recordings.
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
-        voice = open_voice(args, train + held_out)
+        vectors = encode_speakers(args, encoder_of(config), train + held_out, accelerator)
+        references = plan_references(train, held_out, vectors)
+        voice = open_voice(args, encoder_of(config), train + held_out, vectors)
         validation_texts = read_validation_texts(voice, args.validation_text or [])
         discriminators = open_discriminators(trained, args.discriminators, voice.model.config, args.seed)
-        loader, held_out_loader = (batches.make_loader(part, voice, args.segment_frames) for part in (train, held_out))
+        loader, held_out_loader = (
+            batches.make_loader(part, voice, args.segment_frames, own)
+            for part, own in zip((train, held_out), references)
+        )
         training = build_training(args, voice, discriminators, precision, device, data_fingerprint(train))
     model, judges = voice.model, list(discriminators.parameters())
     parameters = training.parameters + judges

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from speech.audio import read_sound
 from speech.dataset import Utterance
 from speech.features import FeatureSettings, settings_of, spectrogram
+from speech.references import References
 from speech.vits import Utterances
 from speech.voices import Voice, tokenize
 from utils.cli import UserError
@@ -39,9 +40,12 @@ class Loader:
     settings: FeatureSettings
     channels: int  # of the latents
     segment: int  # frames that are decoded
+    references: References | None  # of a voice with a speaker encoder
 
 
-def make_loader(utterances: list[Utterance], voice: Voice, segment: int) -> Loader:
+def make_loader(
+    utterances: list[Utterance], voice: Voice, segment: int, references: References | None = None
+) -> Loader:
     """Refuses an utterance of another rate than the voice's, and one with more characters than frames."""
     settings = settings_of(voice.model.config)
     tokens, frames = [], []
@@ -59,7 +63,8 @@ def make_loader(utterances: list[Utterance], voice: Voice, segment: int) -> Load
                 "correct the text, or remove it from metadata.jsonl"
             )
     speakers = [voice.speakers.index(one.speaker) for one in utterances] if voice.speakers else None
-    return Loader(utterances, tokens, frames, speakers, settings, voice.model.config.flow_size, segment)
+    channels = voice.model.config.flow_size
+    return Loader(utterances, tokens, frames, speakers, settings, channels, segment, references)
 
 
 def data_fingerprint(utterances: list[Utterance]) -> str:
@@ -85,6 +90,9 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
     duration_noise = [torch.randn(len(ids), 2, generator=one) for ids, one in zip(tokens, generators)]
     rooms = [max(1, size - loader.segment + 1) for size in frames]
     speakers = [loader.speakers[position.index] for position in positions] if loader.speakers else None
+    vectors = None
+    if known := loader.references:
+        vectors = torch.stack([known.draw(position.index, one) for position, one in zip(positions, generators)])
 
     def pad(rows: list[torch.Tensor]) -> torch.Tensor:
         """(batch, channels, length) of rows (length, channels)."""
@@ -101,6 +109,7 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
         starts=torch.tensor([math.floor(one.start * room) for one, room in zip(positions, rooms)]),
         duration_noise=pad(duration_noise),
         speakers=None if speakers is None else torch.tensor(speakers),
+        vectors=vectors,
         step_frames=torch.full([len(frames)], sum(loader.frames[one.index] for one in step)),
         step_tokens=torch.full([len(frames)], sum(len(loader.tokens[one.index]) for one in step)),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,10 +79,19 @@ def save_network(folder: Path, network: Convolutions, settings: dict[str, object
 
 def load_network(folder: Path, flag: str, device: torch.device | str) -> tuple[Convolutions, dict[str, object]]:
     """What `save_network` wrote, in float32."""
-    settings = read_object(folder / "config.json", "the settings of a network of demo/pretrain_voice.py", flag)
+    settings = _read_settings(folder, flag)
     try:
         network = Convolutions(Size(**settings["size"]))
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (KeyError, TypeError, RuntimeError, OSError) as error:
         raise UserError(f"{flag} {folder}: its config.json and model.safetensors don't fit: {error}") from None
     return network.to(device).eval().requires_grad_(False), settings
+
+
+def read_size(folder: Path, flag: str) -> Size:
+    """That of a network, without its weights."""
+    return Size(**_read_settings(folder, flag)["size"])
+
+
+def _read_settings(folder: Path, flag: str) -> dict[str, Any]:
+    return read_object(folder / "config.json", "the settings of a network of demo/pretrain_voice.py", flag)

@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import VitsConfig, VitsModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from speech.cloning import SPEAKER_ENCODER, add_speaker_encoder, read_speaker
+
 # By the name of a part in `config.parts`, what adds it to a model: a function of the model and the part's settings.
-PARTS: dict[str, Callable[..., None]] = {}
+PARTS: dict[str, Callable[..., None]] = {SPEAKER_ENCODER: add_speaker_encoder}
 
 
 class VoiceModel(VitsModel):
@@ -36,10 +38,13 @@ class Cues:
     """Who speaks some utterances and how, as far as the voice has something that listens to it."""
 
     speakers: Tensor | None = None  # (batch,), rows of the table of a voice of several
+    vectors: Tensor | None = None  # (batch, size), of who speaks, for a voice with a speaker encoder
 
 
 def make_condition(model: VitsModel, cues: Cues) -> Tensor | None:
     """(batch, size, 1): the sum of what the voice makes of the cues; None for a voice of one that needs none."""
+    if SPEAKER_ENCODER in parts_of(model.config):
+        return read_speaker(model, cues.speakers, cues.vectors)[:, :, None]
     if cues.speakers is None:
         return None
     return model.embed_speaker(cues.speakers)[:, :, None]

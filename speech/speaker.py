@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from speech.convolutions import RATE, Convolutions, hear, load_network, pad
-from utils.hub import DEMO, load_named, load_whole
+from speech.convolutions import RATE, Convolutions, hear, load_network, pad, read_size
+from utils.hub import DEMO, load_named, load_whole, model_key
 
 DEFAULT_ENCODER = "microsoft/wavlm-base-plus-sv"
 DEMO_ENCODER = DEMO / "voice" / "speaker"
@@ -39,6 +39,24 @@ def load_speaker_encoder(name: str, device: torch.device | str) -> Encode:
         return F.normalize(torch.stack(rows).float(), dim=-1).cpu().numpy() if rows else np.zeros((0, 1), np.float32)
 
     return encode
+
+
+def encoder_size(name: str) -> int:
+    """How many numbers its vectors have, without its weights."""
+    if name == "demo":
+        return read_size(DEMO_ENCODER, FLAG).outputs
+
+    def read() -> int:
+        from transformers import AutoConfig
+
+        return int(AutoConfig.from_pretrained(name).xvector_output_dim)
+
+    return load_named(FLAG, name, "speaker encoder", read)
+
+
+def encoder_key(name: str) -> str:
+    """Distinguishes what encoders hear: by the content of a folder, or by the name on the hub."""
+    return model_key(name, DEMO_ENCODER)
 
 
 def _load_demo(device: torch.device | str) -> EncodeOne:

@@ -39,12 +39,13 @@ class Utterances(Rows):
     starts: torch.Tensor  # (batch,), the frame where each one's segment begins
     duration_noise: torch.Tensor | None = None  # (batch, 2, text), for a stochastic duration predictor
     speakers: torch.Tensor | None = None  # (batch,), of a model with several
+    vectors: torch.Tensor | None = None  # (batch, size), of who speaks, for a model with a speaker encoder
     step_frames: torch.Tensor | None = None  # (batch,), of all utterances of the step that it belongs to
     step_tokens: torch.Tensor | None = None
 
     @property
     def cues(self) -> Cues:
-        return Cues(self.speakers)
+        return Cues(self.speakers, self.vectors)
 
     def split(self, size: int) -> list[Self]:
         """In parts of at most `size` utterances, each padded to its own longest."""

@@ -15,6 +15,7 @@ from speech.features import settings_of
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
 from speech.parts import model_class
 from speech.vits import Utterances, forward_train, no_dropout
+from speech.voices import speaker_names
 
 
 class MetaStep(NamedTuple):
@@ -50,7 +51,7 @@ def build_step(
             noise=torch.zeros(micro, config.flow_size, frames),
             starts=torch.zeros(micro, dtype=torch.long),
             duration_noise=torch.zeros(micro, 2, text),
-            speakers=torch.zeros(micro, dtype=torch.long) if config.num_speakers > 1 else None,
+            speakers=torch.zeros(micro, dtype=torch.long) if len(speaker_names(config)) > 1 else None,
         )
         durations = torch.zeros(micro, text, dtype=torch.long)
 

@@ -17,7 +17,8 @@ from transformers import VitsConfig, VitsModel, VitsTokenizer
 from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow, VitsResidualCouplingLayer
 
 from speech.characters import fit_characters
-from speech.parts import model_class
+from speech.cloning import SPEAKER_ENCODER
+from speech.parts import model_class, parts_of
 from speech.phonemes import phonemise
 from utils.cli import UserError
 from utils.files import save_model
@@ -30,6 +31,7 @@ ADVICE = "give the hub id or folder of a VITS voice; `demo-voice` needs no netwo
 RESTORE = "restore it with `git checkout demo/voice/model`"  # demo-voice
 SIZES = ("config.json", "tokenizer_config.json", "vocab.json")  # the files that a new voice takes its sizes from
 FILES = (*SIZES, "model.safetensors")
+OF_SPEAKERS = ("embed_speaker.weight", "known_speakers")  # which have a row for each
 EMBEDDING_SIZE = 256  # of a speaker, where a voice of one becomes one of several: as VITS has it
 
 
@@ -135,9 +137,8 @@ def read_aloud(voice: Voice, texts: list[str]) -> list[str]:
 
 def speaker_names(config: VitsConfig) -> list[str]:
     """As `save_voice` wrote them; numbers where a model of several speakers has no names."""
-    if config.num_speakers < 2:
-        return []
-    return list(getattr(config, "speaker_names", None) or map(str, range(config.num_speakers)))
+    count = parts_of(config).get(SPEAKER_ENCODER, {}).get("speakers", config.num_speakers)
+    return list(getattr(config, "speaker_names", None) or map(str, range(count))) if count > 1 else []
 
 
 def new_voice(
@@ -148,7 +149,8 @@ def new_voice(
     It reads lower-case text, and leaves out what is not among `characters`. Several `speakers` get an embedding.
     """
     names = ["<pad>", "<unk>", *dict.fromkeys(characters)]  # the first stands between characters too
-    changed = {"vocab_size": len(names), "num_speakers": max(1, len(speakers)), "speaker_names": list(speakers)}
+    changed: dict[str, Any] = {"vocab_size": len(names), "num_speakers": max(1, len(speakers)), "parts": {}}
+    changed["speaker_names"] = list(speakers)
     if len(speakers) > 1:
         changed["speaker_embedding_size"] = config.speaker_embedding_size or EMBEDDING_SIZE
     config = VitsConfig(**{**config.to_dict(), **changed})
@@ -236,7 +238,7 @@ def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = model_class(config)(config).eval()
-    state = {name: one for name, one in old.state_dict().items() if name != "embed_speaker.weight"}
+    state = {name: one for name, one in old.state_dict().items() if name not in OF_SPEAKERS}
     model.load_state_dict(state, strict=False)
     for name, module in model.named_modules() if not size else ():
         if name.endswith(("cond", "cond_layer")):

@@ -76,12 +76,13 @@ def ensure_cached(
     unit: str,
     accelerator: Accelerator,
     workers: int = 1,
+    flag: str = "--latent_cache_dir",
 ) -> Index:
     """The index of a cache that holds every key: what is missing is computed, the processes taking turns.
 
     Each item by itself: so its bytes never depend on what else was missing. `load` is called only if one is missing;
     what it returns gives {key: tensor} for a key, and may add tensors of other names; `workers` threads do it, each
-    with its share of the cores.
+    with its share of the cores. `flag` says where the cache lies.
     """
     remove_stale(folder)
     keys, place = set(keys), slice(accelerator.process_index, None, accelerator.num_processes)
@@ -95,7 +96,7 @@ def ensure_cached(
             fill_cache(folder, _compute_all(load(), mine, workers), len(mine), unit)
         except OSError as error:
             raise UserError(
-                f"--latent_cache_dir: {folder} can't be written ({error.strerror}); make room, or name another"
+                f"{flag}: {folder} can't be written ({error.strerror}); make room, or name another"
             ) from None
     accelerator.wait_for_everyone()
     return read_index(folder)

@@ -1,6 +1,8 @@
 """Errors of the hub and of libraries that load from it, as one clear line."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import re
 import warnings
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.cli import UserError
+from utils.files import file_sha256
 
 Loaded = TypeVar("Loaded")
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
@@ -62,6 +65,13 @@ def load_whole(kind: Any, name: str, may_lack: str = "(?!)", **options: Any) -> 
         what = f"{len(lacking)} of the weights of a {type(model).__name__}, such as {lacking[0]}"
         raise ValueError(f"its files lack {what}, or have them in another shape")
     return model
+
+
+def model_key(name: str, demo: Path) -> str:
+    """Distinguishes the caches of models: by the content of a folder, or by the name on the hub; `demo`: that one's."""
+    folder = demo if name == "demo" else Path(name)
+    sums = {one.name: file_sha256(one) for one in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    return hashlib.sha256(json.dumps([name, sums]).encode()).hexdigest()[:16]
 
 
 def find_file(model: str, name: str) -> Path | None:
