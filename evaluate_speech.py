@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,14 @@ from evaluation.results import RESULTS, check_results, open_results
 from evaluation.spoken import choose_examples, judge_sentences
 from families.models import fingerprint
 from speech import recogniser, speaker
-from speech.audio import encode_sound, level_loudness, read_sound, resample, trim_silence, write_sound
+from speech.audio import SYNTHETIC, encode_sound, level_loudness, read_sound, resample, trim_silence, write_sound
 from speech.copy_synthesis import copy_sound
 from speech.dataset import TABLE, Utterance, is_prepared, read_records, read_split, read_utterances
 from speech.distances import count_edits
 from speech.features import settings_of
 from speech.measures import VERSION, Measures, compare_sounds, draw_spectrogram
 from speech.normalise import plain_text
+from speech.references import encoder_of, hear_reference, mean_vector
 from speech.synthesis import Speaking, add_speaking_flags, speak, speaker_number
 from speech.transcripts import transcribe
 from speech.voices import Voice, load_voice
@@ -236,7 +237,32 @@ def speaker_of(voice: Voice, one: Sentence, wanted: str) -> str:
     return wanted or (one.real.speaker if one.real.speaker in voice.speakers else "")
 
 
-def speak_sentences(sentences: list[Sentence], voice: Voice, how: Speaking, seed: int, folder: Path) -> list[Sentence]:
+def find_speakers(args: argparse.Namespace, voice: Voice, sentences: list[Sentence]) -> list[Speaking]:
+    """How each sentence is spoken: a voice with a speaker encoder listens to the other recordings of its speaker."""
+    how = Speaking(args.speaking_rate, args.noise_scale, args.noise_scale_duration)
+    if not (encoder := encoder_of(voice.model.config)) or args.speaker:
+        return [replace(how, speaker=speaker_of(voice, one, args.speaker)) for one in sentences]
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(sentences):
+        places.setdefault(one.real.speaker, []).append(place)
+    if alone := next((name for name, found in places.items() if len(found) < 2), None):
+        raise UserError(
+            f"--real {args.real}: one recording of speaker {alone!r} is to be evaluated, but this voice listens to the "
+            "speaker's others; add one, or name one of the voice's own with --speaker"
+        )
+    paths = [one.files["real"] for one in sentences]
+    encode = speaker.load_speaker_encoder(encoder, voice.model.device)
+    cache = args.output_dir / "features" / f"references-{speaker.encoder_key(encoder)}"
+    rows = torch.from_numpy(
+        encode_speakers(paths, {path: file_sha256(path) for path in paths}, encode, cache, hear_reference)
+    )
+    others = [[i for i in places[one.real.speaker] if i != place] for place, one in enumerate(sentences)]
+    return [replace(how, vector=tuple(mean_vector(rows[some]).tolist())) for some in others]
+
+
+def speak_sentences(
+    sentences: list[Sentence], voice: Voice, ways: list[Speaking], seed: int, folder: Path
+) -> list[Sentence]:
     """Each sentence with what the voice makes of its text (generated) and of its recording (copy).
 
     What is there already, of the same voice and settings, is not made again.
@@ -245,27 +271,27 @@ def speak_sentences(sentences: list[Sentence], voice: Voice, how: Speaking, seed
     folder.mkdir(exist_ok=True)
     known = {one["file"]: one for one in read_metrics(log) if {"file", "sha256"} <= one.keys()}
 
-    def make(kind: str, one: Sentence, name: str, own: int) -> np.ndarray:
+    def make(kind: str, one: Sentence, how: Speaking, own: int) -> np.ndarray:
         if kind == "copy":
-            return copy_sound(voice, read_sound(one.real.path, "--real").samples, speaker_number(voice, name))
-        return speak(voice, one.real.text, own, replace(how, speaker=name))
+            return copy_sound(voice, read_sound(one.real.path, "--real").samples, how)
+        return speak(voice, one.real.text, own, how)
 
     done = []
-    for one in track(sentences, len(sentences), "sentences", "speaking"):
-        name = speaker_of(voice, one, how.speaker)
+    for one, how in zip(track(sentences, len(sentences), "sentences", "speaking"), ways):
         own = devices.key_seed("speech", seed, one.real.id)
-        inputs = {"generated": (one.real.text, own, how), "copy": one.real.sha256 or file_sha256(one.real.path)}
+        recording = one.real.sha256 or file_sha256(one.real.path)
+        inputs = {"generated": (one.real.text, own, how), "copy": (recording, how.speaker, how.vector)}
         files, facts = dict(one.files), {}
         for kind, given in inputs.items():
-            key = hashlib.sha256(repr((source, kind, name, given)).encode()).hexdigest()[:24]
+            key = hashlib.sha256(repr((source, kind, given)).encode()).hexdigest()[:24]
             path = folder / f"{key}.flac"
             if not is_whole(path, known.get(path.name)):
                 began = time.perf_counter()
-                samples = make(kind, one, name, own)
+                samples = make(kind, one, how, own)
                 took = time.perf_counter() - began
                 if not np.isfinite(samples).all():
                     raise UserError(f"the voice gives no numbers (NaN) for {one.real.text!r}; train it again")
-                write_sound(path, samples, rate)
+                write_sound(path, samples, rate, SYNTHETIC)
                 known[path.name] = {"file": path.name, "sha256": file_sha256(path), "speaking_seconds": took}
                 append_metrics(log, known[path.name])
             files[kind] = path
@@ -307,19 +333,25 @@ def measure_sounds(pairs: list[tuple[Path, Path]], sums: dict[Path, str], cache:
     return cached_rows(cache / f"measures-{VERSION}", keys, len(Measures._fields), compute)
 
 
-def encode_speakers(files: list[Path], sums: dict[Path, str], encode: speaker.Encode, cache: Path) -> np.ndarray:
+def read_heard(path: Path, flag: str) -> np.ndarray:
+    sound = read_sound(path, flag)
+    return resample(sound.samples, sound.rate, recogniser.RATE)
+
+
+def encode_speakers(
+    files: list[Path],
+    sums: dict[Path, str],
+    encode: speaker.Encode,
+    cache: Path,
+    hear: Callable[[Path, str], np.ndarray] = read_heard,
+) -> np.ndarray:
     size = encode([np.zeros(recogniser.RATE, np.float32)]).shape[1]
 
     def compute(places: list[int]) -> Iterator[np.ndarray]:
         for i in track(places, len(places), "sounds", "recognising speakers"):
-            yield encode([read_heard(files[i])])
+            yield encode([hear(files[i], "--real")])
 
     return cached_rows(cache, [sums[path] for path in files], size, compute)
-
-
-def read_heard(path: Path) -> np.ndarray:
-    sound = read_sound(path, "--real")
-    return resample(sound.samples, sound.rate, recogniser.RATE)
 
 
 def compare_speakers(sentences: Sequence[Sentence], vectors: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
@@ -541,8 +573,8 @@ def main(args: argparse.Namespace) -> int:
 
     lock = open_results(out, RESULTS, SCRIPT)
     if voice:
-        how = Speaking(args.speaking_rate, args.noise_scale, args.noise_scale_duration, args.speaker)
-        sentences = speak_sentences(sentences, voice, how, args.seed, out / "audio")
+        ways = find_speakers(args, voice, sentences)
+        sentences = speak_sentences(sentences, voice, ways, args.seed, out / "audio")
     rows = measure_sentences(sentences, args, judges, out / "features")
     figures = judge_sentences(rows, args.resamples, args.seed)
     draw_examples(rows, args.seed, out / "pictures")

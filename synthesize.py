@@ -5,6 +5,7 @@ Started again after an interruption, it makes the missing sounds. The complete s
     python synthesize.py --pretrained_model_name_or_path demo-voice --text "Bom dia! São 10 horas."
     accelerate launch --config_file accelerate_configs/a100.yaml synthesize.py --text_file texts.jsonl --format flac
     python synthesize.py --pretrained_model_name_or_path runs/voice --export_onnx voice.onnx
+    python synthesize.py --pretrained_model_name_or_path runs/clones --reference me.wav --text "Bom dia!"
 """
 
 import argparse
@@ -25,9 +26,10 @@ from generation import set_folder
 from generation.finish import merge_parts, read_sessions
 from generation.set_folder import Job, Session, Share, record_item, record_session
 from speech import texts
-from speech.audio import encode_sound
+from speech.audio import SYNTHETIC, encode_sound
 from speech.normalise import LANGUAGES
 from speech.onnx_voice import export_onnx
+from speech.references import add_reference_flag, encode_references
 from speech.sentences import Piece
 from speech.sound_checks import Limits
 from speech.streaming import Spoken, join_pieces, piece_seeds, speak_piece
@@ -67,6 +69,7 @@ def add_voice_flags(parser: cli.Parser) -> None:
         "CC BY-NC 4.0, allows no commercial use (default: %(default)s)",
     )
     group.add_argument("--speaker", default="", metavar="NAME", help="of a voice of several; default: its first")
+    add_reference_flag(group)
     add_speaking_flags(group)
     group.add_argument("--seed", type=texts.SEEDS, default=0, help="of the first text; the next has the next")
 
@@ -135,6 +138,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f"--min_characters_per_second {args.min_characters_per_second:g}: expected less than "
             f"--max_characters_per_second {args.max_characters_per_second:g}"
         )
+    if args.reference and args.speaker:
+        parser.error(f"--reference and --speaker {args.speaker} both say who speaks; give one of them")
+    if args.reference and args.export_onnx:
+        parser.error("--reference: a file of --export_onnx speaks as the voice's own speakers alone; leave one out")
     args.output_dir = args.output_dir or Path("data/spoken") / Path(args.pretrained_model_name_or_path).name
     return args
 
@@ -149,6 +156,7 @@ class Plan:
     language: str
     share: Share
     kind: SetKind
+    reference: tuple[float, ...]  # the vector of who speaks, where recordings say so
 
 
 def is_whole(path: Path, record: dict[str, Any]) -> bool:
@@ -163,6 +171,7 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
     if not voice.speakers:  # then those of a list, such as a dataset's, are all spoken by the one there is
         lines = [replace(one, speaker="") for one in lines]
     speaker_number(voice, args.speaker)
+    reference = encode_references(args.reference, voice, voice.model.device) if args.reference else ()
     for one in lines:
         if one.speaker not in ("", *voice.speakers):
             who = f"--text_file {place}: text {one.id}: `speaker` is {one.speaker}"
@@ -178,12 +187,14 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
             f"{name} ({bad[0].text[:60]!r}){more}: no character of it is in the voice's alphabet; give other text"
         )
     kind = SetKind("synthesize", "utterance", "text", "audio", f".{args.format}", is_whole)
-    return Plan(voice, lines, pieces, language, share, kind)
+    return Plan(voice, lines, pieces, language, share, kind, reference)
 
 
 def describe_settings(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     """All settings that the sounds depend on, with checksums of texts and voice."""
     settings = cli.settings_of(args) | {"language": plan.language}
+    if args.reference:
+        settings["reference_sha256"] = [file_sha256(path)[:16] for path in args.reference]
     settings |= {plan.kind.count: len(plan.lines), plan.kind.digest: set_folder.items_digest(plan.lines)}
     return settings | {"pretrained_model_name_or_path_sha256": weights_sum(args.pretrained_model_name_or_path)}
 
@@ -214,10 +225,16 @@ def seed_of(args: argparse.Namespace, line: Line, job: Job) -> int:
 
 def start_job(args: argparse.Namespace, plan: Plan, job: Job, pool: ThreadPoolExecutor) -> list[Future[Spoken]]:
     line, cut = plan.lines[job.index], plan.pieces[job.index]
-    how = Speaking(args.speaking_rate, args.noise_scale, args.noise_scale_duration, line.speaker or args.speaker)
+    scales, who = (args.noise_scale, args.noise_scale_duration), line.speaker or args.speaker
+    how = Speaking(args.speaking_rate, *scales, who, () if who else plan.reference)
     limits = Limits(args.min_characters_per_second, args.max_characters_per_second)
     seeds = piece_seeds(seed_of(args, line, job), len(cut))
     return [pool.submit(speak_piece, plan.voice, one.text, seed, how, limits) for one, seed in zip(cut, seeds)]
+
+
+def name_speaker(args: argparse.Namespace, plan: Plan, line: Line) -> str:
+    """Who speaks a text; "" for who is heard in --reference."""
+    return line.speaker or args.speaker or ("" if plan.reference else (plan.voice.speakers or [""])[0])
 
 
 def save_sound(args: argparse.Namespace, plan: Plan, job: Job, spoken: list[Spoken]) -> dict[str, Any]:
@@ -226,7 +243,7 @@ def save_sound(args: argparse.Namespace, plan: Plan, job: Job, spoken: list[Spok
     samples = join_pieces(cut, spoken, rate, args.sentence_pause / args.speaking_rate)
     seed, reason = seed_of(args, line, job), next((one.fault for one in spoken if one.fault), "")
     name = f"{job.index:06d}-{seed}.{args.format}" if reason else plan.kind.name(job.index)
-    content = encode_sound(np.nan_to_num(samples), rate, f".{args.format}")
+    content = encode_sound(np.nan_to_num(samples), rate, f".{args.format}", SYNTHETIC)
     with replaced_file(args.output_dir / ("rejected" if reason else "") / name) as file:
         file.write(content)
     record = {
@@ -234,7 +251,7 @@ def save_sound(args: argparse.Namespace, plan: Plan, job: Job, spoken: list[Spok
         "id": line.id,
         "text": line.text,
         "spoken": " ".join(one.text for one in cut),
-        "speaker": line.speaker or args.speaker or (plan.voice.speakers or [""])[0],
+        "speaker": name_speaker(args, plan, line),
         "seed": seed,
         "seconds": round(len(samples) / rate, 3),
         "bytes": len(content),
@@ -376,7 +393,8 @@ def start_over(folder: Path, kind: SetKind) -> None:
 @sync.sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     name = args.pretrained_model_name_or_path
-    check_apart(args.output_dir, {"text_file": args.text_file}, {"pretrained_model_name_or_path": name})
+    given = {"text_file": args.text_file, "reference": args.reference}
+    check_apart(args.output_dir, given, {"pretrained_model_name_or_path": name})
     places = sync.find_place(args.sync_to, args.output_dir)
     accelerator, _ = devices.start_accelerator("no")
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir

@@ -22,6 +22,7 @@ FRAME, HOP = 0.02, 0.01  # seconds: what a level is measured over, and the dista
 SILENT = -100.0  # dB, the level of digital silence
 MARGIN = 0.1  # seconds that stay before and after the sound: soft consonants are quieter than what counts as sound
 PEAK = 0.97
+SYNTHETIC = "synthetic speech"  # the comment in each file of what a voice says
 
 
 class Sound(NamedTuple):
@@ -153,18 +154,24 @@ def level_loudness(samples: np.ndarray, rate: int, wanted: float) -> np.ndarray:
     return (samples * gain).astype(np.float32)
 
 
-def encode_sound(samples: np.ndarray, rate: int, suffix: str) -> bytes:
-    """The content of a .wav or .flac with 16 bits, or of an .mp3; beyond [-1, 1] it is clipped."""
+def encode_sound(samples: np.ndarray, rate: int, suffix: str, comment: str = "") -> bytes:
+    """The content of a .wav or .flac with 16 bits, or of an .mp3; beyond [-1, 1] it is clipped.
+
+    A comment is what programs that show a file's metadata call so.
+    """
     if suffix not in FORMATS:
         raise UserError(f"`{suffix}` is no ending for a sound file; expected {', '.join(FORMATS)}")
     kind, subtype = FORMATS[suffix]
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    with soundfile.SoundFile(file, "w", rate, 1, subtype, format=kind) as opened:
+        if comment:
+            opened.comment = comment
+        opened.write(samples)
     return file.getvalue()
 
 
-def write_sound(path: Path, samples: np.ndarray, rate: int) -> None:
+def write_sound(path: Path, samples: np.ndarray, rate: int, comment: str = "") -> None:
     """Write a sound, complete or not at all, in the format of the file's ending."""
-    content = encode_sound(samples, rate, path.suffix.lower())
+    content = encode_sound(samples, rate, path.suffix.lower(), comment)
     with replaced_file(path) as file:
         file.write(content)

@@ -4,22 +4,22 @@ import numpy as np
 import torch
 
 from speech.features import settings_of, spectrogram
-from speech.parts import Cues, make_condition
+from speech.parts import make_condition
+from speech.synthesis import Speaking, find_cues
 from speech.vits import decode, encode_speech, length_mask
 from speech.voices import Voice
 
 
 @torch.no_grad()
-def copy_sound(voice: Voice, samples: np.ndarray, speaker: int | None = None) -> np.ndarray:
+def copy_sound(voice: Voice, samples: np.ndarray, how: Speaking) -> np.ndarray:
     """The waveform that the decoder makes of the posterior's mean; at the voice's rate, and cut to whole frames.
 
-    `speaker` is a row of the embedding, of a voice of several.
+    Of `how` it heeds who speaks.
     """
     model, settings = voice.model, settings_of(voice.model.config)
     padded = np.pad(samples, (0, max(0, settings.shortest - len(samples))))
     spectra = spectrogram(torch.from_numpy(padded)[None].to(model.device), settings)
     mask = length_mask(torch.tensor([spectra.shape[2]], device=model.device), spectra.shape[2])
-    cues = Cues(None if speaker is None else torch.tensor([speaker], device=model.device))
-    condition = make_condition(model, cues)
+    condition = make_condition(model, find_cues(voice, how))
     posterior = encode_speech(model, spectra, mask, condition)
     return decode(model.decoder, posterior.mean, condition)[0].float().cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import VitsModel
 
-from speech.audio import write_sound
+from speech.audio import SYNTHETIC, write_sound
 from speech.batches import Loader, Position, load_batch
 from speech.features import FeatureSettings, log_mel, spectrogram
 from speech.losses import mel_distances
@@ -119,7 +119,7 @@ def write_sounds(listener: Listener, shown: Path) -> None:
     rate = listener.settings.rate
     for i, (text, speaker) in enumerate(listener.texts):
         samples = speak(listener.voice, text, i, Speaking(speaker=speaker))
-        write_sound(shown.with_name(f"{shown.name}_{i + 1}.wav"), samples, rate)
+        write_sound(shown.with_name(f"{shown.name}_{i + 1}.wav"), samples, rate, SYNTHETIC)
     if not any(shown.parent.glob("*_real.wav")):
         for i, recording in enumerate(listener.recordings):
             write_sound(shown.with_name(f"{shown.name}_{i + 1}_real.wav"), recording.waveforms[0].numpy(), rate)

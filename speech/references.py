@@ -5,6 +5,7 @@ where the reference never says the same sentence. Its own vector would also tell
 a speaker is one point for all their sentences, and between few points a voice does not learn what a new one means.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from speech.cloning import SPEAKER_ENCODER
 from speech.convolutions import RATE
 from speech.dataset import Utterance
 from speech.parts import parts_of
-from speech.speaker import Encode, encoder_size
+from speech.speaker import encoder_size, load_speaker_encoder
 from speech.voices import EMBEDDING_SIZE, Voice, grow
 from utils.cli import UserError
 
@@ -39,17 +40,34 @@ def hear_reference(path: Path, flag: str) -> np.ndarray:
     return resample(trim_silence(sound.samples, sound.rate), sound.rate, RATE)
 
 
-def encode_references(paths: Sequence[Path], encode: Encode, flag: str) -> Tensor:
-    """One unit vector of recordings of one speaker; too little speech is refused."""
-    heard = [hear_reference(path, flag) for path in paths]
-    for path, sound in zip(paths, heard):
-        if not np.abs(sound).max() > 0:
-            raise UserError(f"{flag} {path}: is silent; give a recording of the speaker")
-    if (seconds := sum(map(len, heard)) / RATE) < SHORTEST:
+def add_reference_flag(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--reference",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SOUND",
+        help="recordings of who is to speak, of a voice that was trained with --speaker_encoder; only with the consent "
+        "of that person (docs/voices.md)",
+    )
+
+
+def encode_references(paths: Sequence[Path], voice: Voice, device: torch.device) -> tuple[float, ...]:
+    """The vector of who speaks in these recordings; refuses too little speech, and a voice without an encoder."""
+    if not (encoder := encoder_of(voice.model.config)):
         raise UserError(
-            f"{flag} {paths[0]}: {seconds:.2f} s of speech in all; expected at least {SHORTEST:g} s, better a minute"
+            f"--reference {paths[0]}: this voice does not listen to recordings; train one with train_tts.py "
+            "--speaker_encoder, or leave it out"
         )
-    return mean_vector(torch.from_numpy(encode(heard)))
+    sounds = [hear_reference(path, "--reference") for path in paths]
+    for path, sound in zip(paths, sounds):
+        if not sound.any():
+            raise UserError(f"--reference {path}: is silent; give a recording of the speaker")
+    if (seconds := sum(map(len, sounds)) / RATE) < SHORTEST:
+        few = f"{seconds:.2f} s of speech in all"
+        raise UserError(f"--reference {paths[0]}: {few}; expected at least {SHORTEST:g} s, better a minute")
+    vectors = torch.from_numpy(load_speaker_encoder(encoder, device)(sounds))
+    return tuple(mean_vector(vectors).tolist())
 
 
 def mean_vector(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 
 from speech import texts
-from speech.audio import resample
+from speech.audio import SYNTHETIC, resample
 from speech.sentences import Piece
 from speech.sound_checks import Limits, find_fault
 from speech.synthesis import Speaking, speak
@@ -101,6 +101,8 @@ class SoundStream:
             self._written_rate = PCM_RATE
         self._content = io.BytesIO()
         self._file = soundfile.SoundFile(self._content, "w", self._written_rate, 1, **STREAMS[kind])
+        if STREAMS[kind]["format"] != "RAW":
+            self._file.comment = SYNTHETIC
         self._is_whole = kind == "flac"
         self._start, self._taken = wav_header(rate) if kind == "wav" else b"", 0
 
@@ -121,7 +123,10 @@ class SoundStream:
 
 
 def wav_header(rate: int) -> bytes:
-    """Of 16-bit mono whose length is unknown."""
+    """Of 16-bit mono whose length is unknown, with the comment of every file of a voice."""
     unknown = 0xFFFFFFFF
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    return b"RIFF" + struct.pack("<I", unknown) + b"WAVE" + form + b"data" + struct.pack("<I", unknown)
+    comment = SYNTHETIC.encode() + b"\0\0"  # which ends with a zero, at an even length
+    info = b"INFOICMT" + struct.pack("<I", len(comment)) + comment
+    about = b"LIST" + struct.pack("<I", len(info)) + info
+    return b"RIFF" + struct.pack("<I", unknown) + b"WAVE" + form + about + b"data" + struct.pack("<I", unknown)

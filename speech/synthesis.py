@@ -32,6 +32,7 @@ class Speaking:
     noise_scale: float | None = None
     noise_scale_duration: float | None = None
     speaker: str = ""  # the voice's first one
+    vector: tuple[float, ...] = ()  # of who speaks instead, for a voice with a speaker encoder
 
 
 def add_speaking_flags(group: argparse._ArgumentGroup) -> None:
@@ -76,8 +77,9 @@ def speak_tokens(voice: Voice, ids: Tensor, seed: int, how: Speaking = Speaking(
 
 
 def find_cues(voice: Voice, how: Speaking) -> Cues:
-    number = speaker_number(voice, how.speaker)
-    return Cues(None if number is None else torch.tensor([number], device=voice.model.device))
+    number, device = speaker_number(voice, how.speaker), voice.model.device
+    speakers = None if number is None else torch.tensor([number], device=device)
+    return Cues(speakers, torch.tensor([how.vector], device=device) if how.vector else None)
 
 
 def speaker_number(voice: Voice, name: str) -> int | None:
