@@ -60,6 +60,7 @@ from training import encoding, examples, memory, prior, setup, starting
 from training.batches import BatchPlan, plan_batch
 from training.build import Recipe
 from utils.cli import UserError
+from utils.dataset import list_folders
 from utils.files import read_text
 from utils.parallel import other_process, thread_map
 
@@ -166,8 +167,8 @@ def read_job(args: argparse.Namespace) -> Job:
             raise UserError(f"--train_data_dir {given}: is not there; give a folder of images, or leave it out")
         words += [f"--{flag}", given]
     named = cli.parse_args(TRAINERS[script].make_parser(), words)
-    place = getattr(named, flag)
-    is_there = place and (cli.is_remote(place) or Path(place).exists())
+    places = list_folders(getattr(named, flag))
+    is_there = places and all(cli.is_remote(place) or Path(place).exists() for place in places)
     has_data = is_there or getattr(named, "dataset_name", None)
     launch = read_launch_config(args.config_file)
     precision = launch.get("mixed_precision", None)
@@ -275,8 +276,9 @@ def describe_prepared(job: Job, dry_run: bool) -> dict[str, Any]:
     missing = missing_class_images(args)
     if not dry_run:
         draw_what_is_missing(job, args.resolution, missing)
-    images = drawings.NUMBER if job.drawn else len(read_records(job, args)[0])
-    steps, validation_steps = starting.count_steps(args, images)
+    records = [] if job.drawn else read_records(job, args)[0]
+    images = len(records) or drawings.NUMBER
+    steps, validation_steps = starting.count_steps(args, examples.count_epoch(records) or images)
     machine = describe_machine(start.accelerator.device)
     return {
         "machine": machine,

@@ -131,7 +131,7 @@ OF_PRIOR = (
 
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("subject")
-    group.add_argument("--instance_data_dir", metavar="DIR|s3://…", help="5 to 30 photos, with captions or without")
+    flags.add_folder_flag(group, "--instance_data_dir", "5 to 30 photos, with captions or without")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --instance_data_dir")
     group.add_argument("--instance_prompt", metavar="TEXT", help="with a rare word: a photo of sks shoes")
     group.add_argument(
@@ -251,7 +251,7 @@ def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
 
 def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The photos to train on and those held out, not yet opened; one without a caption has the instance prompt."""
-    parts = read_training_records(setup.read_source(args, "instance_data_dir"), args.held_out)
+    parts = read_training_records(setup.read_data_sets(args, "instance_data_dir"), args.held_out)
     missing = sum(not one.text for part in parts for one in part)
     if missing and not args.instance_prompt:
         raise UserError(
@@ -320,7 +320,7 @@ def describe_dry_run(
     """What would be trained and what it would take, from the configs and images alone."""
     rows = dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder)
     train, held_out = (examples.load_examples(records, shapes) for records in photos)
-    report_captions([one.text for one in train], args.instance_prompt)
+    report_captions([one.text for one in dict.fromkeys(train)], args.instance_prompt)
     if args.mask_loss:
         loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
     there = []
@@ -333,7 +333,8 @@ def describe_dry_run(
         rows.append(("class images", shown))
     examples.check_whole(train + held_out + there)
     total_steps = starting.count_steps(args, len(train))[0]
-    length = dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size)
+    images, batch = len(set(train)), args.effective_batch_size
+    length = dry_run.describe_length(images, len(held_out), total_steps, batch, samples=len(train))
     kept = dry_run.describe_kept(model, family, recipe.blocks_on_cpu, dtype)
     return rows + dry_run.describe_memory(phases, recipe.shards) + kept + length
 
@@ -349,7 +350,7 @@ def describe_result(
         "method": args.method,
         "token_files": tokens.FILES[: len(token.vectors)] if token else (),
         "prompt": prompt,
-        "data": args.dataset_name or args.instance_data_dir,
+        "data": args.dataset_name or model_card.describe_value(args.instance_data_dir),
         "counts": counts,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
         "settings": {name: settings[name] for name in ON_THE_CARD if name not in hidden and settings[name] is not None},
@@ -379,7 +380,7 @@ def main(args: argparse.Namespace) -> int:
     photos = read_photos(args)
 
     def describe_end() -> str | None:
-        return starting.describe_end(args, lambda: len(photos[0]), setup.lacks_kohya(args))
+        return starting.describe_end(args, lambda: examples.count_epoch(photos[0]), setup.lacks_kohya(args))
 
     free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
     if args.dry_run:
@@ -399,7 +400,7 @@ def main(args: argparse.Namespace) -> int:
         if args.face_crop:
             photos = crop_heads(args, *photos, start.cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)
-        report_captions([one.text for one in train], args.instance_prompt)
+        report_captions([one.text for one in dict.fromkeys(train)], args.instance_prompt)
         masks, masks_sha256 = None, ""
         if args.mask_loss:
             masks, masks_sha256 = loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
@@ -426,7 +427,7 @@ def main(args: argparse.Namespace) -> int:
         # What is trained.
         identity = {"data": examples.data_fingerprint(train + of_class)}
         identity |= {"masks": masks_sha256} if masks else {}
-        facts = setup.read_facts(args, start, recipe, identity["data"], len(train), args.train_token)
+        facts = setup.read_facts(args, start, recipe, identity["data"], len(set(train)), args.train_token)
         if args.instance_prompt in [one.text for one in train]:  # captions of their own may have overruled it
             facts["instance_prompt"] = args.instance_prompt
         built = build_training(model, family, recipe, precision, device, texts, facts, identity)
@@ -555,7 +556,7 @@ def main(args: argparse.Namespace) -> int:
     finished = is_finished(progress, total_steps, patience)
     save_last(run, training, save_every, limit, finished)
     if finished:
-        counts = {"photos": len(train), "held-out": len(held_out), "class images": len(of_class)}
+        counts = {"photos": len(set(train)), "held-out": len(held_out), "class images": len(of_class)}
         known = facts | describe_result(args, prompts[0], counts, built.token)
         card = functools.partial(model_card.write_card, facts=model_card.read_facts(known))
         write_results(run, training, card, plan.effective, starting.asked_length(args), total_steps)

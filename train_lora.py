@@ -53,7 +53,7 @@ from training.gradients import (
     smaller_micro_batch,
     sum_gradients,
 )
-from training.read_data import read_preparation_option, read_training_records
+from training.read_data import read_training_records, read_trigger
 from training.reports import Reporter, note_estimate, report_if_due, report_last
 from training.run import (
     end_run,
@@ -127,8 +127,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The images to train on and those held out, not yet opened."""
-    source = setup.read_source(args, "train_data_dir")
-    train, held_out = read_training_records(source, args.held_out, args.max_train_samples, args.seed)
+    sets = setup.read_data_sets(args, "train_data_dir")
+    train, held_out = read_training_records(sets, args.held_out, args.max_train_samples, args.seed)
     setup.check_patience(args, held_out)
     return train, held_out
 
@@ -149,12 +149,13 @@ def describe_dry_run(
     views = setup.read_views(args)
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
     captions = 0 if recipe.trains_texts else len({one.text for one in train + held_out} | {""})
-    total_steps = starting.count_steps(args, len(train))[0]
+    samples = examples.count_epoch(train)
+    total_steps = starting.count_steps(args, samples)[0]
     return [
         *dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder),
         *dry_run.describe_memory(phases, recipe.shards),
         *dry_run.describe_kept(model, family, recipe.blocks_on_cpu, dtype),
-        *dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size),
+        *dry_run.describe_length(len(train), len(held_out), total_steps, args.effective_batch_size, samples=samples),
         *dry_run.describe_cache(
             model, family, examples.largest_shape(shapes), shown, captions, args.max_sequence_length, dtype
         ),
@@ -166,7 +167,7 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
     settings = cli.settings_of(args)
     return {
         "prompt": prompt,
-        "data": args.dataset_name or args.train_data_dir,
+        "data": args.dataset_name or model_card.describe_value(args.train_data_dir),
         "counts": {"training": train, "held-out": held_out},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
         "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] is not None},
@@ -195,7 +196,7 @@ def main(args: argparse.Namespace) -> int:
     records = read_records(args)
 
     def describe_end() -> str | None:
-        return starting.describe_end(args, lambda: len(records[0]), setup.lacks_kohya(args))
+        return starting.describe_end(args, lambda: examples.count_epoch(records[0]), setup.lacks_kohya(args))
 
     free = flags.free_to_change(args)
     if args.dry_run:
@@ -224,8 +225,8 @@ def main(args: argparse.Namespace) -> int:
         moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator, vae)
 
         # What is trained.
-        trigger, fingerprint = read_preparation_option(start.data, "trigger_word"), examples.data_fingerprint(train)
-        facts = setup.read_facts(args, start, recipe, fingerprint, len(train), trigger)
+        trigger, fingerprint = read_trigger(start.data), examples.data_fingerprint(train)
+        facts = setup.read_facts(args, start, recipe, fingerprint, len(set(train)), trigger)
         built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint})
     training = built.training
     encode = encode or built.encode
@@ -344,7 +345,7 @@ def main(args: argparse.Namespace) -> int:
     finished = is_finished(progress, total_steps, patience)
     save_last(run, training, save_every, limit, finished)
     if finished:
-        known = facts | describe_result(args, prompts[0], len(train), len(held_out))
+        known = facts | describe_result(args, prompts[0], len(set(train)), len(held_out))
         card = functools.partial(model_card.write_card, facts=model_card.read_facts(known))
         write_results(run, training, card, plan.effective, starting.asked_length(args), total_steps)
         report_last(reporter)

@@ -234,7 +234,7 @@ def data_folder(args: argparse.Namespace) -> Path:
 def read_data(args: argparse.Namespace) -> tuple[list[Utterance], list[Utterance]]:
     """The utterances to train on, and those held out."""
     train, held_out = read_utterances(data_folder(args), "--train_data_dir")
-    train, held_out = choose_records(train, held_out, args.held_out, args.max_train_samples, args.seed, "utterance")
+    train, held_out = choose_records([(train, held_out)], args.held_out, args.max_train_samples, args.seed, "utterance")
     if not train:
         raise UserError(f"--train_data_dir {args.train_data_dir}: there is no utterance to train on")
     setup.check_patience(args, held_out)

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,7 +245,8 @@ def validation_prompts(settings: dict[str, Any]) -> list[str]:
     """What a run was validated with: its prompts, its instance prompt, or else the first captions of its dataset."""
     prompts = settings.get("validation_prompt") or [settings.get("instance_prompt")]
     if not prompts[0]:
-        data = settings["train_data_dir"]
+        folders = settings["train_data_dir"]  # one, or several with their repeats, as data/shoes:3
+        data = re.sub(r":\d+$", "", folders[0] if isinstance(folders, list) else folders)
         tables = [table for split in ("val", "train") if (table := Path(data, split, "captions.json")).exists()]
         if not tables:  # of a bucket or the hub
             raise RuntimeError(f"{data} holds no captions here; train with --validation_prompt, which the nights draw")

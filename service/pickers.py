@@ -8,7 +8,7 @@ from pathlib import Path
 
 from families.lora_mix import run_folder
 from utils.cli import UserError
-from utils.dataset import read_metadata, read_split
+from utils.dataset import list_folders, read_metadata, read_split
 from utils.runs import read_settings
 from utils.wording import PLACEHOLDER, fill_template
 
@@ -40,16 +40,17 @@ class Pickers:
 
 
 def read_pickers(weights: Path, default_template: str, add_trigger: Callable[[str, str | None], str]) -> Pickers | None:
-    """Those of the dataset of a LoRA's run; None where the run or its dataset is not at hand.
+    """Those of the (first) dataset of a LoRA's run; None where the run or its dataset is not at hand.
 
     `add_trigger`: what makes a caption of a text and the dataset's trigger word.
     """
     folder = run_folder(weights.parent)
     try:
-        data = read_settings(folder).get("train_data_dir")
+        settings = read_settings(folder)
+        data, prefixes = list_folders(settings.get("train_data_dir")), settings.get("caption_prefix")
         if not data:
             return None
-        options, records = read_metadata(Path(data))["options"], read_split(Path(data), "train")
+        options, records = read_metadata(Path(data[0]))["options"], read_split(Path(data[0]), "train")
     except UserError as error:
         logger.warning("the page has no attributes to choose for %s: %s", folder, error)
         return None
@@ -57,10 +58,11 @@ def read_pickers(weights: Path, default_template: str, add_trigger: Callable[[st
     counts = {name: Counter(one.get(name) for one in records) for name in dict.fromkeys(PLACEHOLDER.findall(template))}
     values = {name: [value for value, _ in found.most_common(MOST_VALUES) if value] for name, found in counts.items()}
     first = records[0] if records else {"text": ""}
+    prefix = f"{prefixes[0]} " if prefixes and prefixes[0] else ""
     return Pickers(
         template=template,
-        add_trigger=lambda text: add_trigger(text, word),
+        add_trigger=lambda text: prefix + add_trigger(text, word),
         values={name: found for name, found in values.items() if found},
-        example=first["text"],
+        example=prefix + first["text"],
         chosen={name: first[name] for name in values if first.get(name)},
     )

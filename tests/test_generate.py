@@ -27,7 +27,7 @@ from generation.finish import read_sessions
 from generation.prompts import Prompt, read_prompts
 from tests.tiny_models import build_tiny
 from tests.tiny_runs import QUICK, make_images
-from training.read_data import read_training_records
+from training.read_data import DataSet, read_training_records
 from utils import image_checks, runs, storage
 from utils.catalogue import Source
 from utils.cli import UserError
@@ -341,7 +341,7 @@ def test_verify_finds_an_image_that_was_changed(reference, tmp_path):
 
 
 def test_the_trainer_reads_the_set(reference):
-    train, held_out = read_training_records(Source(str(reference), "--train_data_dir"))
+    train, held_out = read_training_records([DataSet(Source(str(reference), "--train_data_dir"))])
     assert len(train) == 6 and held_out == []
 
 

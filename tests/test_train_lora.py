@@ -711,6 +711,25 @@ def test_captions_beyond_77_tokens_are_trained_on(trainer_data, tmp_path, caplog
     assert "trained with --max_sequence_length 152; images differ" in caplog.text
 
 
+def test_several_data_sets_train_resume_and_stand_on_the_card_with_their_repeats(trainer_data, tmp_path, capsys):
+    sets = ["--train_data_dir", trainer_data["prepared"], f"{trainer_data['folder']}:2", "--held_out", 0.2]
+    sets += ["--caption_prefix", "", "in a shop,", "--validation_steps", 3, "--random_flip"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(trainer_data, whole, *sets) == 0
+    shutil.copytree(whole, run)
+    forget_after(run, 3)
+    assert train(trainer_data, run, *sets) == 0 and same_bytes(whole, run)
+    assert f"{trainer_data['prepared']}, {trainer_data['folder']}:2" in (run / "README.md").read_text()
+    images = int(read_lora(run, facts_only=True)[1]["images"])
+    held_out = re.search(r"(\d+) training, (\d+) held-out", (run / "README.md").read_text())
+    folder = 14 - (int(held_out[2]) - len(read_split(trainer_data["prepared"], "val")))
+    capsys.readouterr()
+    assert train(trainer_data, tmp_path / "dry", *sets, "--dry_run") == 0
+    assert f"{images} images, {images + folder} with repeats, {held_out[2]} held out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="train_data_dir was .*:2.*now "):
+        train(trainer_data, run, *sets, "--train_data_dir", trainer_data["prepared"], trainer_data["folder"])
+
+
 def test_a_command_line_for_the_diffusers_script_runs_unchanged(trainer_data, tmp_path, monkeypatch):
     words = (
         f"--pretrained_model_name_or_path={trainer_data['sd1']} --train_data_dir={trainer_data['folder']} "

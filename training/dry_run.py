@@ -52,10 +52,14 @@ def describe_kept(model: str, family: str, count: int, dtype: torch.dtype) -> Ro
     return [("", f"in the CPU's memory: {taken:,.0f} MiB of weights, of {count} of the {len(sizes)} blocks")]
 
 
-def describe_length(examples: int, held_out: int, steps: int, effective: int, noun: str = "image") -> Rows:
-    epoch = examples / effective
+def describe_length(
+    examples: int, held_out: int, steps: int, effective: int, noun: str = "image", samples: int | None = None
+) -> Rows:
+    """`samples`: those of an epoch, where examples repeat."""
+    epoch = (samples or examples) / effective
+    repeated = f", {samples:,} with repeats" if samples not in (None, examples) else ""
     return [
-        ("data", f"{counted(examples, noun)}, {held_out:,} held out; an epoch is {epoch:,.1f} steps"),
+        ("data", f"{counted(examples, noun)}{repeated}, {held_out:,} held out; an epoch is {epoch:,.1f} steps"),
         ("length", f"{steps:,} steps = {steps / epoch:,.1f} epochs, {steps * effective:,} samples"),
     ]
 

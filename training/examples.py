@@ -24,12 +24,17 @@ logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """An image and its caption, as the data has them; `sha256` is what its file must have, where that is known."""
+    """An image and its caption, as the data has them; `sha256` is what its file must have, where that is known.
+
+    `set`: the number of its data set, from 0; an epoch has it `repeats` times.
+    """
 
     id: str
     source: ImageSource
     text: str | None
     sha256: str | None = None
+    set: int = 0
+    repeats: int = 1
 
 
 class Example(NamedTuple):
@@ -121,17 +126,31 @@ def check_captions(records: list[Record]) -> None:
 
 
 def load_examples(records: list[Record], shapes: list[tuple[int, int]]) -> list[Example]:
-    """The records with what their files say; refuses what has no caption or is no image."""
+    """The records of an epoch, each as often as it repeats, with what their files say.
+
+    Refuses what has no caption or is no image.
+    """
     check_captions(records)
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_file_facts` refuses what is too large
         facts = list(pool.map(_file_facts, records))
     _refuse_bad([found.problem for found in facts if isinstance(found, Fault)], len(records))
     return [
-        Example(str(one.id), one.source, one.text or "", found.sha256, found.size, nearest_shape(found.size, shapes))
+        example
         for one, found in zip(records, facts)
         if isinstance(found, FileFacts)
+        for example in one.repeats * [_make_example(one, found, shapes)]
     ]
+
+
+def _make_example(one: Record, found: FileFacts, shapes: list[tuple[int, int]]) -> Example:
+    shape = nearest_shape(found.size, shapes)
+    return Example(str(one.id), one.source, one.text or "", found.sha256, found.size, shape)
+
+
+def count_epoch(records: list[Record]) -> int:
+    """The samples of an epoch."""
+    return sum(one.repeats for one in records)
 
 
 def _refuse_bad(faults: list[str], count: int) -> None:
@@ -149,8 +168,9 @@ def check_whole(examples: list[Example]) -> None:
             return f"{describe(example)} can't be read ({error})"
         return None
 
+    distinct = dict.fromkeys(examples)  # some may be there several times
     with ThreadPoolExecutor() as pool:
-        _refuse_bad(list(filter(None, pool.map(fault, examples))), len(examples))
+        _refuse_bad(list(filter(None, pool.map(fault, distinct))), len(distinct))
 
 
 class View(NamedTuple):

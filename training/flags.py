@@ -9,18 +9,21 @@ import os
 import re
 from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
+from typing import Any
 
 from families.flow import WEIGHTING_SCHEMES
 from families.quantized import BYTES
 from training.batches import MOST_A_STEP
 from utils import cli, sync
 from utils.cli import Range, at_once, batch_size, learning_rate, pixels, positive, seed_number, share, zero_or_more
+from utils.dataset import list_folders, split_repeats
 
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
 BELOW_ONE = Range(0, 1, below=True)
 MICRO_BATCH = 2  # samples at once
+MOST_REPEATS = 10_000
 INTERPOLATIONS = "lanczos bicubic bilinear hamming box nearest nearest_exact".split()
 # Flags of diffusers' training scripts that are refused, and why.
 REFUSED = {
@@ -72,6 +75,29 @@ def nonfinite_policy(text: str) -> str:
     return text
 
 
+def data_set(text: str) -> str:
+    """An argparse type: a folder, or one with its repeats, as data/shoes:3."""
+    folder, repeats = split_repeats(text)
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to {MOST_REPEATS:,} repeats, such as {folder}:3")
+    return text
+
+
+class OneOrSeveral(argparse.Action):
+    """Keeps one word as it is, and several as a list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def add_folder_flag(group: argparse._ArgumentGroup, name: str, help: str, default: str | None = None) -> None:
+    """The flag of the folders that are trained on."""
+    several = f"{help}; several train together, of DIR:3 each image three times an epoch"
+    group.add_argument(
+        name, nargs="+", action=OneOrSeveral, type=data_set, default=default, metavar="DIR[:N]|s3://…", help=several
+    )
+
+
 def add_vae_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group("VAE").add_argument(
         "--pretrained_vae_model_name_or_path", metavar="HUB_ID|DIR", help="in place of the model's own VAE"
@@ -83,15 +109,16 @@ def add_column_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
     group.add_argument("--caption_column", default="text", help="where the captions are")
     group.add_argument(
+        "--caption_prefix", nargs="+", default=[], metavar="TEXT", help='begins captions: one for each folder, or ""'
+    )
+    group.add_argument(
         "--held_out", type=BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
     )
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "--train_data_dir", default="data/casual_shoes", metavar="DIR|s3://…", help="in a layout named above"
-    )
+    add_folder_flag(group, "--train_data_dir", "in a layout named above", default="data/casual_shoes")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N images")
     add_column_flags(group)
@@ -535,13 +562,23 @@ def contradictions(args: argparse.Namespace) -> list[str]:
 
 def check_data_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Refuse a --train_data_dir beside --dataset_name; one from a recipe is warned of."""
-    folder = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
-    if not args.dataset_name or folder == parser.get_default("train_data_dir"):
+    folders = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
+    check_prefixes(parser, args, folders or args.instance_data_dir)
+    if not args.dataset_name or folders == parser.get_default("train_data_dir"):
         return
-    message = f"--train_data_dir {folder}: does nothing with --dataset_name {args.dataset_name}; give one of the two"
+    named = " ".join(folders) if isinstance(folders, list) else folders
+    message = f"--train_data_dir {named}: does nothing with --dataset_name {args.dataset_name}; give one of the two"
     if "train_data_dir" not in parser.recipe_keys:
         parser.error(message)
     logger.warning("%s", message)
+
+
+def check_prefixes(parser: cli.Parser, args: argparse.Namespace, folders: str | list[str]) -> None:
+    """Refuse caption prefixes that are not one for each data set."""
+    given, sets = len(args.caption_prefix), 1 if args.dataset_name else len(list_folders(folders))
+    if given not in (0, sets):
+        where = cli.counted(sets, "data set")
+        parser.error(f'--caption_prefix: {given} for {where}; give one for each, in quotes, "" where there is none')
 
 
 def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:

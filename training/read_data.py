@@ -5,9 +5,10 @@ import hashlib
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -30,6 +31,14 @@ class Identified(Protocol):
 
 
 Named = TypeVar("Named", bound=Identified)
+
+
+class DataSet(NamedTuple):
+    """Data of which an epoch has each image `repeats` times; its captions begin with the prefix."""
+
+    source: Source
+    repeats: int = 1
+    prefix: str = ""
 
 
 def read_records(source: Source) -> tuple[list[Record], list[Record]]:
@@ -96,31 +105,51 @@ def hold_out(records: list[Named], fraction: float) -> tuple[list[Named], list[N
 
 
 def read_training_records(
-    source: Source, held_out_share: float = 0.0, max_samples: int | None = None, seed: int = 0
+    sets: Sequence[DataSet], held_out_share: float = 0.0, max_samples: int | None = None, seed: int = 0
 ) -> tuple[list[Record], list[Record]]:
     """What to train on, `max_samples` of it chosen by the seed, and what is held out.
 
-    Where there is no val split, `held_out_share` is held out.
+    Of a set without a val split, `held_out_share` is held out. Of several sets, ids begin with the set's number.
     """
-    train, held_out = choose_records(*read_records(source), held_out_share, max_samples, seed, "image")
+    parts = [_read_set(one.source, number) for number, one in enumerate(sets)]
+    train, held_out = choose_records(parts, held_out_share, max_samples, seed, "image")
     if not train:
-        raise UserError(f"{source.flag} {source.name}: there is no image to train on")
-    return train, held_out
+        raise UserError(f"{sets[0].source.flag} {sets[0].source.name}: there is no image to train on")
+    repeated = [_settle(one, sets)._replace(repeats=sets[one.set].repeats) for one in train]
+    return repeated, [_settle(one, sets) for one in held_out]
+
+
+def _read_set(source: Source, number: int) -> tuple[list[Record], list[Record]]:
+    """Those of one data set, with its number."""
+    train, held_out = read_records(source)
+    return [one._replace(set=number) for one in train], [one._replace(set=number) for one in held_out]
+
+
+def _settle(one: Record, sets: Sequence[DataSet]) -> Record:
+    """The record with its set's prefix and, only now, its number: hold_out treats an image in two sets as one."""
+    prefix = sets[one.set].prefix
+    text = f"{prefix} {one.text}" if prefix and one.text else one.text
+    return one._replace(id=f"{one.set + 1}/{one.id}" if len(sets) > 1 else one.id, text=text)
 
 
 def choose_records(
-    train: list[Named], held_out: list[Named], held_out_share: float, max_samples: int | None, seed: int, noun: str
+    parts: Sequence[tuple[list[Named], list[Named]]], share: float, max_samples: int | None, seed: int, noun: str
 ) -> tuple[list[Named], list[Named]]:
-    """The records of --held_out and --max_train_samples; `noun` is what an error calls one of them."""
-    if held_out_share and not held_out:
-        count = len(train)
-        train, held_out = hold_out(train, held_out_share)
-        if not (train and held_out):
-            advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
-            raise UserError(
-                f"--held_out {held_out_share:g}: holds out {'all' if held_out else 'none'} of "
-                f"{counted(count, noun)}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
-            )
+    """The records of --held_out and --max_train_samples, of the training and held-out ones of each data set.
+
+    `noun` is what an error calls one of them.
+    """
+    undivided = [train for train, held_out in parts if not held_out]
+    if share:
+        parts = [(train, held_out) if held_out else hold_out(train, share) for train, held_out in parts]
+    train, held_out = ([one for part in parts for one in part[i]] for i in range(2))
+    if share and undivided and not (train and held_out):
+        count = sum(map(len, undivided))
+        advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
+        raise UserError(
+            f"--held_out {share:g}: holds out {'all' if held_out else 'none'} of "
+            f"{counted(count, noun)}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
+        )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]
         train = [train[i] for i in sorted(chosen.tolist())]
@@ -137,14 +166,21 @@ def read_preparation_option(folder: str, *options: str) -> Any:
     return next((noted[option] for option in options if option in noted), None)
 
 
-def choose_buckets(asked: bool | None, listed: str | None, folder: str) -> bool:
-    """Whether images keep their proportions: as asked, or else as the dataset was prepared.
+def read_trigger(folders: Sequence[str]) -> str | None:
+    """The trigger words that prepare_dataset.py has noted in these folders."""
+    words = [read_preparation_option(folder, "trigger_word") for folder in folders]
+    return ", ".join(dict.fromkeys(filter(None, words))) or None
+
+
+def choose_buckets(asked: bool | None, listed: str | None, folders: Sequence[str]) -> bool:
+    """Whether images keep their proportions: as asked, or else if any of the datasets was prepared so.
 
     A square of a prepared dataset's crops may lack the face.
     """
     if asked is not None or listed:
         return bool(asked or listed)
-    return bool(read_preparation_option(folder, "use_aspect_ratio_buckets", "aspect_ratio_buckets"))
+    options = "use_aspect_ratio_buckets", "aspect_ratio_buckets"
+    return any(read_preparation_option(folder, *options) for folder in folders)
 
 
 def report_captions(texts: list[str], prompt: str | None) -> None:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,20 +32,21 @@ from training.flags import refuse_others
 from training.memory import Load, Phases
 from training.model_card import hub_token
 from training.optimizers import load_adamw8bit
-from training.read_data import choose_buckets
+from training.read_data import DataSet, choose_buckets
 from training.run import Tracking
 from training.starting import Start, announce, begin, read_optimizer
 from training.validation import Checks, held_out_batches
 from utils import devices
 from utils.catalogue import Source
 from utils.cli import OF_ONE_PROCESS, UserError, spell_flag
+from utils.dataset import list_folders, split_repeats
 from utils.devices import Precision, working_device
 from utils.parallel import in_main_process
 from utils.storage import fetch
 
 logger = logging.getLogger(__name__)
 # Flags of one trainer or both whose folders are read, those of data with all that is in them.
-OF_DATA = ("train_data_dir", "instance_data_dir", "class_data_dir")
+OF_DATA = ("train_data_dir", "instance_data_dir")
 OF_MODELS = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "model_config", "mask_loss")
 # Flags that the trainers refuse for a model without a UNet
 OF_UNETS = ("train_text_encoder", "train_token", "enable_xformers_memory_efficient_attention")
@@ -54,11 +56,11 @@ OF_UNETS = ("train_text_encoder", "train_token", "enable_xformers_memory_efficie
 class ImageStart(Start):
     """What a trainer of images has before it looks at its data.
 
-    `data`: a folder here, or a hub id; `shapes`: those that images are fitted to.
+    `data`: folders here, or a hub id; `shapes`: those that images are fitted to.
     """
 
     tracking: Tracking
-    data: str
+    data: list[str]
     cache: Path
     model: str
     family: str
@@ -77,17 +79,17 @@ def describe_shapes(args: argparse.Namespace, as_prepared: bool) -> str:
 
 
 def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
-    """Start accelerate, settle and print the settings, find the model and the data (see `read_source`).
+    """Start accelerate, settle and print the settings, find the model and the data (see `read_data_sets`).
 
     Of args, this settles --effective_batch_size, --lora_layers, --resolution, --guidance_scale,
     --use_aspect_ratio_buckets and how validation images are made, which depend on other things.
     """
-    read = {name: getattr(args, name, None) for name in (*OF_DATA, *OF_MODELS)}
-    models_read = {name: read[name] for name in OF_MODELS}
+    models_read = {name: getattr(args, name, None) for name in OF_MODELS}
     models_read |= {"base_lora": [split_spec(spec)[0] for spec in args.base_lora], "init_lora": args.init_lora}
-    start = begin(args, {name: read[name] for name in OF_DATA}, models_read)
+    data_read: dict[str, Any] = {name: list_folders(getattr(args, name, None)) for name in OF_DATA}
+    start = begin(args, data_read | {"class_data_dir": getattr(args, "class_data_dir", None)}, models_read)
     args.shard = settle_sharding(args, start.plan.processes, parse_flag_from_env("ACCELERATE_USE_FSDP"))
-    cache, data = cache_folder(args), read_source(args, folder_flag).name
+    cache, data = cache_folder(args), [one.source.name for one in read_data_sets(args, folder_flag)]
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
     if args.pretrained_vae_model_name_or_path:
         models.check_vae(model, args.pretrained_vae_model_name_or_path)
@@ -389,11 +391,16 @@ def read_here(args: argparse.Namespace, name: str) -> Path:
     return fetch(getattr(args, name), cache_folder(args), f"--{name}")
 
 
-def read_source(args: argparse.Namespace, folder_flag: str) -> Source:
-    """The data that the flags name; `folder_flag` is the trainer's own for a folder, which is fetched from a bucket."""
-    flag = "--dataset_name" if args.dataset_name else f"--{folder_flag}"
-    name = args.dataset_name or str(read_here(args, folder_flag))
-    return Source(name, flag, args.image_column, args.caption_column, args.dataset_config_name)
+def read_data_sets(args: argparse.Namespace, folder_flag: str) -> list[DataSet]:
+    """The data that the flags name; `folder_flag` is the trainer's own for folders, fetched from buckets."""
+    columns = args.image_column, args.caption_column, args.dataset_config_name
+    if args.dataset_name:
+        sources, repeats = [Source(args.dataset_name, "--dataset_name", *columns)], [1]
+    else:
+        flag, cache, given = f"--{folder_flag}", cache_folder(args), getattr(args, folder_flag)
+        repeats = [split_repeats(one)[1] for one in (given if isinstance(given, list) else [given])]
+        sources = [Source(str(fetch(name, cache, flag)), flag, *columns) for name in list_folders(given)]
+    return list(map(DataSet, sources, repeats, args.caption_prefix or [""] * len(sources)))
 
 
 def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:

@@ -1,6 +1,7 @@
 """Datasets on disk: the metadata and the records of a prepared one, and the records of a generated set."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,18 @@ FORMAT = "prepared dataset 1"
 SPLITS = ("train", "val", "test")
 SIZES = {"n<1K": 1_000, "1K<n<10K": 10_000, "10K<n<100K": 100_000}  # the hub's names, and where each ends
 CHANGED = "has changed since it was written: its sha256 is not that of MANIFEST.json"
+
+
+def split_repeats(spec: str) -> tuple[str, int]:
+    """`data/shoes:3` -> ("data/shoes", 3): a folder, and how often an epoch has each of its images."""
+    found = re.fullmatch(r"(.+):(\d{1,9})", spec, re.ASCII)
+    return (found[1], int(found[2])) if found and not Path(spec).exists() else (spec, 1)
+
+
+def list_folders(given: str | list[str] | None) -> list[str]:
+    """The folders that a setting such as `train_data_dir` names, which is one or several, without their repeats."""
+    specs = given if isinstance(given, list) else [given] if given else []
+    return [split_repeats(one)[0] for one in specs]
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

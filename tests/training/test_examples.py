@@ -14,6 +14,8 @@ from families import models
 from families.models import DEMO_MODEL
 from training import examples, read_data
 from training.examples import Record, View, Views
+from training.read_data import DataSet
+from training.sample_plan import SamplePlan, draw_position
 from utils import dataset, images
 from utils.catalogue import Source
 from utils.cli import UserError
@@ -41,7 +43,7 @@ def folder_source(place, caption_column="text", **more):
 
 
 def read(place, *columns, held_out=0.0, **more):
-    return read_data.read_training_records(folder_source(place, *columns, **more), held_out)
+    return read_data.read_training_records([DataSet(folder_source(place, *columns, **more))], held_out)
 
 
 def load_one(path, shapes=SQUARE):
@@ -211,12 +213,12 @@ def test_whether_proportions_are_kept_is_as_asked_or_else_as_the_data_was_prepar
         folder.mkdir()
         facts = {"format": dataset.FORMAT, "counts": {"train": 1}, "duplicates": {}, "fingerprint": "x"}
         (folder / "metadata.json").write_text(json.dumps(facts | {"options": {option: prepared}}))
-        assert read_data.choose_buckets(None, None, str(folder)) is prepared
-        assert read_data.choose_buckets(None, None, str(folder / "train")) is prepared
-        assert read_data.choose_buckets(False, None, str(folder)) is False
-        assert read_data.choose_buckets(True, None, str(folder)) is True
-        assert read_data.choose_buckets(None, "64,64", str(folder)) is True
-    assert read_data.choose_buckets(None, None, str(tmp_path)) is False
+        assert read_data.choose_buckets(None, None, [str(folder)]) is prepared
+        assert read_data.choose_buckets(None, None, [str(folder / "train")]) is prepared
+        assert read_data.choose_buckets(False, None, [str(folder)]) is False
+        assert read_data.choose_buckets(True, None, [str(folder)]) is True
+        assert read_data.choose_buckets(None, "64,64", [str(folder)]) is True
+    assert read_data.choose_buckets(None, None, [str(tmp_path)]) is False
 
 
 @pytest.mark.parametrize("spoilt", ["train/metadata.jsonl", "metadata.json", "image", "MANIFEST.json"])
@@ -297,6 +299,26 @@ def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, 
         read(tmp_path, held_out=share)
 
 
+def test_of_several_sets_an_epoch_has_each_image_as_often_as_its_set_says(tmp_path):
+    sources = [folder_source(make_folder(tmp_path / name, count)) for name, count in (("a", 3), ("b", 2))]
+    sets = [DataSet(sources[0]), DataSet(sources[1], repeats=3, prefix="in blue,")]
+    epoch = examples.load_examples(read_data.read_training_records(sets)[0], SQUARE)
+    plan = SamplePlan(0, tuple(one.shape for one in epoch), effective=2)
+    drawn = [epoch[draw_position(plan, position).index].id for position in range(2 * len(epoch))]
+    assert {one: drawn.count(one) for one in drawn} == {"1/p0": 2, "1/p1": 2, "1/p2": 2, "2/p0": 6, "2/p1": 6}
+    assert {one.id: one.text for one in epoch if one.id[0] == "2"} == {f"2/p{i}": f"in blue, shoe {i}" for i in (0, 1)}
+    once = examples.load_examples(read_data.read_training_records([*sets[:1], sets[1]._replace(repeats=1)])[0], SQUARE)
+    assert set(once) == set(epoch) and examples.data_fingerprint(once) != examples.data_fingerprint(epoch)
+
+
+def test_an_image_of_two_sets_is_held_out_of_both_and_once(tmp_path):
+    sets = [DataSet(folder_source(make_folder(tmp_path / name, 12)), repeats=2) for name in ("a", "b")]
+    train, held_out = read_data.read_training_records(sets, 0.3)
+    assert {one.id[2:] for one in held_out} and not {one.id[2:] for one in held_out} & {one.id[2:] for one in train}
+    assert len({one.id for one in held_out}) == len(held_out) and len(train) + len(held_out) == 24
+    assert examples.count_epoch(train) == 2 * len(train) and examples.count_epoch(held_out) == len(held_out)
+
+
 def test_an_image_that_breaks_off_is_found_without_training(tmp_path):
     for i, suffix in enumerate((".jpg", ".bmp", ".png")):
         noise(300, 300, i).save(tmp_path / f"{i}{suffix}")
@@ -340,7 +362,7 @@ def test_rows_that_are_left_out_are_reported(tmp_path, caplog):
 
 def test_a_choice_of_samples_is_seeded_and_of_training_images_alone(tmp_path):
     source = folder_source(make_imagefolder(tmp_path, ["train", "val"]))
-    chosen = [read_data.read_training_records(source, 0.0, 2, seed) for seed in (0, 0, 1, 2, 3)]
+    chosen = [read_data.read_training_records([DataSet(source)], 0.0, 2, seed) for seed in (0, 0, 1, 2, 3)]
     texts = [[one.text for one in train] for train, _ in chosen]
     assert texts[0] == texts[1] and len({tuple(t) for t in texts}) > 1 and all(len(h) == 3 for _, h in chosen)
     assert all(t == sorted(t) and len(t) == 2 for t in texts)

@@ -7,7 +7,7 @@ import pytest
 from families import models
 from service.report.flags import add_report_flags
 from training import batches, flags, setup
-from utils import cli
+from utils import cli, dataset
 
 
 def make_parser():
@@ -272,6 +272,35 @@ def test_flags_that_published_commands_carry_are_only_warned_of(caplog, tmp_path
 def test_a_warm_up_of_a_constant_rate_is_only_warned_of_since_published_commands_have_it(caplog):
     parse("--lr_scheduler constant --lr_warmup_steps 5")
     assert caplog.messages == ["--lr_warmup_steps 5 does nothing with --lr_scheduler constant"]
+
+
+def test_folders_stay_as_they_are_given_one_or_several(tmp_path):
+    (tmp_path / "a:3").mkdir()
+    one = parse(f"--train_data_dir {tmp_path}/a:3").train_data_dir
+    assert one == f"{tmp_path}/a:3" and dataset.split_repeats(one) == (one, 1)  # a folder of that name
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train_data_dir: [s3://x/a, b:3]\ncaption_prefix: ['', 'my shoes,']\n")
+    args = parse(recipe=recipe)
+    assert args.train_data_dir == ["s3://x/a", "b:3"] and args.caption_prefix == ["", "my shoes,"]
+    assert dataset.list_folders(args.train_data_dir) == ["s3://x/a", "b"] and dataset.split_repeats("b:3") == ("b", 3)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("--train_data_dir a b:0", "--train_data_dir: b:0: expected 1 to 10,000 repeats, such as b:3"),
+        (
+            "--train_data_dir a b --caption_prefix my",
+            '--caption_prefix: 1 for 2 data sets; give one for each, in quotes, ""',
+        ),
+        ("--caption_prefix my shoes", "--caption_prefix: 2 for 1 data set;"),
+    ],
+)
+def test_data_sets_that_can_not_be_are_one_line(capsys, line, said):
+    with pytest.raises(SystemExit):
+        parse(line)
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("line", ["to_k,to_q", "to_k to_q", "to_k, to_q", "to_k,to_q,"])
