@@ -85,6 +85,7 @@ from utils.sync import sent_after_fault
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
+    "preserve_base "
     "mask_loss resolution effective_batch_size learning_rate lr_scheduler optimizer train_text_encoder quantize_base "
     "weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
 ).split()
@@ -123,10 +124,10 @@ REFUSED = (
 )
 STEPS, ACCUMULATION = 800, 1
 LEARNING_RATES = {"lora": 1e-4, "full": 5e-6}
-OF_LORA = "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora init_lora".split()
-OF_PRIOR = (
-    "class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size prior_generation_precision"
+OF_LORA = (
+    "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora init_lora preserve_base"
 ).split()
+OF_PRIOR = "class_data_dir num_class_images prior_loss_weight sample_batch_size prior_generation_precision".split()
 
 
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
@@ -195,10 +196,17 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(word is None or (word and not any(map(str.isspace, word))), f"--train_token {word!r}: expected one word")
     in_prompt = not word or not prompt or word in prompt
     need(in_prompt, f"--train_token {word}: isn't in --instance_prompt {prompt!r}; write it there")
+    weight, kind = args.preserve_base, args.class_prompt
+    both = f"--preserve_base {weight}: not with --with_prior_preservation; leave one of the two out"
+    need(not (weight and args.with_prior_preservation), both)
+    own = not (weight and word and kind and word in kind)
+    need(own, f"--class_prompt {kind!r}: holds the new word {word}, which the base model hasn't; name the kind alone")
     for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
         need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
     needs = dict.fromkeys(OF_LORA, ("--method lora", args.method == "lora"))
     needs |= dict.fromkeys(OF_PRIOR, ("--with_prior_preservation", args.with_prior_preservation))
+    keeps = args.with_prior_preservation or args.preserve_base
+    needs["class_prompt"] = ("--with_prior_preservation or --preserve_base", bool(keeps))
     needs |= dict.fromkeys(("initializer_token", "token_learning_rate"), ("--train_token", bool(word)))
     cli.report_ignored(parser, args, needs | {"face_detector": ("--face_crop", args.face_crop)})
     args.learning_rate = LEARNING_RATES[args.method] if args.learning_rate is None else args.learning_rate
@@ -415,6 +423,7 @@ def main(args: argparse.Namespace) -> int:
     with runs.timed(seconds, "loading"):
         prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
         texts = [one.text for one in train + of_class + held_out] + prompts
+        texts += [args.class_prompt] if args.preserve_base else []
         encode = None
         if not recipe.trains_texts:
             reading = setup.read_reading(args)
@@ -468,6 +477,7 @@ def main(args: argparse.Namespace) -> int:
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
     check = functools.partial(validation.validate, training, checks)
+    preserve = setup.plan_preservation(args, training, family, encode, autocast)
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; loss, time and whether a class image, by sample."""
@@ -483,15 +493,17 @@ def main(args: argparse.Namespace) -> int:
         is_class = batch.index >= len(train)
         counted = losses * torch.where(is_class, args.prior_loss_weight, 1.0)
         backward(scaler.scale(counted.sum() / plan.effective))
-        return torch.stack([losses.detach(), batch.times, is_class], 1)
+        kept = [preserve(batch, noisy, weights, backward)] if preserve else []
+        return torch.stack([losses.detach(), batch.times, is_class, *kept], 1)
 
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
     micro = plan.micro * (1 + bool(of_class))  # samples at once
     rows_to_log: list[Row] = []  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
-    cores = None  # dropout needs one generator, and divided weights are gathered for one pass at a time
-    if device.type == "cpu" and not args.lora_dropout and not training.sharded:
+    # Dropout needs one generator; divided weights are gathered, and adapters are switched off, for one pass at a time.
+    cores = None
+    if device.type == "cpu" and not (args.lora_dropout or training.sharded or preserve):
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
@@ -544,6 +556,7 @@ def main(args: argparse.Namespace) -> int:
                 if of_class:
                     class_rows = [row for row in rows_to_log if row[2]]
                     losses["prior_loss"] = diffusion.mean_losses(class_rows, noising.end)["loss"]
+                losses |= {"preserve_loss": diffusion.mean_of_last(rows_to_log)} if preserve else {}
                 log_step(run, progress, losses, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
                 bar.note = f"loss {progress.loss_smooth:.4f}"

@@ -92,6 +92,7 @@ REFUSED = (
 )
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder quantize_base "
+    "preserve_base class_prompt "
     "snr_gamma weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip noise_offset "
     "caption_dropout random_flip seed mixed_precision"
 ).split()
@@ -122,6 +123,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags.settle_alpha(args, alpha=2)
     flags.check_image_flags(parser, args)
     flags.check_training_flags(parser, args)
+    cli.report_ignored(parser, args, {"class_prompt": ("--preserve_base", bool(args.preserve_base))})
     return args
 
 
@@ -215,7 +217,7 @@ def main(args: argparse.Namespace) -> int:
     with runs.timed(seconds, "loading"):
         train, held_out = (examples.load_examples(part, shapes) for part in records)
         prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
-        texts = [one.text for one in train + held_out] + prompts
+        texts = [one.text for one in train + held_out] + prompts + [args.class_prompt] * bool(args.preserve_base)
         encode = None
         if not recipe.trains_texts:
             reading = setup.read_reading(args)
@@ -262,6 +264,7 @@ def main(args: argparse.Namespace) -> int:
     steps = sample_plan.prefetch(steps) if args.dataloader_num_workers else steps
     checks = setup.plan_checks(args, start, held_out, prompts, loader, encode)
     check = functools.partial(validation.validate, training, checks)
+    preserve = setup.plan_preservation(args, training, family, encode, autocast)
 
     def forward_backward(batch: Batch, number: int, backward: Backward) -> torch.Tensor:
         """Forward and backward of the step's n-th micro-batch; the loss and the time of each of its samples."""
@@ -275,15 +278,17 @@ def main(args: argparse.Namespace) -> int:
         weights = noising.loss_weights(batch.times)
         losses = diffusion.sample_losses(prediction, target, weights)
         backward(scaler.scale(losses.sum() / plan.effective))
-        return torch.stack([losses.detach(), batch.times], 1)
+        kept = [preserve(batch, noisy, weights, backward)] if preserve else []
+        return torch.stack([losses.detach(), batch.times, *kept], 1)
 
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
     micro = plan.micro  # samples at once
     rows_to_log: list[Row] = []  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
-    cores = None  # dropout needs one generator, and divided weights are gathered for one pass at a time
-    if device.type == "cpu" and not args.lora_dropout and not training.sharded:
+    # Dropout needs one generator; divided weights are gathered, and adapters are switched off, for one pass at a time.
+    cores = None
+    if device.type == "cpu" and not (args.lora_dropout or training.sharded or preserve):
         cores = devices.share_cores(micro)
     patience = args.early_stopping_patience
     save_every, limit = args.checkpointing_steps, args.checkpoints_total_limit
@@ -333,6 +338,7 @@ def main(args: argparse.Namespace) -> int:
 
             if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == total_steps):
                 means = diffusion.mean_losses(rows_to_log, noising.end)
+                means |= {"preserve_loss": diffusion.mean_of_last(rows_to_log)} if preserve else {}
                 log_step(run, progress, means, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
                 bar.note = f"loss {progress.loss_smooth:.4f}"

@@ -129,6 +129,10 @@ def sample_losses(
     return losses if weights is None else losses * weights
 
 
+def mean_of_last(rows: Sequence[Sequence[float]]) -> float:
+    return math.fsum(row[-1] for row in rows) / len(rows)
+
+
 def mean_losses(rows: Sequence[Sequence[float]], end: float) -> dict[str, float]:
     """Mean loss of rows that begin with loss and time, over all and over each quarter of the times up to `end`.
 

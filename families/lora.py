@@ -6,7 +6,8 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
 from families.sd import ATTENTION
@@ -70,6 +72,19 @@ def choose_parameters(
 ) -> list[torch.nn.Parameter]:
     """What is trained of a module: a new adapter (see `attach_lora`), or without one all its weights."""
     return attach_lora(module, adapter, targets) if adapter else list(module.requires_grad_(True).parameters())
+
+
+@contextmanager
+def without_adapters(modules: Iterable[Module]) -> Iterator[None]:
+    """The modules as they are without their adapters while the block runs."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def check_targets(module: Module, targets: list[str]) -> None:

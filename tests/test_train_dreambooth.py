@@ -100,6 +100,20 @@ def test_cores_that_share_a_batch_train_the_same_and_to_the_byte_again(trainer_d
     assert column(tmp_path / "one", "loss") == column(tmp_path / "again", "loss")
 
 
+KEEPS = ("--preserve_base", 10, "--class_prompt", "a photo of shoes")
+
+
+def test_what_the_base_model_predicts_of_the_class_is_kept_without_class_images(trainer_data, tmp_path):
+    """A text encoder that is trained too is switched off as well, or the first distance were not 0."""
+    words = [*KEEPS, "--train_text_encoder", "--max_train_steps", 4]
+    assert teach(trainer_data, tmp_path / "kept", *words) == 0
+    assert teach(trainer_data, tmp_path / "divided", *words, *divide(2, 4)) == 0
+    assert teach(trainer_data, tmp_path / "free", *words, "--preserve_base", 1e-9) == 0
+    kept, free = (column(tmp_path / name, "preserve_loss") for name in ("kept", "free"))
+    assert kept[:1] == free[:1] == [0] and kept[-1] < free[-1] / 2
+    assert difference(tmp_path / "kept", tmp_path / "divided") < 1e-5
+
+
 def test_two_processes_train_all_weights_the_same(trainer_data, tmp_path):
     words = [*PRIOR, *FULL, "--max_train_steps", 3]
     assert teach(trainer_data, tmp_path / "one", *words) == 0

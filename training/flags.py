@@ -121,6 +121,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add_folder_flag(group, "--train_data_dir", "in a layout named above", default="data/casual_shoes")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N images")
+    group.add_argument("--class_prompt", metavar="TEXT", help="what --preserve_base keeps: a photo of shoes")
     add_column_flags(group)
     add_image_flags(group)
 
@@ -180,6 +181,12 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         help="a run's LoRA, or a file of diffusers or kohya, that this one begins as; of the same rank and layers",
     )
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="also one of another base model")
+    group.add_argument(
+        "--preserve_base",
+        type=Range(0, 1000, above=True),
+        metavar="WEIGHT",
+        help="add the distance to the base model's own prediction of --class_prompt, so that it forgets less",
+    )
     add_average_flags(group)
     group.add_argument(
         "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
@@ -516,6 +523,8 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     for problem in contradictions(args):
         parser.error(problem)
     check_data_flags(parser, args)
+    if args.preserve_base and not args.class_prompt:
+        parser.error(f"--preserve_base {args.preserve_base:g}: needs --class_prompt, such as: a photo of shoes")
     needs = {
         "dataset_config_name": ("--dataset_name", bool(args.dataset_name)),
         "cache_crops": ("--no-center_crop", not args.center_crop),

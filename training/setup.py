@@ -1,8 +1,10 @@
 """From the flags of the trainers of images to what their functions take: the start, the recipe, the data."""
 
 import argparse
+import functools
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,11 @@ from training.flags import refuse_others
 from training.memory import Load, Phases
 from training.model_card import hub_token
 from training.optimizers import load_adamw8bit
+from training.preservation import Preservation, preserve
 from training.read_data import DataSet, choose_buckets
 from training.run import Tracking
 from training.starting import Start, announce, begin, read_optimizer
+from training.state import Training
 from training.validation import Checks, held_out_batches
 from utils import devices
 from utils.catalogue import Source
@@ -331,6 +335,23 @@ def plan_checks(
         autocast=devices.autocast(start.accelerator.device, start.precision),
         vae=args.pretrained_vae_model_name_or_path,
         guidance=args.guidance_scale,
+    )
+
+
+def plan_preservation(
+    args: argparse.Namespace,
+    training: Training,
+    family: str,
+    encode: Callable[[list[str]], list[Features]],
+    autocast: Callable[[], AbstractContextManager],
+) -> Callable[..., torch.Tensor] | None:
+    """What a step calls to keep the base model's prediction of --class_prompt; None where that isn't asked for."""
+    if not args.preserve_base:
+        return None
+    weight = args.preserve_base / args.effective_batch_size
+    modules, guidance, scaler = training.modules, args.guidance_scale, training.scaler
+    return functools.partial(
+        preserve, Preservation(args.class_prompt, weight, family, modules, encode, autocast, guidance, scaler)
     )
 
 
