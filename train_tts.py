@@ -28,11 +28,13 @@ from transformers import VitsConfig
 from service.language import choose_language
 from service.report.flags import add_report_flags
 from service.report.writing import write_report
-from speech import batches, listening, voice_files
+from speech import batches, listening, vits2, voice_files
 from speech.batches import data_fingerprint
 from speech.dataset import Utterance, read_language, read_utterances
 from speech.discriminators import Discriminators, check_discriminators, choose_sizes, open_discriminators
+from speech.duration_discriminator import DurationDiscriminator, judge_durations, open_duration_discriminator
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
+from speech.parts import parts_of
 from speech.references import encoder_of, encoder_settings, hear_reference, plan_references, with_encoder
 from speech.speaker import encoder_key, load_speaker_encoder
 from speech.texts import language_of, read_pieces
@@ -40,6 +42,7 @@ from speech.vits import Utterances, forward_train, no_dropout
 from speech.voice_memory import MetaStep, build_step
 from speech.voices import (
     DEFAULT_VOICE,
+    EMBEDDING_SIZE,
     FILES,
     SIZES,
     Voice,
@@ -50,6 +53,7 @@ from speech.voices import (
     read_phonemes,
     read_voice_config,
     speaker_names,
+    with_parts,
     with_speakers,
 )
 from training import dry_run, flags, memory, model_card, optimizers, sample_plan, setup, starting
@@ -94,6 +98,8 @@ logger = logging.getLogger(__name__)
 
 STEPS, ACCUMULATION = 20_000, 4
 LOSSES = ("loss", "loss_mel", "loss_kl", "loss_duration", "loss_adversarial", "loss_features", "loss_discriminators")
+JUDGING = slice(len(LOSSES) - 1, len(LOSSES) + 1)  # the losses of discriminators
+MORE_LOSSES = ("loss_duration_discriminator", "loss_duration_adversarial")  # with a discriminator of durations
 # Flags of finetune-hf-vits and of diffusers' scripts that are refused, and why.
 REFUSED = {name: why for name, why in flags.REFUSED.items() if "bucket" not in name and name != "debug_loss"} | {
     "model_name_or_path": "use --pretrained_model_name_or_path",
@@ -137,6 +143,20 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
         metavar="demo|HUB_ID|DIR",
         help="speak as whoever is heard in recordings (synthesize.py --reference), by the vectors of this model, in "
         "place of a table of speakers",
+    )
+    group.add_argument(
+        "--vits2",
+        nargs="+",
+        choices=[*vits2.CHOICES, "all"],
+        default=[],
+        help="parts of VITS2, each by itself; all: but text_speaker where there is one speaker",
+    )
+    group.add_argument(
+        "--mas_noise",
+        type=Range(0, 10),
+        metavar="SCALE",
+        help=f"with --vits2 mas_noise: of the noise on the alignment's scores, less {vits2.FADING:g} each step; "
+        f"default: {vits2.NOISE:g}",
     )
 
 
@@ -204,7 +224,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flags.settle_defaults(parser, args, STEPS, ACCUMULATION)
     flags.check_training_flags(parser, args)
     args.discriminator_lr = args.discriminator_lr or args.learning_rate
+    settle_parts(parser, args)
     return args
+
+
+def settle_parts(parser: cli.Parser, args: argparse.Namespace) -> None:
+    noisy = vits2.wants(args.vits2, "mas_noise")
+    if args.mas_noise is not None and not noisy:
+        parser.error(f"--mas_noise {args.mas_noise:g}: needs --vits2 mas_noise")
+    if noisy and args.mas_noise is None:
+        args.mas_noise = vits2.NOISE
 
 
 def describe_result(
@@ -280,6 +309,25 @@ def match_reading(args: argparse.Namespace, voice: Voice) -> None:
     note_reading(voice, language, phonemes)
 
 
+def plan_vits2(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> VitsConfig:
+    """The config of the voice with the parts that it gets; refuses a part that the data can't teach."""
+    known = [] if args.random_weights else speaker_names(config)
+    speakers = {*known, *(one.speaker for one in utterances)}
+    several = not encoder_of(config) and len(speakers) > 1
+    if "text_speaker" in args.vits2 and not (several or encoder_of(config)):
+        raise UserError(
+            f"--vits2 text_speaker: voice and --train_data_dir {args.train_data_dir} have one speaker, so there is "
+            "nothing to tell apart; leave it out, or prepare data of several with --speaker_column"
+        )
+    if not (parts := vits2.new_parts(args.vits2, config, several or bool(encoder_of(config)))):
+        return config
+    changed: dict[str, Any] = {"parts": parts | parts_of(config)}
+    if several:
+        size = config.speaker_embedding_size or EMBEDDING_SIZE
+        changed |= {"num_speakers": len(speakers), "speaker_embedding_size": size}
+    return VitsConfig(**{**config.to_dict(), **changed})
+
+
 def encode_speakers(
     args: argparse.Namespace, encoder: str, utterances: list[Utterance], accelerator: Accelerator
 ) -> torch.Tensor | None:
@@ -300,9 +348,10 @@ def encode_speakers(
 
 
 def open_voice(
-    args: argparse.Namespace, encoder: str, utterances: list[Utterance], vectors: torch.Tensor | None
+    args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance], vectors: torch.Tensor | None
 ) -> Voice:
-    """The voice that is trained: given, able to learn the speakers of the data, or with new weights."""
+    """The voice that is trained, with the parts of the planned config: given, able to learn the speakers, or new."""
+    encoder, parts = encoder_of(config), parts_of(config)
     name, speakers = args.pretrained_model_name_or_path, sorted({one.speaker for one in utterances})
     if args.random_weights:
         voice = fresh_voice(name, [one.text for one in utterances], [] if encoder else speakers, args.seed)
@@ -312,8 +361,10 @@ def open_voice(
     if unknown := describe_unknown(voice, (one.text for one in utterances)):
         logger.warning("--train_data_dir %s: %s", args.train_data_dir, unknown)
     if vectors is not None:
-        return with_encoder(voice, encoder, utterances, vectors, args.seed)
-    return with_speakers(voice, speakers, args.seed)
+        voice = with_encoder(voice, encoder, utterances, vectors, args.seed)
+    else:
+        voice = with_speakers(voice, speakers, args.seed)
+    return with_parts(voice, parts, args.seed)
 
 
 def read_validation_texts(voice: Voice, texts: list[str]) -> list[str]:
@@ -328,6 +379,7 @@ def build_training(
     args: argparse.Namespace,
     voice: Voice,
     discriminators: Discriminators,
+    duration_discriminator: DurationDiscriminator | None,
     precision: Precision,
     device: torch.device,
     data: str,
@@ -335,8 +387,9 @@ def build_training(
     """Voice and discriminators on the device, an optimizer of each; `data`: the fingerprint of what is trained on."""
     no_dropout(voice.model)
     facts = {"base_model": args.pretrained_model_name_or_path, "data": data}
-    rates = {"voice": args.learning_rate, "discriminators": args.discriminator_lr}
-    modules = {"voice": voice.model.to(device), "discriminators": discriminators.to(device)}
+    files = voice_files.VoiceFiles(voice, discriminators, facts, duration_discriminator)
+    modules = {name: module.to(device) for name, module in files.modules.items()}
+    rates = dict.fromkeys(modules, args.discriminator_lr) | {"voice": args.learning_rate}
     settings = starting.read_optimizer(args)
     groups = {name: [{"params": list(module.parameters()), "lr": rates[name]}] for name, module in modules.items()}
     parameters = groups["voice"][0]["params"]
@@ -346,7 +399,7 @@ def build_training(
         optimizers={f"{name}_optimizer": optimizers.make_optimizer(settings, groups[name], device) for name in modules},
         scaler=torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16"),
         average=[parameter.detach().clone() for parameter in parameters] if args.use_ema else None,
-        files=voice_files.VoiceFiles(voice, discriminators, facts),
+        files=files,
         facts=facts,
         identity={"data": data},
     )
@@ -354,8 +407,9 @@ def build_training(
 
 def lay_out_step(args: argparse.Namespace, config: VitsConfig, train: list[Utterance], micro: int) -> MetaStep:
     """A step with so many of the longest utterances at once, of sizes without content."""
-    longest = max(train, key=lambda one: one.seconds)
-    return build_step(config, choose_sizes(args.discriminators, config), longest, micro, args.segment_frames)
+    longest, sizes = max(train, key=lambda one: one.seconds), choose_sizes(args.discriminators, config)
+    judges_durations = vits2.wants(args.vits2, "duration_discriminator")
+    return build_step(config, sizes, longest, micro, args.segment_frames, judges_durations)
 
 
 def estimate_memory(args: argparse.Namespace, step: MetaStep, precision: Precision) -> memory.Phases:
@@ -409,6 +463,7 @@ def main(args: argparse.Namespace) -> int:
     config = plan_parts(args, read_voice_config(name, FILES if trained else SIZES))
     check_speakers(args, config, train + held_out)
     check_discriminators(trained, args.discriminators)
+    config = plan_vits2(args, config, train + held_out)
 
     def lay_out(micro: int) -> MetaStep:
         return lay_out_step(args, config, train, micro)
@@ -438,19 +493,24 @@ def main(args: argparse.Namespace) -> int:
     with runs.timed(seconds, "loading"):
         vectors = encode_speakers(args, encoder_of(config), train + held_out, accelerator)
         references = plan_references(train, held_out, vectors)
-        voice = open_voice(args, encoder_of(config), train + held_out, vectors)
+        voice = open_voice(args, config, train + held_out, vectors)
         validation_texts = read_validation_texts(voice, args.validation_text or [])
         discriminators = open_discriminators(trained, args.discriminators, voice.model.config, args.seed)
         loader, held_out_loader = (
             batches.make_loader(part, voice, args.segment_frames, own)
             for part, own in zip((train, held_out), references)
         )
-        training = build_training(args, voice, discriminators, precision, device, data_fingerprint(train))
-    model, judges = voice.model, list(discriminators.parameters())
+        rhythm_judge = None
+        if vits2.wants(args.vits2, "duration_discriminator"):
+            rhythm_judge = open_duration_discriminator(trained, voice.model.config, args.seed)
+        fingerprint = data_fingerprint(train)
+        training = build_training(args, voice, discriminators, rhythm_judge, precision, device, fingerprint)
+    model = voice.model
+    judges = [*discriminators.parameters(), *(rhythm_judge.parameters() if rhythm_judge else ())]
     parameters = training.parameters + judges
     progress, scaler = training.progress, training.scaler
     total_steps, validate_every = starting.count_steps(args, len(train))
-    rates = [args.learning_rate, args.discriminator_lr]
+    rates = [args.learning_rate, *[args.discriminator_lr] * (len(training.optimizers) - 1)]
     rates_at = optimizers.rate_schedule(starting.read_schedule(args), rates, total_steps)
     run = start_run(accelerator, out, training, args.resume_from_checkpoint, tracking, precision.reason, syncs, seconds)
     reporter = Reporter(run, args.report_every, functools.partial(write_report, language=choose_language(args.lang)))
@@ -462,7 +522,8 @@ def main(args: argparse.Namespace) -> int:
 
     def positions(step: int) -> list[batches.Position]:
         draws = [sample_plan.draw_position(samples, step * plan.effective + i) for i in range(plan.effective)]
-        return [batches.Position(draw.index, draw.crop, draw.noise_key) for draw in draws]
+        score_noise = vits2.noise_at(args.mas_noise or 0.0, step)
+        return [batches.Position(draw.index, draw.crop, draw.noise_key, score_noise) for draw in draws]
 
     wanted = map(positions, range(progress.step, total_steps))
     steps = batches.load_steps(wanted, plan.micro, accelerator.process_index, plan.processes, loader)
@@ -481,21 +542,26 @@ def main(args: argparse.Namespace) -> int:
         with autocast():
             found = forward_train(model, batch, args.segment_frames, args.gradient_checkpointing)
             generator = features = discriminator = torch.zeros(len(batch), device=device)
+            rhythm = [generator, generator] if rhythm_judge else []  # of the discriminator of durations
             if adversarial:
                 real, decoded = discriminators(found.real), discriminators(found.segment)
                 discriminator = discriminator_losses(real.scores, decoded.scores)
                 generator = generator_losses(decoded.scores)
                 features = feature_distances(real.features, decoded.features)
+                if rhythm_judge:
+                    judged = judge_durations(rhythm_judge, model, batch, found)
+                    rhythm = [one / batch.step_tokens * plan.effective for one in judged]
         mel = mel_distances(found.segment, found.real, loader.settings)
         kl = found.kl / batch.step_frames * plan.effective
         duration = found.duration / batch.step_tokens * plan.effective
         loss = args.weight_mel * mel + args.weight_kl * kl + args.weight_duration * duration
-        loss = loss + args.weight_gen * generator + args.weight_fmaps * features
-        return [loss, mel, kl, duration, generator, features, discriminator]
+        loss = loss + args.weight_gen * (generator + sum(rhythm[1:])) + args.weight_fmaps * features
+        return [loss, mel, kl, duration, generator, features, discriminator, *rhythm]
 
     def forward_backward(batch: Utterances, number: int, backward: Backward) -> torch.Tensor:
         losses = losses_of(batch)
-        own, judging = (scaler.scale(one.sum() / plan.effective) for one in (losses[0], losses[-1]))
+        judged = sum(losses[JUDGING])
+        own, judging = (scaler.scale(one.sum() / plan.effective) for one in (losses[0], judged))
         if progress.step >= args.discriminator_start:  # from the same pass; each loss trains one of the networks
             backward(judging, inputs=judges, retain_graph=True)
         backward(own, inputs=training.parameters)
@@ -516,7 +582,7 @@ def main(args: argparse.Namespace) -> int:
             with runs.timed(seconds, "data"):
                 parts = parts or next(steps)  # this process's share of the effective batch
             with runs.timed(seconds, "step"):
-                stepping = list(training.optimizers.values())[: 1 + (step >= args.discriminator_start)]
+                stepping = list(training.optimizers.values())[: None if step >= args.discriminator_start else 1]
                 for one, rate in zip(stepping, rates_at(step)):
                     optimizers.set_rates(one, [rate])
                 rows = None
@@ -559,7 +625,8 @@ def main(args: argparse.Namespace) -> int:
 
             if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == total_steps):
                 means = torch.tensor(rows_to_log, dtype=torch.float64).mean(0).tolist()
-                log_step(run, progress, dict(zip(LOSSES, means)), rates_at(step)[0], grad_norm, len(rows_to_log))
+                losses = dict(zip(LOSSES + MORE_LOSSES, means))
+                log_step(run, progress, losses, rates_at(step)[0], grad_norm, len(rows_to_log))
                 rows_to_log = []
                 bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import soundfile
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from speech.audio import read_sound
@@ -27,6 +28,7 @@ class Position(NamedTuple):
     index: int  # type: ignore[assignment]  # of the utterance; a tuple has a method of that name
     start: float
     key: tuple[Hashable, ...]
+    score_noise: float = 0.0  # the scale of the alignment's noise
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
     generators = [keyed_generator(*position.key) for position in positions]
     noise = [torch.randn(size, loader.channels, generator=one) for size, one in zip(frames, generators)]
     duration_noise = [torch.randn(len(ids), 2, generator=one) for ids, one in zip(tokens, generators)]
+    score_noise = [
+        torch.randn(len(ids), size, generator=one) * position.score_noise
+        for ids, size, position, one in zip(tokens, frames, positions, generators)
+        if position.score_noise
+    ]
     rooms = [max(1, size - loader.segment + 1) for size in frames]
     speakers = [loader.speakers[position.index] for position in positions] if loader.speakers else None
     vectors = None
@@ -97,6 +104,11 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
     def pad(rows: list[torch.Tensor]) -> torch.Tensor:
         """(batch, channels, length) of rows (length, channels)."""
         return pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
+
+    def pad_both(tables: list[torch.Tensor]) -> torch.Tensor:
+        """(batch, text, frames) of tables (text, frames)."""
+        text, longest = max(map(len, tokens)), max(frames)
+        return torch.stack([F.pad(one, (0, longest - one.shape[1], 0, text - len(one))) for one in tables])
 
     return Utterances(
         samples=[loader.utterances[position.index].id for position in positions],
@@ -112,6 +124,7 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
         vectors=vectors,
         step_frames=torch.full([len(frames)], sum(loader.frames[one.index] for one in step)),
         step_tokens=torch.full([len(frames)], sum(len(loader.tokens[one.index]) for one in step)),
+        score_noise=pad_both(score_noise) if score_noise else None,
     )
 
 

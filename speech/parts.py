@@ -10,9 +10,14 @@ from transformers import VitsConfig, VitsModel
 from transformers.masking_utils import create_bidirectional_mask
 
 from speech.cloning import SPEAKER_ENCODER, add_speaker_encoder, read_speaker
+from speech.vits2 import add_flow_attention, add_text_speaker, hear_speaker
 
 # By the name of a part in `config.parts`, what adds it to a model: a function of the model and the part's settings.
-PARTS: dict[str, Callable[..., None]] = {SPEAKER_ENCODER: add_speaker_encoder}
+PARTS: dict[str, Callable[..., None]] = {
+    SPEAKER_ENCODER: add_speaker_encoder,
+    "flow_attention": add_flow_attention,
+    "text_speaker": add_text_speaker,
+}
 
 
 class VoiceModel(VitsModel):
@@ -69,7 +74,8 @@ def encode_text(model: VitsModel, tokens: Tensor, mask: Tensor, condition: Tenso
     if padded:
         attention = create_bidirectional_mask(model.config, hidden, mask[:, :, 0].long())
     hidden = hidden * mask
-    for layer in encoder.encoder.layers:
+    for number, layer in enumerate(encoder.encoder.layers):
+        hidden = hear_speaker(model, number, hidden, condition, mask)
         hidden = layer(hidden, padding_mask=mask, attention_mask=attention)[0]
     hidden = hidden * mask
     stats = encoder.project(hidden.transpose(1, 2)).transpose(1, 2) * mask

@@ -21,6 +21,7 @@ from transformers.models.vits.modeling_vits import (
 from speech.alignment import monotonic_path
 from speech.features import in_float32
 from speech.parts import Cues, encode_text, make_condition
+from speech.vits2 import add_noise
 from utils.devices import Rows, checkpoint_options
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -42,6 +43,7 @@ class Utterances(Rows):
     vectors: torch.Tensor | None = None  # (batch, size), of who speaks, for a model with a speaker encoder
     step_frames: torch.Tensor | None = None  # (batch,), of all utterances of the step that it belongs to
     step_tokens: torch.Tensor | None = None
+    score_noise: torch.Tensor | None = None  # (batch, text, frames), of the alignment; see speech/vits2.py
 
     @property
     def cues(self) -> Cues:
@@ -58,7 +60,9 @@ class Utterances(Rows):
         shorter = {"tokens": text, "duration_noise": text, "spectrograms": frames, "noise": frames}
         shorter["waveforms"] = frames * hop
         rows = {name: getattr(self, name) for name in shorter}
-        return replace(self, **{name: None if one is None else one[..., : shorter[name]] for name, one in rows.items()})
+        trimmed = {name: None if one is None else one[..., : shorter[name]] for name, one in rows.items()}
+        noise = None if self.score_noise is None else self.score_noise[:, :text, :frames]
+        return replace(self, **trimmed, score_noise=noise)
 
 
 class Gaussian(NamedTuple):
@@ -77,6 +81,8 @@ class Forward:
     kl: torch.Tensor  # (batch,), over channels and frames: to be divided by the frames of the step
     duration: torch.Tensor  # (batch,), over characters: to be divided by the characters of the step
     durations: torch.Tensor  # (batch, text), the frames of each character, as the alignment found them
+    hidden: torch.Tensor  # (batch, channels, text), what the duration predictor reads
+    condition: torch.Tensor | None  # (batch, size, 1), who speaks
 
 
 def no_dropout(model: torch.nn.Module) -> None:
@@ -112,14 +118,14 @@ def forward_train(
 
     with in_float32(latents.device):
         if durations is None:
-            durations = align(prior, flowed, batch.text_lengths, batch.frame_lengths)
+            durations = align(prior, flowed, batch.text_lengths, batch.frame_lengths, batch.score_noise)
         kl = kl_divergence(flowed, posterior, expand(prior, durations, flowed.shape[2]), mask)
         duration = duration_losses(model, hidden, text_mask, durations, batch.duration_noise, speaker)
 
     hop = math.prod(model.config.upsample_rates)
     segment = decode(model.decoder, cut(latents, batch.starts, segment_frames), speaker, checkpointing)
     real = cut(batch.waveforms[:, None], batch.starts * hop, segment_frames * hop)
-    return Forward(segment, real[:, 0], kl, duration, durations)
+    return Forward(segment, real[:, 0], kl, duration, durations, hidden, speaker)
 
 
 def length_mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:
@@ -147,13 +153,23 @@ def encode_speech(
 
 @torch.no_grad()
 def align(
-    prior: Gaussian, flowed: torch.Tensor, text_lengths: torch.Tensor, frame_lengths: torch.Tensor
+    prior: Gaussian,
+    flowed: torch.Tensor,
+    text_lengths: torch.Tensor,
+    frame_lengths: torch.Tensor,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The frames (batch, text) that each character takes on the most likely path through the flowed latents."""
+    """The frames (batch, text) that each character takes on the most likely path through the flowed latents.
+
+    `noise` (batch, text, frames) lets other paths be tried.
+    """
     precision = (-2 * prior.log_deviation).exp()
     constant = (-HALF_LOG_2PI - prior.log_deviation - 0.5 * prior.mean.square() * precision).sum(1)
     scores = constant[:, :, None] + (prior.mean * precision).transpose(1, 2) @ flowed
     scores -= 0.5 * precision.transpose(1, 2) @ flowed.square()
+    if noise is not None:
+        text, frames = length_mask(text_lengths, scores.shape[1]), length_mask(frame_lengths, scores.shape[2])
+        scores = add_noise(scores, noise, text.transpose(1, 2) * frames)
     lengths = text_lengths.cpu().numpy(), frame_lengths.cpu().numpy()
     return torch.from_numpy(monotonic_path(scores.cpu().numpy(), *lengths)).to(flowed.device)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from speech.discriminators import Discriminators, save_discriminators
+from speech.duration_discriminator import DurationDiscriminator, save_duration_discriminator
 from speech.voices import Voice, save_voice
 from utils.cli import UserError, mask_text
 from utils.files import write_json, write_safetensors, write_text
@@ -22,6 +23,7 @@ class VoiceFiles:
     voice: Voice
     discriminators: Discriminators
     facts: dict[str, str]
+    duration_discriminator: DurationDiscriminator | None = None
 
     @property
     def noun(self) -> str:
@@ -29,7 +31,9 @@ class VoiceFiles:
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        return {"voice": self.voice.model, "discriminators": self.discriminators}
+        own = {"voice": self.voice.model, "discriminators": self.discriminators}
+        more = self.duration_discriminator
+        return own if more is None else own | {"duration_discriminator": more}
 
     def gather(self) -> None:
         """Nothing: every process has all weights, and the files are written of the modules themselves."""
@@ -54,6 +58,8 @@ class VoiceFiles:
         with partial_folder(folder / "voice") as new:
             save_voice(new, self.voice)
             save_discriminators(new, self.discriminators)
+            if self.duration_discriminator is not None:
+                save_duration_discriminator(new, self.duration_discriminator)
             write_json(new / "training.json", self.facts)
             flush_folder(new)
             (folder / "config.json").unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from transformers import VitsConfig
 
 from speech.dataset import Utterance
 from speech.discriminators import DiscriminatorConfig, Discriminators
+from speech.duration_discriminator import DurationDiscriminator, judge_durations
 from speech.features import settings_of
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
 from speech.parts import model_class
@@ -33,13 +34,19 @@ class _NoContent(TorchFunctionMode):
 
 
 def build_step(
-    config: VitsConfig, sizes: DiscriminatorConfig, longest: Utterance, micro: int, segment: int
+    config: VitsConfig,
+    sizes: DiscriminatorConfig,
+    longest: Utterance,
+    micro: int,
+    segment: int,
+    judges_durations: bool = False,
 ) -> MetaStep:
     """Forward and backward of so many utterances, all as long as the longest."""
     settings = settings_of(config)
     text, frames = 2 * len(longest.text) + 1, math.ceil(longest.seconds * settings.rate / settings.hop)
     with torch.device("meta"):
         model, discriminators = model_class(config)(config), Discriminators(sizes)
+        judge = DurationDiscriminator(config) if judges_durations else None
         no_dropout(model)
         batch = Utterances(
             samples=[longest.id] * micro,
@@ -60,11 +67,16 @@ def build_step(
     def run(checkpointing: bool) -> None:
         with _NoContent():
             found = forward_train(model, batch, segment, checkpointing, durations)
+            judged = judge_durations(judge, model, batch, found) if judge else None
         real, decoded = discriminators(found.real), discriminators(found.segment)
         losses = mel_distances(found.segment, found.real, settings) + found.kl + found.duration
         losses = losses + generator_losses(decoded.scores) + feature_distances(real.features, decoded.features)
-        judging = discriminator_losses(real.scores, decoded.scores).sum()
-        judging.backward(inputs=list(discriminators.parameters()), retain_graph=True)
+        judging, judges = discriminator_losses(real.scores, decoded.scores).sum(), list(discriminators.parameters())
+        if judge and judged:
+            judging, judges = judging + judged[0].sum(), judges + list(judge.parameters())
+            losses = losses + judged[1]
+        judging.backward(inputs=judges, retain_graph=True)
         losses.sum().backward(inputs=list(model.parameters()))
 
-    return MetaStep({"voice": model, "discriminators": discriminators}, run)
+    modules = {"voice": model, "discriminators": discriminators}
+    return MetaStep(modules | ({"duration_discriminator": judge} if judge else {}), run)

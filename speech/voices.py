@@ -18,6 +18,7 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow, 
 
 from speech.characters import fit_characters
 from speech.cloning import SPEAKER_ENCODER
+from speech.layers import silence, zero_
 from speech.parts import model_class, parts_of
 from speech.phonemes import phonemise
 from utils.cli import UserError
@@ -192,11 +193,6 @@ def initialise(model: VitsModel) -> None:
             zero_(module.conv_proj)
 
 
-def zero_(layer: torch.nn.Module) -> None:
-    for parameter in layer.parameters():
-        torch.nn.init.zeros_(parameter)
-
-
 def fresh_voice(name: str, texts: list[str], speakers: Sequence[str], seed: int) -> Voice:
     """A new voice of the sizes and the language of another one, for the characters of these texts."""
     config = read_voice_config(name, SIZES)
@@ -226,6 +222,15 @@ def with_speakers(voice: Voice, names: Sequence[str], seed: int = 0) -> Voice:
     return Voice(grown, voice.tokenizer, speakers)
 
 
+def with_parts(voice: Voice, parts: dict[str, dict[str, Any]], seed: int = 0) -> Voice:
+    """The voice with these parts too, of random weights where it has none of them; it begins with the same sound."""
+    config = voice.model.config
+    if not parts.keys() - parts_of(config).keys():
+        return voice
+    changed = {"parts": parts | parts_of(config), "speaker_embedding_size": config.speaker_embedding_size}
+    return Voice(grow(voice, changed, seed), voice.tokenizer, voice.speakers)
+
+
 @torch.no_grad()
 def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     """A model of the voice's weights whose config has these changes; what it has more is random, by `seed` alone.
@@ -238,19 +243,15 @@ def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = model_class(config)(config).eval()
-    state = {name: one for name, one in old.state_dict().items() if name not in OF_SPEAKERS}
+    own, state = model.state_dict(), old.state_dict()
+    for name in OF_SPEAKERS:
+        if name in state and (name not in own or own[name].shape != state[name].shape):
+            del state[name]
     model.load_state_dict(state, strict=False)
     for name, module in model.named_modules() if not size else ():
         if name.endswith(("cond", "cond_layer")):
             silence(module)
     return model
-
-
-def silence(layer: torch.nn.Module) -> None:
-    """Make what a layer adds zero; of a weight with its norm apart the direction stays, so that it can be trained."""
-    for name, parameter in layer.named_parameters():
-        if not name.endswith("original1"):
-            torch.nn.init.zeros_(parameter)
 
 
 def save_voice(folder: Path, voice: Voice, dtype: torch.dtype = torch.float32) -> None:
