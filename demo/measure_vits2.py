@@ -3,8 +3,8 @@
     python demo/measure_vits2.py
     python demo/measure_vits2.py --seeds 2 --only none all --work_dir runs/vits2
 
-Three voices of espeak-ng that no model here has heard, each with a rate of its own, are learnt from 60 short sentences each,
-and judged by 10 others that have new words. What is finished is not made again.
+Three voices of espeak-ng that no model here has heard, each with a rate of its own, are learnt from 60 short sentences
+each, and judged by 10 others that have new words. What is finished is not made again.
 """
 
 import argparse
