@@ -10,6 +10,7 @@
 import argparse
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import time
@@ -28,7 +29,7 @@ from PIL import Image
 from evaluation.feature_cache import cached_rows
 from evaluation.human_study import half_real, merge_ratings
 from evaluation.judge import relative_paths
-from evaluation.listening import choose_items, write_listening
+from evaluation.listening import Pair, choose_items, write_listening
 from evaluation.report.comparison_page import read_runs
 from evaluation.report.spoken_page import (
     KIND,
@@ -112,7 +113,8 @@ def make_parser() -> cli.Parser:
     add("--compare", type=Path, nargs="+", metavar="DIR", help="compare these evaluations on one page, and stop")
     listen = "write a page on which N sounds are rated blind, half of them recordings, and stop"
     add("--listening_test", type=half_real, metavar="N", help=listen)
-    add("--against", type=Path, metavar="DIR", help="the evaluation of another voice: as many pairs are compared, too")
+    others = "evaluations of other voices, each in turn: as many pairs are compared, too"
+    add("--against", type=Path, nargs="+", metavar="DIR", help=others)
     rated = "the files that listeners downloaded: add them to the evaluation and its report, and stop"
     add("--ratings", type=Path, nargs="+", metavar="JSON", help=rated)
     add = parser.add_argument_group("work").add_argument
@@ -507,17 +509,28 @@ def encode_clip(path: Path, rate: int) -> str:
     return data_address(encode_sound(samples, rate, ".flac"), "audio/flac")
 
 
+def pair_sentences(rows: list[dict[str, Any]], others: list[Path], count: int, seed: int) -> list[Pair]:
+    """At most so many sentences, each as this voice and as one of the others says it; the others take turns."""
+    if count < 2 * len(others):
+        raise UserError(
+            f"--listening_test {count}: {len(others)} voices of --against need 2 pairs each; ask for "
+            f"{2 * len(others)} or more"
+        )
+    voices = {str(folder): {"utterances": rows_with_files(folder, "--against")} for folder in others}
+    own, *shared = shared_sentences({"": {"utterances": rows}, **voices}, "--against").values()
+    order = np.random.default_rng(seed).permutation(len(own))[:count]
+    turns = itertools.cycle(zip(voices, shared))
+    return [Pair(own[i], theirs[i], name) for i, (name, theirs) in zip(order, turns)]
+
+
 def make_listening(args: argparse.Namespace) -> int:
     cli.show_settings(args)
     out, names = args.output_dir, ["listening.html"]
     rows, pairs = rows_with_files(out, "--output_dir"), []
     check_results(out, names, args.overwrite, SCRIPT)
     if args.against:
-        voices = {"": {"utterances": rows}, "against": {"utterances": rows_with_files(args.against, "--against")}}
-        both = list(zip(*shared_sentences(voices, "--against").values()))
-        order = np.random.default_rng(args.seed).permutation(len(both))
-        pairs = [both[i] for i in order[: args.listening_test]]
-    items = choose_items(rows, args.listening_test, pairs, str(args.against), args.seed)
+        pairs = pair_sentences(rows, args.against, args.listening_test, args.seed)
+    items = choose_items(rows, args.listening_test, pairs, args.seed)
     if not args.dry_run:
         lock = open_results(out, names, SCRIPT)
         rate = min(read_sound(file, "--listening_test").rate for one in items for file in one["files"])

@@ -4,7 +4,7 @@
     python demo/measure_vits2.py --seeds 2 --only none all --work_dir runs/vits2
 
 Three voices of espeak-ng that no model here has heard, each with a rate of its own, are learnt from 60 short sentences
-each, and judged by 10 others that have new words. What is finished is not made again.
+each, and judged by 8 others that have new words. What is finished is not made again.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from demo.voice_corpus import JUDGED, Take, read_sentences, write_takes
 from speech.vits2 import CHOICES
 
 VOICES = {"f2": Speaker("f2", 140), "m1": Speaker("m1", 160), "m8": Speaker("m8", 185)}
-TRAINED, JUDGED_OF_EACH, LONGEST = 60, 10, 32  # sentences of each voice; characters of one
+TRAINED, JUDGED_OF_EACH, LONGEST = 60, 8, 32  # sentences of each voice; characters of one
 VARIANTS = {"none": [], **{name: ["--vits2", name] for name in CHOICES}, "all": ["--vits2", "all"]}
 SHOWN = ("mel", "cer", "duration_error", "mcd", "similarity")
 TRAINING = """--pretrained_model_name_or_path demo-voice --held_out 0.1 --max_train_steps 600 --train_batch_size 2
---effective_batch_size 2 --segment_frames 16 --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 30
---validation_steps 600 --num_validation_samples 18 --num_validation_sounds 0 --checkpointing_steps 200
---checkpoints_total_limit 1 --report_every 0 --report_to none""".split()
+--effective_batch_size 2 --segment_frames 8 --discriminator_start 300 --learning_rate 4e-4 --lr_scheduler cosine
+--lr_warmup_steps 30 --validation_steps 600 --num_validation_samples 9 --num_validation_sounds 0
+--checkpointing_steps 200 --checkpoints_total_limit 1 --report_every 0 --report_to none""".split()
 
 
 def plan_takes(split: str, count: int) -> list[Take]:

@@ -226,7 +226,9 @@ def merge_ratings(study_key: Path, paths: list[Path]) -> dict[str, Any]:
     if set(KINDS) <= {*kinds}:
         human |= judge_ratings(files, kinds, what)
     if PAIR in kinds:
-        human["preference"] = judge_preferences(files, key["items"])
+        pairs = [one for one in key["items"] if one["kind"] == PAIR]
+        others = dict.fromkeys(one["against"] for one in pairs)
+        human["preferences"] = [judge_preferences(files, pairs, against) for against in others]
     return human | {"notes": notes}
 
 
@@ -246,12 +248,12 @@ def judge_ratings(files: list[Ratings], kinds: list[str], what: str) -> dict[str
     }
 
 
-def judge_preferences(files: list[Ratings], items: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often the voice is preferred to the other one, `no difference` counted as half; a sign test over sentences.
+def judge_preferences(files: list[Ratings], pairs: list[dict[str, Any]], against: str) -> dict[str, Any]:
+    """How often the voice is preferred to this other one, `no difference` counted as half; a sign test over sentences.
 
     A sentence counts once in the test, by its mean over raters: answers about one sentence are not independent.
     """
-    pairs = [one for one in items if one["kind"] == PAIR]
+    pairs = [one for one in pairs if one["against"] == against]
     table = np.full((len(files), len(pairs)), np.nan)
     for column, item in enumerate(pairs):
         score = {"none": 0.5, "a": float(item["first"] == "generated"), "b": float(item["first"] != "generated")}
@@ -260,14 +262,14 @@ def judge_preferences(files: list[Ratings], items: list[dict[str, Any]]) -> dict
                 table[row, column] = score[answer["preference"]]
     table = table[:, (~np.isnan(table)).any(0)]
     if table.shape[1] < 2:
-        raise UserError("--ratings: fewer than 2 pairs have been compared; collect more ratings")
+        raise UserError(f"--ratings: fewer than 2 pairs with {against} have been compared; collect more ratings")
     means = np.nanmean(table, 0)
     above, below = int((means > 0.5).sum()), int((means < 0.5).sum())
     found = make_figure(crossed_interval([(table, 1.0)]), (0, 1), table)
     verdict = "no difference shown"
     if not found["low"] <= 0.5 <= found["high"]:
         verdict = "preferred" if found["value"] > 0.5 else "the other is preferred"
-    return {**found, "p": sign_test(above, below), "against": pairs[0]["against"], "verdict": verdict}
+    return {**found, "p": sign_test(above, below), "against": against, "verdict": verdict}
 
 
 def sign_test(above: int, below: int) -> float:

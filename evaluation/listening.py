@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.human_study import KINDS, PAIR, write_page
 from evaluation.spoken import Row
@@ -12,10 +12,16 @@ from utils.cli import UserError
 Encode = Callable[[Path], str]  # a sound as the page has it: all alike in rate, loudness, silence and format
 
 
-def choose_items(
-    rows: Sequence[Row], count: int, pairs: Sequence[tuple[Row, Row]], against: str, seed: int
-) -> list[dict[str, Any]]:
-    """`count` sounds, half of them recordings, and the pairs of this voice and the one `against`, in a random order.
+class Pair(NamedTuple):
+    """A sentence as this voice and as another one says it; `against` is the name of the other."""
+
+    own: Row
+    other: Row
+    against: str
+
+
+def choose_items(rows: Sequence[Row], count: int, pairs: Sequence[Pair], seed: int) -> list[dict[str, Any]]:
+    """`count` sounds, half of them recordings, and the pairs of this voice and others, in a random order.
 
     Each sentence is rated once where there are enough of them, as a recording or as the voice says it. Files in rows
     are whole paths.
@@ -28,7 +34,7 @@ def choose_items(
     items: list[dict[str, Any]] = []
     for kind, half in zip(KINDS, halves):
         items += [{"kind": kind, "id": row["id"], "files": [row["sounds"][kind]["file"]]} for row in half]
-    for own, other in pairs:
+    for own, other, against in pairs:
         files = {"generated": own["sounds"]["generated"]["file"], "against": other["sounds"]["generated"]["file"]}
         first = rng.choice(sorted(files))
         chosen = [files[first], *(file for name, file in files.items() if name != first)]

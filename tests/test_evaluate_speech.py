@@ -222,11 +222,14 @@ def test_the_listening_page_gives_nothing_away_and_its_answers_are_read_back(pla
     out = place / "runs/higher"
     with pytest.raises(UserError, match="--listening_test 26: there are 12 sentences; ask for 24 or fewer"):
         evaluate(f"--listening_test 26 --output_dir {out} --dry_run")
-    evaluate(f"--listening_test 8 --against {place}/runs/same --output_dir {out}")
+    with pytest.raises(UserError, match="5 voices of --against need 2 pairs each; ask for 10 or more"):
+        evaluate(f"--listening_test 8 --against a b c d e --output_dir {out} --dry_run")
+    shutil.copytree(place / "runs/same", place / "runs/third")
+    evaluate(f"--listening_test 8 --against {place}/runs/same {place}/runs/third --output_dir {out}")
     text, key = (out / "listening.html").read_text(), json.loads((out / "listening_key.json").read_text())
     kinds = [one["kind"] for one in key["items"]]
     assert sorted(kinds) == ["generated"] * 4 + ["pair"] * 8 + ["real"] * 4 and kinds != sorted(kinds)
-    assert not re.search(r"higher|same/|\.wav|00200", text)
+    assert not re.search(r"higher|same/|third|\.wav|00200", text)
     with open_browser() as browser:
         with open_page(browser, out / "report.html", 1280) as page:
             page.wait_for_function("[...document.querySelectorAll('audio')].every(one => one.readyState > 0)")
@@ -238,7 +241,8 @@ def test_the_listening_page_gives_nothing_away_and_its_answers_are_read_back(pla
                 assert page.locator("audio:visible").count() == len(item["files"])
                 page.wait_for_function("[...document.querySelectorAll('audio[src]')].every(one => one.readyState > 0)")
                 if item["kind"] == "pair":
-                    page.keyboard.press("b" if item["first"] == "generated" else "a")  # always the other voice
+                    wanted = "against" if item["against"].endswith("same") else "generated"
+                    page.keyboard.press("a" if item["first"] == wanted else "b")
                 else:
                     page.keyboard.press("5" if item["kind"] == "real" else "2")
                     page.keyboard.press("r" if item["kind"] == "real" else "g")
@@ -249,8 +253,9 @@ def test_the_listening_page_gives_nothing_away_and_its_answers_are_read_back(pla
     evaluate(f"--ratings {tmp_path}/answers.json --output_dir {out}")
     human = json.loads((out / "metrics.json").read_text())["human"]
     assert human["mean"]["real"]["value"] == 5 and human["mean"]["generated"]["value"] == 2
-    assert human["preference"]["value"] == 0 and human["preference"]["p"] == pytest.approx(2 * 0.5**8)
-    assert human["preference"]["verdict"] == "the other is preferred" and human["told"]["value"] == 1
+    assert [one["value"] for one in human["preferences"]] == [0, 1] and human["told"]["value"] == 1
+    assert human["preferences"][0]["p"] == pytest.approx(2 * 0.5**4)
+    assert [one["verdict"] for one in human["preferences"]] == ["the other is preferred", "preferred"]
     assert "mean opinion 2" in (out / "report.html").read_text()
     torn = json.loads((tmp_path / "answers.json").read_text())
     torn["answers"][kinds.index("pair")]["preference"] = "c"

@@ -9,7 +9,7 @@ from evaluation.report.comparison_page import read_runs
 from evaluation.report.evaluation_page import describe_fact
 from evaluation.report.formatting import format_interval, read_estimate
 from evaluation.report.rendering import render_page
-from evaluation.report.spoken_verdict import NAMES, judge_voice
+from evaluation.report.spoken_verdict import NAMES, judge_voice, preferences_of
 from evaluation.spoken import UNDECIDED, Row, choose_examples, compare_sentences, judge_difference
 from utils.cli import UserError, counted
 from utils.files import read_file, read_object, write_text
@@ -56,6 +56,7 @@ def write_spoken_report(folder: Path) -> Path:
     page = render_page(
         "spoken.html",
         metrics=metrics,
+        preferences=preferences_of(metrics.get("human") or {}),
         folder=folder,
         name=metrics["name"],
         size=counted(len(rows), "sentence"),

@@ -94,6 +94,11 @@ def judge_speed(metrics: dict[str, Any]) -> str:
     return f"Speaks {1 / figure['value']:,.3g} times as fast as real time on {where}." if figure and where else ""
 
 
+def preferences_of(human: dict[str, Any]) -> list[dict[str, Any]]:
+    """What listeners said of the voice and each other one; metrics.json of earlier versions has only one."""
+    return human.get("preferences") or [one for one in [human.get("preference")] if one]
+
+
 def judge_people(metrics: dict[str, Any]) -> str:
     human = metrics.get("human")
     if not human:
@@ -102,8 +107,7 @@ def judge_people(metrics: dict[str, Any]) -> str:
     if "mean" in human:
         means = {kind: format_interval(read_estimate(one))[0] for kind, one in human["mean"].items()}
         parts.append(f"mean opinion {means['generated']} of 5, recordings {means['real']}")
-    if "preference" in human:
-        found = human["preference"]
+    for found in preferences_of(human):
         share, around = format_interval(read_estimate(found), "%")
         parts.append(f"preferred to {found['against']} in {share} ({around}): {found['verdict']}")
     return f"Listeners: {'; '.join(parts)}."
