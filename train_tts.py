@@ -245,6 +245,7 @@ def describe_result(
         "base_model": args.pretrained_model_name_or_path,
         "random_weights": args.random_weights,
         "speakers": voice.speakers,
+        "parts": list(parts_of(voice.model.config)),
         "rate": voice.model.config.sampling_rate,
         "text": train[0].text,
         "data": args.train_data_dir,
@@ -435,7 +436,7 @@ def describe_dry_run(
     args: argparse.Namespace, step: MetaStep, precision: Precision, train: int, held_out: int
 ) -> dry_run.Rows:
     """What would be trained and what it would take."""
-    sizes = ", ".join(f"{size:,} of the {name}" for name, size in count_parameters(step).items())
+    sizes = ", ".join(f"{size:,} of the {name.replace('_', ' ')}" for name, size in count_parameters(step).items())
     total_steps = starting.count_steps(args, train)[0]
     return [
         ("parameters", sizes),

@@ -20,13 +20,32 @@ PARTS: dict[str, Callable[..., None]] = {
 }
 
 
+class VoiceConfig(VitsConfig):
+    """Of a voice with parts: another kind of model, which a program that would leave out the parts refuses."""
+
+    model_type = "vits_with_parts"
+
+
 class VoiceModel(VitsModel):
     """VITS with the parts that its config names: {name: settings} in `config.parts`."""
 
+    config_class = VoiceConfig
+
     def __init__(self, config: VitsConfig):
-        super().__init__(config)
+        super().__init__(config if isinstance(config, VoiceConfig) else VoiceConfig(**config.to_dict()))
         for name, settings in parts_of(config).items():
+            if name not in PARTS:
+                raise ValueError(f"its part {name} is unknown to this version")
             PARTS[name](self, **settings)
+
+
+def read_config(source: str) -> VitsConfig:
+    """The config in a folder or hub repository; ValueError where it is of another kind of model."""
+    kinds = {kind.model_type: kind for kind in (VitsConfig, VoiceConfig)}
+    kind = VitsConfig.get_config_dict(source)[0].get("model_type")
+    if kind not in kinds:
+        raise ValueError("its config.json is not of a VITS model")
+    return kinds[kind].from_pretrained(source)
 
 
 def parts_of(config: VitsConfig) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow, 
 from speech.characters import fit_characters
 from speech.cloning import SPEAKER_ENCODER
 from speech.layers import silence, zero_
-from speech.parts import model_class, parts_of
+from speech.parts import model_class, parts_of, read_config
 from speech.phonemes import phonemise
 from utils.cli import UserError
 from utils.files import save_model
@@ -52,7 +52,7 @@ def load_voice(name: str, flag: str = FLAG) -> Voice:
     """
 
     def load(source: str) -> Voice:
-        model = load_whole(model_class(VitsConfig.from_pretrained(source)), source, dtype=torch.float32)
+        model = load_whole(model_class(read_config(source)), source, dtype=torch.float32)
         for one in (*model.parameters(), *model.buffers()):  # which lie at odd addresses, other ones in several
             one.data = one.data.clone()  # processes, and the last bit of a product depends on it
         tokenizer = VitsTokenizer.from_pretrained(source)
@@ -107,10 +107,9 @@ def read_voice_config(name: str, needs: Sequence[str] = ()) -> VitsConfig:
     """Of a folder or hub id; one of another kind of model is refused, and a folder without a file that it `needs`."""
 
     def load(source: str) -> VitsConfig:
-        if VitsConfig.get_config_dict(source)[0].get("model_type") != VitsConfig.model_type:
-            raise ValueError("its config.json is not of a VITS model")
+        config = read_config(source)
         check_files(source, needs)
-        return VitsConfig.from_pretrained(source)
+        return config
 
     return load_from(name, load, needs=FILES[:1])
 
@@ -255,7 +254,10 @@ def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
 
 
 def save_voice(folder: Path, voice: Voice, dtype: torch.dtype = torch.float32) -> None:
-    """The voice as VitsModel.from_pretrained and transformers' pipeline read it: in float32, whatever is on disk."""
+    """The voice as VitsModel.from_pretrained and transformers' pipeline read it: in float32, whatever is on disk.
+
+    They refuse a voice with parts, which they would leave out.
+    """
     hide_weight_bars()
     voice.model.config.speaker_names = voice.speakers
     state = {name: tensor.to(dtype) for name, tensor in voice.model.state_dict().items()}

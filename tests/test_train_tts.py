@@ -25,6 +25,7 @@ from training.model_card import files_to_push
 from utils.cli import UserError
 
 PARTS = ("model.safetensors", "discriminators.safetensors")
+VITS2 = (*PARTS, "duration_discriminator.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +296,47 @@ def test_a_voice_is_reported_on_by_its_mel_loss_and_its_sounds(made, tmp_path):
     report = (out / "report.md").read_text()
     assert "The training has ended, after 10 steps" in report and "held-out sentences are off by" in report
     assert "of the newest validation" in report and column(out, "estimated_memory_gib")[0] > 0
+
+
+@pytest.fixture(scope="module")
+def with_vits2(made, tmp_path_factory):
+    out = tmp_path_factory.mktemp("vits2") / "run"
+    assert train(made, out, "--vits2", "all", "--discriminator_start", 2) == 0
+    return out
+
+
+def test_the_parts_of_vits2_are_trained_and_go_on_to_the_byte(made, reference, with_vits2, tmp_path):
+    resumed = Path(shutil.copytree(with_vits2, tmp_path / "run"))
+    forget_after(resumed, 3)
+    for name in VITS2:
+        (resumed / name).unlink()
+    assert train(made, resumed, "--vits2", "all", "--discriminator_start", 2) == 0
+    assert all((with_vits2 / name).read_bytes() == (resumed / name).read_bytes() for name in VITS2)
+    assert column(with_vits2, "loss_duration_discriminator")[:2] == [0, 0] != column(with_vits2, "loss")[:2]
+    assert column(with_vits2, "loss_duration_discriminator")[2] > 0 < column(with_vits2, "loss_duration_adversarial")[2]
+    weights, plain = (load_file(run / "model.safetensors") for run in (with_vits2, reference))
+    new = [name for name in weights if name not in plain]
+    assert "text_speaker.weight" in new and all(weights[name].any() for name in new if "output" in name)
+    assert "vits_with_parts" in (with_vits2 / "config.json").read_text()
+    assert "flow_attention" in (with_vits2 / "README.md").read_text()
+
+
+def test_any_division_of_a_batch_trains_the_parts_of_vits2_the_same(made, with_vits2, tmp_path):
+    words = ["--vits2", "all", "--discriminator_start", 2, "--train_batch_size", 2, "--gradient_accumulation_steps", 4]
+    assert train(made, tmp_path / "run", *words) == 0
+    for loss in (*train_tts.LOSSES, *train_tts.MORE_LOSSES):
+        assert np.allclose(column(tmp_path / "run", loss), column(with_vits2, loss), rtol=1e-3), loss
+
+
+def test_what_the_parts_of_vits2_cannot_be_given_is_one_line(made, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_tts.parse_args(flags(made, tmp_path / "run", "--mas_noise", 0.1))
+    assert "--mas_noise 0.1: needs --vits2 mas_noise" in capsys.readouterr().err
+    write_speech(tmp_path / "alone", 10, 3)
+    save_voice(tmp_path / "voice", tiny_voice())
+    words = ["--train_data_dir", tmp_path / "alone/train", "--pretrained_model_name_or_path", tmp_path / "voice"]
+    with pytest.raises(UserError, match="--vits2 text_speaker: voice and --train_data_dir .* have one speaker"):
+        train(made, tmp_path / "run", *words, "--vits2", "text_speaker")
+    assert train(made, tmp_path / "run", *words, "--vits2", "all", "--dry_run") == 0
+    shown = capsys.readouterr().out
+    assert "of the duration discriminator" in shown

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from speech.batches import Position, load_batch, make_loader
 from speech.dataset import read_utterances
@@ -38,6 +39,8 @@ def grown(voice: Voice, learnt: bool = False) -> Voice:
 def test_a_voice_with_parts_begins_with_the_same_sound_to_the_byte(tmp_path, speakers, stochastic):
     voice = tiny_voice(0, speakers, stochastic)
     save_voice(tmp_path / "grown", grown(voice))
+    with pytest.raises(ValueError, match="vits_with_parts"):  # rather than to speak without them
+        AutoModel.from_pretrained(tmp_path / "grown")
     for found in (grown(voice), load_voice(str(tmp_path / "grown"))):
         assert len(found.model.state_dict()) > len(voice.model.state_dict())
         assert speak(found, TEXT, 3).tobytes() == speak(voice, TEXT, 3).tobytes()
