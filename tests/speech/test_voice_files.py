@@ -4,7 +4,7 @@ from speech.voice_files import write_card
 
 
 def test_the_card_has_the_texts_letters_and_not_their_codes(tmp_path):
-    facts = {"base_model": "facebook/mms-tts-por", "random_weights": False, "speakers": [], "rate": 16_000}
+    facts = {"base_model": "facebook/mms-tts-por", "random_weights": False, "speakers": [], "parts": [], "rate": 16_000}
     facts |= {"text": 'Ação, "já" é <b>', "data": "data/voz", "fingerprint": "1f", "counts": ["2 utterances"]}
     write_card(tmp_path, {}, facts | {"hours": 0.1, "repo_id": "eu/voz", "settings": {}})
     card = (tmp_path / "README.md").read_text("utf-8")
