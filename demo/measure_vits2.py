@@ -22,19 +22,19 @@ from demo.voice_corpus import JUDGED, Take, read_sentences, write_takes
 from speech.vits2 import CHOICES
 
 VOICES = {"f2": Speaker("f2", 140), "m1": Speaker("m1", 160), "m8": Speaker("m8", 185)}
-TRAINED, JUDGED_OF_EACH, LONGEST = 60, 8, 32  # sentences of each voice; characters of one
+SENTENCES, LONGEST = {"train": 60, "unseen": 8}, {"train": 24, "unseen": 32}  # of each voice; characters of one
 VARIANTS = {"none": [], **{name: ["--vits2", name] for name in CHOICES}, "all": ["--vits2", "all"]}
 SHOWN = ("mel", "cer", "duration_error", "mcd", "similarity")
 TRAINING = """--pretrained_model_name_or_path demo-voice --held_out 0.1 --max_train_steps 600 --train_batch_size 2
---effective_batch_size 2 --segment_frames 8 --discriminator_start 300 --learning_rate 4e-4 --lr_scheduler cosine
---lr_warmup_steps 30 --validation_steps 600 --num_validation_samples 9 --num_validation_sounds 0
+--effective_batch_size 2 --segment_frames 8 --discriminator_start 400 --learning_rate 4e-4 --lr_scheduler cosine
+--lr_warmup_steps 30 --validation_steps 600 --num_validation_samples 6 --num_validation_sounds 0
 --checkpointing_steps 200 --checkpoints_total_limit 1 --report_every 0 --report_to none""".split()
 
 
-def plan_takes(split: str, count: int) -> list[Take]:
+def plan_takes(split: str) -> list[Take]:
     """Short sentences, other ones of each voice."""
-    first = JUDGED.start if split == "unseen" else 0
-    short = [i for i, one in enumerate(read_sentences(split)) if i >= first and len(one.text) <= LONGEST]
+    first, count = JUDGED.start if split == "unseen" else 0, SENTENCES[split]
+    short = [i for i, one in enumerate(read_sentences(split)) if i >= first and len(one.text) <= LONGEST[split]]
     turns = enumerate(VOICES.items())
     return [
         Take(name, voice, split, index)
@@ -45,10 +45,10 @@ def plan_takes(split: str, count: int) -> list[Take]:
 
 def measure(args: argparse.Namespace) -> dict[str, list[trials.Scores]]:
     """The figures of each variant, by seed; all variants of a seed come before the next seed."""
-    folders = {"train": args.work_dir / "train", "unseen": args.work_dir / "unseen"}
-    for (split, folder), count in zip(folders.items(), (TRAINED, JUDGED_OF_EACH)):
+    folders = {split: args.work_dir / split for split in SENTENCES}
+    for split, folder in folders.items():
         if not (folder / "metadata.jsonl").is_file():
-            write_takes(folder, plan_takes(split, count))
+            write_takes(folder, plan_takes(split))
     found: dict[str, list[trials.Scores]] = {name: [] for name in args.only}
     for seed in range(args.seeds):
         for name in args.only:
