@@ -39,7 +39,6 @@ from training import (
     encoding,
     examples,
     flags,
-    loss_masks,
     memory,
     model_card,
     optimizers,
@@ -86,8 +85,8 @@ from utils.sync import sent_after_fault
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
     "preserve_base "
-    "mask_loss resolution effective_batch_size learning_rate lr_scheduler optimizer train_text_encoder quantize_base "
-    "weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
+    "caption_prefix mask_loss loss_type huber_c resolution effective_batch_size learning_rate lr_scheduler optimizer "
+    "train_text_encoder quantize_base weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
 ).split()
 # Flags of diffusers' dreambooth scripts that are refused, and why.
 REFUSED = (
@@ -135,9 +134,6 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_folder_flag(group, "--instance_data_dir", "5 to 30 photos, with captions or without")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --instance_data_dir")
     group.add_argument("--instance_prompt", metavar="TEXT", help="with a rare word: a photo of sks shoes")
-    group.add_argument(
-        "--mask_loss", type=read_place, metavar="DIR|s3://…", help="masks named as the photos: white is what counts"
-    )
     faces.add_face_flags(group)
     flags.add_column_flags(group)
     flags.add_image_flags(group)
@@ -329,8 +325,7 @@ def describe_dry_run(
     rows = dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder)
     train, held_out = (examples.load_examples(records, shapes) for records in photos)
     report_captions([one.text for one in dict.fromkeys(train)], args.instance_prompt)
-    if args.mask_loss:
-        loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
+    setup.read_masks(args, train)
     there = []
     if args.with_prior_preservation:
         wanted = class_images(args)
@@ -409,9 +404,7 @@ def main(args: argparse.Namespace) -> int:
             photos = crop_heads(args, *photos, start.cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)
         report_captions([one.text for one in dict.fromkeys(train)], args.instance_prompt)
-        masks, masks_sha256 = None, ""
-        if args.mask_loss:
-            masks, masks_sha256 = loss_masks.mask_reader(setup.read_here(args, "mask_loss"), train)
+        masks, of_masks = setup.read_masks(args, train)
         if args.with_prior_preservation:  # a damaged photo is refused before class images are generated
             examples.check_whole(train + held_out)
     of_class: list[examples.Example] = []
@@ -434,8 +427,7 @@ def main(args: argparse.Namespace) -> int:
         moments = encoding.latent_reader(start.cache, model, wanted, views, args.cache_latents, accelerator, vae)
 
         # What is trained.
-        identity = {"data": examples.data_fingerprint(train + of_class)}
-        identity |= {"masks": masks_sha256} if masks else {}
+        identity = {"data": examples.data_fingerprint(train + of_class)} | of_masks
         facts = setup.read_facts(args, start, recipe, identity["data"], len(set(train)), args.train_token)
         if args.instance_prompt in [one.text for one in train]:  # captions of their own may have overruled it
             facts["instance_prompt"] = args.instance_prompt
@@ -489,7 +481,7 @@ def main(args: argparse.Namespace) -> int:
             prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, *conditions)
         target = noising.target(batch.latents, batch.noise, batch.times)
         weights = noising.loss_weights(batch.times)
-        losses = diffusion.sample_losses(prediction, target, weights, batch.mask)
+        losses = diffusion.sample_losses(prediction, target, weights, batch.mask, args.loss_type, args.huber_c)
         is_class = batch.index >= len(train)
         counted = losses * torch.where(is_class, args.prior_loss_weight, 1.0)
         backward(scaler.scale(counted.sum() / plan.effective))

@@ -30,6 +30,7 @@ from training import (
     encoding,
     examples,
     flags,
+    loss_masks,
     memory,
     model_card,
     optimizers,
@@ -93,8 +94,8 @@ REFUSED = (
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder quantize_base "
     "preserve_base class_prompt "
-    "snr_gamma weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip noise_offset "
-    "caption_dropout random_flip seed mixed_precision"
+    "caption_prefix mask_loss loss_type huber_c snr_gamma weighting_scheme timestep_shift guidance_scale "
+    "max_sequence_length clip_skip noise_offset caption_dropout random_flip seed mixed_precision"
 ).split()
 
 
@@ -148,6 +149,8 @@ def describe_dry_run(
     """What would be trained and what it would take, from the configs alone."""
     train, held_out = records
     examples.check_captions(train + held_out)
+    if args.mask_loss:
+        loss_masks.find_masks(setup.mask_folders(args), train)
     views = setup.read_views(args)
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
     captions = 0 if recipe.trains_texts else len({one.text for one in train + held_out} | {""})
@@ -216,6 +219,7 @@ def main(args: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
         train, held_out = (examples.load_examples(part, shapes) for part in records)
+        masks, of_masks = setup.read_masks(args, train)
         prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
         texts = [one.text for one in train + held_out] + prompts + [args.class_prompt] * bool(args.preserve_base)
         encode = None
@@ -229,7 +233,7 @@ def main(args: argparse.Namespace) -> int:
         # What is trained.
         trigger, fingerprint = read_trigger(start.data), examples.data_fingerprint(train)
         facts = setup.read_facts(args, start, recipe, fingerprint, len(set(train)), trigger)
-        built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint})
+        built = build_training(model, family, recipe, precision, device, texts, facts, {"data": fingerprint} | of_masks)
     training = built.training
     encode = encode or built.encode
     denoiser, parameters, progress = training.modules[FAMILIES[family].DENOISER], training.parameters, training.progress
@@ -252,7 +256,7 @@ def main(args: argparse.Namespace) -> int:
         args.caption_dropout,
     )
     to_latents, posterior = models.latent_scaler(model, vae), FAMILIES[family].SAMPLES_POSTERIOR
-    loader = batches.Loader(train, moments, to_latents, views.crops, args.noise_offset, sample_posterior=posterior)
+    loader = batches.Loader(train, moments, to_latents, views.crops, args.noise_offset, masks, posterior)
     steps = batches.load_steps(
         range(progress.step, total_steps),
         plan,
@@ -276,7 +280,7 @@ def main(args: argparse.Namespace) -> int:
             prediction = FAMILIES[family].predict(denoiser, noisy, batch.times, *conditions)
         target = noising.target(batch.latents, batch.noise, batch.times)
         weights = noising.loss_weights(batch.times)
-        losses = diffusion.sample_losses(prediction, target, weights)
+        losses = diffusion.sample_losses(prediction, target, weights, batch.mask, args.loss_type, args.huber_c)
         backward(scaler.scale(losses.sum() / plan.effective))
         kept = [preserve(batch, noisy, weights, backward)] if preserve else []
         return torch.stack([losses.detach(), batch.times, *kept], 1)

@@ -11,6 +11,8 @@ from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 
 from utils.cli import UserError
 
+LOSSES = ("l2", "huber", "smooth_l1")
+HUBER_C = 0.1
 Features = dict[str, torch.Tensor]  # what a denoiser reads of one text, by the names in its family's FEATURES
 
 
@@ -111,17 +113,33 @@ def snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float 
     return clipped  # the sample itself is predicted
 
 
+def element_losses(
+    prediction: torch.Tensor, target: torch.Tensor, kind: str | None, huber_c: float | None
+) -> torch.Tensor:
+    """The loss of each number: its squared error, or the pseudo-Huber loss, as diffusers and kohya have it.
+
+    With c the same at all times: about the squared error where that is small, c times 2 |error| where it is large
+    (huber), or the same divided by c (smooth_l1).
+    """
+    if kind in (None, "l2"):
+        return F.mse_loss(prediction, target, reduction="none")
+    c = huber_c or HUBER_C
+    return 2 * (c if kind == "huber" else 1) * (((prediction - target) ** 2 + c**2).sqrt() - c)
+
+
 def sample_losses(
     prediction: torch.Tensor,
     target: torch.Tensor,
     weights: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    kind: str | None = None,
+    huber_c: float | None = None,
 ) -> torch.Tensor:
-    """The mean squared error of each sample in float32, times its weight.
+    """The mean loss of each sample in float32, times its weight; see `element_losses` for kind and c.
 
     Within a mask (n, 1, height, width) the mean is weighted by it, so that a small subject counts as much as a large.
     """
-    losses = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    losses = element_losses(prediction.float(), target.float(), kind, huber_c)
     if mask is None:
         losses = losses.mean((1, 2, 3))
     else:

@@ -376,7 +376,7 @@ def test_a_mask_is_seen_as_its_photo_is(tmp_path):
         photo.save(tmp_path / folder / "a.png")
     record = examples.Record("a", tmp_path / "photos/a.png", "boots")
     (image,) = examples.load_examples([record], [(16, 16)])
-    read, _ = loss_masks.mask_reader(tmp_path / "masks", [image])
+    read, _ = loss_masks.mask_reader([tmp_path / "masks"], [image])
     for view in (examples.View(), examples.View(0.9, 0.5, True)):
         pixels = examples.example_tensor(image, view, "bilinear")
         expected = F.avg_pool2d(pixels[:1], 2) / 2 + 0.5
@@ -389,12 +389,12 @@ def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
         for name in names:
             Image.new("L", size, colour).save(tmp_path / f"shoe{name}.png")
 
-    with pytest.raises(UserError, match=r"--mask_loss .*: 5 of 5 photos have no mask \(shoe0.png"):
+    with pytest.raises(UserError, match=r"--mask_loss .*: 5 of 5 images have no mask \(shoe0.png"):
         words = [*PRIOR, "--class_data_dir", tmp_path / "class", "--mask_loss", tmp_path]
         teach(trainer_data, tmp_path / "run", *words)
     assert not (tmp_path / "class").exists()  # refused before class images are generated
     masks((16, 16), 255)
-    with pytest.raises(UserError, match=r"shoe0.png: is \(16, 16\), its photo \(32, 32\)"):
+    with pytest.raises(UserError, match=r"shoe0.png: is \(16, 16\), its image \(32, 32\)"):
         teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
     masks((32, 32), 0)
     with pytest.raises(UserError, match="shoe0.png: is all black"):

@@ -669,7 +669,13 @@ def test_black_images_are_counted_and_reported(trainer_data, tmp_path, monkeypat
 def test_what_changes_the_objective_changes_the_loss(trainer_data, reference, tmp_path):
     last = column(reference, "loss")[0]
     velocity = "--prediction_type v_prediction"
-    for words in ("--snr_gamma 1", "--noise_offset 0.5", velocity, f"{velocity} --zero_terminal_snr"):
+    for words in (
+        "--loss_type huber",
+        "--snr_gamma 1",
+        "--noise_offset 0.5",
+        velocity,
+        f"{velocity} --zero_terminal_snr",
+    ):
         out = tmp_path / words.replace(" ", "")
         assert train(trainer_data, out, *words.split(), "--max_train_steps", 1) == 0
         assert abs(column(out, "loss")[0] / last - 1) > 1e-4
@@ -711,11 +717,21 @@ def test_captions_beyond_77_tokens_are_trained_on(trainer_data, tmp_path, caplog
     assert "trained with --max_sequence_length 152; images differ" in caplog.text
 
 
+@pytest.mark.slow
 def test_several_data_sets_train_resume_and_stand_on_the_card_with_their_repeats(trainer_data, tmp_path, capsys):
     sets = ["--train_data_dir", trainer_data["prepared"], f"{trainer_data['folder']}:2", "--held_out", 0.2]
     sets += ["--caption_prefix", "", "in a shop,", "--validation_steps", 3, "--random_flip"]
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    whole, run, masks = tmp_path / "whole", tmp_path / "run", tmp_path / "masks"
     assert train(trainer_data, whole, *sets) == 0
+    masks.mkdir()
+    for path in trainer_data["folder"].glob("*.png"):
+        mask = Image.new("L", Image.open(path).size, 255)
+        mask.paste(0, (0, 0, mask.width // 2, mask.height))
+        mask.save(masks / path.name)
+    masked = [*sets, "--mask_loss", "none", masks, "--max_train_steps", 1]
+    assert train(trainer_data, tmp_path / "masked", *masked) == 0
+    assert column(tmp_path / "masked", "loss")[0] != pytest.approx(column(whole, "loss")[0], rel=1e-4)
+    assert "mask loss | none, " in (tmp_path / "masked/README.md").read_text()
     shutil.copytree(whole, run)
     forget_after(run, 3)
     assert train(trainer_data, run, *sets) == 0 and same_bytes(whole, run)

@@ -38,7 +38,10 @@ class Record(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One image to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file."""
+    """One image to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file.
+
+    `set`: the number of its data set, from 0.
+    """
 
     id: str
     source: ImageSource
@@ -46,6 +49,7 @@ class Example(NamedTuple):
     sha256: str
     size: tuple[int, int]
     shape: tuple[int, int]
+    set: int = 0
 
 
 def open_source(source: ImageSource) -> Path | bytes:
@@ -145,7 +149,7 @@ def load_examples(records: list[Record], shapes: list[tuple[int, int]]) -> list[
 
 def _make_example(one: Record, found: FileFacts, shapes: list[tuple[int, int]]) -> Example:
     shape = nearest_shape(found.size, shapes)
-    return Example(str(one.id), one.source, one.text or "", found.sha256, found.size, shape)
+    return Example(str(one.id), one.source, one.text or "", found.sha256, found.size, shape, one.set)
 
 
 def count_epoch(records: list[Record]) -> int:

@@ -11,11 +11,23 @@ from argparse import BooleanOptionalAction as OnOff
 from pathlib import Path
 from typing import Any
 
+from families.diffusion import HUBER_C, LOSSES
 from families.flow import WEIGHTING_SCHEMES
 from families.quantized import BYTES
 from training.batches import MOST_A_STEP
 from utils import cli, sync
-from utils.cli import Range, at_once, batch_size, learning_rate, pixels, positive, seed_number, share, zero_or_more
+from utils.cli import (
+    Range,
+    at_once,
+    batch_size,
+    learning_rate,
+    pixels,
+    positive,
+    read_place,
+    seed_number,
+    share,
+    zero_or_more,
+)
 from utils.dataset import list_folders, split_repeats
 
 logger = logging.getLogger(__name__)
@@ -109,7 +121,15 @@ def add_column_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
     group.add_argument("--caption_column", default="text", help="where the captions are")
     group.add_argument(
-        "--caption_prefix", nargs="+", default=[], metavar="TEXT", help='begins captions: one for each folder, or ""'
+        "--caption_prefix", nargs="+", metavar="TEXT", help='begins captions: one for each data set, or ""'
+    )
+    group.add_argument(
+        "--mask_loss",
+        nargs="+",
+        action=OneOrSeveral,
+        type=read_place,
+        metavar="DIR|s3://…|none",
+        help="masks named as the images, a folder for each data set: white is what counts",
     )
     group.add_argument(
         "--held_out", type=BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
@@ -257,11 +277,15 @@ def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation
 
 
 def add_noise_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("noise")
+    group = parser.add_argument_group("noise and loss")
     group.add_argument(
         "--snr_gamma", type=Range(0, 1000, above=True), metavar="5.0", help="min-SNR weighting; default: all weights 1"
     )
     group.add_argument("--noise_offset", type=share, default=0.0, help="brightness learnt better at, say, 0.05")
+    group.add_argument(
+        "--loss_type", choices=LOSSES, help="of the prediction's error: the two last heed outliers less; default: l2"
+    )
+    group.add_argument("--huber_c", type=Range(0, 100, above=True), help=f"of huber and smooth_l1; default: {HUBER_C}")
 
 
 def add_flow_flags(parser: argparse.ArgumentParser) -> None:
@@ -531,6 +555,7 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "logit_mean": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "logit_std": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "mode_scale": ("--weighting_scheme mode", args.weighting_scheme == "mode"),
+        "huber_c": ("--loss_type huber or smooth_l1", args.loss_type in LOSSES[1:]),
         "allow_other_base": ("--init_lora", bool(args.init_lora)),
     }
     cli.report_ignored(parser, args, needs)
@@ -572,7 +597,7 @@ def contradictions(args: argparse.Namespace) -> list[str]:
 def check_data_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Refuse a --train_data_dir beside --dataset_name; one from a recipe is warned of."""
     folders = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
-    check_prefixes(parser, args, folders or args.instance_data_dir)
+    check_each_set(parser, args, folders or args.instance_data_dir)
     if not args.dataset_name or folders == parser.get_default("train_data_dir"):
         return
     named = " ".join(folders) if isinstance(folders, list) else folders
@@ -582,12 +607,15 @@ def check_data_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     logger.warning("%s", message)
 
 
-def check_prefixes(parser: cli.Parser, args: argparse.Namespace, folders: str | list[str]) -> None:
-    """Refuse caption prefixes that are not one for each data set."""
-    given, sets = len(args.caption_prefix), 1 if args.dataset_name else len(list_folders(folders))
-    if given not in (0, sets):
-        where = cli.counted(sets, "data set")
-        parser.error(f'--caption_prefix: {given} for {where}; give one for each, in quotes, "" where there is none')
+def check_each_set(parser: cli.Parser, args: argparse.Namespace, folders: str | list[str]) -> None:
+    """Refuse caption prefixes or masks that are not one for each data set."""
+    sets = 1 if args.dataset_name else len(list_folders(folders))
+    for name, other in (("caption_prefix", 'in quotes, ""'), ("mask_loss", "`none`")):
+        value = getattr(args, name)
+        given = len(value) if isinstance(value, list) else bool(value)
+        if given not in (0, sets):
+            where = cli.counted(sets, "data set")
+            parser.error(f"--{name}: {given} for {where}; give one for each, {other} where there is none")
 
 
 def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:

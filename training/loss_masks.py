@@ -1,15 +1,15 @@
-"""Masks that weight the loss: where a photo shows the subject."""
+"""Masks that weight the loss: where an image shows what is to be learnt."""
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from training.examples import Example, View, crop_place
+from training.examples import Example, Record, View, crop_place
 from utils.catalogue import is_image
 from utils.cli import UserError
 from utils.files import file_sha256
@@ -18,19 +18,34 @@ from utils.images import BadImage, read_image
 MaskReader = Callable[[Example, View, tuple[int, int]], torch.Tensor]
 
 
-def find_masks(folder: Path, examples: list[Example]) -> dict[str, Path]:
-    """{id: mask} for every image: the file with its name, whatever its ending."""
-    if not folder.is_dir():
-        raise UserError(f"--mask_loss {folder}: no such folder; give one with a mask for each photo, of the same name")
-    there = {path.stem: path for path in sorted(folder.iterdir()) if is_image(path.name)}
-    names = {one.id: one.source.stem if isinstance(one.source, Path) else one.id for one in examples}
-    missing = [name for name in names.values() if name not in there]
-    if missing:
-        raise UserError(
-            f"--mask_loss {folder}: {len(missing)} of {len(examples)} photos have no mask ({missing[0]}.png …); "
-            "add them: white is what counts, black what doesn't"
-        )
-    return {one: there[name] for one, name in names.items()}
+def find_masks(folders: Sequence[Path | None], examples: Sequence[Example | Record]) -> dict[str, Path]:
+    """{id: mask} for every image: the file with its name, whatever its ending, in the folder of its data set.
+
+    None in the place of a folder: the images of that set have no masks.
+    """
+    found: dict[str, Path] = {}
+    for number, folder in enumerate(folders):
+        if folder is None:
+            continue
+        if not folder.is_dir():
+            raise UserError(
+                f"--mask_loss {folder}: no such folder; give one with a mask for each image, of the same name"
+            )
+        there = {path.stem: path for path in sorted(folder.iterdir()) if is_image(path.name)}
+        wanted = {one.id: _file_name(one) for one in examples if one.set == number}
+        missing = [name for name in wanted.values() if name not in there]
+        if missing:
+            raise UserError(
+                f"--mask_loss {folder}: {len(missing)} of {len(wanted)} images have no mask ({missing[0]}.png …); "
+                "add them: white is what counts, black what doesn't"
+            )
+        found |= {one: there[name] for one, name in wanted.items()}
+    return found
+
+
+def _file_name(one: Example | Record) -> str:
+    """Of an image, without its ending; one in a hub dataset has its id."""
+    return one.source.stem if isinstance(one.source, Path) else one.id.rpartition("/")[2]
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -40,10 +55,10 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     except BadImage as error:
         raise UserError(f"--mask_loss {path}: can't be read ({error}); replace it") from None
     if mask.size != size:
-        raise UserError(f"--mask_loss {path}: is {mask.size}, its photo {size}; make them the same size")
+        raise UserError(f"--mask_loss {path}: is {mask.size}, its image {size}; make them the same size")
     if np.asarray(mask).max() < 8:
         raise UserError(
-            f"--mask_loss {path}: is all black, so its photo would teach nothing; correct it, or remove both"
+            f"--mask_loss {path}: is all black, so its image would teach nothing; correct it, or remove both"
         )
     return mask
 
@@ -58,19 +73,20 @@ def view_mask(mask: Image.Image, example: Example, view: View, shape: tuple[int,
     return torch.from_numpy(np.array(mask, dtype=np.float32))[None] / 255
 
 
-def mask_reader(folder: Path, examples: list[Example]) -> tuple[MaskReader, str]:
+def mask_reader(folders: Sequence[Path | None], examples: list[Example]) -> tuple[MaskReader, str]:
     """A function that returns the mask of a view in the latents' (height, width); and a checksum of all masks.
 
-    An image that is not among the examples, a class image, counts everywhere.
+    An image without one, such as a class image, counts everywhere.
     """
-    paths = find_masks(folder, examples)
-    masks = {one.id: read_mask(paths[one.id], one.size) for one in examples}
+    paths, sizes = find_masks(folders, examples), {one.id: one.size for one in examples}
+    for one, path in paths.items():  # what does not fit is refused now
+        read_mask(path, sizes[one])
 
     @functools.lru_cache(maxsize=1024)
     def read(example: Example, view: View, shape: tuple[int, int]) -> torch.Tensor:
-        if example.id not in masks:
+        if example.id not in paths:
             return torch.ones(1, *shape)
-        return view_mask(masks[example.id], example, view, shape)
+        return view_mask(read_mask(paths[example.id], example.size), example, view, shape)
 
     sums = " ".join(f"{one} {file_sha256(path)}" for one, path in paths.items())
     return read, hashlib.sha256(sums.encode()).hexdigest()

@@ -31,6 +31,7 @@ from training.dry_run import choose_savers, largest_batch
 from training.encoding import encoded_at_once
 from training.examples import Example, Views, fitting_shapes, largest_shape
 from training.flags import refuse_others
+from training.loss_masks import MaskReader, mask_reader
 from training.memory import Load, Phases
 from training.model_card import hub_token
 from training.optimizers import load_adamw8bit
@@ -405,6 +406,20 @@ def read_adapter(args: argparse.Namespace) -> Adapter:
 
 def cache_folder(args: argparse.Namespace) -> Path:
     return args.latent_cache_dir or args.output_dir.parent / "cache"
+
+
+def mask_folders(args: argparse.Namespace) -> list[Path | None]:
+    """The folders of --mask_loss, one for each data set; None: its images have no masks."""
+    given = args.mask_loss if isinstance(args.mask_loss, list) else [args.mask_loss]
+    return [None if str(one) == "none" else fetch(one, cache_folder(args), "--mask_loss") for one in given]
+
+
+def read_masks(args: argparse.Namespace, examples: list[Example]) -> tuple[MaskReader | None, dict[str, str]]:
+    """The masks of --mask_loss, if it is given, and what they add to the identity of the data."""
+    if not args.mask_loss:
+        return None, {}
+    masks, sha256 = mask_reader(mask_folders(args), examples)
+    return masks, {"masks": sha256}
 
 
 def read_here(args: argparse.Namespace, name: str) -> Path:

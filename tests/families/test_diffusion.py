@@ -84,6 +84,17 @@ def test_losses_are_of_each_sample_in_float32():
     assert diffusion.sample_losses(prediction, target, torch.tensor([0.5, 0.0])).tolist() == [0.5, 0]
 
 
+def test_huber_losses_are_those_of_the_formula():
+    prediction, target = torch.tensor([3.0, -0.01]).reshape(2, 1, 1, 1), torch.zeros(2, 1, 1, 1)
+    root = (9 + 0.25) ** 0.5 - 0.5
+    found = {kind: diffusion.sample_losses(prediction, target, None, None, kind, 0.5) for kind in diffusion.LOSSES}
+    assert [found[kind][0].item() for kind in diffusion.LOSSES] == pytest.approx([9, root, 2 * root])
+    assert found["huber"][1].item() == pytest.approx(0.01**2, rel=1e-2)  # small errors count squared
+    assert found["smooth_l1"][1].item() == pytest.approx(0.01**2 / 0.5, rel=1e-2)
+    mask = torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1)
+    assert diffusion.sample_losses(prediction, target, None, mask, "huber", 0.5).equal(found["huber"])
+
+
 def test_quarters_of_the_timesteps():
     means = diffusion.mean_losses([(1.0, 0), (3.0, 249), (5.0, 250), (7.0, 999)], 1000)
     assert means == {"loss": 4.0, "loss_q1": 2.0, "loss_q2": 5.0, "loss_q4": 7.0}
