@@ -53,7 +53,7 @@ from speech.features import settings_of
 from speech.measures import VERSION, Measures, compare_sounds, draw_spectrogram
 from speech.normalise import plain_text
 from speech.references import encoder_of, hear_reference, mean_vector
-from speech.synthesis import Speaking, add_speaking_flags, speak, speaker_number
+from speech.synthesis import SPEAKING_FLAGS, Speaking, add_speaking_flags, read_speaking, speak, speaker_number
 from speech.transcripts import transcribe
 from speech.voices import Voice, load_voice
 from utils.cli import Range, UserError, at_once, counted, read_path, seed_number, workers
@@ -146,7 +146,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         if (name is None) == (args.generated is None):
             parser.error("give one of --pretrained_model_name_or_path, a voice, and --generated, what it has spoken")
         voice = ("--pretrained_model_name_or_path", name is not None)
-        needs = dict.fromkeys(("speaker", "speaking_rate", "noise_scale", "noise_scale_duration"), voice)
+        needs = dict.fromkeys(("speaker", *SPEAKING_FLAGS), voice)
         needs["language"] = ("--asr", args.asr != "none")
         needs["against"] = ("--listening_test", False)
     cli.report_ignored(parser, args, needs)
@@ -241,7 +241,7 @@ def speaker_of(voice: Voice, one: Sentence, wanted: str) -> str:
 
 def find_speakers(args: argparse.Namespace, voice: Voice, sentences: list[Sentence]) -> list[Speaking]:
     """How each sentence is spoken: a voice with a speaker encoder listens to the other recordings of its speaker."""
-    how = Speaking(args.speaking_rate, args.noise_scale, args.noise_scale_duration)
+    how = read_speaking(args, voice, "")
     if not (encoder := encoder_of(voice.model.config)) or args.speaker:
         return [replace(how, speaker=speaker_of(voice, one, args.speaker)) for one in sentences]
     places: dict[str, list[int]] = {}

@@ -33,7 +33,7 @@ from speech.references import add_reference_flag, encode_references
 from speech.sentences import Piece
 from speech.sound_checks import Limits
 from speech.streaming import Spoken, join_pieces, piece_seeds, speak_piece
-from speech.synthesis import Speaking, add_speaking_flags, fold_weight_norm, speaker_number
+from speech.synthesis import Speaking, add_speaking_flags, fold_weight_norm, read_speaking
 from speech.texts import PAUSES, Line
 from speech.voices import DEFAULT_VOICE, Voice, describe_unknown, load_voice, local_name
 from utils.cli import Range, UserError, counted, name_some
@@ -133,6 +133,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     set_folder.check_shard(parser, args.shard)
     if args.export_onnx and args.export_onnx.suffix != ".onnx":
         parser.error(f"--export_onnx {args.export_onnx}: expected a name that ends in .onnx")
+    if args.style_reference and args.style_token:
+        parser.error("--style_token: does nothing with --style_reference, whose weights it would replace; give one")
+    if args.export_onnx and (args.style_reference or args.style_token):
+        parser.error("--export_onnx: the file speaks without a style; leave --style_reference and --style_token out")
     if args.min_characters_per_second >= args.max_characters_per_second:
         parser.error(
             f"--min_characters_per_second {args.min_characters_per_second:g}: expected less than "
@@ -151,6 +155,7 @@ class Plan:
     """What to speak, and with which voice."""
 
     voice: Voice
+    how: Speaking
     lines: list[Line]
     pieces: list[list[Piece]]  # of each line
     language: str
@@ -170,7 +175,7 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
     lines = texts.read_lines(args.text, file)
     if not voice.speakers:  # then those of a list, such as a dataset's, are all spoken by the one there is
         lines = [replace(one, speaker="") for one in lines]
-    speaker_number(voice, args.speaker)
+    how = read_speaking(args, voice, args.speaker)
     reference = encode_references(args.reference, voice, voice.model.device) if args.reference else ()
     for one in lines:
         if one.speaker not in ("", *voice.speakers):
@@ -187,7 +192,7 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
             f"{name} ({bad[0].text[:60]!r}){more}: no character of it is in the voice's alphabet; give other text"
         )
     kind = SetKind("synthesize", "utterance", "text", "audio", f".{args.format}", is_whole)
-    return Plan(voice, lines, pieces, language, share, kind, reference)
+    return Plan(voice, how, lines, pieces, language, share, kind, reference)
 
 
 def describe_settings(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
@@ -195,6 +200,8 @@ def describe_settings(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     settings = cli.settings_of(args) | {"language": plan.language}
     if args.reference:
         settings["reference_sha256"] = [file_sha256(path)[:16] for path in args.reference]
+    if args.style_reference:
+        settings |= {"style_reference_sha256": file_sha256(args.style_reference)[:16]}
     settings |= {plan.kind.count: len(plan.lines), plan.kind.digest: set_folder.items_digest(plan.lines)}
     return settings | {"pretrained_model_name_or_path_sha256": weights_sum(args.pretrained_model_name_or_path)}
 
@@ -225,8 +232,8 @@ def seed_of(args: argparse.Namespace, line: Line, job: Job) -> int:
 
 def start_job(args: argparse.Namespace, plan: Plan, job: Job, pool: ThreadPoolExecutor) -> list[Future[Spoken]]:
     line, cut = plan.lines[job.index], plan.pieces[job.index]
-    scales, who = (args.noise_scale, args.noise_scale_duration), line.speaker or args.speaker
-    how = Speaking(args.speaking_rate, *scales, who, () if who else plan.reference)
+    who = line.speaker or args.speaker
+    how = replace(plan.how, speaker=who, vector=() if who else plan.reference)
     limits = Limits(args.min_characters_per_second, args.max_characters_per_second)
     seeds = piece_seeds(seed_of(args, line, job), len(cut))
     return [pool.submit(speak_piece, plan.voice, one.text, seed, how, limits) for one, seed in zip(cut, seeds)]
@@ -393,7 +400,7 @@ def start_over(folder: Path, kind: SetKind) -> None:
 @sync.sent_after_fault()
 def main(args: argparse.Namespace) -> int:
     name = args.pretrained_model_name_or_path
-    given = {"text_file": args.text_file, "reference": args.reference}
+    given = {"text_file": args.text_file, "reference": args.reference, "style_reference": args.style_reference}
     check_apart(args.output_dir, given, {"pretrained_model_name_or_path": name})
     places = sync.find_place(args.sync_to, args.output_dir)
     accelerator, _ = devices.start_accelerator("no")

@@ -28,13 +28,14 @@ from transformers import VitsConfig
 from service.language import choose_language
 from service.report.flags import add_report_flags
 from service.report.writing import write_report
-from speech import batches, listening, vits2, voice_files
+from speech import adaptive_norms, batches, listening, prosody, styles, vits2, voice_files
 from speech.batches import data_fingerprint
+from speech.cloning import SPEAKER_ENCODER
 from speech.dataset import Utterance, read_language, read_utterances
 from speech.discriminators import Discriminators, check_discriminators, choose_sizes, open_discriminators
 from speech.duration_discriminator import DurationDiscriminator, judge_durations, open_duration_discriminator
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
-from speech.parts import parts_of
+from speech.parts import CUED, parts_of
 from speech.references import encoder_of, encoder_settings, hear_reference, plan_references, with_encoder
 from speech.speaker import encoder_key, load_speaker_encoder
 from speech.texts import language_of, read_pieces
@@ -90,7 +91,7 @@ from utils.cli import Range, UserError, counted, learning_rate, positive, zero_o
 from utils.console import print_table
 from utils.devices import Precision
 from utils.files import file_sha256
-from utils.parallel import available_cores
+from utils.parallel import available_cores, in_main_process
 from utils.storage import fetch
 from utils.sync import sent_after_fault
 
@@ -157,6 +158,21 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SCALE",
         help=f"with --vits2 mas_noise: of the noise on the alignment's scores, less {vits2.FADING:g} each step; "
         f"default: {vits2.NOISE:g}",
+    )
+    group.add_argument(
+        "--prosody", action=OnOff, default=False, help="hears pitch and energy: --pitch and --energy of synthesize.py"
+    )
+    group.add_argument(
+        "--style_tokens",
+        type=Range(2, 1000, int),
+        metavar="N",
+        help="hears the style of recordings, as a mix of N tokens",
+    )
+    group.add_argument(
+        "--style_adaptive_norm",
+        action=OnOff,
+        default=False,
+        help="speaker, prosody and style change the text's layer norms",
     )
 
 
@@ -329,6 +345,37 @@ def plan_vits2(args: argparse.Namespace, config: VitsConfig, utterances: list[Ut
     return VitsConfig(**{**config.to_dict(), **changed})
 
 
+def plan_cues(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> VitsConfig:
+    """The config of a voice that hears prosody and styles, where flags ask for it."""
+    parts = dict(parts_of(config))
+    if args.prosody:
+        parts.setdefault(prosody.NAME, prosody.UNMEASURED)
+    if args.style_tokens:
+        wanted = {"tokens": args.style_tokens}
+        if (found := parts.setdefault(styles.NAME, wanted)) != wanted:
+            raise UserError(f"--style_tokens {args.style_tokens}: the voice has {found['tokens']}; leave the flag out")
+    if args.style_adaptive_norm:
+        known = [] if args.random_weights else speaker_names(config)
+        if not parts.keys() & {*CUED, SPEAKER_ENCODER} and len({*known, *(one.speaker for one in utterances)}) < 2:
+            raise UserError(
+                "--style_adaptive_norm: nothing tells the utterances of a voice of one speaker apart; add "
+                "--style_tokens or --prosody, or leave it out"
+            )
+        parts.setdefault(adaptive_norms.NAME, {})
+    size = config.speaker_embedding_size or EMBEDDING_SIZE
+    changed = {"parts": parts, "speaker_embedding_size": size}
+    return config if parts == parts_of(config) else VitsConfig(**{**config.to_dict(), **changed})
+
+
+def measure_prosody(accelerator: Accelerator, cache: Path, *groups: list[Utterance]) -> list[list[Utterance]]:
+    """The utterances with their pitch and energy, measured once by the main process and kept in the cache."""
+
+    def measure() -> list[list[Utterance]]:
+        return [prosody.measure_utterances(some, cache / "prosody.jsonl", available_cores()) for some in groups]
+
+    return in_main_process(accelerator, measure)
+
+
 def encode_speakers(
     args: argparse.Namespace, encoder: str, utterances: list[Utterance], accelerator: Accelerator
 ) -> torch.Tensor | None:
@@ -365,7 +412,10 @@ def open_voice(
         voice = with_encoder(voice, encoder, utterances, vectors, args.seed)
     else:
         voice = with_speakers(voice, speakers, args.seed)
-    return with_parts(voice, parts, args.seed)
+    voice = with_parts(voice, parts, args.seed)
+    if heard := parts_of(voice.model.config).get(prosody.NAME):
+        voice.model.config.parts[prosody.NAME] = prosody.plan_prosody(utterances, voice.speakers, heard)
+    return voice
 
 
 def read_validation_texts(voice: Voice, texts: list[str]) -> list[str]:
@@ -464,7 +514,7 @@ def main(args: argparse.Namespace) -> int:
     config = plan_parts(args, read_voice_config(name, FILES if trained else SIZES))
     check_speakers(args, config, train + held_out)
     check_discriminators(trained, args.discriminators)
-    config = plan_vits2(args, config, train + held_out)
+    config = plan_cues(args, plan_vits2(args, config, train + held_out), train + held_out)
 
     def lay_out(micro: int) -> MetaStep:
         return lay_out_step(args, config, train, micro)
@@ -492,6 +542,8 @@ def main(args: argparse.Namespace) -> int:
     # What is trained: the voice, and discriminators that tell it from recordings.
     seconds: dict[str, float] = {}
     with runs.timed(seconds, "loading"):
+        if prosody.NAME in parts_of(config):
+            train, held_out = measure_prosody(accelerator, out.parent / "cache", train, held_out)
         vectors = encode_speakers(args, encoder_of(config), train + held_out, accelerator)
         references = plan_references(train, held_out, vectors)
         voice = open_voice(args, config, train + held_out, vectors)

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from speech import prosody, styles
 from speech.audio import read_sound
 from speech.dataset import Utterance
 from speech.features import FeatureSettings, settings_of, spectrogram
+from speech.parts import parts_of
 from speech.references import References
 from speech.vits import Utterances
 from speech.voices import Voice, tokenize
@@ -43,6 +45,8 @@ class Loader:
     channels: int  # of the latents
     segment: int  # frames that are decoded
     references: References | None  # of a voice with a speaker encoder
+    prosody: list[list[float]] | None  # as the voice hears it, of one that does
+    styled: bool  # whether the voice hears styles
 
 
 def make_loader(
@@ -65,8 +69,11 @@ def make_loader(
                 "correct the text, or remove it from metadata.jsonl"
             )
     speakers = [voice.speakers.index(one.speaker) for one in utterances] if voice.speakers else None
-    channels = voice.model.config.flow_size
-    return Loader(utterances, tokens, frames, speakers, settings, channels, segment, references)
+    parts = parts_of(voice.model.config)
+    heard = parts.get(prosody.NAME)
+    asked = [prosody.standardise(heard, one, voice.speakers) for one in utterances] if heard else None
+    channels, styled = voice.model.config.flow_size, styles.NAME in parts
+    return Loader(utterances, tokens, frames, speakers, settings, channels, segment, references, asked, styled)
 
 
 def data_fingerprint(utterances: list[Utterance]) -> str:
@@ -100,6 +107,8 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
     vectors = None
     if known := loader.references:
         vectors = torch.stack([known.draw(position.index, one) for position, one in zip(positions, generators)])
+    asked = [loader.prosody[position.index] for position in positions] if loader.prosody else None
+    styled = [torch.rand((), generator=one) >= styles.DROPPED for one in generators] if loader.styled else None
 
     def pad(rows: list[torch.Tensor]) -> torch.Tensor:
         """(batch, channels, length) of rows (length, channels)."""
@@ -122,6 +131,8 @@ def load_batch(positions: Sequence[Position], loader: Loader, step: Sequence[Pos
         duration_noise=pad(duration_noise),
         speakers=None if speakers is None else torch.tensor(speakers),
         vectors=vectors,
+        prosody=None if asked is None else torch.tensor(asked),
+        styled=None if styled is None else torch.stack(styled).float(),
         step_frames=torch.full([len(frames)], sum(loader.frames[one.index] for one in step)),
         step_tokens=torch.full([len(frames)], sum(len(loader.tokens[one.index]) for one in step)),
         score_noise=pad_both(score_noise) if score_noise else None,

@@ -30,6 +30,7 @@ class Utterance:
     seconds: float
     rate: int
     sha256: str = field(default="", compare=False)  # of the file, where reading the dataset has checked it
+    prosody: tuple[float, float] | None = field(default=None, compare=False)  # see speech/prosody.py, where measured
 
 
 def is_prepared(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Does it speak? The distance to held-out recordings at fixed noise, and sounds and pictures to judge it by."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -58,9 +58,10 @@ def plan_listening(
 
 
 def load_first(loader: Loader, count: int) -> list[Utterances]:
-    """Utterances one by one, each at the same noise in every validation."""
+    """Utterances one by one, each at the same noise in every validation, in the voice's own prosody and no style."""
     found = range(min(count, len(loader.utterances)))
-    return [load_batch([Position(i, 0.0, ("validation", i))], loader) for i in found]
+    batches = [load_batch([Position(i, 0.0, ("validation", i))], loader) for i in found]
+    return [replace(one, prosody=None, styled=None) for one in batches]
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow
 
-from speech.parts import Cues
+from speech import prosody
+from speech.parts import Cues, parts_of
 from speech.synthesis import (
     decode,
     fold_weight_norm,
@@ -115,9 +116,10 @@ class WholeVoice(torch.nn.Module):
         noise: Tensor,
         duration_noise: Tensor | None = None,
         speaker: Tensor | None = None,
+        prosody: Tensor | None = None,
     ) -> Tensor:
         noise_scale, noise_scale_duration, rate = scales.unbind()
-        cues = Cues(None if speaker is None else speaker.reshape(1))
+        cues = Cues(None if speaker is None else speaker.reshape(1), prosody)
         reading = read_tokens(self.model, input_ids, cues)
         drawn = torch.zeros(()) if duration_noise is None else duration_noise * noise_scale_duration
         durations = predict_durations(self.model, reading, drawn, rate)
@@ -141,12 +143,15 @@ def example_inputs(voice: Voice, tokens: int = 40, frames: int = 100) -> dict[st
         inputs["duration_noise"] = torch.zeros(1, 2, tokens)
     if voice.speakers:
         inputs["speaker"] = torch.zeros(1, dtype=torch.int64)
+    if prosody.NAME in parts_of(model.config):
+        inputs["prosody"] = torch.zeros(1, 2)
     return inputs
 
 
 def describe_voice(voice: Voice) -> dict[str, str]:
     """What a program needs to know beside the file's inputs: as text, since that is what ONNX keeps."""
     model, tokenizer = voice.model, voice.tokenizer
+    heard = parts_of(model.config).get(prosody.NAME)
     scales = [model.noise_scale, model.noise_scale_duration, model.speaking_rate]
     return {
         "sampling_rate": str(model.config.sampling_rate),
@@ -156,6 +161,7 @@ def describe_voice(voice: Voice) -> dict[str, str]:
         "lower_case": json.dumps(tokenizer.normalize),
         "scales": json.dumps(scales),  # noise_scale, noise_scale_duration, speaking_rate
         "speakers": json.dumps(voice.speakers, ensure_ascii=False),
+        **({"prosody": json.dumps(prosody.in_units(heard["deviations"]))} if heard else {}),  # semitones, dB of 1
     }
 
 
@@ -170,7 +176,7 @@ def export_onnx(path: Path, voice: Voice) -> None:
     inputs = example_inputs(voice)
     tokens, frames = torch.export.Dim("tokens", max=MOST_TOKENS), torch.export.Dim("frames", max=MOST_NOISE)
     shapes: dict[str, Any] = {"input_ids": {1: tokens}, "scales": None, "noise": {1: frames}}
-    shapes |= {"duration_noise": {2: tokens}, "speaker": None}
+    shapes |= {"duration_noise": {2: tokens}, "speaker": None, "prosody": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own parts
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

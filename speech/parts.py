@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import VitsConfig, VitsModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from speech import adaptive_norms, prosody, styles
 from speech.cloning import SPEAKER_ENCODER, add_speaker_encoder, read_speaker
+from speech.styles import Styles
 from speech.vits2 import add_flow_attention, add_text_speaker, hear_speaker
 
 # By the name of a part in `config.parts`, what adds it to a model: a function of the model and the part's settings.
@@ -17,7 +20,11 @@ PARTS: dict[str, Callable[..., None]] = {
     SPEAKER_ENCODER: add_speaker_encoder,
     "flow_attention": add_flow_attention,
     "text_speaker": add_text_speaker,
+    prosody.NAME: prosody.add_prosody,
+    styles.NAME: styles.add_style_tokens,
+    adaptive_norms.NAME: adaptive_norms.add_adaptive_norms,
 }
+CUED = {prosody.NAME, styles.NAME}  # parts that add to the condition, also in a voice of one speaker
 
 
 class VoiceConfig(VitsConfig):
@@ -63,15 +70,24 @@ class Cues:
 
     speakers: Tensor | None = None  # (batch,), rows of the table of a voice of several
     vectors: Tensor | None = None  # (batch, size), of who speaks, for a voice with a speaker encoder
+    prosody: Tensor | None = None  # (batch, 2), pitch and energy in deviations from the speaker's own; None: as those
+    styles: Styles | None = None  # None: without one
 
 
 def make_condition(model: VitsModel, cues: Cues) -> Tensor | None:
-    """(batch, size, 1): the sum of what the voice makes of the cues; None for a voice of one that needs none."""
-    if SPEAKER_ENCODER in parts_of(model.config):
-        return read_speaker(model, cues.speakers, cues.vectors)[:, :, None]
-    if cues.speakers is None:
-        return None
-    return model.embed_speaker(cues.speakers)[:, :, None]
+    """(batch or 1, size, 1): the sum of what the voice makes of the cues; None for a voice that listens to none."""
+    parts, summands = parts_of(model.config), []
+    if SPEAKER_ENCODER in parts:
+        summands.append(read_speaker(model, cues.speakers, cues.vectors))
+    elif cues.speakers is not None:
+        summands.append(model.embed_speaker(cues.speakers))
+    if cues.prosody is not None:
+        summands.append(model.prosody_to_condition(cues.prosody))
+    if cues.styles is not None:
+        summands.append(styles.hear_styles(model, cues.styles))
+    if not summands and CUED & parts.keys():
+        summands.append(torch.zeros(1, model.config.speaker_embedding_size, device=model.device))
+    return sum(summands[1:], summands[0])[:, :, None] if summands else None
 
 
 class EncodedText(NamedTuple):
@@ -93,9 +109,14 @@ def encode_text(model: VitsModel, tokens: Tensor, mask: Tensor, condition: Tenso
     if padded:
         attention = create_bidirectional_mask(model.config, hidden, mask[:, :, 0].long())
     hidden = hidden * mask
+    adapted = adaptive_norms.NAME in parts_of(model.config)
     for number, layer in enumerate(encoder.encoder.layers):
         hidden = hear_speaker(model, number, hidden, condition, mask)
-        hidden = layer(hidden, padding_mask=mask, attention_mask=attention)[0]
+        if adapted:
+            changes = model.text_norms[number](condition.transpose(1, 2))
+            hidden = adaptive_norms.adapted_layer(layer, hidden, mask, attention, changes)
+        else:
+            hidden = layer(hidden, padding_mask=mask, attention_mask=attention)[0]
     hidden = hidden * mask
     stats = encoder.project(hidden.transpose(1, 2)).transpose(1, 2) * mask
     return EncodedText(hidden.transpose(1, 2), *stats.split(model.config.flow_size, dim=2))

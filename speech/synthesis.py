@@ -6,6 +6,7 @@ and the global generators stay as they are (transformers draws from torch's, and
 """
 
 import argparse
+import logging
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,10 +18,23 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from transformers import VitsModel
 from transformers.models.vits.modeling_vits import VitsStochasticDurationPredictor
 
-from speech.parts import Cues, encode_text, make_condition
+from speech import prosody
+from speech.parts import Cues, encode_text, make_condition, parts_of
+from speech.styles import Styles, Weights, choose_style, token_weight
 from speech.voices import Voice, tokenize
-from utils.cli import Range, UserError, name_some, suggest
+from utils.cli import Range, UserError, name_some, read_path, suggest
 
+logger = logging.getLogger(__name__)
+
+SPEAKING_FLAGS = (
+    "speaking_rate",
+    "noise_scale",
+    "noise_scale_duration",
+    "pitch",
+    "energy",
+    "style_reference",
+    "style_token",
+)
 MOST_SECONDS = 600  # of one utterance; a voice whose durations explode would otherwise fill the memory
 
 
@@ -33,6 +47,9 @@ class Speaking:
     noise_scale_duration: float | None = None
     speaker: str = ""  # the voice's first one
     vector: tuple[float, ...] = ()  # of who speaks instead, for a voice with a speaker encoder
+    pitch: float = 0.0  # semitones above the speaker's own
+    energy: float = 0.0  # dB above it
+    style: Weights = ()  # of the style tokens, in each head; (): without a style
 
 
 def add_speaking_flags(group: argparse._ArgumentGroup) -> None:
@@ -40,6 +57,19 @@ def add_speaking_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--noise_scale", type=Range(0, 10), help="variety of the sound; default: the voice's own")
     group.add_argument(
         "--noise_scale_duration", type=Range(0, 10), help="variety of the rhythm; default: the voice's own"
+    )
+    learnt = "of a voice that learnt it by train_tts.py"
+    group.add_argument(
+        "--pitch", type=Range(-24, 24), default=0.0, help=f"semitones above the voice's own; {learnt} --prosody"
+    )
+    group.add_argument(
+        "--energy", type=Range(-40, 40), default=0.0, help=f"dB above the voice's own level; {learnt} --prosody"
+    )
+    group.add_argument(
+        "--style_reference", type=read_path, metavar="FILE", help=f"a recording to speak like; {learnt} --style_tokens"
+    )
+    group.add_argument(
+        "--style_token", type=token_weight, action="append", metavar="NUMBER:WEIGHT", help="instead; may be repeated"
     )
 
 
@@ -76,10 +106,28 @@ def speak_tokens(voice: Voice, ids: Tensor, seed: int, how: Speaking = Speaking(
     return decode(model, latents, reading.condition)[0].float().cpu().numpy()
 
 
+def read_speaking(args: argparse.Namespace, voice: Voice, speaker: str) -> Speaking:
+    """What the flags of `add_speaking_flags` ask of a voice; refuses what it has not learnt."""
+    asked = {"pitch": args.pitch, "energy": args.energy}
+    style = choose_style(voice.model, args.style_reference, args.style_token)
+    how = Speaking(args.speaking_rate, args.noise_scale, args.noise_scale_duration, speaker, **asked, style=style)
+    heard = find_cues(voice, how).prosody is not None
+    if heard and (far := prosody.describe_far(parts_of(voice.model.config)[prosody.NAME], asked)):
+        logger.warning("%s", far)
+    return how
+
+
 def find_cues(voice: Voice, how: Speaking) -> Cues:
+    """What the voice hears of who speaks and how; refuses what it has not learnt."""
     number, device = speaker_number(voice, how.speaker), voice.model.device
-    speakers = None if number is None else torch.tensor([number], device=device)
-    return Cues(speakers, torch.tensor([how.vector], device=device) if how.vector else None)
+    known = parts_of(voice.model.config).get(prosody.NAME)
+    asked = prosody.asked_prosody(known, {"pitch": how.pitch, "energy": how.energy})
+    return Cues(
+        None if number is None else torch.tensor([number], device=device),
+        torch.tensor([how.vector], device=device) if how.vector else None,
+        None if asked is None else torch.tensor([asked], device=device),
+        Styles(weights=torch.tensor([how.style], device=device)) if how.style else None,
+    )
 
 
 def speaker_number(voice: Voice, name: str) -> int | None:

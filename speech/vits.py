@@ -21,6 +21,7 @@ from transformers.models.vits.modeling_vits import (
 from speech.alignment import monotonic_path
 from speech.features import in_float32
 from speech.parts import Cues, encode_text, make_condition
+from speech.styles import Styles
 from speech.vits2 import add_noise
 from utils.devices import Rows, checkpoint_options
 
@@ -41,13 +42,16 @@ class Utterances(Rows):
     duration_noise: torch.Tensor | None = None  # (batch, 2, text), for a stochastic duration predictor
     speakers: torch.Tensor | None = None  # (batch,), of a model with several
     vectors: torch.Tensor | None = None  # (batch, size), of who speaks, for a model with a speaker encoder
+    prosody: torch.Tensor | None = None  # (batch, 2), see Cues
+    styled: torch.Tensor | None = None  # (batch,), 1 where a voice with styles hears that of the recording, 0: none
     step_frames: torch.Tensor | None = None  # (batch,), of all utterances of the step that it belongs to
     step_tokens: torch.Tensor | None = None
     score_noise: torch.Tensor | None = None  # (batch, text, frames), of the alignment; see speech/vits2.py
 
     @property
     def cues(self) -> Cues:
-        return Cues(self.speakers, self.vectors)
+        own = Styles(self.spectrograms, self.frame_lengths, self.styled)
+        return Cues(self.speakers, self.vectors, self.prosody, None if self.styled is None else own)
 
     def split(self, size: int) -> list[Self]:
         """In parts of at most `size` utterances, each padded to its own longest."""

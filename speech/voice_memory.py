@@ -9,12 +9,13 @@ from torch.fx.experimental import _config as meta
 from torch.overrides import TorchFunctionMode
 from transformers import VitsConfig
 
+from speech import prosody, styles
 from speech.dataset import Utterance
 from speech.discriminators import DiscriminatorConfig, Discriminators
 from speech.duration_discriminator import DurationDiscriminator, judge_durations
 from speech.features import settings_of
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
-from speech.parts import model_class
+from speech.parts import model_class, parts_of
 from speech.vits import Utterances, forward_train, no_dropout
 from speech.voices import speaker_names
 
@@ -42,7 +43,7 @@ def build_step(
     judges_durations: bool = False,
 ) -> MetaStep:
     """Forward and backward of so many utterances, all as long as the longest."""
-    settings = settings_of(config)
+    settings, parts = settings_of(config), parts_of(config)
     text, frames = 2 * len(longest.text) + 1, math.ceil(longest.seconds * settings.rate / settings.hop)
     with torch.device("meta"):
         model, discriminators = model_class(config)(config), Discriminators(sizes)
@@ -59,6 +60,8 @@ def build_step(
             starts=torch.zeros(micro, dtype=torch.long),
             duration_noise=torch.zeros(micro, 2, text),
             speakers=torch.zeros(micro, dtype=torch.long) if len(speaker_names(config)) > 1 else None,
+            prosody=torch.zeros(micro, 2) if prosody.NAME in parts else None,
+            styled=torch.zeros(micro) if styles.NAME in parts else None,
         )
         durations = torch.zeros(micro, text, dtype=torch.long)
 

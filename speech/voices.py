@@ -19,7 +19,7 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow, 
 from speech.characters import fit_characters
 from speech.cloning import SPEAKER_ENCODER
 from speech.layers import silence, zero_
-from speech.parts import model_class, parts_of, read_config
+from speech.parts import CUED, model_class, parts_of, read_config
 from speech.phonemes import phonemise
 from utils.cli import UserError
 from utils.files import save_model
@@ -226,7 +226,8 @@ def with_parts(voice: Voice, parts: dict[str, dict[str, Any]], seed: int = 0) ->
     config = voice.model.config
     if not parts.keys() - parts_of(config).keys():
         return voice
-    changed = {"parts": parts | parts_of(config), "speaker_embedding_size": config.speaker_embedding_size}
+    size = config.speaker_embedding_size or (EMBEDDING_SIZE if CUED & parts.keys() else 0)
+    changed = {"parts": parts | parts_of(config), "speaker_embedding_size": size}
     return Voice(grow(voice, changed, seed), voice.tokenizer, voice.speakers)
 
 
@@ -246,10 +247,11 @@ def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     for name in OF_SPEAKERS:
         if name in state and (name not in own or own[name].shape != state[name].shape):
             del state[name]
-    model.load_state_dict(state, strict=False)
-    for name, module in model.named_modules() if not size else ():
-        if name.endswith(("cond", "cond_layer")):
+    silent = ("to_condition",) if size else ("cond", "cond_layer")  # not both: neither would learn
+    for name, module in model.named_modules():
+        if name.endswith(silent):
             silence(module)
+    model.load_state_dict(state, strict=False)
     return model
 
 

@@ -340,3 +340,37 @@ def test_what_the_parts_of_vits2_cannot_be_given_is_one_line(made, tmp_path, cap
     assert train(made, tmp_path / "run", *words, "--vits2", "all", "--dry_run") == 0
     shown = capsys.readouterr().out
     assert "of the duration discriminator" in shown
+
+
+@pytest.mark.slow
+def test_pitch_energy_and_styles_train_the_same_on_any_division_and_resumed(made, tmp_path, capsys):
+    parts = ("--prosody", "--style_tokens", 3, "--style_adaptive_norm")
+    assert train(made, tmp_path / "dry", *parts, "--dry_run") == 0
+    whole = tmp_path / "whole"
+    assert train(made, whole, *parts) == 0
+    sizes = sum(one.numel() for one in load_voice(str(whole)).model.parameters())
+    assert f"{sizes:,} of the voice" in capsys.readouterr().out
+    assert train(made, tmp_path / "parts", *parts, "--train_batch_size", 2, "--gradient_accumulation_steps", 4) == 0
+    assert difference(whole, tmp_path / "parts") < 1e-4
+    resumed = Path(shutil.copytree(whole, tmp_path / "resumed"))
+    forget_after(resumed, 3)
+    assert train(made, resumed, *parts) == 0 and same_bytes(whole, resumed)
+    with pytest.raises(UserError, match="style_tokens"):
+        train(made, resumed, *parts, "--style_tokens", 4)
+    more = ("--pretrained_model_name_or_path", whole, "--max_train_steps", 1)
+    assert train(made, tmp_path / "more", *more) == 0  # with its parts, though nothing asks for them
+    assert load_voice(str(tmp_path / "more")).model.config.parts == load_voice(str(whole)).model.config.parts
+    with pytest.raises(UserError, match="--style_tokens 4: the voice has 3"):
+        train(made, tmp_path / "other", *more, "--style_tokens", 4)
+
+
+def test_adaptive_norms_of_a_voice_of_one_need_something_to_adapt_to(made, tmp_path):
+    save_voice(tmp_path / "voice", tiny_voice())
+    words = (
+        "--pretrained_model_name_or_path",
+        tmp_path / "voice",
+        "--train_data_dir",
+        write_speech(tmp_path / "data", 4),
+    )
+    with pytest.raises(UserError, match="--style_adaptive_norm: nothing tells the utterances .*; add --style_tokens"):
+        train(made, tmp_path / "run", *words, "--style_adaptive_norm")

@@ -59,8 +59,9 @@ def name_some(names: Sequence[str], most: int = 8) -> str:
 
 MASK = "***"
 ENV_FILES = (Path(".env"), Path(__file__).resolve().parent.parent / ".env")  # the first one wins
-_SECRET = r"(?:(?<!train_)(?<!initializer_)token|password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?)"
-# The end of a name decides: max_tokens and tokenizer_name are not secrets. Nor is --train_token, a word to be learnt.
+_TOKEN = r"(?<!train_)(?<!initializer_)(?<!style_)token"  # those are words to be learnt, and a manner of speaking
+_SECRET = rf"(?:{_TOKEN}|password|passwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?)"
+# The end of a name decides: max_tokens and tokenizer_name are not secrets.
 _SECRET_NAME = re.compile(rf"(?:^|[\W_]){_SECRET}$", re.IGNORECASE)
 _SECRET_TEXT = (
     # `--hub_token x` and `HF_TOKEN=x`, but not a prompt with a secret garden in it.
