@@ -133,8 +133,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     set_folder.check_shard(parser, args.shard)
     if args.export_onnx and args.export_onnx.suffix != ".onnx":
         parser.error(f"--export_onnx {args.export_onnx}: expected a name that ends in .onnx")
-    if args.style_reference and args.style_token:
-        parser.error("--style_token: does nothing with --style_reference, whose weights it would replace; give one")
     if args.export_onnx and (args.style_reference or args.style_token):
         parser.error("--export_onnx: the file speaks without a style; leave --style_reference and --style_token out")
     if args.min_characters_per_second >= args.max_characters_per_second:

@@ -107,6 +107,8 @@ def choose_style(model: VitsModel, reference: Path | None, tokens: Sequence[str]
         raise UserError(
             f"{asked}: the voice knows no styles; train it with train_tts.py --style_tokens, or leave it out"
         )
+    if reference and tokens:
+        raise UserError(f"{asked}: gives the weights of all tokens; leave --style_token out")
     if reference:
         return weigh_file(model, reference)
     count = model.style_tokens.tokens.shape[1]

@@ -19,7 +19,7 @@ from speech.voices import Voice, load_voice, save_voice, with_parts
 from tests.speech.test_synthesis import TEXT, loud_voice
 from tests.tiny_voices import RATE, SPEAKERS, hum, utterances
 from tests.toy_speech import toy_speech
-from utils.cli import UserError
+from utils.cli import UserError, mask_text
 
 SETTINGS = {"means": {name: [5.0, -20.0] for name in ("", *SPEAKERS)}, "deviations": [SEMITONE, 3.0]}
 PARTS = {"prosody": SETTINGS, "style_tokens": {"tokens": 3}, "style_adaptive_norm": {}}
@@ -141,10 +141,13 @@ def test_what_a_voice_has_not_learnt_is_refused(tmp_path):
     plain, rich = loud_voice(), rich_voice(0)
     with pytest.raises(UserError, match="--energy -2: the voice has not learnt it; train it with .*--prosody"):
         speak(plain, TEXT, 0, Speaking(energy=-2))
-    with pytest.raises(UserError, match="--style_token 0:1: the voice knows no styles; .*--style_tokens"):
+    with pytest.raises(UserError, match="--style_token 0:1: the voice knows no styles; .*--style_tokens") as error:
         choose_style(plain.model, None, ["0:1"])
+    assert mask_text(str(error.value)) == str(error.value)  # it is no secret
     with pytest.raises(UserError, match="--style_token 3:1: the voice has tokens 0 to 2"):
         choose_style(rich.model, None, ["3:1"])
     soundfile.write(tmp_path / "a.wav", np.ones(100) / 2, RATE)
     with pytest.raises(UserError, match="--style_reference .*a.wav: 100 samples are too short"):
         choose_style(rich.model, tmp_path / "a.wav", None)
+    with pytest.raises(UserError, match="--style_reference .*a.wav: gives the weights .*; leave --style_token out"):
+        choose_style(rich.model, tmp_path / "a.wav", ["0:1"])
