@@ -24,6 +24,7 @@ from speech.synthesis import (
     read_tokens,
     spread_over_frames,
 )
+from speech.vits2 import TransformerBlock
 from speech.voices import Voice
 from utils.cli import UserError
 from utils.files import replaced_file
@@ -51,6 +52,13 @@ class AnyLength(VitsAttention):
         places = torch.arange(1 - length, length)[None] + torch.arange(length)[:, None]
         found = x.gather(2, places.clamp(0, length - 1).expand(x.shape[0], -1, -1))
         return found * ((places >= 0) & (places < length))
+
+
+class AnyFrames(TransformerBlock):
+    """The same block, in the steps of its attention: torch.export can't follow the whole at a length not known yet."""
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, heard: Tensor) -> Tensor:
+        return (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).softmax(3) @ value  # every frame is there
 
 
 class AnyValue(VitsConvFlow):
@@ -108,6 +116,9 @@ class WholeVoice(torch.nn.Module):
             layer.attention.__class__ = AnyLength
         for flow in self.model.duration_predictor.flows[1:] if has_random_durations(self.model) else ():
             flow.__class__ = AnyValue
+        for module in self.model.flow.modules():
+            if isinstance(module, TransformerBlock):
+                module.__class__ = AnyFrames
 
     def forward(
         self,

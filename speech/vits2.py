@@ -99,9 +99,11 @@ class TransformerBlock(torch.nn.Module):
 
     def attend(self, rows: Tensor, mask: Tensor) -> Tensor:
         query, key, value = self.query_key_value(rows).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        heard = mask[:, None].bool()
-        found = F.scaled_dot_product_attention(rotate(query), rotate(key), value, attn_mask=heard)
+        found = self.mix(rotate(query), rotate(key), value, mask[:, None].bool())
         return self.output(found.transpose(1, 2).flatten(2))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, heard: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=heard)
 
 
 def rotate(rows: Tensor) -> Tensor:

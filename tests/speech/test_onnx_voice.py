@@ -15,6 +15,7 @@ from speech.synthesis import Speaking, speak
 from speech.voices import Voice, tokenize, with_parts
 from tests.speech.test_prosody import PARTS, learn
 from tests.speech.test_synthesis import loud_voice
+from tests.speech.test_vits2 import grown
 
 PROSODY = np.array([[2, -1]], np.float32)  # 2 semitones and -3 dB, of a voice whose deviations are 1 and 3
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,14 +55,16 @@ def inputs_of(voice: Voice, text: str, seed: int, samples: int) -> dict[str, np.
 
 
 @pytest.mark.very_slow
-@pytest.mark.parametrize("speakers, stochastic, rich", [(0, False, True), (2, True, False)])
-def test_onnxruntime_speaks_as_torch_does(tmp_path, speakers, stochastic, rich):
+@pytest.mark.parametrize("speakers, stochastic, prosody", [(0, False, True), (2, True, False)])
+def test_onnxruntime_speaks_as_torch_does(tmp_path, speakers, stochastic, prosody):
     import onnxruntime
 
     voice = loud_voice(speakers, stochastic)
-    if rich:
+    if prosody:
         voice = with_parts(voice, PARTS, 0)
         learn(voice)
+    else:
+        voice = grown(voice, learnt=True)
     export_onnx(tmp_path / "voice.onnx", voice)
     session = onnxruntime.InferenceSession(tmp_path / "voice.onnx")
     facts = session.get_modelmeta().custom_metadata_map
@@ -69,8 +72,8 @@ def test_onnxruntime_speaks_as_torch_does(tmp_path, speakers, stochastic, rich):
     assert (facts["sampling_rate"], facts["language"]) == ("16000", "por")
     assert json.loads(facts["speakers"]) == voice.speakers
     for text in ("a", "a casa azul", "a casa azul do rio tem uma janela " * 4):
-        expected = speak(voice, text, 3, Speaking(pitch=2, energy=-3) if rich else Speaking())
-        inputs = inputs_of(voice, text, 3, len(expected)) | ({"prosody": PROSODY} if rich else {})
+        expected = speak(voice, text, 3, Speaking(pitch=2, energy=-3) if prosody else Speaking())
+        inputs = inputs_of(voice, text, 3, len(expected)) | ({"prosody": PROSODY} if prosody else {})
         (made,) = session.run(None, inputs)[0]
         assert made.shape == expected.shape and np.abs(expected).max() > 0.01
         assert np.abs(made - expected).max() < 1e-4
