@@ -124,7 +124,8 @@ REFUSED = (
 STEPS, ACCUMULATION = 800, 1
 LEARNING_RATES = {"lora": 1e-4, "full": 5e-6}
 OF_LORA = (
-    "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora init_lora preserve_base"
+    "rank lora_alpha lora_dropout lora_layers base_lora quantize_base use_dora use_rslora init_lora preserve_base "
+    "adapter lokr_factor"
 ).split()
 OF_PRIOR = "class_data_dir num_class_images prior_loss_weight sample_batch_size prior_generation_precision".split()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 
-from families import kohya, lora, lora_mix, tokens
+from families import kohya, lora, lora_mix, lycoris, tokens
 from families.lora import Adapter, Module
 from families.names import FAMILIES
 from utils.cli import UserError
@@ -53,19 +52,27 @@ def load_init(one: lora_mix.Lora, adapter: Adapter, denoiser: Module, encoders: 
 def read_found(one: lora_mix.Lora, wanted: Iterable[str], denoiser: Module, family: str) -> Found:
     """What the file holds, whichever names its layers have: those of diffusers, or of a program that both know."""
     state, facts = lora.read_lora(one.path, flag=one.flag)
-    if FAMILIES[family].DENOISER != "unet":  # diffusers multiplies an alpha into the weights
+    if lora.adapter_kind(state) != "lora" and not lycoris.has_own_names(state):
+        raise UserError(f"--init_lora {one.path}: of another program; of a LoKr or LoHa give {lora.FILE_NAME} of a run")
+    if FAMILIES[family].DENOISER != "unet" and not lycoris.has_own_names(
+        state
+    ):  # diffusers multiplies an alpha into the weights
         state = getattr(diffusers, FAMILIES[family].PIPELINE).lora_state_dict(dict(state))
     elif any(key.startswith("lora_") for key in state):
         return Found(*kohya.read_tensors(state, wanted, denoiser, family), {})
-    prefix = f"{lora.prefix_of(denoiser)}."
-    named = json.loads(facts.get(lora.SETTINGS_KEY, "{}"))
-    settings = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
-    return Found(state, {settings["lora_alpha"]} if settings else set(), settings)
+    settings = lycoris.read_settings(facts, denoiser)
+    return Found(state, {settings.get("lora_alpha") or settings["alpha"]} if settings else set(), settings)
 
 
 def find_difference(found: Found, adapter: Adapter, wanted: set[str], has_encoders: bool) -> str | None:
     """What the file has otherwise than the new adapters, with the flag that would make them the same."""
-    keys = set(found.state)
+    keys, kind = set(found.state), lora.adapter_kind(found.state)
+    if kind != adapter.kind:
+        return f"a {lora.LABELS[kind]}, and --adapter is {adapter.kind}; give --adapter {kind}"
+    if (factor := found.settings.get("decompose_factor", -1)) != adapter.factor:
+        return f"divided by {factor}; " + (
+            "leave --lokr_factor out" if factor == -1 else f"give --lokr_factor {factor}"
+        )
     if (dora := any(re.search("lora_magnitude|dora_scale", key) for key in keys)) != adapter.use_dora:
         return "a DoRA; add --use_dora" if dora else "not a DoRA; leave --use_dora out"
     if lora_mix.has_text_layers(keys) != has_encoders:
@@ -76,7 +83,7 @@ def find_difference(found: Found, adapter: Adapter, wanted: set[str], has_encode
         names = " ".join(map(str, found.settings.get("target_modules", ())))
         fitting = f"--lora_layers {names}" if names else "the --lora_layers that it was trained with"
         return f"its layers aren't those of --lora_layers: it {how} {first}; give {fitting}"
-    ranks = {len(value) for key, value in found.state.items() if ".lora_A." in key}
+    ranks = {len(value) for key, value in found.state.items() if ".lora_A." in key} or {found.settings["r"]}
     if len(ranks) > 1 or len(found.alphas) > 1:
         return "its layers have several ranks or alphas, and those of a new LoRA share one; give another LoRA"
     if ranks != {adapter.rank}:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoKrConfig, PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save
 
 from families.lora import ADAPTER, Module
@@ -32,9 +33,9 @@ def find_obstacle(unet: Module, text_encoders: Iterable[Module], family: str) ->
     """Why these adapters can't be written in this format; None where they can."""
     if family not in FAMILIES[family].KOHYA_BASES:
         return f"it has no names for {LABELS[family]}"
-    if unet.peft_config[ADAPTER].use_dora:
+    if getattr(unet.peft_config[ADAPTER], "use_dora", False):
         return "its readers compute a DoRA (--use_dora) in another way, and the images would change"
-    layers = [name for name, layer in unet.named_modules() if hasattr(layer, "lora_A")]
+    layers = [name for name, layer in unet.named_modules() if isinstance(layer, BaseTunerLayer)]
     count = unet.config.layers_per_block
     nameless = next((name for name in layers if FAMILIES[family].kohya_layer(name, count) is None), None)
     return f"{nameless} (--lora_layers) has no name in it" if nameless else None
@@ -45,12 +46,31 @@ def kohya_tensors(
 ) -> dict[str, torch.Tensor]:
     """The weights by the names of A1111, ComfyUI and kohya's scripts, and the alpha of every layer as a tensor."""
     parts = {"unet": unet, **dict(zip(FAMILIES[family].TEXT_ENCODERS, text_encoders))}
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
+    if unet.peft_config[ADAPTER].peft_type == "LOKR":
+        state = _whole_factors(state, unet.peft_config[ADAPTER])
     for key, value in state.items():
         tensors[name := _tensor_name(key, family, unet)] = value
         config = parts[key.partition(".")[0]].peft_config[ADAPTER]
         tensors[f"{name.partition('.')[0]}.alpha"] = torch.tensor(_alpha(config), dtype=value.dtype)
     return tensors
+
+
+def _whole_factors(state: dict[str, torch.Tensor], config: LoKrConfig) -> dict[str, torch.Tensor]:
+    """The two factors of every layer of a LoKr as they multiply, with alpha in the first.
+
+    Where a factor is a product, A1111 fails to read its rank; where neither is, no reader reads an alpha.
+    """
+    factors: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        layer, _, name = key.rpartition(".")
+        if name == "lokr_w1":
+            factors[key] = value * (config.alpha / config.r)
+        elif name == "lokr_w2":
+            factors[key] = value
+        elif name == "lokr_w2_a":
+            factors[f"{layer}.lokr_w2"] = value @ state[f"{layer}.lokr_w2_b"]
+    return factors
 
 
 def read_tensors(
@@ -98,15 +118,18 @@ def _trigger(facts: dict[str, str]) -> str | None:
 
 
 def _kohya_facts(
-    title: str, config: LoraConfig, tensors: dict[str, torch.Tensor], family: str, facts: dict[str, str]
+    title: str, config: PeftConfig, tensors: dict[str, torch.Tensor], family: str, facts: dict[str, str]
 ) -> dict[str, str]:
     """The metadata that kohya's scripts write and other programs show; what is not known is left out."""
     alpha, trigger = str(_alpha(config)), _trigger(facts)
     has_convolutions = any(value.ndim == 4 and value.shape[-1] > 1 for value in tensors.values())
     more = {"conv_dim": str(config.r), "conv_alpha": alpha} if has_convolutions else {}
-    more |= {"dropout": str(config.lora_dropout)} if config.lora_dropout else {}
+    more |= {"dropout": str(config.lora_dropout)} if getattr(config, "lora_dropout", 0) else {}
+    if config.peft_type != "LORA":
+        more |= {"algo": str(config.peft_type).lower()}
+        more |= {"factor": str(config.decompose_factor)} if config.peft_type == "LOKR" else {}
     about = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if config.peft_type == "LORA" else "lycoris.kohya",
         "ss_network_dim": str(config.r),
         "ss_network_alpha": alpha,
         "ss_network_args": json.dumps(more),
@@ -158,16 +181,18 @@ def _content_sha256(tensors: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
-def _alpha(config: LoraConfig) -> float:
+def _alpha(config: PeftConfig) -> float:
     """There a layer's output is scaled by alpha / rank, always; rsLoRA scales by alpha / sqrt(rank)."""
+    if config.peft_type != "LORA":
+        return float(config.alpha)
     return float(config.lora_alpha * config.r**0.5 if config.use_rslora else config.lora_alpha)
 
 
 def _tensor_name(key: str, family: str, unet: Module) -> str:
     """The name of a tensor of a diffusers file."""
-    part, layer = re.fullmatch(r"(\w+)\.(.+)\.lora_[AB]\.weight", key).groups()
-    name = _layer_name(part, layer, family, unet.config.layers_per_block)
-    return f"{name}.lora_{'down' if '.lora_A.' in key else 'up'}.weight"
+    part, layer, tensor = re.fullmatch(r"(\w+)\.(.+)\.(lora_[AB]\.weight|(?:lokr|hada)_\w+)", key).groups()
+    tensor = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}.get(tensor, tensor)
+    return f"{_layer_name(part, layer, family, unet.config.layers_per_block)}.{tensor}"
 
 
 def _layer_name(part: str, layer: str, family: str, layers_per_block: int) -> str:

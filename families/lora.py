@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 
@@ -27,12 +27,23 @@ from utils.runs import command_line
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 ADAPTER = "default"
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
+# What a file says of an adapter: what peft needs to build it again
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "LORA": ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora"),
+    "LOKR": ("r", "alpha", "decompose_factor"),
+    "LOHA": ("r", "alpha"),
+}
+MARKS = {"lokr": ".lokr_", "loha": ".hada_"}  # in the keys of a file
+LABELS = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}
 SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; without it, it takes alpha = rank
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685); `targets`: by default those of a UNet."""
+    """The settings of a LoRA (Hu et al., 2021, arXiv 2106.09685), or of a LoKr or LoHa (arXiv 2309.14859).
+
+    `targets`: by default those of a UNet; `factor`: of a LoKr, the size that peft divides a side by, -1: near its root.
+    """
 
     rank: int
     alpha: float
@@ -40,6 +51,8 @@ class Adapter:
     targets: tuple[str, ...] = ATTENTION
     use_dora: bool = False
     use_rslora: bool = False
+    kind: str = "lora"
+    factor: int = -1
 
 
 def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | None = None) -> list[torch.nn.Parameter]:
@@ -51,7 +64,20 @@ def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | Non
     layers = list(targets or adapter.targets)
     check_targets(module, layers)
     module.requires_grad_(False)
-    config = LoraConfig(
+    module.add_adapter(_config(adapter, layers), adapter_name=ADAPTER)
+    trained = list(_adapter(module).values())
+    for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient
+        parameter.data = parameter.data.float()
+    return trained
+
+
+def _config(adapter: Adapter, layers: list[str]) -> PeftConfig:
+    """The same settings for peft."""
+    if adapter.kind == "lokr":
+        return LoKrConfig(r=adapter.rank, alpha=adapter.alpha, target_modules=layers, decompose_factor=adapter.factor)
+    if adapter.kind == "loha":
+        return LoHaConfig(r=adapter.rank, alpha=adapter.alpha, target_modules=layers)
+    return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
@@ -60,11 +86,6 @@ def attach_lora(module: Module, adapter: Adapter, targets: tuple[str, ...] | Non
         use_dora=adapter.use_dora,
         use_rslora=adapter.use_rslora,
     )
-    module.add_adapter(config, adapter_name=ADAPTER)
-    trained = list(_adapter(module).values())
-    for parameter in trained:  # a float16 weight would lose its smallest steps, and GradScaler refuses its gradient
-        parameter.data = parameter.data.float()
-    return trained
 
 
 def choose_parameters(
@@ -105,7 +126,7 @@ def _adapter(module: Module) -> dict[str, torch.nn.Parameter]:
     """The adapter's parameters by the names that they have in a file."""
     parameters = {}
     for name, parameter in module.named_parameters():
-        if f".{ADAPTER}." in name:
+        if f".{ADAPTER}." in f"{name}.":
             parameters[name.replace(f".{ADAPTER}", "")] = parameter
     return parameters
 
@@ -146,7 +167,7 @@ def load_lora_state(
         if keys:
             raise UserError(
                 f"these LoRA weights don't fit: the file {problem} {len(keys)} tensors, the first being {min(keys)}; "
-                "base model, --rank, --lora_layers, --use_dora and --train_text_encoder must be those it was made with"
+                "base model, --rank, --lora_layers, --adapter and --train_text_encoder must be those it was made with"
             )
     for key, parameter in named.items():
         parameter.copy_(divide(state[key], parameter))
@@ -163,9 +184,15 @@ def _settings(denoiser: Module | None, text_encoders: Iterable[Module]) -> dict[
         if module is not None and ADAPTER in getattr(module, "peft_config", {}):
             config = module.peft_config[ADAPTER]
             settings[f"{prefix}.target_modules"] = sorted(config.target_modules)
-            for key in ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora"):
+            for key in SETTINGS[config.peft_type]:
                 settings[f"{prefix}.{key}"] = getattr(config, key)
     return settings
+
+
+def adapter_kind(keys: Iterable[str]) -> str:
+    """Whether a file with these keys is a lora, a lokr or a loha."""
+    names = list(keys)
+    return next((kind for kind, mark in MARKS.items() if any(mark in name for name in names)), "lora")
 
 
 def describe_training(base: str, data: str, **facts: object) -> dict[str, str]:

@@ -14,8 +14,9 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
-from families import tokens
-from families.lora import FILE_NAME, read_lora
+from families import lycoris, tokens
+from families.lora import FILE_NAME, adapter_kind, read_lora
+from families.lora import LABELS as LABELS_OF_KIND
 from families.models import TextReading, build_part, read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
 from utils.cli import UserError, is_remote
@@ -24,7 +25,7 @@ from utils.storage import fetch
 
 logger = logging.getLogger(__name__)
 WHOLE = "model_index.json"  # of a complete pipeline
-OF_LAYER = r"\.lo(?:ra|kr|ha)_"  # what follows a layer's name in a key
+OF_LAYER = r"\.(?:lora|lokr|hada)_"  # what follows a layer's name in a key
 WIDTHS = {width: name for module in FAMILIES.values() for name, width in module.TEXT_WIDTHS.items()}
 
 
@@ -222,7 +223,8 @@ def find_misfit(state: dict[str, torch.Tensor], model: str, family: str) -> str 
     """
     module = FAMILIES[family]
     try:
-        state = getattr(diffusers, module.PIPELINE).lora_state_dict(dict(state))
+        if not lycoris.has_own_names(state):  # which few pipelines name
+            state = getattr(diffusers, module.PIPELINE).lora_state_dict(dict(state))
     except (ValueError, KeyError):  # what it can't name is of another model
         return "has no layer of"
     layers = {f"{module.DENOISER}.{name}": layer for name, layer in build_part(model, module.DENOISER).named_modules()}
@@ -296,6 +298,9 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
 
     Fused, a step costs what it costs without a LoRA. Sums of plain LoRAs are the same either way, DoRA's norms are not.
     """
+    loras = merge_lycoris(pipeline, loras)
+    if not loras:
+        return
     for module in ("diffusers.loaders.lora_base", "diffusers.loaders.peft", "transformers.integrations.peft"):
         logging.getLogger(module).addFilter(_says_what_matters)
     names = [f"lora_{number}" for number in range(len(loras))]
@@ -313,6 +318,27 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
     if len(loras) == 1 or not any(_has_dora(getattr(pipeline, part)) for part in parts):
         pipeline.fuse_lora(components=parts, adapter_names=names)
         pipeline.unload_lora_weights()
+
+
+def merge_lycoris(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> list[Lora]:
+    """Add those of ours that are a LoKr or a LoHa to the denoiser's weights; the others, which diffusers loads."""
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    others = []
+    for lora in loras:
+        state, facts = read_lora(lora.path, flag=lora.flag)
+        settings = lycoris.read_settings(facts, denoiser)
+        if not (settings and lycoris.has_own_names(state)):
+            others.append(lora)
+            continue
+        for other in loras:  # whose norms are those of the model's own weights
+            if any("lora_magnitude" in key for key in read_lora(other.path, flag=lora.flag)[0]):
+                label = LABELS_OF_KIND[adapter_kind(state)]
+                raise UserError(f"{lora.flag} {lora.path}: a {label} is not mixed with a DoRA, {other.path}; give one")
+        try:
+            lycoris.merge(denoiser, state, settings, lora.weight)
+        except UserError as error:
+            raise UserError(f"{lora.flag} {lora.path}: {error}") from error
+    return others
 
 
 def merge_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora]) -> None:

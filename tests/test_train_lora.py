@@ -27,10 +27,12 @@ import generate
 import train_lora
 from families import diffusion, lora_mix, models, sampler, sd
 from families.lora import read_lora
+from families.lora_mix import Lora, apply_loras
 from tests.tiny_models import DDPM
 from tests.tiny_runs import (
     LORA,
     ROOT,
+    card_pipeline,
     cells,
     column,
     difference,
@@ -550,6 +552,52 @@ def test_every_family_trains_resumes_and_gives_its_images_in_diffusers(trainer_d
         assert facts["modelspec.prediction_type"] == ("v" if family == "sd2" else "epsilon")
         began = json.loads((tmp_path / "broken/checkpoint-4/state.json").read_text())["progress"]["began"]
         assert began == float(facts["ss_training_started_at"]) == pytest.approx(time.time(), abs=1000)
+
+
+def add_as_comfyui_does(pipeline: DiffusionPipeline, path: Path) -> None:
+    """A LoKr or LoHa of kohya's format added to the weights: alpha counts only where a factor is a product."""
+    state, unet = load_file(path), pipeline.unet
+    layers = {f"lora_unet_{name.replace('.', '_')}": layer for name, layer in unet.named_modules()}
+    for name in {key.partition(".")[0] for key in state}:
+        of = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{name}.")}
+        if "lokr_w1" in of:
+            first = of["lokr_w1"][..., None, None] if of["lokr_w2"].ndim == 4 else of["lokr_w1"]
+            delta = torch.kron(first, of["lokr_w2"].contiguous())
+        else:
+            delta = (of["hada_w1_a"] @ of["hada_w1_b"]) * (of["hada_w2_a"] @ of["hada_w2_b"])
+            delta *= of["alpha"] / of["hada_w1_b"].shape[0]
+        layers[name].weight.data += delta.reshape(layers[name].weight.shape)
+
+
+LOHA = pytest.param("--adapter loha --lora_alpha 40", marks=pytest.mark.very_slow)
+
+
+@pytest.mark.parametrize("words", ["--adapter lokr --lokr_factor 2", LOHA])
+def test_a_lokr_and_a_loha_resume_and_give_their_images_in_diffusers_peft_and_comfyui(trainer_data, tmp_path, words):
+    prompts, out = ["a photo of red boots", "a photo of blue shoes"], tmp_path / "whole"
+    words = [*words.split(), "--lora_layers", "to_q", "to_k", "to_out.0", "conv1", "--learning_rate", 3e-2]
+    words += ["--checkpointing_steps", 2, "--max_train_steps", 4, "--validation_steps", 4, "--validation_prompt"]
+    words += [prompts[0], "--validation_prompt", prompts[1], "--num_validation_images", 2]
+    assert train(trainer_data, out, *words) == 0
+    shutil.copytree(out, tmp_path / "broken")
+    forget_after(tmp_path / "broken", 2)
+    assert train(trainer_data, tmp_path / "broken", *words) == 0
+    assert same_bytes(out, tmp_path / "broken")
+    expected = cells(out / "validation/step-000004.png", 2, 16)
+    assert np.abs(expected - cells(out / "validation/step-000000.png", 2, 16)).max() > 3  # it has an effect
+
+    by_hand, ours = (DiffusionPipeline.from_pretrained(trainer_data["sd1"], safety_checker=None) for _ in range(2))
+    add_as_comfyui_does(by_hand, out / "whole_kohya.safetensors")
+    apply_loras(ours, [Lora(out / LORA, 0.75), Lora(out / LORA, 0.25)])  # as generate.py does
+    for pipeline in (card_pipeline(out), by_hand, ours):
+        assert np.abs(drawn_by_diffusers(pipeline, prompts, 16) - expected).max() <= 1
+    again = tmp_path / "again"
+    assert train(trainer_data, again, *words, "--init_lora", out, "--max_train_steps", 1, "--validation_steps", 0) == 0
+    assert tensors_equal(again, out)
+    with pytest.raises(
+        UserError, match=r"--init_lora .*: a Lo(Kr|Ha), and --adapter is lora; give --adapter lo(kr|ha)"
+    ):
+        train(trainer_data, tmp_path / "other", "--init_lora", out)
 
 
 def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):

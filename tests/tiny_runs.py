@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -114,6 +115,14 @@ def cells(path: Path, count: int, side: int) -> np.ndarray:
     return np.stack(
         [np.asarray(grid.crop((i * (side + 4), 0, i * (side + 4) + side, side)), int) for i in range(count)]
     )
+
+
+def card_pipeline(run: Path) -> DiffusionPipeline:
+    """The pipeline of the code in a run's card, without its last line, which generates an image."""
+    code = re.search(r"```python\n(.*?)```", (run / "README.md").read_text(), re.DOTALL)[1]
+    found: dict = {}
+    exec(code.rstrip().rpartition("\n")[0], found)
+    return found["pipeline"]
 
 
 def drawn_by_diffusers(pipeline: DiffusionPipeline, prompts: list[str], side: int, **more) -> np.ndarray:

@@ -187,6 +187,18 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         help=f"the adapter's output is scaled by alpha / rank; default: {alpha}",
     )
     group.add_argument("--lora_dropout", type=BELOW_ONE, default=0.0, help="of the adapter's input")
+    group.add_argument(
+        "--adapter",
+        choices=["lora", "dora", "lokr", "loha"],
+        default="lora",
+        help="dora is --use_dora; lokr and loha are sums of Kronecker and of Hadamard products (LyCORIS)",
+    )
+    group.add_argument(
+        "--lokr_factor",
+        type=Range(1, 4096, int),
+        metavar="N",
+        help="of lokr: each side is divided into N and the rest; less is more capacity; default: near its root",
+    )
     group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
     group.add_argument(
@@ -544,6 +556,7 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     check_views(parser, args)
     if args.lora_layers:
         args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
+    args.use_dora = args.use_dora or args.adapter == "dora"
     for problem in contradictions(args):
         parser.error(problem)
     check_data_flags(parser, args)
@@ -557,6 +570,7 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "mode_scale": ("--weighting_scheme mode", args.weighting_scheme == "mode"),
         "huber_c": ("--loss_type huber or smooth_l1", args.loss_type in LOSSES[1:]),
         "allow_other_base": ("--init_lora", bool(args.init_lora)),
+        "lokr_factor": ("--adapter lokr", args.adapter == "lokr"),
     }
     cli.report_ignored(parser, args, needs)
     if args.text_encoder_lr and not args.train_text_encoder:
@@ -583,7 +597,14 @@ def contradictions(args: argparse.Namespace) -> list[str]:
     of_texts = f"--quantize_text_encoder {texts}: not where a text encoder or a word is trained"
     # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
     kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
+    kind = args.adapter if args.adapter in ("lokr", "loha") else None
+    beside = f"not with --adapter {kind}; {out}"
     found = {
+        f"--quantize_base {rounds}: not with --adapter {kind}, which needs whole weights; {out}": kind and rounds,
+        f"--train_text_encoder: {beside}": kind and args.train_text_encoder,
+        f"--lora_dropout {args.lora_dropout}: {beside}": kind and args.lora_dropout,
+        f"--use_dora: {beside}": kind and dora,
+        f"--use_rslora: {beside}": kind and args.use_rslora,
         f"--quantize_base {rounds}: not with --use_dora, which needs whole weights; {out}": dora and rounds,
         f"{not_with} {keeps}; {out}": blocks and not args.gradient_checkpointing,
         f"{not_with} --compile; {out}": blocks and args.compile,

@@ -10,6 +10,7 @@ from typing import Any
 
 from families import kohya, tokens
 from families.lora import FILE_NAME as WEIGHTS
+from families.lora import LABELS
 from utils.cli import UserError, mask_text
 from utils.files import file_sha256, list_files, read_written, write_json, write_text
 from utils.metrics_log import plot_losses, read_metrics, summary_rows
@@ -46,6 +47,8 @@ class CardFacts:
     alpha: float | str | None = None
     base_lora: str | None = None
     init_lora: str | None = None
+    adapter: str | None = None  # lokr or loha; None: a LoRA
+    denoiser: str = "unet"  # what the pipeline calls it
     sampling: str | None = None  # further arguments of the pipeline
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +91,7 @@ def write_card(folder: Path, results: dict[str, str], facts: CardFacts) -> None:
         name=folder.name,
         facts=facts,
         whole=whole,
+        label=LABELS[facts.adapter or "lora"],
         on_hub=is_hub_id(facts.base_model),
         samples=find_samples(folder),
         files={} if whole else describe_files(folder),

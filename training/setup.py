@@ -254,7 +254,8 @@ def describe_trained(args: argparse.Namespace, processes: int) -> str:
     if getattr(args, "method", "lora") == "full":
         return f"all weights{divided}"
     scale = args.lora_alpha / (args.rank**0.5 if args.use_rslora else args.rank)
-    return f"a LoRA of rank {args.rank}, alpha {args.lora_alpha:g} (scaled by {scale:.3g}){divided}"
+    label = lora.LABELS.get(args.adapter, "LoRA")
+    return f"a {label} of rank {args.rank}, alpha {args.lora_alpha:g} (scaled by {scale:.3g}){divided}"
 
 
 def check_patience(args: argparse.Namespace, held_out: Sequence[object]) -> None:
@@ -363,6 +364,8 @@ def read_facts(
     return lora.describe_training(
         args.pretrained_model_name_or_path,
         data,
+        adapter=args.adapter if args.adapter in lora.MARKS else None,
+        denoiser=FAMILIES[start.family].DENOISER if args.adapter in lora.MARKS else None,
         rank=recipe.adapter and recipe.adapter.rank,
         alpha=recipe.adapter and recipe.adapter.alpha,
         base_lora=", ".join(map(lora_mix.describe, recipe.base_loras)),
@@ -401,7 +404,9 @@ def read_init_lora(args: argparse.Namespace) -> Lora | None:
 
 def read_adapter(args: argparse.Namespace) -> Adapter:
     dropout, layers = args.lora_dropout, tuple(args.lora_layers)
-    return Adapter(args.rank, args.lora_alpha, dropout, layers, args.use_dora, args.use_rslora)
+    kind = args.adapter if args.adapter in lora.MARKS else "lora"
+    factor = args.lokr_factor or -1  # as peft says that there is none
+    return Adapter(args.rank, args.lora_alpha, dropout, layers, args.use_dora, args.use_rslora, kind, factor)
 
 
 def cache_folder(args: argparse.Namespace) -> Path:
