@@ -114,6 +114,7 @@ ON_THE_CARD = (
     "effective_batch_size learning_rate discriminator_lr lr_scheduler optimizer segment_frames weight_mel weight_kl "
     "weight_duration weight_gen weight_fmaps discriminator_start seed mixed_precision"
 ).split()
+PARTS_ON_THE_CARD = "speaker_encoder vits2 mas_noise prosody style_tokens style_adaptive_norm".split()  # where given
 
 
 def add_voice_flags(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +258,7 @@ def describe_result(
 ) -> dict[str, Any]:
     """What the model card says."""
     settings = cli.settings_of(args)
+    shown = ON_THE_CARD + [name for name in PARTS_ON_THE_CARD if settings[name]]
     return {
         "base_model": args.pretrained_model_name_or_path,
         "random_weights": args.random_weights,
@@ -269,7 +271,7 @@ def describe_result(
         "counts": [counted(len(train), "utterance"), f"{len(held_out):,} held out"],
         "hours": sum(one.seconds for one in train) / 3600,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": model_card.describe_settings({name: settings[name] for name in ON_THE_CARD}),
+        "settings": model_card.describe_settings({name: settings[name] for name in shown}),
     }
 
 
