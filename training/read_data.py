@@ -97,10 +97,14 @@ def _read_catalogue(name: str, source: Source) -> list[Record]:
     return [Record(one.id, place(one.image), one.text) for one in catalogue.products]
 
 
+def hash_id(record: Identified) -> int:
+    """A number below 2**32."""
+    return int.from_bytes(hashlib.sha256(str(record.id).encode()).digest()[:4], "big")
+
+
 def hold_out(records: list[Named], fraction: float) -> tuple[list[Named], list[Named]]:
     """What to train on, and what is held out; a hash of the id decides, so that growth moves nothing."""
-    limit = fraction * 2**32
-    held = [int.from_bytes(hashlib.sha256(str(one.id).encode()).digest()[:4], "big") < limit for one in records]
+    held = [hash_id(one) < fraction * 2**32 for one in records]
     return [one for one, out in zip(records, held) if not out], [one for one, out in zip(records, held) if out]
 
 
@@ -137,18 +141,20 @@ def choose_records(
 ) -> tuple[list[Named], list[Named]]:
     """The records of --held_out and --max_train_samples, of the training and held-out ones of each data set.
 
-    `noun` is what an error calls one of them.
+    Of so few that the share is none, the one of the smallest hash is held out. `noun` is what an error calls one.
     """
     undivided = [train for train, held_out in parts if not held_out]
     if share:
         parts = [(train, held_out) if held_out else hold_out(train, share) for train, held_out in parts]
     train, held_out = ([one for part in parts for one in part[i]] for i in range(2))
-    if share and undivided and not (train and held_out):
+    if share and train and not held_out:
+        held_out = [min(train, key=hash_id)]
+        train = [one for one in train if one is not held_out[0]]
+    if share and undivided and not train:
         count = sum(map(len, undivided))
-        advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
+        advice = "give a smaller share, or leave it out" if count > 1 else "leave it out"
         raise UserError(
-            f"--held_out {share:g}: holds out {'all' if held_out else 'none'} of "
-            f"{counted(count, noun)}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
+            f"--held_out {share:g}: holds out all of {counted(count, noun)}, by a hash of each one's id; {advice}"
         )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]

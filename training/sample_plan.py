@@ -72,6 +72,11 @@ def draw_position(plan: SamplePlan, position: int) -> Draw:
     return Draw(index, u[0], u[1] < plan.flip, u[2] < plan.dropout, time, ("noise", plan.seed, position))
 
 
+def draw_step(plan: SamplePlan, step: int) -> list[Draw]:
+    """The positions of one step."""
+    return [draw_position(plan, step * plan.effective + i) for i in range(plan.effective)]
+
+
 def validation_draws(count: int, examples: int, time_at: Callable[[float], float]) -> list[Draw]:
     """Fixed positions for a loss that can be compared: times stratified, nothing depends on the run's seed."""
     order = torch.randperm(count, generator=keyed_generator("validation")).tolist()

@@ -282,17 +282,18 @@ def test_what_is_held_out_stays_so_when_data_grows():
     assert set(held_out) <= set(grown_held_out) and set(train) <= set(grown_train)
     assert set(held_out) <= set(read_data.hold_out(records, 0.2)[1])
     assert read_data.hold_out(records, 0.0) == (records, [])
+    few = read_data.choose_records([(records[:5], [])], 0.0001, None, 0, "image")
+    assert [len(part) for part in few] == [4, 1] and set(few[1]) <= set(read_data.hold_out(records, 0.9)[1])
 
 
 @pytest.mark.parametrize(
     "count, share, said",
     [
-        (1, 0.1, "0.1: holds out none of 1 image, by a hash of each one's id; leave it out"),
-        (1, 0.9, "0.9: holds out all of 1 image, .*; leave it out"),
-        (3, 0.01, "0.01: holds out none of 3 images, .*; give a larger share, or leave it out"),
+        (1, 0.1, "0.1: holds out all of 1 image, by a hash of each one's id; leave it out"),
+        (3, 0.999, "0.999: holds out all of 3 images, .*; give a smaller share, or leave it out"),
     ],
 )
-def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, said):
+def test_a_share_that_holds_out_all_is_an_error(tmp_path, count, share, said):
     for i in range(count):
         Image.new("RGB", (8, 8)).save(tmp_path / f"photo-{i}.png")
     with pytest.raises(UserError, match=f"--held_out {said}"):
