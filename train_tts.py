@@ -145,7 +145,7 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speaker_encoder",
         default="",
-        metavar="demo|HUB_ID|DIR",
+        metavar="demo|HUB_ID|DIR|FILE.pt",
         help="speak as whoever is heard in recordings (synthesize.py --reference), by the vectors of this model, in "
         "place of a table of speakers",
     )
@@ -298,6 +298,7 @@ def describe_result(
         "random_weights": args.random_weights,
         "speakers": voice.speakers,
         "parts": list(parts_of(voice.model.config)),
+        "encoder": encoder_of(voice.model.config),
         "rate": voice.model.config.sampling_rate,
         "text": train[0].text,
         "data": args.train_data_dir,
