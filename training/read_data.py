@@ -14,7 +14,7 @@ import torch
 
 from training.examples import Record
 from utils import dataset
-from utils.catalogue import Source, file_or_bytes, read_catalogue
+from utils.catalogue import Source, file_or_bytes, is_texts, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.devices import keyed_generator
@@ -76,7 +76,20 @@ def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
     other = next((sorted(row) for row in rows if column not in row), None)
     if other:
         raise UserError(f"--caption_column {column}: {source.flag} {root} has the columns {', '.join(other)}")
-    return [Record(row["id"], row["path"], row[column], sums.get(f"{split}/{row['file_name']}")) for row in rows]
+    records = []
+    for row in rows:
+        text = row[column]
+        if isinstance(text, list) and not (source.several_captions and is_texts(text) and text):
+            name = root / split / row["file_name"]
+            raise UserError(f"{name}: its `{column}` is a list; --multiple_captions reads one of texts")
+        record = Record(row["id"], row["path"], text, sums.get(f"{split}/{row['file_name']}"))
+        records.append(_with_captions(record, text) if isinstance(text, list) else record)
+    return records
+
+
+def _with_captions(record: Record, captions: Sequence[str]) -> Record:
+    """The record with several captions; the first one is its text."""
+    return record._replace(text=captions[0], captions=tuple(captions) if len(captions) > 1 else ())
 
 
 def _read_catalogue(name: str, source: Source) -> list[Record]:
@@ -94,7 +107,10 @@ def _read_catalogue(name: str, source: Source) -> list[Record]:
     def place(image: Path | int) -> ImageSource:
         return functools.partial(file_or_bytes, catalogue.dataset, image) if isinstance(image, int) else image
 
-    return [Record(one.id, place(one.image), one.text) for one in catalogue.products]
+    records = [Record(one.id, place(one.image), one.text) for one in catalogue.products]
+    if source.several_captions:
+        records = [_with_captions(one, one.text.split("\n")) if one.text else one for one in records]
+    return records
 
 
 def hash_id(record: Identified) -> int:
@@ -131,9 +147,12 @@ def _read_set(source: Source, number: int) -> tuple[list[Record], list[Record]]:
 
 def _settle(one: Record, sets: Sequence[DataSet]) -> Record:
     """The record with its set's prefix and, only now, its number: hold_out treats an image in two sets as one."""
+    if len(sets) > 1:
+        one = one._replace(id=f"{one.set + 1}/{one.id}")
     prefix = sets[one.set].prefix
-    text = f"{prefix} {one.text}" if prefix and one.text else one.text
-    return one._replace(id=f"{one.set + 1}/{one.id}" if len(sets) > 1 else one.id, text=text)
+    if not (prefix and one.text):
+        return one
+    return one._replace(text=f"{prefix} {one.text}", captions=tuple(f"{prefix} {text}" for text in one.captions))
 
 
 def choose_records(

@@ -312,6 +312,36 @@ def test_of_several_sets_an_epoch_has_each_image_as_often_as_its_set_says(tmp_pa
     assert set(once) == set(epoch) and examples.data_fingerprint(once) != examples.data_fingerprint(epoch)
 
 
+def test_tags_are_in_so_many_orders_the_same_in_every_run_and_the_first_stay():
+    record = Record("a", Path("a.png"), "my boots, red, tall,  of suede, old, worn")
+    orders = [examples.shuffle_tags(record, 5, keep) for keep in (0, 2)]
+    assert [len(one.captions) for one in orders] == [5, 5] and len(set(orders[0].captions)) > 3
+    tags = [sorted(text.split(", ")) for one in orders for text in one.captions]
+    assert all(one == ["my boots", "of suede", "old", "red", "tall", "worn"] for one in tags)
+    assert all(text.startswith("my boots, red, ") for text in orders[1].captions) and len(set(orders[1].captions)) > 1
+    assert examples.shuffle_tags(record, 3, 2).captions == orders[1].captions[:3]  # a cache serves other numbers too
+    both = examples.shuffle_tags(record._replace(captions=("a, b", "c")), 2, 0).captions
+    assert len(both) == 4 and set(both[:2]) <= {"a, b", "b, a"} and both[2:] == ("c", "c")
+
+
+def test_several_captions_of_an_image_are_lines_or_a_list_where_they_are_asked_for(tmp_path):
+    folder = make_folder(tmp_path / "lines", 2)
+    (folder / "p0.txt").write_text("a shoe\n\n  a red   shoe\n")
+    root = make_imagefolder(tmp_path / "list", ["train"]) / "train"
+    lines = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
+    lines[0]["text"] = ["a shoe", "a red shoe"]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for place in (folder, root):
+        several = folder_source(place, several_captions=True)
+        first, *others = read_data.read_training_records([DataSet(several, prefix="my")])[0]
+        assert (first.text, first.captions) == ("my a shoe", ("my a shoe", "my a red shoe"))
+        assert all(one.text and not one.captions for one in others)
+        loaded = examples.load_examples([first, *others], SQUARE)
+        texts = examples.list_texts(loaded)
+        assert texts[:2] == ["my a shoe", "my a red shoe"] and len(texts) == len(loaded) + 1
+    assert read(folder)[0][0].text == "a shoe a red shoe" and len(read(root)[0]) == 2  # as before
+
+
 def test_an_image_of_two_sets_is_held_out_of_both_and_once(tmp_path):
     sets = [DataSet(folder_source(make_folder(tmp_path / name, 12)), repeats=2) for name in ("a", "b")]
     train, held_out = read_data.read_training_records(sets, 0.3)
