@@ -190,6 +190,25 @@ def test_resumed_equals_uninterrupted_with_all_that_has_a_state(trainer_data, tm
     assert any(not torch.equal(value, plain[key]) for key, value in lora_of(tmp_path / "whole").items())  # the average
 
 
+def test_a_schedule_free_average_is_what_is_judged_and_saved_and_changes_no_step(trainer_data, tmp_path):
+    """A checkpoint holds the weights in training, exactly, however often the average was looked at."""
+    words = ["--optimizer", "AdamWScheduleFree", "--learning_rate", 3e-2, "--held_out", 0.2]
+    words += ["--train_data_dir", trainer_data["folder"], "--max_train_steps", 4, "--checkpointing_steps", 2]
+    words += ["--num_validation_samples", 8]
+    assert train(trainer_data, tmp_path / "whole", *words) == 0
+    assert train(trainer_data, tmp_path / "broken", *words, "--validation_steps", 1) == 0
+    forget_after(tmp_path / "broken", 2)
+    assert train(trainer_data, tmp_path / "broken", *words, "--validation_steps", 1) == 0
+    assert same_bytes(tmp_path / "whole", tmp_path / "broken")
+    average, trained = lora_of(tmp_path / "whole"), lora_of(tmp_path / "whole" / "checkpoint-4")
+    state = load_file(tmp_path / "whole" / "checkpoint-4" / "optimizer.safetensors")
+    steps = [value for name, value in state.items() if name.endswith(".z")]
+    for key, value in trained.items():  # it lies between the average and where the steps have led
+        led = (value - 0.9 * average[key]) / 0.1
+        assert any(led.shape == one.shape and torch.allclose(led, one, atol=1e-4) for one in steps)
+    assert any(not torch.allclose(value, average[key], atol=1e-3) for key, value in trained.items())
+
+
 # Numbers and memory that give out
 
 
@@ -768,7 +787,7 @@ def test_captions_beyond_77_tokens_are_trained_on(trainer_data, tmp_path, caplog
 @pytest.mark.slow
 def test_several_data_sets_train_resume_and_stand_on_the_card_with_their_repeats(trainer_data, tmp_path, capsys):
     sets = ["--train_data_dir", trainer_data["prepared"], f"{trainer_data['folder']}:2", "--held_out", 0.2]
-    sets += ["--caption_prefix", "", "in a shop,", "--validation_steps", 3, "--shuffle_tags", 2]
+    sets += ["--caption_prefix", "", "in a shop,", "--validation_steps", 3, "--random_flip"]
     whole, run, masks = tmp_path / "whole", tmp_path / "run", tmp_path / "masks"
     assert train(trainer_data, whole, *sets) == 0
     masks.mkdir()

@@ -33,6 +33,7 @@ from utils.dataset import list_folders, split_repeats
 logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
+IMAGE_OPTIMIZERS = (*OPTIMIZERS, "adamwschedulefree", "muon")
 BELOW_ONE = Range(0, 1, below=True)
 MICRO_BATCH = 2  # samples at once
 MOST_REPEATS = 10_000
@@ -173,19 +174,6 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
         "--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", help="filter of the resize"
     )
     group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
-    group.add_argument(
-        "--multiple_captions",
-        action=OnOff,
-        default=False,
-        help="each line of a .txt, or text of a list, is a caption of its own: one is drawn each time",
-    )
-    group.add_argument(
-        "--shuffle_tags",
-        type=Range(1, 1000, int),
-        metavar="N",
-        help="draw one of N orders of a caption's tags, which commas divide; N times the captions are encoded",
-    )
-    group.add_argument("--keep_tokens", type=positive, metavar="N", help="so many first tags stay first")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
@@ -362,10 +350,26 @@ def refuse_others(args: argparse.Namespace, is_flow: bool, family: str) -> None:
         setattr(args, name, False if value is True else None)
 
 
-def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
+def optimizer_option(text: str) -> str:
+    """An argparse type: an argument of an optimizer and its value."""
+    if not re.fullmatch(r"[a-z]\w*=.+", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected name=value, as ns_steps=6")
+    return text
+
+
+def add_optimizer_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = OPTIMIZERS) -> None:
     group = parser.add_argument_group("optimizer")
     group.add_argument(
-        "--optimizer", type=str.lower, choices=OPTIMIZERS, default="adamw", help="adamw8bit needs bitsandbytes"
+        "--optimizer", type=str.lower, choices=names, default="adamw", help="adamw8bit needs bitsandbytes"
+    )
+    group.add_argument(
+        "--optimizer_args",
+        type=optimizer_option,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further arguments of the optimizer, as its class names them: ns_steps=6",
     )
     group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
     group.add_argument("--adam_beta1", type=BELOW_ONE, default=0.9, help="memory of the gradient's mean")
@@ -556,10 +560,26 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         args.optimizer = "adamw8bit"
     patience, validates = args.early_stopping_patience, args.validation_steps or args.validation_epochs
     need(patience is None or validates, f"--early_stopping_patience {patience}: needs --validation_steps above 0")
+    for problem in schedule_free_problems(args):
+        parser.error(problem)
     check_ignored_flags(parser, args)
     if args.lr_scheduler != "constant" and args.max_train_steps and args.lr_warmup_steps > args.max_train_steps:
         message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"
         logger.warning(message, args.lr_warmup_steps, args.max_train_steps)
+
+
+def schedule_free_problems(args: argparse.Namespace) -> list[str]:
+    """What does not go with an optimizer that averages the weights in place of a schedule of rates."""
+    if args.optimizer != "adamwschedulefree":
+        return []
+    beside = "not with --optimizer adamwschedulefree"
+    constant = args.lr_scheduler.startswith("constant")
+    found = {
+        f"--lr_scheduler {args.lr_scheduler}: {beside}; use constant or constant_with_warmup": not constant,
+        f"--use_ema: {beside}, whose weights are an average already; leave it out": args.use_ema,
+        f"--adam_beta1 0: {beside}, which divides by it; give more": args.adam_beta1 == 0,
+    }
+    return [message for message, wrong in found.items() if wrong]
 
 
 def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
@@ -581,7 +601,6 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "logit_mean": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "logit_std": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "mode_scale": ("--weighting_scheme mode", args.weighting_scheme == "mode"),
-        "keep_tokens": ("--shuffle_tags", bool(args.shuffle_tags)),
         "huber_c": ("--loss_type huber or smooth_l1", args.loss_type in LOSSES[1:]),
         "allow_other_base": ("--init_lora", bool(args.init_lora)),
         "lokr_factor": ("--adapter lokr", args.adapter == "lokr"),
@@ -608,12 +627,15 @@ def contradictions(args: argparse.Namespace) -> list[str]:
     dora, blocks, texts = args.use_dora, args.blocks_on_cpu, args.quantize_text_encoder
     not_with, out = f"--blocks_on_cpu {blocks}: not with", "leave one out"
     keeps = "--no-gradient_checkpointing, which would keep all of them on the GPU"
+    word = getattr(args, "train_token", None)
     of_texts = f"--quantize_text_encoder {texts}: not where a text encoder or a word is trained"
     # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
     kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
     kind = args.adapter if args.adapter in ("lokr", "loha") else None
     beside = f"not with --adapter {kind}; {out}"
     found = {
+        f"--train_token {word}: not with --optimizer muon, which is for matrices; {out}": word
+        and args.optimizer == "muon",
         f"--quantize_base {rounds}: not with --adapter {kind}, which needs whole weights; {out}": kind and rounds,
         f"--train_text_encoder: {beside}": kind and args.train_text_encoder,
         f"--lora_dropout {args.lora_dropout}: {beside}": kind and args.lora_dropout,
@@ -662,6 +684,10 @@ def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "lr_num_cycles": ("--lr_scheduler cosine_with_restarts", schedule == "cosine_with_restarts"),
         "lr_power": ("--lr_scheduler polynomial", schedule == "polynomial"),
         "lang": ("--report_every", bool(args.report_every)),
+    }
+    needs |= {
+        name: ("an --optimizer other than muon", args.optimizer != "muon")
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
     }
     cli.report_ignored(parser, args, needs)
     if schedule == "constant" and args.lr_warmup_steps not in (0, parser.get_default("lr_warmup_steps")):

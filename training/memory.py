@@ -38,7 +38,7 @@ from utils.devices import checkpoint_options
 
 Phases = dict[str, dict[str, int]]  # bytes by part of each phase of a training
 # Bytes of state for each trained weight. Adafactor keeps a row and a column of a matrix.
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.5}
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "adafactor": 0.5, "adamwschedulefree": 8, "muon": 4}
 
 
 class Count(NamedTuple):
@@ -161,6 +161,7 @@ class Load:
     autocast: torch.dtype | None = None
     gradient_checkpointing: bool = True
     optimizer: str = "adamw"
+    amsgrad: bool = False  # which keeps the largest squares beside their mean
     ema: bool = False
     quantized: str | None = None  # how the denoiser's frozen weights are kept: nf4 or int8
     quantized_texts: str | None = None  # the same of the text encoders, where they are not trained
@@ -246,7 +247,7 @@ def estimate_memory(model: str, family: str, load: Load) -> Phases:
         "frozen weights": sum(map(_bytes, step.parts)) - saved,
         "trained weights": floats,
         "gradients": floats,
-        "optimizer": int(OPTIMIZER_BYTES[load.optimizer] * _count(step.trained)),
+        "optimizer": int((OPTIMIZER_BYTES[load.optimizer] + 4 * load.amsgrad) * _count(step.trained)),
         "EMA": floats if load.ema else 0,
     }
     shared = {

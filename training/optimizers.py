@@ -1,7 +1,9 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+import ast
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ class OptimizerSettings:
     betas: tuple[float, float]
     weight_decay: float
     epsilon: float
+    options: tuple[tuple[str, Any], ...] = ()  # further arguments of the optimizer
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,102 @@ def make_optimizer(
     settings: OptimizerSettings, groups: list[dict[str, Any]], device: torch.device
 ) -> torch.optim.Optimizer:
     """`groups` are {"params", "lr"}; AdamW in one fused kernel where the device has one."""
-    adam: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay, "eps": settings.epsilon}
-    if settings.name == "adamw8bit":
-        return load_adamw8bit()(groups, **adam)
+    check_options(settings)
     if settings.name == "prodigy":
+        _check_prodigy([group["lr"] for group in groups])
+    if settings.name == "muon":
+        check_matrices(parameter for group in groups for parameter in group["params"])
+    fused = {"fused": device.type in ("cuda", "cpu", "mps")} if settings.name == "adamw" else {}
+    try:
+        optimizer = optimizer_class(settings.name)(groups, **_own_options(settings), **fused, **dict(settings.options))
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not settings.options:
+            raise
+        given = " ".join(f"{name}={value}" for name, value in settings.options)
+        raise UserError(f"--optimizer_args {given}: {' '.join(str(error).split())}; change or leave it out") from error
+    return start_training(optimizer)
+
+
+def start_training(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer, ready for steps, where it distinguishes them from what `averages` looks at."""
+    if averages(optimizer):
+        optimizer.train()
+    return optimizer
+
+
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
+    if name == "adamw8bit":
+        return load_adamw8bit()
+    if name == "prodigy":
         from prodigyopt import Prodigy
 
-        _check_prodigy([group["lr"] for group in groups])
-        return Prodigy(groups, **adam, use_bias_correction=True, safeguard_warmup=True)
+        return Prodigy
+    if name == "adamwschedulefree":
+        from schedulefree import AdamWScheduleFree
+
+        return AdamWScheduleFree
+    return {"adafactor": torch.optim.Adafactor, "muon": torch.optim.Muon}.get(name, torch.optim.AdamW)
+
+
+def _own_options(settings: OptimizerSettings) -> dict[str, Any]:
+    """What the flags that other optimizers share mean for this one."""
+    decay = {"weight_decay": settings.weight_decay}
     if settings.name == "adafactor":
-        return torch.optim.Adafactor(groups, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, **adam, fused=device.type in ("cuda", "cpu", "mps"))
+        return decay
+    if settings.name == "muon":  # a step as long as AdamW's, whose rates then fit (arXiv 2502.16982)
+        return decay if "adjust_lr_fn" in dict(settings.options) else decay | {"adjust_lr_fn": "match_rms_adamw"}
+    more = {"use_bias_correction": True, "safeguard_warmup": True} if settings.name == "prodigy" else {}
+    return decay | {"betas": settings.betas, "eps": settings.epsilon} | more
+
+
+def averages(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it trains other weights than those that it gives: see training.state.averaged_weights."""
+    return hasattr(optimizer, "eval")
+
+
+def read_option(text: str) -> tuple[str, Any]:
+    """`ns_steps=6` as (ns_steps, 6); what is no Python literal stays text."""
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def check_options(settings: OptimizerSettings) -> None:
+    """Refuse an argument that the optimizer doesn't have, that a flag gives, or that is of another kind."""
+    taken = {"lr": "--learning_rate", "weight_decay": "--adam_weight_decay", "eps": "--adam_epsilon"}
+    taken |= {"betas": "--adam_beta1 and --adam_beta2", "params": "--lora_layers"}
+    own = {"params", "lr", *_own_options(settings)} - {"adjust_lr_fn"}
+    known = inspect.signature(optimizer_class(settings.name)).parameters if settings.options else {}
+    free = sorted(set(known) - own - {"fused"})
+    for name, value in settings.options:
+        start = f"--optimizer_args {name}={value}:"
+        if name in own:
+            raise UserError(
+                f"{start} {f'use {taken[name]}' if name in taken else 'it is always set here; leave it out'}"
+            )
+        if name not in free:
+            raise UserError(f"{start} --optimizer {settings.name} has no such argument; it has {', '.join(free)}")
+        default = known[name].default
+        if isinstance(default, (bool, int, float, str)) and not _is_like(value, default):
+            raise UserError(f"{start} expected something like {default!r}, its default")
+
+
+def _is_like(value: Any, default: bool | int | float | str) -> bool:
+    """Whether it is of the same kind, where a whole number may stand for any."""
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def check_matrices(parameters: Iterable[torch.Tensor]) -> None:
+    """Refuse what Muon can't train."""
+    if other := next((tuple(one.shape) for one in parameters if one.ndim != 2), None):
+        raise UserError(
+            f"--optimizer muon: trains matrices alone, and one of what is trained has shape {other}; leave out "
+            "--method full, --use_dora, or convolutions in --lora_layers, or use adamw"
+        )
 
 
 def load_adamw8bit() -> type[torch.optim.Optimizer]:

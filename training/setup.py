@@ -29,12 +29,12 @@ from training.batches import BatchPlan, Loader
 from training.build import Recipe
 from training.dry_run import choose_savers, largest_batch
 from training.encoding import encoded_at_once
-from training.examples import Example, Record, Views, fitting_shapes, largest_shape, shuffle_tags
+from training.examples import Example, Views, fitting_shapes, largest_shape
 from training.flags import refuse_others
 from training.loss_masks import MaskReader, mask_reader
 from training.memory import Load, Phases
 from training.model_card import hub_token
-from training.optimizers import load_adamw8bit
+from training.optimizers import check_matrices, check_options, load_adamw8bit
 from training.preservation import Preservation, preserve
 from training.read_data import DataSet, choose_buckets
 from training.run import Tracking
@@ -206,6 +206,10 @@ def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
         hub_token()
     if args.optimizer == "adamw8bit":
         load_adamw8bit()
+    check_options(read_optimizer(args))
+    if args.optimizer == "muon":
+        adapter = read_adapter(args) if getattr(args, "method", "lora") == "lora" else None
+        check_matrices(lora.choose_parameters(models.build_part(model, denoiser), adapter))
     if args.lora_layers != default_layers(model, family):
         check_targets(models.build_part(model, denoiser), args.lora_layers)
     if one := read_init_lora(args):
@@ -413,13 +417,6 @@ def cache_folder(args: argparse.Namespace) -> Path:
     return args.latent_cache_dir or args.output_dir.parent / "cache"
 
 
-def draw_orders(args: argparse.Namespace, records: list[Record]) -> list[Record]:
-    """The records to train on, with the orders of their tags that --shuffle_tags asks for."""
-    if not args.shuffle_tags:
-        return records
-    return [shuffle_tags(one, args.shuffle_tags, args.keep_tokens or 0) for one in records]
-
-
 def mask_folders(args: argparse.Namespace) -> list[Path | None]:
     """The folders of --mask_loss, one for each data set; None: its images have no masks."""
     given = args.mask_loss if isinstance(args.mask_loss, list) else [args.mask_loss]
@@ -442,13 +439,12 @@ def read_here(args: argparse.Namespace, name: str) -> Path:
 def read_data_sets(args: argparse.Namespace, folder_flag: str) -> list[DataSet]:
     """The data that the flags name; `folder_flag` is the trainer's own for folders, fetched from buckets."""
     columns = args.image_column, args.caption_column, args.dataset_config_name
-    read = functools.partial(Source, several_captions=args.multiple_captions)
     if args.dataset_name:
-        sources, repeats = [read(args.dataset_name, "--dataset_name", *columns)], [1]
+        sources, repeats = [Source(args.dataset_name, "--dataset_name", *columns)], [1]
     else:
         flag, cache, given = f"--{folder_flag}", cache_folder(args), getattr(args, folder_flag)
         repeats = [split_repeats(one)[1] for one in (given if isinstance(given, list) else [given])]
-        sources = [read(str(fetch(name, cache, flag)), flag, *columns) for name in list_folders(given)]
+        sources = [Source(str(fetch(name, cache, flag)), flag, *columns) for name in list_folders(given)]
     return list(map(DataSet, sources, repeats, args.caption_prefix or [""] * len(sources)))
 
 
@@ -516,6 +512,7 @@ def read_load(
         autocast=precision.dtype if precision.mixed_precision != "no" else None,
         gradient_checkpointing=args.gradient_checkpointing,
         optimizer=args.optimizer,
+        amsgrad=bool(dict(recipe.optimizer.options).get("amsgrad")),
         ema=args.use_ema,
         quantized=args.quantize_base,
         quantized_texts=args.quantize_text_encoder,

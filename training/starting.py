@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from training.batches import BatchPlan, plan_batch
 from training.model_card import push_run
-from training.optimizers import OptimizerSettings, Schedule
+from training.optimizers import OptimizerSettings, Schedule, read_option
 from training.run import Tracking
 from utils import checkpoints, cli, devices, runs, sync
 from utils.cli import UserError
@@ -121,7 +121,8 @@ def open_folder(
 
 def read_optimizer(args: argparse.Namespace) -> OptimizerSettings:
     betas = args.adam_beta1, args.adam_beta2
-    return OptimizerSettings(args.optimizer, betas, args.adam_weight_decay, args.adam_epsilon)
+    options = tuple(map(read_option, args.optimizer_args))
+    return OptimizerSettings(args.optimizer, betas, args.adam_weight_decay, args.adam_epsilon, options)
 
 
 def read_schedule(args: argparse.Namespace) -> Schedule:

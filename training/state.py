@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from families import shards
+from training.optimizers import averages
 from utils import checkpoints
 from utils.cli import UserError
 from utils.metrics_log import SMOOTHING
@@ -68,10 +69,9 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """`average` is what is validated and kept of `parameters`: their EMA, or the start that episodes train.
+    """`average` is the EMA of `parameters`; `files` say how the weights of the `modules` are kept.
 
-    `files` say how the weights of the `modules` are kept; `facts` go into the files' metadata; a run that resumes must
-    have the same `identity`.
+    `facts` go into the files' metadata; a run that resumes must have the same `identity`.
     """
 
     modules: dict[str, torch.nn.Module]
@@ -109,17 +109,26 @@ def update_average(average: list[torch.Tensor], parameters: Sequence[torch.Tenso
 
 @contextmanager
 def averaged_weights(training: Training) -> Iterator[None]:
-    """The average in the place of the trained weights while the block runs, where there is one."""
-    if training.average is None:
+    """The average in the place of the trained weights while the block runs, where there is one.
+
+    Some optimizers keep one themselves. Their own way back would round: the weights are put back as they were.
+    """
+    optimizers: list[Any] = [one for one in training.optimizers.values() if averages(one)]
+    if training.average is None and not optimizers:
         yield
         return
-    weights, average = shards.local(training.parameters), shards.local(training.average)
+    weights = shards.local(training.parameters)
     own = [one.detach().clone() for one in weights]
     with torch.no_grad():
-        torch._foreach_copy_(weights, average)
+        if training.average is not None:
+            torch._foreach_copy_(weights, shards.local(training.average))
+        for one in optimizers:
+            one.eval()
         try:
             yield
         finally:
+            for one in optimizers:
+                one.train()
             torch._foreach_copy_(weights, own)
 
 
@@ -169,8 +178,7 @@ def restore_training(folder: Path, training: Training) -> None:
             "start again with --overwrite"
         )
     if (training.average is not None) != ("average" in files):
-        made = "with" if "average" in files else "without"
-        raise UserError(f"--use_ema: {folder} was made {made} an average of the weights; do the same")
+        raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
     training.files.read(folder, files)
     try:
         checkpoints.restore_optimizers(training.optimizers, files, state)

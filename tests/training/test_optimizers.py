@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file
 
 from training import optimizers
-from training.flags import OPTIMIZERS, SCHEDULES
+from training.flags import IMAGE_OPTIMIZERS, SCHEDULES
 from training.optimizers import OptimizerSettings, Schedule
 from utils.checkpoints import pack_optimizer, unpack_optimizer
 from utils.cli import UserError
@@ -57,13 +57,14 @@ def test_a_rate_is_a_function_of_the_step_and_of_nothing_before_it():
     assert [at(step) for step in reversed(range(50))][::-1] == [at(step) for step in range(50)]
 
 
-def make(name, rates=(1e-3, 1e-3)):
+def make(name, rates=(1e-3, 1e-3), **options):
     torch.manual_seed(0)
-    parameters = [
-        torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (80, 64))
-    ]  # 8-bit Adam leaves small ones be
+    shapes = (4, 3), (5, 1) if name == "muon" else (5,), (80, 64)  # 8-bit Adam leaves small ones be
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     groups = [{"params": parameters[:2], "lr": rates[0]}, {"params": parameters[2:], "lr": rates[1]}]
-    return parameters, optimizers.make_optimizer(OptimizerSettings(name, (0.9, 0.99), 1e-2, 1e-8), groups, CPU)
+    return parameters, optimizers.make_optimizer(
+        OptimizerSettings(name, (0.9, 0.99), 1e-2, 1e-8, tuple(options.items())), groups, CPU
+    )
 
 
 def take_steps(parameters, optimizer, first, last, rate):
@@ -76,7 +77,7 @@ def take_steps(parameters, optimizer, first, last, rate):
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", IMAGE_OPTIMIZERS)
 def test_a_resumed_optimizer_goes_on_to_the_byte(name, tmp_path):
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
@@ -138,6 +139,46 @@ def test_a_state_before_the_first_step_is_saved_too(name, tmp_path):
     take_steps(parameters, optimizer, 0, 4, rate)
     take_steps(resumed, other, 0, 4, rate)
     assert all(torch.equal(a, b) for a, b in zip(parameters, resumed))
+
+
+@pytest.mark.parametrize(
+    "name, options, said",
+    [
+        ("adamw", {"amsgrad": True}, None),
+        ("muon", {"ns_steps": 6, "adjust_lr_fn": "original", "momentum": 0}, None),
+        ("adamw", {"ns_steps": 6}, "ns_steps=6: --optimizer adamw has no such argument; it has amsgrad, capturable"),
+        ("adamw", {"weight_decay": 0.1}, "weight_decay=0.1: use --adam_weight_decay"),
+        ("adamw", {"lr": 0.1}, "lr=0.1: use --learning_rate"),
+        ("prodigy", {"use_bias_correction": False}, "it is always set here; leave it out"),
+        ("muon", {"momentum": "much"}, "momentum=much: expected something like 0.95, its default"),
+        ("muon", {"momentum": -1}, "momentum=-1: momentum should be >= 0 but is: -1; change or leave it out"),
+        ("adamw", {"foreach": True}, "foreach=True: .*fused"),
+    ],
+)
+def test_further_arguments_reach_the_optimizer_or_are_refused_by_their_name(name, options, said):
+    if said:
+        with pytest.raises(UserError, match=f"^--optimizer_args .*{said}"):
+            make(name, **options)
+    else:
+        assert options.items() <= make(name, **options)[1].param_groups[0].items()
+
+
+def test_muon_refuses_what_is_no_matrix():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(5))], "lr": 1e-3}]
+    with pytest.raises(UserError, match=r"^--optimizer muon: .*shape \(5,\)"):
+        optimizers.make_optimizer(OptimizerSettings("muon", (0.9, 0.99), 1e-2, 1e-8), groups, CPU)
+
+
+def test_the_memory_estimate_knows_what_each_optimizer_keeps():
+    from training.memory import OPTIMIZER_BYTES
+
+    for name in ("adamw", "adamwschedulefree", "muon", "prodigy"):
+        parameters, optimizer = make(name)
+        take_steps(parameters, optimizer, 0, 2, 1e-3)
+        kept = sum(
+            value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+        )
+        assert kept / sum(one.numel() for one in parameters) == pytest.approx(OPTIMIZER_BYTES[name], rel=0.01), name
 
 
 def test_adamw_runs_fused():
