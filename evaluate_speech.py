@@ -104,8 +104,8 @@ def make_parser() -> cli.Parser:
     add = parser.add_argument_group("figures").add_argument
     asr = "Whisper or CTC model that hears the words: a hub id, a folder, `demo` (knows espeak-ng's voices), or `none`"
     add("--asr", default=recogniser.DEFAULT, metavar="HUB_ID|DIR|demo|none", help=asr)
-    encoder = "model of who speaks: a hub id, a folder, `demo`, or `none`"
-    add("--speaker_encoder", default=speaker.DEFAULT_ENCODER, metavar="HUB_ID|DIR|demo|none", help=encoder)
+    encoder = "model of who speaks: a hub id, a folder, Resemblyzer's pretrained.pt, `demo`, or `none`"
+    add("--speaker_encoder", default=speaker.DEFAULT_ENCODER, metavar="HUB_ID|DIR|FILE.pt|demo|none", help=encoder)
     add("--language", default="pt-br", metavar="CODE", help="of the sentences: pt-br, en, …")
     add("--resamples", type=Range(1, 100_000, int), default=1000, help="bootstrap samples for each interval")
     add("--seed", type=seed_number, default=0, help="for the voice, bootstraps, and the choice of sentences")

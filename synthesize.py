@@ -174,7 +174,7 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
     if not voice.speakers:  # then those of a list, such as a dataset's, are all spoken by the one there is
         lines = [replace(one, speaker="") for one in lines]
     how = read_speaking(args, voice, args.speaker)
-    reference = encode_references(args.reference, voice, voice.model.device) if args.reference else ()
+    reference = encode_references(args.reference, voice) if args.reference else ()
     for one in lines:
         if one.speaker not in ("", *voice.speakers):
             who = f"--text_file {place}: text {one.id}: `speaker` is {one.speaker}"

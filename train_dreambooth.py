@@ -84,8 +84,8 @@ from utils.sync import sent_after_fault
 
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
-    "preserve_base "
-    "caption_prefix mask_loss loss_type huber_c resolution effective_batch_size learning_rate lr_scheduler optimizer "
+    "preserve_base caption_prefix shuffle_tags keep_tokens mask_loss loss_type huber_c resolution "
+    "effective_batch_size learning_rate lr_scheduler optimizer "
     "train_text_encoder quantize_base weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
 ).split()
 # Flags of diffusers' dreambooth scripts that are refused, and why.
@@ -267,7 +267,7 @@ def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[e
     if word and not any(word in one.text for one in train):
         raise UserError(f"--train_token {word}: is in none of the photos' captions, so nothing would be learnt; add it")
     setup.check_patience(args, held_out)
-    return train, held_out
+    return setup.draw_orders(args, train), held_out
 
 
 def crop_heads(
@@ -416,7 +416,7 @@ def main(args: argparse.Namespace) -> int:
     # Captions and images are encoded once, and each encoder is freed before the next part is loaded.
     with runs.timed(seconds, "loading"):
         prompts = args.validation_prompt or [args.instance_prompt or train[0].text]
-        texts = [one.text for one in train + of_class + held_out] + prompts
+        texts = examples.list_texts(train + of_class + held_out) + prompts
         texts += [args.class_prompt] if args.preserve_base else []
         encode = None
         if not recipe.trains_texts:

@@ -93,8 +93,8 @@ REFUSED = (
 )
 ON_THE_CARD = (
     "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder quantize_base "
-    "preserve_base class_prompt "
-    "caption_prefix mask_loss loss_type huber_c snr_gamma weighting_scheme timestep_shift guidance_scale "
+    "preserve_base class_prompt caption_prefix shuffle_tags keep_tokens mask_loss loss_type huber_c "
+    "snr_gamma weighting_scheme timestep_shift guidance_scale "
     "max_sequence_length clip_skip noise_offset caption_dropout random_flip seed mixed_precision"
 ).split()
 
@@ -133,7 +133,7 @@ def read_records(args: argparse.Namespace) -> tuple[list[examples.Record], list[
     sets = setup.read_data_sets(args, "train_data_dir")
     train, held_out = read_training_records(sets, args.held_out, args.max_train_samples, args.seed)
     setup.check_patience(args, held_out)
-    return train, held_out
+    return setup.draw_orders(args, train), held_out
 
 
 def describe_dry_run(
@@ -153,7 +153,7 @@ def describe_dry_run(
         loss_masks.find_masks(setup.mask_folders(args), train)
     views = setup.read_views(args)
     shown = (len(train) * views.crops * (1 + views.flip) + len(held_out)) * args.cache_latents
-    captions = 0 if recipe.trains_texts else len({one.text for one in train + held_out} | {""})
+    captions = 0 if recipe.trains_texts else len({*examples.list_texts(train + held_out), ""})
     samples = examples.count_epoch(train)
     total_steps = starting.count_steps(args, samples)[0]
     return [
@@ -221,7 +221,7 @@ def main(args: argparse.Namespace) -> int:
         train, held_out = (examples.load_examples(part, shapes) for part in records)
         masks, of_masks = setup.read_masks(args, train)
         prompts = args.validation_prompt or list(dict.fromkeys(one.text for one in held_out or train))[:4]
-        texts = [one.text for one in train + held_out] + prompts + [args.class_prompt] * bool(args.preserve_base)
+        texts = examples.list_texts(train + held_out) + prompts + [args.class_prompt] * bool(args.preserve_base)
         encode = None
         if not recipe.trains_texts:
             reading = setup.read_reading(args)

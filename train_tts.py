@@ -28,7 +28,7 @@ from transformers import VitsConfig
 from service.language import choose_language
 from service.report.flags import add_report_flags
 from service.report.writing import write_report
-from speech import adaptive_norms, batches, listening, prosody, styles, vits2, voice_files
+from speech import adaptation, adaptive_norms, batches, listening, prosody, styles, vits2, voice_files
 from speech.batches import data_fingerprint
 from speech.cloning import SPEAKER_ENCODER
 from speech.dataset import Utterance, read_language, read_utterances
@@ -47,6 +47,8 @@ from speech.voices import (
     FILES,
     SIZES,
     Voice,
+    add_speakers,
+    change_config,
     describe_unknown,
     fresh_voice,
     load_voice,
@@ -59,6 +61,7 @@ from speech.voices import (
 )
 from training import dry_run, flags, memory, model_card, optimizers, sample_plan, setup, starting
 from training.cache import ensure_cached
+from training.episodes import Episodes, begin_episode, draw_episode_step, end_step, plan_episodes
 from training.gradients import (
     Backward,
     Row,
@@ -114,6 +117,7 @@ ON_THE_CARD = (
     "effective_batch_size learning_rate discriminator_lr lr_scheduler optimizer segment_frames weight_mel weight_kl "
     "weight_duration weight_gen weight_fmaps discriminator_start seed mixed_precision"
 ).split()
+PARTS_ON_THE_CARD = "speaker_encoder vits2 mas_noise prosody style_tokens style_adaptive_norm".split()  # where given
 
 
 def add_voice_flags(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +145,7 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--speaker_encoder",
         default="",
-        metavar="demo|HUB_ID|DIR",
+        metavar="demo|HUB_ID|DIR|FILE.pt",
         help="speak as whoever is heard in recordings (synthesize.py --reference), by the vectors of this model, in "
         "place of a table of speakers",
     )
@@ -173,6 +177,25 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
         action=OnOff,
         default=False,
         help="speaker, prosody and style change the text's layer norms",
+    )
+
+
+def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("few sentences")
+    group.add_argument(
+        "--adapt",
+        choices=list(adaptation.TRAINED),
+        default="all",
+        help="what is trained of the voice: how it hears who speaks, that and the decoder, or all weights",
+    )
+    group.add_argument(
+        "--meta",
+        choices=["first-order"],
+        help="train weights to adapt from, by episodes of one speaker each (Reptile); default: a voice to speak with",
+    )
+    group.add_argument("--meta_steps", type=positive, default=8, help="optimizer steps of an episode")
+    group.add_argument(
+        "--meta_rate", type=Range(0, 1, above=True), default=0.5, help="of the way to where an episode ends"
     )
 
 
@@ -219,6 +242,7 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
     add_voice_flags(parser)
     add_part_flags(parser)
+    add_adaptation_flags(parser)
     add_speech_data_flags(parser)
     flags.add_training_flags(parser, STEPS, ACCUMULATION)
     add_loss_flags(parser)
@@ -239,6 +263,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = cli.parse_args(parser, argv)
     flags.settle_defaults(parser, args, STEPS, ACCUMULATION)
     flags.check_training_flags(parser, args)
+    check_adaptation_flags(parser, args)
     args.discriminator_lr = args.discriminator_lr or args.learning_rate
     settle_parts(parser, args)
     return args
@@ -252,16 +277,28 @@ def settle_parts(parser: cli.Parser, args: argparse.Namespace) -> None:
         args.mas_noise = vits2.NOISE
 
 
+def check_adaptation_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
+    given = "--meta first-order", args.meta is not None
+    cli.report_ignored(parser, args, {"meta_steps": given, "meta_rate": given})
+    if args.meta and args.use_ema:
+        parser.error(f"--use_ema: not with --meta {args.meta}, whose start is an average already; leave it out")
+    if args.random_weights and args.adapt != "all":
+        parser.error(f"--adapt {args.adapt}: not with --random_weights, which leave nothing to adapt; leave one out")
+
+
 def describe_result(
     args: argparse.Namespace, training: Training, voice: Voice, train: list[Utterance], held_out: list[Utterance]
 ) -> dict[str, Any]:
     """What the model card says."""
     settings = cli.settings_of(args)
+    shown = ON_THE_CARD + [name for name in PARTS_ON_THE_CARD if settings[name]]
+    shown += ["adapt"] * (args.adapt != "all") + ["meta", "meta_steps", "meta_rate"] * bool(args.meta)
     return {
         "base_model": args.pretrained_model_name_or_path,
         "random_weights": args.random_weights,
         "speakers": voice.speakers,
         "parts": list(parts_of(voice.model.config)),
+        "encoder": encoder_of(voice.model.config),
         "rate": voice.model.config.sampling_rate,
         "text": train[0].text,
         "data": args.train_data_dir,
@@ -269,7 +306,7 @@ def describe_result(
         "counts": [counted(len(train), "utterance"), f"{len(held_out):,} held out"],
         "hours": sum(one.seconds for one in train) / 3600,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": model_card.describe_settings({name: settings[name] for name in ON_THE_CARD}),
+        "settings": model_card.describe_settings({name: settings[name] for name in shown}),
     }
 
 
@@ -284,7 +321,22 @@ def read_data(args: argparse.Namespace) -> tuple[list[Utterance], list[Utterance
     if not train:
         raise UserError(f"--train_data_dir {args.train_data_dir}: there is no utterance to train on")
     setup.check_patience(args, held_out)
+    if args.meta:
+        check_episodes(args, train)
     return train, held_out
+
+
+def check_episodes(args: argparse.Namespace, train: list[Utterance]) -> None:
+    """Episodes are whole, and of more than one speaker."""
+    if len(speakers := {one.speaker for one in train}) < 2:
+        raise UserError(
+            f"--meta {args.meta}: all utterances of --train_data_dir {args.train_data_dir} are of "
+            f"{speakers.pop() or 'nobody by name'}; prepare recordings of several speakers with --speaker_column"
+        )
+    steps, size = starting.count_steps(args, len(train))[0], args.meta_steps
+    if steps % size:
+        whole = steps + size - steps % size
+        raise UserError(f"--max_train_steps {steps}: ends within an episode of --meta_steps {size}; give {whole}")
 
 
 def plan_parts(args: argparse.Namespace, config: VitsConfig) -> VitsConfig:
@@ -418,6 +470,13 @@ def open_voice(
     return voice
 
 
+def plan_speakers(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> VitsConfig:
+    """The config of the voice that is trained, with the speakers that its table gets from the data."""
+    if args.random_weights or encoder_of(config):
+        return config
+    return change_config(config, add_speakers(config, [one.speaker for one in utterances]))
+
+
 def read_validation_texts(voice: Voice, texts: list[str]) -> list[str]:
     """The texts as the voice reads them: normalised, and in phonemes if it learns those."""
     read = [" ".join(piece.text for piece in pieces) for pieces in read_pieces(voice, texts, language_of(voice))]
@@ -437,49 +496,65 @@ def build_training(
 ) -> Training:
     """Voice and discriminators on the device, an optimizer of each; `data`: the fingerprint of what is trained on."""
     no_dropout(voice.model)
+    parameters = adaptation.freeze_others(voice.model, args.adapt)
     facts = {"base_model": args.pretrained_model_name_or_path, "data": data}
     files = voice_files.VoiceFiles(voice, discriminators, facts, duration_discriminator)
     modules = {name: module.to(device) for name, module in files.modules.items()}
     rates = dict.fromkeys(modules, args.discriminator_lr) | {"voice": args.learning_rate}
     settings = starting.read_optimizer(args)
-    groups = {name: [{"params": list(module.parameters()), "lr": rates[name]}] for name, module in modules.items()}
-    parameters = groups["voice"][0]["params"]
+    trained = {name: list(module.parameters()) for name, module in modules.items()} | {"voice": parameters}
+    groups = {name: [{"params": found, "lr": rates[name]}] for name, found in trained.items()}
     return Training(
         modules=modules,
         parameters=parameters,
         optimizers={f"{name}_optimizer": optimizers.make_optimizer(settings, groups[name], device) for name in modules},
         scaler=torch.amp.GradScaler(device.type, enabled=precision.mixed_precision == "fp16"),
-        average=[parameter.detach().clone() for parameter in parameters] if args.use_ema else None,
+        average=[parameter.detach().clone() for parameter in parameters] if args.use_ema or args.meta else None,
         files=files,
         facts=facts,
         identity={"data": data},
     )
 
 
+def open_episodes(args: argparse.Namespace, voice: Voice, train: list[Utterance], effective: int) -> Episodes | None:
+    """Those of --meta, the first one begun."""
+    if not args.meta:
+        return None
+    table = voice.model.embed_speaker.weight if voice.model.config.num_speakers > 1 else None
+    speakers = [one.speaker for one in train]
+    found = plan_episodes(speakers, args.meta_steps, args.meta_rate, args.seed, effective, table, voice.speakers)
+    begin_episode(found, 0)
+    return found
+
+
 def lay_out_step(args: argparse.Namespace, config: VitsConfig, train: list[Utterance], micro: int) -> MetaStep:
     """A step with so many of the longest utterances at once, of sizes without content."""
     longest, sizes = max(train, key=lambda one: one.seconds), choose_sizes(args.discriminators, config)
     judges_durations = vits2.wants(args.vits2, "duration_discriminator")
-    return build_step(config, sizes, longest, micro, args.segment_frames, judges_durations)
+    return build_step(config, sizes, longest, micro, args.segment_frames, judges_durations, args.adapt)
 
 
 def estimate_memory(args: argparse.Namespace, step: MetaStep, precision: Precision) -> memory.Phases:
     """Bytes of a training step, by part."""
-    sizes = count_parameters(step)
+    trained, average = count_parameters(step, trained=True), "EMA" if args.use_ema else "start of the episodes"
     half = precision.dtype if precision.mixed_precision != "no" else None
     return {
         "training": {
-            **{name: 4 * size for name, size in sizes.items()},
-            "gradients": 4 * sum(sizes.values()),
-            "optimizers": int(memory.OPTIMIZER_BYTES[args.optimizer] * sum(sizes.values())),
-            "EMA": 4 * sizes["voice"] if args.use_ema else 0,
+            **{name: 4 * size for name, size in count_parameters(step).items()},
+            "gradients": 4 * sum(trained.values()),
+            "optimizers": int(memory.OPTIMIZER_BYTES[args.optimizer] * sum(trained.values())),
+            average: 4 * trained["voice"] if args.use_ema or args.meta else 0,
             "activations": memory.most_live_bytes(lambda: step.run(args.gradient_checkpointing), half),
         }
     }
 
 
-def count_parameters(step: MetaStep) -> dict[str, int]:
-    return {name: sum(one.numel() for one in module.parameters()) for name, module in step.modules.items()}
+def count_parameters(step: MetaStep, trained: bool = False) -> dict[str, int]:
+    """All of each module, or those that are `trained`."""
+    return {
+        name: sum(one.numel() for one in module.parameters() if one.requires_grad or not trained)
+        for name, module in step.modules.items()
+    }
 
 
 def describe_dry_run(
@@ -487,6 +562,8 @@ def describe_dry_run(
 ) -> dry_run.Rows:
     """What would be trained and what it would take."""
     sizes = ", ".join(f"{size:,} of the {name.replace('_', ' ')}" for name, size in count_parameters(step).items())
+    if args.adapt != "all":
+        sizes += f"; {count_parameters(step, trained=True)['voice']:,} of the voice's are trained"
     total_steps = starting.count_steps(args, train)[0]
     return [
         ("parameters", sizes),
@@ -508,12 +585,13 @@ def main(args: argparse.Namespace) -> int:
     start = starting.begin(args, *folders)
     accelerator, precision, plan = start.accelerator, start.precision, start.plan
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
-    tracking = starting.announce(args, start, "all weights of a voice, and its discriminators")
+    tracking = starting.announce(args, start, f"{adaptation.TRAINED[args.adapt][1]} of a voice, and its discriminators")
     train, held_out = read_data(args)
     trained = None if args.random_weights else name
     config = plan_parts(args, read_voice_config(name, FILES if trained else SIZES))
     check_speakers(args, config, train + held_out)
     check_discriminators(trained, args.discriminators)
+    config = plan_speakers(args, config, train + held_out)
     config = plan_cues(args, plan_vits2(args, config, train + held_out), train + held_out)
 
     def lay_out(micro: int) -> MetaStep:
@@ -558,6 +636,7 @@ def main(args: argparse.Namespace) -> int:
             rhythm_judge = open_duration_discriminator(trained, voice.model.config, args.seed)
         fingerprint = data_fingerprint(train)
         training = build_training(args, voice, discriminators, rhythm_judge, precision, device, fingerprint)
+        episodes = open_episodes(args, voice, train, plan.effective)
     model = voice.model
     judges = [*discriminators.parameters(), *(rhythm_judge.parameters() if rhythm_judge else ())]
     parameters = training.parameters + judges
@@ -574,7 +653,7 @@ def main(args: argparse.Namespace) -> int:
     samples = sample_plan.SamplePlan(args.seed, ((0, 0),) * len(train), plan.effective)
 
     def positions(step: int) -> list[batches.Position]:
-        draws = [sample_plan.draw_position(samples, step * plan.effective + i) for i in range(plan.effective)]
+        draws = draw_episode_step(episodes, step) if episodes else sample_plan.draw_step(samples, step)
         score_noise = vits2.noise_at(args.mas_noise or 0.0, step)
         return [batches.Position(draw.index, draw.crop, draw.noise_key, score_noise) for draw in draws]
 
@@ -665,7 +744,7 @@ def main(args: argparse.Namespace) -> int:
                 if all_finite(step_rows, grad_norm):
                     for one in stepping:
                         scaler.step(one)
-                    if training.average:
+                    if args.use_ema and training.average:
                         update_average(training.average, training.parameters, args.ema_decay, step)
                     progress.skipped_in_a_row = 0
                     rows_to_log += step_rows
@@ -675,6 +754,8 @@ def main(args: argparse.Namespace) -> int:
                 scaler.update()  # after a skipped step too: it refuses to unscale twice without
                 zero_gradients(training)
             progress.step, parts = step + 1, None
+            if episodes:
+                end_step(episodes, training)
 
             if rows_to_log and (progress.step % args.logging_steps == 0 or progress.step == total_steps):
                 means = torch.tensor(rows_to_log, dtype=torch.float64).mean(0).tolist()

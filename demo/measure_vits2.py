@@ -1,7 +1,7 @@
 """What is each part of VITS2 worth? None, each, and all, trained for the same steps from the embedded voice.
 
     python demo/measure_vits2.py
-    python demo/measure_vits2.py --seeds 2 --only none all --work_dir runs/vits2
+    python demo/measure_vits2.py --seeds 1 --only none all --work_dir runs/vits2
 
 Three voices of espeak-ng that no model here has heard, each with a rate of its own, are learnt from 60 short sentences
 each, and judged by 8 others that have new words. What is finished is not made again.
@@ -61,18 +61,21 @@ def measure(args: argparse.Namespace) -> dict[str, list[trials.Scores]]:
 
 
 def main(args: argparse.Namespace) -> None:
+    if len({*args.only}) < 2:
+        raise cli.UserError(f"--only {args.only[0]}: name at least 2, of which the first is compared with")
     cli.show_settings(args)
     if args.dry_run:
         return
     found = measure(args)
-    trials.show(trials.describe(found, args.only[0], SHOWN), trials.headers("parts", SHOWN))
+    if args.seeds > 1:
+        trials.show(trials.describe(found, args.only[0], SHOWN), trials.headers("parts", SHOWN))
+    first = [args.work_dir / f"{name}-0/evaluation" for name in args.only]  # sentence by sentence
+    trials.run_script("evaluate_speech.py", "--compare", *first, "--output_dir", args.work_dir / "seed0", "--overwrite")
 
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--seeds", type=cli.Range(2, 100, int), default=3, help="trainings of each variant")
-    parser.add_argument(
-        "--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="the first is compared with"
-    )
+    parser.add_argument("--seeds", type=cli.positive, default=3, help="trainings of each variant; 1: without a table")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="from the first on")
     parser.add_argument("--work_dir", type=Path, default=Path("runs/measured_vits2"), help="recordings and trainings")
     cli.run(main, cli.parse_args(parser))

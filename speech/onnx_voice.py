@@ -130,7 +130,7 @@ class WholeVoice(torch.nn.Module):
         prosody: Tensor | None = None,
     ) -> Tensor:
         noise_scale, noise_scale_duration, rate = scales.unbind()
-        cues = Cues(None if speaker is None else speaker.reshape(1), prosody)
+        cues = Cues(None if speaker is None else speaker.reshape(1), prosody=prosody)
         reading = read_tokens(self.model, input_ids, cues)
         drawn = torch.zeros(()) if duration_noise is None else duration_noise * noise_scale_duration
         durations = predict_durations(self.model, reading, drawn, rate)

@@ -52,7 +52,7 @@ def add_reference_flag(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def encode_references(paths: Sequence[Path], voice: Voice, device: torch.device) -> tuple[float, ...]:
+def encode_references(paths: Sequence[Path], voice: Voice) -> tuple[float, ...]:
     """The vector of who speaks in these recordings; refuses too little speech, and a voice without an encoder."""
     if not (encoder := encoder_of(voice.model.config)):
         raise UserError(
@@ -66,7 +66,7 @@ def encode_references(paths: Sequence[Path], voice: Voice, device: torch.device)
     if (seconds := sum(map(len, sounds)) / RATE) < SHORTEST:
         few = f"{seconds:.2f} s of speech in all"
         raise UserError(f"--reference {paths[0]}: {few}; expected at least {SHORTEST:g} s, better a minute")
-    vectors = torch.from_numpy(load_speaker_encoder(encoder, device)(sounds))
+    vectors = torch.from_numpy(load_speaker_encoder(encoder, voice.model.device)(sounds))
     return tuple(mean_vector(vectors).tolist())
 
 

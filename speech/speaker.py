@@ -1,17 +1,21 @@
 """Who speaks: a unit vector of each sound, near to those of the same voice."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from speech.convolutions import RATE, Convolutions, hear, load_network, pad, read_size
+from speech.resemblyzer import SIZE, load_resemblyzer
+from utils.files import file_sha256
 from utils.hub import DEMO, load_named, load_whole, model_key
 
 DEFAULT_ENCODER = "microsoft/wavlm-base-plus-sv"
 DEMO_ENCODER = DEMO / "voice" / "speaker"
 FLAG = "--speaker_encoder"
+RESEMBLYZER = ".pt"  # the ending of its file of weights
 SHORTEST = RATE // 4  # samples; silence is added after shorter sounds
 Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
 EncodeOne = Callable[[np.ndarray], torch.Tensor]
@@ -24,12 +28,14 @@ def embed(network: Convolutions, mels: torch.Tensor, lengths: torch.Tensor) -> t
 
 
 def load_speaker_encoder(name: str, device: torch.device | str) -> Encode:
-    """What turns sounds at 16 kHz into unit rows: `demo`, or a model of the hub or a folder for speaker verification.
+    """What turns sounds at 16 kHz into unit rows: `demo`, a hub id, a folder, or the pretrained.pt of Resemblyzer.
 
     One sound at a time, so that no other one in a batch changes its vector.
     """
     if name == "demo":
         encode_one = _load_demo(device)
+    elif name.endswith(RESEMBLYZER):
+        encode_one = load_resemblyzer(Path(name), FLAG, device)
     else:
         encode_one = load_named(FLAG, name, "speaker encoder", lambda: _load_published(name, device))
 
@@ -45,6 +51,8 @@ def encoder_size(name: str) -> int:
     """How many numbers its vectors have, without its weights."""
     if name == "demo":
         return read_size(DEMO_ENCODER, FLAG).outputs
+    if name.endswith(RESEMBLYZER):
+        return SIZE
 
     def read() -> int:
         from transformers import AutoConfig
@@ -55,7 +63,9 @@ def encoder_size(name: str) -> int:
 
 
 def encoder_key(name: str) -> str:
-    """Distinguishes what encoders hear: by the content of a folder, or by the name on the hub."""
+    """Distinguishes what encoders hear: by the content of a folder or file, or by the name on the hub."""
+    if name.endswith(RESEMBLYZER) and Path(name).is_file():
+        return file_sha256(Path(name))[:16]
     return model_key(name, DEMO_ENCODER)
 
 

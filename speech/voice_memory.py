@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import VitsConfig
 
 from speech import prosody, styles
+from speech.adaptation import freeze_others
 from speech.dataset import Utterance
 from speech.discriminators import DiscriminatorConfig, Discriminators
 from speech.duration_discriminator import DurationDiscriminator, judge_durations
@@ -41,14 +42,16 @@ def build_step(
     micro: int,
     segment: int,
     judges_durations: bool = False,
+    adapt: str = "all",
 ) -> MetaStep:
-    """Forward and backward of so many utterances, all as long as the longest."""
+    """Forward and backward of so many utterances, all as long as the longest; `adapt`: see speech.adaptation."""
     settings, parts = settings_of(config), parts_of(config)
     text, frames = 2 * len(longest.text) + 1, math.ceil(longest.seconds * settings.rate / settings.hop)
     with torch.device("meta"):
         model, discriminators = model_class(config)(config), Discriminators(sizes)
         judge = DurationDiscriminator(config) if judges_durations else None
         no_dropout(model)
+        trained = freeze_others(model, adapt)
         batch = Utterances(
             samples=[longest.id] * micro,
             tokens=torch.zeros(micro, text, dtype=torch.long),
@@ -79,7 +82,7 @@ def build_step(
             judging, judges = judging + judged[0].sum(), judges + list(judge.parameters())
             losses = losses + judged[1]
         judging.backward(inputs=judges, retain_graph=True)
-        losses.sum().backward(inputs=list(model.parameters()))
+        losses.sum().backward(inputs=trained)
 
     modules = {"voice": model, "discriminators": discriminators}
     return MetaStep(modules | ({"duration_discriminator": judge} if judge else {}), run)

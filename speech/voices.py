@@ -206,19 +206,33 @@ def with_speakers(voice: Voice, names: Sequence[str], seed: int = 0) -> Voice:
 
     A new speaker begins as the mean of those there are. A voice of one begins with the same sound for each name.
     """
-    new = [name for name in dict.fromkeys(names) if name not in voice.speakers]
-    if not new or (len(new) == 1 and not voice.speakers):
+    if not (changed := add_speakers(voice.model.config, names)):
         return voice
-    speakers = voice.speakers + new
-    grown = grow(voice, {"num_speakers": len(speakers), "speaker_names": speakers}, seed)
+    grown = grow(voice, changed, seed)
     if voice.speakers:
         rows = voice.model.embed_speaker.weight
-        grown.embed_speaker.weight.copy_(torch.cat([rows, rows.mean(0, keepdim=True).expand(len(new), -1)]))
+        new = grown.config.num_speakers - len(rows)
+        grown.embed_speaker.weight.copy_(torch.cat([rows, rows.mean(0, keepdim=True).expand(new, -1)]))
     else:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             torch.nn.init.normal_(grown.embed_speaker.weight)  # as of a new voice
-    return Voice(grown, voice.tokenizer, speakers)
+    return Voice(grown, voice.tokenizer, speaker_names(grown.config))
+
+
+def add_speakers(config: VitsConfig, names: Sequence[str]) -> dict[str, Any]:
+    """What changes in the config of a voice that learns all these speakers; a voice of one stays that for one name."""
+    known = speaker_names(config)
+    new = [name for name in dict.fromkeys(names) if name not in known]
+    if not new or (len(new) == 1 and not known):
+        return {}
+    return {"num_speakers": len(known + new), "speaker_names": known + new}
+
+
+def change_config(config: VitsConfig, changed: dict[str, Any]) -> VitsConfig:
+    """The config with these changes; a voice of several speakers has a condition of some size."""
+    size = config.speaker_embedding_size or EMBEDDING_SIZE
+    return VitsConfig(**{**config.to_dict(), "speaker_embedding_size": size, **changed}) if changed else config
 
 
 def with_parts(voice: Voice, parts: dict[str, dict[str, Any]], seed: int = 0) -> Voice:
@@ -238,8 +252,7 @@ def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     Every layer that hears a condition says nothing yet, where the voice had none: it begins with the same sound.
     """
     old = voice.model
-    size = old.config.speaker_embedding_size
-    config = VitsConfig(**{**old.config.to_dict(), "speaker_embedding_size": size or EMBEDDING_SIZE, **changed})
+    size, config = old.config.speaker_embedding_size, change_config(old.config, changed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = model_class(config)(config).eval()

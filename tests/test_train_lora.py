@@ -787,7 +787,7 @@ def test_captions_beyond_77_tokens_are_trained_on(trainer_data, tmp_path, caplog
 @pytest.mark.slow
 def test_several_data_sets_train_resume_and_stand_on_the_card_with_their_repeats(trainer_data, tmp_path, capsys):
     sets = ["--train_data_dir", trainer_data["prepared"], f"{trainer_data['folder']}:2", "--held_out", 0.2]
-    sets += ["--caption_prefix", "", "in a shop,", "--validation_steps", 3, "--random_flip"]
+    sets += ["--caption_prefix", "", "in a shop,", "--validation_steps", 3, "--shuffle_tags", 2]
     whole, run, masks = tmp_path / "whole", tmp_path / "run", tmp_path / "masks"
     assert train(trainer_data, whole, *sets) == 0
     masks.mkdir()

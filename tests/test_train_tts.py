@@ -13,6 +13,7 @@ from transformers import VitsModel
 from transformers.models.vits.modeling_vits import VitsPosteriorEncoder
 
 import train_tts
+from speech import adaptation
 from speech.discriminators import new_discriminators, save_discriminators
 from speech.phonemes import phonemise
 from speech.vits import decode
@@ -374,3 +375,82 @@ def test_adaptive_norms_of_a_voice_of_one_need_something_to_adapt_to(made, tmp_p
     )
     with pytest.raises(UserError, match="--style_adaptive_norm: nothing tells the utterances .*; add --style_tokens"):
         train(made, tmp_path / "run", *words, "--style_adaptive_norm")
+
+
+META = "--meta first-order --meta_steps 2 --adapt decoder --held_out 0".split()
+
+
+@pytest.fixture(scope="module")
+def start(made, tmp_path_factory):
+    """Three episodes of two steps; checkpoint-3 lies in the middle of the second."""
+    out = tmp_path_factory.mktemp("start") / "run"
+    assert train(made, out, *META) == 0
+    return out
+
+
+def test_only_what_adapt_names_is_trained_optimised_and_averaged(made, tmp_path, capsys):
+    words = "--adapt speaker --use_ema --max_train_steps 2 --checkpointing_steps 2".split()
+    assert train(made, tmp_path / "run", *words, "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert train(made, tmp_path / "run", *words) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (made / "voice", tmp_path / "run"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("cond" in name or name == "embed_speaker.weight" for name in changed)
+    sizes = {id(one): one.numel() for one in adaptation.freeze_others(load_voice(str(made / "voice")).model, "speaker")}
+    files = {
+        name: load_file(tmp_path / f"run/checkpoint-2/{name}.safetensors") for name in ("average", "voice_optimizer")
+    }
+    assert sum(one.numel() for one in files["average"].values()) == sum(sizes.values())
+    assert len([name for name in files["voice_optimizer"] if name.endswith("exp_avg")]) == len(sizes)
+    assert f"{sum(sizes.values()):,} of the voice's are trained" in said
+
+
+def test_meta_keeps_the_start_and_resumes_within_an_episode_to_the_byte(made, start, tmp_path):
+    resumed = Path(shutil.copytree(start, tmp_path / "run"))
+    forget_after(resumed, 3)
+    assert train(made, resumed, *META) == 0
+    assert same_bytes(start, resumed) and column(resumed, "loss") == column(start, "loss")
+    kept, name = load_file(start / "model.safetensors"), "decoder.conv_post.weight"
+    half, end = (load_file(start / f"checkpoint-{step}/voice.safetensors") for step in (3, 6))
+    begun = load_file(start / "checkpoint-3/average.safetensors").values()
+    assert torch.equal(end[name], kept[name]) and not any(torch.equal(half[name], one) for one in begun)
+
+
+def test_meta_is_the_same_in_any_division_of_a_batch(made, start, tmp_path):
+    assert train(made, tmp_path / "run", *META, "--train_batch_size", 2, "--gradient_accumulation_steps", 4) == 0
+    assert np.allclose(column(tmp_path / "run", "loss"), column(start, "loss"), rtol=1e-5)
+    assert difference(start, tmp_path / "run") < 1e-4
+
+
+@pytest.mark.very_slow
+def test_meta_is_the_same_in_two_processes(made, start, tmp_path):
+    launch("train_tts", flags(made, tmp_path / "run", *META, "--train_batch_size", 2), tmp_path / "told")
+    assert np.allclose(column(tmp_path / "run", "loss"), column(start, "loss"), rtol=1e-5)
+    assert difference(start, tmp_path / "run") < 1e-4
+
+
+def test_few_sentences_are_refused_in_one_line_where_nothing_can_come_of_them(made, tmp_path, capsys):
+    write_speech(tmp_path / "one", 6, 1, ("eva",))
+    with pytest.raises(UserError, match="--meta first-order: all utterances of .* are of eva; prepare"):
+        train(made, tmp_path / "run", *META, "--train_data_dir", tmp_path / "one/train")
+    with pytest.raises(UserError, match="--max_train_steps 6: ends within an episode of --meta_steps 4; give 8"):
+        train(made, tmp_path / "run", *META, "--meta_steps", 4)
+    for expected, words in {
+        "--use_ema: not with --meta first-order": "--meta first-order --use_ema",
+        "--meta_steps 3: does nothing without --meta first-order": "--meta_steps 3",
+        "--adapt speaker: not with --random_weights": "--adapt speaker --random_weights",
+    }.items():
+        with pytest.raises(SystemExit):
+            train_tts.parse_args(words.split())
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_voice_learns_from_five_sentences_and_stops_by_the_one_that_is_held_out(made, tmp_path):
+    write_speech(tmp_path / "few", 5, 1, ("eva",))
+    words = "--held_out 0.01 --adapt speaker --early_stopping_patience 1 --validation_steps 1 --num_validation_sounds 0"
+    more = ["--train_data_dir", tmp_path / "few/train", "--learning_rate", 5, "--max_train_steps", 8]
+    assert train(made, tmp_path / "run", *words.split(), *more) == 0
+    losses = column(tmp_path / "run", "val_loss")
+    assert len(losses) < 9 and min(losses) == losses[-2]
+    assert "4 utterances, 1 held out" in (tmp_path / "run/README.md").read_text()

@@ -120,7 +120,7 @@ def load_batch(draws: list[Draw], loader: Loader) -> Batch:
         noise=torch.stack(noises),
         times=torch.tensor([draw.time for draw in draws]),
         time_ids=torch.tensor(ids, dtype=torch.float32),
-        texts=["" if draw.drop_caption else loader.examples[draw.index].text for draw in draws],
+        texts=["" if draw.drop_caption else loader.examples[draw.index].caption_at(draw.caption) for draw in draws],
         samples=[loader.examples[draw.index].id for draw in draws],
         index=torch.tensor([draw.index for draw in draws]),
         mask=torch.stack(masks) if masks else None,

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 class Record(NamedTuple):
     """An image and its caption, as the data has them; `sha256` is what its file must have, where that is known.
 
-    `set`: the number of its data set, from 0; an epoch has it `repeats` times.
+    `set`: the number of its data set, from 0; an epoch has it `repeats` times. `captions`: what one is drawn from, in
+    place of the text, where there are several.
     """
 
     id: str
@@ -35,12 +37,13 @@ class Record(NamedTuple):
     sha256: str | None = None
     set: int = 0
     repeats: int = 1
+    captions: tuple[str, ...] = ()
 
 
 class Example(NamedTuple):
     """One image to train on; `shape` is the (width, height) it is fitted to, `sha256` that of its file.
 
-    `set`: the number of its data set, from 0.
+    `set` and `captions`: as of a record.
     """
 
     id: str
@@ -50,6 +53,11 @@ class Example(NamedTuple):
     size: tuple[int, int]
     shape: tuple[int, int]
     set: int = 0
+    captions: tuple[str, ...] = ()
+
+    def caption_at(self, share: float) -> str:
+        """The caption that a draw in [0, 1) means."""
+        return self.captions[int(share * len(self.captions))] if self.captions else self.text
 
 
 def open_source(source: ImageSource) -> Path | bytes:
@@ -114,7 +122,7 @@ def largest_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
 
 def data_fingerprint(examples: list[Example]) -> str:
     """Changes with any image or caption, and with their order."""
-    lines = "".join(f"{one.id} {one.sha256} {one.text}\n" for one in examples)
+    lines = "".join(f"{one.id} {one.sha256} {' '.join(one.captions) or one.text}\n" for one in examples)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -149,7 +157,26 @@ def load_examples(records: list[Record], shapes: list[tuple[int, int]]) -> list[
 
 def _make_example(one: Record, found: FileFacts, shapes: list[tuple[int, int]]) -> Example:
     shape = nearest_shape(found.size, shapes)
-    return Example(str(one.id), one.source, one.text or "", found.sha256, found.size, shape, one.set)
+    return Example(str(one.id), one.source, one.text or "", found.sha256, found.size, shape, one.set, one.captions)
+
+
+def list_texts(images: Sequence[Record | Example]) -> list[str]:
+    """Every caption that may be drawn."""
+    return [text for one in images for text in one.captions or (one.text or "",)]
+
+
+def shuffle_tags(record: Record, orders: int, keep: int) -> Record:
+    """The record with so many random orders of each caption's tags, equal in every run; the first `keep` stay."""
+    texts = record.captions or ((record.text,) if record.text else ())
+    return record._replace(captions=tuple(order_tags(text, number, keep) for text in texts for number in range(orders)))
+
+
+def order_tags(text: str, number: int, keep: int) -> str:
+    """One order of what stands between the commas of a caption."""
+    tags = [tag.strip() for tag in text.split(",") if tag.strip()]
+    rest = tags[keep:]
+    order = torch.randperm(len(rest), generator=keyed_generator("tags", text, number)).tolist()
+    return ", ".join([*tags[:keep], *(rest[i] for i in order)])
 
 
 def count_epoch(records: list[Record]) -> int:

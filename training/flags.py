@@ -174,6 +174,19 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
         "--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", help="filter of the resize"
     )
     group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
+    group.add_argument(
+        "--multiple_captions",
+        action=OnOff,
+        default=False,
+        help="each line of a .txt, or text of a list, is a caption of its own: one is drawn each time",
+    )
+    group.add_argument(
+        "--shuffle_tags",
+        type=Range(1, 1000, int),
+        metavar="N",
+        help="draw one of N orders of a caption's tags, which commas divide; N times the captions are encoded",
+    )
+    group.add_argument("--keep_tokens", type=positive, metavar="N", help="so many first tags stay first")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
@@ -601,6 +614,7 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "logit_mean": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "logit_std": ("--weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
         "mode_scale": ("--weighting_scheme mode", args.weighting_scheme == "mode"),
+        "keep_tokens": ("--shuffle_tags", bool(args.shuffle_tags)),
         "huber_c": ("--loss_type huber or smooth_l1", args.loss_type in LOSSES[1:]),
         "allow_other_base": ("--init_lora", bool(args.init_lora)),
         "lokr_factor": ("--adapter lokr", args.adapter == "lokr"),

@@ -14,7 +14,7 @@ import torch
 
 from training.examples import Record
 from utils import dataset
-from utils.catalogue import Source, file_or_bytes, read_catalogue
+from utils.catalogue import Source, file_or_bytes, is_texts, read_catalogue
 from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.devices import keyed_generator
@@ -76,7 +76,20 @@ def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:
     other = next((sorted(row) for row in rows if column not in row), None)
     if other:
         raise UserError(f"--caption_column {column}: {source.flag} {root} has the columns {', '.join(other)}")
-    return [Record(row["id"], row["path"], row[column], sums.get(f"{split}/{row['file_name']}")) for row in rows]
+    records = []
+    for row in rows:
+        text = row[column]
+        if isinstance(text, list) and not (source.several_captions and is_texts(text) and text):
+            name = root / split / row["file_name"]
+            raise UserError(f"{name}: its `{column}` is a list; --multiple_captions reads one of texts")
+        record = Record(row["id"], row["path"], text, sums.get(f"{split}/{row['file_name']}"))
+        records.append(_with_captions(record, text) if isinstance(text, list) else record)
+    return records
+
+
+def _with_captions(record: Record, captions: Sequence[str]) -> Record:
+    """The record with several captions; the first one is its text."""
+    return record._replace(text=captions[0], captions=tuple(captions) if len(captions) > 1 else ())
 
 
 def _read_catalogue(name: str, source: Source) -> list[Record]:
@@ -94,13 +107,20 @@ def _read_catalogue(name: str, source: Source) -> list[Record]:
     def place(image: Path | int) -> ImageSource:
         return functools.partial(file_or_bytes, catalogue.dataset, image) if isinstance(image, int) else image
 
-    return [Record(one.id, place(one.image), one.text) for one in catalogue.products]
+    records = [Record(one.id, place(one.image), one.text) for one in catalogue.products]
+    if source.several_captions:
+        records = [_with_captions(one, one.text.split("\n")) if one.text else one for one in records]
+    return records
+
+
+def hash_id(record: Identified) -> int:
+    """A number below 2**32."""
+    return int.from_bytes(hashlib.sha256(str(record.id).encode()).digest()[:4], "big")
 
 
 def hold_out(records: list[Named], fraction: float) -> tuple[list[Named], list[Named]]:
     """What to train on, and what is held out; a hash of the id decides, so that growth moves nothing."""
-    limit = fraction * 2**32
-    held = [int.from_bytes(hashlib.sha256(str(one.id).encode()).digest()[:4], "big") < limit for one in records]
+    held = [hash_id(one) < fraction * 2**32 for one in records]
     return [one for one, out in zip(records, held) if not out], [one for one, out in zip(records, held) if out]
 
 
@@ -127,9 +147,12 @@ def _read_set(source: Source, number: int) -> tuple[list[Record], list[Record]]:
 
 def _settle(one: Record, sets: Sequence[DataSet]) -> Record:
     """The record with its set's prefix and, only now, its number: hold_out treats an image in two sets as one."""
+    if len(sets) > 1:
+        one = one._replace(id=f"{one.set + 1}/{one.id}")
     prefix = sets[one.set].prefix
-    text = f"{prefix} {one.text}" if prefix and one.text else one.text
-    return one._replace(id=f"{one.set + 1}/{one.id}" if len(sets) > 1 else one.id, text=text)
+    if not (prefix and one.text):
+        return one
+    return one._replace(text=f"{prefix} {one.text}", captions=tuple(f"{prefix} {text}" for text in one.captions))
 
 
 def choose_records(
@@ -137,18 +160,20 @@ def choose_records(
 ) -> tuple[list[Named], list[Named]]:
     """The records of --held_out and --max_train_samples, of the training and held-out ones of each data set.
 
-    `noun` is what an error calls one of them.
+    Of so few that the share is none, the one of the smallest hash is held out. `noun` is what an error calls one.
     """
     undivided = [train for train, held_out in parts if not held_out]
     if share:
         parts = [(train, held_out) if held_out else hold_out(train, share) for train, held_out in parts]
     train, held_out = ([one for part in parts for one in part[i]] for i in range(2))
-    if share and undivided and not (train and held_out):
+    if share and train and not held_out:
+        held_out = [min(train, key=hash_id)]
+        train = [one for one in train if one is not held_out[0]]
+    if share and undivided and not train:
         count = sum(map(len, undivided))
-        advice = f"give a {'smaller' if held_out else 'larger'} share, or leave it out"
+        advice = "give a smaller share, or leave it out" if count > 1 else "leave it out"
         raise UserError(
-            f"--held_out {share:g}: holds out {'all' if held_out else 'none'} of "
-            f"{counted(count, noun)}, by a hash of each one's id; {advice if count > 1 else 'leave it out'}"
+            f"--held_out {share:g}: holds out all of {counted(count, noun)}, by a hash of each one's id; {advice}"
         )
     if max_samples and max_samples < len(train):
         chosen = torch.randperm(len(train), generator=keyed_generator("samples", seed))[:max_samples]

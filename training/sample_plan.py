@@ -29,6 +29,7 @@ class Draw(NamedTuple):
     drop_caption: bool
     time: float  # of the noise
     noise_key: tuple[Hashable, ...]
+    caption: float = 0.0  # in [0, 1): which of several captions
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: the shapes of 100,000 images would take 2 ms each time
@@ -69,7 +70,13 @@ def draw_position(plan: SamplePlan, position: int) -> Draw:
     u = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     index = epoch_order(plan, epoch)[place]
     time = plan.draw_time(generator, plan.shapes[index]) if plan.draw_time else 0.0
-    return Draw(index, u[0], u[1] < plan.flip, u[2] < plan.dropout, time, ("noise", plan.seed, position))
+    caption = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return Draw(index, u[0], u[1] < plan.flip, u[2] < plan.dropout, time, ("noise", plan.seed, position), caption)
+
+
+def draw_step(plan: SamplePlan, step: int) -> list[Draw]:
+    """The positions of one step."""
+    return [draw_position(plan, step * plan.effective + i) for i in range(plan.effective)]
 
 
 def validation_draws(count: int, examples: int, time_at: Callable[[float], float]) -> list[Draw]:

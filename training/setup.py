@@ -29,7 +29,7 @@ from training.batches import BatchPlan, Loader
 from training.build import Recipe
 from training.dry_run import choose_savers, largest_batch
 from training.encoding import encoded_at_once
-from training.examples import Example, Views, fitting_shapes, largest_shape
+from training.examples import Example, Record, Views, fitting_shapes, largest_shape, shuffle_tags
 from training.flags import refuse_others
 from training.loss_masks import MaskReader, mask_reader
 from training.memory import Load, Phases
@@ -417,6 +417,13 @@ def cache_folder(args: argparse.Namespace) -> Path:
     return args.latent_cache_dir or args.output_dir.parent / "cache"
 
 
+def draw_orders(args: argparse.Namespace, records: list[Record]) -> list[Record]:
+    """The records to train on, with the orders of their tags that --shuffle_tags asks for."""
+    if not args.shuffle_tags:
+        return records
+    return [shuffle_tags(one, args.shuffle_tags, args.keep_tokens or 0) for one in records]
+
+
 def mask_folders(args: argparse.Namespace) -> list[Path | None]:
     """The folders of --mask_loss, one for each data set; None: its images have no masks."""
     given = args.mask_loss if isinstance(args.mask_loss, list) else [args.mask_loss]
@@ -439,12 +446,13 @@ def read_here(args: argparse.Namespace, name: str) -> Path:
 def read_data_sets(args: argparse.Namespace, folder_flag: str) -> list[DataSet]:
     """The data that the flags name; `folder_flag` is the trainer's own for folders, fetched from buckets."""
     columns = args.image_column, args.caption_column, args.dataset_config_name
+    read = functools.partial(Source, several_captions=args.multiple_captions)
     if args.dataset_name:
-        sources, repeats = [Source(args.dataset_name, "--dataset_name", *columns)], [1]
+        sources, repeats = [read(args.dataset_name, "--dataset_name", *columns)], [1]
     else:
         flag, cache, given = f"--{folder_flag}", cache_folder(args), getattr(args, folder_flag)
         repeats = [split_repeats(one)[1] for one in (given if isinstance(given, list) else [given])]
-        sources = [Source(str(fetch(name, cache, flag)), flag, *columns) for name in list_folders(given)]
+        sources = [read(str(fetch(name, cache, flag)), flag, *columns) for name in list_folders(given)]
     return list(map(DataSet, sources, repeats, args.caption_prefix or [""] * len(sources)))
 
 

@@ -69,9 +69,10 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """`average` is the EMA of `parameters`; `files` say how the weights of the `modules` are kept.
+    """`average` is what is validated and kept of `parameters`: their EMA, or the start that episodes train.
 
-    `facts` go into the files' metadata; a run that resumes must have the same `identity`.
+    `files` say how the weights of the `modules` are kept; `facts` go into the files' metadata; a run that resumes must
+    have the same `identity`.
     """
 
     modules: dict[str, torch.nn.Module]
@@ -178,7 +179,8 @@ def restore_training(folder: Path, training: Training) -> None:
             "start again with --overwrite"
         )
     if (training.average is not None) != ("average" in files):
-        raise UserError(f"--use_ema: {folder} was made {'with' if 'average' in files else 'without'} it; do the same")
+        made = "with" if "average" in files else "without"
+        raise UserError(f"--use_ema: {folder} was made {made} an average of the weights; do the same")
     training.files.read(folder, files)
     try:
         checkpoints.restore_optimizers(training.optimizers, files, state)

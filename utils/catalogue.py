@@ -34,7 +34,10 @@ MISSING = ("", "na", "n/a", "nan", "none", "null")
 
 @dataclass(frozen=True)
 class Source:
-    """A catalogue to read; messages name its `flag`. Without `images_needed` a table alone is enough."""
+    """A catalogue to read; messages name its `flag`. Without `images_needed` a table alone is enough.
+
+    With `several_captions` a list of captions, and each line of a .txt, is a caption of its own (`join_captions`).
+    """
 
     name: str  # a folder or a hub id
     flag: str = "--catalogue"
@@ -43,6 +46,7 @@ class Source:
     config: str | None = None  # of a hub dataset, as `split`
     split: str = "train"
     images_needed: bool = True
+    several_captions: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,21 @@ class Catalogue:
             self.notes.append(f"{what}: {name_some(names, 12)}")
 
 
+def is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_TYPES)
 
 
 def reject_product(product: Product, reason: str, detail: str = "") -> Rejected:
     return Rejected(product.id, product.row, reason, detail, product.attributes)
+
+
+def join_captions(texts: Iterable[object]) -> str | None:
+    """Several captions of one image as one text, each a line; None where there is none."""
+    return "\n".join(filter(None, map(clean_cell, texts))) or None
 
 
 def read_catalogue(source: Source) -> Catalogue:
@@ -148,7 +161,9 @@ def read_table(path: Path, key: str, free_text: str, catalogue: Catalogue, flag:
     return rows
 
 
-def _read_jsonl(table: Path, key: str, caption: str, catalogue: Catalogue) -> list[tuple[int, Attributes]]:
+def _read_jsonl(
+    table: Path, key: str, caption: str, catalogue: Catalogue, several: bool = False
+) -> list[tuple[int, Attributes]]:
     """(line number, row) of a JSONL file, without lists and objects, which are no attributes."""
     rows = []
     for line, text in enumerate(read_lines(table, catalogue.notes), 1):
@@ -159,7 +174,9 @@ def _read_jsonl(table: Path, key: str, caption: str, catalogue: Catalogue) -> li
             row = parse_json(text)
             values = {canonical(name): value for name, value in row.items()}
             cells = {name: clean_cell(value) for name, value in values.items() if not isinstance(value, (list, dict))}
-            if not isinstance(values.get(caption), (str, type(None))):
+            if several and is_texts(values.get(caption)):
+                rows.append((line, cells | {key: str(row[key]), caption: join_captions(values[caption])}))
+            elif not isinstance(values.get(caption), (str, type(None))):
                 what = f"`{caption}` is {json.dumps(values[caption], ensure_ascii=False)[:60]}; expected one text"
                 catalogue.reject(str(row[key]), line, "caption is no text", what, cells)
             else:
@@ -231,7 +248,7 @@ def read_imagefolder(tables: list[Path], source: Source) -> Catalogue:
         if table.suffix == ".csv":
             rows = read_table(table, key, caption_column, catalogue, source.flag)
         else:
-            rows = _read_jsonl(table, key, caption_column, catalogue)
+            rows = _read_jsonl(table, key, caption_column, catalogue, source.several_captions)
         for line, row in rows:
             name, row_id = row.pop(key), f"{prefix}{table.name}:{line}" if prefix else line
             text = row.pop(caption_column, None)
@@ -269,7 +286,8 @@ def read_folder(source: Source) -> Catalogue:
                 catalogue.reject(name, name, "caption is no text", f"{stem}.txt holds {odd[0]!r}; remove or rewrite it")
             else:
                 product_id = make_id(name, taken)
-                catalogue.products.append(Product(product_id, name, folder / name, clean_cell(text), {}))
+                caption_text = join_captions(lines) if source.several_captions else clean_cell(text)
+                catalogue.products.append(Product(product_id, name, folder / name, caption_text, {}))
         elif ending.lower() in ("heic", "heif"):
             catalogue.reject(name, name, "HEIC is not read", CONVERT)
         elif ending != "txt":
@@ -327,7 +345,10 @@ def read_hub(source: Source) -> Catalogue:
         text = row.pop(caption_column, None)
         attributes = {key: clean_cell(value) for key, value in row.items()}
         product_id = attributes.pop("id", None) or f"{index:06d}"
-        text = clean_cell(text[0] if isinstance(text, list) and text else text)
+        if source.several_captions and is_texts(text):
+            text = join_captions(text)
+        else:
+            text = clean_cell(text[0] if isinstance(text, list) and text else text)
         if product_id in seen:
             catalogue.reject(product_id, index, "id used twice", f"kept row {seen[product_id]}", attributes)
         elif not FILE_NAME.fullmatch(product_id):

@@ -17,7 +17,7 @@ from service.guard import Access
 from service.measures import Measures
 from service.site import Site
 from service.speech_api import ServedVoice, SpeechService
-from speech.streaming import SoundStream
+from speech.streaming import SoundStream, wav_header
 
 RATE = 16_000
 TONE = (0.3 * np.sin(np.arange(RATE) / 9)).astype(np.float32)
@@ -105,7 +105,7 @@ def test_what_is_not_spoken_in_time_is_refused_before_its_first_byte_and_cut_off
 
 def test_speech_is_the_voices_sound():
     with speaking(0) as (_, port, _):
-        found = np.frombuffer(post(port, 3, "wav")[1][44:], "<i2") / 32768
+        found = np.frombuffer(post(port, 3, "wav")[1][len(wav_header(RATE)) :], "<i2") / 32768
     assert found.shape == (3 * RATE,) and np.abs(found - np.tile(TONE, 3)).max() < 1e-4
 
 

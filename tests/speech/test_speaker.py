@@ -1,5 +1,7 @@
 """The speaker encoders: unit rows that no other sound changes, from our own files and from transformers'."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
 from speech import speaker
 from speech.convolutions import RATE, Convolutions, Size, hear, pad
+from speech.resemblyzer import Encoder, place_windows
 from utils.cli import UserError
 
 
@@ -68,3 +71,41 @@ def test_a_name_that_is_no_encoder_is_refused_in_one_line(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"^--speaker_encoder .*speaker encoder"):
         speaker.load_speaker_encoder(str(tmp_path), "cpu")
+
+
+@pytest.fixture
+def resemblyzer(tmp_path):
+    """A file like Resemblyzer's, with random weights and what else lies in it."""
+    torch.manual_seed(0)
+    state = {**Encoder().state_dict(), "similarity_weight": torch.ones(1)}
+    torch.save({"step": 3, "model_state": state, "optimizer_state": {}}, tmp_path / "pretrained.pt")
+    return tmp_path / "pretrained.pt"
+
+
+def test_resemblyzers_file_gives_unit_rows(resemblyzer) -> None:
+    assert_unit_rows_of_each_sound(speaker.load_speaker_encoder(str(resemblyzer), "cpu"))
+    assert speaker.encoder_size(str(resemblyzer)) == 256
+
+
+@pytest.mark.parametrize(
+    ("seconds", "starts"), [(0.2, [0]), (1.6, [0]), (2.0, [0, 77]), (2.6, [0, 77]), (3.2, [0, 77, 154])]
+)
+def test_a_windows_end_counts_if_most_of_it_is_filled(seconds, starts) -> None:
+    assert place_windows(round(seconds * RATE)) == starts
+
+
+def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(tmp_path) -> None:
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model_state": Trap()}, tmp_path / "trap.pt")
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
+    torch.save({"other": 1}, tmp_path / "other.pt")
+    for name in ("trap", "cut", "other", "missing"):
+        with pytest.raises(
+            UserError, match=f"--speaker_encoder .*{name}.pt: is not the pretrained.pt of Resemblyzer"
+        ) as said:
+            speaker.load_speaker_encoder(str(tmp_path / f"{name}.pt"), "cpu")
+        assert "\n" not in str(said.value)
+    assert not (tmp_path / "ran").exists()

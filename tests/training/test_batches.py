@@ -78,6 +78,18 @@ def test_a_batch_holds_what_its_draws_say():
     assert {one.flip for one in draws} == {one.drop_caption for one in draws} == {True, False}
 
 
+def test_each_position_draws_one_of_several_captions():
+    texts = ("boots", "red boots", "boots, red")
+    several = [one._replace(captions=texts) for one in IMAGES]
+    draws = [draw_position(PLAN, p) for p in range(60)]
+    drawn = batches.load_batch(draws, Loader(several, moments, half)).texts
+    kept = [text for text, draw in zip(drawn, draws) if not draw.drop_caption]
+    assert kept == [texts[int(3 * draw.caption)] for draw in draws if not draw.drop_caption]
+    assert all(kept.count(text) > 3 for text in texts)
+    held_out = batches.load_batch(validation_draws(3, 3, DDPM.time_at), Loader(several, moments, half))
+    assert held_out.texts == ["boots"] * 3
+
+
 def test_a_sample_is_the_same_whatever_comes_with_it():
     whole = load(range(8), noise_offset=0.1)[1]
     for p in range(8):

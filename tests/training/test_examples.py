@@ -282,17 +282,18 @@ def test_what_is_held_out_stays_so_when_data_grows():
     assert set(held_out) <= set(grown_held_out) and set(train) <= set(grown_train)
     assert set(held_out) <= set(read_data.hold_out(records, 0.2)[1])
     assert read_data.hold_out(records, 0.0) == (records, [])
+    few = read_data.choose_records([(records[:5], [])], 0.0001, None, 0, "image")
+    assert [len(part) for part in few] == [4, 1] and set(few[1]) <= set(read_data.hold_out(records, 0.9)[1])
 
 
 @pytest.mark.parametrize(
     "count, share, said",
     [
-        (1, 0.1, "0.1: holds out none of 1 image, by a hash of each one's id; leave it out"),
-        (1, 0.9, "0.9: holds out all of 1 image, .*; leave it out"),
-        (3, 0.01, "0.01: holds out none of 3 images, .*; give a larger share, or leave it out"),
+        (1, 0.1, "0.1: holds out all of 1 image, by a hash of each one's id; leave it out"),
+        (3, 0.999, "0.999: holds out all of 3 images, .*; give a smaller share, or leave it out"),
     ],
 )
-def test_a_share_that_holds_out_none_or_all_is_an_error(tmp_path, count, share, said):
+def test_a_share_that_holds_out_all_is_an_error(tmp_path, count, share, said):
     for i in range(count):
         Image.new("RGB", (8, 8)).save(tmp_path / f"photo-{i}.png")
     with pytest.raises(UserError, match=f"--held_out {said}"):
@@ -309,6 +310,36 @@ def test_of_several_sets_an_epoch_has_each_image_as_often_as_its_set_says(tmp_pa
     assert {one.id: one.text for one in epoch if one.id[0] == "2"} == {f"2/p{i}": f"in blue, shoe {i}" for i in (0, 1)}
     once = examples.load_examples(read_data.read_training_records([*sets[:1], sets[1]._replace(repeats=1)])[0], SQUARE)
     assert set(once) == set(epoch) and examples.data_fingerprint(once) != examples.data_fingerprint(epoch)
+
+
+def test_tags_are_in_so_many_orders_the_same_in_every_run_and_the_first_stay():
+    record = Record("a", Path("a.png"), "my boots, red, tall,  of suede, old, worn")
+    orders = [examples.shuffle_tags(record, 5, keep) for keep in (0, 2)]
+    assert [len(one.captions) for one in orders] == [5, 5] and len(set(orders[0].captions)) > 3
+    tags = [sorted(text.split(", ")) for one in orders for text in one.captions]
+    assert all(one == ["my boots", "of suede", "old", "red", "tall", "worn"] for one in tags)
+    assert all(text.startswith("my boots, red, ") for text in orders[1].captions) and len(set(orders[1].captions)) > 1
+    assert examples.shuffle_tags(record, 3, 2).captions == orders[1].captions[:3]  # a cache serves other numbers too
+    both = examples.shuffle_tags(record._replace(captions=("a, b", "c")), 2, 0).captions
+    assert len(both) == 4 and set(both[:2]) <= {"a, b", "b, a"} and both[2:] == ("c", "c")
+
+
+def test_several_captions_of_an_image_are_lines_or_a_list_where_they_are_asked_for(tmp_path):
+    folder = make_folder(tmp_path / "lines", 2)
+    (folder / "p0.txt").write_text("a shoe\n\n  a red   shoe\n")
+    root = make_imagefolder(tmp_path / "list", ["train"]) / "train"
+    lines = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
+    lines[0]["text"] = ["a shoe", "a red shoe"]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for place in (folder, root):
+        several = folder_source(place, several_captions=True)
+        first, *others = read_data.read_training_records([DataSet(several, prefix="my")])[0]
+        assert (first.text, first.captions) == ("my a shoe", ("my a shoe", "my a red shoe"))
+        assert all(one.text and not one.captions for one in others)
+        loaded = examples.load_examples([first, *others], SQUARE)
+        texts = examples.list_texts(loaded)
+        assert texts[:2] == ["my a shoe", "my a red shoe"] and len(texts) == len(loaded) + 1
+    assert read(folder)[0][0].text == "a shoe a red shoe" and len(read(root)[0]) == 2  # as before
 
 
 def test_an_image_of_two_sets_is_held_out_of_both_and_once(tmp_path):

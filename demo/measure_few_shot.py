@@ -1,0 +1,136 @@
+"""Measure how a voice learns a new speaker from 5, 20 and 100 sentences: what is trained of it, and from which start.
+
+    python demo/measure_few_shot.py                       # docs/voices.md has its tables
+    python demo/measure_few_shot.py --work_dir runs/few_shot --dry_run
+
+From demo-voice two starts are trained on many variants of espeak-ng at equal steps, one plainly and one by
+--meta first-order; from each of them voices that no model here heard are learnt. Stopped, it goes on where it was.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils import cli  # first: it says in one line which package is missing
+
+# isort: split
+from demo.trials import describe, headers, judge, read_scores, show, train
+from demo.voice_corpus import HEARD, JUDGED, choose_indices, plan_takes, write_takes
+
+MANY, SENTENCES = HEARD[:32], 25  # of each, for the starts
+NEW = ("elisa", "heitor", "Andrea", "Diogo")  # that no model here has heard
+SIZES = (20, 5, 100)
+TEST = JUDGED[:20]
+SHOWN = ("mel", "mcd", "similarity", "cer")
+EQUAL = """--lr_scheduler cosine --segment_frames 16 --num_validation_sounds 0 --num_validation_samples 20
+--checkpoints_total_limit 1 --report_to none"""
+STEPS = 240  # of a start; there are no discriminators, which would cost as much again
+START = f"""--max_train_steps {STEPS} --effective_batch_size 8 --train_batch_size 8 --learning_rate 5e-4
+--lr_warmup_steps 20 --discriminator_start {STEPS} --held_out 0.02 --validation_steps {STEPS}
+--checkpointing_steps 100"""
+ADAPT_STEPS = 100
+ADAPT = f"""--max_train_steps {ADAPT_STEPS} --effective_batch_size 4 --train_batch_size 4 --learning_rate 8e-4
+--lr_warmup_steps 10 --discriminator_start {ADAPT_STEPS} --validation_steps {ADAPT_STEPS} --checkpointing_steps 0"""
+STARTS = {"plain": "", "meta": "--meta first-order"}
+
+
+class Trial(NamedTuple):
+    """A start, what is trained of it, and of how many sentences."""
+
+    start: str
+    adapt: str
+    size: int
+
+
+PARTS = {adapt: Trial("plain", adapt, 20) for adapt in ("all", "decoder", "speaker")}
+TRIALS = [*(Trial(start, "all", size) for size in SIZES[:2] for start in STARTS), *PARTS.values()]
+TRIALS += [Trial(start, "all", SIZES[2]) for start in STARTS]
+
+
+def record(folder: Path, write: Callable[[Path], None]) -> Path:
+    """A folder of recordings, made if it is not there."""
+    if not (folder / "metadata.jsonl").is_file():
+        write(folder)
+    return folder
+
+
+def record_many(folder: Path) -> None:
+    """Other sentences of each variant."""
+    indices = [choose_indices("train", 100, SENTENCES, number) for number in range(len(MANY))]
+    takes = (plan_takes([one], "train", own) for one, own in zip(MANY, indices))
+    write_takes(folder, list(itertools.chain.from_iterable(takes)))
+
+
+def record_new(work: Path, speaker: str, size: int) -> Path:
+    """The first sentences of a new speaker to train on; its `val`, which judges, has words that no training has."""
+    data = work / "data" / f"{speaker}-{size}"
+    record(data / "train", lambda folder: write_takes(folder, list(plan_takes([speaker], "train", range(size)))))
+    record(data / "val", lambda folder: write_takes(folder, list(plan_takes([speaker], "unseen", TEST))))
+    return data
+
+
+def train_start(work: Path, name: str) -> Path:
+    run, data = work / f"start-{name}", record(work / "data/many", record_many)
+    words = [*START.split(), *EQUAL.split(), *STARTS[name].split()]
+    train(run, "--pretrained_model_name_or_path", "demo-voice", "--train_data_dir", data, *words)
+    return run
+
+
+def run_folder(work: Path, trial: Trial, speaker: str) -> Path:
+    return work / f"{trial.start}-{trial.adapt}-{trial.size}" / speaker
+
+
+def measure(work: Path, trial: Trial, speaker: str) -> None:
+    start, data, run = (
+        train_start(work, trial.start),
+        record_new(work, speaker, trial.size),
+        run_folder(work, trial, speaker),
+    )
+    words = [*ADAPT.split(), *EQUAL.split(), "--adapt", trial.adapt]
+    train(run, "--pretrained_model_name_or_path", start, "--train_data_dir", data, *words)
+    judge(run, data / "val", run / "evaluation")
+
+
+def read_finished(work: Path, trial: Trial) -> Iterator[str]:
+    """The speakers of which a trial is judged."""
+    return (one for one in NEW if (run_folder(work, trial, one) / "evaluation/metrics.json").is_file())
+
+
+def show_table(work: Path, first: str, trials: dict[str, Trial], base: str) -> None:
+    """Means over speakers, those that all of the trials have, with how far they are from the base, pair by pair."""
+    judged = [set(read_finished(work, trial)) for trial in trials.values()]
+    speakers = [one for one in NEW if all(one in found for found in judged)]
+    if len(speakers) < 2:
+        return
+    scores = {name: [read_scores(run_folder(work, trial, one)) for one in speakers] for name, trial in trials.items()}
+    print(f"\nspeakers: {', '.join(speakers)}; {len(TEST)} sentences of each")
+    show(describe(scores, base, SHOWN), headers(first, SHOWN))
+
+
+def main(args: argparse.Namespace) -> None:
+    cli.show_settings(args)
+    if args.dry_run:
+        trials = f"{len(TRIALS)} trials of {ADAPT_STEPS} steps for each of {args.speakers} speakers"
+        print(f"{len(STARTS)} starts of {STEPS} steps, {trials}")
+        return
+    for trial, speaker in itertools.product(dict.fromkeys(TRIALS), NEW[: args.speakers]):
+        measure(args.work_dir, trial, speaker)
+    for size in sorted(SIZES):
+        starts = {name: Trial(name, "all", size) for name in STARTS}
+        show_table(args.work_dir, f"{size} sentences, from the start", starts, "plain")
+    show_table(args.work_dir, "20 sentences, trained", PARTS, "all")
+
+
+if __name__ == "__main__":
+    parser = cli.make_parser(__doc__)
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/few_shot"), help="recordings, runs, evaluations")
+    parser.add_argument(
+        "--speakers", type=cli.Range(2, len(NEW), int), default=len(NEW), help="the first of the new ones"
+    )
+    cli.run(main, cli.parse_args(parser))
