@@ -204,7 +204,7 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
     group.add_argument(
         "--adapter",
         choices=["lora", "dora", "lokr", "loha"],
-        help="default: lora; dora is --use_dora; lokr and loha are sums of Kronecker and of Hadamard products (LyCORIS)",
+        help="default: lora; dora is --use_dora; lokr and loha are Kronecker and Hadamard products (LyCORIS)",
     )
     group.add_argument(
         "--lokr_factor",
