@@ -25,7 +25,7 @@ from demo.voice_corpus import HEARD, JUDGED, choose_indices, plan_takes, write_t
 
 MANY, SENTENCES = HEARD[:32], 25  # of each, for the starts
 NEW = ("elisa", "heitor", "Andrea", "Diogo")  # that no model here has heard
-SIZES = (20, 5, 100)
+SIZES = (5, 20, 100)
 TEST = JUDGED[:20]
 SHOWN = ("mel", "mcd", "similarity", "cer")
 EQUAL = """--lr_scheduler cosine --segment_frames 16 --num_validation_sounds 0 --num_validation_samples 20
@@ -49,8 +49,12 @@ class Trial(NamedTuple):
 
 
 PARTS = {adapt: Trial("plain", adapt, 20) for adapt in ("all", "decoder", "speaker")}
-TRIALS = [*(Trial(start, "all", size) for size in SIZES[:2] for start in STARTS), *PARTS.values()]
-TRIALS += [Trial(start, "all", SIZES[2]) for start in STARTS]
+# One after the other, each of all speakers: where little time is, the first ones are whole.
+ROUNDS = [
+    [Trial("plain", "all", 20), Trial("meta", "all", 20)],
+    [PARTS["decoder"], PARTS["speaker"], Trial("plain", "all", 5), Trial("meta", "all", 5)],
+    [Trial("plain", "all", 100), Trial("meta", "all", 100)],
+]
 
 
 def record(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -116,12 +120,13 @@ def show_table(work: Path, first: str, trials: dict[str, Trial], base: str) -> N
 def main(args: argparse.Namespace) -> None:
     cli.show_settings(args)
     if args.dry_run:
-        trials = f"{len(TRIALS)} trials of {ADAPT_STEPS} steps for each of {args.speakers} speakers"
+        trials = f"{sum(map(len, ROUNDS))} trials of {ADAPT_STEPS} steps for each of {args.speakers} speakers"
         print(f"{len(STARTS)} starts of {STEPS} steps, {trials}")
         return
-    for trial, speaker in itertools.product(dict.fromkeys(TRIALS), NEW[: args.speakers]):
-        measure(args.work_dir, trial, speaker)
-    for size in sorted(SIZES):
+    for trials in ROUNDS:
+        for speaker, trial in itertools.product(NEW[: args.speakers], trials):
+            measure(args.work_dir, trial, speaker)
+    for size in SIZES:
         starts = {name: Trial(name, "all", size) for name in STARTS}
         show_table(args.work_dir, f"{size} sentences, from the start", starts, "plain")
     show_table(args.work_dir, "20 sentences, trained", PARTS, "all")
