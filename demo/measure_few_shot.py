@@ -10,9 +10,9 @@ From demo-voice two starts are trained on many variants of espeak-ng at equal st
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,13 +20,18 @@ sys.path.insert(0, str(ROOT))
 from utils import cli  # first: it says in one line which package is missing
 
 # isort: split
-from demo.trials import describe, headers, judge, read_scores, show, train
+from demo.trials import FIGURES, apart, headers, judge, over_seeds, read_scores, show, train
 from demo.voice_corpus import HEARD, JUDGED, choose_indices, plan_takes, write_takes
+from evaluation.intervals import Estimate
+from evaluation.report.formatting import format_difference, format_number
+from evaluation.report.spoken_page import read_spoken
+from evaluation.spoken import compare_sentences
 
 MANY, SENTENCES = HEARD[:32], 25  # of each, for the starts
 NEW = ("elisa", "heitor", "Andrea", "Diogo")  # that no model here has heard
 SIZES = (5, 20, 100)
 TEST = JUDGED[:20]
+RESAMPLES = 2000
 SHOWN = ("mel", "mcd", "similarity", "cer")
 EQUAL = """--lr_scheduler cosine --segment_frames 16 --num_validation_sounds 0 --num_validation_samples 20
 --checkpoints_total_limit 1 --report_to none"""
@@ -101,20 +106,50 @@ def measure(work: Path, trial: Trial, speaker: str) -> None:
     judge(run, data / "val", run / "evaluation")
 
 
-def read_finished(work: Path, trial: Trial) -> Iterator[str]:
-    """The speakers of which a trial is judged."""
-    return (one for one in NEW if (run_folder(work, trial, one) / "evaluation/metrics.json").is_file())
+def find_judged(work: Path, trials: Iterable[Trial]) -> list[str]:
+    """The speakers of which all of these trials are judged."""
+    folders = {one: [run_folder(work, trial, one) / "evaluation/metrics.json" for trial in trials] for one in NEW}
+    return [one for one, files in folders.items() if all(path.is_file() for path in files)]
 
 
-def show_table(work: Path, first: str, trials: dict[str, Trial], base: str) -> None:
-    """Means over speakers, those that all of the trials have, with how far they are from the base, pair by pair."""
-    judged = [set(read_finished(work, trial)) for trial in trials.values()]
-    speakers = [one for one in NEW if all(one in found for found in judged)]
-    if len(speakers) < 2:
-        return
-    scores = {name: [read_scores(run_folder(work, trial, one)) for one in speakers] for name, trial in trials.items()}
-    print(f"\nspeakers: {', '.join(speakers)}; {len(TEST)} sentences of each")
-    show(describe(scores, base, SHOWN), headers(first, SHOWN))
+def describe_trials(work: Path, trials: dict[str, Trial], speakers: list[str]) -> list[list[str]]:
+    """A row for each trial: its figures, and how far they are from the first one's.
+
+    The mel distance is a mean of speakers; the others are of all sentences of all speakers, sentence by sentence.
+    """
+    runs = {name: [run_folder(work, trial, one) for one in speakers] for name, trial in trials.items()}
+    scores = {name: [read_scores(run) for run in folders] for name, folders in runs.items()}
+    rows = {
+        name: [row for run in folders for row in read_spoken(run / "evaluation")["utterances"]]
+        for name, folders in runs.items()
+    }
+    compared = {one["id"]: one for one in compare_sentences(rows, RESAMPLES, 0)}
+    base, table = next(iter(trials)), []
+    for name in trials:
+        cells = [name]
+        for figure in SHOWN:
+            unit = FIGURES[figure][1]
+            if figure == "mel":
+                value, apart_by = over_seeds(scores[name], figure).value, apart(scores[name], scores[base], figure)
+            else:
+                one = compared[figure]
+                value, apart_by = one["runs"][name]["value"], read_estimate(one["differences"].get(name, {}))
+            cell = format_number(value, 3, unit)
+            cells.append(cell if name == base else cell + "; {} ({})".format(*format_difference(apart_by, unit)))
+        table.append(cells)
+    return table
+
+
+def read_estimate(found: dict[str, Any]) -> Estimate:
+    return Estimate(*(found.get(name, 0.0) for name in ("value", "low", "high")))
+
+
+def show_table(work: Path, first: str, trials: dict[str, Trial]) -> None:
+    """What is measured so far of some trials, of which the first is what the others are compared with."""
+    speakers = find_judged(work, trials.values())
+    print(f"\n{first}: {len(TEST)} sentences of {', '.join(speakers) or 'no speaker yet'}")
+    if len(speakers) > 1:
+        show(describe_trials(work, trials, speakers), headers(first, SHOWN))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -123,13 +158,13 @@ def main(args: argparse.Namespace) -> None:
         trials = f"{sum(map(len, ROUNDS))} trials of {ADAPT_STEPS} steps for each of {args.speakers} speakers"
         print(f"{len(STARTS)} starts of {STEPS} steps, {trials}")
         return
-    for trials in ROUNDS:
+    for trials in ROUNDS if not args.table else ():
         for speaker, trial in itertools.product(NEW[: args.speakers], trials):
             measure(args.work_dir, trial, speaker)
     for size in SIZES:
         starts = {name: Trial(name, "all", size) for name in STARTS}
-        show_table(args.work_dir, f"{size} sentences, from the start", starts, "plain")
-    show_table(args.work_dir, "20 sentences, trained", PARTS, "all")
+        show_table(args.work_dir, f"{size} sentences, start", starts)
+    show_table(args.work_dir, "20 sentences, --adapt", PARTS)
 
 
 if __name__ == "__main__":
@@ -138,4 +173,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--speakers", type=cli.Range(2, len(NEW), int), default=len(NEW), help="the first of the new ones"
     )
+    parser.add_argument("--table", action="store_true", help="measure nothing more: the tables of what there is")
     cli.run(main, cli.parse_args(parser))
