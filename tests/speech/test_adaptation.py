@@ -2,7 +2,9 @@
 
 import pytest
 
+from speech import adaptive_norms, prosody, styles
 from speech.adaptation import freeze_others
+from speech.voices import with_parts
 from tests.tiny_voices import tiny_voice
 from utils.cli import UserError
 
@@ -34,3 +36,18 @@ def test_a_voice_of_one_has_no_speaker_to_adapt_but_a_decoder():
     with pytest.raises(UserError, match="--adapt speaker: the voice is of one speaker, .*; give decoder or all"):
         trained("speaker", speakers=0)
     assert all(name.startswith("decoder.") for name in trained("decoder", speakers=0))
+
+
+def test_who_speaks_is_also_what_other_parts_make_and_hear_of_it():
+    parts = {
+        "text_speaker": {"layer": 0},
+        "flow_attention": {"heads": 2},
+        adaptive_norms.NAME: {},
+        styles.NAME: {"tokens": 3},
+    }
+    model = with_parts(tiny_voice(speakers=2), parts | {prosody.NAME: prosody.UNMEASURED}).model
+    own = {name.split(".")[0] for name, _ in model.named_parameters()}
+    freeze_others(model, "speaker")
+    heard = {name.split(".")[0] for name, one in model.named_parameters() if one.requires_grad}
+    assert heard == own - {"text_encoder"}
+    assert not any(one.requires_grad for name, one in model.named_parameters() if "attention" in name)
