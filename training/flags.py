@@ -682,7 +682,7 @@ def check_each_set(parser: cli.Parser, args: argparse.Namespace, folders: str | 
     sets = 1 if args.dataset_name else len(list_folders(folders))
     for name, other in (("caption_prefix", 'in quotes, ""'), ("mask_loss", "`none`")):
         value = getattr(args, name)
-        given = len(value) if isinstance(value, list) else bool(value)
+        given = len(value) if isinstance(value, list) else int(bool(value))
         if given not in (0, sets):
             where = cli.counted(sets, "data set")
             parser.error(f"--{name}: {given} for {where}; give one for each, {other} where there is none")

@@ -294,6 +294,8 @@ def test_folders_stay_as_they_are_given_one_or_several(tmp_path):
             '--caption_prefix: 1 for 2 data sets; give one for each, in quotes, ""',
         ),
         ("--caption_prefix my shoes", "--caption_prefix: 2 for 1 data set;"),
+        ("--train_data_dir a b --mask_loss c", "--mask_loss: 1 for 2 data sets; give one for each, `none` where"),
+        ("--shuffle_tags 0", "--shuffle_tags 0: expected a whole number, 1 to 1,000"),
     ],
 )
 def test_data_sets_that_can_not_be_are_one_line(capsys, line, said):
