@@ -28,34 +28,30 @@ from transformers import VitsConfig
 from service.language import choose_language
 from service.report.flags import add_report_flags
 from service.report.writing import write_report
-from speech import adaptation, adaptive_norms, batches, listening, prosody, styles, vits2, voice_files
+from speech import adaptation, batches, listening, prosody, vits2, voice_files
 from speech.batches import data_fingerprint
-from speech.cloning import SPEAKER_ENCODER
 from speech.dataset import Utterance, read_language, read_utterances
 from speech.discriminators import Discriminators, check_discriminators, choose_sizes, open_discriminators
 from speech.duration_discriminator import DurationDiscriminator, judge_durations, open_duration_discriminator
 from speech.losses import discriminator_losses, feature_distances, generator_losses, mel_distances
-from speech.parts import CUED, parts_of
-from speech.references import encoder_of, encoder_settings, hear_reference, plan_references, with_encoder
+from speech.parts import parts_of
+from speech.planning import Wanted, plan_voice
+from speech.references import encoder_of, hear_reference, plan_references, with_encoder
 from speech.speaker import encoder_key, load_speaker_encoder
 from speech.texts import language_of, read_pieces
 from speech.vits import Utterances, forward_train, no_dropout
 from speech.voice_memory import MetaStep, build_step
 from speech.voices import (
     DEFAULT_VOICE,
-    EMBEDDING_SIZE,
     FILES,
     SIZES,
     Voice,
-    add_speakers,
-    change_config,
     describe_unknown,
     fresh_voice,
     load_voice,
     note_reading,
     read_phonemes,
     read_voice_config,
-    speaker_names,
     with_parts,
     with_speakers,
 )
@@ -339,28 +335,17 @@ def check_episodes(args: argparse.Namespace, train: list[Utterance]) -> None:
         raise UserError(f"--max_train_steps {steps}: ends within an episode of --meta_steps {size}; give {whole}")
 
 
-def plan_parts(args: argparse.Namespace, config: VitsConfig) -> VitsConfig:
-    """The config of the voice that is trained, with the parts that flags ask for; refuses another speaker encoder."""
-    if args.random_weights:
-        config = VitsConfig(**{**config.to_dict(), "parts": {}})
-    asked, own = args.speaker_encoder, encoder_of(config)
-    if asked and own and asked != own:
-        raise UserError(
-            f"--speaker_encoder {asked}: the voice {args.pretrained_model_name_or_path} listens by {own}, and can't "
-            "change; leave it out, or begin with another voice"
-        )
-    return VitsConfig(**{**config.to_dict(), **encoder_settings(config, asked, [])}) if asked and not own else config
-
-
-def check_speakers(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> None:
-    """Utterances without a speaker's name can't train a voice that has a table of several."""
-    name, known = args.pretrained_model_name_or_path, [] if args.random_weights else speaker_names(config)
-    if known and not encoder_of(config) and not all(one.speaker for one in utterances):
-        raise UserError(
-            f"--pretrained_model_name_or_path {name}: has {counted(len(known), 'speaker')}, but utterances of "
-            f"--train_data_dir {args.train_data_dir} name none; prepare them with --speaker_column, or begin with a "
-            "voice of one speaker"
-        )
+def read_wanted(args: argparse.Namespace) -> Wanted:
+    return Wanted(
+        voice=args.pretrained_model_name_or_path,
+        data=args.train_data_dir,
+        is_new=args.random_weights,
+        speaker_encoder=args.speaker_encoder,
+        vits2=args.vits2,
+        prosody=args.prosody,
+        style_tokens=args.style_tokens,
+        style_adaptive_norm=args.style_adaptive_norm,
+    )
 
 
 def match_reading(args: argparse.Namespace, voice: Voice) -> None:
@@ -376,47 +361,6 @@ def match_reading(args: argparse.Namespace, voice: Voice) -> None:
             f"{'with' if read_phonemes(voice) else 'without'} --phonemes, or train with --random_weights"
         )
     note_reading(voice, language, phonemes)
-
-
-def plan_vits2(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> VitsConfig:
-    """The config of the voice with the parts that it gets; refuses a part that the data can't teach."""
-    known = [] if args.random_weights else speaker_names(config)
-    speakers = {*known, *(one.speaker for one in utterances)}
-    several = not encoder_of(config) and len(speakers) > 1
-    if "text_speaker" in args.vits2 and not (several or encoder_of(config)):
-        raise UserError(
-            f"--vits2 text_speaker: voice and --train_data_dir {args.train_data_dir} have one speaker, so there is "
-            "nothing to tell apart; leave it out, or prepare data of several with --speaker_column"
-        )
-    if not (parts := vits2.new_parts(args.vits2, config, several or bool(encoder_of(config)))):
-        return config
-    changed: dict[str, Any] = {"parts": parts | parts_of(config)}
-    if several:
-        size = config.speaker_embedding_size or EMBEDDING_SIZE
-        changed |= {"num_speakers": len(speakers), "speaker_embedding_size": size}
-    return VitsConfig(**{**config.to_dict(), **changed})
-
-
-def plan_cues(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> VitsConfig:
-    """The config of a voice that hears prosody and styles, where flags ask for it."""
-    parts = dict(parts_of(config))
-    if args.prosody:
-        parts.setdefault(prosody.NAME, prosody.UNMEASURED)
-    if args.style_tokens:
-        wanted = {"tokens": args.style_tokens}
-        if (found := parts.setdefault(styles.NAME, wanted)) != wanted:
-            raise UserError(f"--style_tokens {args.style_tokens}: the voice has {found['tokens']}; leave the flag out")
-    if args.style_adaptive_norm:
-        known = [] if args.random_weights else speaker_names(config)
-        if not parts.keys() & {*CUED, SPEAKER_ENCODER} and len({*known, *(one.speaker for one in utterances)}) < 2:
-            raise UserError(
-                "--style_adaptive_norm: nothing tells the utterances of a voice of one speaker apart; add "
-                "--style_tokens or --prosody, or leave it out"
-            )
-        parts.setdefault(adaptive_norms.NAME, {})
-    size = config.speaker_embedding_size or EMBEDDING_SIZE
-    changed = {"parts": parts, "speaker_embedding_size": size}
-    return config if parts == parts_of(config) else VitsConfig(**{**config.to_dict(), **changed})
 
 
 def measure_prosody(accelerator: Accelerator, cache: Path, *groups: list[Utterance]) -> list[list[Utterance]]:
@@ -468,13 +412,6 @@ def open_voice(
     if heard := parts_of(voice.model.config).get(prosody.NAME):
         voice.model.config.parts[prosody.NAME] = prosody.plan_prosody(utterances, voice.speakers, heard)
     return voice
-
-
-def plan_speakers(args: argparse.Namespace, config: VitsConfig, utterances: list[Utterance]) -> VitsConfig:
-    """The config of the voice that is trained, with the speakers that its table gets from the data."""
-    if args.random_weights or encoder_of(config):
-        return config
-    return change_config(config, add_speakers(config, [one.speaker for one in utterances]))
 
 
 def read_validation_texts(voice: Voice, texts: list[str]) -> list[str]:
@@ -588,11 +525,9 @@ def main(args: argparse.Namespace) -> int:
     tracking = starting.announce(args, start, f"{adaptation.TRAINED[args.adapt][1]} of a voice, and its discriminators")
     train, held_out = read_data(args)
     trained = None if args.random_weights else name
-    config = plan_parts(args, read_voice_config(name, FILES if trained else SIZES))
-    check_speakers(args, config, train + held_out)
+    given = read_voice_config(name, FILES if trained else SIZES)
+    config = plan_voice(given, read_wanted(args), [one.speaker for one in train + held_out])
     check_discriminators(trained, args.discriminators)
-    config = plan_speakers(args, config, train + held_out)
-    config = plan_cues(args, plan_vits2(args, config, train + held_out), train + held_out)
 
     def lay_out(micro: int) -> MetaStep:
         return lay_out_step(args, config, train, micro)

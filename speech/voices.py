@@ -235,14 +235,18 @@ def change_config(config: VitsConfig, changed: dict[str, Any]) -> VitsConfig:
     return VitsConfig(**{**config.to_dict(), "speaker_embedding_size": size, **changed}) if changed else config
 
 
+def add_parts(config: VitsConfig, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What changes in the config of a voice that gets these parts too; some add to a condition, also of one speaker."""
+    if not parts.keys() - parts_of(config).keys():
+        return {}
+    size = config.speaker_embedding_size or (EMBEDDING_SIZE if CUED & parts.keys() else 0)
+    return {"parts": parts | parts_of(config), "speaker_embedding_size": size}
+
+
 def with_parts(voice: Voice, parts: dict[str, dict[str, Any]], seed: int = 0) -> Voice:
     """The voice with these parts too, of random weights where it has none of them; it begins with the same sound."""
-    config = voice.model.config
-    if not parts.keys() - parts_of(config).keys():
-        return voice
-    size = config.speaker_embedding_size or (EMBEDDING_SIZE if CUED & parts.keys() else 0)
-    changed = {"parts": parts | parts_of(config), "speaker_embedding_size": size}
-    return Voice(grow(voice, changed, seed), voice.tokenizer, voice.speakers)
+    changed = add_parts(voice.model.config, parts)
+    return Voice(grow(voice, changed, seed), voice.tokenizer, voice.speakers) if changed else voice
 
 
 @torch.no_grad()
