@@ -82,7 +82,7 @@ def make_condition(model: VitsModel, cues: Cues) -> Tensor | None:
     elif cues.speakers is not None:
         summands.append(model.embed_speaker(cues.speakers))
     if cues.prosody is not None:
-        summands.append(model.prosody_to_condition(cues.prosody))
+        summands.append(prosody.hear_prosody(model, cues.prosody))
     if cues.styles is not None:
         summands.append(styles.hear_styles(model, cues.styles))
     if not summands and CUED & parts.keys():

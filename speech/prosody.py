@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import VitsModel
 
 from speech.audio import read_sound, speech_level
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 NAME = "prosody"  # of the part
 SEMITONE = math.log(2) / 12
 SMALLEST = (SEMITONE / 2, 0.5)  # a deviation below these is noise: half a semitone, half a dB
+SCALE = 10.0  # of two inputs, so that a layer from zero learns as soon as one of many: Adam's steps are of one size
 FURTHEST = 2.5  # deviations from a voice's own mean; beyond, it has heard next to nothing
 UNMEASURED: dict[str, Any] = {"means": {}, "deviations": []}  # settings of the part, before the data are measured
 UNITS = {"pitch": "semitones", "energy": "dB"}
@@ -44,6 +46,12 @@ class Prosody(NamedTuple):
 def add_prosody(model: VitsModel, means: dict[str, list[float]], deviations: list[float]) -> None:
     """The layer that hears an utterance's two numbers; it has no bias, so the means of a speaker (0, 0) add nothing."""
     model.prosody_to_condition = torch.nn.Linear(len(UNITS), model.config.speaker_embedding_size, bias=False)
+    torch.nn.init.normal_(model.prosody_to_condition.weight, std=1 / SCALE)
+
+
+def hear_prosody(model: VitsModel, deviations: Tensor) -> Tensor:
+    """What pitch and energy (batch, 2) add to the condition (batch, size)."""
+    return model.prosody_to_condition(SCALE * deviations)
 
 
 def measure_utterances(utterances: Sequence[Utterance], cache: Path, workers: int) -> list[Utterance]:
