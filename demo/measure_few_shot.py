@@ -96,11 +96,8 @@ def run_folder(work: Path, trial: Trial, speaker: str) -> Path:
 
 
 def measure(work: Path, trial: Trial, speaker: str) -> None:
-    start, data, run = (
-        train_start(work, trial.start),
-        record_new(work, speaker, trial.size),
-        run_folder(work, trial, speaker),
-    )
+    start, data = train_start(work, trial.start), record_new(work, speaker, trial.size)
+    run = run_folder(work, trial, speaker)
     words = [*ADAPT.split(), *EQUAL.split(), "--adapt", trial.adapt]
     train(run, "--pretrained_model_name_or_path", start, "--train_data_dir", data, *words)
     judge(run, data / "val", run / "evaluation")
@@ -155,8 +152,8 @@ def show_table(work: Path, first: str, trials: dict[str, Trial]) -> None:
 def main(args: argparse.Namespace) -> None:
     cli.show_settings(args)
     if args.dry_run:
-        trials = f"{sum(map(len, ROUNDS))} trials of {ADAPT_STEPS} steps for each of {args.speakers} speakers"
-        print(f"{len(STARTS)} starts of {STEPS} steps, {trials}")
+        count = sum(map(len, ROUNDS))
+        print(f"{len(STARTS)} starts of {STEPS} steps; {count} trials of {ADAPT_STEPS} for each of the speakers")
         return
     for trials in ROUNDS if not args.table else ():
         for speaker, trial in itertools.product(NEW[: args.speakers], trials):
