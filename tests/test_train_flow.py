@@ -490,7 +490,7 @@ def test_text_encoders_may_be_rounded_and_are_gone_before_the_transformer_is_loa
     loras = (lora_mix.parse_lora(str(reference)),)
     read = []
     for kind in (None, "nf4"):
-        parts = SamplerParts(model, FAMILY, loras, quantized_texts=kind)
+        parts = SamplerParts(model, FAMILY, loras, reading=models.TextReading(quantized=kind))
         read.append(load_sampler(parts, how, execution, ["red boots"]).features["red boots"]["embeds"])
     assert left == [[None], [None, None]]
     apart = (read[1] - read[0]).norm() / read[0].norm()
