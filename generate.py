@@ -24,7 +24,7 @@ from utils import cli, devices, runs, sync  # first: it says in one line which p
 import torch
 from accelerate import Accelerator
 
-from families import lora_mix, models, sampling, tokens
+from families import image_facts, lora_mix, models, sampling, tokens
 from families.names import FAMILIES, LABELS
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, check_parts, generate_images, load_sampler
 from generation import flags, set_folder
@@ -54,7 +54,8 @@ OF_UNETS = (
 # Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
-    "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 model_config sync_to".split()
+    "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 model_config sync_to "
+    "image_metadata".split()
 )
 
 
@@ -235,6 +236,17 @@ def make_record(args: argparse.Namespace, plan: Plan, job: Job, dtype: torch.dty
     return record | {"precision": dtype_name(dtype), "attributes": plan.prompts[job.index].attributes}
 
 
+def make_facts(args: argparse.Namespace, plan: Plan, request: ImageRequest) -> dict[str, str]:
+    """What is written into the image itself."""
+    if not args.image_metadata:
+        return {}
+    names = [lora_mix.run_name(lora_mix.split_spec(spec)[0]) for spec in args.lora]
+    mixed = zip(names, (lora.weight for lora in plan.parts.loras))
+    more = image_facts.describe_model(args.pretrained_model_name_or_path, mixed, args.clip_skip or 0)
+    more |= {"ControlNet": image_facts.short_name(args.controlnet)} if args.controlnet else {}
+    return image_facts.describe_made(request, plan.sampling, plan.parts.family, more)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -258,10 +270,13 @@ def make_images(
         while saving or (todo and not received):
             # Take a batch and generate it. Meanwhile threads check and save the batch before.
             jobs = [] if received else [todo.popleft() for _ in range(min(sampler.batch_size, len(todo)))]
-            images = generate_images(sampler, [make_request(args, plan, job) for job in jobs])
+            requests = [make_request(args, plan, job) for job in jobs]
+            images = generate_images(sampler, requests)
             results = [one.result() for one in saving]
             records = [make_record(args, plan, job, execution.dtype) for job in jobs]
-            saving = [pool.submit(check_and_save, args.output_dir, *one, checks) for one in zip(jobs, records, images)]
+            facts = [make_facts(args, plan, request) for request in requests]
+            made = zip(jobs, records, facts, images)
+            saving = [pool.submit(check_and_save, args.output_dir, *one, checks) for one in made]
             if is_first:
                 results, saving = [one.result() for one in saving], []
 

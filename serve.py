@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from families import lora_mix, models, sampling
+from families.image_facts import short_name
 from families.names import LABELS
 from families.sampler import Execution, SamplerParts, Sampling, check_parts
 from preparation.captions import DEFAULT_TEMPLATE, add_trigger
@@ -99,6 +100,12 @@ def add_what_flags(parser: cli.Parser) -> None:
         "--batch_wait", type=Range(0, 10), default=0.03, help="seconds for which a batch waits for more images"
     )
     group.add_argument(
+        "--image_metadata",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="prompt and settings in each PNG, as A1111 writes them, and IPTC's mark of a synthetic image",
+    )
+    group.add_argument(
         "--mixes_in_memory", type=Range(1, 100, int), default=2, help="mixes of LoRAs that stay ready on the device"
     )
     group.add_argument(
@@ -168,7 +175,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 OF_IMAGES = (
     "scheduler resolution batch_size batch_wait mixed_precision max_size max_steps max_images "
-    "keep_minutes keep_memory prediction_type zero_terminal_snr model_config max_sequence_length clip_skip"
+    "keep_minutes keep_memory prediction_type zero_terminal_snr model_config max_sequence_length clip_skip "
+    "image_metadata"
 ).split()
 
 
@@ -186,17 +194,9 @@ def split_name(spec: str, flag: str, own: str) -> tuple[str, str]:
     return name, rest
 
 
-def run_name(place: str) -> str:
-    """The name of a run by its folder, also of its best/ or of a file in it."""
-    path = lora_mix.run_folder(Path(place))
-    if path.suffix == ".safetensors":
-        return path.stem
-    return path.name if cli.is_remote(place) else path.resolve().name
-
-
 def name_all(specs: list[str], flag: str) -> dict[str, str]:
     """{name in requests: place} of what is given as [NAME=]PLACE."""
-    named = [split_name(one, flag, run_name(lora_mix.split_spec(one)[0])) for one in specs]
+    named = [split_name(one, flag, lora_mix.run_name(lora_mix.split_spec(one)[0])) for one in specs]
     names = [name for name, _ in named]
     for name, place in named:
         if names.count(name) > 1:
@@ -258,13 +258,15 @@ def load_images(
         model=model,
         queue=queue,
         kept=KeptFiles(args.keep_memory << 20, 60 * args.keep_minutes),
-        base=name_base(args.pretrained_model_name_or_path),
+        base=short_name(args.pretrained_model_name_or_path),
         family=parts.family,
         has_guidance=sampling.has_guidance(parts.model),
         loras={name: lora.weight for name, lora in loras.items()},
         defaults=defaults,
         multiple=models.side_step(parts.model),
         limits=ImageLimits(args.max_size, args.max_steps, args.max_images, args.timeout),
+        clip_skip=parts.reading.clip_skip,
+        describes=args.image_metadata,
     )
 
 
@@ -278,11 +280,6 @@ def load_models(args: argparse.Namespace, loras: dict[str, lora_mix.Lora], what:
         what.images = load_images(args, loras, accelerator.device, precision.dtype, what.measures)
     if args.voice:
         what.speech = load_speech(args, accelerator.device)
-
-
-def name_base(name: str) -> str:
-    """A hub id as it is; of a folder or file its name alone, not where it lies."""
-    return Path(name).stem if Path(name).exists() else name
 
 
 def find_pickers(loras: dict[str, lora_mix.Lora]) -> dict[str, Pickers]:

@@ -53,6 +53,14 @@ def run_folder(place: Path) -> Path:
     return place.parent if place.name == "best" else place
 
 
+def run_name(place: str) -> str:
+    """The name of a run by its folder, also of its best/ or of a file in it."""
+    path = run_folder(Path(place))
+    if path.suffix == ".safetensors":
+        return path.stem
+    return path.name if is_remote(place) else path.resolve().name
+
+
 def fetch_lora(spec: str, cache: Path, flag: str = "--lora") -> str:
     """The same with the path of a copy, where the LoRA lies in a bucket; of a run, what `parse_lora` looks for."""
     name = split_spec(spec)[0]

@@ -61,14 +61,16 @@ def check_image(checks: Checks, made: GeneratedImage, prompt: str) -> Finding:
     return Finding("not what its prompt says", detail, known)  # NaN too
 
 
-def check_and_save(folder: Path, job: Job, record: dict[str, Any], made: GeneratedImage, checks: Checks) -> Result:
-    """Write an image to images/ or rejected/, and its file's name into its record. Runs in a thread."""
+def check_and_save(
+    folder: Path, job: Job, record: dict[str, Any], facts: dict[str, str], made: GeneratedImage, checks: Checks
+) -> Result:
+    """Write an image, with these facts in it, to images/ or rejected/; its file's name into its record. In a thread."""
     reason, detail, score = check_image(checks, made, record["text"])
     record = record | ({"clip_score": score} if score is not None else {})
     if reason:
         name = f"{job.index:06d}-{record['seed']}.png"
-        write_png(folder / "rejected" / name, made.image)
+        write_png(folder / "rejected" / name, made.image, facts)
         return Result(job, {"file_name": name, **record, "reason": reason, "detail": detail}, reason)
     name = IMAGES.name(job.index)
-    write_png(folder / name, made.image)
+    write_png(folder / name, made.image, facts)
     return Result(job, {"file_name": name, **record}, "")

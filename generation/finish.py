@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from families.image_facts import CHANGED, MADE, source_xmp
 from generation.prompts import Prompt
 from utils import dataset
 from utils.dataset import index_of, read_parts
@@ -46,7 +47,8 @@ def finish_set(folder: Path, prompts: list[Prompt], settings: dict[str, Any], fa
     step = max(1, len(records) / SHOWN)
     shown = [records[int(i * step)] for i in range(min(len(records), SHOWN))]
     captions = [f"{index_of(one['file_name'])}: {one['text']}" for one in shown]
-    write_sheets(folder / "sheets", [folder / one["file_name"] for one in shown], captions)
+    xmp = source_xmp(CHANGED if settings["init_images"] else MADE) if settings["image_metadata"] else ""
+    write_sheets(folder / "sheets", [folder / one["file_name"] for one in shown], captions, xmp)
     sums = write_train(folder, records)
     write_metadata(folder, settings, sums, len(records))
     write_json(folder / "report.json", report)
@@ -101,15 +103,15 @@ def write_metadata(folder: Path, settings: dict[str, Any], sums: dict[str, str],
     write_json(folder / "metadata.json", metadata)
 
 
-def write_sheets(folder: Path, images: list[Path], captions: list[str]) -> None:
-    """sheet-0001.jpg … with no more than one sheet's images in memory."""
+def write_sheets(folder: Path, images: list[Path], captions: list[str], xmp: str = "") -> None:
+    """sheet-0001.jpg …, with this metadata, and no more than one sheet's images in memory."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(images), PER_SHEET), 1):
         part = slice(start, start + PER_SHEET)
         tiles = [make_tile(path) for path in images[part]]
         sheet = make_grid(tiles, min(PER_ROW, len(tiles)), captions[part])
         with replaced_file(folder / f"sheet-{number:04d}.jpg") as file:
-            sheet.save(file, "JPEG", quality=90)
+            sheet.save(file, "JPEG", quality=90, **({"xmp": xmp.encode()} if xmp else {}))
 
 
 def make_tile(path: Path) -> Image.Image:

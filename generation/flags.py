@@ -24,6 +24,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_performance_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, metavar="DIR", help="default: data/synthetic/ and the LoRA's name")
+    group.add_argument(
+        "--image_metadata",
+        action=OnOff,
+        default=True,
+        help="prompt and settings in each PNG, as A1111 writes them, and IPTC's mark of a synthetic image",
+    )
     add_shard_flag(group)
     add_sync_flag(group)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from families.sampler import GeneratedImage, ImageRequest, Sampling
+from families.image_facts import describe_made, describe_model
+from families.sampler import ImageRequest, Sampling
 from families.sampling import guidance_problem, negative_prompt_problem, reads_negative_prompt, takes_negative_prompt
 from service.answers import TimedStream, unless_client_leaves
 from service.errors import ApiError
@@ -24,6 +24,7 @@ from service.image_queue import ImageQueue, Job, Made, Progress, Settings
 from service.kept_files import KeptFiles
 from utils.cli import name_some, suggest
 from utils.devices import HIGHEST_SEED, nth_seed
+from utils.images import png_header
 
 MOST_WEIGHT = 10.0
 READING = 5.0  # seconds for a client to read the last events, of which one may be that the time is over
@@ -80,6 +81,8 @@ class ImageService:
     defaults: Sampling
     multiple: int  # of which a side is
     limits: ImageLimits
+    clip_skip: int = 0
+    describes: bool = True  # prompt and settings in the images
 
     @property
     def default_loras(self) -> dict[str, float]:
@@ -193,7 +196,7 @@ async def collect_images(service: ImageService, job: Job) -> list[bytes]:
     found: dict[int, bytes] = {}
     async for event in follow(service, job):
         if isinstance(event, Made):
-            found[event.number] = await asyncio.to_thread(encode_png, event.image)
+            found[event.number] = await asyncio.to_thread(encode_png, service, job, event)
     return [found[index] for index in range(len(job.requests))]
 
 
@@ -214,12 +217,16 @@ async def follow(service: ImageService, job: Job) -> AsyncIterator[Progress | Ma
         yield event
 
 
-def encode_png(made: GeneratedImage) -> bytes:
-    if not made.is_finite:
+def encode_png(service: ImageService, job: Job, made: Made) -> bytes:
+    """An image as PNG, with what it says of itself."""
+    if not made.image.is_finite:
         raise ApiError(500, "the model gave an invalid image (NaN); try another seed or fewer LoRAs", "invalid_image")
+    facts = {}
+    if service.describes:
+        more = describe_model(service.base, job.settings.loras, service.clip_skip)
+        facts = describe_made(job.requests[made.number], job.settings.sampling, service.family, more)
     file = io.BytesIO()
-    image: Image.Image = made.image
-    image.save(file, "PNG")
+    made.image.image.save(file, "PNG", pnginfo=png_header(facts))
     return file.getvalue()
 
 
@@ -241,7 +248,7 @@ async def stream_events(
             if isinstance(event, Progress):
                 yield write_event("image_generation.progress", event._asdict())
                 continue
-            content = await asyncio.to_thread(encode_png, event.image)
+            content = await asyncio.to_thread(encode_png, service, job, event)
             shown = describe_image(service, body, job.requests[event.number].seed, content, root)
             yield write_event("image_generation.completed", {**head, **shown, "index": event.number})
     except ApiError as error:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import datasets
 import numpy as np
@@ -545,6 +546,39 @@ def test_what_is_no_lora_is_said_to_be_none(tmp_path):
 # Images to start from, or to keep to
 
 
+def source_of(path: Path) -> str:
+    """The digital source type that an image names in its XMP."""
+    info = Image.open(path).info
+    packet = info["xmp"] if path.suffix == ".jpg" else info["XML:com.adobe.xmp"].encode()
+    (found,) = ElementTree.fromstring(packet).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    return found.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+
+
+def test_an_image_says_how_it_was_made_and_that_it_is_synthetic(reference, loras, tmp_path, monkeypatch):
+    synthetic = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    for line in lines(reference / "metadata.jsonl")[:2]:
+        path = reference / line["file_name"]
+        settings = f"Steps: 4, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: {line['seed']}, Size: 64x64, Model: demo"
+        assert Image.open(path).info["parameters"] == f"{line['text']}\n{settings}" and source_of(path) == synthetic
+    assert source_of(reference / "sheets/sheet-0001.jpg") == synthetic
+
+    monkeypatch.setenv("HF_TOKEN", "a token of a test")
+    more = ["--num_images", 1, "--lora", loras[0], f"{loras[1]}:0.4", "--clip_skip", 1, "--scheduler", "dpm++_karras"]
+    more += ["--negative_prompt", "a token of a test: grün"]
+    assert make(tmp_path / "set", *more) == 0
+    (path,) = (tmp_path / "set/images").iterdir()
+    mixed = f'Lora: "{loras[0].name}:1, {loras[1].name}:0.4"'
+    said, content = Image.open(path).info["parameters"], path.read_bytes()
+    assert "Negative prompt: ***: grün\nSteps: 4, Sampler: DPM++ 2M Karras" in said
+    assert said.endswith(f", Model: demo, {mixed}, Clip skip: 2") and str(tmp_path) not in said
+    path.unlink()
+    assert make(tmp_path / "set", *more) == 0 and path.read_bytes() == content  # nothing of the time is in it
+    assert make(tmp_path / "plain", *more, "--no-image_metadata") == 0
+    assert np.array_equal(pixels(tmp_path / "plain"), pixels(tmp_path / "set"))
+    assert not Image.open(tmp_path / "plain/images/000000.png").info
+    assert "xmp" not in Image.open(tmp_path / "plain/sheets/sheet-0001.jpg").info
+
+
 def test_image_to_image_varies_the_given_images_by_its_strength(reference, tmp_path):
     drawn = {}
     for strength in (0.25, 1.0):
@@ -556,6 +590,8 @@ def test_image_to_image_varies_the_given_images_by_its_strength(reference, tmp_p
     out = tmp_path / "single"
     assert make(out, *words[:2], "--strength", 0.25, "--guidance_scale", 1, "--batch_size", 1) == 0
     assert apart(pixels(out), pixels(tmp_path / "0.25")) <= 1
+    assert source_of(out / "images/000000.png").endswith("/compositeWithTrainedAlgorithmicMedia")
+    assert ", Denoising strength: 0.25, " in Image.open(out / "images/000000.png").info["parameters"]
 
 
 def test_image_to_image_is_what_the_diffusers_pipeline_draws(reference, tmp_path):

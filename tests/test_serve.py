@@ -143,6 +143,9 @@ def test_an_image_has_an_address_that_opens_once_made(client, server):
     status, content, headers = get(found.data[0].url)
     assert status == 200 and headers["content-type"] == "image/png"
     assert np.array_equal(pixels(content), make(client, seed=5)[0])
+    said = Image.open(io.BytesIO(content)).info
+    assert said["parameters"].startswith(f"{PROMPT}\nSteps: {STEPS}, ") and ", Seed: 5, " in said["parameters"]
+    assert "/trainedAlgorithmicMedia" in said["XML:com.adobe.xmp"]
     assert get(f"{server.url}/files/unknown.png")[0] == 404
 
 

@@ -23,6 +23,7 @@ LABEL_LINES = 4  # of a label in a grid
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS and the like, which run programs
 HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 CONVERT = "convert it to JPEG: on a Mac `sips -s format jpeg a.heic --out a.jpg`, elsewhere `heif-convert a.heic a.jpg`"
+SETTINGS_CHUNK, XMP_CHUNK = "parameters", "XML:com.adobe.xmp"  # of a PNG; A1111's name, and the standard's
 ImageSource = Path | Callable[[], Path | bytes]  # a file, or what fetches the encoded bytes of a hub dataset
 
 
@@ -369,8 +370,14 @@ def is_whole_png(path: Path) -> bool:
 
 def write_png(path: Path, image: Image.Image, facts: dict[str, str] | None = None) -> None:
     """A PNG, complete or not there, with the facts in its header. Not flushed: for each image that takes time."""
-    info = PngImagePlugin.PngInfo()
-    for name, value in (facts or {}).items():
-        info.add_itxt(name, value)
     with replaced_file(path, flush=False) as file:
-        image.save(file, "PNG", compress_level=4, pnginfo=info)
+        image.save(file, "PNG", compress_level=4, pnginfo=png_header(facts or {}))
+
+
+def png_header(facts: dict[str, str]) -> PngImagePlugin.PngInfo:
+    """The text chunks of these names."""
+    info = PngImagePlugin.PngInfo()
+    for name, value in facts.items():
+        add = info.add_text if name == SETTINGS_CHUNK else info.add_itxt  # as far as it can be, in the older kind
+        add(name, value)
+    return info
