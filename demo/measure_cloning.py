@@ -1,7 +1,7 @@
 """Does a voice sound like somebody whom it has only heard? The table of cloning in docs/voices.md.
 
     python demo/measure_cloning.py                                   # resumable: run it again after a stop
-    python demo/measure_cloning.py --work_dir runs/measured_cloning --max_train_steps 1000
+    python demo/measure_cloning.py --work_dir runs/measured_cloning --judges resemblyzer/pretrained.pt
 
 The embedded voice is trained with --speaker_encoder on 132 voices of espeak-ng. Then it speaks as twelve that neither
 it nor the encoder has heard, each sentence by the recordings of the voice's others. Needs espeakng-loader.
@@ -35,21 +35,23 @@ from speech.speaker import load_speaker_encoder
 EACH = 10  # sentences of each voice to train on; no two voices say the same
 TRAINING = """--pretrained_model_name_or_path demo-voice --speaker_encoder demo --held_out 0.02 --train_batch_size 8
 --effective_batch_size 8 --learning_rate 7e-4 --lr_scheduler cosine --lr_warmup_steps 50 --adam_weight_decay 0.01
---discriminator_start 400 --validation_steps 500 --checkpointing_steps 100 --checkpoints_total_limit 2
---report_to none""".split()
-SHARES = ("cer", "identified", "error_rate")
-ROWS = {
+--segment_frames 16 --discriminator_start 300 --validation_steps 400 --checkpointing_steps 100
+--checkpoints_total_limit 2 --report_to none""".split()
+LIKENESS = {  # by each encoder that judges
     "own": "likeness of the voice's other recordings",
     "nearest": "likeness of the nearest other voice",
     "others": "likeness of the other voices, mean",
-    "identified": "the right voice of the twelve is the nearest",
+    "identified": "the right voice is the nearest",
     "error_rate": "equal error rate against recordings",
+}
+SHARES = ("cer", "identified", "error_rate")
+REST = {
     "pitch": "correlation of the voices' median pitch with the recordings'",
     "cer": "characters heard wrong",
     "mcd": "mel-cepstral distortion, dB",
     "f0_rmse": "pitch: error of its logarithm",
 }
-Table = dict[str, Estimate]  # of a kind of sound, by the names of ROWS
+Table = dict[str, Estimate]  # of a kind of sound, by the names of LIKENESS or REST
 
 
 def write_heard(folder: Path) -> None:
@@ -94,26 +96,37 @@ def find_pitches(speakers: np.ndarray, sounds: Sequence[np.ndarray]) -> np.ndarr
     )
 
 
-def describe_kind(rows: Sequence[dict[str, Any]], kind: str, folder: Path) -> Table:
-    """All figures of what was spoken (generated), or of the recordings (real)."""
-    encode, speakers = load_speaker_encoder("demo", "cpu"), np.array([row["speaker"] for row in rows])
-    recordings, sounds = hear(rows, "real", folder), hear(rows, kind, folder)
-    real, vectors = encode(recordings), encode(sounds)
-    table = compare_voices(speakers, vectors, real)
-    table["error_rate"] = verify_speakers(speakers.tolist(), vectors, real)
+def judge_likeness(rows: Sequence[dict[str, Any]], kind: str, folder: Path, encoder: str) -> Table:
+    """How near what was spoken (generated), or the recordings (real), are to recordings of each voice."""
+    encode, speakers = load_speaker_encoder(encoder, "cpu"), [row["speaker"] for row in rows]
+    real, vectors = (encode(hear(rows, one, folder)) for one in ("real", kind))
+    rate = verify_speakers(speakers, vectors, real)
+    return compare_voices(np.array(speakers), vectors, real) | {"error_rate": rate}
+
+
+def judge_rest(rows: Sequence[dict[str, Any]], kind: str, folder: Path) -> Table:
+    """What no speaker encoder says: words, sound and pitch; of recordings themselves the words alone."""
+    speakers, table = np.array([row["speaker"] for row in rows]), {}
     if kind != "real":
-        pitches = [find_pitches(speakers, some) for some in (recordings, sounds)]
+        pitches = [find_pitches(speakers, hear(rows, one, folder)) for one in ("real", kind)]
         table["pitch"] = jackknife(pitches, lambda one, other: float(np.corrcoef(one, other)[0, 1]))
     for name in ("cer", "mcd", "f0_rmse") if kind != "real" else ("cer",):
         parts = read_parts(rows, kind, name)
         known = ~np.isnan(parts).any(1)
-        voices = [ratio(parts[(speakers == one) & known]) for one in np.unique(speakers)]
-        table[name] = mean_interval(voices)
+        table[name] = mean_interval([ratio(parts[(speakers == one) & known]) for one in np.unique(speakers)])
     return table
 
 
 def say(found: Estimate | None, name: str) -> str:
-    return "{} ({})".format(*format_interval(found, "%" if name in SHARES else "")) if found else ""
+    if not found:
+        return ""
+    if name in SHARES:
+        found = Estimate(*np.clip(found, 0, 1).tolist())
+    return "{} ({})".format(*format_interval(found, "%" if name in SHARES else ""))
+
+
+def describe(tables: Sequence[Table], names: dict[str, str], whose: str = "") -> list[list[str]]:
+    return [[title + whose, *(say(table.get(name), name) for table in tables)] for name, title in names.items()]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -129,19 +142,24 @@ def main(args: argparse.Namespace) -> None:
     before = trials.judge("demo-voice", unheard, work / "before")["utterances"]
     trials.train(voice, "--train_data_dir", heard, "--max_train_steps", args.max_train_steps, *TRAINING)
     after = trials.judge(voice, unheard, voice / "evaluation")["utterances"]
-    tables = {
-        "recordings": describe_kind(after, "real", voice / "evaluation"),
-        "clones": describe_kind(after, "generated", voice / "evaluation"),
-        "the embedded voice (clara)": describe_kind(before, "generated", work / "before"),
+    kinds = {
+        "recordings": (after, "real", voice / "evaluation"),
+        "clones": (after, "generated", voice / "evaluation"),
+        "the embedded voice (clara)": (before, "generated", work / "before"),
     }
-    rows = [[title, *(say(table.get(name), name) for table in tables.values())] for name, title in ROWS.items()]
-    trials.show(rows, ["", *tables])
+    rows = []
+    for encoder in ("demo", *args.judges):
+        likeness = [judge_likeness(*kind, encoder) for kind in kinds.values()]
+        rows += describe(likeness, LIKENESS, f", by {Path(encoder).name}")
+    trials.show(rows + describe([judge_rest(*kind) for kind in kinds.values()], REST), ["", *kinds])
 
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     steps, count = cli.Range(1, 1_000_000, int), cli.Range(3, len(JUDGED), int)
-    parser.add_argument("--max_train_steps", type=steps, default=1000, help="of 8 utterances")
+    parser.add_argument("--max_train_steps", type=steps, default=800, help="of 8 utterances")
     parser.add_argument("--num_sentences", type=count, default=10, help="unseen ones, of each voice")
+    judges = "further speaker encoders that judge, each as train_tts.py --speaker_encoder takes it"
+    parser.add_argument("--judges", nargs="+", default=[], metavar="ENCODER", help=judges)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/measured_cloning"), help="all that is made")
     cli.run(main, cli.parse_args(parser))
