@@ -33,10 +33,14 @@ from speech.pitch import find_pitch
 from speech.speaker import load_speaker_encoder
 
 EACH = 10  # sentences of each voice to train on; no two voices say the same
-TRAINING = """--pretrained_model_name_or_path demo-voice --speaker_encoder demo --held_out 0.02 --train_batch_size 8
---effective_batch_size 8 --learning_rate 7e-4 --lr_scheduler cosine --lr_warmup_steps 50 --adam_weight_decay 0.01
---segment_frames 16 --discriminator_start 300 --validation_steps 400 --checkpointing_steps 100
---checkpoints_total_limit 2 --report_to none""".split()
+ALWAYS = """--held_out 0.02 --segment_frames 16 --adam_weight_decay 0.01 --lr_warmup_steps 50 --checkpointing_steps 100
+--checkpoints_total_limit 2 --report_to none"""
+TRAININGS = (  # train_tts.py's words, the second from the voice of the first
+    "--speaker_encoder demo --max_train_steps 800 --train_batch_size 8 --effective_batch_size 8 --learning_rate 7e-4 "
+    "--lr_scheduler cosine --discriminator_start 300 --validation_steps 400",
+    "--max_train_steps @@STEPS@@ --train_batch_size 4 --effective_batch_size 4 --learning_rate 1e-3 "
+    "--lr_scheduler constant_with_warmup --discriminator_start 100000 --validation_steps 500",
+)
 LIKENESS = {  # by each encoder that judges
     "own": "likeness of the voice's other recordings",
     "nearest": "likeness of the nearest other voice",
@@ -86,7 +90,7 @@ def compare_voices(speakers: np.ndarray, vectors: np.ndarray, real: np.ndarray) 
 
 def find_pitches(speakers: np.ndarray, sounds: Sequence[np.ndarray]) -> np.ndarray:
     """The logarithm of each voice's median pitch."""
-    found = [find_pitch(sound, RATE) for sound in sounds]
+    found = [find_pitch(sound, RATE) for sound in sounds]  # NaN where nothing is voiced
     voiced = [np.log(one.hertz[one.voiced]) for one in found]
     return np.array(
         [
@@ -108,8 +112,9 @@ def judge_rest(rows: Sequence[dict[str, Any]], kind: str, folder: Path) -> Table
     """What no speaker encoder says: words, sound and pitch; of recordings themselves the words alone."""
     speakers, table = np.array([row["speaker"] for row in rows]), {}
     if kind != "real":
-        pitches = [find_pitches(speakers, hear(rows, one, folder)) for one in ("real", kind)]
-        table["pitch"] = jackknife(pitches, lambda one, other: float(np.corrcoef(one, other)[0, 1]))
+        pitches = np.array([find_pitches(speakers, hear(rows, one, folder)) for one in ("real", kind)])
+        voiced = pitches[:, np.isfinite(pitches).all(0)]
+        table["pitch"] = jackknife(list(voiced), lambda one, other: float(np.corrcoef(one, other)[0, 1]))
     for name in ("cer", "mcd", "f0_rmse") if kind != "real" else ("cer",):
         parts = read_parts(rows, kind, name)
         known = ~np.isnan(parts).any(1)
@@ -140,7 +145,11 @@ def main(args: argparse.Namespace) -> None:
     if not (unheard / "metadata.jsonl").is_file():
         write_recordings(unheard, NEVER_HEARD, "unseen", JUDGED[: args.num_sentences])
     before = trials.judge("demo-voice", unheard, work / "before")["utterances"]
-    trials.train(voice, "--train_data_dir", heard, "--max_train_steps", args.max_train_steps, *TRAINING)
+    base: str | Path = "demo-voice"
+    for words, run in zip(TRAININGS, (work / "first", voice), strict=True):
+        given = "--pretrained_model_name_or_path", base, "--train_data_dir", heard
+        trials.train(run, *given, *words.split(), *ALWAYS.split())
+        base = run
     after = trials.judge(voice, unheard, voice / "evaluation")["utterances"]
     kinds = {
         "recordings": (after, "real", voice / "evaluation"),
@@ -156,8 +165,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
-    steps, count = cli.Range(1, 1_000_000, int), cli.Range(3, len(JUDGED), int)
-    parser.add_argument("--max_train_steps", type=steps, default=800, help="of 8 utterances")
+    count = cli.Range(3, len(JUDGED), int)
     parser.add_argument("--num_sentences", type=count, default=10, help="unseen ones, of each voice")
     judges = "further speaker encoders that judge, each as train_tts.py --speaker_encoder takes it"
     parser.add_argument("--judges", nargs="+", default=[], metavar="ENCODER", help=judges)

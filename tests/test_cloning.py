@@ -42,6 +42,7 @@ def clone(made):
     return out
 
 
+@pytest.mark.slow
 def test_any_division_trains_the_same_and_a_resumed_run_to_the_byte_without_listening_again(
     made, clone, tmp_path, monkeypatch
 ):
