@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from speech.convolutions import RATE, Convolutions, hear, load_network, pad, read_size
 from speech.resemblyzer import SIZE, load_resemblyzer
+from utils.cli import UserError
 from utils.files import file_sha256
 from utils.hub import DEMO, load_named, load_whole, model_key
 
@@ -52,6 +53,8 @@ def encoder_size(name: str) -> int:
     if name == "demo":
         return read_size(DEMO_ENCODER, FLAG).outputs
     if name.endswith(RESEMBLYZER):
+        if not Path(name).is_file():
+            raise UserError(f"{FLAG} {name}: no such file; give the pretrained.pt of Resemblyzer")
         return SIZE
 
     def read() -> int:

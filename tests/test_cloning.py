@@ -73,8 +73,9 @@ def test_a_voice_goes_on_with_its_own_encoder_and_no_other(made, clone, tmp_path
     model = load_file(clone / "model.safetensors")
     size = sum(one.numel() for name, one in model.items() if name != "known_speakers")
     assert f"{size:,} of the voice" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--speaker_encoder nobody: no such folder"):
-        train(made, tmp_path / "run", "--speaker_encoder", "nobody", "--dry_run")
+    for name, kind in (("nobody", "folder"), ("nobody.pt", "file")):
+        with pytest.raises(UserError, match=f"--speaker_encoder {name}: no such {kind}"):
+            train(made, tmp_path / "run", "--speaker_encoder", name, "--dry_run")
 
 
 def test_a_reference_is_spoken_like_and_every_sound_says_that_it_is_synthetic(made, clone, tmp_path):
