@@ -38,7 +38,7 @@ ALWAYS = """--held_out 0.02 --segment_frames 16 --adam_weight_decay 0.01 --lr_wa
 TRAININGS = (  # train_tts.py's words, the second from the voice of the first
     "--speaker_encoder demo --max_train_steps 800 --train_batch_size 8 --effective_batch_size 8 --learning_rate 7e-4 "
     "--lr_scheduler cosine --discriminator_start 300 --validation_steps 400",
-    "--max_train_steps @@STEPS@@ --train_batch_size 4 --effective_batch_size 4 --learning_rate 1e-3 "
+    "--max_train_steps 362 --train_batch_size 4 --effective_batch_size 4 --learning_rate 1e-3 "
     "--lr_scheduler constant_with_warmup --discriminator_start 100000 --validation_steps 500",
 )
 LIKENESS = {  # by each encoder that judges
@@ -166,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.make_parser(__doc__)
     count = cli.Range(3, len(JUDGED), int)
-    parser.add_argument("--num_sentences", type=count, default=10, help="unseen ones, of each voice")
+    parser.add_argument("--num_sentences", type=count, default=5, help="unseen ones, of each voice")
     judges = "further speaker encoders that judge, each as train_tts.py --speaker_encoder takes it"
     parser.add_argument("--judges", nargs="+", default=[], metavar="ENCODER", help=judges)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/measured_cloning"), help="all that is made")
