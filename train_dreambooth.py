@@ -146,6 +146,12 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
         default="lora",
         help="a LoRA (rate 1e-4, alpha = rank), or all weights (rate 5e-6, no flags of a LoRA): a whole pipeline",
     )
+    group.add_argument(
+        "--output_single_file",
+        action=OnOff,
+        default=False,
+        help="with --method full: also one .safetensors, for ComfyUI and A1111",
+    )
     group.add_argument("--train_token", metavar="WORD", help="a new word, whose embedding is learnt with the LoRA")
     group.add_argument("--initializer_token", metavar="TEXT", help="where it begins; default: at random")
     group.add_argument(
@@ -201,6 +207,7 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
         need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
     needs = dict.fromkeys(OF_LORA, ("--method lora", args.method == "lora"))
+    needs["output_single_file"] = "--method full", args.method == "full"
     needs |= dict.fromkeys(OF_PRIOR, ("--with_prior_preservation", args.with_prior_preservation))
     keeps = args.with_prior_preservation or args.preserve_base
     needs["class_prompt"] = ("--with_prior_preservation or --preserve_base", bool(keeps))
@@ -250,7 +257,7 @@ def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
         word = NewWord(args.train_token, args.initializer_token, rate * (plan.effective if args.scale_lr else 1))
         recipe = replace(recipe, new_word=word)
     if args.method == "full":
-        recipe = replace(recipe, adapter=None)
+        recipe = replace(recipe, adapter=None, single_file=args.output_single_file)
     return replace(recipe, schedule_changes=diffusion.schedule_changes(args.prediction_type, args.zero_terminal_snr))
 
 
@@ -384,9 +391,9 @@ def main(args: argparse.Namespace) -> int:
     photos = read_photos(args)
 
     def describe_end() -> str | None:
-        return starting.describe_end(args, lambda: examples.count_epoch(photos[0]), setup.lacks_kohya(args))
+        return starting.describe_end(args, lambda: examples.count_epoch(photos[0]), setup.lacks_other_format(args))
 
-    free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision"}
+    free = flags.free_to_change(args) | {"sample_batch_size", "prior_generation_precision", "output_single_file"}
     if args.dry_run:
         if is_main:
             state = runs.describe_run(out, tracking.settings, free, describe_end)

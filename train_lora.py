@@ -201,7 +201,7 @@ def main(args: argparse.Namespace) -> int:
     records = read_records(args)
 
     def describe_end() -> str | None:
-        return starting.describe_end(args, lambda: examples.count_epoch(records[0]), setup.lacks_kohya(args))
+        return starting.describe_end(args, lambda: examples.count_epoch(records[0]), setup.lacks_other_format(args))
 
     free = flags.free_to_change(args)
     if args.dry_run:

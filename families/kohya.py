@@ -94,7 +94,7 @@ def save_kohya(
     """Write a LoRA for A1111, ComfyUI and kohya's scripts; `facts`: see lora.describe_lora."""
     tensors = kohya_tensors(state, unet, text_encoders, family)
     about = _kohya_facts(path.stem, unet.peft_config[ADAPTER], tensors, family, facts)
-    about |= _model_spec(path.stem, "lora", tensors, family, facts)
+    about |= model_spec(path.stem, "lora", tensors, family, facts)
     about["sshs_model_hash"] = about["modelspec.hash_sha256"].removeprefix("0x")
     write_safetensors(path, tensors, {"format": "pt", **facts, **about})
     return path
@@ -104,7 +104,7 @@ def save_word(path: Path, token: Token, family: str, facts: dict[str, str]) -> P
     """Write a word for A1111 and ComfyUI: the embeddings of all text encoders in one file."""
     vectors = [vector.detach().to("cpu", torch.float32, copy=True) for vector in token.vectors]
     tensors = dict(zip(FAMILIES[family].EMBEDDING_KEYS, vectors))
-    about = _model_spec(path.stem, "textual-inversion", tensors, family, facts)
+    about = model_spec(path.stem, "textual-inversion", tensors, family, facts)
     write_safetensors(path, tensors, {"format": "pt", **facts, **about})
     return path
 
@@ -154,20 +154,24 @@ def _kohya_facts(
     return about
 
 
-def _model_spec(
+def model_spec(
     title: str, kind: str, tensors: dict[str, torch.Tensor], family: str, facts: dict[str, str]
 ) -> dict[str, str]:
-    """Metadata by https://github.com/Stability-AI/ModelSpec, version 1.0.0."""
+    """Metadata by https://github.com/Stability-AI/ModelSpec, version 1.0.0.
+
+    Of a whole model `kind` is empty, and so are `tensors`: a checksum would take the memory of all of them once more.
+    """
     module, velocity = FAMILIES[family], _predicts_velocity(facts)
     about = {
         "sai_model_spec": "1.0.0",
-        "architecture": f"{module.ARCHITECTURES[family][velocity]}/{kind}",
+        "architecture": f"{module.ARCHITECTURES[family][velocity]}/{kind}".rstrip("/"),
         "implementation": module.IMPLEMENTATION,
         "title": title,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hash_sha256": f"0x{_content_sha256(tensors)}",
         "prediction_type": "v" if velocity else facts.get("prediction_type", "epsilon"),
     }
+    if tensors:
+        about["hash_sha256"] = f"0x{_content_sha256(tensors)}"
     if side := facts.get("resolution"):
         about["resolution"] = f"{side}x{side}"
     if trigger := _trigger(facts):

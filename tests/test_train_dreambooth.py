@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -231,6 +231,29 @@ def test_resumed_equals_uninterrupted_and_every_pipeline_generates_its_images(tr
     assert ("Its trigger is `<sks>`" in card) == ("trigger" in card) == ("--train_token" in words)
     for row in ("| class prompt |", "| prior loss weight |", "| num class images |", "5 class images"):
         assert (row in card) == (PRIOR[0] in words), row
+
+
+@pytest.mark.slow
+def test_a_whole_pipeline_in_one_file_draws_the_same_images_and_can_be_asked_for_later(trainer_data, tmp_path, capsys):
+    out, words = tmp_path / "run", [*FULL, "--train_text_encoder", "--max_train_steps", 1, "--lr_warmup_steps", 0]
+    assert teach(trainer_data, out, *words) == 0 and not (out / "run_whole.safetensors").exists()
+    assert teach(trainer_data, out, *words, "--output_single_file") == 0  # of a finished run
+    whole = StableDiffusionPipeline.from_single_file(out / "run_whole.safetensors", config=str(out))
+    shown = drawn_by_diffusers(whole, ["a photo of shoes"], 16)
+    folder = DiffusionPipeline.from_pretrained(out, safety_checker=None)
+    assert np.array_equal(shown, drawn_by_diffusers(folder, ["a photo of shoes"], 16))
+    base = DiffusionPipeline.from_pretrained(trainer_data["sd1"], safety_checker=None)
+    assert np.abs(shown - drawn_by_diffusers(base, ["a photo of shoes"], 16)).max() > 3
+    facts = read_lora(out / "run_whole.safetensors", facts_only=True)[1]
+    assert facts["modelspec.architecture"] == "stable-diffusion-v1" and facts["base_model"] == str(trainer_data["sd1"])
+    assert "| `run_whole.safetensors` | ComfyUI, A1111" in (out / "README.md").read_text()
+    assert (
+        teach(trainer_data, out, *words, "--output_single_file") == 0
+        and "nothing was changed" in capsys.readouterr().out
+    )
+    with pytest.raises(SystemExit):
+        teach(trainer_data, tmp_path / "other", "--output_single_file")
+    assert "--output_single_file: does nothing without --method full" in capsys.readouterr().err
 
 
 # What is learnt

@@ -53,6 +53,7 @@ class Recipe:
     xformers: bool = False
     compiled: bool = False
     kohya_format: bool | None = None  # whether the LoRA is also written for A1111 and ComfyUI; None: where it can be
+    single_file: bool = False  # whether a whole pipeline is also written as one file, for the same programs
     schedule_changes: dict[str, str | bool] = field(default_factory=dict)  # of the noise schedule
     vae: str | None = None  # None: the model's own
     reading: TextReading = PLAIN_READING
@@ -180,7 +181,8 @@ def result_files(
 ) -> ImageFiles:
     """What the run writes: the LoRA, also for other programs, or all weights as a pipeline."""
     if recipe.adapter is None:
-        return ImageFiles(modules, facts, token, whole=pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae))
+        whole = pipelines.BaseModel(model, recipe.schedule_changes, recipe.vae)
+        return ImageFiles(modules, facts, token, whole=whole, single_file=recipe.single_file)
     for_others = writes_kohya(recipe.kohya_format, modules, family)
     return ImageFiles(modules, facts, token, kohya=family if for_others else None)
 

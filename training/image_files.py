@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from families import kohya, lora, pipelines, shards, tokens
+from families import kohya, lora, pipelines, shards, tokens, whole_file
 from utils.cli import UserError
 from utils.files import save_model
 from utils.outputs import remove_written
@@ -30,7 +30,8 @@ class ImageFiles:
     facts: dict[str, str]
     token: tokens.Token | None = None  # a new word, whose embedding is trained too
     whole: pipelines.BaseModel | None = None
-    kohya: str | None = None  # the model's family, where the result is written for A1111 and ComfyUI too
+    kohya: str | None = None  # the model's family, where the LoRA is written for A1111 and ComfyUI too
+    single_file: bool = False  # whether the pipeline is written for them too
 
     @property
     def noun(self) -> str:
@@ -83,10 +84,14 @@ class ImageFiles:
     def write_result(self, folder: Path, weights: Weights, name: str, began: float | None) -> None:
         """The LoRA, or where all weights were trained, a whole pipeline.
 
-        `name` is that of the LoRA in A1111 and ComfyUI, if it is written for them.
+        `name` is that of the result in A1111 and ComfyUI, if it is written for them.
         """
         if self.whole:
-            pipelines.write_pipeline(folder, self.whole, weights.modules, self.facts)
+            single_file = folder / whole_file.whole_name(name)
+            if not self.single_file:
+                remove_written(single_file)  # of fewer steps
+            written = single_file if self.single_file else None
+            pipelines.write_pipeline(folder, self.whole, weights.modules, self.facts, written)
             return
         self.write(folder, weights)
         paths = folder / kohya.lora_name(name), folder / kohya.word_name(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from families import kohya, tokens
+from families import kohya, tokens, whole_file
 from families.lora import FILE_NAME as WEIGHTS
 from families.lora import LABELS
 from utils.cli import UserError, mask_text
@@ -94,7 +94,7 @@ def write_card(folder: Path, results: dict[str, str], facts: CardFacts) -> None:
         label=LABELS[facts.adapter or "lora"],
         on_hub=is_hub_id(facts.base_model),
         samples=find_samples(folder),
-        files={} if whole else describe_files(folder),
+        files=describe_files(folder),
         source=source,
         base_source=source if whole else base,
         weights=WEIGHTS,
@@ -135,7 +135,7 @@ def find_samples(folder: Path) -> dict[str, Path]:
 
 
 def describe_files(folder: Path) -> dict[str, str]:
-    """What each file of the LoRA in a folder is for."""
+    """What each file of the result in a folder is for."""
     name = folder.resolve().name
     lora_file, word_file = kohya.lora_name(name), kohya.word_name(name)
     word = word_file.removesuffix(".safetensors")
@@ -143,6 +143,7 @@ def describe_files(folder: Path) -> dict[str, str]:
         WEIGHTS: "diffusers, and generate.py of the repository that made it",
         lora_file: "ComfyUI, A1111, Forge and kohya's scripts: the same LoRA, with their names of the layers",
         **dict.fromkeys(tokens.FILES, "diffusers: the learnt word"),
+        whole_file.whole_name(name): "ComfyUI, A1111 and Forge: the whole pipeline in one file",
         word_file: f"the learnt word: in prompts of ComfyUI `embedding:{word}`, of A1111 and Forge `{word}`",
     }
     return {file: use for file, use in known.items() if (folder / file).is_file()}

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from families import kohya, lora, lora_mix, models, offloading
+from families import kohya, lora, lora_mix, models, offloading, whole_file
 from families.diffusion import Diffusion, Features, training_scheduler
 from families.flow import Flow, Noising, Weighting, sigma_levels
 from families.init_lora import load_init, parse_init
@@ -491,11 +491,12 @@ def read_sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(args.validation_inference_steps, args.validation_guidance_scale, args.resolution)
 
 
-def lacks_kohya(args: argparse.Namespace) -> bool:
-    """Whether the file for A1111 and ComfyUI, which is asked for, is still to be written."""
-    return bool(
-        args.output_kohya_format and not (args.output_dir / kohya.lora_name(args.output_dir.resolve().name)).exists()
-    )
+def lacks_other_format(args: argparse.Namespace) -> bool:
+    """Whether a file for A1111 and ComfyUI, which is asked for, is still to be written."""
+    name = args.output_dir.resolve().name
+    asked = [kohya.lora_name(name)] if args.output_kohya_format else []
+    asked += [whole_file.whole_name(name)] if getattr(args, "output_single_file", False) else []
+    return not all((args.output_dir / one).exists() for one in asked)
 
 
 def read_views(args: argparse.Namespace) -> Views:

@@ -1,6 +1,5 @@
 """The parts of a model, loaded one after the other, and checkpoints in a single file."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from families import models, sdxl
 from families.diffusion import stack
 from families.names import FAMILIES
+from families.whole_file import save_whole
 from tests.tiny_models import build_tiny
 from utils.cli import UserError
 from utils.files import write_json
@@ -192,60 +192,9 @@ def test_the_removed_2_1_models_are_found_at_their_mirror():
         assert models.resolve_model(f"stabilityai/{name}") == f"sd2-community/{name}"
 
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
-RESNET |= {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
-ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-ENDS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
-ENDS |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
-
-
-def original_unet_name(name, layers, attends):
-    """A name in diffusers' UNet as the original code has it; `attends` tells the up blocks with attention."""
-    for ours, theirs in ENDS.items():
-        if name.startswith(f"{ours}."):
-            return name.replace(ours, theirs)
-    side, block, kind, index, rest = re.fullmatch(r"(down|mid|up)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", name).groups()
-    number = int(block or 0) * (layers + 1) + int(index)
-    if kind == "resnets":
-        part = rest.rpartition(".")[0]
-        rest = rest.replace(part, RESNET[part])
-    slot = {"resnets": 0, "attentions": 1}.get(kind)
-    if side == "mid":
-        return f"middle_block.{2 * int(index) if kind == 'resnets' else 1}.{rest}"
-    if kind == "downsamplers":
-        return f"input_blocks.{number + layers + 1}.0.{rest.replace('conv', 'op')}"
-    if kind == "upsamplers":
-        return f"output_blocks.{number + layers}.{1 + attends[int(block)]}.{rest}"
-    return f"{'input_blocks' if side == 'down' else 'output_blocks'}.{number + (side == 'down')}.{slot}.{rest}"
-
-
-def original_vae_name(name, levels):
-    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-    if "mid_block.attentions" in name:
-        part = re.search(r"attentions\.0\.(.+)\.\w+$", name)[1]
-        return name.replace(f"mid_block.attentions.0.{part}", f"mid.attn_1.{ATTENTION[part]}")
-    name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
-    name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
-    name = re.sub(r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{levels - 1 - int(m[1])}.block", name)
-    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
-
-
 def write_single_file(folder, path):
     """The demo model as A1111 keeps one, in float16 as the demo is."""
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float16)
-    unet, vae, tensors = pipeline.unet, pipeline.vae, {}
-    attends = ["CrossAttn" in kind for kind in unet.config.up_block_types]
-    for name, value in unet.state_dict().items():
-        name = original_unet_name(name, unet.config.layers_per_block, attends)
-        tensors[f"model.diffusion_model.{name}"] = value
-    for name, value in vae.state_dict().items():
-        if ".attentions." in name and value.ndim == 2:
-            value = value[:, :, None, None]
-        tensors[f"first_stage_model.{original_vae_name(name, len(vae.config.block_out_channels))}"] = value
-    for name, value in pipeline.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name}"] = value
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    save_whole(path, DiffusionPipeline.from_pretrained(folder, dtype=torch.float16), "sd1", {})
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +222,17 @@ def test_a_single_file_becomes_the_same_model_once(checkpoint, tmp_path):
     assert (folder / "model_index.json").stat() == written and len(list(folder.parent.iterdir())) == 1
     shutil.copy(checkpoint, tmp_path / "other.safetensors")
     assert models.resolve_model(str(tmp_path / "other.safetensors"), tmp_path / "cache", str(configs)) != str(folder)
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_a_pipeline_written_as_one_file_is_read_back_by_diffusers(folders, tmp_path, family):
+    pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
+    save_whole(tmp_path / "whole.safetensors", pipeline, family, {"base_model": "tiny"})
+    folder = models.resolve_model(str(tmp_path / "whole.safetensors"), tmp_path / "cache", folders[family])
+    read = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    for part in ("unet", "vae", *FAMILIES[family].TEXT_ENCODERS):
+        one, other = (getattr(each, part).state_dict() for each in (read, pipeline))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), part
 
 
 def test_a_single_file_that_can_not_be_used_says_why(checkpoint, tmp_path, monkeypatch):
