@@ -22,6 +22,7 @@ from PIL import Image
 
 from preparation import captions, existing, flags, labels, messages, portraits, report, selection, splits, writing
 from preparation.look_alikes import find_look_alikes
+from preparation.model_captions import caption_images, load_captioner
 from preparation.processing import Framing, fit_image, process_images
 from preparation.prompt_plan import write_prompt_plan
 from preparation.records import Example
@@ -40,7 +41,7 @@ SHARES = ("colour", "gender", "season", "usage", "year")
 # Settings that do not change the result.
 NOT_IN_RESULT = (
     "config dry_run verbose debug verify strict output_dir overwrite num_workers catalogue portraits "
-    "keep_splits new_splits"
+    "keep_splits new_splits caption_batch_size"
 ).split()
 
 
@@ -81,7 +82,8 @@ def warn_of_small_splits(args: argparse.Namespace, counts: dict[str, int]) -> No
 
 def options_of(args: argparse.Namespace, faces: Faces | None) -> dict[str, Any]:
     """The settings that change the result, as metadata.json keeps them."""
-    left_out = NOT_IN_RESULT if args.portraits else [*NOT_IN_RESULT, *flags.OF_PORTRAITS]
+    left_out = [*NOT_IN_RESULT, *(() if args.portraits else flags.OF_PORTRAITS)]
+    left_out += [] if args.caption_model else ["caption_model", "caption_prompt"]
     names = {"use_aspect_ratio_buckets": "aspect_ratio_buckets"}  # as in datasets that exist
     options = {names.get(key, key): value for key, value in vars(args).items() if key not in left_out}
     options = cli.mask_secrets(options)
@@ -108,8 +110,11 @@ def print_plan(args: argparse.Namespace, rows: list[Product] | list[Rejected], i
         what = f"would read {counted(images, 'image')} and write {args.output_dir}"
         print(f"{what}: report.txt, analysis.json, figures/")
         return
-    print(f"first caption, if on white: {next(filter(None, texts), 'none')}")
-    if empty := texts.count(""):
+    if args.caption_model:
+        print(f"captions: by {args.caption_model}, asked: {args.caption_prompt}")
+    else:
+        print(f"first caption, if on white: {next(filter(None, texts), 'none')}")
+    if not args.caption_model and (empty := texts.count("")):
         print(portraits.describe_missing_captions(empty, len(texts), args.trigger_word))
     if args.portraits and not args.face_detector:
         print(f"no --face_detector: {portraits.NO_DETECTOR}")
@@ -163,7 +168,8 @@ def main(args: argparse.Namespace) -> int:
     columns = [name for name in found.columns if any(one.attributes.get(name) for one in rows)]
     if args.stratify_by is None:
         args.stratify_by = ["colour"] if "colour" in columns else []
-    template = None if args.portraits else captions.DEFAULT_TEMPLATE  # a photo may show anything
+    # A photo may show anything, and a model says what it sees.
+    template = None if args.portraits or args.caption_model else captions.DEFAULT_TEMPLATE
     check_columns(args, columns, template)
     texts: dict[str, str] = {}
     if not args.analyse_only:
@@ -186,6 +192,10 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         print_plan(args, rows, len(products), list(texts.values()))
         return 0
+
+    captioner = None
+    if args.caption_model:
+        captioner = load_captioner(args.caption_model, args.caption_prompt, args.caption_batch_size)
 
     with replaced_folder(args.output_dir) as folder:
         # Process the images.
@@ -213,6 +223,14 @@ def main(args: argparse.Namespace) -> int:
             messages.refuse_all(f"{source.flag} {source.name}", "image", rejected)
         if template and not args.caption_template:
             texts = captions.correct_background(products, texts, {one.id for one in usable if facts[one.id].on_white})
+
+        # Let a model describe the images.
+        if captioner and images:
+            files = {one.id: (images / f"{one.id}.png", facts[one.id].sha256) for one in usable}
+            said = caption_images(captioner, files, args.output_dir.parent / "cache")
+            texts |= {key: captions.add_trigger(text, args.trigger_word) for key, text in said.items()}
+            columns = [*columns, "caption_by"]
+            usable = [replace(one, attributes=one.attributes | {"caption_by": args.caption_model}) for one in usable]
 
         # Write the report.
         analysis = report.Analysis(

@@ -8,6 +8,7 @@ from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
 from preparation.messages import describe_ratio
+from preparation.model_captions import DEFAULT_MODEL, DEFAULT_PROMPT
 from utils import cli
 from utils.catalogue import canonical
 from utils.cli import Parser, Range, pixels, seed_number, share, workers, zero_or_more
@@ -131,6 +132,18 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sidecar_captions", action=OnOff, default=False, help="<id>.txt beside each image, for kohya and others"
     )
+    group.add_argument(
+        "--caption_model",
+        nargs="?",
+        const=DEFAULT_MODEL,
+        metavar="HUB_ID|DIR",
+        help=f"a vision-language model that describes each image, in place of other captions; {DEFAULT_MODEL} if none "
+        "is named",
+    )
+    group.add_argument("--caption_prompt", metavar="TEXT", help=f"what it is asked; default: {DEFAULT_PROMPT}")
+    group.add_argument(
+        "--caption_batch_size", type=cli.at_once, default=4, metavar="N", help="images that it sees at once"
+    )
     group.add_argument("--trigger_word", help="put before every caption without it")
     group.add_argument("--caption_columns", nargs="+", metavar="COLUMN", help="the only ones to fill in (default: all)")
     group.add_argument(
@@ -171,6 +184,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
         place = args.catalogue or args.portraits
         parser.error(f"--output_dir: is missing; give the folder to write, not inside {place}")
     check_values(parser, args)
+    check_caption_model(parser, args)
     if not args.write_prompt_plan:
         ignore(parser, args, ["balance"], "--write_prompt_plan")
     args.category_column = canonical(args.category_column)
@@ -190,6 +204,16 @@ def ignore(parser: Parser, args: argparse.Namespace, names: list[str], needed: s
     cli.report_ignored(parser, args, {name: (needed, False) for name in names})
     for name in names:
         setattr(args, name, parser.get_default(name))
+
+
+def check_caption_model(parser: Parser, args: argparse.Namespace) -> None:
+    """What does not go with captions by a model, or does nothing without them; what it is asked by default."""
+    if not args.caption_model:
+        return ignore(parser, args, ["caption_prompt", "caption_batch_size"], "--caption_model")
+    for name in ("caption_template", "caption_columns", "analyse_only"):
+        if value := getattr(args, name):
+            parser.error(f"{cli.spell_flag(name, value)}: not with --caption_model {args.caption_model}; leave one out")
+    args.caption_prompt = args.caption_prompt or DEFAULT_PROMPT
 
 
 def check_values(parser: Parser, args: argparse.Namespace) -> None:

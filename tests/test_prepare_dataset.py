@@ -18,7 +18,9 @@ import prepare_dataset
 from demo.catalogue import write_catalogue
 from demo.shoes import KINDS
 from evaluation import quality
+from preparation import model_captions
 from preparation.splits import apportion
+from tests.tiny_captioner import build_captioner
 from utils.cli import UserError
 from utils.dataset import SPLITS, read_metadata, read_split
 from utils.files import write_manifest
@@ -457,6 +459,39 @@ def test_only_an_image_on_white_is_said_to_be(clean, tmp_path):
     assert not on_white[grey.stem] and on_white[worn.stem] and sum(on_white.values()) == 59
     prepare(raw, tmp_path / "e", "--category", "Boots", "--caption_template", "{article}, on white background")
     assert all("white background" in one["text"] for one in read_split(tmp_path / "e", "train"))
+
+
+@pytest.mark.slow
+def test_a_model_describes_the_images_and_goes_on_where_it_was_killed(clean, prepared, tmp_path, monkeypatch, capsys):
+    name, asked, out = build_captioner(tmp_path / "vlm"), "red shoes on the background", tmp_path / "data"
+    words = ["--caption_model", name, "--caption_prompt", asked, "--caption_batch_size", "4", "--trigger_word", "sks"]
+    note, noted = model_captions.append_metrics, []
+
+    def note_until_killed(path, record):
+        if len(noted) == 9:
+            raise KeyboardInterrupt
+        noted.append(record)
+        note(path, record)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model_captions, "append_metrics", note_until_killed)
+        prepare(clean, out, *words)
+    assert not out.exists()
+    assert prepare(clean, out, *words) == 0
+    (kept,) = (tmp_path / "cache").glob("captions-*.jsonl")
+    said = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert said[:9] == noted and len(said) == len({one["image"] for one in said})
+
+    records = [record for split in SPLITS for record in read_split(out, split)]
+    captions = {one["caption"] for one in said}
+    assert {one["text"] for one in records} == {f"sks, {caption}" for caption in captions} and len(captions) > 1
+    assert {one["caption_by"] for one in records} == {name} and {one["colour"] for one in records} > {"Red"}
+    options = read_metadata(out)["options"]
+    assert (options["caption_model"], options["caption_prompt"]) == (name, asked)
+    assert "caption_model" not in read_metadata(prepared)["options"] and verify(out) == 0
+    assert prepare(clean, out, *words) == 0 and "is up to date" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--caption_model .*vlm2: no such folder"):
+        prepare(clean, tmp_path / "other", "--caption_model", f"{name}2")
 
 
 def test_captions_over_the_limit_are_counted(clean, tmp_path):
