@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ from speech.distances import count_edits
 from speech.features import settings_of
 from speech.measures import VERSION, Measures, compare_sounds, draw_spectrogram
 from speech.normalise import plain_text
-from speech.references import encoder_of, hear_reference, mean_vector
+from speech.references import encoder_of, hear_reference, load_encoder, mean_vector
 from speech.synthesis import SPEAKING_FLAGS, Speaking, add_speaking_flags, read_speaking, speak, speaker_number
 from speech.transcripts import transcribe
 from speech.voices import Voice, load_voice
@@ -239,6 +240,17 @@ def speaker_of(voice: Voice, one: Sentence, wanted: str) -> str:
     return wanted or (one.real.speaker if one.real.speaker in voice.speakers else "")
 
 
+def check_others(args: argparse.Namespace, voice: Voice, sentences: list[Sentence]) -> None:
+    """A voice with a speaker encoder needs another recording of each sentence's speaker."""
+    counts = Counter(one.real.speaker for one in sentences)
+    if not encoder_of(voice.model.config) or args.speaker or min(counts.values()) > 1:
+        return
+    raise UserError(
+        f"--real {args.real}: one recording of speaker {min(counts, key=counts.__getitem__)!r} is to be evaluated, but "
+        "this voice listens to the speaker's others; add one, or name one of the voice's own with --speaker"
+    )
+
+
 def find_speakers(args: argparse.Namespace, voice: Voice, sentences: list[Sentence]) -> list[Speaking]:
     """How each sentence is spoken: a voice with a speaker encoder listens to the other recordings of its speaker."""
     how = read_speaking(args, voice, "")
@@ -247,13 +259,8 @@ def find_speakers(args: argparse.Namespace, voice: Voice, sentences: list[Senten
     places: dict[str, list[int]] = {}
     for place, one in enumerate(sentences):
         places.setdefault(one.real.speaker, []).append(place)
-    if alone := next((name for name, found in places.items() if len(found) < 2), None):
-        raise UserError(
-            f"--real {args.real}: one recording of speaker {alone!r} is to be evaluated, but this voice listens to the "
-            "speaker's others; add one, or name one of the voice's own with --speaker"
-        )
     paths = [one.files["real"] for one in sentences]
-    encode = speaker.load_speaker_encoder(encoder, voice.model.device)
+    encode = load_encoder(voice, "--pretrained_model_name_or_path")
     cache = args.output_dir / "features" / f"references-{speaker.encoder_key(encoder)}"
     rows = torch.from_numpy(
         encode_speakers(paths, {path: file_sha256(path) for path in paths}, encode, cache, hear_reference)
@@ -518,6 +525,11 @@ def pair_sentences(rows: list[dict[str, Any]], others: list[Path], count: int, s
         )
     voices = {str(folder): {"utterances": rows_with_files(folder, "--against")} for folder in others}
     own, *shared = shared_sentences({"": {"utterances": rows}, **voices}, "--against").values()
+    if len(own) < 2 * len(others):
+        raise UserError(
+            f"--against: {counted(len(own), 'sentence')} that all of {len(others) + 1} voices say, but {len(others)} "
+            f"others need 2 pairs each; evaluate {2 * len(others)} or more"
+        )
     order = np.random.default_rng(seed).permutation(len(own))[:count]
     turns = itertools.cycle(zip(voices, shared))
     return [Pair(own[i], theirs[i], name) for i, (name, theirs) in zip(order, turns)]
@@ -576,6 +588,7 @@ def main(args: argparse.Namespace) -> int:
     voice, left_out = None, list[str]()
     if name:
         voice = open_voice(name, args.speaker, sentences, accelerator.device)
+        check_others(args, voice, sentences)
     else:
         sentences, left_out = find_spoken(args, sentences)
     cli.show_settings(args)

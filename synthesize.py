@@ -29,9 +29,10 @@ from speech import texts
 from speech.audio import SYNTHETIC, encode_sound
 from speech.normalise import LANGUAGES
 from speech.onnx_voice import export_onnx
-from speech.references import add_reference_flag, encode_references
+from speech.references import add_reference_flag, encode_references, encoder_of
 from speech.sentences import Piece
 from speech.sound_checks import Limits
+from speech.speaker import encoder_key
 from speech.streaming import Spoken, join_pieces, piece_seeds, speak_piece
 from speech.synthesis import Speaking, add_speaking_flags, fold_weight_norm, read_speaking
 from speech.texts import PAUSES, Line
@@ -159,7 +160,6 @@ class Plan:
     language: str
     share: Share
     kind: SetKind
-    reference: tuple[float, ...]  # the vector of who speaks, where recordings say so
 
 
 def is_whole(path: Path, record: dict[str, Any]) -> bool:
@@ -174,7 +174,8 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
     if not voice.speakers:  # then those of a list, such as a dataset's, are all spoken by the one there is
         lines = [replace(one, speaker="") for one in lines]
     how = read_speaking(args, voice, args.speaker)
-    reference = encode_references(args.reference, voice) if args.reference else ()
+    if args.reference:
+        how = replace(how, vector=encode_references(args.reference, voice))
     for one in lines:
         if one.speaker not in ("", *voice.speakers):
             who = f"--text_file {place}: text {one.id}: `speaker` is {one.speaker}"
@@ -190,7 +191,7 @@ def make_plan(args: argparse.Namespace, voice: Voice, share: Share) -> Plan:
             f"{name} ({bad[0].text[:60]!r}){more}: no character of it is in the voice's alphabet; give other text"
         )
     kind = SetKind("synthesize", "utterance", "text", "audio", f".{args.format}", is_whole)
-    return Plan(voice, how, lines, pieces, language, share, kind, reference)
+    return Plan(voice, how, lines, pieces, language, share, kind)
 
 
 def describe_settings(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
@@ -198,6 +199,7 @@ def describe_settings(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     settings = cli.settings_of(args) | {"language": plan.language}
     if args.reference:
         settings["reference_sha256"] = [file_sha256(path)[:16] for path in args.reference]
+        settings["speaker_encoder_key"] = encoder_key(encoder_of(plan.voice.model.config))
     if args.style_reference:
         settings |= {"style_reference_sha256": file_sha256(args.style_reference)[:16]}
     settings |= {plan.kind.count: len(plan.lines), plan.kind.digest: set_folder.items_digest(plan.lines)}
@@ -231,7 +233,7 @@ def seed_of(args: argparse.Namespace, line: Line, job: Job) -> int:
 def start_job(args: argparse.Namespace, plan: Plan, job: Job, pool: ThreadPoolExecutor) -> list[Future[Spoken]]:
     line, cut = plan.lines[job.index], plan.pieces[job.index]
     who = line.speaker or args.speaker
-    how = replace(plan.how, speaker=who, vector=() if who else plan.reference)
+    how = replace(plan.how, speaker=who, vector=() if who else plan.how.vector)
     limits = Limits(args.min_characters_per_second, args.max_characters_per_second)
     seeds = piece_seeds(seed_of(args, line, job), len(cut))
     return [pool.submit(speak_piece, plan.voice, one.text, seed, how, limits) for one, seed in zip(cut, seeds)]
@@ -239,7 +241,7 @@ def start_job(args: argparse.Namespace, plan: Plan, job: Job, pool: ThreadPoolEx
 
 def name_speaker(args: argparse.Namespace, plan: Plan, line: Line) -> str:
     """Who speaks a text; "" for who is heard in --reference."""
-    return line.speaker or args.speaker or ("" if plan.reference else (plan.voice.speakers or [""])[0])
+    return line.speaker or args.speaker or ("" if plan.how.vector else (plan.voice.speakers or [""])[0])
 
 
 def save_sound(args: argparse.Namespace, plan: Plan, job: Job, spoken: list[Spoken]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from speech.losses import discriminator_losses, feature_distances, generator_los
 from speech.parts import parts_of
 from speech.planning import Wanted, plan_voice
 from speech.references import encoder_of, hear_reference, plan_references, with_encoder
-from speech.speaker import encoder_key, load_speaker_encoder
+from speech.speaker import FLAG, encoder_key, load_speaker_encoder
 from speech.texts import language_of, read_pieces
 from speech.vits import Utterances, forward_train, no_dropout
 from speech.voice_memory import MetaStep, build_step
@@ -187,11 +187,15 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--meta",
         choices=["first-order"],
-        help="train weights to adapt from, by episodes of one speaker each (Reptile); default: a voice to speak with",
+        help="train weights to adapt from, by episodes of one speaker each (Reptile); default: off",
     )
     group.add_argument("--meta_steps", type=positive, default=8, help="optimizer steps of an episode")
     group.add_argument(
-        "--meta_rate", type=Range(0, 1, above=True), default=0.5, help="of the way to where an episode ends"
+        "--meta_rate",
+        type=Range(0, 1, above=True),
+        default=0.5,
+        metavar="SHARE",
+        help="of the way to the weights at an episode's end that the start moves",
     )
 
 
@@ -331,8 +335,11 @@ def check_episodes(args: argparse.Namespace, train: list[Utterance]) -> None:
         )
     steps, size = starting.count_steps(args, len(train))[0], args.meta_steps
     if steps % size:
+        given = "--num_train_epochs" if args.max_train_steps is None else "--max_train_steps"
         whole = steps + size - steps % size
-        raise UserError(f"--max_train_steps {steps}: ends within an episode of --meta_steps {size}; give {whole}")
+        raise UserError(
+            f"{given}: {steps} steps end within an episode of --meta_steps {size}; give --max_train_steps {whole}"
+        )
 
 
 def read_wanted(args: argparse.Namespace) -> Wanted:
@@ -345,6 +352,7 @@ def read_wanted(args: argparse.Namespace) -> Wanted:
         prosody=args.prosody,
         style_tokens=args.style_tokens,
         style_adaptive_norm=args.style_adaptive_norm,
+        adapt=args.adapt,
     )
 
 
@@ -367,7 +375,7 @@ def measure_prosody(accelerator: Accelerator, cache: Path, *groups: list[Utteran
     """The utterances with their pitch and energy, measured once by the main process and kept in the cache."""
 
     def measure() -> list[list[Utterance]]:
-        return [prosody.measure_utterances(some, cache / "prosody.jsonl", available_cores()) for some in groups]
+        return [prosody.measure_utterances(some, cache / prosody.CACHE, available_cores()) for some in groups]
 
     return in_main_process(accelerator, measure)
 
@@ -381,9 +389,10 @@ def encode_speakers(
     keys = [one.sha256 or file_sha256(one.path) for one in utterances]
     paths = {key: one.path for key, one in zip(keys, utterances)}
     device, folder = accelerator.device, args.output_dir.parent / "cache" / f"speakers-{encoder_key(encoder)}"
+    flag = FLAG if args.speaker_encoder else "--pretrained_model_name_or_path: the voice's speaker encoder"
 
     def load() -> Callable[[str], dict[str, torch.Tensor]]:
-        encode = load_speaker_encoder(encoder, device)
+        encode = load_speaker_encoder(encoder, device, flag)
         return lambda key: {key: torch.from_numpy(encode([hear_reference(paths[key], "--train_data_dir")])[0])}
 
     workers = available_cores() if device.type == "cpu" else 1
@@ -432,6 +441,7 @@ def build_training(
     data: str,
 ) -> Training:
     """Voice and discriminators on the device, an optimizer of each; `data`: the fingerprint of what is trained on."""
+    encoder = encoder_of(voice.model.config)
     no_dropout(voice.model)
     parameters = adaptation.freeze_others(voice.model, args.adapt)
     facts = {"base_model": args.pretrained_model_name_or_path, "data": data}
@@ -449,7 +459,7 @@ def build_training(
         average=[parameter.detach().clone() for parameter in parameters] if args.use_ema or args.meta else None,
         files=files,
         facts=facts,
-        identity={"data": data},
+        identity={"data": data} | ({"speaker encoder": encoder_key(encoder)} if encoder else {}),
     )
 
 

@@ -14,12 +14,12 @@ from speech.voices import Voice
 def copy_sound(voice: Voice, samples: np.ndarray, how: Speaking) -> np.ndarray:
     """The waveform that the decoder makes of the posterior's mean; at the voice's rate, and cut to whole frames.
 
-    Of `how` it heeds who speaks.
+    Of `how` it uses who speaks: pitch, energy and style are those of the recording.
     """
     model, settings = voice.model, settings_of(voice.model.config)
     padded = np.pad(samples, (0, max(0, settings.shortest - len(samples))))
     spectra = spectrogram(torch.from_numpy(padded)[None].to(model.device), settings)
     mask = length_mask(torch.tensor([spectra.shape[2]], device=model.device), spectra.shape[2])
-    condition = make_condition(model, find_cues(voice, how))
+    condition = make_condition(model, find_cues(voice, Speaking(speaker=how.speaker, vector=how.vector)))
     posterior = encode_speech(model, spectra, mask, condition)
     return decode(model.decoder, posterior.mean, condition)[0].float().cpu().numpy()

@@ -59,6 +59,11 @@ def parts_of(config: VitsConfig) -> dict[str, dict[str, Any]]:
     return getattr(config, "parts", None) or {}
 
 
+def hears_condition(config: VitsConfig) -> bool:
+    """Whether anything says who speaks or how; layers that would hear it may be there, never used, in any voice."""
+    return config.num_speakers > 1 or bool(parts_of(config).keys() & {SPEAKER_ENCODER, *CUED})
+
+
 def model_class(config: VitsConfig) -> type[VitsModel]:
     """transformers' own for a plain voice."""
     return VoiceModel if parts_of(config) else VitsModel

@@ -1,6 +1,6 @@
 """The voice that a training makes, before it is loaded: the given one's config, with the speakers and parts it gets."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from transformers import VitsConfig
@@ -24,6 +24,7 @@ class Wanted:
     prosody: bool
     style_tokens: int | None
     style_adaptive_norm: bool
+    adapt: str  # see speech.adaptation
 
 
 def plan_voice(config: VitsConfig, wanted: Wanted, speakers: Sequence[str]) -> VitsConfig:
@@ -51,7 +52,19 @@ def plan_voice(config: VitsConfig, wanted: Wanted, speakers: Sequence[str]) -> V
                 "--style_tokens or --prosody, or leave it out"
             )
         parts.setdefault(adaptive_norms.NAME, {})
+    if wanted.adapt != "all":
+        check_adapted(wanted, parts.keys() - parts_of(config).keys(), several or bool(parts.keys() & CUED))
     return change_config(config, add_parts(config, parts))
+
+
+def check_adapted(wanted: Wanted, new: Collection[str], hears: bool) -> None:
+    """Refuse new parts that --adapt would leave frozen, so that they did nothing; `hears`: who speaks, or how."""
+    frozen = {"flow_attention": "flow_attention" in new, "duration_discriminator": not hears}
+    for name in (name for name, left in frozen.items() if left and vits2.wants(wanted.vits2, name)):
+        raise UserError(
+            f"--vits2 {' '.join(wanted.vits2)}: --adapt {wanted.adapt} trains nothing that {name} changes; use "
+            "--adapt all, or name the other parts"
+        )
 
 
 def plan_speakers(config: VitsConfig, wanted: Wanted, speakers: Sequence[str]) -> VitsConfig:
@@ -64,6 +77,11 @@ def plan_speakers(config: VitsConfig, wanted: Wanted, speakers: Sequence[str]) -
         raise UserError(
             f"--speaker_encoder {asked}: the voice {wanted.voice} listens by {own}, and can't change; leave it out, or "
             "begin with another voice"
+        )
+    if not all(speakers) and (asked or own) and any([*speakers, *(own and speaker_names(config))]):
+        raise UserError(
+            f"--train_data_dir {wanted.data}: some utterances name no speaker, but others, or the voice, do; prepare "
+            "them with --speaker_column"
         )
     if asked or own:
         return config if own else change_config(config, encoder_settings(config, asked, []))

@@ -27,6 +27,7 @@ from utils.parallel import parallel_map
 logger = logging.getLogger(__name__)
 
 NAME = "prosody"  # of the part
+CACHE = "prosody-1.jsonl"  # of what is measured; another number with each change of it
 SEMITONE = math.log(2) / 12
 SMALLEST = (SEMITONE / 2, 0.5)  # a deviation below these is noise: half a semitone, half a dB
 SCALE = 10.0  # of two inputs, so that a layer from zero learns as soon as one of many: Adam's steps are of one size
@@ -83,14 +84,17 @@ def _read_row(row: dict[str, Any]) -> Prosody:
 def plan_prosody(utterances: Sequence[Utterance], speakers: Sequence[str], known: dict[str, Any]) -> dict[str, Any]:
     """The part's settings: of each speaker ("" in a voice of one) the means, of all together the deviations from them.
 
-    What the voice's settings have already (`known`) stays, since its layer has learnt on that scale.
+    What the voice's settings have already (`known`) stays, since its layer has learnt on that scale; but the means of
+    a voice of one, which may learn another person now.
     """
     values: dict[str, list[Prosody]] = {}
     for one in utterances:
         values.setdefault(one.speaker if speakers else "", []).append(measured(one))
-    means = {name: np.nanmean(rows, 0).tolist() for name, rows in values.items()} | known["means"]
-    if bad := [name for name, row in means.items() if not np.isfinite(row).all()]:
+    kept = known["means"] if speakers else {}
+    new = {name: rows for name, rows in values.items() if name not in kept}
+    if bad := [name for name, rows in new.items() if np.isnan(rows).all(0).any()]:
         raise UserError(f"{WHERE}: nothing is voiced in the utterances of {bad[0] or 'the voice'}; leave --prosody out")
+    means = {name: np.nanmean(rows, 0).tolist() for name, rows in new.items()} | kept
     rests = np.concatenate([np.array(rows) - means[name] for name, rows in values.items()])
     found = known["deviations"] or np.maximum(np.sqrt(np.nanmean(rests**2, 0)), SMALLEST).tolist()
     for (name, unit), value, least in zip(UNITS.items(), in_units(found), in_units(SMALLEST)):

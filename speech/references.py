@@ -21,8 +21,9 @@ from speech.audio import read_sound, resample, trim_silence
 from speech.cloning import SPEAKER_ENCODER
 from speech.convolutions import RATE
 from speech.dataset import Utterance
-from speech.parts import parts_of
-from speech.speaker import encoder_size, load_speaker_encoder
+from speech.layers import zero_
+from speech.parts import hears_condition, parts_of
+from speech.speaker import Encode, encoder_size, load_speaker_encoder
 from speech.voices import EMBEDDING_SIZE, Voice, grow
 from utils.cli import UserError
 
@@ -52,9 +53,15 @@ def add_reference_flag(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def load_encoder(voice: Voice, flag: str) -> Encode:
+    """The speaker encoder of a voice; `flag` is what an error names, for the user gave the voice alone."""
+    name = encoder_of(voice.model.config)
+    return load_speaker_encoder(name, voice.model.device, f"{flag}: the voice's speaker encoder")
+
+
 def encode_references(paths: Sequence[Path], voice: Voice) -> tuple[float, ...]:
     """The vector of who speaks in these recordings; refuses too little speech, and a voice without an encoder."""
-    if not (encoder := encoder_of(voice.model.config)):
+    if not encoder_of(voice.model.config):
         raise UserError(
             f"--reference {paths[0]}: this voice does not listen to recordings; train one with train_tts.py "
             "--speaker_encoder, or leave it out"
@@ -66,7 +73,7 @@ def encode_references(paths: Sequence[Path], voice: Voice) -> tuple[float, ...]:
     if (seconds := sum(map(len, sounds)) / RATE) < SHORTEST:
         few = f"{seconds:.2f} s of speech in all"
         raise UserError(f"--reference {paths[0]}: {few}; expected at least {SHORTEST:g} s, better a minute")
-    vectors = torch.from_numpy(load_speaker_encoder(encoder, voice.model.device)(sounds))
+    vectors = torch.from_numpy(load_encoder(voice, "--reference")(sounds))
     return tuple(mean_vector(vectors).tolist())
 
 
@@ -146,7 +153,8 @@ def with_encoder(voice: Voice, encoder: str, utterances: list[Utterance], vector
     names = list(known) if len(known) > 1 else []
     grown = grow(voice, encoder_settings(model.config, encoder, names), seed)
     grown.known_speakers.copy_(torch.stack([known[name] for name in names] if names else list(known.values())))
-    if not had and voice.speakers:
-        grown.read_speaker.weight.zero_()
-        grown.read_speaker.bias.copy_(model.embed_speaker.weight[0])
+    if not had and hears_condition(model.config):
+        zero_(grown.read_speaker)
+        if voice.speakers:
+            grown.read_speaker.bias.copy_(model.embed_speaker.weight[0])
     return Voice(grown, voice.tokenizer, names)

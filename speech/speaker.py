@@ -28,17 +28,17 @@ def embed(network: Convolutions, mels: torch.Tensor, lengths: torch.Tensor) -> t
     return F.normalize((outputs.float() * mask).sum(1) / mask.sum(1), dim=-1)
 
 
-def load_speaker_encoder(name: str, device: torch.device | str) -> Encode:
+def load_speaker_encoder(name: str, device: torch.device | str, flag: str = FLAG) -> Encode:
     """What turns sounds at 16 kHz into unit rows: `demo`, a hub id, a folder, or the pretrained.pt of Resemblyzer.
 
     One sound at a time, so that no other one in a batch changes its vector.
     """
     if name == "demo":
-        encode_one = _load_demo(device)
+        encode_one = _load_demo(device, flag)
     elif name.endswith(RESEMBLYZER):
-        encode_one = load_resemblyzer(Path(name), FLAG, device)
+        encode_one = load_resemblyzer(Path(name), flag, device)
     else:
-        encode_one = load_named(FLAG, name, "speaker encoder", lambda: _load_published(name, device))
+        encode_one = load_named(flag, name, "speaker encoder", lambda: _load_published(name, device))
 
     @torch.no_grad()
     def encode(sounds: Sequence[np.ndarray]) -> np.ndarray:
@@ -72,8 +72,8 @@ def encoder_key(name: str) -> str:
     return model_key(name, DEMO_ENCODER)
 
 
-def _load_demo(device: torch.device | str) -> EncodeOne:
-    network, _ = load_network(DEMO_ENCODER, FLAG, device)
+def _load_demo(device: torch.device | str, flag: str) -> EncodeOne:
+    network, _ = load_network(DEMO_ENCODER, flag, device)
     return lambda sound: embed(network, *pad([hear(sound, device)]))[0]
 
 

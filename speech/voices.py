@@ -19,7 +19,7 @@ from transformers.models.vits.modeling_vits import VitsAttention, VitsConvFlow, 
 from speech.characters import fit_characters
 from speech.cloning import SPEAKER_ENCODER
 from speech.layers import silence, zero_
-from speech.parts import CUED, model_class, parts_of, read_config
+from speech.parts import CUED, hears_condition, model_class, parts_of, read_config
 from speech.phonemes import phonemise
 from utils.cli import UserError
 from utils.files import save_model
@@ -213,6 +213,8 @@ def with_speakers(voice: Voice, names: Sequence[str], seed: int = 0) -> Voice:
         rows = voice.model.embed_speaker.weight
         new = grown.config.num_speakers - len(rows)
         grown.embed_speaker.weight.copy_(torch.cat([rows, rows.mean(0, keepdim=True).expand(new, -1)]))
+    elif hears_condition(voice.model.config):  # of pitch, energy or style
+        zero_(grown.embed_speaker)
     else:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
@@ -253,10 +255,10 @@ def with_parts(voice: Voice, parts: dict[str, dict[str, Any]], seed: int = 0) ->
 def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     """A model of the voice's weights whose config has these changes; what it has more is random, by `seed` alone.
 
-    Every layer that hears a condition says nothing yet, where the voice had none: it begins with the same sound.
+    It begins with the same sound: every layer that hears a condition says nothing yet, where the voice heard none.
     """
     old = voice.model
-    size, config = old.config.speaker_embedding_size, change_config(old.config, changed)
+    heard, config = hears_condition(old.config), change_config(old.config, changed)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = model_class(config)(config).eval()
@@ -264,10 +266,12 @@ def grow(voice: Voice, changed: dict[str, Any], seed: int) -> VitsModel:
     for name in OF_SPEAKERS:
         if name in state and (name not in own or own[name].shape != state[name].shape):
             del state[name]
-    silent = ("to_condition",) if size else ("cond", "cond_layer")  # not both: neither would learn
+    silent = ("to_condition",) if heard else ("cond", "cond_layer")  # not both: neither would learn
     for name, module in model.named_modules():
         if name.endswith(silent):
             silence(module)
+            if not heard:  # it may have been there, of random weights
+                state = {key: one for key, one in state.items() if not key.startswith(f"{name}.")}
     model.load_state_dict(state, strict=False)
     return model
 

@@ -224,6 +224,8 @@ def test_the_listening_page_gives_nothing_away_and_its_answers_are_read_back(pla
         evaluate(f"--listening_test 26 --output_dir {out} --dry_run")
     with pytest.raises(UserError, match="5 voices of --against need 2 pairs each; ask for 10 or more"):
         evaluate(f"--listening_test 8 --against a b c d e --output_dir {out} --dry_run")
+    with pytest.raises(UserError, match="--against: 12 sentences that all of 8 voices say, but 7 others need 2 pairs"):
+        evaluate(f"--listening_test 14 --against {' '.join([f'{place}/runs/same/'] * 7)} --output_dir {out} --dry_run")
     shutil.copytree(place / "runs/same", place / "runs/third")
     evaluate(f"--listening_test 8 --against {place}/runs/same {place}/runs/third --output_dir {out}")
     text, key = (out / "listening.html").read_text(), json.loads((out / "listening_key.json").read_text())

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import VitsConfig
 
 from speech.dataset import Utterance
 from speech.parts import make_condition
 from speech.prosody import SEMITONE, SMALLEST, measure_prosody, measure_utterances, plan_prosody, standardise
+from speech.references import with_encoder
 from speech.styles import HEADS, choose_style, weigh_tokens
 from speech.synthesis import Speaking, speak
 from speech.vits import Utterances, forward_train
-from speech.voices import Voice, load_voice, save_voice, with_parts
+from speech.voices import Voice, load_voice, new_voice, save_voice, with_parts, with_speakers
 from tests.speech.test_synthesis import TEXT, loud_voice
-from tests.tiny_voices import RATE, SPEAKERS, hum, utterances
+from tests.tiny_voices import CHARACTERS, RATE, SIZES, SPEAKERS, hum, utterances
 from tests.toy_speech import toy_speech
 from utils.cli import UserError, mask_text
 
@@ -51,6 +53,23 @@ def test_a_voice_begins_with_its_own_sound_and_is_loaded_with_its_parts(tmp_path
     found = load_voice(str(tmp_path))
     for how in (Speaking(), Speaking(pitch=3), Speaking(style=STYLE)):
         assert np.array_equal(speak(rich, TEXT, 1, how), speak(found, TEXT, 1, how))
+
+
+def test_a_voice_of_one_that_has_learnt_how_to_speak_keeps_its_sound_with_more_speakers_or_an_encoder():
+    rich = rich_voice(0)
+    learn(rich)
+    before = speak(rich, TEXT, 1)
+    some = [dataclasses.replace(measured(name, 5.0, -20.0), id=name) for name in SPEAKERS]
+    for voice in (with_speakers(rich, SPEAKERS), with_encoder(rich, "demo", some, torch.eye(64)[:2])):
+        assert voice.speakers == list(SPEAKERS)
+        assert all(np.array_equal(speak(voice, TEXT, 1, Speaking(speaker=name)), before) for name in SPEAKERS)
+
+
+def test_layers_that_never_heard_anything_are_silent_when_a_part_comes():
+    config = VitsConfig(**SIZES | {"speaker_embedding_size": 8}, use_stochastic_duration_prediction=False)
+    plain = new_voice(config, CHARACTERS, 0)
+    assert plain.model.decoder.cond.bias.abs().max() > 0
+    assert np.array_equal(speak(plain, TEXT, 1), speak(with_parts(plain, PARTS, 0), TEXT, 1, Speaking(pitch=3)))
 
 
 def learn(voice: Voice) -> None:
@@ -121,6 +140,8 @@ def test_numbers_are_of_the_speaker_and_what_a_voice_has_learnt_stays(caplog):
     assert standardise(settings, measured("rui", math.nan, -23), SPEAKERS) == [0, 0]
     more = plan_prosody([measured("ana", 9.0, 0), measured("bia", 6.0, -9)], ["ana", "rui", "bia"], settings)
     assert more == settings | {"means": settings["means"] | {"bia": [6.0, -9.0]}}
+    alone = plan_prosody([measured("", 4.0, -20), measured("", 4.4, -20)], [], SETTINGS)  # maybe of somebody else
+    assert alone == {"means": {"": pytest.approx([4.2, -20])}, "deviations": SETTINGS["deviations"]}
     with caplog.at_level(logging.WARNING):
         levelled = plan_prosody([measured("", 5.0, -23), measured("", 5.2, -23.1)], [], {"means": {}, "deviations": []})
     assert "--no-level_loudness" in caplog.text and levelled["deviations"][1] == SMALLEST[1]

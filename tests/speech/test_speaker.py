@@ -69,8 +69,8 @@ def test_a_name_that_is_no_encoder_is_refused_in_one_line(tmp_path) -> None:
     with pytest.raises(UserError, match=r"^--speaker_encoder nowhere"):
         speaker.load_speaker_encoder("nowhere", "cpu")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"^--speaker_encoder .*speaker encoder"):
-        speaker.load_speaker_encoder(str(tmp_path), "cpu")
+    with pytest.raises(UserError, match=r"^--x: its encoder .*speaker encoder"):
+        speaker.load_speaker_encoder(str(tmp_path), "cpu", "--x: its encoder")
 
 
 @pytest.fixture
@@ -85,6 +85,8 @@ def resemblyzer(tmp_path):
 def test_resemblyzers_file_gives_unit_rows(resemblyzer) -> None:
     assert_unit_rows_of_each_sound(speaker.load_speaker_encoder(str(resemblyzer), "cpu"))
     assert speaker.encoder_size(str(resemblyzer)) == 256
+    with pytest.raises(UserError, match="--speaker_encoder nowhere.pt: no such file"):
+        speaker.encoder_size("nowhere.pt")
 
 
 @pytest.mark.parametrize(
