@@ -56,6 +56,9 @@ def test_any_division_trains_the_same_and_a_resumed_run_to_the_byte_without_list
     forget_after(clone, 2)
     for name in before:
         (clone / name).unlink()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="since then the speaker encoder has changed"):
+        patch.setattr(train_tts, "encoder_key", lambda name: "other")
+        train(made, clone)
     monkeypatch.setattr(train_tts, "load_speaker_encoder", None)
     assert train(made, clone) == 0
     assert before == {name: (clone / name).read_bytes() for name in before}

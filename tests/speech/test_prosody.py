@@ -10,6 +10,7 @@ import soundfile
 import torch
 from transformers import VitsConfig
 
+from speech.copy_synthesis import copy_sound
 from speech.dataset import Utterance
 from speech.parts import make_condition
 from speech.prosody import SEMITONE, SMALLEST, measure_prosody, measure_utterances, plan_prosody, standardise
@@ -93,6 +94,8 @@ def test_every_part_learns_and_is_heard(speakers):
     for how in (Speaking(pitch=4), Speaking(energy=4), Speaking(style=STYLE)):
         made = speak(voice, TEXT, 1, how)
         assert made.shape != own.shape or np.abs(made - own).max() > 1e-4, how
+    copies = [copy_sound(voice, hum("casa"), how) for how in (Speaking(), Speaking(pitch=4, style=STYLE))]
+    assert np.array_equal(*copies)  # of a recording, which has its own
 
 
 def test_what_is_computed_of_an_utterance_depends_neither_on_others_nor_on_padding():
