@@ -40,8 +40,8 @@ def load_captioner(name: str, prompt: str, batch_size: int) -> Captioner:
     dtype = choose_precision(device).dtype if device.type == "cuda" else torch.float32
 
     def load() -> Callable[[list[Image.Image]], list[str]]:
-        # It advises to give chats, of which it would take one at a time.
-        logging.getLogger("transformers.pipelines.image_text_to_text").setLevel(logging.ERROR)
+        # It advises to give chats, of which it would take one at a time, and lists all models where one won't do.
+        logging.getLogger("transformers.pipelines").setLevel(logging.CRITICAL)
         options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         model = pipeline("image-text-to-text", model=name, device=device, dtype=dtype, **options)
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
