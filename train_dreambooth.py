@@ -85,7 +85,7 @@ from utils.sync import sent_after_fault
 ON_THE_CARD = (
     "method instance_prompt train_token with_prior_preservation class_prompt prior_loss_weight num_class_images "
     "preserve_base caption_prefix shuffle_tags keep_tokens mask_loss loss_type huber_c resolution "
-    "effective_batch_size learning_rate lr_scheduler optimizer "
+    "effective_batch_size learning_rate lr_scheduler optimizer optimizer_args lokr_factor "
     "train_text_encoder quantize_base weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
 ).split()
 # Flags of diffusers' dreambooth scripts that are refused, and why.
@@ -263,11 +263,17 @@ def read_recipe(args: argparse.Namespace, plan: BatchPlan) -> Recipe:
 
 def read_photos(args: argparse.Namespace) -> tuple[list[examples.Record], list[examples.Record]]:
     """The photos to train on and those held out, not yet opened; one without a caption has the instance prompt."""
-    parts = read_training_records(setup.read_data_sets(args, "instance_data_dir"), args.held_out)
-    missing = sum(not one.text for part in parts for one in part)
+    sets = setup.read_data_sets(args, "instance_data_dir")
+    parts = read_training_records(sets, args.held_out)
+    missing = [one for part in parts for one in part if not one.text]
     if missing and not args.instance_prompt:
         raise UserError(
-            f"--instance_prompt: {missing} of the photos have no caption; give it, as: a photo of sks shoes"
+            f"--instance_prompt: {len(missing)} of the photos have no caption; give it, as: a photo of sks shoes"
+        )
+    if prefix := next((sets[one.set].prefix for one in missing if sets[one.set].prefix), None):
+        raise UserError(
+            f"--caption_prefix {prefix!r}: some of its photos have no caption, and --instance_prompt takes none; "
+            "write it into that, or leave it out"
         )
     train, held_out = ([one._replace(text=one.text or args.instance_prompt) for one in part] for part in parts)
     word = args.train_token
@@ -355,7 +361,7 @@ def describe_result(
 ) -> dict[str, Any]:
     """What the model card says, besides what the file says of itself."""
     hidden = () if args.with_prior_preservation else OF_PRIOR
-    settings = {name: value for name, value in cli.settings_of(args).items() if name in ON_THE_CARD}
+    settings = {name: value for name, value in cli.settings_of(args).items() if value not in (None, [])}
     return {
         "script": "train_dreambooth.py",
         "method": args.method,
@@ -364,7 +370,7 @@ def describe_result(
         "data": args.dataset_name or model_card.describe_value(args.instance_data_dir),
         "counts": counts,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD if name not in hidden and settings[name] is not None},
+        "settings": {name: settings[name] for name in ON_THE_CARD if name in settings and name not in hidden},
     }
 
 

@@ -92,9 +92,9 @@ REFUSED = (
     )
 )
 ON_THE_CARD = (
-    "resolution effective_batch_size learning_rate lr_scheduler optimizer lora_layers train_text_encoder quantize_base "
-    "preserve_base class_prompt caption_prefix shuffle_tags keep_tokens mask_loss loss_type huber_c "
-    "snr_gamma weighting_scheme timestep_shift guidance_scale "
+    "resolution effective_batch_size learning_rate lr_scheduler optimizer optimizer_args lora_layers lokr_factor "
+    "train_text_encoder quantize_base preserve_base class_prompt caption_prefix shuffle_tags "
+    "keep_tokens mask_loss loss_type huber_c snr_gamma weighting_scheme timestep_shift guidance_scale "
     "max_sequence_length clip_skip noise_offset caption_dropout random_flip seed mixed_precision"
 ).split()
 
@@ -175,7 +175,7 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
         "data": args.dataset_name or model_card.describe_value(args.train_data_dir),
         "counts": {"training": train, "held-out": held_out},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] is not None},
+        "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] not in (None, [])},
     }
 
 

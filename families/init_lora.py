@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -52,15 +51,13 @@ def load_init(one: lora_mix.Lora, adapter: Adapter, denoiser: Module, encoders: 
 def read_found(one: lora_mix.Lora, wanted: Iterable[str], denoiser: Module, family: str) -> Found:
     """What the file holds, whichever names its layers have: those of diffusers, or of a program that both know."""
     state, facts = lora.read_lora(one.path, flag=one.flag)
-    if lora.adapter_kind(state) != "lora" and not lycoris.has_own_names(state):
+    settings, own_names = lycoris.read_settings(facts, denoiser), lycoris.has_own_names(state)
+    if lora.adapter_kind(state) != "lora" and not (own_names and settings):
         raise UserError(f"--init_lora {one.path}: of another program; of a LoKr or LoHa give {lora.FILE_NAME} of a run")
-    if FAMILIES[family].DENOISER != "unet" and not lycoris.has_own_names(
-        state
-    ):  # diffusers multiplies an alpha into the weights
+    if FAMILIES[family].DENOISER != "unet" and not own_names:  # diffusers multiplies an alpha into the weights
         state = getattr(diffusers, FAMILIES[family].PIPELINE).lora_state_dict(dict(state))
     elif any(key.startswith("lora_") for key in state):
         return Found(*kohya.read_tensors(state, wanted, denoiser, family), {})
-    settings = lycoris.read_settings(facts, denoiser)
     return Found(state, {settings.get("lora_alpha") or settings["alpha"]} if settings else set(), settings)
 
 
@@ -73,18 +70,20 @@ def find_difference(found: Found, adapter: Adapter, wanted: set[str], has_encode
         return f"divided by {factor}; " + (
             "leave --lokr_factor out" if factor == -1 else f"give --lokr_factor {factor}"
         )
-    if (dora := any(re.search("lora_magnitude|dora_scale", key) for key in keys)) != adapter.use_dora:
+    if (dora := lora.is_dora(keys)) != adapter.use_dora:
         return "a DoRA; add --use_dora" if dora else "not a DoRA; leave --use_dora out"
     if lora_mix.has_text_layers(keys) != has_encoders:
-        way = "no layers of a text encoder; leave" if has_encoders else "layers of a text encoder; add"
-        return f"has {way} --train_text_encoder{' out' * has_encoders}"
+        if has_encoders:
+            return "has no layers of a text encoder; leave --train_text_encoder out"
+        of_unet = any(key.startswith("unet.") for key in wanted)  # of the others, the text encoders are never trained
+        return f"has layers of a text encoder; {'add --train_text_encoder' if of_unet else 'give another LoRA'}"
     if keys != wanted:
         first, how = (min(keys - wanted), "also has") if keys - wanted else (min(wanted - keys), "lacks")
         names = " ".join(map(str, found.settings.get("target_modules", ())))
         fitting = f"--lora_layers {names}" if names else "the --lora_layers that it was trained with"
         return f"its layers aren't those of --lora_layers: it {how} {first}; give {fitting}"
     ranks = {len(value) for key, value in found.state.items() if ".lora_A." in key} or {found.settings["r"]}
-    if len(ranks) > 1 or len(found.alphas) > 1:
+    if len(ranks) > 1 or len(found.alphas) > 1 or found.settings.get("alpha_pattern"):
         return "its layers have several ranks or alphas, and those of a new LoRA share one; give another LoRA"
     if ranks != {adapter.rank}:
         return f"of rank {min(ranks)}, and --rank is {adapter.rank}; give --rank {min(ranks)}"

@@ -195,6 +195,11 @@ def adapter_kind(keys: Iterable[str]) -> str:
     return next((kind for kind, mark in MARKS.items() if any(mark in name for name in names)), "lora")
 
 
+def is_dora(keys: Iterable[str]) -> bool:
+    """Whether a file with these keys is a DoRA, of ours or of another program."""
+    return any(re.search("lora_magnitude|dora_scale", key) for key in keys)
+
+
 def describe_training(base: str, data: str, **facts: object) -> dict[str, str]:
     """What a file says of itself; `data` is the fingerprint of what trained it. Empty facts are left out."""
     known = {name: str(value) for name, value in facts.items() if value}
@@ -217,6 +222,12 @@ def save_lora(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, state, {"format": "pt", SETTINGS_KEY: settings, **facts})
     return path
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys of a LoRA file's tensors."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def read_lora(

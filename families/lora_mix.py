@@ -11,11 +11,10 @@ from typing import NamedTuple
 import diffusers
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from families import lycoris, tokens
-from families.lora import FILE_NAME, adapter_kind, read_lora
+from families.lora import FILE_NAME, adapter_kind, is_dora, read_keys, read_lora
 from families.lora import LABELS as LABELS_OF_KIND
 from families.models import TextReading, build_part, read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
@@ -276,14 +275,16 @@ def check_noise(lora: Lora, model: str, prediction_type: str | None, zero_termin
 
 
 def check_reading(lora: Lora, reading: TextReading) -> None:
-    """Refuse a LoRA whose file says that it was trained on another layer of CLIP than will be read.
+    """Refuse a LoRA of ours that was trained on another layer of CLIP than will be read.
 
-    Warn of a number of tokens that differs, and of a clip skip that another program names.
+    Warn of a number of tokens that it was trained with, and of a clip skip that another program names, if they differ.
     """
     facts = read_lora(lora.path, facts_only=True)[1]
     flag, skip, length = f"{lora.flag} {lora.path}", facts.get("clip_skip"), facts.get("max_sequence_length")
     if skip and skip != str(reading.clip_skip):
         raise UserError(f"{flag}: trained with --clip_skip {skip}; add it here, too")
+    if not skip and reading.clip_skip and "data_fingerprint" in facts:
+        raise UserError(f"{flag}: trained without --clip_skip; leave it out here, too, or add --allow_other_base")
     if not skip and facts.get("ss_clip_skip", "1") not in ("1", "None", str(reading.clip_skip + 1)):
         message = "%s: trained with a clip skip of %s, as kohya's scripts count: one more than --clip_skip counts"
         logger.warning(message, flag, facts["ss_clip_skip"])
@@ -293,8 +294,7 @@ def check_reading(lora: Lora, reading: TextReading) -> None:
 
 def adapts_texts(lora: Lora) -> bool:
     """Whether it has layers of a text encoder, as some of other programs for FLUX.1 have."""
-    with safe_open(lora.path, framework="pt") as file:  # its names alone
-        return has_text_layers(file.keys())
+    return has_text_layers(read_keys(lora.path))
 
 
 def has_text_layers(names: Iterable[str]) -> bool:
@@ -332,16 +332,16 @@ def merge_lycoris(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora
     """Add those of ours that are a LoKr or a LoHa to the denoiser's weights; the others, which diffusers loads."""
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     others = []
+    dora = next((one.path for one in loras if is_dora(read_keys(one.path))), None)
     for lora in loras:
-        state, facts = read_lora(lora.path, flag=lora.flag)
+        state, facts = read_lora(lora.path, facts_only=not lycoris.has_own_names(read_keys(lora.path)))
         settings = lycoris.read_settings(facts, denoiser)
-        if not (settings and lycoris.has_own_names(state)):
+        if not (settings and state):
             others.append(lora)
             continue
-        for other in loras:  # whose norms are those of the model's own weights
-            if any("lora_magnitude" in key for key in read_lora(other.path, flag=lora.flag)[0]):
-                label = LABELS_OF_KIND[adapter_kind(state)]
-                raise UserError(f"{lora.flag} {lora.path}: a {label} is not mixed with a DoRA, {other.path}; give one")
+        if dora:  # whose norms are those of the model's own weights
+            label = LABELS_OF_KIND[adapter_kind(state)]
+            raise UserError(f"{lora.flag} {lora.path}: a {label} is not mixed with a DoRA, {dora}; give one")
         try:
             lycoris.merge(denoiser, state, settings, lora.weight)
         except UserError as error:

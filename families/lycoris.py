@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ def read_settings(facts: dict[str, str], denoiser: Module) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
 
 
-def has_own_names(state: dict[str, torch.Tensor]) -> bool:
+def has_own_names(keys: Collection[str]) -> bool:
     """Whether these are the tensors of a LoKr or a LoHa by the names that we write: those of a model's layers."""
-    return lora.adapter_kind(state) != "lora" and all(key.startswith(("unet.", "transformer.")) for key in state)
+    return lora.adapter_kind(keys) != "lora" and all(key.startswith(("unet.", "transformer.")) for key in keys)
 
 
 @torch.no_grad()

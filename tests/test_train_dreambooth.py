@@ -625,6 +625,9 @@ def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
     assert sorted(one.text for one in read) == ["a photo of sks shoes in the rain"] + ["sks"] * 4
     with pytest.raises(UserError, match="--instance_prompt: 4 of the photos have no caption"):
         train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos)]))
+    prefix = ["--instance_prompt", "sks", "--caption_prefix", "in a shop,"]
+    with pytest.raises(UserError, match="--caption_prefix 'in a shop,': some .*; write it into that"):
+        train_dreambooth.read_photos(parse(["--instance_data_dir", str(photos), *prefix]))
 
 
 @pytest.mark.parametrize(

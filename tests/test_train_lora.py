@@ -25,8 +25,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import generate
 import train_lora
-from families import diffusion, lora_mix, models, sampler, sd
-from families.lora import read_lora
+from families import diffusion, init_lora, lora_mix, models, sampler, sd
+from families.lora import Adapter, read_lora
 from families.lora_mix import Lora, apply_loras
 from tests.tiny_models import DDPM
 from tests.tiny_runs import (
@@ -782,6 +782,8 @@ def test_captions_beyond_77_tokens_are_trained_on(trainer_data, tmp_path, caplog
     assert "trained with" not in caplog.text
     lora_mix.check_reading(lora, models.TextReading())
     assert "trained with --max_sequence_length 152; images differ" in caplog.text
+    with pytest.raises(UserError, match="--lora .*: trained without --clip_skip; leave it out here, too"):
+        lora_mix.check_reading(lora, models.TextReading(152, clip_skip=1))
 
 
 @pytest.mark.slow
@@ -959,3 +961,17 @@ def test_a_lora_to_continue_from_with_other_settings_names_the_flag(trainer_data
     with pytest.raises(UserError, match=f"^--init_lora {reference}/{LORA}: .*{said}"):
         train(trainer_data, tmp_path / "run", "--init_lora", reference, *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lora_to_continue_from_whose_scales_or_settings_are_unknown_is_refused(trainer_data, reference, tmp_path):
+    given, (state, facts) = tmp_path / "given.safetensors", read_lora(reference)
+    settings = json.loads(facts["lora_adapter_metadata"]) | {"unet.alpha_pattern": {"to_q": 2}}  # as diffusers writes
+    save_file(state, given, facts | {"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(UserError, match=f"^--init_lora {given}: its layers have several ranks or alphas"):
+        train(trainer_data, tmp_path / "run", "--init_lora", given)
+    save_file({key.replace(".lora_A.weight", ".lokr_w1"): state[key] for key in state if "lora_A" in key}, given)
+    with pytest.raises(UserError, match=f"^--init_lora {given}: of another program; of a LoKr or LoHa give {LORA}"):
+        train(trainer_data, tmp_path / "run", "--init_lora", given, "--adapter", "lokr")
+    found = init_lora.Found({"text_encoder.text_model.q.lora_A.weight": torch.ones(4, 4)}, set(), {})
+    assert "text encoder; give another" in init_lora.find_difference(found, Adapter(4, 4), {"transformer.q"}, False)
+    assert "add --train_text_encoder" in init_lora.find_difference(found, Adapter(4, 4), {"unet.q"}, False)

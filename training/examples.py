@@ -122,8 +122,8 @@ def largest_shape(shapes: list[tuple[int, int]]) -> tuple[int, int]:
 
 def data_fingerprint(examples: list[Example]) -> str:
     """Changes with any image or caption, and with their order."""
-    lines = "".join(f"{one.id} {one.sha256} {' '.join(one.captions) or one.text}\n" for one in examples)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    lines = [f"{one.id} {one.sha256} " + ("\n".join(one.captions) or one.text) + "\n" for one in examples]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_captions(records: list[Record]) -> None:

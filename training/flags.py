@@ -142,7 +142,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add_folder_flag(group, "--train_data_dir", "in a layout named above", default="data/casual_shoes")
     group.add_argument("--dataset_name", metavar="HUB_ID", help="a hub dataset, in place of --train_data_dir")
     group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N images")
-    group.add_argument("--class_prompt", metavar="TEXT", help="what --preserve_base keeps: a photo of shoes")
+    group.add_argument(
+        "--class_prompt", metavar="TEXT", help="whose prediction --preserve_base keeps, such as: a photo of shoes"
+    )
     add_column_flags(group)
     add_image_flags(group)
 
@@ -210,7 +212,7 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
         "--lokr_factor",
         type=Range(1, 4096, int),
         metavar="N",
-        help="of lokr: each side is divided into N and the rest; less is more capacity; default: near its root",
+        help="of lokr: each side is divided into N and the rest; a small N gives more weights; default: near its root",
     )
     group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
     group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
@@ -308,7 +310,9 @@ def add_noise_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--noise_offset", type=share, default=0.0, help="brightness learnt better at, say, 0.05")
     group.add_argument(
-        "--loss_type", choices=LOSSES, help="of the prediction's error: the two last heed outliers less; default: l2"
+        "--loss_type",
+        choices=LOSSES,
+        help="of the prediction's error: huber and smooth_l1 weigh outliers less; default: l2",
     )
     group.add_argument("--huber_c", type=Range(0, 100, above=True), help=f"of huber and smooth_l1; default: {HUBER_C}")
 
@@ -602,6 +606,8 @@ def check_image_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     if args.lora_layers:
         args.lora_layers = [name for words in args.lora_layers for name in words.split(",") if name]
     args.use_dora = args.use_dora or args.adapter == "dora"
+    args.adapter = None if args.adapter in ("lora", "dora") else args.adapter  # however it is spelt
+    args.loss_type = None if args.loss_type == LOSSES[0] else args.loss_type
     for problem in contradictions(args):
         parser.error(problem)
     check_data_flags(parser, args)
@@ -678,7 +684,7 @@ def check_data_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
 
 
 def check_each_set(parser: cli.Parser, args: argparse.Namespace, folders: str | list[str]) -> None:
-    """Refuse caption prefixes or masks that are not one for each data set."""
+    """Refuse caption prefixes or masks that are not one for each data set, and masks for none of them."""
     sets = 1 if args.dataset_name else len(list_folders(folders))
     for name, other in (("caption_prefix", 'in quotes, ""'), ("mask_loss", "`none`")):
         value = getattr(args, name)
@@ -686,6 +692,9 @@ def check_each_set(parser: cli.Parser, args: argparse.Namespace, folders: str | 
         if given not in (0, sets):
             where = cli.counted(sets, "data set")
             parser.error(f"--{name}: {given} for {where}; give one for each, {other} where there is none")
+    masks = args.mask_loss if isinstance(args.mask_loss, list) else [args.mask_loss]
+    if args.mask_loss and all(str(one) == "none" for one in masks):
+        parser.error(f"--mask_loss {' '.join(map(str, masks))}: no data set has masks; leave it out")
 
 
 def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:

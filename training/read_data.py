@@ -160,15 +160,16 @@ def choose_records(
 ) -> tuple[list[Named], list[Named]]:
     """The records of --held_out and --max_train_samples, of the training and held-out ones of each data set.
 
-    Of so few that the share is none, the one of the smallest hash is held out. `noun` is what an error calls one.
+    Of so few that the share is none, the id of the smallest hash is held out. `noun` is what an error calls one.
     """
     undivided = [train for train, held_out in parts if not held_out]
     if share:
         parts = [(train, held_out) if held_out else hold_out(train, share) for train, held_out in parts]
     train, held_out = ([one for part in parts for one in part[i]] for i in range(2))
     if share and train and not held_out:
-        held_out = [min(train, key=hash_id)]
-        train = [one for one in train if one is not held_out[0]]
+        lowest = min(map(hash_id, train))
+        held_out = [one for one in train if hash_id(one) == lowest]
+        train = [one for one in train if hash_id(one) != lowest]
     if share and undivided and not train:
         count = sum(map(len, undivided))
         advice = "give a smaller share, or leave it out" if count > 1 else "leave it out"

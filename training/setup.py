@@ -387,9 +387,9 @@ def read_facts(
 
 
 def describe_sampling(args: argparse.Namespace, start: ImageStart) -> str | None:
-    """The pipeline's arguments for validation images, beside prompt and size; of DDPM's noise the clip skip alone."""
-    if isinstance(start.noising, Diffusion):
-        return f"clip_skip={args.clip_skip}" if args.clip_skip else None
+    """The pipeline's arguments for validation images, beside prompt and size; of DDPM, SDXL's clip skip alone."""
+    if isinstance(start.noising, Diffusion):  # the pipelines of SD 1.x and 2.x fail on one with transformers 5
+        return f"clip_skip={args.clip_skip}" if args.clip_skip and start.family == "sdxl" else None
     family = FAMILIES[start.family]
     guidance = family.PIPELINE_GUIDANCE.format(args.validation_guidance_scale)
     limit = models.token_limit(start.model, start.family, args.max_sequence_length)

@@ -347,6 +347,8 @@ def test_an_image_of_two_sets_is_held_out_of_both_and_once(tmp_path):
     train, held_out = read_data.read_training_records(sets, 0.3)
     assert {one.id[2:] for one in held_out} and not {one.id[2:] for one in held_out} & {one.id[2:] for one in train}
     assert len({one.id for one in held_out}) == len(held_out) and len(train) + len(held_out) == 24
+    small_train, small_held_out = read_data.read_training_records(sets, 0.0001)
+    assert len({one.id[2:] for one in small_held_out}) == 1 and [len(small_train), len(small_held_out)] == [22, 2]
     assert examples.count_epoch(train) == 2 * len(train) and examples.count_epoch(held_out) == len(held_out)
 
 
@@ -443,5 +445,7 @@ def test_the_fingerprint_of_the_data_knows_images_captions_and_order(tmp_path):
         found[:2],
         [found[0]._replace(text="other"), *found[1:]],
         [found[0]._replace(sha256="0"), *found[1:]],
+        [found[0]._replace(captions=("a b", "c")), *found[1:]],
+        [found[0]._replace(captions=("a", "b c")), *found[1:]],
     ]
-    assert before not in {examples.data_fingerprint(other) for other in others}
+    assert len({before, *map(examples.data_fingerprint, others)}) == 1 + len(others)

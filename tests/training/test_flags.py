@@ -242,6 +242,12 @@ def test_a_recipe_may_have_a_flag_that_does_nothing_alone(caplog, tmp_path, line
             parse(line, recipe)
 
 
+def test_a_default_that_is_spelt_out_is_the_same_setting():
+    plain = cli.settings_of(parse(""))
+    assert cli.settings_of(parse("--loss_type l2 --adapter lora")) == plain
+    assert cli.settings_of(parse("--adapter dora")) == cli.settings_of(parse("--use_dora")) != plain
+
+
 def test_a_default_value_is_no_ignored_flag(caplog):
     parse("--ema_decay 0.999 --lr_power 1 --lr_num_cycles 1 --cache_crops 4")
     parse("--lr_scheduler constant --lr_warmup_steps 0")  # commands for diffusers have both
@@ -295,6 +301,7 @@ def test_folders_stay_as_they_are_given_one_or_several(tmp_path):
         ),
         ("--caption_prefix my shoes", "--caption_prefix: 2 for 1 data set;"),
         ("--train_data_dir a b --mask_loss c", "--mask_loss: 1 for 2 data sets; give one for each, `none` where"),
+        ("--train_data_dir a b --mask_loss none none", "--mask_loss none none: no data set has masks; leave it out"),
         ("--shuffle_tags 0", "--shuffle_tags 0: expected a whole number, 1 to 1,000"),
     ],
 )
