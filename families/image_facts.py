@@ -1,4 +1,4 @@
-"""What a generated image says of itself: its prompt and settings, as A1111 writes them, and that it is synthetic."""
+"""The metadata of a generated image: its prompt and settings, as A1111 writes them, and that it is synthetic."""
 
 import json
 from collections.abc import Iterable
@@ -59,7 +59,7 @@ def describe_model(name: str, loras: Iterable[tuple[str, float]], clip_skip: int
 
 def short_name(name: str) -> str:
     """A hub id as it is; of a folder or file its name alone, not where it lies."""
-    return Path(name).stem if Path(name).exists() else name
+    return Path(name).name.removesuffix(".safetensors") if Path(name).exists() else name
 
 
 def _quote(text: str) -> str:

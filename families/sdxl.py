@@ -62,6 +62,7 @@ EMBEDDING_KEYS = ("clip_l", "clip_g")
 # Stability AI's names of the layers outside the blocks, and of those in a residual block
 OUTER_LAYERS = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -69,6 +70,8 @@ OUTER_LAYERS = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 RESIDUAL_LAYERS = {
+    "norm1": "in_layers.0",
+    "norm2": "out_layers.0",
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",

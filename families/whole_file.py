@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from families.kohya import model_spec
-from families.sdxl import OUTER_LAYERS
+from families.sdxl import kohya_layer
 from utils.files import replaced_file
 
 if TYPE_CHECKING:
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 State = dict[str, torch.Tensor]
 # Parts of blocks, by their names there
-RESIDUAL = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
-RESIDUAL |= {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-OUTER = OUTER_LAYERS | {"conv_norm_out": "out.0"}
 OPEN_CLIP = {
     "encoder.layers": "transformer.resblocks",
     "layer_norm1": "ln_1",
@@ -67,22 +64,12 @@ def _unet_tensors(unet: UNet2DConditionModel) -> State:
 
 def _unet_name(name: str, layers: int, attends: list[bool]) -> str:
     """`attends`: whether each up block has attention, which then stands before its upsampler."""
-    for ours, theirs in OUTER.items():
-        if name.startswith(f"{ours}."):
-            return name.replace(ours, theirs)
-    side, block, kind, index, rest = re.fullmatch(r"(down|mid|up)_blocks?\.?(\d*)\.(\w+)\.(\d+)\.(.+)", name).groups()
-    if kind == "resnets":
-        part = rest.rpartition(".")[0]
-        rest = rest.replace(part, RESIDUAL[part])
-    if side == "mid":
-        return f"middle_block.{2 * int(index) if kind == 'resnets' else 1}.{rest}"
-    number = int(block) * (layers + 1) + int(index)
-    if kind == "downsamplers":
-        return f"input_blocks.{number + layers + 1}.0.{rest.replace('conv', 'op')}"
-    if kind == "upsamplers":
-        return f"output_blocks.{number + layers}.{1 + attends[int(block)]}.{rest}"
-    place = 0 if kind == "resnets" else 1
-    return f"input_blocks.{number + 1}.{place}.{rest}" if side == "down" else f"output_blocks.{number}.{place}.{rest}"
+    layer, _, tensor = name.rpartition(".")
+    theirs = kohya_layer(layer, layers) or ""
+    block = re.match(r"up_blocks\.(\d+)\.upsamplers", layer)
+    if block and not attends[int(block[1])]:
+        theirs = theirs.removesuffix("2.conv") + "1.conv"
+    return f"{theirs}.{tensor}"
 
 
 def _vae_tensors(vae: AutoencoderKL) -> State:
@@ -112,7 +99,7 @@ def _clip_tensors(encoder: torch.nn.Module) -> State:
 
 
 def _open_clip_tensors(state: State) -> State:
-    """A text encoder by OpenCLIP's names, its projection turned round, queries, keys and values in one."""
+    """A text encoder by OpenCLIP's names, its projection transposed, queries, keys and values in one."""
     tensors = {}
     for name, value in state.items():
         if found := re.fullmatch(r"(.*self_attn)\.q_proj\.(weight|bias)", name):

@@ -1,4 +1,4 @@
-"""Captions by a vision-language model: every image is described once, and what was said of it is kept."""
+"""Captions by a vision-language model: every image is described once, and captions are cached."""
 
 import hashlib
 import logging
@@ -10,8 +10,7 @@ from PIL import Image
 
 from utils.cli import UserError
 from utils.console import show_progress
-from utils.files import file_sha256
-from utils.hub import load_named
+from utils.hub import load_named, model_key
 from utils.metrics_log import append_metrics, read_metrics
 
 # Of Idefics3's kind, whose images transformers reads by Pillow: many others need torchvision.
@@ -22,8 +21,9 @@ MOST_TOKENS = 120  # of a caption
 
 @dataclass(frozen=True)
 class Captioner:
-    """What describes images, several at once; `key` names the model, its weights and what it is asked."""
+    """What describes images, several at once; `key` stands for the model, its weights and what it is asked."""
 
+    name: str
     describe: Callable[[list[Image.Image]], list[str]]
     batch_size: int
     key: str
@@ -46,7 +46,7 @@ def load_captioner(name: str, prompt: str, batch_size: int) -> Captioner:
         model = pipeline("image-text-to-text", model=name, device=device, dtype=dtype, **options)
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
         asked = model.processor.apply_chat_template([turn], add_generation_prompt=True)
-        model.processor.tokenizer.padding_side = "left"  # where the answer does not follow
+        model.processor.tokenizer.padding_side = "left"  # the answer follows on the right
 
         def describe(images: list[Image.Image]) -> list[str]:
             how = {"do_sample": False, "max_new_tokens": MOST_TOKENS}
@@ -56,9 +56,8 @@ def load_captioner(name: str, prompt: str, batch_size: int) -> Captioner:
         return describe
 
     describe = load_named("--caption_model", name, "vision-language model of transformers with a chat template", load)
-    weights = [file_sha256(path) for path in sorted(Path(name).glob("*.safetensors"))]
-    facts = repr((name, weights, prompt, MOST_TOKENS, str(dtype)))
-    return Captioner(describe, batch_size, hashlib.sha256(facts.encode()).hexdigest()[:16])
+    facts = repr((model_key(name), prompt, MOST_TOKENS, str(dtype)))
+    return Captioner(name, describe, batch_size, hashlib.sha256(facts.encode()).hexdigest()[:16])
 
 
 def caption_images(captioner: Captioner, images: dict[str, tuple[Path, str]], cache: Path) -> dict[str, str]:
@@ -74,7 +73,8 @@ def caption_images(captioner: Captioner, images: dict[str, tuple[Path, str]], ca
             found = captioner.describe([_open(path) for _, path in batch])
             for (digest, path), caption in zip(batch, found, strict=True):
                 if not caption:
-                    raise UserError(f"--caption_model: it says nothing of {path.name}; give another --caption_prompt")
+                    problem = f"wrote no text for {path.name}; give another --caption_prompt"
+                    raise UserError(f"--caption_model {captioner.name}: {problem}")
                 append_metrics(kept, {"image": digest, "caption": caption})
                 said[digest] = caption
             bar.update(len(batch))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import generate
 import prepare_dataset
 from evaluation import adherence, features
-from families import kohya, lora, lora_mix, models, sampler
+from families import image_facts, kohya, lora, lora_mix, models, sampler
 from generation import conditions, set_folder
 from generation.finish import read_sessions
 from generation.prompts import Prompt, read_prompts
@@ -552,6 +552,13 @@ def source_of(path: Path) -> str:
     packet = info["xmp"] if path.suffix == ".jpg" else info["XML:com.adobe.xmp"].encode()
     (found,) = ElementTree.fromstring(packet).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
     return found.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+
+
+def test_a_model_is_named_by_its_folder_or_file_and_not_by_where_it_lies(tmp_path):
+    (tmp_path / "sd.v1.5").mkdir()
+    (tmp_path / "sd.v2.safetensors").touch()
+    names = [str(tmp_path / name) for name in ("sd.v1.5", "sd.v2.safetensors")]
+    assert [image_facts.short_name(name) for name in [*names, "owner/sd.v3"]] == ["sd.v1.5", "sd.v2", "owner/sd.v3"]
 
 
 def test_an_image_says_how_it_was_made_and_that_it_is_synthetic(reference, loras, tmp_path, monkeypatch):

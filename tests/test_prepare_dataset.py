@@ -494,6 +494,13 @@ def test_a_model_describes_the_images_and_goes_on_where_it_was_killed(clean, pre
         prepare(clean, tmp_path / "other", "--caption_model", f"{name}2")
 
 
+def test_an_image_for_which_a_model_writes_no_text_is_named_with_the_model(clean, tmp_path):
+    path = next(clean.rglob("*.jpg"))
+    captioner = model_captions.Captioner("owner/model", lambda images: [""] * len(images), 4, "key")
+    with pytest.raises(UserError, match=f"^--caption_model owner/model: wrote no text for {path.name}; give another"):
+        model_captions.caption_images(captioner, {"a": (path, "sum")}, tmp_path)
+
+
 def test_captions_over_the_limit_are_counted(clean, tmp_path):
     template = "{colour} {article}" + ", extraordinarily comfortable" * 20
     prepare(clean, tmp_path / "d", "--caption_template", template)

@@ -67,9 +67,9 @@ def load_whole(kind: Any, name: str, may_lack: str = "(?!)", **options: Any) -> 
     return model
 
 
-def model_key(name: str, demo: Path) -> str:
+def model_key(name: str, demo: Path | None = None) -> str:
     """Distinguishes the caches of models: by the content of a folder, or by the name on the hub; `demo`: that one's."""
-    folder = demo if name == "demo" else Path(name)
+    folder = demo if demo and name == "demo" else Path(name)
     sums = {one.name: file_sha256(one) for one in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
     return hashlib.sha256(json.dumps([name, sums]).encode()).hexdigest()[:16]
 
