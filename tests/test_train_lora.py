@@ -617,6 +617,9 @@ def test_a_lokr_and_a_loha_resume_and_give_their_images_in_diffusers_peft_and_co
         UserError, match=r"--init_lora .*: a Lo(Kr|Ha), and --adapter is lora; give --adapter lo(kr|ha)"
     ):
         train(trainer_data, tmp_path / "other", "--init_lora", out)
+    save_file({"lora_unet_conv_in.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")  # as kohya's are
+    with pytest.raises(UserError, match=r"a Lo(Kr|Ha) is not mixed with a DoRA, .*/dora.safetensors; give one"):
+        apply_loras(ours, [Lora(out / LORA, 1), Lora(tmp_path / "dora.safetensors", 1)])
 
 
 def test_the_file_says_what_it_is_and_the_card_too(trainer_data, reference):

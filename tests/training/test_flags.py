@@ -1,11 +1,13 @@
 """Flags that the trainers share: wrong values are one line, and what may change in a continued run is known."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from families import models
 from service.report.flags import add_report_flags
+from tests.tiny_models import DDPM
 from training import batches, flags, setup
 from utils import cli, dataset
 
@@ -246,6 +248,12 @@ def test_a_default_that_is_spelt_out_is_the_same_setting():
     plain = cli.settings_of(parse(""))
     assert cli.settings_of(parse("--loss_type l2 --adapter lora")) == plain
     assert cli.settings_of(parse("--adapter dora")) == cli.settings_of(parse("--use_dora")) != plain
+
+
+def test_only_the_pipeline_of_sdxl_is_called_with_a_clip_skip_by_the_card():
+    args = parse("--clip_skip 1")
+    starts = [SimpleNamespace(noising=DDPM, family=family) for family in ("sd1", "sd2", "sdxl")]
+    assert [setup.describe_sampling(args, start) for start in starts] == [None, None, "clip_skip=1"]
 
 
 def test_a_default_value_is_no_ignored_flag(caplog):
