@@ -576,14 +576,14 @@ def main(args: argparse.Namespace) -> int:
             batches.make_loader(part, voice, args.segment_frames, own)
             for part, own in zip((train, held_out), references)
         )
-        rhythm_judge = None
+        duration_discriminator = None
         if vits2.wants(args.vits2, "duration_discriminator"):
-            rhythm_judge = open_duration_discriminator(trained, voice.model.config, args.seed)
+            duration_discriminator = open_duration_discriminator(trained, voice.model.config, args.seed)
         fingerprint = data_fingerprint(train)
-        training = build_training(args, voice, discriminators, rhythm_judge, precision, device, fingerprint)
+        training = build_training(args, voice, discriminators, duration_discriminator, precision, device, fingerprint)
         episodes = open_episodes(args, voice, train, plan.effective)
     model = voice.model
-    judges = [*discriminators.parameters(), *(rhythm_judge.parameters() if rhythm_judge else ())]
+    judges = [*discriminators.parameters(), *(duration_discriminator.parameters() if duration_discriminator else ())]
     parameters = training.parameters + judges
     progress, scaler = training.progress, training.scaler
     total_steps, validate_every = starting.count_steps(args, len(train))
@@ -619,21 +619,21 @@ def main(args: argparse.Namespace) -> int:
         with autocast():
             found = forward_train(model, batch, args.segment_frames, args.gradient_checkpointing)
             generator = features = discriminator = torch.zeros(len(batch), device=device)
-            rhythm = [generator, generator] if rhythm_judge else []  # of the discriminator of durations
+            of_durations = [generator, generator] if duration_discriminator else []
             if adversarial:
                 real, decoded = discriminators(found.real), discriminators(found.segment)
                 discriminator = discriminator_losses(real.scores, decoded.scores)
                 generator = generator_losses(decoded.scores)
                 features = feature_distances(real.features, decoded.features)
-                if rhythm_judge:
-                    judged = judge_durations(rhythm_judge, model, batch, found)
-                    rhythm = [one / batch.step_tokens * plan.effective for one in judged]
+                if duration_discriminator:
+                    judged = judge_durations(duration_discriminator, model, batch, found)
+                    of_durations = [one / batch.step_tokens * plan.effective for one in judged]
         mel = mel_distances(found.segment, found.real, loader.settings)
         kl = found.kl / batch.step_frames * plan.effective
         duration = found.duration / batch.step_tokens * plan.effective
         loss = args.weight_mel * mel + args.weight_kl * kl + args.weight_duration * duration
-        loss = loss + args.weight_gen * (generator + sum(rhythm[1:])) + args.weight_fmaps * features
-        return [loss, mel, kl, duration, generator, features, discriminator, *rhythm]
+        loss = loss + args.weight_gen * (generator + sum(of_durations[1:])) + args.weight_fmaps * features
+        return [loss, mel, kl, duration, generator, features, discriminator, *of_durations]
 
     def forward_backward(batch: Utterances, number: int, backward: Backward) -> torch.Tensor:
         losses = losses_of(batch)

@@ -28,7 +28,8 @@ def verify_speakers(speakers: Sequence[str], vectors: np.ndarray, against: np.nd
     """The equal error rate by the cosines of unit rows, with an interval for other speakers (jackknife).
 
     `against`: rows of other sounds of the same speakers in the same order, such as recordings beside clones; then every
-    row is compared with every one of these but that of its own sentence. Without, with every other row.
+    row is compared with every one of these but that in its own place; those of other speakers may say the same.
+    Without, with every other row. The interval needs three speakers.
     """
     names = np.asarray(speakers)
     scores = vectors @ (vectors if against is None else against).T

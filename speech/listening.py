@@ -70,13 +70,13 @@ def speak_along(voice: Voice, utterance: Utterances, settings: FeatureSettings) 
     model = voice.model
     text_mask = length_mask(utterance.text_lengths, utterance.tokens.shape[1])
     mask = length_mask(utterance.frame_lengths, utterance.spectrograms.shape[2])
-    speaker = make_condition(model, utterance.cues)
-    _, prior = read_text(model, utterance.tokens, text_mask, speaker)
-    flowed = model.flow(encode_speech(model, utterance.spectrograms, mask, speaker).mean, mask, speaker)
+    condition = make_condition(model, utterance.cues)
+    _, prior = read_text(model, utterance.tokens, text_mask, condition)
+    flowed = model.flow(encode_speech(model, utterance.spectrograms, mask, condition).mean, mask, condition)
     durations = align(prior, flowed, utterance.text_lengths, utterance.frame_lengths)
     mean, log_deviation = expand(prior, durations, flowed.shape[2])
     sampled = mean + utterance.noise * log_deviation.exp() * model.noise_scale
-    waveform = model.decoder(model.flow(sampled, mask, speaker, reverse=True), speaker)[:, 0]
+    waveform = model.decoder(model.flow(sampled, mask, condition, reverse=True), condition)[:, 0]
     distance = mel_distances(waveform, utterance.waveforms, settings).item()
     return Spoken(waveform[0].cpu(), durations[0].tolist(), distance, length_error(model, utterance))
 

@@ -13,7 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from speech import adaptive_norms, prosody, styles
 from speech.cloning import SPEAKER_ENCODER, add_speaker_encoder, read_speaker
 from speech.styles import Styles
-from speech.vits2 import add_flow_attention, add_text_speaker, hear_speaker
+from speech.vits2 import add_flow_attention, add_text_speaker
 
 # By the name of a part in `config.parts`, what adds it to a model: a function of the model and the part's settings.
 PARTS: dict[str, Callable[..., None]] = {
@@ -114,9 +114,11 @@ def encode_text(model: VitsModel, tokens: Tensor, mask: Tensor, condition: Tenso
     if padded:
         attention = create_bidirectional_mask(model.config, hidden, mask[:, :, 0].long())
     hidden = hidden * mask
-    adapted = adaptive_norms.NAME in parts_of(model.config)
+    parts = parts_of(model.config)
+    adapted, speaker_layer = adaptive_norms.NAME in parts, parts.get("text_speaker", {}).get("layer")
     for number, layer in enumerate(encoder.encoder.layers):
-        hidden = hear_speaker(model, number, hidden, condition, mask)
+        if number == speaker_layer:
+            hidden = hidden + model.text_speaker(condition.transpose(1, 2)) * mask
         if adapted:
             changes = model.text_norms[number](condition.transpose(1, 2))
             hidden = adaptive_norms.adapted_layer(layer, hidden, mask, attention, changes)

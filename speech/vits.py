@@ -114,22 +114,22 @@ def forward_train(
     """
     text_mask = length_mask(batch.text_lengths, batch.tokens.shape[1])
     mask = length_mask(batch.frame_lengths, batch.spectrograms.shape[2])
-    speaker = make_condition(model, batch.cues)
-    hidden, prior = read_text(model, batch.tokens, text_mask, speaker)
-    posterior = encode_speech(model, batch.spectrograms, mask, speaker)
+    condition = make_condition(model, batch.cues)
+    hidden, prior = read_text(model, batch.tokens, text_mask, condition)
+    posterior = encode_speech(model, batch.spectrograms, mask, condition)
     latents = (posterior.mean + batch.noise * posterior.log_deviation.exp()) * mask
-    flowed = model.flow(latents, mask, speaker).float()
+    flowed = model.flow(latents, mask, condition).float()
 
     with in_float32(latents.device):
         if durations is None:
             durations = align(prior, flowed, batch.text_lengths, batch.frame_lengths, batch.score_noise)
         kl = kl_divergence(flowed, posterior, expand(prior, durations, flowed.shape[2]), mask)
-        duration = duration_losses(model, hidden, text_mask, durations, batch.duration_noise, speaker)
+        duration = duration_losses(model, hidden, text_mask, durations, batch.duration_noise, condition)
 
     hop = math.prod(model.config.upsample_rates)
-    segment = decode(model.decoder, cut(latents, batch.starts, segment_frames), speaker, checkpointing)
+    segment = decode(model.decoder, cut(latents, batch.starts, segment_frames), condition, checkpointing)
     real = cut(batch.waveforms[:, None], batch.starts * hop, segment_frames * hop)
-    return Forward(segment, real[:, 0], kl, duration, durations, hidden, speaker)
+    return Forward(segment, real[:, 0], kl, duration, durations, hidden, condition)
 
 
 def length_mask(lengths: torch.Tensor, longest: int) -> torch.Tensor:
@@ -148,10 +148,10 @@ def read_text(
 
 
 def encode_speech(
-    model: VitsModel, spectrograms: torch.Tensor, mask: torch.Tensor, speaker: torch.Tensor | None
+    model: VitsModel, spectrograms: torch.Tensor, mask: torch.Tensor, condition: torch.Tensor | None
 ) -> Gaussian:
     """The posterior of each frame. The encoder's own sample, of the global generator, is left."""
-    _, mean, log_deviation = model.posterior_encoder(spectrograms, mask, speaker)
+    _, mean, log_deviation = model.posterior_encoder(spectrograms, mask, condition)
     return Gaussian(mean.float(), log_deviation.float())
 
 
@@ -198,7 +198,7 @@ def duration_losses(
     mask: torch.Tensor,
     durations: torch.Tensor,
     noise: torch.Tensor | None,
-    speaker: torch.Tensor | None,
+    condition: torch.Tensor | None,
 ) -> torch.Tensor:
     """Summed over each utterance: the squared error of log durations, or of a stochastic predictor its likelihood.
 
@@ -207,8 +207,8 @@ def duration_losses(
     """
     frames = durations[:, None].float()
     if model.config.use_stochastic_duration_prediction:
-        return stochastic_durations(model.duration_predictor, hidden, mask, frames, noise, speaker)
-    predicted = model.duration_predictor(hidden, mask, speaker)
+        return stochastic_durations(model.duration_predictor, hidden, mask, frames, noise, condition)
+    predicted = model.duration_predictor(hidden, mask, condition)
     return ((predicted - (frames - 0.5).clamp(min=0.5).log()) * mask).square().sum((1, 2))
 
 
@@ -218,15 +218,15 @@ def stochastic_durations(
     mask: torch.Tensor,
     durations: torch.Tensor,
     noise: torch.Tensor,
-    speaker: torch.Tensor | None,
+    condition: torch.Tensor | None,
 ) -> torch.Tensor:
     """The variational bound (eq. 7) of the negative log-likelihood of the durations, summed over each utterance.
 
     The predictor's own forward draws `noise` (batch, 2, text) from the global generator.
     """
     text = predictor.conv_pre(hidden.detach())
-    if speaker is not None:
-        text = text + predictor.cond(speaker.detach())
+    if condition is not None:
+        text = text + predictor.cond(condition.detach())
     text = predictor.conv_proj(predictor.conv_dds(text, mask)) * mask
     spoken = predictor.post_conv_dds(predictor.post_conv_pre(durations), mask)
     spoken = predictor.post_conv_proj(spoken) * mask
@@ -255,7 +255,7 @@ def run_flows(
 
 
 def decode(
-    decoder: VitsHifiGan, latents: torch.Tensor, speaker: torch.Tensor | None, checkpointing: bool = False
+    decoder: VitsHifiGan, latents: torch.Tensor, condition: torch.Tensor | None, checkpointing: bool = False
 ) -> torch.Tensor:
     """Waveforms (batch, samples) in float32. As the decoder's own forward, but for two things.
 
@@ -263,8 +263,8 @@ def decode(
     would be a noise in the waveform.
     """
     hidden = decoder.conv_pre(latents)
-    if speaker is not None:
-        hidden = hidden + decoder.cond(speaker)
+    if condition is not None:
+        hidden = hidden + decoder.cond(condition)
     for stage in range(decoder.num_upsamples):
         if checkpointing:
             options = checkpoint_options(hidden.device)

@@ -58,14 +58,6 @@ def add_text_speaker(model: VitsModel, layer: int) -> None:
     zero_(model.text_speaker)
 
 
-def hear_speaker(model: VitsModel, layer: int, hidden: Tensor, condition: Tensor | None, mask: Tensor) -> Tensor:
-    """What a layer of the text encoder reads (batch, tokens, channels), with who speaks where that is the layer."""
-    part = (getattr(model.config, "parts", None) or {}).get("text_speaker")
-    if part is None or part["layer"] != layer or condition is None:
-        return hidden
-    return hidden + model.text_speaker(condition.transpose(1, 2)) * mask
-
-
 class AttentiveWaveNet(VitsWaveNet):
     """That of a layer of the flow, which first hears the whole utterance: only of the half that stays as it is."""
 
