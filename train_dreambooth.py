@@ -338,7 +338,7 @@ def describe_dry_run(
     """What would be trained and what it would take, from the configs and images alone."""
     rows = dry_run.describe_model(model, family, recipe.adapter, recipe.train_text_encoder)
     train, held_out = (examples.load_examples(records, shapes) for records in photos)
-    report_captions([one.text for one in dict.fromkeys(train)], args.instance_prompt)
+    report_captions(list(dict.fromkeys(train)), args.instance_prompt)
     setup.read_masks(args, train)
     there = []
     if args.with_prior_preservation:
@@ -417,7 +417,7 @@ def main(args: argparse.Namespace) -> int:
         if args.face_crop:
             photos = crop_heads(args, *photos, start.cache / "heads")
         train, held_out = (examples.load_examples(records, shapes) for records in photos)
-        report_captions([one.text for one in dict.fromkeys(train)], args.instance_prompt)
+        report_captions(list(dict.fromkeys(train)), args.instance_prompt)
         masks, of_masks = setup.read_masks(args, train)
         if args.with_prior_preservation:  # a damaged photo is refused before class images are generated
             examples.check_whole(train + held_out)

@@ -635,12 +635,15 @@ def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
     [
         (["sks", "sks"], ""),
         (["sks", "sks at home"], "1 photo trains with it, 1 with captions of their own"),
+        (["a shoe\nsks at home"], "'sks': 0 photos train with it, 1 with captions of their own"),
         (["Sks at home"] * 3, "'sks': 0 photos train with it, 3 with captions of their own"),
         (["sks", "at his desks"], "1 photo trains with it, 1 with captions of their own; none of these holds: sks."),
     ],
 )
 def test_an_instance_prompt_that_captions_overrule_is_reported(caplog, texts, said):
-    read_data.report_captions(texts, "sks")
+    split = [tuple(text.split("\n")) for text in texts]
+    images = [examples.Record("a", Path("a.png"), one[0], captions=one) for one in split]
+    read_data.report_captions(images, "sks")
     assert said in caplog.text and bool(said) == bool(caplog.text)
     assert ("none of these" in caplog.text) == ("none" in said)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from training.examples import Record
+from training.examples import Example, Record, list_texts
 from utils import dataset
 from utils.catalogue import Source, file_or_bytes, is_texts, read_catalogue
 from utils.cli import UserError, counted
@@ -209,19 +209,19 @@ def choose_buckets(asked: bool | None, listed: str | None, folders: Sequence[str
     return any(read_preparation_option(folder, *options) for folder in folders)
 
 
-def report_captions(texts: list[str], prompt: str | None) -> None:
+def report_captions(images: Sequence[Record | Example], prompt: str | None) -> None:
     """Warn where photos train with captions of their own, and name the words of the instance prompt they all lack."""
-    own = [text for text in texts if text != prompt]
+    own = [one for one in images if one.text != prompt]
     if not (prompt and own):
         return
-    used = {word for text in own for word in _words(text)}
+    used = {word for text in list_texts(own) for word in _words(text)}
     missing = ", ".join(word for word in dict.fromkeys(_words(prompt)) if word not in used)
-    with_prompt = counted(len(texts) - len(own), "photo")
+    with_prompt = counted(len(images) - len(own), "photo")
     advice = f"; none of these holds: {missing}. Write into them what names the subject, or remove them"
     logger.warning(
         "--instance_prompt %r: %s with it, %d with captions of their own%s",
         prompt,
-        f"{with_prompt} train{'s' * (len(texts) - len(own) == 1)}",
+        f"{with_prompt} train{'s' * (len(images) - len(own) == 1)}",
         len(own),
         advice if missing else "",
     )
