@@ -56,11 +56,21 @@ def read_records(source: Source) -> tuple[list[Record], list[Record]]:
         return _read_prepared(root, source, "train"), _read_prepared(root, source, "val")
     if root.name in SPLITS and (root.parent / "metadata.json").is_file():
         return _read_prepared(root.parent, source, root.name), []
+    _warn_of_repeats(root, source.flag)
     parts = [root]
     if (root / "train").is_dir():  # an imagefolder with splits: its test images must not be trained on
         parts = [root / "train"] + [root / name for name in ("val", "validation") if (root / name).is_dir()][:1]
     records = [_read_catalogue(str(part), source) for part in parts]
     return records[0], records[1] if len(records) > 1 else []
+
+
+def _warn_of_repeats(root: Path, flag: str) -> None:
+    """Of folders as kohya's scripts read them, which repeat images by a folder's name, as 10_shoes."""
+    named = sorted(one for one in root.glob("*_*") if re.match(r"[1-9]\d{0,2}_", one.name) and one.is_dir())
+    if named:
+        repeats = " ".join(f"{one}:{one.name.partition('_')[0]}" for one in named)
+        message = "%s %s: an epoch has each image once; if names of folders are kohya's repeats, give %s %s"
+        logger.warning(message, flag, root, flag, repeats)
 
 
 def _read_prepared(root: Path, source: Source, split: str) -> list[Record]:

@@ -342,6 +342,13 @@ def test_several_captions_of_an_image_are_lines_or_a_list_where_they_are_asked_f
     assert read(folder)[0][0].text == "a shoe a red shoe" and len(read(root)[0]) == 2  # as before
 
 
+def test_repeats_in_names_of_folders_as_kohya_has_them_are_warned_of(tmp_path, caplog):
+    make_folder(tmp_path / "img" / "shoes")
+    assert len(read(tmp_path / "img")[0]) == 3 and not caplog.text
+    shutil.move(tmp_path / "img/shoes", tmp_path / "img/10_shoes")
+    assert len(read(tmp_path / "img")[0]) == 3 and f"give --train_data_dir {tmp_path}/img/10_shoes:10" in caplog.text
+
+
 def test_an_image_of_two_sets_is_held_out_of_both_and_once(tmp_path):
     sets = [DataSet(folder_source(make_folder(tmp_path / name, 12)), repeats=2) for name in ("a", "b")]
     train, held_out = read_data.read_training_records(sets, 0.3)
