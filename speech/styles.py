@@ -23,6 +23,9 @@ from utils.cli import UserError
 NAME = "style_tokens"  # of the part
 CHANNELS, LAYERS, KERNEL = 128, 3, 5  # of the encoder of recordings
 HEADS, HEAD_SIZE = 4, 32
+MEAN, DEVIATION = -4.7, 1.8  # about those of speech in log-mel spectrograms: what all recordings share is left out
+SHARPNESS = 6.0  # of the search, so that recordings differ in their weights from the first step
+SCALE = 5.0  # of the style, so that the layer from zero that hears it learns soon
 DROPPED = 0.1  # of the utterances in training have no style, and so teach the voice how to speak without one
 
 
@@ -51,26 +54,32 @@ class StyleTokens(torch.nn.Module):
         super().__init__()
         sizes = [mels, *[CHANNELS] * LAYERS]
         layers = [torch.nn.Conv1d(a, b, KERNEL, padding=KERNEL // 2) for a, b in zip(sizes, sizes[1:])]
+        for layer in layers:
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="tanh")
+            torch.nn.init.zeros_(layer.bias)
         self.layers = torch.nn.ModuleList(layers)
         self.query = torch.nn.Linear(2 * CHANNELS, HEADS * HEAD_SIZE)
+        torch.nn.init.orthogonal_(self.query.weight, gain=10)  # only its angles count: it turns slowly
         self.tokens = torch.nn.Parameter(0.5 * torch.randn(HEADS, tokens, HEAD_SIZE))
 
     def attend(self, mels: Tensor, mask: Tensor) -> Tensor:
         """Weights (batch, heads, tokens) of log-mel spectrograms; `mask` (batch, 1, frames)."""
-        hidden = mels / 4  # of about the size of 1
+        hidden = (mels - MEAN) / DEVIATION
         for layer in self.layers:
-            hidden = F.leaky_relu(layer(hidden * mask), 0.1)
-            hidden = F.layer_norm(hidden.transpose(1, 2), (CHANNELS,)).transpose(1, 2)
+            hidden = layer(hidden * mask).tanh()
         hidden, frames = hidden.float() * mask, mask.sum(2)
         mean = hidden.sum(2) / frames
         spread = (((hidden - mean[:, :, None]) * mask).square().sum(2) / frames + 1e-5).sqrt()
-        query = self.query(torch.cat([mean, spread], 1)).unflatten(1, (HEADS, HEAD_SIZE))
-        scores = torch.einsum("bhs,hts->bht", query, self.tokens.tanh())
-        return (scores / HEAD_SIZE**0.5).softmax(2)
+        heard = F.layer_norm(torch.cat([mean, spread], 1), (2 * CHANNELS,))
+        query = self.query(heard).unflatten(1, (HEADS, HEAD_SIZE))
+        # By angles: longer and longer queries, as Adam makes them, would soon find one token for every recording.
+        cosines = torch.einsum("bhs,hts->bht", F.normalize(query, dim=2), F.normalize(self.tokens.tanh(), dim=2))
+        return (SHARPNESS * cosines).softmax(2)
 
     def mix(self, weights: Tensor) -> Tensor:
-        """The style (batch, heads * size) of weights."""
-        return torch.einsum("bht,hts->bhs", weights, self.tokens.tanh()).flatten(1)
+        """The style (batch, heads * size) of weights; of equal ones it is zero, as none."""
+        tokens = self.tokens.tanh()
+        return SCALE * torch.einsum("bht,hts->bhs", weights, tokens - tokens.mean(1, keepdim=True)).flatten(1)
 
 
 def hear_styles(model: VitsModel, styles: Styles) -> Tensor:

@@ -12,7 +12,8 @@ from transformers import VitsConfig
 
 from speech.copy_synthesis import copy_sound
 from speech.dataset import Utterance
-from speech.parts import make_condition
+from speech.features import settings_of, spectrogram
+from speech.parts import Cues, make_condition
 from speech.prosody import SEMITONE, SMALLEST, measure_prosody, measure_utterances, plan_prosody, standardise
 from speech.references import with_encoder
 from speech.styles import HEADS, choose_style, weigh_tokens
@@ -110,6 +111,30 @@ def test_what_is_computed_of_an_utterance_depends_neither_on_others_nor_on_paddi
     assert not torch.allclose(conditions[0], conditions[2])  # of one speaker, in two manners
 
 
+def test_styles_tell_loud_recordings_from_quiet_ones_after_ten_steps():
+    voice = rich_voice(2)
+    optimizer = torch.optim.Adam(voice.model.parameters(), 1e-3)
+    for step in range(10):
+        batch = half_quiet(heard(voice, list(range(4 * step, 4 * step + 4))))
+        found = forward_train(voice.model, batch, 8)
+        ((found.segment - found.real).square().mean() + (found.kl / batch.frame_lengths).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        styles = make_condition(voice.model, Cues(styles=half_quiet(heard(voice, list(range(100, 112)))).cues.styles))
+    loud, quiet = styles[:-1:2, :, 0], styles[1:-1:2, :, 0]  # the last has none
+    apart = (loud.mean(0) - quiet.mean(0)).norm()
+    assert apart > 2 * max(loud.std(0).norm(), quiet.std(0).norm())
+    assert apart > 0.03 * loud.norm(dim=1).mean()  # not all but the same
+
+
+def half_quiet(batch: Utterances) -> Utterances:
+    """Every other utterance 12 dB quieter."""
+    factors = torch.tensor([1.0, 0.25] * len(batch))[: len(batch)]
+    spectrograms, waveforms = batch.spectrograms * factors[:, None, None], batch.waveforms * factors[:, None]
+    return dataclasses.replace(batch, spectrograms=spectrograms, waveforms=waveforms)
+
+
 def test_pitch_and_energy_are_those_of_the_sound():
     low, high = (measure_prosody(toy_speech(2, pitch=pitch), RATE) for pitch in (120, 180))
     assert high.pitch - low.pitch == pytest.approx(math.log(1.5), abs=0.01)
@@ -152,11 +177,12 @@ def test_numbers_are_of_the_speaker_and_what_a_voice_has_learnt_stays(caplog):
 
 def test_a_recording_is_as_heard_in_training_and_a_token_is_its_own_weights(tmp_path):
     voice = rich_voice(0)
-    batch = utterances(voice, [1])
-    soundfile.write(tmp_path / "a.wav", np.pad(batch.waveforms[0].numpy(), RATE), RATE, "FLOAT")
+    sound = np.pad(utterances(voice, [1]).waveforms[0].numpy(), RATE // 10)  # what is left of the silence around it
+    soundfile.write(tmp_path / "a.wav", np.pad(sound, RATE), RATE, "FLOAT")
     found = torch.tensor(choose_style(voice.model, tmp_path / "a.wav", None))
-    expected = weigh_tokens(voice.model, batch.spectrograms, batch.frame_lengths)[0]
-    assert found.shape == (HEADS, 3) and torch.allclose(found, expected, atol=0.02)  # a tenth of a second is around it
+    spectra = spectrogram(torch.from_numpy(sound)[None], settings_of(voice.model.config))
+    expected = weigh_tokens(voice.model, spectra, torch.tensor([spectra.shape[2]]))[0]
+    assert found.shape == (HEADS, 3) and torch.allclose(found, expected, atol=0.02)
     assert choose_style(voice.model, None, ["1:0.5", "0:-1"]) == ((-1.0, 0.5, 0.0),) * HEADS
     assert choose_style(voice.model, None, None) == ()
 
