@@ -10,6 +10,7 @@ import soundfile
 import torch
 from transformers import VitsConfig
 
+from speech.audio import trim_silence
 from speech.copy_synthesis import copy_sound
 from speech.dataset import Utterance
 from speech.features import settings_of, spectrogram
@@ -177,7 +178,7 @@ def test_numbers_are_of_the_speaker_and_what_a_voice_has_learnt_stays(caplog):
 
 def test_a_recording_is_as_heard_in_training_and_a_token_is_its_own_weights(tmp_path):
     voice = rich_voice(0)
-    sound = np.pad(utterances(voice, [1]).waveforms[0].numpy(), RATE // 10)  # what is left of the silence around it
+    sound = trim_silence(np.pad(utterances(voice, [1]).waveforms[0].numpy(), RATE), RATE)
     soundfile.write(tmp_path / "a.wav", np.pad(sound, RATE), RATE, "FLOAT")
     found = torch.tensor(choose_style(voice.model, tmp_path / "a.wav", None))
     spectra = spectrogram(torch.from_numpy(sound)[None], settings_of(voice.model.config))
