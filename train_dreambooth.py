@@ -88,9 +88,10 @@ ON_THE_CARD = (
     "effective_batch_size learning_rate lr_scheduler optimizer optimizer_args lokr_factor "
     "train_text_encoder quantize_base weighting_scheme timestep_shift guidance_scale max_sequence_length clip_skip seed"
 ).split()
-# Flags of diffusers' dreambooth scripts that are refused, and why.
+# Flags of diffusers' dreambooth scripts, and of kohya's, that are refused, and why.
 REFUSED = (
     flags.REFUSED
+    | flags.FOR_KOHYA
     | {
         "tokenizer_name": "the tokenizer is the model's own; leave it out",
         "repeats": "use more --max_train_steps: an epoch is once through the photos",

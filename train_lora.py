@@ -73,9 +73,10 @@ from utils.console import print_table
 from utils.sync import sent_after_fault
 
 STEPS, ACCUMULATION = 3000, 8
-# Flags of diffusers' text_to_image scripts that are refused, and why.
+# Flags of diffusers' text_to_image scripts, and of kohya's, that are refused, and why.
 REFUSED = (
     flags.REFUSED
+    | flags.FOR_KOHYA
     | {
         "proportion_empty_prompts": "use --caption_dropout",
         "validation_prompts": "give --validation_prompt once for each",
