@@ -66,12 +66,14 @@ def find_difference(found: Found, adapter: Adapter, wanted: set[str], has_encode
     keys, kind = set(found.state), lora.adapter_kind(found.state)
     if kind != adapter.kind:
         return f"a {lora.LABELS[kind]}, and --adapter is {adapter.kind}; give --adapter {kind}"
+    if kind == "lora" and not any("lora_" in key for key in keys):
+        return "holds no LoRA; give another file"
     if (factor := found.settings.get("decompose_factor", -1)) != adapter.factor:
         return f"divided by {factor}; " + (
             "leave --lokr_factor out" if factor == -1 else f"give --lokr_factor {factor}"
         )
     if (dora := lora.is_dora(keys)) != adapter.use_dora:
-        return "a DoRA; add --use_dora" if dora else "not a DoRA; leave --use_dora out"
+        return "a DoRA; add --use_dora" if dora else "not a DoRA; leave --use_dora out, or give --adapter lora"
     if lora_mix.has_text_layers(keys) != has_encoders:
         if has_encoders:
             return "has no layers of a text encoder; leave --train_text_encoder out"

@@ -318,6 +318,9 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # which is what mixing means
                 pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
         except (ValueError, RuntimeError, KeyError) as error:
+            if (kind := adapter_kind(read_keys(lora.path))) != "lora":
+                message = f"a {LABELS_OF_KIND[kind]} of another program's names; only {FILE_NAME} of a run can be used"
+                raise UserError(f"{lora.flag} {lora.path}: {message}") from error
             raise UserError(f"{lora.flag} {lora.path}: doesn't fit this model ({_misfit(str(error))})") from error
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise UserError(f"{lora.flag} {lora.path}: has no layer of this model; is it a LoRA?")

@@ -423,6 +423,10 @@ def test_masks_that_do_not_fit_are_named(trainer_data, tmp_path):
     with pytest.raises(UserError, match="shoe0.png: is all black"):
         teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
     masks((32, 32), 255)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "shoe0.png")
+    with pytest.raises(UserError, match="shoe0.png: is in colour; give a grey image"):
+        teach(trainer_data, tmp_path / "run", "--mask_loss", tmp_path)
+    masks((32, 32), 255)
     words = ["--max_train_steps", 2]
     assert teach(trainer_data, tmp_path / "run", *words, "--mask_loss", tmp_path) == 0  # white: as without
     assert teach(trainer_data, tmp_path / "plain", *words) == 0

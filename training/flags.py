@@ -158,6 +158,12 @@ def nonfinite_policy(text: str) -> str:
 def data_set(text: str) -> str:
     """An argparse type: a folder, or one with its repeats, as data/shoes:3."""
     folder, repeats = split_repeats(text)
+    first, comma, _ = text.partition(",")
+    if comma and not Path(folder).exists() and Path(split_repeats(first)[0]).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder; several are divided by blanks, without commas")
+    before, colon, _ = text.rpartition(":")
+    if colon and folder == text and not Path(text).exists() and Path(before or "missing:").is_dir():
+        folder, repeats = before, 0  # a:x or a:1.5
     if not 1 <= repeats <= MOST_REPEATS:
         raise argparse.ArgumentTypeError(f"{text}: expected 1 to {MOST_REPEATS:,} repeats, such as {folder}:3")
     return text
@@ -716,7 +722,7 @@ def contradictions(args: argparse.Namespace) -> list[str]:
     word = getattr(args, "train_token", None)
     of_texts = f"--quantize_text_encoder {texts}: not where a text encoder or a word is trained"
     # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
-    kohya = "--output_kohya_format: not with --use_dora; use the diffusers file, or train without one of the two"
+    kohya = "--output_kohya_format: not with --use_dora or --adapter dora; leave one of the two out"
     kind = args.adapter if args.adapter in ("lokr", "loha") else None
     beside = f"not with --adapter {kind}; {out}"
     found = {

@@ -15,6 +15,7 @@ from utils.cli import UserError
 from utils.files import file_sha256
 from utils.images import BadImage, read_image
 
+MOST_COLOUR = 4  # of 255: how far the channels of a mask differ on average, since JPEG's differ a little
 MaskReader = Callable[[Example, View, tuple[int, int]], torch.Tensor]
 
 
@@ -51,9 +52,13 @@ def _file_name(one: Example | Record) -> str:
 def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     """A mask of a photo of this size, in grey."""
     try:
-        mask = read_image(path)[0].convert("L")
+        image = read_image(path)[0]
     except BadImage as error:
         raise UserError(f"--mask_loss {path}: can't be read ({error}); replace it") from None
+    low, high = (np.asarray(image, dtype=int).min(2), np.asarray(image, dtype=int).max(2))
+    if (high - low).mean() > MOST_COLOUR:
+        raise UserError(f"--mask_loss {path}: is in colour; give a grey image, in which white is what counts")
+    mask = image.convert("L")
     if mask.size != size:
         raise UserError(f"--mask_loss {path}: is {mask.size}, its image {size}; make them the same size")
     if np.asarray(mask).max() < 8:

@@ -133,7 +133,7 @@ def check_matrices(parameters: Iterable[torch.Tensor]) -> None:
     if other := next((tuple(one.shape) for one in parameters if one.ndim != 2), None):
         raise UserError(
             f"--optimizer muon: trains matrices alone, and one of what is trained has shape {other}; leave out "
-            "--method full, --use_dora, or convolutions in --lora_layers, or use adamw"
+            "--method full, a DoRA, or convolutions in --lora_layers, or use adamw"
         )
 
 

@@ -107,6 +107,8 @@ def _read_catalogue(name: str, source: Source) -> list[Record]:
     reasons = Counter(one.reason for one in catalogue.rejected)
     example = {one.reason: f"as {one.id}, {one.detail}" for one in reversed(catalogue.rejected)}
     left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
+    if not source.several_captions and any("` is [" in one.detail for one in catalogue.rejected):
+        left_out += "; --multiple_captions reads lists of texts"
     if not catalogue.products:
         raise UserError(f"{source.flag} {name}: none of its {catalogue.rows} rows can be used ({left_out})")
     if catalogue.rejected:

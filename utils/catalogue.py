@@ -301,7 +301,8 @@ def read_folder(source: Source) -> Catalogue:
     catalogue.note_names("captions not in UTF-8, read as Latin-1", guessed)
     if other:
         counts = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in sorted(other.items()))
-        catalogue.notes.append(f"other files, not read: {counts}")
+        advice = "; rename .caption to .txt" if ".caption" in other else ""
+        catalogue.notes.append(f"other files, not read: {counts}{advice}")
     if not (catalogue.products or catalogue.rejected):
         tables = ", ".join(name for name in files if name.endswith(".csv"))
         hint = f"found {tables or counted(len(files), 'other file')}" if files else "it is empty"

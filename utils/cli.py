@@ -419,6 +419,9 @@ def _as_words(action: argparse.Action, value: Any) -> list[str]:
         return [flag, *(f"{name}={one}" for name, one in value.items())]
     if not isinstance(value, list):
         return [f"{flag}={value}"]
+    if nested := next((one for one in value if isinstance(one, dict)), None):
+        name, inner = next(iter(nested.items()))
+        raise ValueError(f"`{key}` holds `{name}: {inner}`, a nested key; write {name}:{inner}, without the blank")
     repeated = isinstance(action, argparse._AppendAction)
     if action.nargs is None and not repeated:
         raise ValueError(f"`{key}` is a list; {flag} takes one value")

@@ -1,5 +1,6 @@
 """Flags that the trainers share: wrong values are one line, and what may change in a continued run is known."""
 
+import argparse
 import re
 from types import SimpleNamespace
 
@@ -365,3 +366,21 @@ def test_a_flag_of_another_weighting_is_an_error(line, capsys):
         parse(line)
     assert "--weighting_scheme" in capsys.readouterr().err
     assert parse("--weighting_scheme logit_normal --logit_mean 0.5").logit_mean == 0.5
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("a:x", "expected 1 to 10,000 repeats, such as a:3"),
+        ("a:-2", "expected 1 to 10,000 repeats, such as a:3"),
+        ("a:3, b", "several are divided by blanks"),
+        ("a,b", "several are divided by blanks"),
+    ],
+)
+def test_folders_written_wrongly_are_refused_with_how_to_write_them(tmp_path, monkeypatch, word, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        flags.data_set(word)
+    (tmp_path / word).mkdir()
+    assert flags.data_set(word) == word

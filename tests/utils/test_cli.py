@@ -201,6 +201,7 @@ def test_a_value_from_the_environment_stands_in_no_message(parser, tmp_path, mon
         ("flip: 3", "`flip: 3` must be true or false"),
         ("learning_rate: true", "`learning_rate: True` is not a value"),
         ("output_dir: {a: 1}", "`output_dir` holds nested keys"),
+        ("names: [{a: 3}]", "`names` holds `a: 3`, a nested key; write a:3, without the blank"),
         ("output_dir: ${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
         ("- a\n- b", "expected lines of `flag: value`, found a list"),
         ("a: [", "recipe.yaml"),
