@@ -977,4 +977,6 @@ def test_a_lora_to_continue_from_whose_scales_or_settings_are_unknown_is_refused
         train(trainer_data, tmp_path / "run", "--init_lora", given, "--adapter", "lokr")
     found = init_lora.Found({"text_encoder.text_model.q.lora_A.weight": torch.ones(4, 4)}, set(), {})
     assert "text encoder; give another" in init_lora.find_difference(found, Adapter(4, 4), {"transformer.q"}, False)
+    whole = init_lora.Found({"unet.conv_in.bias": torch.ones(4)}, set(), {})
+    assert init_lora.find_difference(whole, Adapter(4, 4), {"unet.q"}, False) == "holds no LoRA; give another file"
     assert "add --train_text_encoder" in init_lora.find_difference(found, Adapter(4, 4), {"unet.q"}, False)

@@ -1,6 +1,7 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
 import ast
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable
@@ -45,14 +46,25 @@ def make_optimizer(
     if settings.name == "muon":
         check_matrices(parameter for group in groups for parameter in group["params"])
     fused = {"fused": device.type in ("cuda", "cpu", "mps")} if settings.name == "adamw" else {}
+    options = {**_own_options(settings), **fused, **dict(settings.options)}
+    make = functools.partial(optimizer_class(settings.name), **options)
     try:
-        optimizer = optimizer_class(settings.name)(groups, **_own_options(settings), **fused, **dict(settings.options))
-    except (TypeError, ValueError, RuntimeError) as error:
+        if settings.options:
+            _try_a_step(make, groups[0]["lr"], device)
+        optimizer = make(groups)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         if not settings.options:
             raise
         given = " ".join(f"{name}={value}" for name, value in settings.options)
         raise UserError(f"--optimizer_args {given}: {' '.join(str(error).split())}; change or leave it out") from error
     return start_training(optimizer)
+
+
+def _try_a_step(make: Callable[..., torch.optim.Optimizer], rate: float, device: torch.device) -> None:
+    """Fails where an option that is only read in a step is wrong."""
+    weight = torch.nn.Parameter(torch.ones(2, 2, device=device))
+    weight.grad = torch.ones_like(weight)
+    start_training(make([{"params": [weight], "lr": rate}])).step()
 
 
 def start_training(optimizer: Any) -> torch.optim.Optimizer:

@@ -421,7 +421,11 @@ def draw_orders(args: argparse.Namespace, records: list[Record]) -> list[Record]
     """The records to train on, with the orders of their tags that --shuffle_tags asks for."""
     if not args.shuffle_tags:
         return records
-    return [shuffle_tags(one, args.shuffle_tags, args.keep_tokens or 0) for one in records]
+    keep = args.keep_tokens or 0
+    ordered = [shuffle_tags(one, args.shuffle_tags, keep) for one in records]
+    if all(len(set(after.captions)) <= max(1, len(before.captions)) for before, after in zip(records, ordered)):
+        logger.warning("--shuffle_tags %d: no caption has two tags after its first %d", args.shuffle_tags, keep)
+    return ordered
 
 
 def mask_folders(args: argparse.Namespace) -> list[Path | None]:

@@ -153,6 +153,8 @@ def test_a_state_before_the_first_step_is_saved_too(name, tmp_path):
         ("muon", {"momentum": "much"}, "momentum=much: expected something like 0.95, its default"),
         ("muon", {"momentum": -1}, "momentum=-1: momentum should be >= 0 but is: -1; change or leave it out"),
         ("adamw", {"foreach": True}, "foreach=True: .*fused"),
+        ("muon", {"ns_coefficients": (1, 2)}, "exactly 3 values; change or leave it out"),
+        ("adamwschedulefree", {"weight_lr_power": -1e9, "r": 5}, "out of range.*; change or leave it out"),
     ],
 )
 def test_further_arguments_reach_the_optimizer_or_are_refused_by_their_name(name, options, said):
