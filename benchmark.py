@@ -50,9 +50,13 @@ from benchmarking.trainer import lacks_memory, read_launch_config
 from families import models, sampler
 from families.names import FAMILIES, published_model
 from families.published import write_configs, write_random_model
+from speech import prosody
 from speech.batches import Position, load_batch, make_loader
 from speech.dataset import Utterance
 from speech.discriminators import choose_sizes
+from speech.parts import parts_of
+from speech.planning import plan_voice
+from speech.references import encoder_of, plan_references
 from speech.synthesis import Speaking, speak
 from speech.voice_memory import build_step
 from speech.voices import load_voice, read_voice_config, speaker_names
@@ -330,7 +334,9 @@ def prepare_voice(job: Job) -> PreparedVoice:
     if job.drawn:
         letters = known_letters(args.pretrained_model_name_or_path)
         drawings.draw_sounds(job.out / "sounds", config.sampling_rate, letters, "".join(speaker_names(config)[:1]))
-    return PreparedVoice(args, start, args.effective_batch_size, train_tts.read_data(args)[0], config)
+    utterances = train_tts.read_data(args)[0]
+    config = plan_voice(config, train_tts.read_wanted(args), [one.speaker for one in utterances])
+    return PreparedVoice(args, start, args.effective_batch_size, utterances, config)
 
 
 def known_letters(name: str) -> str:
@@ -386,10 +392,13 @@ def estimate_voice_peaks(job: Job, checkpointing: bool) -> list[int]:
 
 def time_voice(job: Job, repeats: int) -> dict[str, Any]:
     """Utterances a second that one thread reads, with their spectrograms; seconds of sound spoken in a second."""
-    args, _, _, utterances, _ = prepare_voice(job)
-    voice = train_tts.open_voice(args, utterances)
+    args, start, _, utterances, config = prepare_voice(job)
+    if prosody.NAME in parts_of(config):
+        (utterances,) = train_tts.measure_prosody(start.accelerator, job.out, utterances)
+    vectors = train_tts.encode_speakers(args, encoder_of(config), utterances, start.accelerator)
+    voice = train_tts.open_voice(args, config, utterances, vectors)
     some = utterances[: drawings.NUMBER]
-    loader = make_loader(some, voice, args.segment_frames)
+    loader = make_loader(some, voice, args.segment_frames, plan_references(utterances, [], vectors)[0])
     positions = [Position(i, 0.0, ("benchmark", i)) for i in range(len(some))]
     loading = time_repeatedly(lambda: load_batch(positions, loader, positions), len(some), repeats)
     how, text = Speaking(speaker="".join(voice.speakers[:1])), some[-1].text

@@ -95,7 +95,8 @@ def test_a_training_begins_with_it_and_adds_a_speaker(tmp_path, capsys):
     said, stated = capsys.readouterr().out, re.search(r"estimates ([\d.]+) GiB", recipe.read_text())
     mebibytes = re.search(r"([\d,]+) MiB at the peak", said)
     assert int(mebibytes[1].replace(",", "")) / 1024 == pytest.approx(float(stated[1]), rel=0.1), said
-    assert train_tts.open_voice(args, train_tts.read_data(args)[0]).speakers == [*TRAINED, SPEAKER]
+    given = train_tts.read_voice_config("demo-voice")
+    assert train_tts.open_voice(args, given, train_tts.read_data(args)[0], None).speakers == [*TRAINED, SPEAKER]
 
 
 @pytest.mark.very_slow
