@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from utils.cli import UserError
 from utils.files import file_sha256
 
 Loaded = TypeVar("Loaded")
+TALKATIVE = ("huggingface_hub", "transformers", "diffusers")
+_hush = threading.Lock()
+_inside: list[int] = []  # a thread for each block that is quiet
+_levels: dict[str, int] = {}  # of the loggers, before the first of these
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
 
 
@@ -88,17 +93,27 @@ def find_file(model: str, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Without the libraries' lines for each attempt to reach the hub and each weight: one error says what failed."""
-    levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "transformers", "diffusers")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Without the libraries' lines for each attempt to reach the hub and each weight: one error says what failed.
+
+    Several threads may be within it; the last one that leaves brings the lines back.
+    """
+    with _hush:
+        if not _levels:
+            _levels.update({name: logging.getLogger(name).level for name in TALKATIVE})
+        _inside.append(threading.get_ident())
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument")  # which diffusers gives
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        with _hush:
+            _inside.pop()
+            if not _inside:
+                for name, level in _levels.items():
+                    logging.getLogger(name).setLevel(level)
+                _levels.clear()
 
 
 def hub_failure(error: Exception) -> str:

@@ -34,3 +34,14 @@ def test_the_hubs_own_lines_about_retries_are_off_only_within_the_block():
     with quiet_hub():
         assert not retries.isEnabledFor(logging.WARNING)
     assert retries.isEnabledFor(logging.WARNING)
+
+
+def test_the_lines_come_back_where_two_threads_were_quiet_at_once():
+    first, second = quiet_hub(), quiet_hub()
+    before = logging.getLogger("diffusers").level
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.getLogger("diffusers").level == logging.ERROR
+    second.__exit__(None, None, None)
+    assert logging.getLogger("diffusers").level == before
