@@ -712,11 +712,12 @@ def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, wo
 
 
 OF_LORA = ["--rank 4", "--lora_alpha 8.0", "--lora_dropout 0.1", "--use_dora", "--use_rslora", "--lora_layers to_k"]
-OF_PRIOR = ["--class_data_dir class", "--class_prompt shoes", "--num_class_images 5", "--prior_loss_weight 0.5"]
-OF_PRIOR += ["--sample_batch_size 2", "--prior_generation_precision fp16"]
+OF_PRIOR = ["--class_data_dir class", "--num_class_images 5", "--prior_loss_weight 0.5", "--sample_batch_size 2"]
+OF_PRIOR += ["--prior_generation_precision fp16"]
 IGNORED = [(words, "--method lora", "--method lora") for words in OF_LORA]
 WITH_PRIOR = "--with_prior_preservation --class_data_dir c --class_prompt s"
 IGNORED += [(words, "--with_prior_preservation", WITH_PRIOR) for words in OF_PRIOR]
+IGNORED += [("--class_prompt shoes", "--with_prior_preservation or --preserve_base", WITH_PRIOR)]
 IGNORED += [("--token_learning_rate 0.1", "--train_token", "--method lora --train_token sks")]
 IGNORED += [("--ema_decay 0.5", "--use_ema", "--use_ema"), ("--hub_model_id a/b", "--push_to_hub", "--push_to_hub")]
 IGNORED += [("--lr_power 2.0", "--lr_scheduler polynomial", "--lr_scheduler polynomial")]

@@ -19,7 +19,7 @@ from families.names import FAMILIES
 from families.published import write_configs
 from families.sampler import Sampling
 from tests.tiny_models import OF_FLOW, build_tiny
-from training import build, dry_run, memory, setup
+from training import build, dry_run, memory, setup, starting
 from training.memory import Load
 from utils import devices
 
@@ -289,7 +289,7 @@ def test_a_validation_image_counts_where_one_is_made(tmp_path, family):
 def test_the_memory_of_a_validation_counts_if_it_makes_images(flags, counts):
     args = train_lora.parse_args(["--resolution", "128", *flags.split()])
     args.validation_inference_steps, args.validation_guidance_scale = 2, 4.0
-    recipe = build.Recipe(Adapter(8, 16), 1e-4, 1e-4, None, 0)
+    recipe = build.Recipe(Adapter(8, 16), 1e-4, 1e-4, starting.read_optimizer(args), 0)
     load = setup.read_load(args, recipe, devices.choose_precision(torch.device("cpu")), [(128, 64)], 1)
     assert bool(load.sampling) == counts and (not counts or load.sampling.size == 128)
 
