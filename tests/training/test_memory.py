@@ -138,7 +138,7 @@ def test_what_check_environment_says_a_model_takes_is_estimated(tmp_path, family
     args.resolution = sampling.native_size(model)
     args.validation_inference_steps, args.validation_guidance_scale = sampling.default_sampling(model)
     layers = tuple(setup.default_layers(model, family))
-    recipe = build.Recipe(Adapter(8, 16, targets=layers), 1e-4, 1e-4, None, 0)
+    recipe = build.Recipe(Adapter(8, 16, targets=layers), 1e-4, 1e-4, starting.read_optimizer(args), 0)
     precision = devices.Precision("bf16", torch.bfloat16, "as on a GPU")
     load = setup.read_load(args, recipe, precision, [(args.resolution, args.resolution)], 1)
     phases = memory.estimate_memory(model, family, dataclasses.replace(load, vae_batch=1))
@@ -304,7 +304,9 @@ def test_memory_auto_keeps_blocks_on_the_cpu_where_nothing_else_changes(tmp_path
     gpu = SimpleNamespace(device=torch.device("cuda"), is_main_process=True, num_processes=1)
     precision = SimpleNamespace(dtype=torch.float32)
     start = SimpleNamespace(accelerator=gpu, model=model, family="z_image", precision=precision)
-    recipe = build.Recipe(Adapter(8, 16), 1e-4, 1e-4, None, 0, blocks_on_cpu=args.blocks_on_cpu)
+    recipe = build.Recipe(
+        Adapter(8, 16), 1e-4, 1e-4, starting.read_optimizer(args), 0, blocks_on_cpu=args.blocks_on_cpu
+    )
 
     def estimate_now(micro):
         settings = {"gradient_checkpointing": args.gradient_checkpointing, "blocks_on_cpu": args.blocks_on_cpu}
