@@ -54,8 +54,7 @@ OF_UNETS = (
 # Neither where the result goes nor how the work is divided changes an image.
 FREE = set(
     "output_dir batch_size num_workers shard mixed_precision max_retries allow_other_base enable_vae_slicing "
-    "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 model_config sync_to "
-    "image_metadata".split()
+    "enable_vae_tiling enable_attention_slicing enable_cpu_offload compile allow_tf32 sync_to".split()
 )
 
 

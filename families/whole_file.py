@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,7 @@ def save_whole(path: Path, pipeline: DiffusionPipeline, family: str, facts: dict
     about = model_spec(path.stem, "", {}, family, facts)
     with replaced_file(path) as file:
         save_file(tensors, file.name, {"format": "pt", **facts, **about})
+        os.chmod(file.name, os.fstat(file.fileno()).st_mode)  # safetensors' own can be read by its owner alone
 
 
 def _unet_tensors(unet: UNet2DConditionModel) -> State:

@@ -222,12 +222,17 @@ def test_a_single_file_becomes_the_same_model_once(checkpoint, tmp_path):
     assert (folder / "model_index.json").stat() == written and len(list(folder.parent.iterdir())) == 1
     shutil.copy(checkpoint, tmp_path / "other.safetensors")
     assert models.resolve_model(str(tmp_path / "other.safetensors"), tmp_path / "cache", str(configs)) != str(folder)
+    scheduler = configs / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("epsilon", "v_prediction"))
+    other = Path(models.resolve_model(str(checkpoint), tmp_path / "cache", str(configs)))
+    assert "v_prediction" in (other / "scheduler/scheduler_config.json").read_text()  # as given now, not as at first
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_a_pipeline_written_as_one_file_is_read_back_by_diffusers(folders, tmp_path, family):
     pipeline = DiffusionPipeline.from_pretrained(folders[family], dtype=torch.float32)
     save_whole(tmp_path / "whole.safetensors", pipeline, family, {"base_model": "tiny"})
+    assert (tmp_path / "whole.safetensors").stat().st_mode & 0o044  # others may read it
     folder = models.resolve_model(str(tmp_path / "whole.safetensors"), tmp_path / "cache", folders[family])
     read = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     for part in ("unet", "vae", *FAMILIES[family].TEXT_ENCODERS):
