@@ -62,7 +62,7 @@ def test_onnxruntime_speaks_as_torch_does(tmp_path, speakers, stochastic, prosod
     voice = loud_voice(speakers, stochastic)
     if prosody:
         voice = with_parts(voice, PARTS, 0)
-        learn(voice)
+        learn(voice, 2e-3)  # at a higher rate its sound would clip
     else:
         voice = grown(voice, learnt=True)
     export_onnx(tmp_path / "voice.onnx", voice)
@@ -76,7 +76,7 @@ def test_onnxruntime_speaks_as_torch_does(tmp_path, speakers, stochastic, prosod
         inputs = inputs_of(voice, text, 3, len(expected)) | ({"prosody": PROSODY} if prosody else {})
         (made,) = session.run(None, inputs)[0]
         assert made.shape == expected.shape and np.abs(expected).max() > 0.01
-        assert np.abs(made - expected).max() < (5e-4 if prosody else 1e-4)  # the one with prosody is loud, and clips
+        assert np.abs(made - expected).max() < 1e-4
 
 
 @pytest.mark.very_slow

@@ -75,9 +75,9 @@ def test_layers_that_never_heard_anything_are_silent_when_a_part_comes():
     assert np.array_equal(speak(plain, TEXT, 1), speak(with_parts(plain, PARTS, 0), TEXT, 1, Speaking(pitch=3)))
 
 
-def learn(voice: Voice) -> None:
+def learn(voice: Voice, rate: float = 0.02) -> None:
     """Three steps; the first layers of a chain that begins with zeros get no gradient at the first."""
-    optimizer = torch.optim.Adam(voice.model.parameters(), 0.02)
+    optimizer = torch.optim.Adam(voice.model.parameters(), rate)
     for _ in range(3):
         found = forward_train(voice.model, heard(voice, [1, 2, 4]), 8)
         (found.segment.square().sum() + found.kl.sum() + found.duration.sum()).backward()
