@@ -17,8 +17,7 @@ from utils.files import file_sha256
 Loaded = TypeVar("Loaded")
 TALKATIVE = ("huggingface_hub", "transformers", "diffusers")
 _hush = threading.Lock()
-_inside: list[int] = []  # a thread for each block that is quiet
-_levels: dict[str, int] = {}  # of the loggers, before the first of these
+_levels: list[dict[str, int]] = []  # of the loggers, before each block that is quiet
 DEMO = Path(__file__).resolve().parent.parent / "demo"  # the models that come with this repository
 
 
@@ -98,9 +97,7 @@ def quiet_hub() -> Iterator[None]:
     Several threads may be within it; the last one that leaves brings the lines back.
     """
     with _hush:
-        if not _levels:
-            _levels.update({name: logging.getLogger(name).level for name in TALKATIVE})
-        _inside.append(threading.get_ident())
+        _levels.append({name: logging.getLogger(name).level for name in TALKATIVE})
         for name in TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -109,11 +106,8 @@ def quiet_hub() -> Iterator[None]:
             yield
     finally:
         with _hush:
-            _inside.pop()
-            if not _inside:
-                for name, level in _levels.items():
-                    logging.getLogger(name).setLevel(level)
-                _levels.clear()
+            for name, level in _levels.pop().items():  # those before the first block, once the last one ends
+                logging.getLogger(name).setLevel(level)
 
 
 def hub_failure(error: Exception) -> str:
