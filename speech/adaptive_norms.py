@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import VitsModel
 from transformers.models.vits.modeling_vits import VitsEncoderLayer
 
+from speech.layers import zero_
+
 NAME = "style_adaptive_norm"  # of the part
 
 
@@ -18,7 +20,7 @@ def add_adaptive_norms(model: VitsModel) -> None:
     size, hidden = model.config.speaker_embedding_size, model.config.hidden_size
     layers = [torch.nn.Linear(size, 4 * hidden, bias=False) for _ in model.text_encoder.encoder.layers]
     for layer in layers:
-        torch.nn.init.zeros_(layer.weight)
+        zero_(layer)
     model.text_norms = torch.nn.ModuleList(layers)
 
 
