@@ -52,7 +52,6 @@ from training.batches import Batch, BatchPlan
 from training.build import NewWord, Recipe, build_training
 from training.gradients import (
     Backward,
-    Row,
     add_gradients,
     all_finite,
     clip_gradients,
@@ -506,7 +505,7 @@ def main(args: argparse.Namespace) -> int:
     # Not accelerator.accumulate and backward: a micro-batch may be halved in the middle of a step, and on a CPU each
     # core goes backward by itself.
     micro = plan.micro * (1 + bool(of_class))  # samples at once
-    rows_to_log: list[Row] = []  # of the samples since the last line of the log
+    rows_to_log = progress.rows_to_log  # of the samples since the last line of the log
     parts: list[Batch] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
     # Dropout needs one generator; divided weights are gathered, and adapters are switched off, for one pass at a time.
     cores = None
@@ -565,7 +564,7 @@ def main(args: argparse.Namespace) -> int:
                     losses["prior_loss"] = diffusion.mean_losses(class_rows, noising.end)["loss"]
                 losses |= {"preserve_loss": diffusion.mean_of_last(rows_to_log)} if preserve else {}
                 log_step(run, progress, losses, rates_at(step)[0], grad_norm, len(rows_to_log))
-                rows_to_log = []
+                rows_to_log.clear()
                 bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()
             validate_if_due(run, training, check, validate_every, total_steps, bar)

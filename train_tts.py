@@ -60,7 +60,6 @@ from training.cache import ensure_cached
 from training.episodes import Episodes, begin_episode, draw_episode_step, end_step, plan_episodes
 from training.gradients import (
     Backward,
-    Row,
     add_gradients,
     all_finite,
     clip_gradients,
@@ -647,7 +646,7 @@ def main(args: argparse.Namespace) -> int:
     # Both networks step at once, each by gradients at the other's weights of before: so a micro-batch needs one forward
     # of the voice, and may be halved in the middle of a step.
     micro = plan.micro  # utterances at once
-    rows_to_log: list[Row] = []  # of the utterances since the last line of the log
+    rows_to_log = progress.rows_to_log  # of the utterances since the last line of the log
     parts: list[Utterances] | None = None  # this step's micro-batches, kept while it is repeated; None: fetch the next
     cores = devices.share_cores(micro) if device.type == "cpu" else None
     patience = args.early_stopping_patience
@@ -706,7 +705,7 @@ def main(args: argparse.Namespace) -> int:
                 means = torch.tensor(rows_to_log, dtype=torch.float64).mean(0).tolist()
                 losses = dict(zip(LOSSES + MORE_LOSSES, means))
                 log_step(run, progress, losses, rates_at(step)[0], grad_norm, len(rows_to_log))
-                rows_to_log = []
+                rows_to_log.clear()
                 bar.note = f"loss {progress.loss_smooth:.4f}"
             bar.update()
             validate_if_due(run, training, check, validate_every, total_steps, bar)

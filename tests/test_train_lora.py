@@ -179,13 +179,16 @@ EVERYTHING += "--lora_dropout 0.1 --lr_scheduler cosine --noise_offset 0.1 --opt
 
 @pytest.mark.parametrize("words", [EVERYTHING, "--optimizer adafactor --use_ema"])
 def test_resumed_equals_uninterrupted_with_all_that_has_a_state(trainer_data, tmp_path, words):
-    words = [*words.split(), "--train_data_dir", trainer_data["folder"], *divide(4, 2)]
+    words = [*words.split(), "--train_data_dir", trainer_data["folder"], *divide(4, 2), "--logging_steps", 2]
     assert train(trainer_data, tmp_path / "whole", *words) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     forget_after(tmp_path / "broken", 3)
     assert train(trainer_data, tmp_path / "broken", *words) == 0
     assert same_bytes(tmp_path / "whole", tmp_path / "broken")
-    assert column(tmp_path / "whole", "loss") == column(tmp_path / "broken", "loss")
+    for name in ("loss", "loss_smooth"):  # the second line is of step 3, too, which was trained before the end
+        assert column(tmp_path / "whole", name) == column(tmp_path / "broken", name)
+    before = json.loads((tmp_path / "broken/checkpoint-3/state.json").read_text())["progress"]["seconds"]["step"]
+    assert column(tmp_path / "broken", "seconds_step")[1] > before > 0
     plain = lora_of(tmp_path / "whole" / "checkpoint-6")
     assert any(not torch.equal(value, plain[key]) for key, value in lora_of(tmp_path / "whole").items())  # the average
 

@@ -83,6 +83,8 @@ def start_run(
     if saved:
         restore_training(saved, training)
         accelerator.print(f"resuming from {saved}")
+        for name, spent in training.progress.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + spent
     training.progress.began = training.progress.began or time.time()
     started: dict[str, Tracker] = {}
     if accelerator.is_main_process:
@@ -208,6 +210,8 @@ def save_now(run: Run, training: Training, limit: int | None) -> None:
     path = run.folder / f"checkpoint-{training.progress.step}"
     if not training.progress.step or path in run.saved:
         return
+
+    training.progress.seconds = dict(run.seconds)
 
     def save() -> None:
         save_training(path, training, snapshot)

@@ -30,6 +30,9 @@ class Progress:
     worse_in_a_row: int = 0  # validations since the best
     skipped: list[int] = field(default_factory=list)  # steps that were not finite
     skipped_in_a_row: int = 0
+    # Of the next line of the log: what was recorded of each sample, and the seconds spent on each activity.
+    rows_to_log: list[list[float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss_smooth(self) -> float:
