@@ -1,5 +1,6 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+import argparse
 import ast
 import functools
 import inspect
@@ -12,9 +13,10 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from families.quantized import load_bitsandbytes
-from utils.cli import UserError
+from utils.cli import Range, UserError
 
 logger = logging.getLogger(__name__)
+LIMITS = {"momentum": Range(0, 1, below=True), "ns_steps": Range(1, 99, int)}  # of Muon's arguments
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,11 @@ def check_options(settings: OptimizerSettings) -> None:
     own = {"params", "lr", *_own_options(settings)} - {"adjust_lr_fn"}
     known = inspect.signature(optimizer_class(settings.name)).parameters if settings.options else {}
     free = sorted(set(known) - own - {"fused"})
+    names = [name for name, _ in settings.options]
     for name, value in settings.options:
         start = f"--optimizer_args {name}={value}:"
+        if names.count(name) > 1:
+            raise UserError(f"{start} {name} is given twice; give it once")
         if name in own:
             raise UserError(
                 f"{start} {f'use {taken[name]}' if name in taken else 'it is always set here; leave it out'}"
@@ -131,6 +136,10 @@ def check_options(settings: OptimizerSettings) -> None:
         default = known[name].default
         if isinstance(default, (bool, int, float, str)) and not _is_like(value, default):
             raise UserError(f"{start} expected something like {default!r}, its default")
+        try:
+            LIMITS.get(name, str)(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--optimizer_args {name}={error}") from None
 
 
 def _is_like(value: Any, default: bool | int | float | str) -> bool:

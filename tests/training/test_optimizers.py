@@ -151,7 +151,8 @@ def test_a_state_before_the_first_step_is_saved_too(name, tmp_path):
         ("adamw", {"lr": 0.1}, "lr=0.1: use --learning_rate"),
         ("prodigy", {"use_bias_correction": False}, "it is always set here; leave it out"),
         ("muon", {"momentum": "much"}, "momentum=much: expected something like 0.95, its default"),
-        ("muon", {"momentum": -1}, "momentum=-1: momentum should be >= 0 but is: -1; change or leave it out"),
+        ("muon", {"momentum": 1}, "momentum=1: expected a number, 0 or more, below 1"),
+        ("muon", {"ns_steps": 0}, "ns_steps=0: expected a whole number, 1 to 99"),
         ("adamw", {"foreach": True}, "foreach=True: .*fused"),
         ("muon", {"ns_coefficients": (1, 2)}, "exactly 3 values; change or leave it out"),
         ("adamwschedulefree", {"weight_lr_power": -1e9, "r": 5}, "out of range.*; change or leave it out"),
@@ -163,6 +164,12 @@ def test_further_arguments_reach_the_optimizer_or_are_refused_by_their_name(name
             make(name, **options)
     else:
         assert options.items() <= make(name, **options)[1].param_groups[0].items()
+
+
+def test_a_further_argument_that_is_given_twice_is_refused():
+    settings = OptimizerSettings("muon", (0.9, 0.99), 1e-2, 1e-8, (("ns_steps", 6), ("ns_steps", 5)))
+    with pytest.raises(UserError, match="^--optimizer_args ns_steps=6: ns_steps is given twice; give it once"):
+        optimizers.check_options(settings)
 
 
 def test_muon_refuses_what_is_no_matrix():
