@@ -13,6 +13,7 @@ A folder in a bucket (s3://, gs://) is fetched once.
 import argparse
 import contextlib
 import functools
+import os
 from argparse import BooleanOptionalAction as OnOff
 from collections.abc import Hashable
 from dataclasses import replace
@@ -79,6 +80,7 @@ from training.run import (
 from training.state import update_average
 from utils.cli import Range, UserError, at_once, counted, is_remote, read_place
 from utils.console import print_table
+from utils.dataset import list_folders
 from utils.sync import sent_after_fault
 
 ON_THE_CARD = (
@@ -206,6 +208,9 @@ def check_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     need(own, f"--class_prompt {kind!r}: holds the new word {word}, which the base model hasn't; name the kind alone")
     for name in ("class_data_dir", "class_prompt") if args.with_prior_preservation else ():
         need(getattr(args, name), f"--with_prior_preservation: needs --{name}")
+    photos = [os.path.realpath(one) for one in list_folders(args.instance_data_dir)]
+    apart = not args.class_data_dir or os.path.realpath(args.class_data_dir) not in photos
+    need(apart, f"--class_data_dir {args.class_data_dir}: has the photos themselves; give another folder")
     needs = dict.fromkeys(OF_LORA, ("--method lora", args.method == "lora"))
     needs["output_single_file"] = "--method full", args.method == "full"
     needs |= dict.fromkeys(OF_PRIOR, ("--with_prior_preservation", args.with_prior_preservation))
@@ -370,7 +375,8 @@ def describe_result(
         "data": args.dataset_name or model_card.describe_value(args.instance_data_dir),
         "counts": counts,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD if name in settings and name not in hidden},
+        "settings": {name: settings[name] for name in ON_THE_CARD if name in settings and name not in hidden}
+        | ({"multiple_captions": True} if args.multiple_captions else {}),
     }
 
 

@@ -175,7 +175,8 @@ def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out:
         "data": args.dataset_name or model_card.describe_value(args.train_data_dir),
         "counts": {"training": train, "held-out": held_out},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] not in (None, [])},
+        "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] not in (None, [])}
+        | ({"multiple_captions": True} if args.multiple_captions else {}),
     }
 
 

@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import generate
 import train_dreambooth
+import train_lora
 from demo.shoes import draw_shoe
 from families import diffusion, tokens
 from families.lora import read_lora
@@ -622,6 +623,15 @@ def test_what_is_read_is_never_the_folder_that_is_replaced(trainer_data, tmp_pat
         teach(trainer_data, tmp_path / "new", *PRIOR, "--class_data_dir", tmp_path / "new/class")
 
 
+def test_only_a_run_with_several_captions_says_so_on_its_card():
+    for words, said in ((["--multiple_captions"], True), ([], None)):
+        args = train_dreambooth.parse_args(["--instance_data_dir", "photos", *words])
+        settings = train_dreambooth.describe_result(args, "shoes", {}, None)["settings"]
+        assert settings.get("multiple_captions") is said
+        args = train_lora.parse_args(words)
+        assert train_lora.describe_result(args, "shoes", 1, 0)["settings"].get("multiple_captions") is said
+
+
 def test_captions_win_over_the_instance_prompt(trainer_data, tmp_path):
     photos = Path(shutil.copytree(trainer_data["subject"], tmp_path / "photos"))
     (photos / "shoe1.txt").write_text("a photo of sks shoes in the rain")
@@ -702,6 +712,10 @@ def test_command_lines_for_the_diffusers_scripts_run_unchanged(trainer_data, tmp
         ("--prior_loss_weight 0", "--prior_loss_weight 0: expected a number, above 0"),
         ("--aspect_ratio_buckets 16,99999999", "--aspect_ratio_buckets 99999999: expected a whole number, 16 to 4,096"),
         ("--dataset_name a/b", "--instance_data_dir DIR or --dataset_name HUB_ID: give one of the two"),
+        (
+            "--with_prior_preservation --class_prompt shoes --class_data_dir ./photos",
+            "--class_data_dir photos: has the photos themselves; give another folder",
+        ),
     ],
 )
 def test_a_flag_that_cannot_be_is_refused_in_one_line_with_the_reason(capsys, words, said):

@@ -747,6 +747,8 @@ def check_data_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
     """Refuse a --train_data_dir beside --dataset_name; one from a recipe is warned of."""
     folders = getattr(args, "train_data_dir", None)  # train_dreambooth.py has no such flag
     check_each_set(parser, args, folders or args.instance_data_dir)
+    if not args.dataset_name:
+        check_twice(parser, args, "train_data_dir" if folders else "instance_data_dir")
     if not args.dataset_name or folders == parser.get_default("train_data_dir"):
         return
     named = " ".join(folders) if isinstance(folders, list) else folders
@@ -768,6 +770,22 @@ def check_each_set(parser: cli.Parser, args: argparse.Namespace, folders: str | 
     masks = args.mask_loss if isinstance(args.mask_loss, list) else [args.mask_loss]
     if args.mask_loss and all(str(one) == "none" for one in masks):
         parser.error(f"--mask_loss {' '.join(map(str, masks))}: no data set has masks; leave it out")
+
+
+def check_twice(parser: cli.Parser, args: argparse.Namespace, name: str) -> None:
+    """Refuse a folder that is named again with the same captions and masks: its repeats say how often it trains."""
+    given = getattr(args, name)
+    if not isinstance(given, list):
+        return
+    parts, none = [split_repeats(spec) for spec in given], [None] * len(given)
+    sets = [
+        (os.path.realpath(folder), prefix, masks)
+        for (folder, _), prefix, masks in zip(parts, args.caption_prefix or none, args.mask_loss or none)
+    ]
+    for one, (folder, _) in zip(sets, parts):
+        if sets.count(one) > 1:
+            total = sum(repeats for other, (_, repeats) in zip(sets, parts) if other == one)
+            parser.error(f"--{name} {' '.join(given)}: has {folder} twice; give it once, as {folder}:{total}")
 
 
 def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:

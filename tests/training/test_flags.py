@@ -300,6 +300,11 @@ def test_folders_stay_as_they_are_given_one_or_several(tmp_path):
     assert dataset.list_folders(args.train_data_dir) == ["s3://x/a", "b"] and dataset.split_repeats("b:3") == ("b", 3)
 
 
+@pytest.mark.parametrize("more", ["--caption_prefix x y", "--mask_loss none masks"])
+def test_a_folder_may_train_twice_with_other_captions_or_masks(more):
+    assert parse(f"--train_data_dir a a {more}").train_data_dir == ["a", "a"]
+
+
 @pytest.mark.parametrize(
     "line, said",
     [
@@ -312,6 +317,8 @@ def test_folders_stay_as_they_are_given_one_or_several(tmp_path):
         ("--train_data_dir a b --mask_loss c", "--mask_loss: 1 for 2 data sets; give one for each, `none` where"),
         ("--train_data_dir a b --mask_loss none none", "--mask_loss none none: no data set has masks; leave it out"),
         ("--shuffle_tags 0", "--shuffle_tags 0: expected a whole number, 1 to 1,000"),
+        ("--train_data_dir a b a/:3", "--train_data_dir a b a/:3: has a twice; give it once, as a:4"),
+        ("--train_data_dir a a --caption_prefix x x", "--train_data_dir a a: has a twice; give it once, as a:2"),
     ],
 )
 def test_data_sets_that_can_not_be_are_one_line(capsys, line, said):
