@@ -32,6 +32,7 @@ from utils.cli import UserError, counted
 from utils.dataset import SPLITS
 from utils.faces import Faces, load_faces
 from utils.files import file_sha256, write_json, write_manifest
+from utils.hub import check_name
 from utils.outputs import replaced_folder
 from utils.storage import fetch
 from utils.wording import PLACEHOLDER
@@ -151,8 +152,10 @@ def main(args: argparse.Namespace) -> int:
         args.dataset_split,
         images_needed=not args.analyse_only,
     )
-    models = {"tokenizer": args.tokenizer, "face_detector": args.face_detector}
+    models = {name: getattr(args, name) for name in ("tokenizer", "face_detector", "caption_model")}
     existing.check_output(args.output_dir, (source.flag, source.name), args.overwrite, args.analyse_only, models)
+    if args.caption_model:
+        check_name("--caption_model", args.caption_model)
     # Models that may be missing are loaded before any work.
     tokenizer = None if args.analyse_only else captions.load_tokenizer(args.tokenizer)
     faces = load_faces(args.face_detector) if args.face_detector else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
-from preparation.messages import describe_ratio
+from preparation.messages import describe_ratio, refuse_beside_verify
 from preparation.model_captions import DEFAULT_MODEL, DEFAULT_PROMPT
 from utils import cli
 from utils.catalogue import canonical
@@ -175,8 +175,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
         ignore(parser, args, OF_PORTRAITS, "--portraits")
     args.num_workers = args.num_workers or available_cores()
     if args.verify:
-        if args.catalogue or args.portraits or args.output_dir:
-            parser.error("--verify does not go with --catalogue, --portraits or --output_dir; leave them out")
+        refuse_beside_verify(parser, args)
         return args
     if not (args.catalogue or args.portraits):
         parser.error("--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
@@ -208,6 +207,9 @@ def ignore(parser: Parser, args: argparse.Namespace, names: list[str], needed: s
 
 def check_caption_model(parser: Parser, args: argparse.Namespace) -> None:
     """What does not go with captions by a model, or does nothing without them; what it is asked by default."""
+    for name in ("caption_model", "caption_prompt"):
+        if (value := getattr(args, name)) is not None and not value.strip():
+            parser.error(f"--{name} '{value}': is empty; give a text, or leave the value out")
     if not args.caption_model:
         return ignore(parser, args, ["caption_prompt", "caption_batch_size"], "--caption_model")
     for name in ("caption_template", "caption_columns", "analyse_only"):

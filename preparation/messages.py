@@ -1,5 +1,6 @@
 """What the scripts that prepare data say alike: what is to read, what can't be used, what a check has found."""
 
+import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils.catalogue import Rejected
-from utils.cli import UserError, counted
+from utils.cli import COMMON, Parser, UserError, counted
 from utils.dataset import SPLITS
 
 
@@ -32,6 +33,12 @@ def refuse_any(rejected: list[Rejected], allowed: str) -> None:
     if faults:
         print("\n".join(map(str, faults)), file=sys.stderr)
         raise UserError(f"--strict: {counted(len(faults), 'row')} can't be used, see above; nothing was written")
+
+
+def refuse_beside_verify(parser: Parser, args: argparse.Namespace) -> None:
+    """--verify reads a dataset as it is: a flag of how one is made would do nothing."""
+    if others := sorted(args.given - {"verify", "num_workers", *COMMON}):
+        parser.error(f"--verify {args.verify}: does not go with --{', --'.join(others)}; leave out what is not of it")
 
 
 def describe_ratio(ratio: Sequence[float]) -> str:

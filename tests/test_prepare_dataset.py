@@ -490,8 +490,11 @@ def test_a_model_describes_the_images_and_goes_on_where_it_was_killed(clean, pre
     assert (options["caption_model"], options["caption_prompt"]) == (name, asked)
     assert "caption_model" not in read_metadata(prepared)["options"] and verify(out) == 0
     assert prepare(clean, out, *words) == 0 and "is up to date" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--caption_model .*vlm2: no such folder"):
-        prepare(clean, tmp_path / "other", "--caption_model", f"{name}2")
+
+
+def test_a_model_for_captions_that_is_not_there_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match="^--caption_model ./vlm: no such folder, and not a hub id"):
+        prepare(tmp_path / "missing", tmp_path / "data", "--caption_model", "./vlm", "--dry_run")
 
 
 def test_an_image_for_which_a_model_writes_no_text_is_named_with_the_model(clean, tmp_path):

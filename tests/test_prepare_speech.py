@@ -266,7 +266,8 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(damaged, tmp_pat
     [
         ("--recordings r", "--output_dir: is missing"),
         ("--output_dir o", "--recordings DIR or --verify DIR: give one of them"),
-        ("--verify d --recordings r", "--verify does not go with"),
+        ("--verify d --recordings r", "--verify d: does not go with --recordings; leave"),
+        ("--verify d --segment", "--verify d: does not go with --segment; leave"),
         ("--recordings r --output_dir o --seconds 5 2", "--seconds 5 2: expected the first number below the second"),
         ("--recordings r --output_dir o --columns speaker text", "expected `file` and `text` among them"),
         ("--recordings r --output_dir o --segment --max_cer 0.3", "--max_cer compares texts that are given"),

@@ -32,8 +32,7 @@ def load_named(
     here = Path(place or name).is_dir()
     if place and not here:
         raise UserError(f"{flag} {name}: is not in this copy of the repository; {advice}")
-    if not here and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
+    check_name(flag, place or name)
     hide_weight_bars()
     try:
         return load()
@@ -43,6 +42,12 @@ def load_named(
             reason = " ".join(str(error).replace(place or name, name).split())
             said = f"does not contain a complete {kind} ({reason[:120]})"
         raise UserError(f"{flag} {name}: {said}; {advice or f'give the hub id or folder of a {kind}'}") from error
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse what is neither a folder nor spelt as a hub id."""
+    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise UserError(f"{flag} {name}: no such folder, and not a hub id (owner/name)")
 
 
 def hide_weight_bars() -> None:
