@@ -461,6 +461,8 @@ def start_script() -> list[str]:
     """The words of the command line, at the start of a script."""
     gc.freeze()  # what is imported stays in memory: collecting it again, at exit above all, takes over a second
     ignore_closed_pipes()
+    if type(sys.stdout) is io.TextIOWrapper:  # also in a file or pipe, an error stands after what was printed before it
+        sys.stdout.reconfigure(line_buffering=True)
     leave_warnings_to_main()
     return sys.argv[1:]
 

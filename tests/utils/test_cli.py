@@ -291,6 +291,13 @@ def test_a_config_that_a_script_wrote_is_a_recipe(parser, tmp_path, capsys):
     assert "unknown key `precision`" in capsys.readouterr().err
 
 
+def test_an_error_is_the_last_line_of_a_log():
+    script = "import sys; from utils import cli; cli.start_script(); print('a step'); print('error', file=sys.stderr)"
+    words = [sys.executable, "-c", script]
+    told = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert told.stdout == "a step\nerror\n"
+
+
 def test_work_goes_on_without_a_reader_of_its_output(tmp_path):
     words = [sys.executable, "-c", SCRIPT, "--rank", "16", "--output_dir", str(tmp_path)]
     piped = subprocess.run(["bash", "-c", f"{shlex.join(words)} 2>&1 | head -1"], capture_output=True, text=True)
