@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor")
 IMAGE_OPTIMIZERS = (*OPTIMIZERS, "adamwschedulefree", "muon")
+OR_NOT = ", or leave it out"
 BELOW_ONE = Range(0, 1, below=True)
 MICRO_BATCH = 2  # samples at once
 MOST_REPEATS = 10_000
@@ -257,11 +258,13 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--shuffle_tags",
-        type=Range(1, 1000, int),
+        type=Range(1, 1000, int, hint=OR_NOT),
         metavar="N",
         help="draw one of N orders of a caption's tags, which commas divide; N times the captions are encoded",
     )
-    group.add_argument("--keep_tokens", type=positive, metavar="N", help="so many first tags stay first")
+    group.add_argument(
+        "--keep_tokens", type=Range(1, 1000, int, hint=OR_NOT), metavar="N", help="so many first tags stay first"
+    )
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
@@ -303,7 +306,7 @@ def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
     group.add_argument("--allow_other_base", action=OnOff, default=False, help="also one of another base model")
     group.add_argument(
         "--preserve_base",
-        type=Range(0, 1000, above=True),
+        type=Range(0, 1000, above=True, hint=OR_NOT),
         metavar="WEIGHT",
         help="add the distance to the base model's own prediction of --class_prompt, so that it forgets less",
     )
@@ -358,7 +361,7 @@ def add_training_flags(parser: argparse.ArgumentParser, steps: int, accumulation
         "--gradient_accumulation_steps",
         type=at_once,
         metavar="N",
-        help=f"micro-batches a step; default: {accumulation}, or 1 with a --train_batch_size",
+        help=f"micro-batches a step; default: {accumulation}{', or 1 with a --train_batch_size' * (accumulation > 1)}",
     )
     group.add_argument(
         "--effective_batch_size",
@@ -387,7 +390,7 @@ def add_noise_flags(parser: argparse.ArgumentParser) -> None:
         choices=LOSSES,
         help="of the prediction's error: huber and smooth_l1 weigh outliers less; default: l2",
     )
-    group.add_argument("--huber_c", type=Range(0, 100, above=True), help=f"of huber and smooth_l1; default: {HUBER_C}")
+    group.add_argument("--huber_c", type=Range(1e-4, 100), help=f"of huber and smooth_l1; default: {HUBER_C}")
 
 
 def add_flow_flags(parser: argparse.ArgumentParser) -> None:
@@ -653,7 +656,7 @@ def check_training_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         parser.error(problem)
     check_ignored_flags(parser, args)
     if args.lr_scheduler != "constant" and args.max_train_steps and args.lr_warmup_steps > args.max_train_steps:
-        message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d"
+        message = "--lr_warmup_steps %d: the rate only climbs, for all of --max_train_steps %d; give fewer, or 0"
         logger.warning(message, args.lr_warmup_steps, args.max_train_steps)
 
 
@@ -799,7 +802,7 @@ def check_ignored_flags(parser: cli.Parser, args: argparse.Namespace) -> None:
         "lang": ("--report_every", bool(args.report_every)),
     }
     needs |= {
-        name: ("an --optimizer other than muon", args.optimizer != "muon")
+        name: ("--optimizer adamw or another of Adam's kind", args.optimizer not in ("adafactor", "muon"))
         for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
     }
     cli.report_ignored(parser, args, needs)

@@ -105,7 +105,7 @@ def _with_captions(record: Record, captions: Sequence[str]) -> Record:
 def _read_catalogue(name: str, source: Source) -> list[Record]:
     catalogue = read_catalogue(replace(source, name=name))
     reasons = Counter(one.reason for one in catalogue.rejected)
-    example = {one.reason: f"as {one.id}, {one.detail}" for one in reversed(catalogue.rejected)}
+    example = {one.reason: f"as {one.id or f'row {one.row}'}, {one.detail}" for one in reversed(catalogue.rejected)}
     left_out = "; ".join(f"{reason}: {count}, {example[reason]}" for reason, count in reasons.most_common())
     if not source.several_captions and any("` is [" in one.detail for one in catalogue.rejected):
         left_out += "; --multiple_captions reads lists of texts"

@@ -398,6 +398,10 @@ def test_rows_that_are_left_out_are_reported(tmp_path, caplog):
     (root / "train/train1.png").unlink()
     train, _ = read_data.read_records(folder_source(root / "train"))
     assert len(train) == 2 and "1 of 3 rows are left out (no image: 1, as " in caplog.text
+    table = root / "train/metadata.jsonl"
+    table.write_text(table.read_text() + "\n{")
+    read_data.read_records(folder_source(root / "train"))
+    assert "row can't be read: 1, as row 4, expected a JSON object with `file_name`: {" in caplog.text
 
 
 def test_a_choice_of_samples_is_seeded_and_of_training_images_alone(tmp_path):

@@ -61,6 +61,7 @@ def test_the_defaults_are_the_recipe():
         "--logit_mean 11",
         "--lora_alpha 0",
         "--snr_gamma 0",
+        "--huber_c 1e-30",
         "--snr_gamma -5",
         "--max_grad_norm 0",
         "--adam_epsilon 0",
@@ -106,6 +107,10 @@ def test_a_shift_that_can_not_be_names_the_words_that_can(capsys):
     [
         ("--no-center_crop --cache_crops 0", "unlimited crops can't be cached"),
         ("--use_8bit_adam --optimizer prodigy", "--use_8bit_adam: not with --optimizer prodigy"),
+        (
+            "--optimizer adafactor --adam_beta2 0.9",
+            "--adam_beta2 0.9: does nothing without --optimizer adamw or another",
+        ),
         ("--logging_dir README.md", "--logging_dir README.md: the run itself writes that; give another name"),
         ("--logging_dir checkpoint-2", "--logging_dir checkpoint-2: the run itself writes that"),
         ("--logging_dir /r/best --output_dir /r", "--logging_dir /r/best: the run itself writes that"),
@@ -316,7 +321,7 @@ def test_a_folder_may_train_twice_with_other_captions_or_masks(more):
         ("--caption_prefix my shoes", "--caption_prefix: 2 for 1 data set;"),
         ("--train_data_dir a b --mask_loss c", "--mask_loss: 1 for 2 data sets; give one for each, `none` where"),
         ("--train_data_dir a b --mask_loss none none", "--mask_loss none none: no data set has masks; leave it out"),
-        ("--shuffle_tags 0", "--shuffle_tags 0: expected a whole number, 1 to 1,000"),
+        ("--shuffle_tags 0", "--shuffle_tags 0: expected a whole number, 1 to 1,000, or leave it out"),
         ("--train_data_dir a b a/:3", "--train_data_dir a b a/:3: has a twice; give it once, as a:4"),
         ("--train_data_dir a a --caption_prefix x x", "--train_data_dir a a: has a twice; give it once, as a:2"),
     ],

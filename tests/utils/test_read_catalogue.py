@@ -186,7 +186,7 @@ def test_images_without_a_line_are_named(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}')
     found = read(tmp_path)
-    assert found.notes == [f"images without a line in {tmp_path.name}/metadata: b.png, c.bmp"]
+    assert found.notes == [f"images without a line in {tmp_path.name}/metadata.jsonl: b.png, c.bmp"]
 
 
 def test_an_empty_folder_and_another_table_are_named(tmp_path):
