@@ -30,6 +30,13 @@ SLOW_FILES = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call():
+    """Signals do what they do in a new process, whatever a script that ran here for an earlier test made of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -63,6 +63,7 @@ def test_ctrl_c_while_workers_start_prints_no_traceback(tmp_path):
     words = [sys.executable, str(tmp_path / "script.py")]
     process = subprocess.Popen(words, stdout=-1, stderr=-1, text=True, start_new_session=True)
     while len(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True).stdout.split()) < 3:
+        assert process.poll() is None
         time.sleep(0.02)  # the two workers and the process that tracks their resources
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
