@@ -6,6 +6,7 @@ import torch
 
 os.environ["PYTHON_DOTENV_DISABLED"] = "1"  # no test reads a developer's own .env
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores what some tests send
+torch.set_num_threads(1)  # as in the processes that some tests start: what is computed depends on it
 
 # Left out of `make test-fast` as whole files: they start scripts or train, for up to minutes each. Slow tests of other
 # files have the marker themselves.
@@ -42,6 +43,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("very_slow"):
+            item.add_marker(pytest.mark.timeout(2400))
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +57,6 @@ def trainer_data(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("trainer")
     folders = {name: root / name for name in ("sd1", "sd2", "sdxl", *OF_FLOW, "raw", "prepared", "folder", "cache")}
-    threads = torch.get_num_threads()
     for family in ("sd1", "sd2", "sdxl", *OF_FLOW):
         build_tiny(folders[family], family)
     write_catalogue(folders["raw"], 32, (48, 64), 0, ["Casual Shoes", "Boots"], damage=False)
@@ -74,9 +76,7 @@ def trainer_data(tmp_path_factory):
         folders[name].mkdir()
         for i in range(count):
             draw_shoe(kind, colour, str(i), (32, 32)).save(folders[name] / f"shoe{i}.png")
-    torch.set_num_threads(1)  # as the processes that some of these tests start
-    yield folders
-    torch.set_num_threads(threads)
+    return folders
 
 
 @pytest.fixture(scope="module")
