@@ -262,9 +262,9 @@ def read_imagefolder(tables: list[Path], source: Source) -> Catalogue:
                 base = name.rpartition("/")[2] if prefix else name.removeprefix("images/")
                 catalogue.products.append(Product(make_id(base, taken), row_id, folder / name, text, attributes))
     used = {one.image for one in catalogue.products}
-    for folder, name in {table.parent: table.name for table in tables}.items():
+    for folder, table in {table.parent: table for table in tables}.items():
         unlisted = [name for name in list_files(folder) if is_image(name) and folder / name not in used]
-        catalogue.note_names(f"images without a line in {folder.name}/{name}", unlisted)
+        catalogue.note_names(f"images without a line in {folder.name}/{table.name}", unlisted)
     return catalogue
 
 
