@@ -181,7 +181,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = cli.parse_args(parser, argv)
     args.num_workers = args.num_workers or available_cores()
     if args.verify:
-        messages.refuse_beside_verify(parser, args)
+        messages.check_beside_verify(parser, args)
         return args
     if not args.recordings:
         parser.error("--recordings DIR or --verify DIR: give one of them")

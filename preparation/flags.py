@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from preparation.captions import DEFAULT_TEMPLATE
-from preparation.messages import describe_ratio, refuse_beside_verify
+from preparation.messages import check_beside_verify, describe_ratio
 from preparation.model_captions import DEFAULT_MODEL, DEFAULT_PROMPT
 from utils import cli
 from utils.catalogue import canonical
@@ -166,6 +166,10 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     """What argparse can't check by itself; column names in their short form."""
+    if args.verify:
+        check_beside_verify(parser, args)
+        args.num_workers = args.num_workers or available_cores()
+        return args
     if args.split_ratio is None:
         args.split_ratio = [100, 0, 0] if args.portraits else [70, 15, 15]
     args.drop_duplicates = bool(args.portraits) if args.drop_duplicates is None else args.drop_duplicates
@@ -174,9 +178,6 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     else:
         ignore(parser, args, OF_PORTRAITS, "--portraits")
     args.num_workers = args.num_workers or available_cores()
-    if args.verify:
-        refuse_beside_verify(parser, args)
-        return args
     if not (args.catalogue or args.portraits):
         parser.error("--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
     if not args.output_dir:
@@ -209,7 +210,7 @@ def check_caption_model(parser: Parser, args: argparse.Namespace) -> None:
     """What does not go with captions by a model, or does nothing without them; what it is asked by default."""
     for name in ("caption_model", "caption_prompt"):
         if (value := getattr(args, name)) is not None and not value.strip():
-            parser.error(f"--{name} '{value}': is empty; give a text, or leave the value out")
+            parser.error(f"--{name} '{value}': is empty; give another value, or leave --{name} out")
     if not args.caption_model:
         return ignore(parser, args, ["caption_prompt", "caption_batch_size"], "--caption_model")
     for name in ("caption_template", "caption_columns", "analyse_only"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils.catalogue import Rejected
-from utils.cli import COMMON, Parser, UserError, counted
+from utils.cli import COMMON, Parser, UserError, counted, report_ignored
 from utils.dataset import SPLITS
 
 
@@ -35,10 +35,11 @@ def refuse_any(rejected: list[Rejected], allowed: str) -> None:
         raise UserError(f"--strict: {counted(len(faults), 'row')} can't be used, see above; nothing was written")
 
 
-def refuse_beside_verify(parser: Parser, args: argparse.Namespace) -> None:
-    """--verify reads a dataset as it is: a flag of how one is made would do nothing."""
-    if others := sorted(args.given - {"verify", "num_workers", *COMMON}):
-        parser.error(f"--verify {args.verify}: does not go with --{', --'.join(others)}; leave out what is not of it")
+def check_beside_verify(parser: Parser, args: argparse.Namespace) -> None:
+    """--verify reads a dataset as it is: a flag of how one is made does nothing."""
+    used = {"verify", "num_workers", *COMMON}
+    needs = {name: ("a new dataset, which --verify does not make", name in used) for name in vars(args)}
+    report_ignored(parser, args, needs)
 
 
 def describe_ratio(ratio: Sequence[float]) -> str:

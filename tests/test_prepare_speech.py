@@ -266,8 +266,8 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(damaged, tmp_pat
     [
         ("--recordings r", "--output_dir: is missing"),
         ("--output_dir o", "--recordings DIR or --verify DIR: give one of them"),
-        ("--verify d --recordings r", "--verify d: does not go with --recordings; leave"),
-        ("--verify d --segment", "--verify d: does not go with --segment; leave"),
+        ("--verify d --recordings r", "--recordings r: does nothing without a new dataset"),
+        ("--verify d --segment", "--segment: does nothing without a new dataset"),
         ("--recordings r --output_dir o --seconds 5 2", "--seconds 5 2: expected the first number below the second"),
         ("--recordings r --output_dir o --columns speaker text", "expected `file` and `text` among them"),
         ("--recordings r --output_dir o --segment --max_cer 0.3", "--max_cer compares texts that are given"),
@@ -279,6 +279,12 @@ def test_flags_that_exclude_each_other_are_refused(words, said, capsys):
     with pytest.raises(SystemExit):
         prepare_speech.parse_args(words.split())
     assert said in capsys.readouterr().err
+
+
+def test_beside_verify_a_recipe_of_how_a_dataset_is_made_is_warned_of(tmp_path, caplog):
+    (tmp_path / "recipe.yaml").write_text("recordings: r\nsegment: true")
+    args = prepare_speech.parse_args(["--config", str(tmp_path / "recipe.yaml"), "--verify", "d"])
+    assert args.verify == Path("d") and "`segment: True` does nothing without a new dataset" in caplog.text
 
 
 def test_a_text_that_is_not_what_is_heard_is_left_out(tmp_path, capsys):

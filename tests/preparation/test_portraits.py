@@ -197,9 +197,9 @@ def test_of_two_copies_of_a_photo_the_one_with_a_caption_is_kept(photos, tmp_pat
         (["--portraits", "a", "--no-aspect_ratio_buckets"], "is now --no-use_aspect_ratio_buckets"),
         (["--portraits", ""], "--catalogue DIR, --portraits DIR or --verify DIR: give one of them"),
         (["--portraits", "a", "--catalogue", "b"], "--catalogue b: does not go with --portraits"),
-        (["--catalogue", "a", "--caption_model", ""], "--caption_model '': is empty; give a text"),
-        (["--catalogue", "a", "--caption_model", "--caption_prompt", ""], "--caption_prompt '': is empty; give a text"),
-        (["--verify", "d", "--caption_model"], "--verify d: does not go with --caption_model, --output_dir; leave out"),
+        (["--catalogue", "a", "--caption_model", ""], "--caption_model '': is empty; give another value"),
+        (["--catalogue", "a", "--caption_model", "--caption_prompt", ""], "--caption_prompt '': is empty; give"),
+        (["--verify", "d", "--face_crop"], "--face_crop: does nothing without a new dataset, which --verify does not"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(words, said, capsys):
