@@ -33,7 +33,7 @@ from speech.pitch import find_pitch
 from speech.speaker import load_speaker_encoder
 
 EACH = 10  # sentences of each voice to train on; no two voices say the same
-# Without discriminators, which take as long as the rest: whose voice it is, the distance of spectrograms tells too.
+# Without discriminators, which would double the time: the distance of spectrograms too teaches whose voice it is.
 TRAINING = """--speaker_encoder demo --max_train_steps 10000 --train_batch_size 8 --effective_batch_size 8
 --learning_rate 8e-4 --lr_scheduler cosine --lr_warmup_steps 100 --adam_weight_decay 0.01 --segment_frames 16
 --discriminator_start 10000 --held_out 0.02 --validation_steps 1000 --checkpointing_steps 500

@@ -70,7 +70,7 @@ def find_difference(found: Found, adapter: Adapter, wanted: set[str], has_encode
         return "holds no LoRA; give another file"
     if (factor := found.settings.get("decompose_factor", -1)) != adapter.factor:
         fitting = "leave --lokr_factor out" if factor == -1 else f"give --lokr_factor {factor}"
-        return f"a LoKr that was made {'without a' if factor == -1 else 'with another'} --lokr_factor; {fitting}"
+        return f"a LoKr that was made {'without' if factor == -1 else 'with another'} --lokr_factor; {fitting}"
     if (dora := lora.is_dora(keys)) != adapter.use_dora:
         return "a DoRA; add --use_dora" if dora else "not a DoRA; leave --use_dora out, or give --adapter lora"
     if lora_mix.has_text_layers(keys) != has_encoders:

@@ -116,7 +116,7 @@ def read_option(text: str) -> tuple[str, Any]:
 
 
 def check_options(settings: OptimizerSettings) -> None:
-    """Refuse an argument that the optimizer doesn't have, that a flag gives, or that is of another kind."""
+    """Refuse an argument that the optimizer can't have: unknown, given twice or by a flag, or with a wrong value."""
     taken = {"lr": "--learning_rate", "weight_decay": "--adam_weight_decay", "eps": "--adam_epsilon"}
     taken |= {"betas": "--adam_beta1 and --adam_beta2", "params": "--lora_layers"}
     own = {"params", "lr", *_own_options(settings)} - {"adjust_lr_fn"}
