@@ -1,11 +1,9 @@
 """How fast train_dreambooth.py is against diffusers' script for a flow-matching family, on the tests' tiny model of it.
 
 Both run by turns, each from nothing: the time is that of the whole process, from the start of Python to its exit, with
-imports, loading, what they cache and the final save. Both encode photos and captions once, before their first step;
---baseline_default leaves out the baseline's --cache_latents, so that it encodes photos in each step.
+imports, loading, what they cache and the final save. Both encode photos and captions once, before their first step.
 
     python tests/benchmarks/flow_speed.py --baseline PATH/train_dreambooth_lora_z_image.py --repeats 3
-    python tests/benchmarks/flow_speed.py --baseline PATH/train_dreambooth_lora_z_image.py --baseline_default
     python tests/benchmarks/flow_speed.py --baseline PATH/train_dreambooth_lora_z_image.py --baseline_path STAND_IN
 
 The baseline is in examples/dreambooth of huggingface/diffusers. It imports torchvision; where that is missing,
@@ -46,12 +44,12 @@ def commands(args: argparse.Namespace, data: Path, folder: Path) -> dict[str, li
     shared = ["--pretrained_model_name_or_path", str(data / "model"), "--output_dir", str(folder / "run")]
     shared += ["--instance_prompt", PROMPT, "--lora_alpha", str(args.rank), "--gradient_accumulation_steps", "1"]
     shared += ["--learning_rate", "1e-4", "--lr_scheduler", "constant", "--adam_weight_decay", "1e-4"]
-    shared += ["--center_crop", "--seed", "0", "--report_to", "tensorboard"]
+    shared += ["--center_crop", "--cache_latents", "--seed", "0", "--report_to", "tensorboard"]
     for name in "resolution rank train_batch_size max_train_steps mixed_precision dataloader_num_workers".split():
         shared += [f"--{name}", str(getattr(args, name))]
     photos, cache = str(data / "photos"), str(folder / "cache")
     theirs = ["--dataset_name", photos, "--caption_column", "text", "--checkpointing_steps", str(10**9)]
-    theirs += [*shlex.split(args.baseline_flags), *(() if args.baseline_default else ["--cache_latents"])]
+    theirs += shlex.split(args.baseline_flags)
     ours = ["--instance_data_dir", photos, "--latent_cache_dir", cache, "--no-gradient_checkpointing"]
     ours += ["--validation_steps", "0", "--checkpointing_steps", "0"]
     ours += shlex.split(args.ours_flags.format(folder=folder))
@@ -72,6 +70,4 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     values = {"family": "z_image", "mixed_precision": "no", "resolution": 128, "rank": 8, "train_batch_size": 4}
     values |= {"max_train_steps": 300, "dataloader_num_workers": 0, "num_images": 8}
-    parser = side_by_side.make_parser(__doc__, "train_dreambooth_lora_z_image.py", values)
-    parser.add_argument("--baseline_default", action="store_true", help="without the baseline's --cache_latents")
-    main(parser.parse_args())
+    main(side_by_side.make_parser(__doc__, "train_dreambooth_lora_z_image.py", values).parse_args())
