@@ -250,7 +250,7 @@ def test_a_voice_is_estimated_and_spoken_with_sounds_that_are_made_up(voice_word
     assert rates["loading_utterances_per_second"] > 0 and rates["spoken_seconds_per_second"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_transformer_of_the_published_size_is_estimated_from_its_configs(tmp_path):
     words = ["--family", "flux2_klein", "--random_weights", "--mixed_precision", "no", "--resolution", "256"]
     facts = benchmark.describe_job(read_job(*words, "--output_dir", str(tmp_path / "out")), dry_run=True)

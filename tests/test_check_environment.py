@@ -80,7 +80,11 @@ def test_json_is_one_object_and_nothing_else():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "hide",
-    [["peft"], ["diffusers", "psutil"], ["torch", "transformers", "diffusers", "accelerate", "omegaconf", "numpy"]],
+    [
+        pytest.param(["peft"], marks=pytest.mark.very_slow),
+        ["diffusers", "psutil"],
+        ["torch", "transformers", "diffusers", "accelerate", "omegaconf", "numpy"],
+    ],
 )
 def test_missing_packages_are_named_with_the_command_that_installs_them(hide):
     result = run("--json", hide=hide)

@@ -115,6 +115,7 @@ def test_the_same_again_uses_the_cache_and_replaces_the_figures(good, sets, monk
     assert code == 0 and again["figures"] == good["figures"] and again["made"] != good["made"]
 
 
+@pytest.mark.very_slow
 def test_two_processes_share_the_encoding_and_find_the_same(good, sets, tmp_path):
     launch = "-m accelerate.commands.launch --config_file accelerate_configs/cpu_2proc.yaml --main_process_port 0"
     words = f"--real {sets['real']} --train {sets['train']} --generated {sets['good']} --output_dir {tmp_path / 'out'}"

@@ -130,6 +130,7 @@ def test_batch_of_one_draws_the_reference(reference, tmp_path):
     assert (tmp_path / "set/metadata.jsonl").read_text() == (reference / "metadata.jsonl").read_text()
 
 
+@pytest.mark.very_slow
 def test_two_processes_make_the_same_set(reference, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     done = run(*launch, "--main_process_port", "0", "generate.py", *words(tmp_path / "set"))

@@ -111,7 +111,7 @@ def test_two_processes_with_half_the_weights_each_train_all_weights_the_same(tra
     )
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_divided_weights_train_on_after_images_of_the_first_validation(trainer_data, tmp_path):
     """Without held-out images, the first pass through the UNet is one that generates."""
     words = ["--train_data_dir", trainer_data["folder"], "--num_validation_images", 1, "--validation_steps", 2]

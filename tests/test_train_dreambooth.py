@@ -115,6 +115,7 @@ def test_what_the_base_model_predicts_of_the_class_is_kept_without_class_images(
     assert difference(tmp_path / "kept", tmp_path / "divided") < 1e-5
 
 
+@pytest.mark.very_slow
 def test_two_processes_train_all_weights_the_same(trainer_data, tmp_path):
     words = [*PRIOR, *FULL, "--max_train_steps", 3]
     assert teach(trainer_data, tmp_path / "one", *words) == 0

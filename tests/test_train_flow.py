@@ -403,7 +403,7 @@ def test_four_images_are_overfitted(trainer_data, family, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_flux1_dev_is_trained_with_the_guidance_that_is_given(trainer_data, tmp_path):
     for name, words in (("default", []), ("same", ["--guidance_scale", 3.5]), ("other", ["--guidance_scale", 1])):
         words += ["--max_train_steps", 2, "--validation_steps", 1]

@@ -114,6 +114,7 @@ def test_any_division_of_a_batch_trains_the_same(made, reference, tmp_path):
     assert difference(reference, tmp_path / "run") < 1e-4
 
 
+@pytest.mark.very_slow
 def test_two_processes_train_the_same(made, reference, tmp_path):
     launch("train_tts", flags(made, tmp_path / "run", "--use_ema", "--train_batch_size", 2), tmp_path / "told")
     assert np.allclose(column(tmp_path / "run", "loss"), column(reference, "loss"), rtol=1e-5)
