@@ -46,10 +46,7 @@ def sets(tmp_path_factory):
     for one in lines:
         one["colour"] = COLOURS[(COLOURS.index(one["colour"]) + 1) % 4]
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield root
-    torch.set_num_threads(threads)
+    return root
 
 
 def run(sets: Path, out: Path, *more, synthetic=("synthetic",), resolution=("--resolution", 32)) -> dict:

@@ -469,7 +469,6 @@ def test_a_face_crop_trains_on_heads_and_shoulders(trainer_data, tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """4 class images of the demo pipeline, and what draws more."""
-    torch.set_num_threads(1)
     prompt, folder = "a professional product photo of shoes", tmp_path_factory.mktemp("class")
     how = Sampling(6, 1.0, 64)
     sampler = load_sampler(SamplerParts(str(DEMO_MODEL), "sd1"), how, on_cpu(4), [prompt])
