@@ -166,9 +166,9 @@ def add_result_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
     """What argparse can't check by itself; column names in their short form."""
-    args.num_workers = args.num_workers or available_cores()
     if args.verify:
         check_beside_verify(parser, args)
+        args.num_workers = args.num_workers or available_cores()
         return args
     if args.split_ratio is None:
         args.split_ratio = [100, 0, 0] if args.portraits else [70, 15, 15]
@@ -177,6 +177,7 @@ def check_flags(parser: Parser, args: argparse.Namespace) -> argparse.Namespace:
         check_portraits(parser, args)
     else:
         ignore(parser, args, OF_PORTRAITS, "--portraits")
+    args.num_workers = args.num_workers or available_cores()
     if not (args.catalogue or args.portraits):
         parser.error("--catalogue DIR, --portraits DIR or --verify DIR: give one of them")
     if not args.output_dir:
