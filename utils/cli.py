@@ -252,9 +252,14 @@ def _words(name: str) -> set[str]:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """The known name that is spelled most like the word, or else the shortest that has all of its parts."""
-    known = list(known)
-    near = difflib.get_close_matches(word.replace("-", "_"), [one.replace("-", "_") for one in known], n=1)
+    """The known name that is spelled most like the word, or else the shortest that has all of its parts.
+
+    With the number of the word, if it has one: for int4 nf4 is near enough, and int8 is not meant.
+    """
+    number = re.findall(r"\d+", word)
+    known = [one for one in known if not number or number == re.findall(r"\d+", one)]
+    spelled, cutoff = [one.replace("-", "_") for one in known], 0.5 if number else 0.6
+    near = difflib.get_close_matches(word.replace("-", "_"), spelled, n=1, cutoff=cutoff)
     found = [one for one in known if one.replace("-", "_") in near]
     found += sorted((one for one in known if _words(word) <= _words(one)), key=len)
     return f"; did you mean `{found[0]}`?" if found else ""

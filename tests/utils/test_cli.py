@@ -235,6 +235,11 @@ def test_a_mistyped_flag_is_answered_with_the_nearest_one(parser, capsys):
     assert "unrecognized arguments: --lerning_rate 1; did you mean `--learning_rate`?; see" in capsys.readouterr().err
 
 
+def test_another_number_is_not_what_was_meant():
+    assert cli.suggest("int4", ["nf4", "int8"]) == "; did you mean `nf4`?"
+    assert cli.suggest("fp32", ["no", "fp16", "bf16"]) == ""
+
+
 @pytest.mark.parametrize(
     ("line", "meant"),
     [
