@@ -436,7 +436,7 @@ def test_another_way_to_draw_times_trains_otherwise(trainer_data, family, refere
 
 
 @MOSTLY_SLOW
-def test_what_only_a_unet_can_be_trained_for_is_refused(trainer_data, family, tmp_path):
+def test_what_only_a_unet_can_be_trained_for_is_refused(trainer_data, family, tmp_path, capsys):
     name = LABELS[family]
     alone = f"not for {name}, of which the transformer alone is trained; leave it out"
     for word, problem in (("--train_text_encoder", alone), ("--output_kohya_format", f"it has no names for {name}")):
@@ -444,6 +444,10 @@ def test_what_only_a_unet_can_be_trained_for_is_refused(trainer_data, family, tm
             train(trainer_data, tmp_path / "run", word, "--dry_run", family=family)
     with pytest.raises(UserError, match=f"^--method full: not for {name}, .*only a LoRA is .*leave --method out"):
         teach(trainer_data, tmp_path / "run", "--method", "full", "--dry_run", family=family)
+    capsys.readouterr()
+    with pytest.raises(UserError, match=f"^--train_token <sks>: {alone}"):  # first of all, before the settings
+        teach(trainer_data, tmp_path / "run", "--train_token", "<sks>", "--shard", family=family)
+    assert capsys.readouterr().out == "" and not (tmp_path / "run").exists()
 
 
 def test_images_with_a_lora_are_those_of_the_plain_pipeline(trainer_data, family, reference):

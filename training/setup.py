@@ -93,12 +93,14 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
     models_read |= {"base_lora": [split_spec(spec)[0] for spec in args.base_lora], "init_lora": args.init_lora}
     data_read: dict[str, Any] = {name: list_folders(getattr(args, name, None)) for name in OF_DATA}
     start = begin(args, data_read | {"class_data_dir": getattr(args, "class_data_dir", None)}, models_read)
-    args.shard = settle_sharding(args, start.plan.processes, parse_flag_from_env("ACCELERATE_USE_FSDP"))
-    cache, data = cache_folder(args), [one.source.name for one in read_data_sets(args, folder_flag)]
+    cache = cache_folder(args)
     model = models.resolve_model(args.pretrained_model_name_or_path, cache / "models", args.model_config)
+    family = models.model_family(model)
+    refuse_for_transformers(args, family)
+    args.shard = settle_sharding(args, start.plan.processes, parse_flag_from_env("ACCELERATE_USE_FSDP"))
+    data = [one.source.name for one in read_data_sets(args, folder_flag)]
     if args.pretrained_vae_model_name_or_path:
         models.check_vae(model, args.pretrained_vae_model_name_or_path)
-    family = models.model_family(model)
     args.lora_layers = args.lora_layers or default_layers(model, family)
     args.resolution = args.resolution or native_size(model)
     steps, guidance = default_sampling(model)
@@ -181,15 +183,21 @@ def settle_sharding(args: argparse.Namespace, processes: int, launched: bool) ->
     return True
 
 
-def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
-    """Refuse now what would fail later: a token or package that is missing, what the model lacks or can't."""
-    denoiser = FAMILIES[family].DENOISER
-    for name in OF_UNETS if denoiser != "unet" else ():
+def refuse_for_transformers(args: argparse.Namespace, family: str) -> None:
+    """Refuse what only a model with a UNet can be trained for."""
+    if FAMILIES[family].DENOISER == "unet":
+        return
+    for name in OF_UNETS:
         if value := getattr(args, name, None):
             problem = f"not for {LABELS[family]}, of which the transformer alone is trained; leave it out"
             raise UserError(f"{spell_flag(name, value)}: {problem}")
-    if denoiser != "unet" and getattr(args, "method", "lora") == "full":
+    if getattr(args, "method", "lora") == "full":
         raise UserError(f"--method full: not for {LABELS[family]}, of which only a LoRA is trained; leave --method out")
+
+
+def check_needs(args: argparse.Namespace, model: str, family: str) -> None:
+    """Refuse now what would fail later: a token or package that is missing, what the model lacks or can't."""
+    denoiser = FAMILIES[family].DENOISER
     for name in ("quantize_base", "quantize_text_encoder"):
         if kind := getattr(args, name):
             load_bitsandbytes(name, kind)
