@@ -120,10 +120,9 @@ def refuse_unsupported(args: argparse.Namespace, family: str) -> None:
 
 def settle_sampling(args: argparse.Namespace, model: str, family: str) -> None:
     """The defaults that depend on the model; refuses a scheduler of the other kind of noise."""
-    steps, guidance = sampling.default_sampling(model)
-    args.num_inference_steps = args.num_inference_steps or steps
-    sampling.check_guidance(model, family, "guidance_scale", args.guidance_scale)
-    args.guidance_scale = guidance if args.guidance_scale is None else args.guidance_scale
+    args.num_inference_steps = args.num_inference_steps or sampling.default_sampling(model)[0]
+    guidance = "guidance_scale", args.guidance_scale, args.recipe_keys
+    args.guidance_scale = sampling.choose_guidance(model, family, *guidance)
     if args.negative_prompt and not sampling.reads_negative_prompt(family, args.guidance_scale):
         problem = sampling.negative_prompt_problem(family, sampling.has_guidance(model), args.guidance_scale)
         raise UserError(f"--negative_prompt {args.negative_prompt}: {problem}")

@@ -1,6 +1,7 @@
 """Pieces of sampling: schedulers, memory savers, pipelines around loaded parts, decoding, the cores of a CPU."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from families.names import FAMILIES, LABELS
 from utils.cli import UserError
 from utils.devices import Cores
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # the usual name: diffusers' class, and its settings
     "dpm++": ("DPMSolverMultistepScheduler", {}),
@@ -60,10 +62,18 @@ def has_guidance(model: str) -> bool:
     return FAMILIES[model_family(model)].has_guidance(functools.partial(read_config, model))
 
 
-def check_guidance(model: str, family: str, flag: str, value: float | None) -> None:
-    """Refuse a guidance scale that would change no image of the model."""
-    if value not in (None, default_sampling(model)[1]) and not has_guidance(model):
+def choose_guidance(model: str, family: str, flag: str, value: float | None, recipe_keys: frozenset[str]) -> float:
+    """The guidance scale that is asked for, or the model's default; refuses one that would change no image.
+
+    Where it comes from a recipe, which may serve several models, this only warns, and takes the default.
+    """
+    default = default_sampling(model)[1]
+    if value in (None, default) or has_guidance(model):
+        return default if value is None else value
+    if flag not in recipe_keys:
         raise UserError(f"--{flag} {value:g}: {guidance_problem(family)}")
+    logger.warning("--config: `%s: %g` %s", flag, value, guidance_problem(family))
+    return default
 
 
 def guidance_problem(family: str) -> str:

@@ -597,6 +597,10 @@ def test_guidance_of_a_distilled_model_is_refused(trainer_data, family, pipeline
     assert make_images(*words, "--guidance_scale", own) == 0
     with pytest.raises(UserError, match=f"^--guidance_scale 4: {none}"):
         make_images(*words, "--guidance_scale", 4)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("guidance_scale: 4\n")
+    assert make_images(*words, "--config", recipe) == 0
+    assert f"--config: `guidance_scale: 4` {none}" in caplog.text
     with pytest.raises(UserError, match=f"^--negative_prompt grey: (not supported here for {name}; |{none})"):
         make_images(*words, "--negative_prompt", "grey")
     data = {**trainer_data, family: model}

@@ -24,7 +24,7 @@ from families.models import TextReading
 from families.names import FAMILIES, LABELS
 from families.quantized import load_bitsandbytes
 from families.sampler import Sampling
-from families.sampling import check_guidance, default_sampling, native_size
+from families.sampling import choose_guidance, default_sampling, native_size
 from training.batches import BatchPlan, Loader
 from training.build import Recipe
 from training.dry_run import choose_savers, largest_batch
@@ -103,11 +103,9 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
         models.check_vae(model, args.pretrained_vae_model_name_or_path)
     args.lora_layers = args.lora_layers or default_layers(model, family)
     args.resolution = args.resolution or native_size(model)
-    steps, guidance = default_sampling(model)
-    args.validation_inference_steps = args.validation_inference_steps or steps
-    check_guidance(model, family, "validation_guidance_scale", args.validation_guidance_scale)
-    if args.validation_guidance_scale is None:
-        args.validation_guidance_scale = guidance
+    args.validation_inference_steps = args.validation_inference_steps or default_sampling(model)[0]
+    guidance = "validation_guidance_scale", args.validation_guidance_scale, args.recipe_keys
+    args.validation_guidance_scale = choose_guidance(model, family, *guidance)
     settle_guidance(args, model, family)
     as_prepared = args.use_aspect_ratio_buckets is None and not args.aspect_ratio_buckets
     args.use_aspect_ratio_buckets = choose_buckets(args.use_aspect_ratio_buckets, args.aspect_ratio_buckets, data)
