@@ -43,7 +43,15 @@ from benchmarking.flops import count_flops, flops_utilisation, peak_flops
 from benchmarking.folder import check_folder, continue_or_refuse, open_folder, write_benchmark, write_settings
 from benchmarking.machine import describe_machine
 from benchmarking.measuring import Job, measure, settle, train_briefly
-from benchmarking.report import describe_row, plot_benchmark, print_benchmark, print_estimate, print_plan, print_recipe
+from benchmarking.report import (
+    describe_row,
+    plot_benchmark,
+    print_benchmark,
+    print_estimate,
+    print_plan,
+    print_recipe,
+    why_nothing,
+)
 from benchmarking.search import Row
 from benchmarking.timing import time_generation, time_repeatedly
 from benchmarking.trainer import lacks_memory, read_launch_config
@@ -588,7 +596,7 @@ def main(args: argparse.Namespace) -> int:
     before = benchmark.get("before")
     best = search.recommend(benchmark["rows"], facts["recipe"]["max_train_steps"], before and search.read_trial(before))
     if best is None:
-        raise UserError(f"nothing could be measured: {benchmark['rows'][-1]['why']}")
+        raise UserError(why_nothing(benchmark))
 
     # What else a training takes: encoding, validations, checkpoints.
     measure_rest(job, benchmark, args.generate_batch_sizes, args.repeats)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarking.measuring import estimated, too_large
-from benchmarking.search import Row, Trial, doubled, read_trial, trial_of
+from benchmarking.search import NO_MEMORY, Row, Trial, doubled, read_trial, trial_of
 from utils.cli import counted
 from utils.console import format_seconds, print_table
 from utils.files import replaced_file
@@ -103,6 +103,22 @@ def print_plan(facts: Result) -> None:
     trials = [Trial(on, False, size) for on in (False, True) for size in sizes]
     rows = [(trial, f"{estimated(facts, trial) / 2**30:.2f}", too_large(facts, trial)) for trial in trials]
     print_table(rows, ["may be tried", "GiB, estimated", ""])
+    if all(why for *_, why in rows):
+        print(nothing_fits(facts))
+
+
+def nothing_fits(facts: Result) -> str:
+    """What to try where no setting fits into the memory."""
+    images = "a lower --resolution, or after `--` what saves memory (docs/memory.md), such as --quantize_base nf4"
+    voices = "shorter utterances, or after `--` a smaller --segment_frames"
+    return f"nothing fits into the memory; try {images if 'resolution' in facts['recipe'] else voices}"
+
+
+def why_nothing(result: Result) -> str:
+    """Why no row could be measured."""
+    if all(row["status"] in NO_MEMORY for row in result["rows"]):
+        return nothing_fits(result)
+    return f"nothing could be measured: {result['rows'][-1]['why']}"
 
 
 def print_estimate(result: Result) -> None:

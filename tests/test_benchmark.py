@@ -127,6 +127,18 @@ def test_why_a_trainer_ended_is_said(code, output, status, why):
     assert found[0] == status and why in found[1]
 
 
+def test_where_nothing_fits_the_last_line_says_what_to_try(capsys):
+    recipe = {"effective_batch_size": 2, "processes": 1, "resolution": 512}
+    facts = {"machine": {"type": "cpu", "free_gib": 1.0}, "recipe": recipe}
+    for gib, fits in ((1.1, False), (0.5, True)):
+        report.print_plan(facts | {"estimates": dict.fromkeys(("False", "True"), [0, gib * 2**30, gib * 2**30])})
+        assert capsys.readouterr().out.splitlines()[-1].startswith("nothing fits into the memory; try a") != fits
+    rows = [{"status": "not tried", "why": "estimated"}, {"status": "out of memory", "why": "full"}]
+    assert report.why_nothing(facts | {"rows": rows}).startswith("nothing fits into the memory; try a lower")
+    rows.append({"status": "failed", "why": "no disk"})
+    assert report.why_nothing(facts | {"rows": rows}) == "nothing could be measured: no disk"
+
+
 def test_a_trainer_is_stopped_when_enough_is_known_and_when_its_memory_is_full(tmp_path):
     def run(program: str, enough=lambda: False) -> trainer.Ended:
         return trainer.run_trainer([sys.executable, "-uc", program], tmp_path / "log", enough)
