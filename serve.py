@@ -38,10 +38,13 @@ from service.measures import Measures
 from service.page_api import page_routes
 from service.pickers import Pickers, read_pickers
 from service.site import Site
-from service.speech_api import ServedVoice, SpeechService
+from service.speech_api import ServedVoice, SpeechBody, SpeechService
 from service.watch import find_runs, watch_routes
-from speech import streaming
-from speech.synthesis import Speaking, fold_weight_norm
+from speech import prosody, streaming, styles
+from speech.normalise import LANGUAGES as READ_LANGUAGES
+from speech.parts import parts_of
+from speech.styles import choose_style
+from speech.synthesis import Speaking, find_prosody, fold_weight_norm
 from speech.texts import language_of
 from speech.voices import Voice, load_voice
 from utils.cli import Range, UserError, counted
@@ -50,6 +53,7 @@ from utils.parallel import available_cores
 logger = logging.getLogger("serve")
 CACHE = Path("data/cache")  # for what is fetched from a bucket, and for single files that are converted
 SPARE_CONNECTIONS = 500  # beyond those that wait for images and speech; more get 503
+OF_SOME_VOICES = {"pitch": prosody.NAME, "energy": prosody.NAME, "style_token": styles.NAME}  # field: voice's part
 NAME = re.compile(r"[\w.+-]{1,100}")
 
 
@@ -314,12 +318,32 @@ def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService
 
 
 def serve_voice(voice: Voice, speaker: str, name: str) -> ServedVoice:
-    def say(text: str, seed: int, speed: float) -> Iterator[np.ndarray]:
-        for spoken in streaming.say(voice, text, seed, Speaking(speed, speaker=speaker)):
-            yield spoken.samples
+    def say(body: SpeechBody) -> Iterator[np.ndarray]:
+        language = read_language(body.language, voice)
+        how = read_manner(body, voice, speaker)
+        spoken = streaming.say(voice, body.input, body.seed, how, language, body.sentence_pause)
+        return (one.samples for one in spoken)
 
     encode = partial(streaming.SoundStream, rate=voice.model.config.sampling_rate)
-    return ServedVoice(say, encode, name.partition("/")[0], language_of(voice))
+    learnt = parts_of(voice.model.config)
+    takes = tuple(name for name, part in OF_SOME_VOICES.items() if part in learnt)
+    return ServedVoice(say, encode, name.partition("/")[0], language_of(voice), takes)
+
+
+def read_language(asked: str | None, voice: Voice) -> str:
+    """The rules by which a text is read: those that are asked for, or else the voice's."""
+    if asked not in (None, *READ_LANGUAGES, "none"):
+        raise UserError(f"--language {asked}: expected one of {', '.join(READ_LANGUAGES)}, none")
+    return asked or language_of(voice)
+
+
+def read_manner(body: SpeechBody, voice: Voice, speaker: str) -> Speaking:
+    """How a request wants the voice to speak; refuses what the voice has not learnt, as synthesize.py does."""
+    style = choose_style(voice.model, None, [f"{number}:{weight}" for number, weight in body.style_token.items()])
+    scales = body.noise_scale, body.noise_scale_duration
+    how = Speaking(body.speed, *scales, speaker, pitch=body.pitch, energy=body.energy, style=style)
+    find_prosody(voice, how)
+    return how
 
 
 def describe(args: argparse.Namespace, what: Site) -> list[str]:

@@ -14,7 +14,7 @@ from service.language import translate
 from service.pages import TEMPLATES, page_language, render
 from service.pickers import Pickers
 from service.site import Site
-from service.speech_api import MOST_CHARACTERS
+from service.speech_api import MOST_CHARACTERS, MOST_ENERGY, MOST_PITCH
 
 # What the page's script says.
 OF_SCRIPT = (
@@ -84,7 +84,9 @@ def page_values(site: Site, pickers: Mapping[str, Pickers], language: str) -> di
         "texts": json.dumps(said | {"errors": errors}),
         "images": site.images,
         "slider_of": slider_of,
-        "voices": list(site.speech.voices) if site.speech else [],
+        "voices": site.speech.voices if site.speech else {},
+        "most_pitch": MOST_PITCH,
+        "most_energy": MOST_ENERGY,
         "pickers": group_pickers(pickers),
         "example": next((one.example for one in pickers.values()), ""),
         "most_characters": MOST_CHARACTERS,

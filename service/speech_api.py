@@ -1,11 +1,12 @@
 """POST /v1/audio/speech: OpenAI's request, answered sentence by sentence."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -19,6 +20,7 @@ from utils.cli import UserError, counted, name_some, suggest
 from utils.devices import HIGHEST_SEED
 
 MOST_CHARACTERS = 4096
+MOST_PITCH, MOST_ENERGY = 24, 40  # semitones and dB, up or down
 MEDIA_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "opus": "audio/ogg", "pcm": "audio/pcm"}
 
 
@@ -32,16 +34,20 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class ServedVoice:
-    """A voice, or one speaker of it: `say` gives a text's sound in parts, by its seed and its speed."""
+    """A voice, or one speaker of it.
 
-    say: Callable[[str, int, float], Iterator[np.ndarray]]
+    `say` gives the sound of a request in parts. When called, it refuses by UserError what the voice has not learnt.
+    """
+
+    say: Callable[["SpeechBody"], Iterator[np.ndarray]]
     encode: Callable[[str], Encoder]  # by the name of a format
     model: str  # the voice's name in /v1/models
     language: str
+    takes: tuple[str, ...] = ()  # of the fields that not every voice takes
 
 
 class SpeechBody(BaseModel):
-    """Fields of OpenAI's API, and seed, which is this server's."""
+    """Fields of OpenAI's API, and from seed to sentence_pause those of this server, named as synthesize.py's flags."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -51,7 +57,26 @@ class SpeechBody(BaseModel):
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = Field("mp3", description="pcm: 24 kHz, 16 bits.")
     speed: float = Field(1.0, ge=0.25, le=4.0, description="Divides durations, then rounded up to whole frames.")
     seed: int = Field(0, ge=0, le=HIGHEST_SEED, description="The same seed gives the same sound as synthesize.py.")
-    stream_format: Literal["audio"] | None = None
+    pitch: float = Field(
+        0.0, ge=-MOST_PITCH, le=MOST_PITCH, description="Semitones above the voice's own; of a voice that takes it."
+    )
+    energy: float = Field(
+        0.0, ge=-MOST_ENERGY, le=MOST_ENERGY, description="dB above the voice's own level; of a voice that takes it."
+    )
+    style_token: dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], float] = Field(
+        {}, description="Weights of style tokens by their numbers; of a voice that takes it."
+    )
+    noise_scale: float | None = Field(
+        None, ge=0, le=10, description="Variety of the sound; by default the voice's own."
+    )
+    noise_scale_duration: float | None = Field(
+        None, ge=0, le=10, description="Variety of the rhythm; by default the voice's own."
+    )
+    language: str | None = Field(
+        None, max_length=20, description="Whose rules read numbers: pt-br, en or none; by default the voice's."
+    )
+    sentence_pause: float = Field(0.4, ge=0, le=10, description="Seconds between two sentences, divided by speed.")
+    stream_format: Literal["audio"] | None = None  # of OpenAI's; it can only have this value here
 
 
 class SpeechService:
@@ -67,7 +92,9 @@ class SpeechService:
         """Take no more requests, and refuse those of which nothing is spoken yet."""
         self._is_closed = True
 
-    async def speak(self, body: SpeechBody, measures: Measures, end: float) -> AsyncGenerator[bytes, None]:
+    async def speak(
+        self, body: SpeechBody, spoken: Iterator[np.ndarray], measures: Measures, end: float
+    ) -> AsyncGenerator[bytes, None]:
         """The sound's bytes; the next sentence is spoken once the one before has been sent."""
         if self._is_closed:
             raise stopping_error()
@@ -75,7 +102,7 @@ class SpeechService:
             what = f"{counted(self.now, 'request')} are being spoken or wait, and at most {self._most} may"
             raise ApiError(429, f"{what}; try again in 2 s", "queue_full", None, 2)
         self.now += 1
-        parts = self._make_parts(body, measures)
+        parts = self._make_parts(body, spoken, measures)
         try:
             while (content := await self._next(parts, end)) is not None:
                 if content:
@@ -83,13 +110,12 @@ class SpeechService:
         finally:
             self.now -= 1
 
-    def _make_parts(self, body: SpeechBody, measures: Measures) -> Iterator[bytes]:
+    def _make_parts(self, body: SpeechBody, spoken: Iterator[np.ndarray], measures: Measures) -> Iterator[bytes]:
         """The bytes that each sentence adds, which may be none, and those of the end. Runs in the threads."""
         if self._is_closed:
             raise stopping_error()
-        voice = self.voices[body.voice]
-        encoder, began = voice.encode(body.response_format), perf_counter()
-        for samples in voice.say(body.input, body.seed, body.speed):
+        encoder, began = self.voices[body.voice].encode(body.response_format), perf_counter()
+        for samples in spoken:
             content = encoder.add(samples)
             measures.count("speaking_seconds_total", perf_counter() - began)
             measures.count("sentences_total")
@@ -104,7 +130,7 @@ class SpeechService:
         except TimeoutError:
             raise ApiError(504, f"not spoken within {self.seconds:g} s; send less text", "timeout") from None
         except UserError as error:
-            raise ApiError(400, f"`input`: {error}", "invalid_value", "input") from None
+            raise field_error(error) from None
 
 
 def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
@@ -115,8 +141,12 @@ def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
     async def speak(body: SpeechBody, request: Request) -> Response:
         """Speak a text; the sound is sent as it is made, sentence by sentence (FLAC as a whole)."""
         check_voice(service, body)
+        try:
+            spoken = service.voices[body.voice].say(body)
+        except UserError as error:
+            raise field_error(error) from None
         end = asyncio.get_running_loop().time() + service.seconds
-        sound = service.speak(body, measures, end)
+        sound = service.speak(body, spoken, measures, end)
         first = await unless_client_leaves(request, anext(sound))  # an error of it has a status of its own
         if first is None:
             return Response(status_code=499)  # which nobody reads
@@ -124,14 +154,22 @@ def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
 
     @routes.get("/v1/audio/voices")
     async def list_voices() -> dict[str, Any]:
-        """The voices that can speak."""
+        """The voices that can speak, and the fields that each takes beyond those of all."""
         voices = [
-            {"id": name, "name": name, "model": one.model, "language": one.language}
+            {"id": name, "name": name, "model": one.model, "language": one.language, "takes": list(one.takes)}
             for name, one in service.voices.items()
         ]
         return {"voices": voices}
 
     return routes
+
+
+def field_error(error: UserError) -> ApiError:
+    """What is wrong with the field that has the name of the flag at the beginning, or else with `input`."""
+    flag = re.match(r"--(\w+)", str(error))
+    field = flag[1] if flag else "input"
+    said = str(error)[flag.end() :] if flag else f": {error}"
+    return ApiError(400, f"`{field}`{said}", "invalid_value", field)
 
 
 def check_voice(service: SpeechService, body: SpeechBody) -> None:

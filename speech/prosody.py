@@ -130,7 +130,7 @@ def asked_prosody(settings: dict[str, Any] | None, asked: dict[str, float]) -> l
         name = next(name for name, value in asked.items() if value)
         raise UserError(
             f"--{name} {asked[name]:g}: the voice has not learnt it; train it with train_tts.py --prosody, or leave "
-            "the flag out"
+            "it out"
         )
     return [asked[name] / width for name, width in zip(UNITS, in_units(settings["deviations"]))]
 

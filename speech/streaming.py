@@ -65,12 +65,20 @@ def join_pieces(pieces: list[Piece], spoken: list[Spoken], rate: int, sentence_p
     return np.concatenate(parts)
 
 
-def say(voice: Voice, text: str, seed: int, how: Speaking, max_retries: int = 3) -> Iterator[Spoken]:
+def say(
+    voice: Voice,
+    text: str,
+    seed: int,
+    how: Speaking,
+    language: str,
+    sentence_pause: float = texts.PAUSES["sentence"],
+    max_retries: int = 3,
+) -> Iterator[Spoken]:
     """A text's pieces, each with the pause before it: what synthesize.py gives for the same seed.
 
     But a piece that is rejected gets further seeds by itself, since what came before it may have been heard.
     """
-    (pieces,) = texts.read_pieces(voice, [text], texts.language_of(voice))
+    (pieces,) = texts.read_pieces(voice, [text], language)
     if not pieces:
         raise UserError(f"text {text[:60]!r}: no character of it is in the voice's alphabet; give other text")
     rate, before = voice.model.config.sampling_rate, np.zeros(0, np.float32)
@@ -78,7 +86,7 @@ def say(voice: Voice, text: str, seed: int, how: Speaking, max_retries: int = 3)
     for piece, seeds in zip(pieces, zip(*tries)):
         spoken = _speak_well(voice, piece.text, seeds, how)
         yield spoken._replace(samples=np.concatenate([before, spoken.samples]))
-        before = pause_after(piece, rate, texts.PAUSES["sentence"] / how.rate)
+        before = pause_after(piece, rate, sentence_pause / how.rate)
 
 
 def _speak_well(voice: Voice, text: str, seeds: tuple[int, ...], how: Speaking) -> Spoken:
@@ -86,7 +94,8 @@ def _speak_well(voice: Voice, text: str, seeds: tuple[int, ...], how: Speaking) 
         spoken = speak_piece(voice, text, seed, how, Limits())
         if not spoken.fault:
             return spoken
-    raise UserError(f"text {text[:60]!r}: rejected with each of {len(seeds)} seeds ({spoken.fault}); give other text")
+    what = f"text {text[:60]!r}: rejected with each of {len(seeds)} seeds ({spoken.fault})"
+    raise UserError(f"{what}; give other text, or a manner nearer to the voice's own")
 
 
 class SoundStream:

@@ -111,7 +111,7 @@ def choose_style(model: VitsModel, reference: Path | None, tokens: Sequence[str]
     """The weights of a style that was asked for by a recording or by tokens (`3:0.5`); () where none was."""
     if not reference and not tokens:
         return ()
-    asked = f"--style_reference {reference}" if reference else f"--style_token {' --style_token '.join(tokens or ())}"
+    asked = f"--style_reference {reference}" if reference else f"--style_token {' '.join(tokens or ())}"
     if not hasattr(model, NAME):
         raise UserError(
             f"{asked}: the voice knows no styles; train it with train_tts.py --style_tokens, or leave it out"

@@ -120,14 +120,19 @@ def read_speaking(args: argparse.Namespace, voice: Voice, speaker: str) -> Speak
 def find_cues(voice: Voice, how: Speaking) -> Cues:
     """What the voice hears of who speaks and how; refuses what it has not learnt."""
     number, device = speaker_number(voice, how.speaker), voice.model.device
-    known = parts_of(voice.model.config).get(prosody.NAME)
-    asked = prosody.asked_prosody(known, {"pitch": how.pitch, "energy": how.energy})
+    asked = find_prosody(voice, how)
     return Cues(
         None if number is None else torch.tensor([number], device=device),
         torch.tensor([how.vector], device=device) if how.vector else None,
         None if asked is None else torch.tensor([asked], device=device),
         Styles(weights=torch.tensor([how.style], device=device)) if how.style else None,
     )
+
+
+def find_prosody(voice: Voice, how: Speaking) -> list[float] | None:
+    """Pitch and energy as the voice hears them, None for its own; refuses what it has not learnt."""
+    known = parts_of(voice.model.config).get(prosody.NAME)
+    return prosody.asked_prosody(known, {"pitch": how.pitch, "energy": how.energy})
 
 
 def speaker_number(voice: Voice, name: str) -> int | None:

@@ -11,8 +11,10 @@ import prepare_dataset
 from demo.catalogue import write_catalogue
 from service.page_api import OF_SCRIPT
 from service.pages import TEMPLATES
+from speech.voices import save_voice
 from tests.browser import open_browser
 from tests.serving import served
+from tests.speech.test_prosody import rich_voice
 from tests.test_generate import write_lora
 
 pytestmark = pytest.mark.slow
@@ -35,7 +37,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(run, tmp_path_factory):
-    flags = ["--lora", run, "--voice", "demo-voice", "--max_steps", 200]
+    save_voice(run.parent / "rich", rich_voice(0))
+    flags = ["--lora", run, "--voice", "demo-voice", run.parent / "rich", "--max_steps", 200]
     with served(tmp_path_factory.mktemp("server"), *flags, SERVE_API_TOKEN=TOKEN) as one:
         yield one
         assert TOKEN not in one.log.read_text()
@@ -202,6 +205,23 @@ def test_speech_is_spoken_and_played(browser, server):
         page.get_by_role("button", name="Speak").click()
         expect(page.locator("audio")).not_to_have_js_property("readyState", 0)
         assert 0.3 < page.evaluate("document.querySelector('audio').duration") < 5
+
+
+def test_a_voice_is_offered_the_pitch_that_it_has_learnt(browser, server):
+    with opened(browser, server.url) as page:
+        page.get_by_label("Text").fill("a casa")
+        expect(page.get_by_label("Pitch")).to_be_hidden()
+        page.get_by_label("Voice").select_option("rich")
+        page.get_by_label("Pitch").fill("-1.5")
+        with page.expect_request("**/v1/audio/speech") as sent:
+            page.get_by_role("button", name="Speak").click()
+        expect(page.locator("audio")).not_to_have_js_property("readyState", 0)
+        assert sent.value.post_data_json["pitch"] == -1.5 and sent.value.post_data_json["energy"] == 0
+        page.get_by_label("Voice").select_option("demo-voice/davi")
+        with page.expect_request("**/v1/audio/speech") as sent:
+            page.get_by_role("button", name="Speak").click()
+        expect(page.locator("#speech p[role=status]")).to_have_text("Done.")
+        assert "pitch" not in sent.value.post_data_json
 
 
 def test_the_keyboard_is_enough(browser, server):

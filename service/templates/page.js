@@ -220,9 +220,19 @@ function startImages(form) {
 
 // Speech
 
+// Fields that the chosen voice has not learnt are hidden, and not sent.
+function offerManners(form) {
+  const takes = form.voice.selectedOptions[0].dataset.takes.split(" ");
+  for (const field of form.querySelectorAll("[data-manner]")) {
+    field.disabled = field.closest("label").hidden = !takes.includes(field.name);
+  }
+}
+
 function startSpeech(form) {
   const status = form.querySelector("[role=status]"), player = document.querySelector("#speech audio");
   const [send] = form.querySelectorAll("button");
+  form.voice.addEventListener("change", () => offerManners(form));
+  offerManners(form);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (send.disabled) return;
@@ -230,6 +240,7 @@ function startSpeech(form) {
       input: form.input.value, voice: form.voice.value, speed: Number(form.speed.value), seed: Number(form.seed.value),
       response_format: "wav",
     };
+    for (const field of form.querySelectorAll("[data-manner]:enabled")) body[field.name] = Number(field.value);
     [send.disabled, status.textContent] = [true, say("working")];
     try {
       const sound = await (await post("/v1/audio/speech", body)).blob();

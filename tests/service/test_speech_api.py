@@ -16,16 +16,16 @@ from service import site
 from service.guard import Access
 from service.measures import Measures
 from service.site import Site
-from service.speech_api import ServedVoice, SpeechService
+from service.speech_api import ServedVoice, SpeechBody, SpeechService
 from speech.streaming import SoundStream, wav_header
 
 RATE = 16_000
 TONE = (0.3 * np.sin(np.arange(RATE) / 9)).astype(np.float32)
 
 
-def say(seconds: float, text: str, seed: int, speed: float):
+def say(seconds: float, body: SpeechBody):
     """A second of sound for each word, that takes so long."""
-    for _ in text.split():
+    for _ in body.input.split():
         time.sleep(seconds)
         yield TONE
 
