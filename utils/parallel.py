@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,17 +80,38 @@ def _start_worker() -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+
+
+def _result_of(pool: ProcessPoolExecutor, future: Future[Result]) -> Result:
+    """The future's result; BrokenProcessPool where a worker was killed, also in the middle of sending a result.
+
+    The pool's own thread would wait for the rest of that result as long as any process can write to their pipe.
+    """
+    while not wait([future], timeout=0.5).done:
+        if any(process.exitcode for process in list(pool._processes.values())):
+            _kill_workers(pool)
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
+    return future.result()
+
+
 def _results_in_order(
-    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], most_waiting: int
+    pool: Executor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    most_waiting: int,
+    result_of: Callable[[Future[Result]], Result] = Future.result,
 ) -> Iterator[Result]:
     """Results in the order of the items. An item is taken only when it is needed, so that items may be large."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) >= most_waiting:
-            yield waiting.popleft().result()
+            yield result_of(waiting.popleft())
     while waiting:
-        yield waiting.popleft().result()
+        yield result_of(waiting.popleft())
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
@@ -106,7 +128,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        yield from _results_in_order(pool, function, items, 6 * workers)
+        yield from _results_in_order(pool, function, items, 6 * workers, functools.partial(_result_of, pool))
     except BrokenProcessPool:
         raise UserError("a worker process was killed, probably for lack of memory; use fewer --num_workers") from None
     finally:
@@ -123,15 +145,14 @@ def other_process() -> Iterator[Callable[..., Any]]:
 
     def call(function: Callable[..., Result], *values: Any) -> Result:
         try:
-            return pool.submit(function, *values).result()
+            return _result_of(pool, pool.submit(function, *values))
         except BrokenProcessPool:
             raise UserError("a process was killed, probably for lack of memory") from None
 
     try:
         yield call
     finally:
-        for process in (pool._processes or {}).values():  # its work is of no use any more, as after Ctrl-C
-            process.kill()
+        _kill_workers(pool)  # its work is of no use any more, as after Ctrl-C
         pool.shutdown(wait=True, cancel_futures=True)
 
 
