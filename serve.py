@@ -21,6 +21,7 @@ from utils import cli, devices  # first: it says in one line which package is mi
 # isort: split
 import numpy as np
 import torch
+from transformers import VitsModel
 
 from families import lora_mix, models, sampling
 from families.image_facts import short_name
@@ -43,11 +44,12 @@ from service.watch import find_runs, watch_routes
 from speech import prosody, streaming, styles
 from speech.normalise import LANGUAGES as READ_LANGUAGES
 from speech.parts import parts_of
-from speech.styles import choose_style
+from speech.references import encode_references, encoder_of, hear_reference
+from speech.styles import Weights, choose_style
 from speech.synthesis import Speaking, find_prosody, fold_weight_norm
 from speech.texts import language_of
 from speech.voices import Voice, load_voice
-from utils.cli import Range, UserError, counted
+from utils.cli import Range, UserError, counted, name_some, suggest
 from utils.parallel import available_cores
 
 logger = logging.getLogger("serve")
@@ -85,6 +87,23 @@ def add_what_flags(parser: cli.Parser) -> None:
         default=[],
         metavar="[NAME=]DIR|HUB_ID|demo-voice",
         help="VITS or MMS voices; of one with several speakers each is a voice, as NAME/SPEAKER",
+    )
+    group.add_argument(
+        "--reference",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=SOUND",
+        help="recordings of who is to speak: a further voice, VOICE/NAME, of each that was trained with "
+        "--speaker_encoder; several of one NAME are of one person; only with that person's consent (docs/voices.md)",
+    )
+    group.add_argument(
+        "--style_reference",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=SOUND",
+        help="recordings to speak like, of voices that were trained with --style_tokens; a request names one",
     )
     group.add_argument(
         "--watch",
@@ -169,7 +188,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     needs |= {
         name: ("a model of images or --voice", is_image or bool(args.voice)) for name in ("max_waiting", "timeout")
     }
-    needs["num_workers"] = ("--voice", bool(args.voice))
+    needs |= {name: ("--voice", bool(args.voice)) for name in ("num_workers", "reference", "style_reference")}
     cli.report_ignored(parser, args, needs)
     for origin in args.cors_origin:
         if not re.fullmatch(r"https?://[\w.:\[\]-]+", origin):
@@ -292,22 +311,71 @@ def find_pickers(loras: dict[str, lora_mix.Lora]) -> dict[str, Pickers]:
     return {name: one for name, one in found.items() if one}
 
 
-def load_voices(specs: list[str]) -> dict[str, tuple[Voice, str]]:
-    """{name in requests: (voice, its speaker)}."""
-    found = {}
+def group_sounds(specs: list[str], flag: str) -> dict[str, list[Path]]:
+    """{name in requests: its recordings} of what is given as NAME=SOUND."""
+    found: dict[str, list[Path]] = {}
+    for spec in specs:
+        name, _, file = spec.partition("=")
+        if not NAME.fullmatch(name) or not file:
+            raise UserError(f"{flag} {spec}: expected a name for requests and a file, as {flag} me=me.wav")
+        found.setdefault(name, []).append(Path(file))
+    return found
+
+
+def name_styles(specs: list[str]) -> dict[str, Path]:
+    """{name in requests: recording}."""
+    found = group_sounds(specs, "--style_reference")
+    for name, files in found.items():
+        if len(files) > 1:
+            raise UserError(f"--style_reference {name}={files[1]}: a style is that of one recording; name it otherwise")
+    return {name: files[0] for name, files in found.items()}
+
+
+def load_voices(specs: list[str], device: torch.device) -> dict[str, tuple[Voice, Speaking]]:
+    """{name in requests: (voice, who speaks)}."""
+    found: dict[str, tuple[Voice, Speaking]] = {}
     for name, source in name_all(specs, "--voice").items():
         voice = load_voice(source, "--voice")
         fold_weight_norm(voice.model)
-        found |= {f"{name}/{one}": (voice, one) for one in voice.speakers} if voice.speakers else {name: (voice, "")}
+        voice.model.to(device)
+        named = {f"{name}/{one}": Speaking(speaker=one) for one in voice.speakers} or {name: Speaking()}
+        found |= {one: (voice, who) for one, who in named.items()}
     return found
+
+
+def hear_speakers(
+    references: dict[str, list[Path]], voices: dict[str, tuple[Voice, Speaking]]
+) -> dict[str, tuple[Voice, Speaking]]:
+    """A further voice for who is heard in each reference, of each voice that listens; refused where none does."""
+    given = {name.partition("/")[0]: voice for name, (voice, _) in voices.items()}
+    listening = {name: voice for name, voice in given.items() if encoder_of(voice.model.config)} or given
+    found = {}
+    for name, voice in listening.items():
+        for reference, files in references.items():
+            if reference in voice.speakers:
+                raise UserError(
+                    f"--reference {reference}={files[0]}: {name} has a speaker of this name; give another one"
+                )
+            found[f"{name}/{reference}"] = voice, Speaking(vector=encode_references(files, voice))
+    return found
+
+
+def hear_styles(references: dict[str, Path], voices: list[Voice]) -> dict[int, dict[str, Weights]]:
+    """{id of a voice: {name: its style}} of each voice that knows styles; refused where none does."""
+    knowing = {id(one): one for one in voices if styles.NAME in parts_of(one.model.config)} or {0: voices[0]}
+    return {
+        key: {name: choose_style(voice.model, file, None) for name, file in references.items()}
+        for key, voice in knowing.items()
+    }
 
 
 def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService:
     """The voices, on the device. On a CPU each sentence is spoken by one thread, which changes no bit of it."""
-    voices = load_voices(args.voice)
-    for voice, _ in voices.values():
-        voice.model.to(device)
-    served = {name: serve_voice(*one, name) for name, one in voices.items()}
+    references, style_references = group_sounds(args.reference, "--reference"), name_styles(args.style_reference)
+    voices = load_voices(args.voice, device)
+    voices |= hear_speakers(references, voices)
+    heard = hear_styles(style_references, [voice for voice, _ in voices.values()])
+    served = {name: serve_voice(voice, who, name, heard.get(id(voice), {})) for name, (voice, who) in voices.items()}
     if args.num_workers and device.type != "cpu":
         raise UserError(
             f"--num_workers {args.num_workers}: does nothing on a GPU, which speaks by one thread; leave it out"
@@ -317,17 +385,19 @@ def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService
     return SpeechService(served, threads, args.max_waiting, args.timeout)
 
 
-def serve_voice(voice: Voice, speaker: str, name: str) -> ServedVoice:
+def serve_voice(voice: Voice, who: Speaking, name: str, known: dict[str, Weights]) -> ServedVoice:
+    """`known` are the styles of the recordings that a request may name."""
+
     def say(body: SpeechBody) -> Iterator[np.ndarray]:
         language = read_language(body.language, voice)
-        how = read_manner(body, voice, speaker)
+        how = read_manner(body, voice, who, known)
         spoken = streaming.say(voice, body.input, body.seed, how, language, body.sentence_pause)
         return (one.samples for one in spoken)
 
     encode = partial(streaming.SoundStream, rate=voice.model.config.sampling_rate)
     learnt = parts_of(voice.model.config)
-    takes = tuple(name for name, part in OF_SOME_VOICES.items() if part in learnt)
-    return ServedVoice(say, encode, name.partition("/")[0], language_of(voice), takes)
+    takes = tuple(field for field, part in OF_SOME_VOICES.items() if part in learnt)
+    return ServedVoice(say, encode, name.partition("/")[0], language_of(voice), takes, tuple(known))
 
 
 def read_language(asked: str | None, voice: Voice) -> str:
@@ -337,11 +407,25 @@ def read_language(asked: str | None, voice: Voice) -> str:
     return asked or language_of(voice)
 
 
-def read_manner(body: SpeechBody, voice: Voice, speaker: str) -> Speaking:
+def read_manner(body: SpeechBody, voice: Voice, who: Speaking, known: dict[str, Weights]) -> Speaking:
     """How a request wants the voice to speak; refuses what the voice has not learnt, as synthesize.py does."""
-    style = choose_style(voice.model, None, [f"{number}:{weight}" for number, weight in body.style_token.items()])
-    scales = body.noise_scale, body.noise_scale_duration
-    how = Speaking(body.speed, *scales, speaker, pitch=body.pitch, energy=body.energy, style=style)
+
+    def look_up(_: VitsModel, name: str) -> Weights:
+        if name not in known:
+            some = f"there is {name_some(list(known))}{suggest(name, known)}" if known else "the server was given none"
+            raise UserError(f"--style_reference {name}: {some}; see /v1/audio/voices")
+        return known[name]
+
+    tokens = [f"{number}:{weight}" for number, weight in body.style_token.items()]
+    how = replace(
+        who,
+        rate=body.speed,
+        noise_scale=body.noise_scale,
+        noise_scale_duration=body.noise_scale_duration,
+        pitch=body.pitch,
+        energy=body.energy,
+        style=choose_style(voice.model, body.style_reference, tokens, look_up),
+    )
     find_prosody(voice, how)
     return how
 
@@ -359,6 +443,14 @@ def describe(args: argparse.Namespace, what: Site) -> list[str]:
     return lines
 
 
+def dry_run_sounds(flag: str, sounds: dict[str, list[Path]]) -> None:
+    """Read the recordings, which may be damaged."""
+    for file in (one for files in sounds.values() for one in files):
+        hear_reference(file, flag)
+    if sounds:
+        print(f"{flag}: {', '.join(sounds)}")
+
+
 def dry_run(args: argparse.Namespace) -> None:
     """Report what would be loaded; no weights are read but the LoRAs'."""
     if makes_images(args):
@@ -369,6 +461,8 @@ def dry_run(args: argparse.Namespace) -> None:
         print(f"LoRAs: {', '.join(loras) or 'none'}")
     if args.voice:
         print(f"voices: {', '.join(name_all(args.voice, '--voice'))}")
+        dry_run_sounds("--reference", group_sounds(args.reference, "--reference"))
+        dry_run_sounds("--style_reference", {name: [file] for name, file in name_styles(args.style_reference).items()})
     if args.watch:
         print(f"runs: {counted(len(find_runs(args.watch)), 'run')} in {args.watch}")
 

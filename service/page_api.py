@@ -80,11 +80,13 @@ def page_routes(site: Site, pickers: Mapping[str, Pickers]) -> APIRouter:
 def page_values(site: Site, pickers: Mapping[str, Pickers], language: str) -> dict[str, Any]:
     said = {key.partition(".")[2]: translate(language, key, n="{n}") for key in OF_SCRIPT}
     errors = {key.partition(".")[2]: translate(language, key, message="{message}") for key in ERRORS}
+    voices = site.speech.voices if site.speech else {}
     return {
         "texts": json.dumps(said | {"errors": errors}),
         "images": site.images,
         "slider_of": slider_of,
-        "voices": site.speech.voices if site.speech else {},
+        "voices": voices,
+        "styles": dict.fromkeys(style for one in voices.values() for style in one.styles),
         "most_pitch": MOST_PITCH,
         "most_energy": MOST_ENERGY,
         "pickers": group_pickers(pickers),

@@ -44,6 +44,7 @@ class ServedVoice:
     model: str  # the voice's name in /v1/models
     language: str
     takes: tuple[str, ...] = ()  # of the fields that not every voice takes
+    styles: tuple[str, ...] = ()  # the names that `style_reference` may have
 
 
 class SpeechBody(BaseModel):
@@ -65,6 +66,9 @@ class SpeechBody(BaseModel):
     )
     style_token: dict[Annotated[str, Field(pattern="^[0-9]{1,4}$")], float] = Field(
         {}, description="Weights of style tokens by their numbers; of a voice that takes it."
+    )
+    style_reference: str | None = Field(
+        None, max_length=100, description="A recording to speak like, by its name in the list of voices."
     )
     noise_scale: float | None = Field(
         None, ge=0, le=10, description="Variety of the sound; by default the voice's own."
@@ -154,9 +158,10 @@ def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
 
     @routes.get("/v1/audio/voices")
     async def list_voices() -> dict[str, Any]:
-        """The voices that can speak, and the fields that each takes beyond those of all."""
+        """The voices that can speak, the fields that each takes beyond those of all, and its style references."""
         voices = [
-            {"id": name, "name": name, "model": one.model, "language": one.language, "takes": list(one.takes)}
+            {"id": name, "name": name, "model": one.model, "language": one.language}
+            | {"takes": list(one.takes), "styles": list(one.styles)}
             for name, one in service.voices.items()
         ]
         return {"voices": voices}
@@ -165,11 +170,15 @@ def speech_routes(service: SpeechService, measures: Measures) -> APIRouter:
 
 
 def field_error(error: UserError) -> ApiError:
-    """What is wrong with the field that has the name of the flag at the beginning, or else with `input`."""
-    flag = re.match(r"--(\w+)", str(error))
-    field = flag[1] if flag else "input"
-    said = str(error)[flag.end() :] if flag else f": {error}"
-    return ApiError(400, f"`{field}`{said}", "invalid_value", field)
+    """The error with its flags as the fields of their names; of the one that it begins with, or else of `input`."""
+
+    def as_field(flag: re.Match[str]) -> str:
+        return f"`{flag[1]}`" if flag[1] in SpeechBody.model_fields else flag[0]
+
+    said = re.sub(r"--(\w+)", as_field, str(error))
+    if found := re.match(r"`(\w+)`", said):
+        return ApiError(400, said, "invalid_value", found[1])
+    return ApiError(400, f"`input`: {said}", "invalid_value", "input")
 
 
 def check_voice(service: SpeechService, body: SpeechBody) -> None:

@@ -7,9 +7,10 @@ is the style, which is added to the voice's condition. All of it is learnt with 
 import argparse
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,8 +108,16 @@ def token_weight(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text[:40]}: expected the number of a token and its weight, such as 3:0.5")
 
 
-def choose_style(model: VitsModel, reference: Path | None, tokens: Sequence[str] | None) -> Weights:
-    """The weights of a style that was asked for by a recording or by tokens (`3:0.5`); () where none was."""
+def choose_style(
+    model: VitsModel,
+    reference: Path | str | None,
+    tokens: Sequence[str] | None,
+    weigh: Callable[[VitsModel, Any], Weights] | None = None,
+) -> Weights:
+    """The weights of a style that was asked for by a recording or by tokens (`3:0.5`); () where none was.
+
+    `weigh` gives those of a recording where it is no file.
+    """
     if not reference and not tokens:
         return ()
     asked = f"--style_reference {reference}" if reference else f"--style_token {' '.join(tokens or ())}"
@@ -119,7 +128,7 @@ def choose_style(model: VitsModel, reference: Path | None, tokens: Sequence[str]
     if reference and tokens:
         raise UserError(f"{asked}: gives the weights of all tokens; leave --style_token out")
     if reference:
-        return weigh_file(model, reference)
+        return (weigh or weigh_file)(model, reference)
     count = model.style_tokens.tokens.shape[1]
     weights = {int(number): float(weight) for number, _, weight in (one.partition(":") for one in tokens or ())}
     if max(weights) >= count:

@@ -4,6 +4,7 @@ import contextlib
 import re
 
 import pytest
+import soundfile
 import yaml
 from playwright.sync_api import expect
 
@@ -16,6 +17,7 @@ from tests.browser import open_browser
 from tests.serving import served
 from tests.speech.test_prosody import rich_voice
 from tests.test_generate import write_lora
+from tests.tiny_voices import RATE, hum
 
 pytestmark = pytest.mark.slow
 TOKEN = "a-token-of-a-test-42"
@@ -38,7 +40,9 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(run, tmp_path_factory):
     save_voice(run.parent / "rich", rich_voice(0))
+    soundfile.write(run.parent / "calm.wav", hum("a casa"), RATE)
     flags = ["--lora", run, "--voice", "demo-voice", run.parent / "rich", "--max_steps", 200]
+    flags += ["--style_reference", f"calm={run.parent / 'calm.wav'}"]
     with served(tmp_path_factory.mktemp("server"), *flags, SERVE_API_TOKEN=TOKEN) as one:
         yield one
         assert TOKEN not in one.log.read_text()
@@ -207,21 +211,23 @@ def test_speech_is_spoken_and_played(browser, server):
         assert 0.3 < page.evaluate("document.querySelector('audio').duration") < 5
 
 
-def test_a_voice_is_offered_the_pitch_that_it_has_learnt(browser, server):
+def test_a_voice_is_offered_the_manners_that_it_has_learnt(browser, server):
     with opened(browser, server.url) as page:
         page.get_by_label("Text").fill("a casa")
         expect(page.get_by_label("Pitch")).to_be_hidden()
         page.get_by_label("Voice").select_option("rich")
         page.get_by_label("Pitch").fill("-1.5")
+        page.get_by_label("Speak like").select_option("calm")
         with page.expect_request("**/v1/audio/speech") as sent:
             page.get_by_role("button", name="Speak").click()
         expect(page.locator("audio")).not_to_have_js_property("readyState", 0)
-        assert sent.value.post_data_json["pitch"] == -1.5 and sent.value.post_data_json["energy"] == 0
+        expected = {"pitch": -1.5, "energy": 0, "style_reference": "calm"}
+        assert expected.items() <= sent.value.post_data_json.items()
         page.get_by_label("Voice").select_option("demo-voice/davi")
         with page.expect_request("**/v1/audio/speech") as sent:
             page.get_by_role("button", name="Speak").click()
         expect(page.locator("#speech p[role=status]")).to_have_text("Done.")
-        assert "pitch" not in sent.value.post_data_json
+        assert not expected.keys() & sent.value.post_data_json.keys()
 
 
 def test_the_keyboard_is_enough(browser, server):

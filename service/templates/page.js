@@ -240,7 +240,9 @@ function startSpeech(form) {
       input: form.input.value, voice: form.voice.value, speed: Number(form.speed.value), seed: Number(form.seed.value),
       response_format: "wav",
     };
-    for (const field of form.querySelectorAll("[data-manner]:enabled")) body[field.name] = Number(field.value);
+    for (const field of form.querySelectorAll("[data-manner]:enabled")) {
+      if (field.value) body[field.name] = field.type === "number" ? Number(field.value) : field.value;
+    }
     [send.disabled, status.textContent] = [true, say("working")];
     try {
       const sound = await (await post("/v1/audio/speech", body)).blob();
