@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from diffusers import ModelMixin
+from diffusers.training_utils import free_memory
 from PIL import Image
 
 from families import diffusion, models, sampler, shards
@@ -75,6 +76,18 @@ def batch_losses(denoiser: ModelMixin, checks: Checks, batch: Batch) -> torch.Te
     return diffusion.sample_losses(prediction, target)
 
 
+def losses_in_memory(denoiser: ModelMixin, checks: Checks, batch: Batch) -> torch.Tensor:
+    """The same of a batch on the CPU; half of its samples at once where the device's memory is full.
+
+    Not where weights are divided: all processes would have to halve it.
+    """
+    may_halve = len(batch) > 1 and not shards.is_divided(denoiser)
+    with devices.suppress_out_of_memory() if may_halve else nullcontext():
+        return batch_losses(denoiser, checks, batch.to(denoiser.device))
+    free_memory()
+    return torch.cat([losses_in_memory(denoiser, checks, half) for half in batch.split((len(batch) + 1) // 2)])
+
+
 def share_cores(denoiser: ModelMixin, rows: int) -> Cores | None:
     """Those of a CPU. Small layers on all cores at once wait for each other at every operation, where any is busy."""
     return devices.share_cores(rows) if denoiser.device.type == "cpu" and not shards.is_divided(denoiser) else None
@@ -90,7 +103,7 @@ def held_out_loss(denoiser: ModelMixin, checks: Checks, bar: Bar | None = None) 
     cores = share_cores(denoiser, BATCH)
     parts = [part for batch in checks.held_out for part in batch.split(PART if cores else BATCH)]
     losses = []
-    for found in on_each(cores, lambda part: batch_losses(denoiser, checks, part.to(denoiser.device)), parts):
+    for found in on_each(cores, lambda part: losses_in_memory(denoiser, checks, part), parts):
         losses.append(found)
         if bar:
             bar.update(len(found))

@@ -248,6 +248,24 @@ def test_every_held_out_sample_has_one_weight_however_they_are_batched(parts):
     assert validation.held_out_loss(Echo(), checks) == pytest.approx((3 * 1 + 9) / 4)
 
 
+def test_held_out_samples_go_fewer_at_once_through_a_full_memory(parts):
+    sizes = []
+
+    class Small(Echo):
+        def forward(self, noisy, *args, **kwargs):
+            sizes.append(len(noisy))
+            if len(noisy) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(noisy, *args, **kwargs)
+
+    nothing = {"embeds": torch.zeros(1, 1)}
+    checks = dataclasses.replace(parts["sd1"].checks(), encode=lambda texts: [nothing] * len(texts))
+    six = batch(1, 6)
+    six.noise.mul_(torch.arange(6).view(6, 1, 1, 1))
+    assert validation.losses_in_memory(Small(), checks, six).tolist() == [0, 1, 4, 9, 16, 25]
+    assert sizes == [6, 3, 2, 1, 3, 2, 1]
+
+
 def test_held_out_samples_are_fixed_and_seen_in_the_centre():
     images = [Example(f"p{i}", None, f"shoe {i}", f"{i:064d}", (90, 64), (64, 64)) for i in range(3)]
 
