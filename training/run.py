@@ -85,6 +85,7 @@ def start_run(
         accelerator.print(f"resuming from {saved}")
         for name, spent in training.progress.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
+    training.progress.seconds = seconds  # the same dict as the run's: checkpoints hold what is not logged yet
     training.progress.began = training.progress.began or time.time()
     started: dict[str, Tracker] = {}
     if accelerator.is_main_process:
@@ -210,8 +211,6 @@ def save_now(run: Run, training: Training, limit: int | None) -> None:
     path = run.folder / f"checkpoint-{training.progress.step}"
     if not training.progress.step or path in run.saved:
         return
-
-    training.progress.seconds = dict(run.seconds)
 
     def save() -> None:
         save_training(path, training, snapshot)
