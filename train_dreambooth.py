@@ -365,8 +365,7 @@ def describe_result(
     args: argparse.Namespace, prompt: str, counts: dict[str, int], token: tokens.Token | None
 ) -> dict[str, Any]:
     """What the model card says, besides what the file says of itself."""
-    hidden = () if args.with_prior_preservation else OF_PRIOR
-    settings = {name: value for name, value in cli.settings_of(args).items() if value not in (None, [])}
+    shown = [name for name in ON_THE_CARD if args.with_prior_preservation or name not in OF_PRIOR]
     return {
         "script": "train_dreambooth.py",
         "method": args.method,
@@ -375,8 +374,7 @@ def describe_result(
         "data": args.dataset_name or model_card.describe_value(args.instance_data_dir),
         "counts": counts,
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD if name in settings and name not in hidden}
-        | ({"multiple_captions": True} if args.multiple_captions else {}),
+        "settings": model_card.choose_settings(cli.settings_of(args), shown),
     }
 
 

@@ -169,14 +169,12 @@ def describe_dry_run(
 
 def describe_result(args: argparse.Namespace, prompt: str, train: int, held_out: int) -> dict[str, Any]:
     """What the model card says, besides what the file says of itself."""
-    settings = cli.settings_of(args)
     return {
         "prompt": prompt,
         "data": args.dataset_name or model_card.describe_value(args.train_data_dir),
         "counts": {"training": train, "held-out": held_out},
         "repo_id": args.hub_model_id if args.push_to_hub else None,
-        "settings": {name: settings[name] for name in ON_THE_CARD if settings[name] not in (None, [])}
-        | ({"multiple_captions": True} if args.multiple_captions else {}),
+        "settings": model_card.choose_settings(cli.settings_of(args), ON_THE_CARD),
     }
 
 

@@ -149,6 +149,12 @@ def describe_files(folder: Path) -> dict[str, str]:
     return {file: use for file, use in known.items() if (folder / file).is_file()}
 
 
+def choose_settings(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Of a training on images what its card shows: those of these names that are set."""
+    shown = [*names, "multiple_captions"] if settings["multiple_captions"] else names
+    return {name: settings[name] for name in shown if settings[name] not in (None, [])}
+
+
 def describe_settings(settings: dict[str, Any]) -> dict[str, str]:
     return {name.replace("_", " "): describe_value(value) for name, value in settings.items()}
 
