@@ -55,7 +55,7 @@ def read_found(one: lora_mix.Lora, wanted: Iterable[str], denoiser: Module, fami
     if lora.adapter_kind(state) != "lora" and not (own_names and settings):
         raise UserError(f"--init_lora {one.path}: of another program; of a LoKr or LoHa give {lora.FILE_NAME} of a run")
     if FAMILIES[family].DENOISER != "unet" and not own_names:  # diffusers multiplies an alpha into the weights
-        state = getattr(diffusers, FAMILIES[family].PIPELINE).lora_state_dict(dict(state))
+        state = getattr(diffusers, FAMILIES[family].PIPELINE).lora_state_dict(dict(lora.fold_alphas(state)))
     elif any(key.startswith("lora_") for key in state):
         return Found(*kohya.read_tensors(state, wanted, denoiser, family), {})
     return Found(state, {settings.get("lora_alpha") or settings["alpha"]} if settings else set(), settings)

@@ -34,6 +34,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "LOHA": ("r", "alpha"),
 }
 MARKS = {"lokr": ".lokr_", "loha": ".hada_"}  # in the keys of a file
+# Of a layer that has diffusers' name, what other programs write beside it or in place of lora_A and lora_B
+OF_OTHERS = re.compile(r"transformer\..+\.(alpha|lora_(down|up)\.weight)")
 LABELS = {"lora": "LoRA", "lokr": "LoKr", "loha": "LoHa"}
 SETTINGS_KEY = "lora_adapter_metadata"  # where it looks for rank and alpha; without it, it takes alpha = rank
 
@@ -198,6 +200,30 @@ def adapter_kind(keys: Iterable[str]) -> str:
 def is_dora(keys: Iterable[str]) -> bool:
     """Whether a file with these keys is a DoRA, of ours or of another program."""
     return any(re.search("lora_magnitude|dora_scale", key) for key in keys)
+
+
+def is_half_renamed(keys: Iterable[str]) -> bool:
+    """Whether layers of a transformer have diffusers' names, but alphas of their own, or matrices by kohya's names."""
+    names = list(keys)
+    return adapter_kind(names) == "lora" and any(OF_OTHERS.fullmatch(name) for name in names)
+
+
+def fold_alphas(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of such a file by diffusers' names alone, each alpha multiplied in, with others as they are.
+
+    Of such a file diffusers' pipelines leave out the alphas (FLUX.1), or know no layer.
+    """
+    if not is_half_renamed(state):
+        return state
+    folded = {}
+    for key, value in state.items():
+        name = key.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
+        alpha = state.get(f"{name.split('.lora_')[0]}.alpha")
+        if ".lora_B." in name and alpha is not None:
+            value = (value.float() * (float(alpha) / value.shape[1])).to(value.dtype)
+        if not name.endswith(".alpha"):
+            folded[name] = value
+    return folded
 
 
 def describe_training(base: str, data: str, **facts: object) -> dict[str, str]:

@@ -14,7 +14,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from transformers import PreTrainedTokenizerBase
 
 from families import lycoris, tokens
-from families.lora import FILE_NAME, adapter_kind, is_dora, read_keys, read_lora
+from families.lora import FILE_NAME, adapter_kind, fold_alphas, is_dora, is_half_renamed, read_keys, read_lora
 from families.lora import LABELS as LABELS_OF_KIND
 from families.models import TextReading, build_part, read_config
 from families.names import DEMO_MODEL, FAMILIES, LABELS, MOVED
@@ -205,6 +205,11 @@ def check_lora(lora: Lora, model_name: str, model: str, family: str) -> dict[str
     """The tensors of a LoRA; one that is damaged or was made for another family of models is refused."""
     state, facts = read_lora(lora.path, flag=lora.flag)
     check_whole(lora, state)
+    if any(key.endswith(".dora_scale") for key in state):
+        raise UserError(
+            f"{lora.flag} {lora.path}: a DoRA of another program's names, whose magnitudes can't be read; give "
+            f"{FILE_NAME} of a run, or a LoRA"
+        )
     advice = "take the base model that it was trained on" + (f", {base}" if (base := facts.get("base_model")) else "")
     if FAMILIES[family].DENOISER != "unet":
         if misfit := find_misfit(state, model, family):
@@ -231,7 +236,7 @@ def find_misfit(state: dict[str, torch.Tensor], model: str, family: str) -> str 
     module = FAMILIES[family]
     try:
         if not lycoris.has_own_names(state):  # which few pipelines name
-            state = getattr(diffusers, module.PIPELINE).lora_state_dict(dict(state))
+            state = getattr(diffusers, module.PIPELINE).lora_state_dict(dict(fold_alphas(state)))
     except (ValueError, KeyError):  # what it can't name is of another model
         return "has no layer of"
     layers = {f"{module.DENOISER}.{name}": layer for name, layer in build_part(model, module.DENOISER).named_modules()}
@@ -316,7 +321,10 @@ def apply_loras(pipeline: StableDiffusionLoraLoaderMixin, loras: Sequence[Lora])
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # which is what mixing means
-                pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
+                if is_half_renamed(read_keys(lora.path)):
+                    pipeline.load_lora_weights(fold_alphas(read_lora(lora.path)[0]), adapter_name=name)
+                else:
+                    pipeline.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name=name)
         except (ValueError, RuntimeError, KeyError) as error:
             if (kind := adapter_kind(read_keys(lora.path))) != "lora":
                 message = f"a {LABELS_OF_KIND[kind]} of another program's names; only {FILE_NAME} of a run can be used"

@@ -22,7 +22,7 @@ from families.lora import read_lora
 from families.names import FAMILIES, LABELS
 from families.published import write_configs, write_random_model
 from families.sampler import Execution, ImageRequest, SamplerParts, Sampling, generate_images, load_sampler
-from tests.tiny_models import OF_FLOW, smaller, tiny_flux1, tiny_flux2_klein
+from tests.tiny_models import OF_FLOW, build_tiny, smaller, tiny_flux1, tiny_flux2_klein
 from tests.tiny_runs import (
     LORA,
     PRIOR,
@@ -274,11 +274,36 @@ def test_a_base_lora_of_other_programs_is_merged(trainer_data, reference, tmp_pa
     assert column(tmp_path / "run", "loss")[0] != column(reference, "loss")[0]
 
 
+@pytest.mark.parametrize("family", OF_FLOW)
+def test_an_alpha_beside_layers_of_diffusers_names_counts(family, tmp_path):
+    model = build_tiny(tmp_path / "model", family)
+    torch.manual_seed(0)
+    layers = DiffusionPipeline.from_pretrained(model).transformer.named_modules()
+    name, layer = next((name, one) for name, one in layers if name.endswith("to_k"))
+    down, up = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
+    key = f"transformer.{name}"
+    states = [
+        {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": 3 * up},
+        {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(6.0)},
+        {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up, f"{key}.alpha": torch.tensor(6.0)},
+    ]
+    for state in states:
+        save_file(state, tmp_path / "lora.safetensors")
+        one = lora_mix.Lora(tmp_path / "lora.safetensors", 1)
+        lora_mix.check_lora(one, model, model, family)
+        pipeline = DiffusionPipeline.from_pretrained(model)
+        lora_mix.merge_loras(pipeline, [one])
+        merged = pipeline.transformer.get_submodule(name).weight
+        torch.testing.assert_close(merged, layer.weight + 3 * up @ down)
+
+
 @OF_FIRST
 def test_a_base_lora_that_can_not_be_merged_is_refused(trainer_data, reference, tmp_path):
     of_unet = {"unet.x.lora_A.weight": torch.ones(1), "unet.x.lora_B.weight": torch.ones(1)}
     save_file(of_unet, tmp_path / "unet.safetensors")
+    save_file(lora_of(reference) | {"transformer.x.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
     cases = {"missing": "no such file", f"{reference}:0": "weight 0", tmp_path / "unet.safetensors": "has no layer of"}
+    cases[tmp_path / "dora.safetensors"] = "a DoRA of another program"
     for given, said in cases.items():
         with pytest.raises(UserError, match=f"^--base_lora {given}.*{said}"):
             train(trainer_data, tmp_path / "run", "--base_lora", given, family=FAMILY)
