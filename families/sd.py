@@ -55,7 +55,7 @@ def find_version(unet_config: dict[str, Any]) -> str:
 
 def find_file_version(keys: Collection[str]) -> str | None:
     """The version of a single file with tensors of these names; None: not of this family."""
-    if any(key.startswith("conditioner.") for key in keys):
+    if not any(key.startswith("cond_stage_model.") for key in keys):
         return None
     return "sd2" if any(key.startswith("cond_stage_model.model.") for key in keys) else "sd1"
 

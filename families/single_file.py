@@ -87,8 +87,10 @@ def _look_inside(path: Path, name: str) -> tuple[str, torch.dtype]:
             unet = [key for key in keys if key.startswith("model.diffusion_model.")]
             family = next(filter(None, (module.find_file_version(keys) for module in FAMILIES.values())), None)
             if not unet or not family:
+                known = ", ".join(LABELS[name] for name, module in FAMILIES.items() if module.DENOISER == "unet")
                 raise UserError(
-                    f"{name}: not a complete checkpoint of {', '.join(LABELS.values())}; is it a LoRA or a VAE?"
+                    f"{name}: not a complete checkpoint of {known}; of another model give its diffusers folder or hub "
+                    "id. Or is it a LoRA or a VAE?"
                 )
             return family, file.get_tensor(unet[0]).dtype
     except (OSError, SafetensorError) as error:

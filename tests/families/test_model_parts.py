@@ -248,6 +248,7 @@ def test_a_single_file_that_can_not_be_used_says_why(checkpoint, tmp_path, monke
         {"model.diffusion_model.out.2.bias": torch.zeros(4), "cond_stage_model.model.ln_final.bias": torch.zeros(4)},
         tmp_path / "v2.safetensors",
     )
+    save_file({"model.diffusion_model.layers.0.attention.qkv.weight": torch.zeros(4)}, tmp_path / "flow.safetensors")
     (tmp_path / "empty").mkdir()
     tensors = load_file(checkpoint)
     del tensors["cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"]
@@ -258,6 +259,7 @@ def test_a_single_file_that_can_not_be_used_says_why(checkpoint, tmp_path, monke
         (checkpoint, tmp_path / "empty", "holds no model_index.json"),
         (tmp_path / "cut.safetensors", None, "can't be read"),
         (tmp_path / "lora.safetensors", None, "is it a LoRA or a VAE"),
+        (tmp_path / "flow.safetensors", None, "of another model give its diffusers folder"),
         (tmp_path / "v2.safetensors", None, "doesn't say what it predicts"),
     ]
     for path, config, problem in cases:
