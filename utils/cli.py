@@ -290,7 +290,8 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, read_path)
 
     def error(self, message: str) -> NoReturn:
-        flags = [word for one in self._actions for word in one.option_strings]
+        meant = [one for one in self._actions if not isinstance(one, _Refused)]
+        flags = [word for one in meant for word in one.option_strings]
         said = f"{self.prog}: error: {mask_text(_name_value(message))}{_hint(message, flags)}; see --help"
         report_fault(said)
         sys.exit(2)

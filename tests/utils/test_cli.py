@@ -240,6 +240,13 @@ def test_another_number_is_not_what_was_meant():
     assert cli.suggest("fp32", ["no", "fp16", "bf16"]) == ""
 
 
+def test_no_flag_that_would_be_refused_is_suggested(parser, capsys):
+    cli.add_refused_flags(parser, {"enable_bucket": "use another"})
+    with pytest.raises(SystemExit):
+        cli.parse_args(parser, ["--enable_buckets"])
+    assert "unrecognized arguments: --enable_buckets; see" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "meant"),
     [
