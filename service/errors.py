@@ -12,12 +12,18 @@ from starlette.exceptions import HTTPException
 logger = logging.getLogger(__name__)
 
 
+def as_utf8(text: str) -> str:
+    """A text with each half of a character, which JSON can name and no UTF-8 can hold, as JSON writes it: \\ud800."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class ApiError(Exception):
     """A request that is refused or fails: the HTTP status, what is wrong and what to do."""
 
     def __init__(self, status: int, message: str, code: str = "", param: str | None = None, retry_after: int = 0):
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+        self.message = as_utf8(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
     @property
     def body(self) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def test_what_is_no_object_of_json_has_that_code(client, body):
         ('"partial_images": 2', "`partial_images` 2: should be 0"),
         ('"seed": 999999999, "n": 3', "`seed` 999999999: the last of 3 images would have a seed above 999999999; give"),
         ('"style": "vivid"', "`style`: not supported here"),
+        (r'"size": "\ud800"', r"`size` \ud800: expected a square"),
+        (r'"negative_prompt": "\ud800"', r'`negative_prompt` "\ud800": should be a valid string'),
     ],
 )
 def test_a_refusal_names_field_value_and_what_is_expected(client, fields, message):
