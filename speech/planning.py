@@ -88,6 +88,7 @@ def plan_speakers(config: VitsConfig, wanted: Wanted, speakers: Sequence[str]) -
     if (known := speaker_names(config)) and not all(speakers):
         raise UserError(
             f"{FLAG} {wanted.voice}: has {counted(len(known), 'speaker')}, but utterances of --train_data_dir "
-            f"{wanted.data} name none; prepare them with --speaker_column, or begin with a voice of one speaker"
+            f"{wanted.data} name none; prepare them with prepare_speech.py --speaker_column (`folder`: the name of "
+            "the folder that they lie in), or begin with a voice of one speaker"
         )
     return change_config(config, add_speakers(config, speakers))

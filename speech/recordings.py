@@ -233,9 +233,20 @@ def name_cells(names: list[str], source: Source) -> dict[str, str]:
     }
 
 
+def refuse_columns(source: Source, kind: str) -> None:
+    """Refuse a flag that names columns, for recordings that have none."""
+    speaker = None if source.speaker_column == "folder" else source.speaker_column
+    given = {"audio_column": source.audio_column, "text_column": source.text_column, "speaker_column": speaker}
+    for flag, value in (given | {"columns": " ".join(source.columns)}).items():
+        if value:
+            instead = "; `--speaker_column folder` takes the folder of each sound" if flag == "speaker_column" else ""
+            raise UserError(f"--{flag} {value}: {source.name} is read as {kind}, which has no columns{instead}")
+
+
 def read_texts(path: Path, source: Source, found: Recordings) -> Iterator[Row]:
     """texts.csv of the TTS-Portuguese Corpus: wavs/sample-1.wav==text."""
     found.kind = "TTS-Portuguese Corpus"
+    refuse_columns(source, found.kind)
     for number, line in enumerate(read_lines(path, found.notes), 1):
         name, separator, text = line.partition("==")
         if separator:
@@ -356,6 +367,7 @@ def is_speaker_column(pairs: list[tuple[str, str]]) -> bool:
 
 def read_folder(source: Source) -> Recordings:
     """Sound files, with what is said in <name>.txt beside them."""
+    refuse_columns(source, "sounds with .txt")
     folder, found = Path(source.name), Recordings("sounds with .txt")
     files, taken, odd = list_files(folder), set[str](), list[str]()
     for name in files:
@@ -407,12 +419,12 @@ def read_hub(source: Source) -> Recordings:
 
 
 def name_folders(found: Recordings, source: Source) -> None:
-    """Give each recording of a file the column `folder`: where it lies below the corpus."""
+    """Give each recording of a file the column `folder`: where it lies below the corpus, and maybe a speaker."""
     root, speaker = Path(source.name), source.speaker_column == "folder"
     for i, one in enumerate(found.found):
         if isinstance(one.sound, Path):
             place = one.sound.parent.relative_to(root).as_posix().removeprefix(".")
-            own = {"folder": place, **({"speaker": place} if speaker else {})}
+            own = {"folder": place, **({"speaker": place or root.resolve().name} if speaker else {})}
             found.found[i] = replace(one, attributes=one.attributes | own)
 
 

@@ -154,8 +154,20 @@ def test_a_table_without_texts_says_which_columns_there_are(tmp_path):
 def test_sounds_with_texts_beside_them_and_without(tmp_path):
     make(tmp_path, "um.txt", "Olá\n mundo", "um.wav", "dois.flac", "eva/um.wav", "x.m4a")
     found = read(tmp_path, speaker_column="folder")
-    assert rows(found) == [("dois", None, ""), ("um", "Olá mundo", ""), ("eva_um", None, "eva")]
+    own = tmp_path.name  # of sounds in no folder below the corpus
+    assert rows(found) == [("dois", None, own), ("um", "Olá mundo", own), ("eva_um", None, "eva")]
     assert faults(found) == [("x.m4a", "not a format that is read")]
+
+
+def test_names_of_columns_are_refused_where_there_are_none(tmp_path):
+    make(tmp_path, "um.txt", "Olá", "um.wav")
+    with pytest.raises(UserError, match="^--speaker_column who: .* no columns; `--speaker_column folder` takes"):
+        read(tmp_path, speaker_column="who")
+    with pytest.raises(UserError, match="^--columns file text: .* is read as sounds with .txt, which has no columns$"):
+        read(tmp_path, columns=("file", "text"))
+    make(tmp_path, "texts.csv", "um.wav==Olá")
+    with pytest.raises(UserError, match="^--text_column frase: .* is read as TTS-Portuguese Corpus, which has no"):
+        read(tmp_path, text_column="frase")
 
 
 def test_a_folder_without_audio_is_refused(tmp_path):
