@@ -50,6 +50,9 @@ from utils.sync import Sync
 # Neither where the result goes nor how the work is divided changes a sound; of texts, a checksum is compared.
 FREE = set("text text_file output_dir overwrite num_workers shard max_retries export_onnx sync_to".split())
 
+# Which of a text's sounds, and so does nothing for a file of --export_onnx.
+OF_SPEECH = "speaker speaking_rate noise_scale noise_scale_duration pitch energy seed language sentence_pause".split()
+
 
 def make_parser() -> cli.Parser:
     parser = cli.make_parser(__doc__)
@@ -145,8 +148,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--reference and --speaker {args.speaker} both say who speaks; give one of them")
     if args.reference and args.export_onnx:
         parser.error("--reference: a file of --export_onnx speaks as the voice's own speakers alone; leave one out")
+    speaks = ("a text, as the file of --export_onnx holds none of it", not args.export_onnx or has_text(args))
+    cli.report_ignored(parser, args, dict.fromkeys(OF_SPEECH, speaks))
     args.output_dir = args.output_dir or Path("data/spoken") / Path(args.pretrained_model_name_or_path).name
     return args
+
+
+def has_text(args: argparse.Namespace) -> bool:
+    return args.text is not None or args.text_file is not None
 
 
 @dataclass(frozen=True)
@@ -407,10 +416,12 @@ def main(args: argparse.Namespace) -> int:
     device, is_main, out = accelerator.device, accelerator.is_main_process, args.output_dir
     voice = load_voice(name)
     fold_weight_norm(voice.model)
-    if args.export_onnx and is_main and not args.dry_run:
+    if args.export_onnx and is_main and args.dry_run:
+        print(f"{args.export_onnx}: to be written")
+    elif args.export_onnx and is_main:
         export_onnx(args.export_onnx, voice)
         print(f"{args.export_onnx}: written; docs/speech.md shows how onnxruntime reads it")
-    if args.export_onnx and args.text is None and args.text_file is None:
+    if args.export_onnx and not has_text(args):
         return 0
     voice.model.to(device)
     plan = make_plan(args, voice, set_folder.find_share(args.shard, accelerator))

@@ -130,6 +130,9 @@ def choose_style(
     if reference:
         return (weigh or weigh_file)(model, reference)
     count = model.style_tokens.tokens.shape[1]
+    numbers = [int(one.partition(":")[0]) for one in tokens or ()]
+    if len({*numbers}) < len(numbers):
+        raise UserError(f"{asked}: gives a token two weights; give it one")
     weights = {int(number): float(weight) for number, _, weight in (one.partition(":") for one in tokens or ())}
     if max(weights) >= count:
         raise UserError(f"{asked}: the voice has tokens 0 to {count - 1}")
@@ -143,6 +146,8 @@ def weigh_file(model: VitsModel, path: Path) -> Weights:
     samples = trim_silence(resample(sound.samples, sound.rate, settings.rate), settings.rate)
     if len(samples) < max(settings.shortest, settings.hop):
         raise UserError(f"--style_reference {path}: {len(samples)} samples are too short for a style; give a sentence")
+    if not samples.any():
+        raise UserError(f"--style_reference {path}: is silent; give a recording of speech")
     spectra = spectrogram(torch.from_numpy(samples)[None].to(model.device), settings)
     found = weigh_tokens(model, spectra, torch.tensor([spectra.shape[2]], device=model.device))
     return tuple(map(tuple, found[0].tolist()))

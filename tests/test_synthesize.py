@@ -126,6 +126,15 @@ def test_half_a_file_of_an_unfinished_set_does_not_count(reference, voice, liste
     assert content(tmp_path) == content(reference)
 
 
+@pytest.mark.parametrize("given", [["--speaking_rate", "1.5"], ["--speaker", "davi"], ["--pitch", "2.0"]])
+def test_a_flag_of_speech_is_refused_where_there_is_only_a_file_to_export(given, capsys):
+    export = ["--pretrained_model_name_or_path", "demo-voice", "--export_onnx", "voice.onnx", *given]
+    with pytest.raises(SystemExit):
+        synthesize.parse_args(export)
+    assert f"error: {' '.join(given)}: does nothing without a text" in capsys.readouterr().err
+    assert synthesize.parse_args([*export, "--text", "Oi"]).export_onnx.name == "voice.onnx"
+
+
 def test_the_same_command_twice_does_nothing(reference, voice, listed, capsys):
     before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
     assert make(voice, reference, "--text_file", listed) == 0

@@ -200,5 +200,10 @@ def test_what_a_voice_has_not_learnt_is_refused(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.ones(100) / 2, RATE)
     with pytest.raises(UserError, match="--style_reference .*a.wav: 100 samples are too short"):
         choose_style(rich.model, tmp_path / "a.wav", None)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    with pytest.raises(UserError, match="--style_reference .*silent.wav: is silent; give a recording of speech"):
+        choose_style(rich.model, tmp_path / "silent.wav", None)
+    with pytest.raises(UserError, match="--style_token 1:1 01:2: gives a token two weights; give it one"):
+        choose_style(rich.model, None, ["1:1", "01:2"])
     with pytest.raises(UserError, match="--style_reference .*a.wav: gives the weights .*; leave --style_token out"):
         choose_style(rich.model, tmp_path / "a.wav", ["0:1"])
