@@ -60,7 +60,7 @@ from speech.voices import Voice, load_voice
 from utils.cli import Range, UserError, at_once, counted, read_path, seed_number, workers
 from utils.console import track
 from utils.files import file_sha256, replaced_file, write_json
-from utils.hub import DEMO, model_key
+from utils.hub import model_key
 from utils.metrics_log import append_metrics, read_metrics
 from utils.outputs import check_apart
 from utils.parallel import available_cores, parallel_map
@@ -391,7 +391,7 @@ def load_judges(args: argparse.Namespace, device: torch.device) -> Judges:
     return Judges(
         None if asr == "none" else recogniser.load_recogniser(asr, device, args.language),
         None if encoder == "none" else speaker.load_speaker_encoder(encoder, device),
-        f"transcripts-{model_key(asr, DEMO / 'voice' / 'recogniser')}-{args.language}.jsonl",
+        f"transcripts-{model_key(asr, recogniser.DEMO_RECOGNISER)}-{args.language}.jsonl",
         f"speakers-{speaker.encoder_key(encoder)}",
     )
 

@@ -15,6 +15,7 @@ from utils.hub import DEMO, load_named, load_whole, quiet_hub
 
 FLAG, RATE = "--asr", 16_000
 DEFAULT = "openai/whisper-small"
+DEMO_RECOGNISER = DEMO / "voice" / "recogniser"
 SHORTEST, LONGEST = 0.1, 30  # seconds: a CTC model's first layers need some, Whisper's encoder takes in no more
 LAST = 10  # seconds of a piece in which a longer sound may be cut
 AT_ONCE = 8  # sounds that Whisper transcribes together
@@ -35,7 +36,7 @@ def load_recogniser(name: str, device: torch.device | str, language: str) -> Rec
     Whisper is asked for; what a CTC model writes depends on its training alone.
     """
     if name == "demo":
-        return in_parts(_load_demo(DEMO / "voice" / "recogniser", device))
+        return in_parts(_load_demo(DEMO_RECOGNISER, device))
     kind = "Whisper or CTC model of transformers"
     return in_parts(load_named(FLAG, name, kind, lambda: _load_published(name, device, language)))
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from speech.audio import Sound, resample
 from speech.distances import count_edits
 from speech.normalise import plain_text
-from speech.recogniser import RATE, Recogniser, Transcript
+from speech.recogniser import DEMO_RECOGNISER, RATE, Recogniser, Transcript
 from speech.sound_measures import Fault
 from utils.console import show_progress
+from utils.hub import model_key
 from utils.metrics_log import append_metrics, read_metrics
 
 AT_ONCE = 16  # sounds whose transcripts a kill may lose
@@ -25,8 +26,9 @@ class Heard(NamedTuple):
 
 
 def transcripts_file(cache: Path, recogniser: str, language: str) -> Path:
-    """Where the transcripts of one recogniser and language are kept."""
-    name = hashlib.sha256(json.dumps([recogniser, language]).encode()).hexdigest()[:16]
+    """Where the transcripts of one recogniser, by the content of its folder, and language are kept."""
+    key = json.dumps([model_key(recogniser, DEMO_RECOGNISER), language])
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
     return cache / "transcripts" / f"{name}.jsonl"
 
 

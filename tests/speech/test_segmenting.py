@@ -13,7 +13,7 @@ from speech.pauses import Cutting
 from speech.recogniser import Transcript
 from speech.recordings import Source
 from speech.segmenting import as_recordings, cut_recordings, read_pieces, read_whole
-from speech.transcripts import read_transcripts, transcribe
+from speech.transcripts import read_transcripts, transcribe, transcripts_file
 from tests.browser import open_browser, open_page
 from tests.toy_speech import toy_speech
 from utils.cli import UserError
@@ -89,6 +89,14 @@ def test_a_killed_run_goes_on_and_new_recordings_cost_only_their_own_time(talks,
         raise AssertionError("a recogniser is loaded for nothing")
 
     assert transcribe(sounds_of(pieces), refuse, saved) == known
+
+
+def test_other_weights_in_a_recognisers_folder_hear_anew(tmp_path):
+    weights, places = tmp_path / "model.safetensors", []
+    for content in (b"old", b"new", b"old"):
+        weights.write_bytes(content)
+        places.append(transcripts_file(tmp_path, str(tmp_path), "pt"))
+    assert places[0] == places[2] != places[1]
 
 
 def test_pauses_are_found_once_for_the_content_of_a_file(tmp_path):
