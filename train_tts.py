@@ -199,15 +199,11 @@ def add_adaptation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_speech_data_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument("--train_data_dir", default="data/voice", metavar="DIR|s3://…", help="as prepare_speech.py made")
-    group.add_argument("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N utterances")
-    group.add_argument(
-        "--held_out", type=flags.BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: this much"
-    )
-    group.add_argument(
-        "--segment_frames", type=Range(8, 1000, int), default=32, help="of an utterance that are decoded in a step"
-    )
+    add = parser.add_argument_group("data").add_argument
+    add("--train_data_dir", default="data/voice", metavar="DIR|s3://…", help="as prepare_speech.py made")
+    add("--max_train_samples", type=positive, metavar="N", help="a seeded choice of N utterances")
+    add("--held_out", type=flags.BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: this much")
+    add("--segment_frames", type=Range(8, 1000, int), default=32, help="of an utterance that are decoded in a step")
 
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:

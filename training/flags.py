@@ -192,13 +192,12 @@ def add_vae_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_column_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
-    group.add_argument("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
-    group.add_argument("--caption_column", default="text", help="where the captions are")
-    group.add_argument(
-        "--caption_prefix", nargs="+", metavar="TEXT", help='begins captions: one for each data set, or ""'
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--dataset_config_name", metavar="NAME", help="of a hub dataset that has several")
+    add("--image_column", help="default: file_name of an imagefolder, image of a hub dataset")
+    add("--caption_column", default="text", help="where the captions are")
+    add("--caption_prefix", nargs="+", metavar="TEXT", help='begins captions: one for each data set, or ""')
+    add(
         "--mask_loss",
         nargs="+",
         action=OneOrSeveral,
@@ -206,9 +205,7 @@ def add_column_flags(group: argparse._ArgumentGroup) -> None:
         metavar="DIR|s3://…|none",
         help="masks named as the images, a folder for each data set: white is what counts",
     )
-    group.add_argument(
-        "--held_out", type=BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: take this much"
-    )
+    add("--held_out", type=BELOW_ONE, default=0.0, metavar="SHARE", help="where there is no val split: take this much")
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -225,15 +222,14 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_image_flags(group: argparse._ArgumentGroup) -> None:
     """How images are seen."""
-    group.add_argument(
-        "--resolution", type=pixels, help="side of the square, pixels; default: the model's own, of SDXL 1024"
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--resolution", type=pixels, help="side of the square, pixels; default: the model's own, of SDXL 1024")
+    add(
         "--use_aspect_ratio_buckets",
         action=OnOff,
         help="keep proportions, same area; default: as the data was prepared",
     )
-    group.add_argument(
+    add(
         "--aspect_ratio_buckets",
         nargs="?",
         const="",
@@ -241,81 +237,72 @@ def add_image_flags(group: argparse._ArgumentGroup) -> None:
         metavar='"H,W;H,W"',
         help="these shapes, in place of --resolution's",
     )
-    group.add_argument("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
-    group.add_argument(
-        "--cache_crops", type=Range(0, 1000, int), default=4, help="random crops an image; 0: endless, uncached only"
-    )
-    group.add_argument("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
-    group.add_argument(
-        "--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", help="filter of the resize"
-    )
-    group.add_argument("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
-    group.add_argument(
+    add("--center_crop", action=OnOff, default=True, help="--no-center_crop: random crops")
+    add("--cache_crops", type=Range(0, 1000, int), default=4, help="random crops an image; 0: endless, uncached only")
+    add("--random_flip", action=OnOff, default=False, help="mirror half of the samples")
+    add("--image_interpolation_mode", choices=INTERPOLATIONS, default="lanczos", help="filter of the resize")
+    add("--caption_dropout", type=share, default=0.0, help="share trained with the empty caption")
+    add(
         "--multiple_captions",
         action=OnOff,
         default=False,
         help="each line of a .txt, or text of a list, is a caption of its own: one is drawn each time",
     )
-    group.add_argument(
+    add(
         "--shuffle_tags",
         type=Range(1, 1000, int, hint=OR_NOT),
         metavar="N",
         help="draw one of N orders of a caption's tags, which commas divide; N times the captions are encoded",
     )
-    group.add_argument(
-        "--keep_tokens", type=Range(1, 1000, int, hint=OR_NOT), metavar="N", help="so many first tags stay first"
-    )
+    add("--keep_tokens", type=Range(1, 1000, int, hint=OR_NOT), metavar="N", help="so many first tags stay first")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, alpha: str) -> None:
     """The flags of a LoRA; `alpha` says in --help what --lora_alpha is by default."""
     group = parser.add_argument_group("LoRA")
-    group.add_argument(
-        "--rank", type=Range(1, 2048, int), default=8, help="of the adapter's matrices: more is more capacity"
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--rank", type=Range(1, 2048, int), default=8, help="of the adapter's matrices: more is more capacity")
+    add(
         "--lora_alpha",
         type=Range(0, 10_000, above=True),
         help=f"the adapter's output is scaled by alpha / rank; default: {alpha}",
     )
-    group.add_argument("--lora_dropout", type=BELOW_ONE, default=0.0, help="of the adapter's input")
-    group.add_argument(
+    add("--lora_dropout", type=BELOW_ONE, default=0.0, help="of the adapter's input")
+    add(
         "--adapter",
         choices=["lora", "dora", "lokr", "loha"],
         help="default: lora; dora is --use_dora; lokr and loha are Kronecker and Hadamard products (LyCORIS)",
     )
-    group.add_argument(
+    add(
         "--lokr_factor",
         type=Range(1, 4096, int),
         metavar="N",
         help="of lokr: each side is divided into N and the rest; a small N gives more weights; default: near its root",
     )
-    group.add_argument("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
-    group.add_argument("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
-    group.add_argument(
+    add("--use_dora", action=OnOff, default=False, help="train magnitude and direction apart")
+    add("--use_rslora", action=OnOff, default=False, help="scale by alpha / sqrt(rank) instead")
+    add(
         "--lora_layers",
         nargs="+",
         metavar="NAME",
         help="layers of the UNet or transformer, with blanks or commas; default: those that diffusers' scripts train",
     )
-    group.add_argument(
+    add(
         "--init_lora",
         metavar="DIR|FILE",
         help="a run's LoRA, or a file of diffusers or kohya, that this one begins as; of the same rank and layers",
     )
-    group.add_argument("--allow_other_base", action=OnOff, default=False, help="also one of another base model")
-    group.add_argument(
+    add("--allow_other_base", action=OnOff, default=False, help="also one of another base model")
+    add(
         "--preserve_base",
         type=Range(0, 1000, above=True, hint=OR_NOT),
         metavar="WEIGHT",
         help="add the distance to the base model's own prediction of --class_prompt, so that it forgets less",
     )
     add_average_flags(group)
-    group.add_argument(
-        "--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone"
-    )
-    group.add_argument("--text_encoder_lr", type=learning_rate, help="default: --learning_rate")
-    group.add_argument(
+    add("--train_text_encoder", action=OnOff, default=False, help="the text encoder too, not the UNet alone")
+    add("--text_encoder_lr", type=learning_rate, help="default: --learning_rate")
+    add(
         "--output_kohya_format",
         action=OnOff,
         help="also a file for A1111 and ComfyUI; default: where the LoRA can be one",
@@ -450,11 +437,9 @@ def optimizer_option(text: str) -> str:
 
 
 def add_optimizer_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = OPTIMIZERS) -> None:
-    group = parser.add_argument_group("optimizer")
-    group.add_argument(
-        "--optimizer", type=str.lower, choices=names, default="adamw", help="adamw8bit needs bitsandbytes"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("optimizer").add_argument
+    add("--optimizer", type=str.lower, choices=names, default="adamw", help="adamw8bit needs bitsandbytes")
+    add(
         "--optimizer_args",
         type=optimizer_option,
         action="extend",
@@ -463,22 +448,18 @@ def add_optimizer_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] 
         metavar="NAME=VALUE",
         help="further arguments of the optimizer, as its class names them: ns_steps=6",
     )
-    group.add_argument("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
-    group.add_argument("--adam_beta1", type=BELOW_ONE, default=0.9, help="memory of the gradient's mean")
-    group.add_argument("--adam_beta2", type=BELOW_ONE, default=0.999, help="memory of its square")
-    group.add_argument("--adam_weight_decay", type=Range(0, 10), default=1e-2, help="pull of the weights towards 0")
-    group.add_argument(
-        "--adam_epsilon", type=Range(0, 1, above=True), default=1e-8, help="keeps a tiny gradient from a huge step"
-    )
-    group.add_argument(
+    add("--use_8bit_adam", action=OnOff, default=False, help="the same as --optimizer adamw8bit")
+    add("--adam_beta1", type=BELOW_ONE, default=0.9, help="memory of the gradient's mean")
+    add("--adam_beta2", type=BELOW_ONE, default=0.999, help="memory of its square")
+    add("--adam_weight_decay", type=Range(0, 10), default=1e-2, help="pull of the weights towards 0")
+    add("--adam_epsilon", type=Range(0, 1, above=True), default=1e-8, help="keeps a tiny gradient from a huge step")
+    add(
         "--max_grad_norm",
         type=Range(0, cli.MANY, above=True),
         default=1.0,
         help="gradients are scaled down to this norm",
     )
-    group.add_argument(
-        "--set_grads_to_none", action="store_true", help="accepted from diffusers' commands: always done"
-    )
+    add("--set_grads_to_none", action="store_true", help="accepted from diffusers' commands: always done")
 
 
 def add_image_performance_flags(parser: argparse.ArgumentParser) -> None:
@@ -529,16 +510,11 @@ def add_performance_flags(parser: argparse.ArgumentParser) -> argparse._Argument
 
 def add_image_validation_flags(parser: argparse.ArgumentParser) -> None:
     group = add_validation_flags(parser)
-    group.add_argument(
-        "--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions"
-    )
-    group.add_argument(
-        "--num_validation_images", type=Range(0, 1000, int), default=4, help="images a validation; 0: loss only"
-    )
-    group.add_argument(
-        "--validation_guidance_scale", type=Range(0, 100), help="default: the model's own (docs/generate.md#guidance)"
-    )
-    group.add_argument(
+    add = group.add_argument
+    add("--validation_prompt", action="append", metavar="TEXT", help="may be repeated; default: held-out captions")
+    add("--num_validation_images", type=Range(0, 1000, int), default=4, help="images a validation; 0: loss only")
+    add("--validation_guidance_scale", type=Range(0, 100), help="default: the model's own (docs/generate.md#guidance)")
+    add(
         "--validation_inference_steps",
         type=Range(1, 1000, int),
         help="default: the model's own (docs/generate.md#guidance)",
@@ -547,45 +523,39 @@ def add_image_validation_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_validation_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("validation")
-    group.add_argument("--validation_steps", type=zero_or_more, default=500, help="between validations; 0: none")
-    group.add_argument("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
-    group.add_argument(
-        "--num_validation_samples", type=Range(1, 100_000, int), default=64, help="fixed samples of the held-out loss"
-    )
-    group.add_argument(
-        "--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss"
-    )
+    add = group.add_argument
+    add("--validation_steps", type=zero_or_more, default=500, help="between validations; 0: none")
+    add("--validation_epochs", type=positive, metavar="N", help="in place of --validation_steps")
+    add("--num_validation_samples", type=Range(1, 100_000, int), default=64, help="fixed samples of the held-out loss")
+    add("--early_stopping_patience", type=positive, metavar="N", help="stop after N validations without a better loss")
     return group
 
 
 def add_run_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group = parser.add_argument_group("run folder and trackers")
-    group.add_argument("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
+    add = group.add_argument
+    add("--output_dir", type=Path, default=Path(output_dir), help="the run folder")
     sync.add_sync_flag(group)
-    group.add_argument(
-        "--overwrite", action=OnOff, default=False, help="start again; what no script wrote is moved aside"
-    )
-    group.add_argument("--checkpointing_steps", type=zero_or_more, default=500, help="between checkpoints; 0: none")
-    group.add_argument("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
-    group.add_argument(
-        "--resume_from_checkpoint", default="latest", metavar="latest|NAME", help="NAME: checkpoint-500, or a path"
-    )
-    group.add_argument("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
-    group.add_argument("--logging_dir", default="logs", help="of the trackers, within --output_dir or absolute")
-    group.add_argument(
+    add("--overwrite", action=OnOff, default=False, help="start again; what no script wrote is moved aside")
+    add("--checkpointing_steps", type=zero_or_more, default=500, help="between checkpoints; 0: none")
+    add("--checkpoints_total_limit", type=positive, metavar="N", help="keep the newest N; default: all")
+    add("--resume_from_checkpoint", default="latest", metavar="latest|NAME", help="NAME: checkpoint-500, or a path")
+    add("--logging_steps", type=positive, default=10, help="between lines of metrics.jsonl")
+    add("--logging_dir", default="logs", help="of the trackers, within --output_dir or absolute")
+    add(
         "--report_to",
         default="tensorboard",
         help="tensorboard, wandb, comet_ml, mlflow, several with commas, all, none",
     )
-    group.add_argument(
+    add(
         "--on_nonfinite",
         type=nonfinite_policy,
         default="skip",
         metavar="skip|stop",
         help="NaN in loss or gradient: stop at once, or skip up to 3 steps in a row",
     )
-    group.add_argument("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
-    group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
+    add("--push_to_hub", action=OnOff, default=False, help="the token is taken from HF_TOKEN")
+    add("--hub_model_id", metavar="OWNER/NAME", help="default: the name of --output_dir")
 
 
 def settle_defaults(parser: cli.Parser, args: argparse.Namespace, steps: int, accumulation: int) -> None:
@@ -718,11 +688,10 @@ def check_views(parser: cli.Parser, args: argparse.Namespace) -> None:
 
 def contradictions(args: argparse.Namespace) -> list[str]:
     """What is wrong with pairs of flags that do not go together, of what is trained and of memory."""
-    trains_texts, rounds = args.train_text_encoder or getattr(args, "train_token", None), args.quantize_base
+    word, rounds = getattr(args, "train_token", None), args.quantize_base
     dora, blocks, texts = args.use_dora, args.blocks_on_cpu, args.quantize_text_encoder
     not_with, out = f"--blocks_on_cpu {blocks}: not with", "leave one out"
     keeps = "--no-gradient_checkpointing, which would keep all of them on the GPU"
-    word = getattr(args, "train_token", None)
     of_texts = f"--quantize_text_encoder {texts}: not where a text encoder or a word is trained"
     # diffusers does not read DoRA's magnitudes from such a file, and the images would change.
     kohya = "--output_kohya_format: not with --use_dora or --adapter dora; leave one of the two out"
@@ -740,7 +709,7 @@ def contradictions(args: argparse.Namespace) -> list[str]:
         f"{not_with} {keeps}; {out}": blocks and not args.gradient_checkpointing,
         f"{not_with} --compile; {out}": blocks and args.compile,
         f"{not_with} --quantize_base {rounds}; {out}": blocks and rounds,
-        f"{of_texts}; {out}": trains_texts and texts,
+        f"{of_texts}; {out}": (args.train_text_encoder or word) and texts,
         kohya: dora and args.output_kohya_format,
     }
     return [message for message, both in found.items() if both]

@@ -169,12 +169,9 @@ def settle_sharding(args: argparse.Namespace, processes: int, launched: bool) ->
     if args.optimizer != "adamw":
         what = f"not with --optimizer {args.optimizer}, which needs whole weights; use adamw, or {instead}"
         raise UserError(f"{name}: {what}")
-    if getattr(args, "train_token", None):
-        raise UserError(f"{name}: not with --train_token {args.train_token}; leave that out, or {instead}")
-    if args.quantize_base:
-        raise UserError(f"{name}: not with --quantize_base {args.quantize_base}; leave that out, or {instead}")
-    if args.blocks_on_cpu:
-        raise UserError(f"{name}: not with --blocks_on_cpu {args.blocks_on_cpu}; leave that out, or {instead}")
+    for other in ("train_token", "quantize_base", "blocks_on_cpu"):
+        if value := getattr(args, other, None):
+            raise UserError(f"{name}: not with --{other} {value}; leave that out, or {instead}")
     if processes == 1:
         start = "start several with accelerate launch --config_file accelerate_configs/fsdp.yaml"
         logger.warning("%s: one process has all the weights; %s", name, start)
