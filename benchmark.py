@@ -179,6 +179,8 @@ def read_job(args: argparse.Namespace) -> Job:
             raise UserError(f"--train_data_dir {given}: is not there; give a folder of images, or leave it out")
         words += [f"--{flag}", given]
     named = cli.parse_args(TRAINERS[script].make_parser(), words)
+    if getattr(named, "memory", None):  # which would choose in each row what the row is to measure
+        raise UserError("--memory auto: benchmark.py tries gradient checkpointing and batch sizes itself; leave it out")
     places = list_folders(getattr(named, flag))
     is_there = places and all(cli.is_remote(place) or Path(place).exists() for place in places)
     has_data = is_there or getattr(named, "dataset_name", None)

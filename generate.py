@@ -120,7 +120,7 @@ def refuse_unsupported(args: argparse.Namespace, family: str) -> None:
 
 def settle_sampling(args: argparse.Namespace, model: str, family: str) -> None:
     """The defaults that depend on the model; refuses a scheduler of the other kind of noise."""
-    args.num_inference_steps = args.num_inference_steps or sampling.default_sampling(model)[0]
+    args.num_inference_steps = sampling.choose_steps(model, family, "num_inference_steps", args.num_inference_steps)
     guidance = "guidance_scale", args.guidance_scale, args.recipe_keys
     args.guidance_scale = sampling.choose_guidance(model, family, *guidance)
     if args.negative_prompt and not sampling.reads_negative_prompt(family, args.guidance_scale):

@@ -57,6 +57,13 @@ def default_sampling(model: str) -> tuple[int, float]:
     return FAMILIES[model_family(model)].default_sampling(functools.partial(read_config, model))
 
 
+def choose_steps(model: str, family: str, flag: str, value: int | None) -> int:
+    """The steps that are asked for, or the model's default; refuses one where a stretched schedule gives NaN for it."""
+    if value == 1 and read_config(model, "scheduler/scheduler_config.json").get("shift_terminal"):
+        raise UserError(f"--{flag} 1: {LABELS[family]} makes no image in one step; give 2 or more")
+    return value or default_sampling(model)[0]
+
+
 def has_guidance(model: str) -> bool:
     """Whether a guidance scale changes the model's images."""
     return FAMILIES[model_family(model)].has_guidance(functools.partial(read_config, model))

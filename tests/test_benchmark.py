@@ -67,9 +67,10 @@ def test_the_trainer_is_the_one_that_the_recipe_is_for(tmp_path):
         (["--train_data_dir", "nowhere"], "--train_data_dir nowhere: is not there"),
         (["--config_file", "no.yaml"], "--config_file no.yaml: No such file"),
         (["--config_file", "accelerate_configs/multi_node.yaml"], "is for 2 machines"),
+        (["--", "--memory", "auto"], "--memory auto: .* tries gradient checkpointing .* itself; leave it out"),
     ],
 )
-def test_what_is_not_there_is_one_line(words, said):
+def test_what_is_not_there_or_is_to_be_measured_is_one_line(words, said):
     with pytest.raises(UserError, match=said):
         read_job(*words)
 

@@ -387,6 +387,19 @@ def test_blocks_on_the_cpu_change_nothing_and_a_resumed_run_may_have_others(trai
     assert column(tmp_path / "without", "val_loss") == column(tmp_path / "with", "val_loss")
 
 
+@pytest.mark.parametrize("family", OF_FLOW)
+def test_one_step_is_refused_where_it_gives_nan(family, tmp_path):
+    """A schedule that is stretched to an end of its own divides by what is left after the first step."""
+    pipeline = OF_FLOW[family]()
+    pipeline.scheduler.save_pretrained(tmp_path / "scheduler")
+    pipeline.scheduler.set_timesteps(1, mu=1.0)
+    if pipeline.scheduler.sigmas.isfinite().all():
+        assert sampling.choose_steps(str(tmp_path), family, "num_inference_steps", 1) == 1
+    else:
+        with pytest.raises(UserError, match=f"^--num_inference_steps 1: {LABELS[family]} .*; give 2 or more"):
+            sampling.choose_steps(str(tmp_path), family, "num_inference_steps", 1)
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -707,6 +707,9 @@ def contradictions(args: argparse.Namespace) -> list[str]:
         f"--use_rslora: {beside}": kind and args.use_rslora,
         f"--quantize_base {rounds}: not with --use_dora, which needs whole weights; {out}": dora and rounds,
         f"{not_with} {keeps}; {out}": blocks and not args.gradient_checkpointing,
+        f"--memory auto: not with --no-gradient_checkpointing, which it chooses itself; {out}": args.memory
+        and not args.gradient_checkpointing
+        and "gradient_checkpointing" not in args.recipe_keys,
         f"{not_with} --compile; {out}": blocks and args.compile,
         f"{not_with} --quantize_base {rounds}; {out}": blocks and rounds,
         f"{of_texts}; {out}": (args.train_text_encoder or word) and texts,

@@ -24,7 +24,7 @@ from families.models import TextReading
 from families.names import FAMILIES, LABELS
 from families.quantized import load_bitsandbytes
 from families.sampler import Sampling
-from families.sampling import choose_guidance, default_sampling, native_size
+from families.sampling import choose_guidance, choose_steps, native_size
 from training.batches import BatchPlan, Loader
 from training.build import Recipe
 from training.dry_run import choose_savers, largest_batch
@@ -103,7 +103,8 @@ def start_trainer(args: argparse.Namespace, folder_flag: str) -> ImageStart:
         models.check_vae(model, args.pretrained_vae_model_name_or_path)
     args.lora_layers = args.lora_layers or default_layers(model, family)
     args.resolution = args.resolution or native_size(model)
-    args.validation_inference_steps = args.validation_inference_steps or default_sampling(model)[0]
+    steps = "validation_inference_steps", args.validation_inference_steps
+    args.validation_inference_steps = choose_steps(model, family, *steps)
     guidance = "validation_guidance_scale", args.validation_guidance_scale, args.recipe_keys
     args.validation_guidance_scale = choose_guidance(model, family, *guidance)
     settle_guidance(args, model, family)

@@ -122,6 +122,7 @@ def test_a_shift_that_can_not_be_names_the_words_that_can(capsys):
         ),
         ("--use_dora --output_kohya_format", "--output_kohya_format: not with --use_dora"),
         ("--blocks_on_cpu 9 --no-gradient_checkpointing", "--blocks_on_cpu 9: not with --no-gradient_checkpointing"),
+        ("--memory auto --no-gradient_checkpointing", "--memory auto: not with --no-gradient_checkpointing"),
         ("--blocks_on_cpu 9 --compile", "--blocks_on_cpu 9: not with --compile"),
         ("--blocks_on_cpu 9 --quantize_base nf4", "--blocks_on_cpu 9: not with --quantize_base nf4"),
         ("--train_data_dir a --dataset_name b/c", "--train_data_dir a: does nothing with --dataset_name b/c; give one"),
