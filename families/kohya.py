@@ -29,7 +29,7 @@ def word_name(run: str) -> str:
     return f"{'_'.join(run.split())}_word.safetensors"
 
 
-def find_obstacle(unet: Module, text_encoders: Iterable[Module], family: str) -> str | None:
+def find_obstacle(unet: Module, family: str) -> str | None:
     """Why these adapters can't be written in this format; None where they can."""
     if family not in FAMILIES[family].KOHYA_BASES:
         return f"it has no names for {LABELS[family]}"

@@ -217,8 +217,8 @@ def writes_kohya(wanted: bool | None, modules: dict[str, lora.Module], family: s
     """Whether the LoRA is also written for A1111 and ComfyUI; refused where it is wanted and can't be."""
     if wanted is False:
         return False
-    unet, *encoders = modules.values()
-    obstacle = kohya.find_obstacle(unet, encoders, family)
+    unet, *_ = modules.values()
+    obstacle = kohya.find_obstacle(unet, family)
     if obstacle and wanted:
         raise UserError(f"--output_kohya_format: {obstacle}; leave one of the two out")
     if obstacle:

@@ -263,7 +263,7 @@ def test_a_lora_that_has_no_kohya_format_says_why(folders):
         ("sd1", {"use_dora": True}, "DoRA"),
     ):
         unet, _, encoders = train(folders[family], family, **options)
-        found = kohya.find_obstacle(unet, encoders, family)
+        found = kohya.find_obstacle(unet, family)
         assert found is None if obstacle is None else obstacle in found
         modules = {"unet": unet, "text_encoder": encoders[0]}
         assert writes_kohya(None, modules, family) is (obstacle is None) and not writes_kohya(False, modules, family)
