@@ -340,9 +340,10 @@ def _denoise(
 
 
 def _read_features(sampler: Sampler, prompts: list[str]) -> list[Features]:
-    """Those of prompts, on the device."""
+    """Those of prompts, on the device; what several images share is read once."""
     device = sampler.execution.device
-    return [{name: one.to(device) for name, one in sampler.features[prompt].items()} for prompt in prompts]
+    found = {prompt: {name: one.to(device) for name, one in sampler.features[prompt].items()} for prompt in {*prompts}}
+    return [found[prompt] for prompt in prompts]
 
 
 def _stack_features(sampler: Sampler, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:

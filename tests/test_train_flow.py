@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
 from families import lora, lora_mix, models, quantized, sampling
+from families.feature_file import FeatureFile
 from families.lora import read_lora
 from families.names import FAMILIES, LABELS
 from families.published import write_configs, write_random_model
@@ -537,6 +538,16 @@ def test_text_encoders_may_be_rounded_and_are_gone_before_the_transformer_is_loa
     assert left == [[None], [None, None]]
     apart = (read[1] - read[0]).norm() / read[0].norm()
     assert 0 < apart < 0.5
+
+
+@OF_FIRST
+def test_what_images_of_one_prompt_share_is_read_once(trainer_data, family, monkeypatch):
+    read, at_once = [], Execution(torch.device("cpu"), torch.float32, 3)
+    sampler = load_sampler(SamplerParts(str(trainer_data[family]), family), Sampling(1, 2.0, 16), at_once, ["boots"])
+    sampler.cores, find = None, FeatureFile.__getitem__
+    monkeypatch.setattr(FeatureFile, "__getitem__", lambda self, text: read.append(text) or find(self, text))
+    assert len(generate_images(sampler, [ImageRequest("boots", seed) for seed in range(3)])) == 3
+    assert sorted(read) == ["", "boots"]
 
 
 def test_images_of_a_model_that_stays_on_the_cpu_are_the_same(trainer_data, family):

@@ -112,7 +112,7 @@ def encode_captions(
         device = accelerator.device
         return [{name: one.to(device) for name, one in read(text).items()} for text in texts]
 
-    return encode
+    return functools.partial(encode_distinct, encode)
 
 
 def encode_distinct(encode: Callable[[list[str]], list[Features]], texts: list[str]) -> list[Features]:
