@@ -2,6 +2,7 @@
 
 Both run by turns, each from nothing: the time is that of the whole process, from the start of Python to its exit, with
 imports, loading, what they cache and the final save. Both encode photos and captions once, before their first step.
+Then the LoRA's forward and backward are timed alone: what no trainer of the model as diffusers has it can leave out.
 
     python tests/benchmarks/flow_speed.py --baseline PATH/train_dreambooth_lora_z_image.py --repeats 3
     python tests/benchmarks/flow_speed.py --baseline PATH/train_dreambooth_lora_z_image.py --baseline_path STAND_IN
@@ -18,9 +19,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarking.timing import time_repeatedly
+from families import models
+from families.lora import Adapter, attach_lora
+from families.models import FAMILIES
 from tests.benchmarks import side_by_side
 from tests.tiny_models import build_tiny
 
@@ -57,6 +64,26 @@ def commands(args: argparse.Namespace, data: Path, folder: Path) -> dict[str, li
     return {who: [sys.executable, str(script), *shared, *more] for who, (script, more) in start.items()}
 
 
+def time_model(args: argparse.Namespace, model: str) -> dict[str, float]:
+    """Seconds a sample of a batch's forward and backward, on all threads, in float32."""
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    family, count = FAMILIES[args.family], args.train_batch_size
+    denoiser = models.load_denoiser(model, torch.float32).train()
+    attach_lora(denoiser, Adapter(args.rank, args.rank, targets=family.lora_targets(denoiser.config)))
+    features = family.encode_text(*models.load_text_encoders(model, args.family, torch.float32), [PROMPT]) * count
+    config = models.read_config(model, "vae/config.json")
+    side = args.resolution // models.vae_step(config)
+    latents = torch.randn(count, models.latent_channels(config), side, side)
+
+    def train() -> None:
+        prediction = family.predict(denoiser, latents, torch.rand(count), features, guidance=family.TRAINING_GUIDANCE)
+        (prediction - latents).square().mean().backward()
+
+    train()  # the first takes longer
+    return time_repeatedly(train, count, args.max_train_steps)
+
+
 def main(args: argparse.Namespace) -> None:
     if args.num_images % args.train_batch_size:  # the baseline would leave out what is left over
         sys.exit(f"--num_images {args.num_images}: must be a multiple of --train_batch_size {args.train_batch_size}")
@@ -65,6 +92,8 @@ def main(args: argparse.Namespace) -> None:
         make_data(args, data)
         samples = dict.fromkeys(("diffusers", "ours"), args.max_train_steps * args.train_batch_size)
         side_by_side.compare(args, Path(name), data, lambda folder: commands(args, data, folder), samples)
+        seconds = time_model(args, str(data / "model"))
+        print(f"\nforward and backward alone: {1 / seconds['median']:.1f} samples/s, the median of the steps")
 
 
 if __name__ == "__main__":
