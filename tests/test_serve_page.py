@@ -159,7 +159,7 @@ def test_attributes_compose_the_caption_that_was_trained_on(browser, server):
         composed = (
             "<sks>, a professional product photo of navy blue casual shoes, women's, centered on white background"
         )
-        assert page.get_by_label("Prompt").input_value() == composed
+        expect(page.get_by_label("Prompt")).to_have_value(composed)
 
         page.get_by_label("Prompt").fill("on a table")  # one's own words stay
         page.locator("select[name=gender]").select_option("Men")

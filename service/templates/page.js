@@ -203,12 +203,15 @@ function startImages(form) {
     [send.disabled, stop.hidden, bar.hidden] = [false, true, true];
   });
   const composed = [form.prompt.defaultValue];
+  let asked = 0; // an answer that comes after a later one's is of a choice that holds no more
   for (const picker of form.querySelectorAll(".pickers")) {
     picker.addEventListener("change", async () => {
+      const number = ++asked;
       const chosen = Object.fromEntries([...picker.querySelectorAll("select")].map((one) => [one.name, one.value]));
       try {
         const answer = await post("/page/prompt", {lora: picker.dataset.lora, attributes: chosen});
         const {prompt} = await answer.json();
+        if (number < asked) return;
         form.prompt.value = replaceEnd(form.prompt.value, composed, prompt);
         composed.push(prompt);
       } catch (error) {
