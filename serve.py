@@ -343,11 +343,8 @@ def load_voices(specs: list[str], device: torch.device) -> dict[str, tuple[Voice
     return found
 
 
-def hear_speakers(
-    references: dict[str, list[Path]], voices: dict[str, tuple[Voice, Speaking]]
-) -> dict[str, tuple[Voice, Speaking]]:
+def hear_speakers(references: dict[str, list[Path]], given: dict[str, Voice]) -> dict[str, tuple[Voice, Speaking]]:
     """A further voice for who is heard in each reference, of each voice that listens; refused where none does."""
-    given = {name.partition("/")[0]: voice for name, (voice, _) in voices.items()}
     listening = {name: voice for name, voice in given.items() if encoder_of(voice.model.config)} or given
     found = {}
     for name, voice in listening.items():
@@ -360,12 +357,12 @@ def hear_speakers(
     return found
 
 
-def hear_styles(references: dict[str, Path], voices: list[Voice]) -> dict[int, dict[str, Weights]]:
-    """{id of a voice: {name: its style}} of each voice that knows styles; refused where none does."""
-    knowing = {id(one): one for one in voices if styles.NAME in parts_of(one.model.config)} or {0: voices[0]}
+def hear_styles(references: dict[str, Path], given: dict[str, Voice]) -> dict[str, dict[str, Weights]]:
+    """{name of a voice: {name of a reference: its style}} of each that knows styles; refused where none does."""
+    knowing = {name: voice for name, voice in given.items() if styles.NAME in parts_of(voice.model.config)} or given
     return {
-        key: {name: choose_style(voice.model, file, None) for name, file in references.items()}
-        for key, voice in knowing.items()
+        name: {one: choose_style(voice.model, file, None) for one, file in references.items()}
+        for name, voice in knowing.items()
     }
 
 
@@ -373,9 +370,10 @@ def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService
     """The voices, on the device. On a CPU each sentence is spoken by one thread, which changes no bit of it."""
     references, style_references = group_sounds(args.reference, "--reference"), name_styles(args.style_reference)
     voices = load_voices(args.voice, device)
-    voices |= hear_speakers(references, voices)
-    heard = hear_styles(style_references, [voice for voice, _ in voices.values()])
-    served = {name: serve_voice(voice, who, name, heard.get(id(voice), {})) for name, (voice, who) in voices.items()}
+    given = {name.partition("/")[0]: voice for name, (voice, _) in voices.items()}
+    voices |= hear_speakers(references, given)
+    heard = hear_styles(style_references, given)
+    served = {name: serve_voice(voice, who, name, heard) for name, (voice, who) in voices.items()}
     if args.num_workers and device.type != "cpu":
         raise UserError(
             f"--num_workers {args.num_workers}: does nothing on a GPU, which speaks by one thread; leave it out"
@@ -385,8 +383,10 @@ def load_speech(args: argparse.Namespace, device: torch.device) -> SpeechService
     return SpeechService(served, threads, args.max_waiting, args.timeout)
 
 
-def serve_voice(voice: Voice, who: Speaking, name: str, known: dict[str, Weights]) -> ServedVoice:
-    """`known` are the styles of the recordings that a request may name."""
+def serve_voice(voice: Voice, who: Speaking, name: str, heard: dict[str, dict[str, Weights]]) -> ServedVoice:
+    """`heard` are by voice the styles of the recordings that a request may name."""
+    model = name.partition("/")[0]
+    known = heard.get(model, {})
 
     def say(body: SpeechBody) -> Iterator[np.ndarray]:
         language = read_language(body.language, voice)
@@ -397,7 +397,7 @@ def serve_voice(voice: Voice, who: Speaking, name: str, known: dict[str, Weights
     encode = partial(streaming.SoundStream, rate=voice.model.config.sampling_rate)
     learnt = parts_of(voice.model.config)
     takes = tuple(field for field, part in OF_SOME_VOICES.items() if part in learnt)
-    return ServedVoice(say, encode, name.partition("/")[0], language_of(voice), takes, tuple(known))
+    return ServedVoice(say, encode, model, language_of(voice), takes, tuple(known))
 
 
 def read_language(asked: str | None, voice: Voice) -> str:
